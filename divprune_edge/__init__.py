@@ -1,0 +1,34 @@
+"""From a LLaVA checkpoint to three ONNX graphs that answer questions about a picture.
+
+``from divprune_edge import Pipeline`` is the Python API; ``divprune-edge --help`` is the command line.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from divprune_edge.errors import UserError as UserError
+    from divprune_edge.runtime.pipeline import Pipeline as Pipeline
+
+__version__ = "0.1.0"
+__all__ = ["Pipeline", "UserError", "__version__"]
+
+# In a clone the sub-packages are the top-level folders beside this one; an installed wheel has them inside.
+_CLONE = Path(__file__).resolve().parent.parent
+if not (Path(__file__).parent / "export").is_dir() and (_CLONE / "shims").is_dir():
+    __path__.append(str(_CLONE))
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use: ``import divprune_edge`` itself stays free."""
+    if name == "Pipeline":
+        from divprune_edge.runtime.pipeline import Pipeline
+
+        return Pipeline
+    if name == "UserError":
+        from divprune_edge.errors import UserError
+
+        return UserError
+    raise AttributeError(f"module 'divprune_edge' has no attribute {name!r}")

@@ -1,0 +1,34 @@
+"""``divprune-edge``: the same commands as ``python -m export`` and ``python -m runtime``, from any folder."""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from divprune_edge import __version__
+from divprune_edge.console import run
+
+
+def _build() -> typer.Typer:
+    from divprune_edge.export.cli import app as export_app
+    from divprune_edge.runtime.cli import app as runtime_app
+
+    app = typer.Typer(
+        name="divprune-edge",
+        help="From a vision-language checkpoint to a fast answer.",
+        no_args_is_help=True,
+        add_completion=False,
+    )
+    app.add_typer(export_app, name="export")
+    app.add_typer(runtime_app, name="runtime")
+    return app
+
+
+def main() -> NoReturn:
+    """Entry point of the ``divprune-edge`` command."""
+    if sys.argv[1:] in (["--version"], ["-V"]):
+        print(f"divprune-edge {__version__}")
+        sys.exit(0)
+    run(_build(), program="divprune-edge")

@@ -1,0 +1,253 @@
+"""``manifest.json``: what a bundle holds, checked against a schema before any of it is opened.
+
+The export writes it, the runtime reads it; everything the runtime needs to know about a checkpoint is here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from divprune_edge.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+UNPRUNED = "none"
+"""The selector name that stands for handing every visual token to the language model."""
+
+DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
+Precision = Literal["fp32", "fp16"]
+
+
+def _inside(path: str) -> str:
+    """Refuse a path that is not a plain relative one: absolute, with ``..``, a drive, a backslash."""
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
+        raise ValueError(f"path '{path}' leaves the bundle folder")
+    return path
+
+
+def _sha256(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError("is not a sha256 in hexadecimal")
+    return value
+
+
+BundlePath = Annotated[str, AfterValidator(_inside)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TensorInfo(_Model):
+    """One input or output of a graph; a string in ``shape`` is a symbolic dimension."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Positive | str, ...]
+
+
+class GraphInfo(_Model):
+    """One ONNX file, with the files of external data that belong to it."""
+
+    file: BundlePath
+    data: tuple[BundlePath, ...] = ()
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+class SelectorInfo(GraphInfo):
+    """A selector graph: ``candidates`` visual tokens in, ``keep`` out.
+
+    ``name`` is the algorithm, ``id`` (``divprune-58``) is unique in the bundle.
+    """
+
+    id: str
+    name: str
+    keep: Positive
+    candidates: Positive
+    parameters: dict[str, bool | int | float | str] = {}
+    signals: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _budget_fits(self) -> SelectorInfo:
+        if self.keep > self.candidates:
+            raise ValueError(f"selector '{self.id}' keeps {self.keep} of {self.candidates} tokens")
+        return self
+
+
+class VisionInfo(GraphInfo):
+    """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile."""
+
+    tokens: Positive
+    width: Positive
+    image_height: Positive
+    image_width: Positive
+
+
+class LanguageInfo(GraphInfo):
+    """The language model and what the generation loop must know of it.
+
+    ``embedding_rows`` is V of the token table: id V + i is row i of ``visual_tokens``. ``vocabulary`` is the
+    number of logits. ``context`` counts tokens of one sequence, visual ones included.
+    """
+
+    dialect: Literal["portable"]
+    layers: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    cache_dtype: DType
+    embedding_rows: Positive
+    vocabulary: Positive
+    context: Positive
+
+
+class Preprocessing(_Model):
+    """Facts of the image processor; all of it happens on the host except rescale, mean and std.
+
+    ``resize`` is ``shortest_edge`` (keeps the aspect ratio) or ``exact`` (to ``resize_height`` x
+    ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the picture is smaller), or
+    None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number.
+    """
+
+    resize: Literal["shortest_edge", "exact", "none"]
+    resize_height: Positive | None = None
+    resize_width: Positive | None = None
+    shortest_edge: Positive | None = None
+    resample: Annotated[int, Field(ge=0, le=5)]
+    crop_height: Positive | None = None
+    crop_width: Positive | None = None
+    pad_to_square: bool = False
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Prompt(_Model):
+    """How text becomes ids: ``tokenizer.json``, a chat template, and the ids with a meaning.
+
+    ``forbidden_ids`` are never sampled: the image placeholder and rows without a token.
+    ``system`` is a default system message of the checkpoint's template, if it needs one.
+    """
+
+    tokenizer: BundlePath
+    chat_template: BundlePath
+    image_token: str
+    image_token_id: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    stop_ids: tuple[int, ...]
+    forbidden_ids: tuple[int, ...]
+
+
+class Source(_Model):
+    """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path."""
+
+    model: str
+    revision: str | None
+    licence: str | None
+    config_sha256: Annotated[str, AfterValidator(_sha256)]
+
+
+class Check(_Model):
+    """One line of the verification table: ``value`` against ``limit`` in ``unit``."""
+
+    stage: str
+    name: str
+    value: float
+    limit: float | None
+    unit: str
+    passed: bool
+    detail: str = ""
+
+
+class Verification(_Model):
+    """Whether the graphs were compared with PyTorch, how deep, and with what result."""
+
+    status: Literal["verified", "not verified"]
+    reason: str = ""
+    language_layers: int | None = None
+    checks: tuple[Check, ...] = ()
+
+
+class FileInfo(_Model):
+    """Size in bytes and sha256 of one file of the bundle."""
+
+    size: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, AfterValidator(_sha256)]
+
+
+class Manifest(_Model):
+    """The whole manifest. ``files`` lists every file of the bundle except the manifest itself."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    family: str
+    precision: Precision
+    token_dtype: DType
+    vision_encoder: VisionInfo
+    selectors: tuple[SelectorInfo, ...]
+    default_selector: str
+    language_model: LanguageInfo
+    preprocessing: Preprocessing
+    prompt: Prompt
+    source: Source
+    verification: Verification
+    tools: dict[str, str]
+    files: dict[BundlePath, FileInfo]
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Manifest:
+        ids = [selector.id for selector in self.selectors]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two selectors share one id")
+        if self.default_selector not in [*ids, UNPRUNED]:
+            raise ValueError(f"default selector '{self.default_selector}' is not in the bundle")
+        graphs: list[GraphInfo] = [self.vision_encoder, self.language_model, *self.selectors]
+        named = [path for graph in graphs for path in (graph.file, *graph.data)]
+        for path in [*named, self.prompt.tokenizer, self.prompt.chat_template]:
+            if path not in self.files:
+                raise ValueError(f"file '{path}' is used but not listed under 'files'")
+        return self
+
+    def to_json(self) -> str:
+        """Return the manifest as indented JSON with a final newline."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read and check ``bundle/manifest.json``.
+
+    Raises:
+        UserError: no such bundle, malformed JSON, a newer schema, or a field that does not fit.
+    """
+    path = bundle / MANIFEST
+    if not bundle.is_dir():
+        raise UserError(f"There is no bundle at '{bundle}': make one with 'python -m export llava'.")
+    if not path.is_file():
+        raise UserError(f"'{bundle}' is not a bundle: it has no {MANIFEST}.")
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"'{path}' cannot be read as JSON ({error}): export the bundle again.") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(
+            f"'{path}' has schema version {version}, this divprune-edge reads up to {SCHEMA_VERSION}: "
+            "upgrade divprune-edge or export the bundle again."
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise UserError(
+            f"'{path}' does not fit the schema at '{where}': {first['msg']}; export the bundle again."
+        ) from error

@@ -1,0 +1,1 @@
+"""What a model family is: typed specs, selection algorithms, budgets. NumPy only."""
