@@ -1,0 +1,44 @@
+"""The visual-token budget: from a pruning ratio to K, exactly and the same everywhere."""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+
+from divprune_edge.errors import UserError
+
+
+def keep_from_prune(ratio: str | float, candidates: int) -> int:
+    """Return ``K = max(1, round((1 - ratio) * candidates))`` in decimal arithmetic, half to even.
+
+    Args:
+        ratio: share of visual tokens to drop, in [0, 1); a string keeps its decimal digits exact.
+        candidates: N, the number of visual tokens.
+
+    Raises:
+        UserError: the ratio is not a number in [0, 1).
+    """
+    try:
+        share = Decimal(str(ratio))
+    except InvalidOperation:
+        share = Decimal("NaN")
+    if not (share.is_finite() and 0 <= share < 1):
+        raise UserError(
+            f"--prune {ratio} is not a pruning ratio: give the share of visual tokens to drop, "
+            "at least 0 and below 1, such as 0.9."
+        )
+    kept = ((1 - share) * candidates).quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
+    return max(1, int(kept))
+
+
+def check_keep(keep: int, candidates: int) -> int:
+    """Return ``keep`` if 1 <= keep <= candidates.
+
+    Raises:
+        UserError: the budget is out of range.
+    """
+    if not 1 <= keep <= candidates:
+        raise UserError(
+            f"--keep {keep} is out of range: this encoder gives {candidates} visual tokens, "
+            f"so keep between 1 and {candidates} of them."
+        )
+    return keep

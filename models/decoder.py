@@ -1,0 +1,135 @@
+"""The language model: one pre-norm decoder with RoPE and gated MLP covers Llama, Mistral and Qwen2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.activations import activation
+from divprune_edge.models.clip import Shapes
+from divprune_edge.models.files import Config, count, setting
+from divprune_edge.models.rope import RopeSpec, read_rope
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """Sizes and switches of a decoder. ``vocabulary`` is what the config says; weights may have more rows."""
+
+    kind: str
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    context: int
+    norm_eps: float
+    activation: str
+    rope: RopeSpec
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+
+    def parameters(self, rows: int) -> Shapes:
+        """Return name -> shape of every weight, relative to the decoder, with ``rows`` embedding rows."""
+        h, m = self.hidden, self.intermediate
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: Shapes = {"embed_tokens.weight": (rows, h), "norm.weight": (h,)}
+        for i in range(self.layers):
+            layer = f"layers.{i}."
+            shapes |= {f"{layer}input_layernorm.weight": (h,), f"{layer}post_attention_layernorm.weight": (h,)}
+            for name, out, inner, bias in (
+                ("self_attn.q_proj", q, h, self.qkv_bias),
+                ("self_attn.k_proj", kv, h, self.qkv_bias),
+                ("self_attn.v_proj", kv, h, self.qkv_bias),
+                ("self_attn.o_proj", h, q, self.output_bias),
+                ("mlp.gate_proj", m, h, self.mlp_bias),
+                ("mlp.up_proj", m, h, self.mlp_bias),
+                ("mlp.down_proj", h, m, self.mlp_bias),
+            ):
+                shapes[f"{layer}{name}.weight"] = (out, inner)
+                if bias:
+                    shapes[f"{layer}{name}.bias"] = (out,)
+        return shapes
+
+
+@dataclass(frozen=True)
+class _Defaults:
+    """What transformers' config class assumes where a checkpoint says nothing."""
+
+    vocabulary: int
+    intermediate: int
+    kv_heads: int | None
+    context: int
+
+
+_DEFAULTS = {
+    "llama": _Defaults(vocabulary=32000, intermediate=11008, kv_heads=None, context=2048),
+    "mistral": _Defaults(vocabulary=32000, intermediate=14336, kv_heads=8, context=4096 * 32),
+    "qwen2": _Defaults(vocabulary=151936, intermediate=22016, kv_heads=32, context=32768),
+}
+
+
+def read_decoder(config: Config) -> DecoderSpec:
+    """Return the spec of a ``text_config``; absent fields take the defaults of transformers' config class.
+
+    Raises:
+        UserError: another architecture, sliding-window attention, or sizes that do not fit each other.
+    """
+    kind = setting(config, "model_type", "llama", str)
+    if kind not in _DEFAULTS:
+        raise UserError(f"The language model is a '{kind}', supported are {', '.join(_DEFAULTS)}.")
+    defaults = _DEFAULTS[kind]
+    hidden = count(config, "hidden_size", 4096)
+    heads = count(config, "num_attention_heads", 32)
+    context = count(config, "max_position_embeddings", defaults.context)
+    _refuse_sliding_window(kind, config, context)
+    spec = DecoderSpec(
+        kind=kind,
+        hidden=hidden,
+        intermediate=count(config, "intermediate_size", defaults.intermediate),
+        layers=count(config, "num_hidden_layers", 32),
+        heads=heads,
+        kv_heads=_kv_heads(config, defaults, heads),
+        head_dim=count(config, "head_dim", hidden // heads),
+        vocabulary=count(config, "vocab_size", defaults.vocabulary),
+        context=context,
+        norm_eps=setting(config, "rms_norm_eps", 1e-6, float),
+        activation=activation(setting(config, "hidden_act", "silu", str), "text hidden_act"),
+        rope=read_rope(config, 10000.0),
+        qkv_bias=kind == "qwen2" or _llama_switch(kind, config, "attention_bias"),
+        output_bias=_llama_switch(kind, config, "attention_bias"),
+        mlp_bias=_llama_switch(kind, config, "mlp_bias"),
+    )
+    if spec.heads % spec.kv_heads:
+        raise UserError(f"config.json: {spec.heads} heads do not divide by {spec.kv_heads} key-value heads.")
+    if spec.head_dim % 2:
+        raise UserError(f"config.json: head_dim {spec.head_dim} is odd, rotary embedding needs an even one.")
+    return spec
+
+
+def _kv_heads(config: Config, defaults: _Defaults, heads: int) -> int:
+    """An explicit null means one key-value head per head; an absent field means the class default."""
+    if "num_key_value_heads" in config and config["num_key_value_heads"] is None:
+        return heads
+    return count(config, "num_key_value_heads", defaults.kv_heads or heads)
+
+
+def _llama_switch(kind: str, config: Config, name: str) -> bool:
+    return kind == "llama" and bool(setting(config, name, False, bool))
+
+
+def _refuse_sliding_window(kind: str, config: Config, context: int) -> None:
+    window: Any = None
+    if kind == "mistral":
+        window = config.get("sliding_window", 4096)
+    elif kind == "qwen2" and setting(config, "use_sliding_window", False, bool):
+        window = config.get("sliding_window", 4096)
+    if window is not None and window < context:
+        raise UserError(
+            f"The language model uses sliding-window attention ({window} of {context} tokens), which is not "
+            f"supported; if your prompts stay below {window} tokens, set max_position_embeddings to {window} in "
+            "config.json's text_config and export again."
+        )

@@ -1,0 +1,92 @@
+"""The JSON and text files of a Hugging Face checkpoint folder, read with errors that name the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divprune_edge.errors import UserError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A checkpoint folder, seen through its small files."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path | None:
+        """Return the path of ``name`` if the folder has it."""
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def text(self, name: str) -> str | None:
+        """Return the file's text, or None where there is no such file."""
+        path = self.path(name)
+        if path is None:
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path}' cannot be read as text ({error}): download it again.") from error
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Return the file's JSON object, or None where there is no such file."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(
+                f"'{self.folder / name}' is not valid JSON ({error}): download it again."
+            ) from error
+        if not isinstance(data, dict):
+            raise UserError(f"'{self.folder / name}' holds a JSON {type(data).__name__}, expected an object.")
+        return data
+
+    def required_json(self, name: str, purpose: str) -> dict[str, Any]:
+        """Return the file's JSON object.
+
+        Raises:
+            UserError: the folder has no such file; ``purpose`` says what it is needed for.
+        """
+        data = self.json(name)
+        if data is None:
+            raise UserError(f"'{self.folder}' has no {name}, which {purpose}.")
+        return data
+
+
+def setting(config: Config, name: str, default: Any, kind: type | tuple[type, ...]) -> Any:
+    """Return ``config[name]``, or ``default`` where it is absent or null, checked to be of ``kind``.
+
+    Raises:
+        UserError: the value has another type.
+    """
+    value = config.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) and kind in (int, float):
+        raise UserError(f"config.json: '{name}' is {value}, expected a number.")
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, kind):
+        expected = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+        raise UserError(f"config.json: '{name}' is {value!r}, expected {expected}.")
+    return value
+
+
+def count(config: Config, name: str, default: int) -> int:
+    """Return a positive integer setting.
+
+    Raises:
+        UserError: not an integer, or below 1.
+    """
+    value = int(setting(config, name, default, int))
+    if value < 1:
+        raise UserError(f"config.json: '{name}' is {value}, expected at least 1.")
+    return value

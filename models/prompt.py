@@ -1,0 +1,142 @@
+"""How a checkpoint turns text into ids: its special tokens, stop ids and chat template, wherever they are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.files import CheckpointFiles, Config
+
+TEMPLATE_FILE = "chat_template.jinja"
+
+VICUNA_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'] | upper }}: "
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+"""For LLaVA-1.5 checkpoints that carry no template: the prompt form the model was trained with."""
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """Everything about the prompt but the tokenizer itself.
+
+    ``template_source`` names the file that the template came from, or says that it is the family's default.
+    """
+
+    chat_template: str
+    template_source: str
+    image_token: str
+    image_token_id: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    stop_ids: tuple[int, ...]
+    forbidden_ids: tuple[int, ...]
+
+
+def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, vocabulary: int) -> PromptFacts:
+    """Return the prompt facts of a checkpoint.
+
+    Args:
+        files: the checkpoint folder.
+        config: its ``config.json``.
+        image_token_id: id of the image placeholder.
+        vocabulary: number of logits; ids that no token has are never sampled.
+
+    Raises:
+        UserError: no ``tokenizer.json``, or a placeholder id that the tokenizer does not know.
+    """
+    tokens = _tokens(files)
+    if image_token_id not in tokens:
+        raise UserError(
+            f"config.json names {image_token_id} as the image placeholder, but tokenizer.json has no token with "
+            "that id: the tokenizer does not belong to this checkpoint."
+        )
+    special = _special_tokens(files)
+    template, source = _chat_template(files)
+    return PromptFacts(
+        chat_template=template,
+        template_source=source,
+        image_token=tokens[image_token_id],
+        image_token_id=image_token_id,
+        bos_token=special["bos_token"],
+        eos_token=special["eos_token"],
+        pad_token=special["pad_token"],
+        unk_token=special["unk_token"],
+        stop_ids=_stop_ids(files, config, {text: i for i, text in tokens.items()}, special["eos_token"]),
+        forbidden_ids=tuple(i for i in range(vocabulary) if i == image_token_id or i not in tokens),
+    )
+
+
+def _tokens(files: CheckpointFiles) -> dict[int, str]:
+    """Return id -> token of ``tokenizer.json``."""
+    data = files.json("tokenizer.json")
+    if data is None:
+        raise UserError(
+            f"'{files.folder}' has no tokenizer.json: make one with transformers' "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+        )
+    vocabulary: Any = (data.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, dict):
+        tokens = {int(i): str(token) for token, i in vocabulary.items()}
+    else:
+        tokens = {i: str(entry[0]) for i, entry in enumerate(vocabulary)}
+    return tokens | {int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or []}
+
+
+def _special_tokens(files: CheckpointFiles) -> dict[str, str | None]:
+    """Return the named special tokens; ``tokenizer_config.json`` outranks ``special_tokens_map.json``."""
+    sources = [files.json("tokenizer_config.json") or {}, files.json("special_tokens_map.json") or {}]
+    found: dict[str, str | None] = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        values = (source.get(name) for source in sources)
+        texts = (value.get("content") if isinstance(value, dict) else value for value in values)
+        found[name] = next((text for text in texts if isinstance(text, str)), None)
+    return found
+
+
+def _stop_ids(files: CheckpointFiles, config: Config, ids: dict[str, int], eos: str | None) -> tuple[int, ...]:
+    generation = files.json("generation_config.json") or {}
+    for source in (generation, config.get("text_config") or {}, config):
+        value = source.get("eos_token_id")
+        if isinstance(value, int):
+            return (value,)
+        if isinstance(value, list) and value:
+            return tuple(int(i) for i in value)
+    if eos in ids:
+        return (ids[eos],)
+    raise UserError(
+        f"'{files.folder}' does not say which token ends an answer: add eos_token_id to generation_config.json."
+    )
+
+
+def _chat_template(files: CheckpointFiles) -> tuple[str, str]:
+    """Return (template, where it was found), in transformers' order of precedence."""
+    text = files.text(TEMPLATE_FILE)
+    if text is not None:
+        return text, TEMPLATE_FILE
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = _default_of((files.json(name) or {}).get("chat_template"))
+        if template is not None:
+            return template, name
+    return VICUNA_TEMPLATE, "the LLaVA-1.5 default"
+
+
+def _default_of(template: Any) -> str | None:
+    """A template is a string, or a list (or mapping) of named ones of which 'default' counts."""
+    if isinstance(template, str):
+        return template
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        chosen = template.get("default")
+        return chosen if isinstance(chosen, str) else None
+    return None
+

@@ -1,0 +1,88 @@
+"""Rotary position embedding: inverse frequencies (Su et al. 2021) and the two scalings that checkpoints use."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.files import Config, setting
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """``theta`` and, for the scaled kinds, their parameters.
+
+    ``kind`` is ``default``, ``linear`` (positions divided by ``factor``) or ``llama3`` (low frequencies
+    divided by ``factor``, the band between two wavelengths interpolated; Llama 3.1 model card).
+    """
+
+    theta: float
+    kind: str = "default"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_context: int = 8192
+
+    def inverse_frequencies(self, head_dim: int) -> npt.NDArray[np.float32]:
+        """Return float32 [head_dim / 2] with ``theta ** (-2 i / head_dim)``, scaled."""
+        exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        frequencies = (1.0 / np.power(np.float32(self.theta), exponents)).astype(np.float32)
+        if self.kind == "linear":
+            return (frequencies / np.float32(self.factor)).astype(np.float32)
+        if self.kind == "llama3":
+            return self._llama3(frequencies)
+        return frequencies
+
+    def tables(self, head_dim: int, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return (cosine, sine), each float32 [positions, head_dim / 2]."""
+        angles = np.outer(np.arange(positions, dtype=np.float32), self.inverse_frequencies(head_dim))
+        return np.cos(angles), np.sin(angles)
+
+    def _llama3(self, frequencies: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        wavelength = 2 * math.pi / frequencies
+        longest, shortest = (
+            self.original_context / self.low_frequency_factor,
+            self.original_context / self.high_frequency_factor,
+        )
+        share = (self.original_context / wavelength - self.low_frequency_factor) / (
+            self.high_frequency_factor - self.low_frequency_factor
+        )
+        between = (1 - share) * frequencies / self.factor + share * frequencies
+        scaled = np.where(wavelength > longest, frequencies / self.factor, frequencies)
+        band = (wavelength <= longest) & (wavelength >= shortest)
+        return np.where(band, between, scaled).astype(np.float32)
+
+
+def read_rope(config: Config, default_theta: float) -> RopeSpec:
+    """Return the RoPE of a text config, in the old (``rope_scaling``) or new (``rope_parameters``) spelling.
+
+    Raises:
+        UserError: a scaling other than default, linear or llama3, or one that lacks its parameters.
+    """
+    parameters = setting(config, "rope_parameters", {}, dict) or setting(config, "rope_scaling", {}, dict)
+    theta = parameters.get("rope_theta", setting(config, "rope_theta", default_theta, float))
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    if partial not in (None, 1, 1.0):
+        raise UserError(f"config.json: partial_rotary_factor is {partial}, supported is 1.")
+    if kind == "default":
+        return RopeSpec(float(theta))
+    if kind not in ("linear", "llama3"):
+        raise UserError(f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are.")
+    try:
+        if kind == "linear":
+            return RopeSpec(float(theta), kind, float(parameters["factor"]))
+        return RopeSpec(
+            float(theta),
+            kind,
+            float(parameters["factor"]),
+            float(parameters["low_freq_factor"]),
+            float(parameters["high_freq_factor"]),
+            int(parameters["original_max_position_embeddings"]),
+        )
+    except KeyError as error:
+        raise UserError(f"config.json: RoPE scaling '{kind}' lacks {error}.") from None

@@ -1,0 +1,151 @@
+"""DivPrune: keep the tokens that are farthest from each other (max-min diversity).
+
+Alvar, Singh, Akbari, Zhang: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
+CVPR 2025, arXiv 2503.02175, Algorithm 1. With the distance d(i, j) = 1 - cos(x_i, x_j):
+
+1. the first pick is the token whose nearest other token is farthest, argmax_i min_{j != i} d(i, j);
+2. every further pick is the token farthest from those already chosen, argmax_i min_{s in S} d(i, s).
+
+Ties go to the smallest index, a chosen token is never chosen again, rows with ``valid = False`` neither count
+nor are picked, and the result is in ascending order. Distances are float32 whatever the tokens' type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid
+
+TINY = float(np.finfo(np.float32).tiny)
+# Above every cosine distance (at most 2, plus rounding), and below every one (at least 0, minus rounding).
+_FAR, _TAKEN = 4.0, -4.0
+
+
+def cosine_distances(tokens: Tokens) -> npt.NDArray[np.float32]:
+    """Return float32 [N, N] of ``1 - cos`` between the rows of ``tokens`` [N, D].
+
+    Dot products of the raw values are accumulated in float32 and divided by the float32 norms, bounded below
+    by the smallest normal number: a zero row has distance 1 to every other.
+    """
+    x = np.asarray(tokens, dtype=np.float32)
+    norms = np.maximum(np.sqrt(np.sum(x * x, axis=-1)), np.float32(TINY))
+    return np.float32(1) - (x @ x.T) / norms[:, None] / norms[None, :]
+
+
+def max_min_picks(distances: npt.NDArray[np.floating[Any]], valid: Valid, keep: int) -> Indices:
+    """Return the picks in the order in which max-min diversity makes them.
+
+    Args:
+        distances: [N, N], any float type; comparisons happen in that type.
+        valid: bool [N].
+        keep: K, at most the number of valid rows.
+
+    Returns:
+        int64 [K], distinct.
+
+    Raises:
+        UserError: fewer than ``keep`` rows are valid.
+    """
+    rows = int(np.count_nonzero(valid))
+    if not 1 <= keep <= rows:
+        raise UserError(f"{keep} tokens are to be kept, but only {rows} of {valid.size} rows are valid.")
+    others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
+    nearest = np.where(others, distances, _FAR).min(axis=1)
+    picks = np.empty(keep, dtype=np.int64)
+    picks[0] = np.argmax(np.where(valid, nearest, _TAKEN))
+    to_chosen = np.where(valid, distances[picks[0]], _TAKEN)
+    to_chosen[picks[0]] = _TAKEN
+    for t in range(1, keep):
+        picks[t] = np.argmax(to_chosen)
+        to_chosen = np.minimum(to_chosen, distances[picks[t]])
+        to_chosen[picks[t]] = _TAKEN
+    return picks
+
+
+def max_min_select(tokens: Tokens, valid: Valid, keep: int) -> Indices:
+    """Return the ascending int64 [K] indices that DivPrune keeps of ``tokens`` [N, D]."""
+    return np.sort(max_min_picks(cosine_distances(tokens), valid, keep))
+
+
+def replay_regret(distances: npt.NDArray[np.floating[Any]], valid: Valid, chosen: Indices) -> float:
+    """Return how far a chosen set is from what max-min would have picked, 0 for an exact one.
+
+    Max-min is replayed in float64 on the full matrix, but allowed to pick only from ``chosen``. At each step
+    the regret is the best candidate's value over all rows less the best within the set; the largest one, the
+    first pick included, is returned. Unlike a bound on the smallest kept distance, it rejects random sets.
+    """
+    d = distances.astype(np.float64)
+    inside = np.zeros(valid.size, dtype=bool)
+    inside[chosen] = True
+    others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
+    value = np.where(valid, np.where(others, d, _FAR).min(axis=1), _TAKEN)
+    regret = 0.0
+    for step in range(len(chosen)):
+        best_inside = np.where(inside, value, -np.inf)
+        pick = int(np.argmax(best_inside))
+        regret = max(regret, float(value.max() - best_inside[pick]))
+        inside[pick] = False
+        value = np.where(valid, d[pick], _TAKEN) if step == 0 else np.minimum(value, d[pick])
+        value[pick] = _TAKEN
+    return regret
+
+
+def _body(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:
+    """Write max-min diversity with standard operators (opset 17).
+
+    ::
+
+        tokens ─► Cast ─► dots, norms ─► distances [b, N, N] ─► nearest other ─► ArgMax ─► first pick
+                                             │                                               │
+                                             └──► Loop(K - 1): row of last pick, Min, ArgMax ◄┘─► sort
+    """
+    distances = _distances(ops, tokens)
+    taken, far = ops.constant(_TAKEN, "float32"), ops.constant(_FAR, "float32")
+    rows = ops.constant(np.arange(candidates))
+    self_pair = ops.op("Equal", ops.constant(np.arange(candidates)[:, None]), rows)
+    countable = ops.op("Not", ops.op("Or", self_pair, ops.op("Not", ops.op("Unsqueeze", valid, ops.constant([1])))))
+    nearest = ops.op("ReduceMin", ops.op("Where", countable, distances, far), axes=[2], keepdims=0)
+    value = ops.op("Where", valid, nearest, taken)
+    first = ops.op("ArgMax", value, axis=1, keepdims=1)
+
+    def reach(inner: Ops, value: Any, pick: Any) -> Any:
+        """Distances to the chosen set after ``pick`` [b, 1] joined it; chosen rows stay at the bottom."""
+        row = inner.op("GatherND", distances, pick, batch_dims=1)
+        return inner.op("Where", inner.op("Equal", rows, pick), taken, inner.op("Min", value, row))
+
+    # Every valid row starts above all distances, every invalid one below: then each step is the same.
+    start = reach(ops, ops.op("Where", valid, far, taken), first)
+
+    def step(inner: Ops, carried: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        pick = inner.op("ArgMax", carried[0], axis=1, keepdims=1)
+        return [reach(inner, carried[0], pick)], [pick]
+
+    picks = first
+    if keep > 1:
+        _, (stacked,) = ops.loop(keep - 1, [start], step)
+        later = ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
+        picks = ops.op("Concat", first, later, axis=1)
+    return ops.op("TopK", picks, ops.constant([keep]), axis=1, largest=0, sorted=1, outputs=2)[0]
+
+
+def _distances(ops: Ops, tokens: Any) -> Any:
+    x = ops.cast(tokens, "float32")
+    squares = ops.op("ReduceSum", ops.op("Mul", x, x), ops.constant([2]), keepdims=1)
+    norms = ops.op("Max", ops.op("Sqrt", squares), ops.constant(TINY, "float32"))
+    dots = ops.op("MatMul", x, ops.op("Transpose", x, perm=[0, 2, 1]))
+    cosines = ops.op("Div", ops.op("Div", dots, norms), ops.op("Transpose", norms, perm=[0, 2, 1]))
+    return ops.op("Sub", ops.constant(1.0, "float32"), cosines)
+
+
+DIVPRUNE = Selector(
+    name="divprune",
+    op_type="MaxMinDiversity",
+    citation="Alvar et al., DivPrune, CVPR 2025, arXiv 2503.02175",
+    reference=max_min_select,
+    body=_body,
+)
