@@ -95,16 +95,21 @@ def replay_regret(distances: npt.NDArray[np.floating[Any]], valid: Valid, chosen
     return regret
 
 
-def _body(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:
-    """Write max-min diversity with standard operators (opset 17).
+def write_selection(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:
+    """Write DivPrune with standard operators: tokens [b, N, D] and valid [b, N] to ascending int64 [b, K]."""
+    picks = write_picks(ops, write_distances(ops, tokens), valid, candidates, keep)
+    return ops.op("TopK", picks, ops.constant([keep]), axis=1, largest=0, sorted=1, outputs=2)[0]
+
+
+def write_picks(ops: Ops, distances: Any, valid: Any, candidates: int, keep: int) -> Any:
+    """Write the picks from float32 distances [b, N, N]: int64 [b, K] in the order they are made.
 
     ::
 
-        tokens ─► Cast ─► dots, norms ─► distances [b, N, N] ─► nearest other ─► ArgMax ─► first pick
-                                             │                                               │
-                                             └──► Loop(K - 1): row of last pick, Min, ArgMax ◄┘─► sort
+        distances ─► nearest other ─► ArgMax ─► first pick
+            │                                       │
+            └──► Loop(K - 1): ArgMax, its row, Min ◄┘──► picks
     """
-    distances = _distances(ops, tokens)
     taken, far = ops.constant(_TAKEN, "float32"), ops.constant(_FAR, "float32")
     rows = ops.constant(np.arange(candidates))
     self_pair = ops.op("Equal", ops.constant(np.arange(candidates)[:, None]), rows)
@@ -130,10 +135,11 @@ def _body(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:
         _, (stacked,) = ops.loop(keep - 1, [start], step)
         later = ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
         picks = ops.op("Concat", first, later, axis=1)
-    return ops.op("TopK", picks, ops.constant([keep]), axis=1, largest=0, sorted=1, outputs=2)[0]
+    return picks
 
 
-def _distances(ops: Ops, tokens: Any) -> Any:
+def write_distances(ops: Ops, tokens: Any) -> Any:
+    """Write float32 [b, N, N] of ``1 - cos`` between the rows of tokens [b, N, D]."""
     x = ops.cast(tokens, "float32")
     squares = ops.op("ReduceSum", ops.op("Mul", x, x), ops.constant([2]), keepdims=1)
     norms = ops.op("Max", ops.op("Sqrt", squares), ops.constant(TINY, "float32"))
@@ -147,5 +153,5 @@ DIVPRUNE = Selector(
     op_type="MaxMinDiversity",
     citation="Alvar et al., DivPrune, CVPR 2025, arXiv 2503.02175",
     reference=max_min_select,
-    body=_body,
+    body=write_selection,
 )
