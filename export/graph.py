@@ -166,6 +166,17 @@ class FunctionBuilder(GraphBuilder):
     def _make_constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
         return self.op("Constant", value=ir.tensor(array))
 
+    def declare(self, name: str) -> ir.Value:
+        """Declare a function input; its type and shape are the caller's."""
+        value = ir.Value(name=name)
+        self._inputs.append(value)
+        return value
+
+    def deliver(self, value: ir.Value, name: str) -> None:
+        """Declare ``value`` as the function output ``name``."""
+        value.name = name
+        self._outputs.append(value)
+
     def function(self, domain: str, opset: int, attributes: Sequence[ir.Attr] = ()) -> ir.Function:
         """Return the function ``domain::name``."""
         return ir.Function(domain, self.name, graph=self.graph({"": opset}), attributes=attributes)

@@ -114,7 +114,7 @@ def write_picks(ops: Ops, distances: Any, valid: Any, candidates: int, keep: int
     rows = ops.constant(np.arange(candidates))
     self_pair = ops.op("Equal", ops.constant(np.arange(candidates)[:, None]), rows)
     countable = ops.op("Not", ops.op("Or", self_pair, ops.op("Not", ops.op("Unsqueeze", valid, ops.constant([1])))))
-    nearest = ops.op("ReduceMin", ops.op("Where", countable, distances, far), axes=[2], keepdims=0)
+    nearest = ops.op("ReduceMin", ops.op("Where", countable, distances, far), ops.constant([2]), keepdims=0)
     value = ops.op("Where", valid, nearest, taken)
     first = ops.op("ArgMax", value, axis=1, keepdims=1)
 

@@ -1,0 +1,35 @@
+"""The seam between the decoder's layers and the way its attention is written."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import onnx_ir as ir
+
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.models.decoder import DecoderSpec
+
+
+class Attention(Protocol):
+    """Writes one layer's attention: projected q, k, v [batch, seq, heads x head_dim] to the same for o_proj."""
+
+    def __call__(
+        self, g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value
+    ) -> ir.Value:  # pragma: no cover - a protocol
+        """Return the attention output and remember the layer's cache outputs."""
+        ...
+
+
+class Dialect(Protocol):
+    """One way to write rotary embedding, attention and KV cache. An instance serves one graph."""
+
+    name: str
+    opset: int
+
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
+        """Declare the inputs of mask, positions and cache; return the writer of a layer's attention."""
+        ...
+
+    def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
+        """Declare the cache outputs, in layer order."""
+        ...

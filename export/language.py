@@ -1,0 +1,84 @@
+"""The language model graph: ids of the token table in, logits of one position per sequence out."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.export.dialects import Dialect
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.layers.activation import activate
+from divprune_edge.export.layers.linear import linear, output_head
+from divprune_edge.export.layers.norm import rms_norm
+from divprune_edge.export.weights import Weights
+from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.llava import LlavaSpec, WeightNames
+
+
+def build_language_model(
+    spec: LlavaSpec, names: WeightNames, checkpoint: Checkpoint, dialect: Dialect, dtype: str, token_dtype: str
+) -> ir.Model:
+    """Return the model that serves prefill and decode alike.
+
+    ::
+
+        input_ids ─► token table ─► layers ─► hidden state at logits_index ─► norm ─► lm_head ─► logits
+        visual_tokens ───┘            │
+        KV cache in ──────────────────┴► KV cache out
+    """
+    decoder = spec.decoder
+    weights = Weights(checkpoint, names.decoder, dtype)
+    head = Weights(checkpoint, "", dtype)
+    g = GraphBuilder("language_model")
+    ids = g.input("input_ids", "int64", ["batch", "seq"])
+    visual = g.input("visual_tokens", token_dtype, ["batch", "visual", spec.width])
+    where = g.input("logits_index", "int64", ["batch"])
+    attention = dialect.begin(g, decoder, dtype, ids)
+    with g.scope("language_model"):
+        x = _token_table(g, ids, g.cast(visual, dtype) if token_dtype != dtype else visual, weights)
+        for i in range(decoder.layers):
+            with g.scope(f"layers.{i}"):
+                y = rms_norm(g, x, weights, f"layers.{i}.input_layernorm", decoder.norm_eps)
+                with g.scope("self_attn"):
+                    name = f"layers.{i}.self_attn"
+                    q, k, v = (linear(g, y, weights, f"{name}.{p}_proj") for p in "qkv")
+                    y = linear(g, attention(g, i, q, k, v), weights, f"{name}.o_proj")
+                x = g.op("Add", x, y)
+                y = rms_norm(g, x, weights, f"layers.{i}.post_attention_layernorm", decoder.norm_eps)
+                x = g.op("Add", x, _mlp(g, y, decoder, weights, f"layers.{i}.mlp"))
+        with g.scope("last"):
+            last = g.op("GatherND", x, g.op("Unsqueeze", where, g.constant([1])), batch_dims=1)
+        last = rms_norm(g, last, weights, "norm", decoder.norm_eps)
+    logits = output_head(g, last, head, names.head)
+    vocabulary = checkpoint.rows(names.head)
+    g.output(g.cast(logits, "float32"), "logits", "float32", ["batch", vocabulary])
+    dialect.finish(g, decoder, dtype)
+    return g.model(dialect.opset)
+
+
+def _token_table(g: GraphBuilder, ids: ir.Value, visual: ir.Value, weights: Weights) -> ir.Value:
+    """Look ids up: below V a vocabulary row, V + i is row i of ``visual`` [batch, visual, D].
+
+    ::
+
+        ids ─► Min(V - 1) ─► Gather(embedding) ────────────────┐
+        ids ─► - V ─► Max(0) ─► Min(visual - 1) ─► GatherND ───┴► Where(ids < V) ─►
+
+    Each id stands for itself, so chunked prefill, prefix reuse and decode need no further care.
+    """
+    with g.scope("embed_tokens"):
+        table = weights.plain(g, "embed_tokens.weight")
+        rows = weights.shape("embed_tokens.weight")[0]
+        text = g.op("Gather", table, g.op("Min", ids, g.constant(rows - 1)))
+        last = g.op("Sub", g.op("Shape", visual, start=1, end=2), g.constant([1]))
+        row = g.op("Min", g.op("Max", g.op("Sub", ids, g.constant(rows)), g.constant(0)), last)
+        picture = g.op("GatherND", visual, g.op("Unsqueeze", row, g.constant([2])), batch_dims=1)
+        is_text = g.op("Unsqueeze", g.op("Less", ids, g.constant(rows)), g.constant([2]))
+        return g.op("Where", is_text, text, picture)
+
+
+def _mlp(g: GraphBuilder, x: ir.Value, spec: DecoderSpec, weights: Weights, name: str) -> ir.Value:
+    """Gated MLP: ``down(act(gate(x)) * up(x))``."""
+    with g.scope("mlp"):
+        gate = activate(g, linear(g, x, weights, f"{name}.gate_proj"), spec.activation, weights.dtype)
+        return linear(g, g.op("Mul", gate, linear(g, x, weights, f"{name}.up_proj")), weights, f"{name}.down_proj")

@@ -1,0 +1,1 @@
+"""The building blocks that towers, projectors and decoders share."""

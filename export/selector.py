@@ -1,0 +1,89 @@
+"""A selector graph: one node of the custom domain, with a model-local function that says what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from divprune_edge.export.graph import FunctionBuilder, GraphBuilder
+from divprune_edge.models.selectors import Selector
+
+DOMAIN = "divprune_edge"
+OPSET = 18
+PLUGIN_VERSION = "1"
+
+
+def selector_id(name: str, keep: int) -> str:
+    """Return the id of a selector in a bundle, such as ``divprune-58``."""
+    return f"{name}-{keep}"
+
+
+def build_selector(selector: Selector, candidates: int, keep: int, width: int, dtype: str) -> ir.Model:
+    """Return the model ``visual_tokens [batch, N, D], valid [batch, N] -> kept_tokens, kept_indices``.
+
+    ::
+
+        visual_tokens ─┬► MaxMinDiversity(k) ─► kept_tokens [batch, K, D]
+        valid ─────────┘                     └► kept_indices int64 [batch, K], ascending
+
+    The node carries the TensorRT plugin's version and namespace: a plugin of that name takes it, every other
+    runtime inlines the function. A budget of all tokens is the identity and needs no node.
+    """
+    g = GraphBuilder(f"selector_{selector_id(selector.name, keep)}")
+    tokens = g.input("visual_tokens", dtype, ["batch", candidates, width])
+    valid = g.input("valid", "bool", ["batch", candidates])
+    functions: list[ir.Function] = []
+    if keep == candidates:
+        kept, indices = tokens, _every_index(g, tokens, candidates)
+    else:
+        functions = [_function(selector, candidates, keep)]
+        kept, indices = g.op(
+            selector.op_type,
+            tokens,
+            valid,
+            domain=DOMAIN,
+            outputs=2,
+            k=keep,
+            plugin_version=PLUGIN_VERSION,
+            plugin_namespace="",
+        )
+    g.output(kept, "kept_tokens", dtype, ["batch", keep, width])
+    g.output(indices, "kept_indices", "int64", ["batch", keep])
+    return g.model(OPSET, functions=functions, domains=[DOMAIN] if functions else [])
+
+
+def _every_index(g: GraphBuilder, tokens: ir.Value, candidates: int) -> ir.Value:
+    shape = g.op("Concat", g.op("Shape", tokens, start=0, end=1), g.constant([candidates]), axis=0)
+    return g.op("Expand", g.constant(np.arange(candidates)), shape)
+
+
+def _function(selector: Selector, candidates: int, keep: int) -> ir.Function:
+    """The body, specialised to N and K; the node's attributes are declared so that it accepts them."""
+    f = FunctionBuilder(selector.op_type)
+    tokens, valid = f.declare("visual_tokens"), f.declare("valid")
+    indices = selector.body(f, tokens, valid, candidates, keep)
+    kept = f.op("GatherND", tokens, f.op("Unsqueeze", indices, f.constant([2])), batch_dims=1)
+    f.deliver(kept, "kept_tokens")
+    f.deliver(f.op("Identity", indices), "kept_indices")
+    attributes = [
+        ir.Attr("k", ir.AttributeType.INT, keep),
+        ir.Attr("plugin_version", ir.AttributeType.STRING, PLUGIN_VERSION),
+        ir.Attr("plugin_namespace", ir.AttributeType.STRING, ""),
+    ]
+    return f.function(DOMAIN, OPSET, attributes)
+
+
+def build_selection_check(write: Callable[[Any, Any, Any], Any], candidates: int) -> ir.Model:
+    """Return a model ``distances [batch, N, N], valid [batch, N] -> picks``, to test a rule by itself.
+
+    Two implementations that compute distances differently may differ in the last bit; on a shared distance
+    matrix their picks must be the same.
+    """
+    g = GraphBuilder("selection_check")
+    distances = g.input("distances", "float32", ["batch", candidates, candidates])
+    valid = g.input("valid", "bool", ["batch", candidates])
+    g.output(write(g, distances, valid), "picks", "int64", ["batch", "keep"])
+    return g.model(OPSET)

@@ -1,0 +1,123 @@
+"""The vision encoder graph: uint8 pixels in, projected visual tokens out."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.layers.activation import activate
+from divprune_edge.export.layers.linear import linear
+from divprune_edge.export.layers.norm import layer_norm
+from divprune_edge.export.weights import Weights
+from divprune_edge.manifest import Preprocessing
+from divprune_edge.models.clip import ClipVisionSpec
+from divprune_edge.models.llava import LlavaSpec, WeightNames
+
+OPSET = 20
+"""The newest opset that the oldest TensorRT target reads in full."""
+
+
+def build_vision_encoder(
+    spec: LlavaSpec, names: WeightNames, checkpoint: Checkpoint, preprocessing: Preprocessing, dtype: str
+) -> ir.Model:
+    """Return the model ``pixels uint8 [tiles, H, W, 3] -> visual_tokens [tiles, N, D]``.
+
+    ::
+
+        pixels ─► Cast ─► rescale, mean, std ─► patches + CLS + positions ─► layers ─► features ─► projector ─►
+
+    Only the layers that the feature needs are built.
+    """
+    g = GraphBuilder("vision_encoder")
+    size = spec.vision.image_size
+    pixels = g.input("pixels", "uint8", ["tiles", size, size, 3])
+    tower = Weights(checkpoint, names.vision, dtype)
+    with g.scope("vision_tower"):
+        features = _features(g, _normalise(g, pixels, preprocessing, dtype), spec.vision, tower)
+    tokens = _project(g, features, spec, Weights(checkpoint, names.projector, dtype))
+    g.output(tokens, "visual_tokens", dtype, ["tiles", spec.tokens, spec.width])
+    return g.model(OPSET)
+
+
+def _normalise(g: GraphBuilder, pixels: ir.Value, facts: Preprocessing, dtype: str) -> ir.Value:
+    """uint8 [t, H, W, 3] to normalised [t, 3, H, W]; arithmetic in float32."""
+    with g.scope("normalise"):
+        x = g.op("Mul", g.cast(pixels, "float32"), g.constant(facts.rescale_factor, "float32"))
+        x = g.op("Div", g.op("Sub", x, g.constant(facts.mean, "float32")), g.constant(facts.std, "float32"))
+        x = g.op("Transpose", x, perm=[0, 3, 1, 2])
+        return x if dtype == "float32" else g.cast(x, dtype)
+
+
+def _features(g: GraphBuilder, image: ir.Value, spec: ClipVisionSpec, weights: Weights) -> ir.Value:
+    """Normalised pixels to the chosen hidden states [t, N, feature width]."""
+    x = _embed(g, image, spec, weights)
+    states = [layer_norm(g, x, weights, "pre_layrnorm", spec.norm_eps)]
+    with g.scope("encoder"):
+        for i in range(spec.used_layers):
+            with g.scope(f"layers.{i}"):
+                states.append(_layer(g, states[-1], spec, weights, f"encoder.layers.{i}"))
+    with g.scope("select"):
+        chosen = [states[i] for i in spec.feature_states]
+        features = chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
+        if spec.keep_cls:
+            return features
+        return g.op("Slice", features, g.constant([1]), g.constant([spec.patches + 1]), g.constant([1]))
+
+
+def _embed(g: GraphBuilder, image: ir.Value, spec: ClipVisionSpec, weights: Weights) -> ir.Value:
+    """Patches by a strided convolution, the class token in front, learned positions added."""
+    with g.scope("embeddings"):
+        kernel = weights.plain(g, "embeddings.patch_embedding.weight")
+        sides = [spec.patch_size, spec.patch_size]
+        with g.scope("patch_embedding"):
+            patches = g.op("Conv", image, kernel, kernel_shape=sides, strides=sides)
+        flat = g.op("Reshape", patches, g.constant([0, spec.hidden, spec.patches]))
+        tokens = g.op("Transpose", flat, perm=[0, 2, 1])
+        tiles = g.op("Shape", image, start=0, end=1)
+        cls_shape = g.op("Concat", tiles, g.constant([1, spec.hidden]), axis=0)
+        cls = g.op("Expand", weights.plain(g, "embeddings.class_embedding"), cls_shape)
+        x = g.op("Concat", cls, tokens, axis=1)
+        return g.op("Add", x, weights.plain(g, "embeddings.position_embedding.weight"))
+
+
+def _layer(g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weights, name: str) -> ir.Value:
+    y = layer_norm(g, x, weights, f"{name}.layer_norm1", spec.norm_eps)
+    x = g.op("Add", x, _attention(g, y, spec, weights, f"{name}.self_attn"))
+    y = layer_norm(g, x, weights, f"{name}.layer_norm2", spec.norm_eps)
+    with g.scope("mlp"):
+        y = linear(g, y, weights, f"{name}.mlp.fc1")
+        y = linear(g, activate(g, y, spec.activation, weights.dtype), weights, f"{name}.mlp.fc2")
+    return g.op("Add", x, y)
+
+
+def _attention(g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weights, name: str) -> ir.Value:
+    """Bidirectional multi-head attention, written out: the CPU runs it faster than the fused operator.
+
+    ::
+
+        x ─► q_proj · 1/√d ─► [t, h, n, d] ─┐
+        x ─► k_proj ─► [t, h, d, n] ────────┴► MatMul ─► Softmax ─┐
+        x ─► v_proj ─► [t, h, n, d] ──────────────────────────────┴► MatMul ─► merge heads ─► out_proj ─►
+    """
+    with g.scope("self_attn"):
+        split = g.constant([0, 0, spec.heads, spec.head_dim])
+
+        def heads(projection: str, perm: list[int]) -> ir.Value:
+            y = linear(g, x, weights, f"{name}.{projection}")
+            return g.op("Transpose", g.op("Reshape", y, split), perm=perm)
+
+        scale = g.constant(np.float32(spec.head_dim) ** np.float32(-0.5), weights.dtype)
+        q = g.op("Mul", heads("q_proj", [0, 2, 1, 3]), scale)
+        scores = g.op("Softmax", g.op("MatMul", q, heads("k_proj", [0, 2, 3, 1])), axis=-1)
+        y = g.op("Transpose", g.op("MatMul", scores, heads("v_proj", [0, 2, 1, 3])), perm=[0, 2, 1, 3])
+        y = g.op("Reshape", y, g.constant([0, 0, spec.hidden]))
+        return linear(g, y, weights, f"{name}.out_proj")
+
+
+def _project(g: GraphBuilder, x: ir.Value, spec: LlavaSpec, weights: Weights) -> ir.Value:
+    with g.scope("multi_modal_projector"):
+        x = linear(g, x, weights, "linear_1")
+        x = activate(g, x, spec.projector.activation, weights.dtype)
+        return linear(g, x, weights, "linear_2")
