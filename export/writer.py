@@ -1,0 +1,176 @@
+"""Writing a bundle so that it is either whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from divprune_edge import __version__
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import MANIFEST, FileInfo, GraphInfo, Manifest, TensorInfo
+
+Progress = Callable[[str], None]
+"""Called with the name of each weight as it is written."""
+
+# Graph files, tokenizer, manifest and file-system overhead beside the weights.
+_MARGIN = 64 * 2**20
+_EXTERNAL_ABOVE = 1024
+_DTYPE_NAMES = {
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.INT64: "int64",
+    ir.DataType.UINT8: "uint8",
+    ir.DataType.BOOL: "bool",
+}
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Check that a bundle may be written to ``output``.
+
+    Raises:
+        UserError: something is there already, or ``--force`` would delete what is not a bundle.
+    """
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not force:
+        raise UserError(f"'{output}' exists already: choose another --output, or replace it with --force.")
+    is_bundle = output.is_dir() and (output / MANIFEST).is_file()
+    if not is_bundle and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"'{output}' is not a bundle, so --force will not delete it: choose another --output.")
+
+
+def check_disk(output: Path, weight_bytes: int) -> None:
+    """Check that the file system of ``output`` has room for a bundle.
+
+    Raises:
+        UserError: it has not; both sizes are named.
+    """
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = weight_bytes + _MARGIN, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"The bundle needs {needed / 2**20:,.0f} MiB, but '{folder}' has only {free / 2**20:,.0f} MiB free."
+        )
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``output`` that becomes ``output`` when the block ends well.
+
+    Whatever ends the block early, an error or Ctrl-C, leaves neither the folder nor a half bundle.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written.
+    """
+    output = output.absolute()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise UserError(f"'{output}' cannot be written ({error.strerror}): choose another --output.") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        _replace(folder, output)
+    except OSError as error:
+        raise UserError(f"Writing '{output}' failed ({error.strerror or error}); nothing was left behind.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, output: Path) -> None:
+    """Move ``folder`` to ``output``; an older bundle there stays until the new one is whole."""
+    if not output.exists():
+        folder.rename(output)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+    output.rename(retired / "bundle")
+    folder.rename(output)
+    shutil.rmtree(retired)
+
+
+def write_graph(model: ir.Model, folder: Path, file: str, progress: Progress | None = None) -> GraphInfo:
+    """Write a model, weights as external data beside it, and return its entry in the manifest."""
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = f"{Path(file).stem}.data"
+
+    def report(tensor: ir.TensorProtocol, _: Any) -> None:
+        if progress is not None:
+            progress(tensor.name or "")
+
+    ir.save(
+        model,
+        path,
+        external_data=data,
+        size_threshold_bytes=_EXTERNAL_ABOVE,
+        alignment=4096,
+        callback=report,
+    )
+    has_data = (path.parent / data).is_file()
+    if has_data and (path.parent / data).stat().st_size == 0:
+        (path.parent / data).unlink()
+        has_data = False
+    return GraphInfo(
+        file=file,
+        data=((Path(file).parent / data).as_posix(),) if has_data else (),
+        inputs=tuple(_tensor_info(value) for value in model.graph.inputs),
+        outputs=tuple(_tensor_info(value) for value in model.graph.outputs),
+    )
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    assert value.name and value.dtype is not None and value.shape is not None
+    shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+    return TensorInfo(name=value.name, dtype=_DTYPE_NAMES[value.dtype], shape=shape)  # type: ignore[arg-type]
+
+
+def file_info(path: Path) -> FileInfo:
+    """Return size and sha256 of a file."""
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256") if hasattr(hashlib, "file_digest") else _digest(stream)
+    return FileInfo(size=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def _digest(stream: Any) -> Any:
+    """``hashlib.file_digest`` for Python 3.10."""
+    digest = hashlib.sha256()
+    while chunk := stream.read(2**20):
+        digest.update(chunk)
+    return digest
+
+
+def hash_files(folder: Path) -> dict[str, FileInfo]:
+    """Return the ``files`` of a manifest: every file under ``folder`` but the manifest, by relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): file_info(path) for path in paths}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` in one step: a reader sees the old one or the new one."""
+    partial = folder / f".{MANIFEST}.partial"
+    partial.write_text(manifest.to_json(), encoding="utf-8")
+    os.replace(partial, folder / MANIFEST)  # noqa: PTH105 - the atomic one
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of what made the bundle."""
+    versions = {"divprune-edge": __version__}
+    for package in ("onnx-ir", "numpy", "safetensors", "torch", "transformers", "onnxruntime"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
