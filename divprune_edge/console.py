@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import click
 import typer
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import DivpruneError
 
 INTERRUPTED = 130
 
+# typer raises click's exceptions, its own copy of them in newer releases: these are the ones it really raises.
+_UsageError: Any = typer.BadParameter.__base__
+_ClickException: Any = _UsageError.__base__
+
 
 def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: str) -> NoReturn:
-    """Run ``app`` and exit: 0 on success, 2 on a user's mistake, 130 on Ctrl-C.
+    """Run ``app`` and exit: 0 on success, 1 on a failure, 2 on a user's mistake, 130 on Ctrl-C.
 
     Args:
         app: the application.
@@ -27,14 +30,14 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
         code = command.main(
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
         )
-    except UserError as error:
-        fail(str(error))
-    except click.UsageError as error:
+    except DivpruneError as error:
+        fail(str(error), error.exit_code)
+    except _UsageError as error:
         hint = error.ctx.command_path if error.ctx is not None else program
         fail(f"{error.format_message().rstrip('.')}; see '{hint} --help'.")
-    except click.ClickException as error:
+    except _ClickException as error:
         fail(error.format_message())
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -42,7 +45,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(message: str) -> NoReturn:
-    """Print ``error: message`` on one line of standard error and exit with code 2."""
+def fail(message: str, exit_code: int = 2) -> NoReturn:
+    """Print ``error: message`` on one line of standard error and exit."""
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    sys.exit(2)
+    sys.exit(exit_code)

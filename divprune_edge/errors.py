@@ -1,4 +1,4 @@
-"""What a user can get wrong, and how it is told."""
+"""What can go wrong in a way that is ours to explain, and how it is told."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-class UserError(Exception):
+class DivpruneError(Exception):
+    """Something that ends the command. The message is one sentence; command lines print it as it is."""
+
+    exit_code = 1
+
+
+class UserError(DivpruneError):
     """A mistake that the user can mend.
 
-    The message is one sentence that names the value, what was expected and what to do. Command lines print
-    it as it is and exit with code 2; the Python API raises it.
+    The message names the value, what was expected and what to do. Command lines exit with code 2; the Python
+    API raises it.
     """
+
+    exit_code = 2
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

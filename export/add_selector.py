@@ -1,0 +1,65 @@
+"""Adding a selector to an existing bundle: the weights are not touched."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.llava import VerificationFailed
+from divprune_edge.export.plan import budget
+from divprune_edge.export.selector import build_selector, selector_id
+from divprune_edge.export.writer import file_info, write_graph, write_manifest
+from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
+from divprune_edge.models.selectors import find_selector
+
+
+def add_selector(
+    bundle: Path, name: str, *, keep: int | None, prune: str | None, force: bool, verify: bool
+) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
+    """Add the selector ``name`` with a budget to ``bundle``; return the new manifest, its entry and its checks.
+
+    Raises:
+        UserError: no such bundle or selector, a budget out of range, or it is there already.
+        VerificationFailed: the graph does not pick what the reference picks.
+    """
+    manifest = read_manifest(bundle)
+    selector = find_selector(name)
+    tokens, width = manifest.vision_encoder.tokens, manifest.vision_encoder.width
+    keep = budget(keep, prune, tokens)
+    new = selector_id(name, keep)
+    others = tuple(entry for entry in manifest.selectors if entry.id != new)
+    if len(others) != len(manifest.selectors) and not force:
+        raise UserError(f"'{bundle}' has the selector '{new}' already: replace it with --force.")
+    with tempfile.TemporaryDirectory(prefix=".selector.", suffix=".partial", dir=bundle) as partial:
+        folder = Path(partial)
+        model = build_selector(selector, tokens, keep, width, manifest.token_dtype)
+        graph = write_graph(model, folder, f"selectors/{new}.onnx")
+        checks: tuple[Check, ...] = ()
+        if verify:
+            from divprune_edge.export.verify import verify_selector
+
+            checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / graph.file)
+            failed = [check for check in checks if not check.passed]
+            if failed:
+                raise VerificationFailed(
+                    f"The graph of '{new}' does not pick what its reference picks ({failed[0].name}: "
+                    f"{failed[0].detail or failed[0].value}); the bundle is unchanged."
+                )
+        (bundle / "selectors").mkdir(exist_ok=True)
+        info = file_info(folder / graph.file)
+        (folder / graph.file).replace(bundle / graph.file)
+    entry = SelectorInfo(
+        **graph.model_dump(),
+        id=new,
+        name=name,
+        keep=keep,
+        candidates=tokens,
+        signals=selector.signals,
+    )
+    updated = manifest.model_copy(
+        update={"selectors": (*others, entry), "files": manifest.files | {graph.file: info}}
+    )
+    updated = Manifest.model_validate(updated.model_dump())
+    write_manifest(bundle, updated)
+    return updated, entry, checks

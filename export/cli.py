@@ -1,0 +1,100 @@
+"""``python -m export``: checkpoints into bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from divprune_edge.console import run
+
+app = typer.Typer(
+    help="Turn a checkpoint into a bundle of ONNX graphs.", no_args_is_help=True, add_completion=False
+)
+
+HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
+
+Prune = Annotated[
+    str | None, typer.Option(metavar="RATIO", help="Share of visual tokens to drop, such as 0.9.", show_default="0.9")
+]
+Keep = Annotated[int | None, typer.Option(metavar="K", help="Number of visual tokens to keep, instead of --prune.")]
+SelectorName = Annotated[str, typer.Option(help="Selection algorithm.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+VerifyFlag = Annotated[
+    bool | None,
+    typer.Option("--verify/--no-verify", help="Compare with PyTorch (default: where torch is installed)."),
+]
+
+
+@app.command()
+def llava(
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_HUB_ID", help="Checkpoint; the bundled demo checkpoint if not given."),
+    ] = None,
+    prune: Prune = None,
+    keep: Keep = None,
+    selector: SelectorName = "divprune",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K")
+    ] = None,
+    force: Force = False,
+    verify: VerifyFlag = None,
+) -> None:
+    """Export a LLaVA-1.5 checkpoint: vision encoder, selector and language model."""
+    from divprune_edge.export.hub import open_checkpoint
+    from divprune_edge.export.llava import export_llava
+    from divprune_edge.export.plan import plan_llava
+    from divprune_edge.export.report import ConsoleReporter, demo_notice, show_bundle
+    from divprune_edge.export.verification import chosen_verification
+
+    _one_budget(prune, keep)
+    report = ConsoleReporter()
+    if model is None:
+        from divprune_edge.export.checkpoint import Checkpoint
+        from divprune_edge.models.demo import CHECKPOINT
+
+        demo_notice(f"python -m export llava --model {HUB_EXAMPLE} --prune {prune or '0.9'}")
+        checkpoint = Checkpoint(CHECKPOINT, name="demo")
+    else:
+        checkpoint = open_checkpoint(model)
+    with checkpoint:
+        plan = plan_llava(checkpoint, selector=selector, keep=keep, prune=prune, precision=precision)
+        check = chosen_verification(verify, report)
+        short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
+        folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
+        manifest = export_llava(plan, folder, force=force, verify=check, report=report)
+    show_bundle(folder, manifest)
+
+
+@app.command(name="selector")
+def selector_command(
+    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    selector: SelectorName = "divprune",
+    prune: Prune = None,
+    keep: Keep = None,
+    force: Force = False,
+    verify: VerifyFlag = None,
+) -> None:
+    """Add a selector to a bundle; the weights are not touched."""
+    from divprune_edge.export.add_selector import add_selector
+    from divprune_edge.export.report import show_selector
+    from divprune_edge.export.verification import can_check_selectors
+
+    _one_budget(prune, keep)
+    manifest, entry, checks = add_selector(
+        bundle, selector, keep=keep, prune=prune, force=force, verify=can_check_selectors(verify)
+    )
+    show_selector(bundle, manifest, entry, checks)
+
+
+def _one_budget(prune: str | None, keep: int | None) -> None:
+    if prune is not None and keep is not None:
+        raise typer.BadParameter("give --prune or --keep, not both")
+
+
+def main() -> NoReturn:
+    """Entry point of ``python -m export``."""
+    run(app, program="python -m export")

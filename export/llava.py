@@ -1,0 +1,195 @@
+"""From a settled plan to a bundle on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from divprune_edge.errors import DivpruneError
+from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.export.dialects import Portable
+from divprune_edge.export.language import build_language_model
+from divprune_edge.export.plan import Plan
+from divprune_edge.export.selector import build_selector, selector_id
+from divprune_edge.export.vision import build_vision_encoder
+from divprune_edge.export.writer import (
+    Progress,
+    check_disk,
+    check_output,
+    hash_files,
+    staged,
+    tool_versions,
+    write_graph,
+    write_manifest,
+)
+from divprune_edge.manifest import (
+    GraphInfo,
+    LanguageInfo,
+    Manifest,
+    Prompt,
+    SelectorInfo,
+    Source,
+    Verification,
+    VisionInfo,
+)
+from divprune_edge.models.llava import FAMILY
+from divprune_edge.models.prompt import TEMPLATE_FILE
+
+VISION_FILE = "vision_encoder.onnx"
+LANGUAGE_FILE = "language_model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+
+Verify = Callable[[Plan, Path], Verification]
+
+
+class VerificationFailed(DivpruneError):
+    """The graphs do not do what PyTorch does; the bundle was not written."""
+
+
+class Reporter(Protocol):
+    """Told what the export is doing."""
+
+    def stage(self, title: str, weights: int = 0) -> AbstractContextManager[Progress]:
+        """Return a context for one stage of ``weights`` steps; it gives the callback that counts them."""
+        ...
+
+
+def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, report: Reporter) -> Manifest:
+    """Write the bundle of ``plan`` to ``output``, whole or not at all.
+
+    Args:
+        plan: what to export.
+        output: folder of the bundle.
+        force: replace a bundle that is there.
+        verify: compares the staged graphs with PyTorch, or says why it did not.
+        report: shows progress.
+
+    Raises:
+        UserError: the output exists, the disk is too small, or weights do not fit the precision.
+        VerificationFailed: a check is out of tolerance.
+    """
+    check_output(output, force)
+    check_disk(output, plan.weight_bytes)
+    with staged(output) as folder:
+        vision = _vision(plan, folder, report)
+        selector = write_selector(plan, folder)
+        language = _language(plan, folder, report)
+        prompt = _prompt(plan, folder)
+        _copy_licence(plan.checkpoint, folder)
+        verification = verify(plan, folder)
+        failed = [check for check in verification.checks if not check.passed]
+        if failed:
+            raise VerificationFailed(
+                f"The graphs do not match PyTorch: {failed[0].stage} {failed[0].name} is {failed[0].value:.3g} "
+                f"{failed[0].unit} (limit {failed[0].limit}); no bundle was written."
+            )
+        with report.stage("sha256 of every file"):
+            files = hash_files(folder)
+        manifest = Manifest(
+            family=FAMILY,
+            precision=plan.precision,
+            token_dtype=plan.dtype,  # type: ignore[arg-type]
+            vision_encoder=vision,
+            selectors=(selector,),
+            default_selector=selector.id,
+            language_model=language,
+            preprocessing=plan.preprocessing,
+            prompt=prompt,
+            source=_source(plan.checkpoint),
+            verification=verification,
+            tools=tool_versions(),
+            files=files,
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def write_selector(plan: Plan, folder: Path) -> SelectorInfo:
+    """Write the plan's selector graph under ``folder/selectors``."""
+    name = selector_id(plan.selector.name, plan.keep)
+    model = build_selector(plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.dtype)
+    graph = write_graph(model, folder, f"selectors/{name}.onnx")
+    return SelectorInfo(
+        **_fields(graph),
+        id=name,
+        name=plan.selector.name,
+        keep=plan.keep,
+        candidates=plan.spec.tokens,
+        signals=plan.selector.signals,
+    )
+
+
+def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:
+    model = build_vision_encoder(plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.dtype)
+    with report.stage(VISION_FILE, len(model.graph.initializers)) as progress:
+        graph = write_graph(model, folder, VISION_FILE, progress)
+    return VisionInfo(
+        **_fields(graph),
+        tokens=plan.spec.tokens,
+        width=plan.spec.width,
+        image_height=plan.spec.vision.image_size,
+        image_width=plan.spec.vision.image_size,
+    )
+
+
+def _language(plan: Plan, folder: Path, report: Reporter) -> LanguageInfo:
+    decoder = plan.spec.decoder
+    dialect = Portable()
+    model = build_language_model(plan.spec, plan.names, plan.checkpoint, dialect, plan.dtype, plan.dtype)
+    with report.stage(LANGUAGE_FILE, len(model.graph.initializers)) as progress:
+        graph = write_graph(model, folder, LANGUAGE_FILE, progress)
+    return LanguageInfo(
+        **_fields(graph),
+        dialect=dialect.name,
+        layers=decoder.layers,
+        kv_heads=decoder.kv_heads,
+        head_dim=decoder.head_dim,
+        cache_dtype=plan.dtype,  # type: ignore[arg-type]
+        embedding_rows=plan.embedding_rows,
+        vocabulary=plan.vocabulary,
+        context=decoder.context,
+    )
+
+
+def _fields(graph: GraphInfo) -> dict[str, object]:
+    return {name: getattr(graph, name) for name in GraphInfo.model_fields}
+
+
+def _prompt(plan: Plan, folder: Path) -> Prompt:
+    facts = plan.prompt
+    shutil.copyfile(plan.checkpoint.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+    (folder / TEMPLATE_FILE).write_text(facts.chat_template, encoding="utf-8")
+    return Prompt(
+        tokenizer=TOKENIZER_FILE,
+        chat_template=TEMPLATE_FILE,
+        image_token=facts.image_token,
+        image_token_id=facts.image_token_id,
+        bos_token=facts.bos_token,
+        eos_token=facts.eos_token,
+        pad_token=facts.pad_token,
+        unk_token=facts.unk_token,
+        stop_ids=facts.stop_ids,
+        forbidden_ids=facts.forbidden_ids,
+    )
+
+
+def _copy_licence(checkpoint: Checkpoint, folder: Path) -> None:
+    for path in sorted(checkpoint.folder.glob("LICENSE*")):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _source(checkpoint: Checkpoint) -> Source:
+    card = checkpoint.files.text("README.md") or ""
+    licence = re.search(r"\A---\n(?:.*\n)*?license:\s*['\"]?([\w.-]+)", card)
+    return Source(
+        model=checkpoint.name,
+        revision=checkpoint.revision,
+        licence=licence.group(1) if licence else None,
+        config_sha256=hashlib.sha256((checkpoint.folder / "config.json").read_bytes()).hexdigest(),
+    )

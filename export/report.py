@@ -1,0 +1,82 @@
+"""What an export prints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from divprune_edge.export.writer import Progress as Count
+from divprune_edge.manifest import Check, Manifest, SelectorInfo
+
+_console = Console(highlight=False, soft_wrap=True)
+
+
+def demo_notice(command: str) -> None:
+    """Say that the bundled demo checkpoint is used, and what to type for a real one."""
+    _console.print(f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{command}[/bold]")
+
+
+class ConsoleReporter:
+    """Shows each stage with a bar while it runs and one line with its time when it is done."""
+
+    @contextmanager
+    def stage(self, title: str, weights: int = 0) -> Iterator[Count]:
+        """See :class:`divprune_edge.export.llava.Reporter`."""
+        start = time.perf_counter()
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[at]}"))
+        with Progress(*columns, console=_console, transient=True) as bar:
+            task = bar.add_task(title, total=weights or None, at="")
+            yield lambda name: bar.update(task, advance=1, at=name)
+        _console.print(f"  {title:<34} {time.perf_counter() - start:6.1f} s")
+
+    def checks(self, checks: Sequence[Check]) -> None:
+        """Print the verification table."""
+        _console.print(checks_table(checks))
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """Return the verification table: one row per check, with its limit."""
+    table = Table(title="Verification against PyTorch", title_justify="left")
+    for column, side in (("stage", "left"), ("check", "left"), ("value", "right"), ("limit", "right"), ("", "left")):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for check in checks:
+        limit = "" if check.limit is None else f"{check.limit:.4g}"
+        verdict = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
+        table.add_row(check.stage, check.name, f"{check.value:.4g} {check.unit}".strip(), limit, verdict)
+    return table
+
+
+def show_bundle(folder: Path, manifest: Manifest) -> None:
+    """Print what was written and what to do with it."""
+    size = sum(info.size for info in manifest.files.values())
+    selector = manifest.selectors[0]
+    _console.print(
+        f"Bundle: [bold]{folder}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
+        f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
+    )
+    _console.print(f'Ask it: [bold]python -m runtime ask {folder} --image PICTURE "What is in the picture?"[/bold]')
+
+
+def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks: Sequence[Check]) -> None:
+    """Print what was added."""
+    state = f"{len(checks)} checks against its reference passed" if checks else "not verified"
+    _console.print(
+        f"Added [bold]{entry.id}[/bold] to {folder}: {entry.keep} of {entry.candidates} visual tokens; {state}. "
+        f"The bundle now has {', '.join(selector.id for selector in manifest.selectors)}."
+    )
+
+
+def verified(manifest: Manifest) -> str:
+    """Return the verification status in words."""
+    result = manifest.verification
+    if result.status == "not verified":
+        return f"not verified ({result.reason})"
+    layers = result.language_layers
+    depth = "" if layers is None or layers == manifest.language_model.layers else f", {layers} language layers run"
+    return f"verified against PyTorch ({len(result.checks)} checks{depth})"
