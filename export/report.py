@@ -30,7 +30,8 @@ class ConsoleReporter:
         """See :class:`divprune_edge.export.llava.Reporter`."""
         start = time.perf_counter()
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[at]}"))
-        with Progress(*columns, console=_console, transient=True) as bar:
+        shown = _console.is_terminal  # elsewhere a bar is noise; the line below is enough
+        with Progress(*columns, console=_console, transient=True, disable=not shown) as bar:
             task = bar.add_task(title, total=weights or None, at="")
             yield lambda name: bar.update(task, advance=1, at=name)
         _console.print(f"  {title:<34} {time.perf_counter() - start:6.1f} s")

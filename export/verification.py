@@ -20,13 +20,13 @@ def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
     Raises:
         UserError: ``--verify`` was asked for, but cannot be done.
     """
+    if asked is False:
+        return lambda plan, folder: Verification(status="not verified", reason="--no-verify")
     from divprune_edge.export.verify import available
 
     missing = available()
     if asked and missing is not None:
         raise UserError(f"--verify needs PyTorch and transformers ({missing}): {_INSTALL}.")
-    if asked is False:
-        return lambda plan, folder: Verification(status="not verified", reason="--no-verify")
     if missing is not None:
         return lambda plan, folder: Verification(status="not verified", reason=missing)
 

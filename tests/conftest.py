@@ -1,0 +1,39 @@
+"""Fixtures that every part's tests may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def run_module(*arguments: str, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m …`` as a user would, with the clone importable; output is captured as text."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        **options,  # type: ignore[call-overload]
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint exported with 90 % pruning, float32, not verified."""
+    bundle = tmp_path_factory.mktemp("bundles") / "demo"
+    result = run_module("export", "llava", "--prune", "0.9", "--no-verify", "--output", str(bundle))
+    assert result.returncode == 0, result.stderr
+    return bundle
