@@ -1,0 +1,56 @@
+# `make demo` and `make test` are all a newcomer needs; both install what they need into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_BUNDLE := bundles/demo
+# The package as users get it: the checks of types and imports read this copy.
+TREE := build/tree
+
+.PHONY: demo test check lint types imports bench-prefill clean help
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/.demo  ## Export the demo checkpoint with 90 % pruning and ask it three questions.
+	$(BIN)/python -m export llava --prune 0.9 --output $(DEMO_BUNDLE) --force
+	$(BIN)/python -m divprune_edge.demo $(DEMO_BUNDLE)
+
+test: $(VENV)/.dev  ## Run all tests (installs torch and transformers).
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+check: lint types imports  ## Lint, types and import rules.
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(TREE)
+	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p divprune_edge
+
+imports: $(TREE)
+	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml)
+
+bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4B-class model (5 minutes).
+	$(BIN)/python bench/prefill.py
+
+clean:  ## Remove what the other targets made.
+	rm -rf build bundles $(VENV)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the demo needs (no torch) into $(VENV) ..."
+	$(PIP) install --progress-bar on -c constraints.txt -e '.[cpu,export]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the tests need (torch and transformers included) into $(VENV) ..."
+	$(PIP) install --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+.PHONY: $(TREE)
+$(TREE): $(VENV)/.dev
+	rm -rf $(TREE) build/lib build/bdist.*
+	$(PIP) install --quiet --no-deps --no-build-isolation --target $(TREE) .
