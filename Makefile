@@ -32,7 +32,7 @@ imports: $(TREE)
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml)
 
 bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4B-class model (5 minutes).
-	$(BIN)/python bench/prefill.py
+	$(BIN)/python -m bench.prefill --json bench/prefill.json
 
 clean:  ## Remove what the other targets made.
 	rm -rf build bundles $(VENV)

@@ -63,9 +63,76 @@ def _export(folder: Path, tiny: bool, prune: str) -> tuple[Plan, Path]:
     return plan, output
 
 
-def _measure(bundle: Path, plan: Plan, repeats: int, threads: int) -> dict[str, Any]:
-    raise NotImplementedError
+def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, Any]:
+    """Encode one picture, then select and prefill with the pruned and the full budget in turn."""
+    bundle = Bundle.open(folder)
+    backend = OnnxRuntimeBackend(bundle, "cpu", threads)
+    size = plan.spec.vision.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    text = np.random.default_rng(1).integers(0, plan.embedding_rows, TEXT_TOKENS)
+    valid = np.ones((1, plan.spec.tokens), np.bool_)
+    tokens = backend.encode(pixels)
+    samples: dict[str, dict[str, list[float]]] = {}
+    for i in range(repeats + 1):
+        start = time.perf_counter()
+        tokens = backend.encode(pixels)
+        vision = time.perf_counter() - start
+        for keep in (plan.keep, plan.spec.tokens):
+            selector = bundle.selector(None, keep)
+            start = time.perf_counter()
+            kept, _ = backend.select(tokens, selector, valid)
+            selected = time.perf_counter()
+            ids = np.concatenate([text[:4], plan.embedding_rows + np.arange(keep), text[4:]])
+            session = backend.language(kept)
+            session.extend(ids)
+            prefilled = time.perf_counter()
+            session.extend(text[:1])
+            decoded = time.perf_counter()
+            if i:  # the first round warms up
+                times = samples.setdefault(str(keep), {"vision": [], "select": [], "prefill": [], "decode": []})
+                for stage, seconds in (
+                    ("vision", vision),
+                    ("select", selected - start),
+                    ("prefill", prefilled - selected),
+                    ("decode", decoded - prefilled),
+                ):
+                    times[stage].append(1e3 * seconds)
+    pruned, full = str(plan.keep), str(plan.spec.tokens)
+    flops = {
+        keep: decoder_flops(plan.spec.decoder, TEXT_TOKENS + int(keep), plan.vocabulary) for keep in (pruned, full)
+    }
+    medians = {keep: {stage: median(ms) for stage, ms in stages.items()} for keep, stages in samples.items()}
+    return {
+        "model": "CLIP tower + decoder, random weights",
+        "precision": plan.precision,
+        "text_tokens": TEXT_TOKENS,
+        "threads": threads,
+        "repeats": repeats,
+        "processor": platform.processor() or platform.machine(),
+        "samples_ms": samples,
+        "median_ms": medians,
+        "prefill_gflop": {keep: value / 1e9 for keep, value in flops.items()},
+        "prefill_speedup": medians[full]["prefill"] / medians[pruned]["prefill"],
+        "flop_ratio": flops[full] / flops[pruned],
+        "prefill_saving": 1 - medians[pruned]["prefill"] / medians[full]["prefill"],
+        "flop_saving": 1 - flops[pruned] / flops[full],
+    }
 
 
 def _show(results: dict[str, Any]) -> None:
-    raise NotImplementedError
+    print(f"{results['repeats']} interleaved rounds, {results['threads']} threads, {results['precision']}; ms, median [quartiles]")
+    print(f"{'visual tokens':>14} {'prompt':>7} " + " ".join(f"{s:>24}" for s in ("vision", "select", "prefill", "decode")))
+    for keep, stages in results["samples_ms"].items():
+        cells = []
+        for ms in stages.values():
+            low, middle, high = quantiles(ms, n=4) if len(ms) > 1 else ms * 3
+            cells.append(f"{middle:9.1f} [{low:5.0f}, {high:5.0f}]")
+        print(f"{keep:>14} {int(keep) + results['text_tokens']:>7} " + " ".join(f"{c:>24}" for c in cells))
+    print(
+        f"prefill: {results['prefill_speedup']:.2f}x faster (FLOP model {results['flop_ratio']:.2f}x); "
+        f"saves {results['prefill_saving']:.1%} (FLOP model {results['flop_saving']:.1%})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The wheel is what users get: what it holds, and that it works from any folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("export", "models", "runtime", "plugins")
+HOSTILE = "raise SystemExit('a module of the user was imported')\n"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(source)], check=True)
+    # What is not committed yet counts too: the working tree's tracked files.
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in tracked.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+        else:
+            (source / name).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(out)]
+    subprocess.run([*command, str(source)], check=True)
+    return next(out.glob("divprune_edge-*.whl"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+    return folder
+
+
+def run_installed(site: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(site), "COLUMNS": "200"}
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_top_level_is_the_package_and_three_shims(wheel: Path) -> None:
+    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "divprune_edge",
+        "export.py",
+        "runtime.py",
+        *(["plugins.py"] if (ROOT / "shims/plugins.py").is_file() else []),
+    }
+
+
+def test_every_module_of_the_clone_is_in_the_wheel(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            assert f"divprune_edge/{path.relative_to(ROOT).as_posix()}" in inside
+
+
+def test_the_wheel_has_the_demo_checkpoint(wheel: Path) -> None:
+    inside = zipfile.ZipFile(wheel).namelist()
+    assert "divprune_edge/models/demo/checkpoint/model.safetensors" in inside
+    assert "divprune_edge/models/demo/picture.png" in inside
+
+
+def test_export_and_ask_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    result = run_installed(installed, tmp_path, "export", "llava", "--prune", "0.9", "--no-verify")
+    assert result.returncode == 0, result.stderr
+    assert "bundled demo checkpoint" in result.stdout.splitlines()[0]
+    assert "--model llava-hf/llava-1.5-7b-hf" in result.stdout.splitlines()[0]
+    picture = installed / "divprune_edge/models/demo/picture.png"
+    question = ["--image", str(picture), "How many circles are there?"]
+    answer = run_installed(installed, tmp_path, "runtime", "ask", "bundles/demo-divprune-58", *question)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip()
+
+
+@pytest.mark.parametrize("module", ["models", "tests"])
+def test_common_names_are_left_to_the_user(installed: Path, tmp_path: Path, module: str) -> None:
+    result = run_installed(installed, tmp_path, module)
+    assert f"No module named {module}" in result.stderr
+
+
+def test_modules_of_the_user_with_our_names_do_no_harm(installed: Path, tmp_path: Path) -> None:
+    for name in ("models", "export", "runtime", "plugins"):
+        (tmp_path / f"{name}.py").write_text(HOSTILE)
+    result = run_installed(installed, tmp_path, "divprune_edge", "export", "llava", "--no-verify")
+    assert result.returncode == 0, result.stderr
+    (tmp_path / "export.py").unlink()
+    result = run_installed(installed, tmp_path, "export", "llava", "--no-verify", "--force")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["runtime", "ask"], ["export", "llava"]])
+def test_help_loads_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = {[*arguments, '--help']!r}\n"
+        f"try: runpy.run_module({arguments[0]!r}, run_name='__main__', alter_sys=False)\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'pydantic', 'onnxruntime', 'onnx_ir', 'torch', 'transformers', 'tokenizers', 'PIL'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "--help" in result.stdout
