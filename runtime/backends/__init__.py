@@ -1,0 +1,33 @@
+"""Backends: what runs the three graphs. A new one is one file here and one line in :func:`open_backend`."""
+
+from __future__ import annotations
+
+from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.runtime.backends.base import Backend, DeviceTensor, LanguageSession
+from divprune_edge.runtime.bundle import Bundle
+
+BACKENDS = ("cpu", "cuda")
+
+__all__ = ["BACKENDS", "Backend", "DeviceTensor", "LanguageSession", "open_backend"]
+
+
+def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) -> Backend:
+    """Return the backend called ``name`` for ``bundle``.
+
+    Args:
+        bundle: the opened bundle.
+        name: ``cpu`` or ``cuda`` (both ONNX Runtime).
+        threads: CPU threads of one operator; None leaves it to the backend.
+
+    Raises:
+        UserError: no such backend, or it cannot be used on this machine.
+    """
+    if name not in BACKENDS:
+        raise UserError(
+            f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use {' or '.join(BACKENDS)}."
+        )
+    if threads is not None and threads < 1:
+        raise UserError(f"{threads} threads were asked for, expected at least 1.")
+    from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(bundle, name, threads)

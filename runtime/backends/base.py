@@ -1,0 +1,88 @@
+"""The interface between the generation loop and whatever runs the graphs.
+
+Tensors that only travel from graph to graph are opaque and stay on the device; the host sees pixels, ids,
+indices and one row of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.manifest import SelectorInfo
+
+DeviceTensor = Any
+"""A tensor in the backend's own form."""
+
+
+class LanguageSession(Protocol):
+    """One sequence on the language model: a KV cache and the visual tokens that its ids refer to."""
+
+    @property
+    def length(self) -> int:
+        """Number of positions in the KV cache."""
+        ...
+
+    def extend(self, ids: Sequence[int], chunk: int | None = None) -> npt.NDArray[np.float32]:
+        """Append ``ids`` (token table) at the next positions and return the last one's logits.
+
+        Prefill and decode are the same call, with many ids and with one.
+
+        Args:
+            ids: at least one id; below V a vocabulary row, V + i row i of the visual tokens.
+            chunk: feed at most so many ids at a time (bounds memory; the result is the same).
+
+        Returns:
+            float32 [vocabulary], valid until the next call.
+        """
+        ...
+
+    def truncate(self, length: int) -> None:
+        """Forget every position from ``length`` on."""
+        ...
+
+
+class Backend(Protocol):
+    """The three graphs of a bundle on one device."""
+
+    @property
+    def name(self) -> str:
+        """What runs the graphs, as reported with an answer."""
+        ...
+
+    def load(self, selector: SelectorInfo | None) -> None:
+        """Create the sessions that a question with ``selector`` needs, so that no question pays for it.
+
+        Raises:
+            UserError: a graph cannot be loaded on the device that was asked for.
+        """
+        ...
+
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> DeviceTensor:
+        """Run the vision encoder: pixels [tiles, H, W, 3] to visual tokens [tiles, N, D]."""
+        ...
+
+    def select(
+        self, tokens: DeviceTensor, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+    ) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
+        """Prune visual tokens [batch, N, D] to [batch, K, D].
+
+        Args:
+            tokens: what :meth:`encode` returned.
+            selector: None keeps all N.
+            valid: bool [batch, N]; rows that may be picked.
+
+        Returns:
+            The kept tokens and their ascending indices, int64 [batch, K].
+
+        Raises:
+            UserError: fewer than K rows are valid.
+        """
+        ...
+
+    def language(self, visual: DeviceTensor) -> LanguageSession:
+        """Begin an empty sequence whose ids may refer to the rows of ``visual`` [1, K, D]."""
+        ...

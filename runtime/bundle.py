@@ -1,0 +1,197 @@
+"""An opened bundle: its manifest, its folder, and the proof that every file is the one that was exported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.manifest import MANIFEST, UNPRUNED, FileInfo, Manifest, SelectorInfo, read_manifest
+
+VerifyHashes = Literal["auto", "always"]
+Stamp = dict[str, list[int]]
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose files agree with its manifest. ``path`` is resolved."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(path: str | os.PathLike[str], verify_hashes: VerifyHashes = "auto") -> Bundle:
+        """Read the manifest and check every file that it lists, before any of them is opened.
+
+        Args:
+            path: the bundle's folder.
+            verify_hashes: ``auto`` hashes all files the first time and afterwards compares their sizes and
+                modification times with a stamp in the user's cache folder; ``always`` hashes every time.
+
+        Raises:
+            UserError: not a bundle, or a file that is missing, changed, or outside the folder.
+        """
+        if verify_hashes not in ("auto", "always"):
+            raise UserError(f"verify_hashes is '{verify_hashes}', expected 'auto' or 'always'.")
+        given = Path(path)
+        manifest = read_manifest(given)
+        root = given.resolve()
+        stamp = {name: _check_file(root, given, name, info) for name, info in manifest.files.items()}
+        note = _stamp_path(root)
+        if verify_hashes == "always" or _read_stamp(note) != stamp:
+            for name, info in manifest.files.items():
+                _check_hash(root / name, given, name, info)
+            _write_stamp(note, stamp)
+        return Bundle(root, manifest)
+
+    def file(self, name: str) -> Path:
+        """Return the absolute path of a file that the manifest lists."""
+        return self.path / name
+
+    def selector(self, name: str | None = None, keep: int | None = None) -> SelectorInfo | None:
+        """Find the selector that is asked for; None stands for no pruning.
+
+        Args:
+            name: an id (``divprune-58``), an algorithm (``divprune``), or ``none``; None takes the bundle's
+                default, or with ``keep`` the default's algorithm.
+            keep: K, the number of visual tokens to keep; all of them means no pruning.
+
+        Raises:
+            UserError: the bundle has no such selector; the message says what it has and how to add one.
+        """
+        tokens = self.manifest.vision_encoder.tokens
+        if keep is not None and not 1 <= keep <= tokens:
+            raise UserError(f"{keep} visual tokens are to be kept, expected 1 to {tokens}.")
+        if name == UNPRUNED and keep not in (None, tokens):
+            raise UserError(
+                f"Selector 'none' keeps all {tokens} tokens, not {keep}: leave one of the two out."
+            )
+        if name == UNPRUNED or keep == tokens:
+            return None
+        if name is None and keep is None:
+            return self._by_id(self.manifest.default_selector)
+        exact = [s for s in self.manifest.selectors if s.id == name]
+        if exact and keep in (None, exact[0].keep):
+            return exact[0]
+        if exact:
+            raise UserError(
+                f"Selector '{name}' keeps {exact[0].keep} tokens, not {keep}: leave one of the two out."
+            )
+        return self._by_algorithm(name, keep)
+
+    def _by_id(self, name: str) -> SelectorInfo | None:
+        return next((s for s in self.manifest.selectors if s.id == name), None)
+
+    def _by_algorithm(self, name: str | None, keep: int | None) -> SelectorInfo:
+        default = self._by_id(self.manifest.default_selector)
+        wanted = name if name is not None else (default.name if default else None)
+        fitting = [s for s in self.manifest.selectors if wanted in (None, s.name) and keep in (None, s.keep)]
+        if default in fitting:
+            return default
+        if len(fitting) == 1:
+            return fitting[0]
+        raise UserError(self._no_such_selector(wanted, keep, fitting))
+
+    def _no_such_selector(self, name: str | None, keep: int | None, fitting: list[SelectorInfo]) -> str:
+        there = ", ".join([*(s.id for s in self.manifest.selectors), UNPRUNED])
+        if fitting:
+            return f"Several selectors fit: choose one of {', '.join(s.id for s in fitting)}."
+        asked = " ".join([f"'{name}'" if name else "", f"keeping {keep} tokens" if keep else ""]).strip()
+        known = {s.name for s in self.manifest.selectors}
+        if name is not None and name not in known:
+            close = did_you_mean(name, [*known, *(s.id for s in self.manifest.selectors), UNPRUNED])
+        else:
+            close = ""
+        command = f"python -m export selector {self.path} --selector {name or 'NAME'} --keep {keep or 'K'}"
+        return f"The bundle has no selector {asked}{close}: it has {there}; add one with '{command}'."
+
+
+def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int]:
+    """Return [size, mtime_ns] of a file inside ``root`` that has the size that the manifest states."""
+    try:
+        real = (root / name).resolve(strict=True)
+        if not real.is_relative_to(root):
+            raise UserError(
+                f"'{given / name}' is a link that leaves the bundle folder (to '{real}'): "
+                "export the bundle again."
+            )
+        status = real.stat()
+    except FileNotFoundError:
+        raise UserError(f"'{given / name}' is missing from the bundle: export the bundle again.") from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"'{given / name}' cannot be read ({_reason(error)}): export the bundle again."
+        ) from None
+    if status.st_size != info.size:
+        raise UserError(
+            f"'{given / name}' has {status.st_size} bytes, but {MANIFEST} states {info.size}: "
+            "export the bundle again."
+        )
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _check_hash(file: Path, given: Path, name: str, info: FileInfo) -> None:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
+    try:
+        with file.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                digest.update(buffer[:count])
+    except OSError as error:
+        raise UserError(f"'{given / name}' cannot be read ({_reason(error)}).") from None
+    if digest.hexdigest() != info.sha256:
+        raise UserError(
+            f"'{given / name}' was changed after the export (its sha256 is {digest.hexdigest()[:12]}…, "
+            f"{MANIFEST} states {info.sha256[:12]}…): export the bundle again."
+        )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _cache_folder() -> Path:
+    """Return where this user's caches belong on this system."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = str(Path.home() / "Library" / "Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "divprune-edge"
+
+
+def _stamp_path(root: Path) -> Path | None:
+    """Return the stamp's place, outside the bundle: another path or another manifest is another stamp."""
+    try:
+        key = hashlib.sha256(os.fsencode(root) + b"\0" + (root / MANIFEST).read_bytes()).hexdigest()
+        return _cache_folder() / "verified" / f"{key}.json"
+    except (OSError, RuntimeError):
+        return None
+
+
+def _read_stamp(note: Path | None) -> Stamp | None:
+    try:
+        return json.loads(note.read_text(encoding="utf-8")) if note is not None else None  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return None
+
+
+def _write_stamp(note: Path | None, stamp: Stamp) -> None:
+    # A cache that cannot be written only costs the next start its hashes.
+    if note is None:
+        return
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f"{note.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(stamp), encoding="utf-8")
+        temporary.replace(note)
+    except OSError:
+        return

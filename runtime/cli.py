@@ -1,0 +1,143 @@
+"""``python -m runtime ask`` and ``python -m runtime info``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from divprune_edge.runtime.pipeline import Answer
+
+app = typer.Typer(help="Ask an exported bundle about pictures.", no_args_is_help=True, add_completion=False)
+
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")
+]
+HashOption = Annotated[
+    str, typer.Option(help="'auto' hashes new or touched files, 'always' hashes all of them.", metavar="WHEN")
+]
+
+
+@app.command()
+def ask(  # noqa: PLR0917  a command line has as many options as it has
+    bundle: BundleArgument,
+    questions: Annotated[
+        Optional[list[str]],  # noqa: UP045  typer reads the annotation at run time on Python 3.10
+        typer.Argument(metavar="QUESTION", help="What to ask; several with --chat."),
+    ] = None,
+    image: Annotated[Path, typer.Option(help="The picture.", show_default=False)] = ...,  # type: ignore[assignment]
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Several questions about the picture, from arguments or standard input."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past the end of the answer.")
+    ] = False,
+    selector: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
+    ] = None,
+    keep: Annotated[Optional[int], typer.Option(help="Number of visual tokens to keep.")] = None,  # noqa: UP045
+    backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[Optional[int], typer.Option(help="CPU threads; all cores by default.")] = None,  # noqa: UP045
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
+    seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,  # noqa: UP045
+    stop: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Text that ends the answer; may be given several times."),
+    ] = None,
+    verify_hashes: HashOption = "auto",
+) -> None:
+    """Answer a question about a picture.
+
+    The answer is streamed to standard output, one line about what it took goes to standard error.
+    """
+    from divprune_edge.errors import UserError
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.generate import Decoding
+    from divprune_edge.runtime.pipeline import Pipeline
+
+    given = questions or []
+    if not chat and len(given) != 1:
+        raise UserError(
+            f"{len(given)} questions were given, expected one: put it in quotes"
+            + (", or add --chat to ask several." if given else ".")
+        )
+    decoding = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "ignore_eos": ignore_eos,
+    }
+    Decoding(**decoding)  # type: ignore[arg-type]  # a wrong value is told before anything is loaded
+    opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
+    conversation = Pipeline(opened, selector, keep, backend, threads).chat(image)
+    for question in given or _questions_from_stdin():
+        answer = conversation.ask(question, stream=None if as_json else _print_piece, **decoding)
+        _print_json(answer) if as_json else _print_summary(answer)
+
+
+@app.command()
+def info(
+    bundle: BundleArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
+    verify_hashes: HashOption = "auto",
+) -> None:
+    """Show a bundle's graphs, selectors, sizes, source and verification."""
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.info import facts_of, print_tables
+
+    opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
+    if as_json:
+        import json
+
+        print(json.dumps(facts_of(opened), ensure_ascii=False))
+    else:
+        print_tables(opened)
+
+
+def main() -> NoReturn:
+    """Entry point of ``python -m runtime``."""
+    from divprune_edge.console import run
+
+    run(app, program="python -m runtime")
+
+
+def _questions_from_stdin() -> Iterator[str]:
+    """Yield the lines of standard input that say something, with a prompt where someone types them."""
+    interactive = sys.stdin.isatty()
+    while True:
+        if interactive:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _print_piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _print_json(answer: Answer) -> None:
+    print(answer.to_json(), flush=True)
+
+
+def _print_summary(answer: Answer) -> None:
+    print(flush=True)
+    stages = ", ".join(f"{stage} {value:.0f}" for stage, value in answer.timings_ms.items())
+    print(
+        f"[{answer.visual_tokens} visual of {answer.prompt_tokens} prompt tokens, {len(answer.token_ids)} "
+        f"generated; ms: {stages}; {answer.backend}]",
+        file=sys.stderr,
+    )

@@ -1,0 +1,46 @@
+"""Ids to text while they arrive, never splitting a character."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+
+_INCOMPLETE = "\ufffd"
+
+
+class Detokenizer:
+    """Text of a growing sequence of ids; what it has returned, joined, is the decoding of the whole sequence.
+
+    A decoder looks at more than one token (spaces between words, bytes of one character), so each step
+    decodes a window that starts at the last piece already returned, and returns what the window has gained.
+    Text that ends in an incomplete character is held back, and so is a run of byte tokens (``<0xE2>``), which
+    some decoders turn into text only as a whole.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._bytes = {tokenizer.token_to_id(f"<0x{value:02X}>") for value in range(256)} - {None}
+        self._ids: list[int] = []
+        self._start = 0  # the window: ids[start:read] are in the text already returned
+        self._read = 0
+        self._returned = ""
+
+    def push(self, token: int) -> str:
+        """Take one id and return the text that became certain, possibly none."""
+        self._ids.append(token)
+        if token in self._bytes:
+            return ""
+        known = self._decode(self._ids[self._start : self._read])
+        text = self._decode(self._ids[self._start :])
+        if len(text) <= len(known) or text.endswith(_INCOMPLETE):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        self._returned += text[len(known) :]
+        return text[len(known) :]
+
+    def finish(self) -> str:
+        """Return what was still held back; call it once, after the last id."""
+        text = self._decode(self._ids)
+        return text[len(self._returned) :] if text.startswith(self._returned) else ""
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))

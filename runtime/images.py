@@ -1,0 +1,153 @@
+"""Pictures from outside, bounded before they are decoded and converted to RGB as transformers converts them.
+
+- A file's EXIF orientation is applied, as ``transformers.image_utils.load_image`` does; an image object is
+  taken with its pixels as they lie.
+- Transparency is composited onto white, as ``transformers.image_transforms.convert_to_rgb`` does.
+- An animation or a file with several pages counts with its first frame, and a warning is logged.
+- 16-bit grey is scaled to 8 bit (0…65535 to 0…255); Pillow's own conversion would clip it to white.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from divprune_edge.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+
+MAX_BYTES = 64 << 20
+MAX_SIDE = 16384
+MAX_PIXELS = 64_000_000
+"""Bounds on a picture before it is decoded; the last one also bounds what it is resized to."""
+
+# Raster formats only: Pillow hands some others (EPS) to an external interpreter. The second row is tried only
+# where the first does not fit, because it makes Pillow import all of its readers.
+_COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
+_OTHERS = ("WEBP", "TIFF", "MPO", "JPEG2000", "AVIF", "ICO")
+_DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
+
+_log = logging.getLogger("divprune_edge")
+
+
+def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
+    """Return a picture in mode RGB.
+
+    Args:
+        source: path of a file, a Pillow image, or a uint8 array [H, W, 3] (RGB) or [H, W] (grey).
+        bgr: the array's channels are in the order blue, green, red (OpenCV's).
+
+    Raises:
+        UserError: no such file, not a picture, damaged, too large, or an array of another shape or type.
+    """
+    if bgr and not isinstance(source, np.ndarray):
+        raise UserError("bgr describes an array's channels: leave it out for a file or a Pillow image.")
+    if isinstance(source, np.ndarray):
+        return _from_array(source, bgr)
+    if isinstance(source, Image.Image):
+        _check_size(source.size, "The picture")
+        return _decode(source, "The picture", upright=False)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_file(Path(source))
+    raise UserError(f"A picture is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.")
+
+
+def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
+    grey = array.ndim == 2
+    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
+        raise UserError(
+            f"The picture is a {array.dtype} array of shape {list(array.shape)}, "
+            "expected uint8 of shape [height, width, 3] or [height, width]."
+        )
+    _check_size((array.shape[1], array.shape[0]), "The picture")
+    return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if bgr and not grey else array)).convert(
+        "RGB"
+    )
+
+
+def _from_file(path: Path) -> Image.Image:
+    name = f"Image '{path}'"
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise UserError(f"{name} is a folder: give the path of a picture.")
+        if size > MAX_BYTES:
+            raise UserError(f"{name} has {size} bytes, at most {MAX_BYTES} are read: make it smaller.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's bomb warning: the bounds below are tighter
+            image = _open(path)
+    except FileNotFoundError:
+        raise UserError(f"There is no image at '{path}': check the path.") from None
+    except UnidentifiedImageError:
+        raise UserError(
+            f"{name} ({size} bytes) is not a picture: use JPEG, PNG, WebP, GIF, BMP or TIFF."
+        ) from None
+    except Image.DecompressionBombError as error:
+        pixels = next(iter(re.findall(r"\d+", str(error))), "too many")
+        raise UserError(f"{name} has {pixels} pixels, {_limits()}: make it smaller.") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror or error}).") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged header makes Pillow's readers raise nearly anything
+        raise UserError(f"{name} is damaged ({_one_line(error)}).") from None
+    with image:
+        _check_size(image.size, name)
+        return _decode(image, name, upright=True)
+
+
+def _open(path: Path) -> Image.Image:
+    Image.preinit()
+    try:
+        return Image.open(path, formats=_COMMON)
+    except UnidentifiedImageError:
+        return Image.open(path, formats=_OTHERS)
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise UserError(f"{name} has {width} x {height} pixels, {_limits()}: make it smaller.")
+
+
+def _limits() -> str:
+    return _DIMENSIONS.format(MAX_SIDE, MAX_PIXELS // 1_000_000)
+
+
+def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
+    frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+    try:
+        image.load()
+        rgb = _to_rgb(ImageOps.exif_transpose(image) if upright else image)
+    except Exception as error:  # decoders raise nearly anything on damaged data
+        raise UserError(
+            f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy."
+        ) from None
+    if frames > 1:
+        _log.warning("%s holds %d frames: the first one is used.", name, frames)
+    return rgb
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

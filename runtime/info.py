@@ -1,0 +1,123 @@
+"""What ``python -m runtime info`` shows: a bundle's graphs, budgets, sizes and where it came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, TensorInfo
+from divprune_edge.runtime.bundle import Bundle
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """Return the manifest without the hashes, plus sizes in bytes."""
+    manifest = bundle.manifest
+    facts = manifest.model_dump(mode="json", exclude={"files"})
+    facts["path"] = str(bundle.path)
+    facts["sizes"] = {name: info.size for name, info in manifest.files.items()}
+    facts["total_size"] = _total(bundle)
+    return facts
+
+
+def print_tables(bundle: Bundle) -> None:
+    """Print the bundle as tables on standard output."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    manifest = bundle.manifest
+    console = Console()
+    console.print(f"[bold]{bundle.path}[/bold]", highlight=False, soft_wrap=True)
+
+    about = Table(show_header=False, box=None, pad_edge=False)
+    source = manifest.source
+    language = manifest.language_model
+    lines = {
+        "family": manifest.family,
+        "source": source.model + (f" @ {source.revision}" if source.revision else ""),
+        "licence": source.licence or "not stated",
+        "precision": f"{manifest.precision} (tokens {manifest.token_dtype}, cache {language.cache_dtype})",
+        "dialect": language.dialect,
+        "context": f"{language.context} tokens, vocabulary {language.vocabulary}",
+        "verification": _verification(bundle),
+        "tools": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
+        "total size": _bytes(_total(bundle)),
+    }
+    for name, value in lines.items():
+        about.add_row(f"[dim]{name}[/dim]", value)
+    console.print(about)
+
+    style: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False, "padding": 0}
+    graphs = Table(
+        "graph", Column("input / output", no_wrap=True), "type", "shape", "size", title="Graphs", **style
+    )
+    shown: list[tuple[str, GraphInfo]] = [
+        ("vision_encoder", manifest.vision_encoder),
+        *((s.id, s) for s in manifest.selectors),
+        ("language_model", language),
+    ]
+    for name, graph in shown:
+        rows = [*(("→", t) for t in graph.inputs), *(("←", t) for t in graph.outputs)]
+        for i, (arrow, tensor) in enumerate(_without_cache_layers(rows)):
+            size = _bytes(_size(bundle, graph)) if i == 0 else ""
+            shape = "[" + ", ".join(str(d) for d in tensor.shape) + "]"
+            graphs.add_row(
+                name if i == 0 else "", f"{arrow} {tensor.name}", tensor.dtype, _plain(shape), size
+            )
+    console.print(graphs)
+
+    tokens = manifest.vision_encoder.tokens
+    selectors = Table("selector", "keeps", "share", "parameters", title="Selectors", **style)
+    for s in manifest.selectors:
+        default = " (default)" if s.id == manifest.default_selector else ""
+        parameters = ", ".join(f"{key}={value}" for key, value in s.parameters.items())
+        selectors.add_row(
+            s.id + default, f"{s.keep} of {s.candidates}", f"{s.keep / s.candidates:.1%}", parameters
+        )
+    default = " (default)" if manifest.default_selector == UNPRUNED else ""
+    selectors.add_row(UNPRUNED + default, f"{tokens} of {tokens}", "100.0%", "")
+    console.print(selectors)
+
+
+def _without_cache_layers(rows: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:
+    """Show a cache's first layer in the place of all of them."""
+    shown = []
+    for arrow, tensor in rows:
+        stem, dot, rest = tensor.name.partition(".")
+        layer, _, part = rest.partition(".")
+        if not dot:
+            shown.append((arrow, tensor))
+        elif layer == "0":
+            shown.append((arrow, tensor.model_copy(update={"name": f"{stem}.*.{part}"})))
+    return shown
+
+
+def _verification(bundle: Bundle) -> str:
+    result = bundle.manifest.verification
+    if result.status == "verified":
+        passed = sum(check.passed for check in result.checks)
+        return f"verified against PyTorch ({passed} of {len(result.checks)} checks passed)"
+    return "not verified" + (f": {result.reason}" if result.reason else "")
+
+
+def _size(bundle: Bundle, graph: GraphInfo) -> int:
+    return sum(bundle.manifest.files[name].size for name in (graph.file, *graph.data))
+
+
+def _total(bundle: Bundle) -> int:
+    manifest_size = bundle.file(MANIFEST).stat().st_size
+    return manifest_size + sum(info.size for info in bundle.manifest.files.values())
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,234 @@
+"""The Python API: open a bundle once, ask many questions.
+
+>>> from divprune_edge import Pipeline                                              # doctest: +SKIP
+>>> Pipeline("demo-bundle").ask("cat.jpg", "What is on the sofa?").answer           # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.backends import DeviceTensor, LanguageSession, open_backend
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.detokenize import Detokenizer
+from divprune_edge.runtime.generate import Decoding, FinishReason, generate
+from divprune_edge.runtime.images import load_image
+from divprune_edge.runtime.preprocess import to_pixels
+from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
+from divprune_edge.runtime.sampling import Sampler
+
+if TYPE_CHECKING:
+    from divprune_edge.runtime.images import ImageSource
+
+OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back, and what it took.
+
+    ``token_ids`` are the sampled ids, with the stop id if one ended the answer; ``kept_indices`` int64 [K]
+    are the visual tokens that the language model saw, ascending; ``prompt_tokens`` includes ``visual_tokens``.
+    ``timings_ms`` has ``preprocess`` (picture and prompt), ``vision``, ``select``, ``prefill`` (until the
+    first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
+    have no ``vision`` and ``select`` to pay for: both are 0.
+    """
+
+    answer: str
+    token_ids: tuple[int, ...]
+    kept_indices: npt.NDArray[np.int64]
+    prompt_tokens: int
+    visual_tokens: int
+    timings_ms: dict[str, float]
+    finish_reason: FinishReason
+    backend: str
+
+    def to_json(self) -> str:
+        """Return the answer as one line of JSON."""
+        fields = {
+            "answer": self.answer,
+            "token_ids": list(self.token_ids),
+            "kept_indices": self.kept_indices.tolist(),
+            "prompt_tokens": self.prompt_tokens,
+            "visual_tokens": self.visual_tokens,
+            "timings_ms": {stage: round(value, 3) for stage, value in self.timings_ms.items()},
+            "finish_reason": self.finish_reason,
+            "backend": self.backend,
+        }
+        return json.dumps(fields, ensure_ascii=False)
+
+
+class Pipeline:
+    """A bundle, ready to answer questions about pictures.
+
+    Args:
+        bundle: an opened bundle or the path of one.
+        selector: id or name of a selector in the bundle, or ``none``; None takes the bundle's default.
+        keep: number of visual tokens to keep, if the name alone does not say.
+        backend: ``cpu`` or ``cuda``.
+        threads: CPU threads of one operator; None takes all cores.
+
+    Raises:
+        UserError: not a bundle, no such selector, or a backend that is not there.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle | str | os.PathLike[str],
+        selector: str | None = None,
+        keep: int | None = None,
+        backend: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.selector = self.bundle.selector(selector, keep)
+        self._backend = open_backend(self.bundle, backend, threads)
+        self._prompt = PromptEncoder(self.bundle)
+        self._backend.load(self.selector)
+
+    @property
+    def visual_tokens(self) -> int:
+        """K: visual tokens that the language model sees."""
+        return self.selector.keep if self.selector else self.bundle.manifest.vision_encoder.tokens
+
+    def ask(
+        self,
+        image: ImageSource,
+        question: str,
+        *,
+        stream: OnText | None = None,
+        bgr: bool = False,
+        **decoding: Any,
+    ) -> Answer:
+        """Answer one question about one picture.
+
+        Args:
+            image: a path, a Pillow image, or a uint8 array [H, W, 3] in RGB.
+            question: what to ask; special tokens in it are plain text.
+            stream: gets the answer piece by piece.
+            bgr: the array is in BGR.
+            decoding: fields of :class:`~divprune_edge.runtime.generate.Decoding`, such as ``max_tokens``.
+
+        Raises:
+            UserError: a picture, question or option that cannot be used as it is.
+        """
+        return self.chat(image, bgr=bgr).ask(question, stream=stream, **decoding)
+
+    def chat(self, image: ImageSource, *, bgr: bool = False) -> Chat:
+        """Begin a conversation about one picture, which is encoded, pruned and prefilled once.
+
+        Raises:
+            UserError: the picture cannot be used.
+        """
+        started = time.perf_counter()
+        manifest = self.bundle.manifest
+        pixels = to_pixels(load_image(image, bgr), manifest.preprocessing)
+        vision = manifest.vision_encoder
+        if pixels.shape[1:3] != (vision.image_height, vision.image_width):
+            raise UserError(
+                f"The picture becomes {pixels.shape[2]} x {pixels.shape[1]} pixels, but the vision encoder "
+                f"takes {vision.image_width} x {vision.image_height}: crop it to that shape first."
+            )
+        return Chat(self, pixels, (time.perf_counter() - started) * 1000)
+
+    def _encode_prompt(self, turns: Sequence[Turn]) -> PromptIds:
+        return self._prompt.encode(turns, self.visual_tokens)
+
+
+class Chat:
+    """A conversation about one picture; made by :meth:`Pipeline.chat`.
+
+    Each question reuses the KV cache as far as its prompt begins like what the cache holds.
+    """
+
+    def __init__(self, pipeline: Pipeline, pixels: npt.NDArray[np.uint8], preprocess_ms: float) -> None:
+        self._pipeline = pipeline
+        self._pixels = pixels
+        self._preprocess_ms = preprocess_ms
+        self._turns: list[Turn] = []
+        self._session: LanguageSession | None = None
+        self._kept = np.empty(0, np.int64)
+        self._cached: tuple[int, ...] = ()
+
+    def ask(self, question: str, *, stream: OnText | None = None, **decoding: Any) -> Answer:
+        """Answer the next question; arguments and errors as in :meth:`Pipeline.ask`."""
+        pipeline, manifest = self._pipeline, self._pipeline.bundle.manifest
+        options = Decoding(**decoding)
+        watch = _Stopwatch(self._preprocess_ms)
+        turns = [*self._turns, Turn("user", question, image=not self._turns)]
+        prompt = pipeline._encode_prompt(turns)
+        watch.lap("preprocess")
+        session = self._session or self._open_session(watch)
+        # At least the last id is fed again: its logits are what the answer starts from.
+        common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
+        session.truncate(common)
+        self._cached = prompt.ids[:common]
+        result = generate(
+            session,
+            prompt,
+            Detokenizer(pipeline._prompt.tokenizer.model),
+            Sampler(options.temperature, options.top_p, options.seed, manifest.prompt.forbidden_ids),
+            options,
+            stop_ids=frozenset(manifest.prompt.stop_ids),
+            context=manifest.language_model.context,
+            on_text=stream,
+        )
+        self._cached = (*prompt.ids, *result.token_ids)[: session.length]
+        self._turns = [*turns, Turn("assistant", result.text)]
+        self._preprocess_ms = 0.0
+        return Answer(
+            answer=result.text,
+            token_ids=result.token_ids,
+            kept_indices=self._kept,
+            prompt_tokens=len(prompt),
+            visual_tokens=prompt.visual_tokens,
+            timings_ms=watch.finish(result.prefill_ms, result.decode_ms),
+            finish_reason=result.finish_reason,
+            backend=pipeline._backend.name,
+        )
+
+    def _open_session(self, watch: _Stopwatch) -> LanguageSession:
+        backend, selector = self._pipeline._backend, self._pipeline.selector
+        tokens: DeviceTensor = backend.encode(self._pixels)
+        watch.lap("vision")
+        valid = np.ones((1, self._pipeline.bundle.manifest.vision_encoder.tokens), np.bool_)
+        visual, indices = backend.select(tokens, selector, valid)
+        watch.lap("select")
+        self._kept = indices[0]
+        self._session = backend.language(visual)
+        return self._session
+
+
+class _Stopwatch:
+    """Times of the stages in milliseconds; ``preprocess`` may have begun before."""
+
+    def __init__(self, preprocess_ms: float) -> None:
+        self._started = self._last = time.perf_counter()
+        self._before = preprocess_ms
+        self._stages = {"preprocess": preprocess_ms, "vision": 0.0, "select": 0.0}
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self._stages[stage] += (now - self._last) * 1000
+        self._last = now
+
+    def finish(self, prefill_ms: float, decode_ms: float) -> dict[str, float]:
+        total = self._before + (time.perf_counter() - self._started) * 1000
+        return {**self._stages, "prefill": prefill_ms, "decode": decode_ms, "total": total}
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return how many ids the two have in common from the start."""
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))

@@ -1,0 +1,87 @@
+"""A picture to the vision encoder's uint8 input, bit for bit as ``CLIPImageProcessorPil`` makes it.
+
+Only what happens to 8-bit pixels is done here (pad, resize, centre crop); rescale, mean and std are the first
+nodes of the vision graph.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Preprocessing
+from divprune_edge.runtime.images import MAX_PIXELS
+
+
+def to_pixels(image: Image.Image, facts: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return ``pixels`` uint8 [1, H, W, 3] of an RGB picture.
+
+    Raises:
+        UserError: the picture is so elongated that resizing its short edge would need too much memory.
+    """
+    if facts.pad_to_square:
+        image = _pad_to_square(image, facts.mean)
+    if facts.resize != "none":
+        height, width = _resized(image, facts)
+        _check_pixels(image, (height, width), "resized")
+        image = image.resize((width, height), resample=Image.Resampling(facts.resample))
+    pixels = np.asarray(image)
+    if facts.crop_height is not None and facts.crop_width is not None:
+        pixels = _center_crop(pixels, facts.crop_height, facts.crop_width)
+    return np.ascontiguousarray(pixels)[None]
+
+
+def _check_pixels(image: Image.Image, size: tuple[int, int], verb: str) -> None:
+    height, width = size
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"The picture of {image.width} x {image.height} pixels is too elongated: {verb} it would "
+            f"have {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are allowed; crop it."
+        )
+
+
+def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
+    """Put the picture in the middle of a square of the mean colour (LLaVA's ``expand2square``)."""
+    side = max(image.size)
+    if image.width == image.height:
+        return image
+    _check_pixels(image, (side, side), "padded to a square")
+    square = Image.new(
+        "RGB", (side, side), tuple(int(m * 255) for m in mean)
+    )  # truncated, as in the original
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _resized(image: Image.Image, facts: Preprocessing) -> tuple[int, int]:
+    """Return (height, width) after the resize; the long edge is truncated, not rounded."""
+    if facts.resize == "exact" and facts.resize_height is not None and facts.resize_width is not None:
+        return facts.resize_height, facts.resize_width
+    edge = facts.shortest_edge or min(image.size)
+    width, height = image.size
+    if width <= height:
+        return int(edge * height / width), edge
+    return edge, int(edge * width / height)
+
+
+def _center_crop(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Cut [height, width] out of the middle of pixels [H, W, 3], with black where the picture is smaller.
+
+    The offset of a cut is rounded down, that of a picture on black is rounded up.
+    """
+    top, top_pad = _placement(pixels.shape[0], height)
+    left, left_pad = _placement(pixels.shape[1], width)
+    if not (top_pad or left_pad):
+        return pixels[top : top + height, left : left + width]
+    canvas = np.zeros((height, width, 3), np.uint8)
+    cut = pixels[top : top + height, left : left + width]
+    canvas[top_pad : top_pad + cut.shape[0], left_pad : left_pad + cut.shape[1]] = cut
+    return canvas
+
+
+def _placement(size: int, target: int) -> tuple[int, int]:
+    """Return (first pixel taken, first pixel of the canvas it lands on) along one axis."""
+    start = (size - target) // 2
+    return (start, 0) if start >= 0 else (0, -start)

@@ -1,0 +1,155 @@
+"""Messages to the ids of the token table: chat template, tokenizer, and the picture's place in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.template import ChatTemplate, Message
+from divprune_edge.runtime.tokenizer import PromptTokenizer, stand_in
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance: ``role`` is ``user`` or ``assistant``; ``image`` says that the picture comes with it."""
+
+    role: str
+    text: str
+    image: bool = False
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """Ids of the token table: below V a row of the vocabulary, V + i row i of the visual tokens."""
+
+    ids: tuple[int, ...]
+    visual_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class PromptEncoder:
+    """Turns to :class:`PromptIds` for one bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        prompt = bundle.manifest.prompt
+        language = bundle.manifest.language_model
+        self._image_token = prompt.image_token
+        self._image_id = prompt.image_token_id
+        self._rows = language.embedding_rows
+        self._context = language.context
+        named = {
+            "bos_token": prompt.bos_token,
+            "eos_token": prompt.eos_token,
+            "pad_token": prompt.pad_token,
+            "unk_token": prompt.unk_token,
+            "image_token": prompt.image_token,
+        }
+        source = bundle.file(prompt.chat_template).read_text(encoding="utf-8")
+        self._template = ChatTemplate(
+            source, {name: text for name, text in named.items() if text is not None}
+        )
+        self.tokenizer = PromptTokenizer(bundle.file(prompt.tokenizer), prompt.bos_token)
+        self._parts = self._takes_parts()
+
+    def encode(self, turns: Sequence[Turn], visual_tokens: int) -> PromptIds:
+        """Return the ids of a conversation, ready for the assistant's next answer.
+
+        What the turns say is text: an image placeholder or another special token in it is encoded as the
+        words it is written with.
+
+        Args:
+            turns: the conversation, the last one the user's; exactly one brings the picture.
+            visual_tokens: K, the number of visual tokens that take the placeholder's place.
+
+        Raises:
+            UserError: an empty question, another number of pictures than one, a prompt that leaves no room
+                for an answer, or a tokenizer that does not belong to the model.
+        """
+        if not turns[-1].text.strip():
+            raise UserError("The question is empty: ask something about the picture.")
+        pictures = sum(turn.image for turn in turns)
+        if pictures != 1:
+            raise UserError(f"The conversation has {pictures} pictures, expected exactly one.")
+        if any(self.tokenizer.holds_special(turn.text) for turn in turns):
+            ids = self._encode_plain(turns)
+        else:
+            ids = self.tokenizer.encode(self._render(turns, [turn.text for turn in turns]))
+        return self._with_picture(ids, visual_tokens)
+
+    def _with_picture(self, ids: list[int], visual_tokens: int) -> PromptIds:
+        places = [i for i, token in enumerate(ids) if token == self._image_id]
+        if len(places) != 1:
+            raise UserError(
+                f"The chat template puts {len(places)} image placeholders into the prompt, expected one: "
+                f"export the checkpoint with a template that shows '{self._image_token}' once per picture."
+            )
+        unknown = [token for token in ids if token >= self._rows]
+        if unknown:
+            raise UserError(
+                f"The tokenizer gives id {unknown[0]}, but the language model has {self._rows} rows: the "
+                "tokenizer does not belong to this checkpoint."
+            )
+        visual = range(self._rows, self._rows + visual_tokens)
+        full = (*ids[: places[0]], *visual, *ids[places[0] + 1 :])
+        if len(full) + 1 > self._context:
+            raise UserError(
+                f"The prompt has {len(full)} tokens ({visual_tokens} of them visual), but the model's "
+                f"context holds {self._context} with the answer: ask a shorter question or keep fewer visual tokens."
+            )
+        return PromptIds(full, visual_tokens)
+
+    def _encode_plain(self, turns: Sequence[Turn]) -> list[int]:
+        marks = [stand_in(i) for i in range(len(turns))]
+        template = self._render(turns, marks)
+        if any(template.count(mark) != 1 for mark in marks):
+            raise UserError(
+                "The question holds a special token, and the bundle's chat template rewrites what is said: "
+                "ask without it."
+            )
+        plain = {mark: turn.text for mark, turn in zip(marks, turns, strict=True)}
+        if _fill(template, plain) != self._render(turns, list(plain.values())):
+            plain = {mark: text.strip() for mark, text in plain.items()}  # the template trims what is said
+        return self.tokenizer.encode_with_plain(template, plain)
+
+    def _render(self, turns: Sequence[Turn], texts: Sequence[str], parts: bool | None = None) -> str:
+        form = self._parts if parts is None else parts
+        return self._template.render(
+            [self._message(turn, text, form) for turn, text in zip(turns, texts, strict=True)]
+        )
+
+    def _message(self, turn: Turn, text: str, parts: bool) -> Message:
+        if not parts:
+            return {"role": turn.role, "content": f"{self._image_token}\n{text}" if turn.image else text}
+        picture = [{"type": "image"}] if turn.image else []
+        return {"role": turn.role, "content": [*picture, {"type": "text", "text": text}]}
+
+    def _takes_parts(self) -> bool:
+        """Find out whether the template understands lists of parts, or only plain text.
+
+        Raises:
+            UserError: it understands neither.
+        """
+        turn = Turn("user", stand_in(0), image=True)
+        failure: UserError | None = None
+        for parts in (True, False):
+            try:
+                text = self._render([turn], [turn.text], parts)
+            except UserError as error:
+                failure = failure or error
+                continue
+            if text.count(self._image_token) == 1 and text.count(turn.text) == 1 and "'type':" not in text:
+                return parts
+        raise failure or UserError(
+            f"The bundle's chat template does not show '{self._image_token}' once and the question once: "
+            "export the checkpoint with another template."
+        )
+
+
+def _fill(template: str, plain: dict[str, str]) -> str:
+    for mark, text in plain.items():
+        template = template.replace(mark, text)
+    return template

@@ -1,0 +1,59 @@
+"""The next id from one row of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+
+
+class Sampler:
+    """Greedy at temperature 0, else nucleus sampling with its own random generator.
+
+    Args:
+        temperature: divides the logits; 0 takes the largest (the smallest id of equals, as PyTorch does).
+        top_p: smallest set of most likely ids whose probabilities reach this sum (Holtzman et al. 2020).
+        seed: of the random generator; None takes a fresh one.
+        forbidden: ids that are never sampled.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        forbidden: Sequence[int] = (),
+    ) -> None:
+        self._temperature = temperature
+        self._top_p = top_p
+        self._random = np.random.default_rng(seed) if temperature > 0 else None
+        self._forbidden = np.asarray(forbidden, dtype=np.int64)
+
+    def __call__(self, logits: npt.NDArray[np.float32]) -> int:
+        """Return an id for ``logits`` float32 [vocabulary].
+
+        Raises:
+            UserError: the logits are not numbers (an overflow in half precision).
+        """
+        if self._forbidden.size:
+            logits = logits.copy()
+            logits[self._forbidden] = -np.inf
+        best = int(logits.argmax())
+        if not np.isfinite(logits[best]):
+            raise UserError(
+                "The language model returned logits that are not finite: its half precision overflows on "
+                "this checkpoint, export it with --precision fp32."
+            )
+        return best if self._random is None else self._draw(logits, self._random)
+
+    def _draw(self, logits: npt.NDArray[np.float32], random: np.random.Generator) -> int:
+        scaled = (logits.astype(np.float64) - logits.max()) / self._temperature
+        order = np.argsort(-scaled, kind="stable")
+        probabilities = np.exp(scaled[order])
+        probabilities /= probabilities.sum()
+        before = np.cumsum(probabilities) - probabilities
+        kept = probabilities[before < self._top_p]
+        return int(order[random.choice(kept.size, p=kept / kept.sum())])
