@@ -89,7 +89,9 @@ def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, 
             session.extend(text[:1])
             decoded = time.perf_counter()
             if i:  # the first round warms up
-                times = samples.setdefault(str(keep), {"vision": [], "select": [], "prefill": [], "decode": []})
+                times = samples.setdefault(
+                    str(keep), {"vision": [], "select": [], "prefill": [], "decode": []}
+                )
                 for stage, seconds in (
                     ("vision", vision),
                     ("select", selected - start),
@@ -99,7 +101,8 @@ def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, 
                     times[stage].append(1e3 * seconds)
     pruned, full = str(plan.keep), str(plan.spec.tokens)
     flops = {
-        keep: decoder_flops(plan.spec.decoder, TEXT_TOKENS + int(keep), plan.vocabulary) for keep in (pruned, full)
+        keep: decoder_flops(plan.spec.decoder, TEXT_TOKENS + int(keep), plan.vocabulary)
+        for keep in (pruned, full)
     }
     medians = {keep: {stage: median(ms) for stage, ms in stages.items()} for keep, stages in samples.items()}
     return {
@@ -120,8 +123,14 @@ def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, 
 
 
 def _show(results: dict[str, Any]) -> None:
-    print(f"{results['repeats']} interleaved rounds, {results['threads']} threads, {results['precision']}; ms, median [quartiles]")
-    print(f"{'visual tokens':>14} {'prompt':>7} " + " ".join(f"{s:>24}" for s in ("vision", "select", "prefill", "decode")))
+    print(
+        f"{results['repeats']} interleaved rounds, {results['threads']} threads, {results['precision']}; "
+        "ms, median [quartiles]"
+    )
+    print(
+        f"{'visual tokens':>14} {'prompt':>7} "
+        + " ".join(f"{s:>24}" for s in ("vision", "select", "prefill", "decode"))
+    )
     for keep, stages in results["samples_ms"].items():
         cells = []
         for ms in stages.values():

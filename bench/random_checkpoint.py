@@ -46,7 +46,9 @@ TINY_LM = LM_04B | {
 }
 
 
-def write_random_checkpoint(folder: Path, vision: dict[str, Any], text: dict[str, Any], seed: int = 0) -> Path:
+def write_random_checkpoint(
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], seed: int = 0
+) -> Path:
     """Write a float16 checkpoint of the given sizes, one shard per decoder layer, and return its folder."""
     from safetensors.numpy import save_file
 
@@ -56,14 +58,21 @@ def write_random_checkpoint(folder: Path, vision: dict[str, Any], text: dict[str
     config = {"model_type": "llava", "image_token_index": 3, "vision_config": vision, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config))
     _write_text_files(folder, vision["image_size"])
-    names = WeightNames("vision_tower.vision_model.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head.weight")
+    names = WeightNames(
+        "vision_tower.vision_model.",
+        "multi_modal_projector.",
+        "language_model.model.",
+        "language_model.lm_head.weight",
+    )
     shapes = names.parameters(read_llava(config), text["vocab_size"], text["vocab_size"])
     random = np.random.default_rng(seed)
     weight_map: dict[str, str] = {}
     for shard, part in _shards(shapes):
         save_file({name: _weight(random, name, shape) for name, shape in part.items()}, folder / shard)
         weight_map |= dict.fromkeys(part, shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return folder
 
 
@@ -86,7 +95,9 @@ def _weight(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> n
 def _write_text_files(folder: Path, image_size: int) -> None:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "<image>", *"abcdefghijklmnopqrstuvwxyz"])}
+    words = {
+        word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "<image>", *"abcdefghijklmnopqrstuvwxyz"])
+    }
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<unk>", "<s>", "</s>", "<image>")])

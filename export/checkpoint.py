@@ -41,7 +41,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path, name: str, revision: str | None = None) -> None:
         if not folder.is_dir():
-            raise UserError(f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model.")
+            raise UserError(
+                f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model."
+            )
         self.folder = folder
         self.name = name
         self.revision = revision
@@ -136,7 +138,9 @@ class Checkpoint:
         return [self.folder / shard for shard in shards]
 
     def _refuse_other_formats(self) -> None:
-        pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern))
+        pickles = sorted(
+            path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern)
+        )
         if pickles:
             raise UserError(
                 f"'{self.folder}' has only pickle weights ({pickles[0]}), which can run code when loaded: convert "

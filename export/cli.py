@@ -16,9 +16,12 @@ app = typer.Typer(
 HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
 
 Prune = Annotated[
-    str | None, typer.Option(metavar="RATIO", help="Share of visual tokens to drop, such as 0.9.", show_default="0.9")
+    str | None,
+    typer.Option(metavar="RATIO", help="Share of visual tokens to drop, such as 0.9.", show_default="0.9"),
 ]
-Keep = Annotated[int | None, typer.Option(metavar="K", help="Number of visual tokens to keep, instead of --prune.")]
+Keep = Annotated[
+    int | None, typer.Option(metavar="K", help="Number of visual tokens to keep, instead of --prune.")
+]
 SelectorName = Annotated[str, typer.Option(help="Selection algorithm.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 VerifyFlag = Annotated[
@@ -38,7 +41,8 @@ def llava(
     selector: SelectorName = "divprune",
     precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K"),
     ] = None,
     force: Force = False,
     verify: VerifyFlag = None,

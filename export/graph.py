@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -67,7 +67,9 @@ class GraphBuilder:
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """Add a weight under its own name."""
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+        value = ir.Value(
+            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        )
         self._weights[name] = value
         return value
 
@@ -87,22 +89,20 @@ class GraphBuilder:
         name = self._unique("/".join(["", *self._scopes, "const"]))
         return self.initializer(name, ir.tensor(array, name=name))
 
-    @overload
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value: ...
-    @overload
-    def op(self, op_type: str, *inputs: ir.Value | None, outputs: int, **attributes: Any) -> list[ir.Value]: ...
-    def op(
-        self, op_type: str, *inputs: ir.Value | None, domain: str = "", outputs: int | None = None, **attributes: Any
-    ) -> ir.Value | list[ir.Value]:
-        """Add a node and return its output; with ``outputs=n``, the list of its n outputs."""
+    def op(self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any) -> ir.Value:
+        """Add a node with one output and return that output."""
+        return self.ops(op_type, *inputs, domain=domain, outputs=1, **attributes)[0]
+
+    def ops(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int, domain: str = "", **attributes: Any
+    ) -> list[ir.Value]:
+        """Add a node with several outputs and return them."""
         name = self._unique("/".join(["", *self._scopes, op_type]))
-        node = ir.node(
-            op_type, inputs, attributes=attributes, domain=domain, num_outputs=outputs or 1, name=name
-        )
+        node = ir.node(op_type, inputs, attributes=attributes, domain=domain, num_outputs=outputs, name=name)
         for i, value in enumerate(node.outputs):
             value.name = f"{name}_output_{i}"
         self._nodes.append(node)
-        return list(node.outputs) if outputs else node.outputs[0]
+        return list(node.outputs)
 
     def cast(self, value: ir.Value, dtype: str) -> ir.Value:
         """Convert the element type."""
@@ -123,7 +123,7 @@ class GraphBuilder:
         inner._inputs = [iteration, going, *states]
         following, stacked = body(inner, states)
         inner._outputs = [inner.op("Identity", going), *following, *stacked]
-        results = self.op(
+        results = self.ops(
             "Loop",
             self.constant(trips),
             self.constant(True, "bool"),
@@ -144,7 +144,9 @@ class GraphBuilder:
             opset_imports=opsets,
         )
 
-    def model(self, opset: int, *, functions: Sequence[ir.Function] = (), domains: Sequence[str] = ()) -> ir.Model:
+    def model(
+        self, opset: int, *, functions: Sequence[ir.Function] = (), domains: Sequence[str] = ()
+    ) -> ir.Model:
         """Return the finished model."""
         return ir.Model(
             self.graph({"": opset} | dict.fromkeys(domains, 1)),
@@ -180,4 +182,3 @@ class FunctionBuilder(GraphBuilder):
     def function(self, domain: str, opset: int, attributes: Sequence[ir.Attr] = ()) -> ir.Function:
         """Return the function ``domain::name``."""
         return ir.Function(domain, self.name, graph=self.graph({"": opset}), attributes=attributes)
-

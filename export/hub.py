@@ -23,7 +23,9 @@ def open_checkpoint(model: str) -> Checkpoint:
     if folder.is_dir():
         return Checkpoint(folder, name=folder.resolve().name)
     if folder.exists():
-        raise UserError(f"--model '{model}' is a file: give the folder that holds config.json and the weights.")
+        raise UserError(
+            f"--model '{model}' is a file: give the folder that holds config.json and the weights."
+        )
     if not _HUB_ID.fullmatch(model):
         raise UserError(f"There is no folder '{model}', and it does not look like a hub id (owner/name).")
     path = _download(model)

@@ -16,7 +16,12 @@ from divprune_edge.models.llava import LlavaSpec, WeightNames
 
 
 def build_language_model(
-    spec: LlavaSpec, names: WeightNames, checkpoint: Checkpoint, dialect: Dialect, dtype: str, token_dtype: str
+    spec: LlavaSpec,
+    names: WeightNames,
+    checkpoint: Checkpoint,
+    dialect: Dialect,
+    dtype: str,
+    token_dtype: str,
 ) -> ir.Model:
     """Return the model that serves prefill and decode alike.
 
@@ -81,4 +86,6 @@ def _mlp(g: GraphBuilder, x: ir.Value, spec: DecoderSpec, weights: Weights, name
     """Gated MLP: ``down(act(gate(x)) * up(x))``."""
     with g.scope("mlp"):
         gate = activate(g, linear(g, x, weights, f"{name}.gate_proj"), spec.activation, weights.dtype)
-        return linear(g, g.op("Mul", gate, linear(g, x, weights, f"{name}.up_proj")), weights, f"{name}.down_proj")
+        return linear(
+            g, g.op("Mul", gate, linear(g, x, weights, f"{name}.up_proj")), weights, f"{name}.down_proj"
+        )

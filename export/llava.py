@@ -93,7 +93,7 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
         manifest = Manifest(
             family=FAMILY,
             precision=plan.precision,
-            token_dtype=plan.dtype,  # type: ignore[arg-type]
+            token_dtype=plan.dtype,
             vision_encoder=vision,
             selectors=(selector,),
             default_selector=selector.id,
@@ -149,7 +149,7 @@ def _language(plan: Plan, folder: Path, report: Reporter) -> LanguageInfo:
         layers=decoder.layers,
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,
-        cache_dtype=plan.dtype,  # type: ignore[arg-type]
+        cache_dtype=plan.dtype,
         embedding_rows=plan.embedding_rows,
         vocabulary=plan.vocabulary,
         context=decoder.context,

@@ -19,7 +19,9 @@ _console = Console(highlight=False, soft_wrap=True)
 
 def demo_notice(command: str) -> None:
     """Say that the bundled demo checkpoint is used, and what to type for a real one."""
-    _console.print(f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{command}[/bold]")
+    _console.print(
+        f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{command}[/bold]"
+    )
 
 
 class ConsoleReporter:
@@ -29,7 +31,12 @@ class ConsoleReporter:
     def stage(self, title: str, weights: int = 0) -> Iterator[Count]:
         """See :class:`divprune_edge.export.llava.Reporter`."""
         start = time.perf_counter()
-        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[at]}"))
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[at]}"),
+        )
         shown = _console.is_terminal  # elsewhere a bar is noise; the line below is enough
         with Progress(*columns, console=_console, transient=True, disable=not shown) as bar:
             task = bar.add_task(title, total=weights or None, at="")
@@ -44,7 +51,13 @@ class ConsoleReporter:
 def checks_table(checks: Sequence[Check]) -> Table:
     """Return the verification table: one row per check, with its limit."""
     table = Table(title="Verification against PyTorch", title_justify="left")
-    for column, side in (("stage", "left"), ("check", "left"), ("value", "right"), ("limit", "right"), ("", "left")):
+    for column, side in (
+        ("stage", "left"),
+        ("check", "left"),
+        ("value", "right"),
+        ("limit", "right"),
+        ("", "left"),
+    ):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for check in checks:
         limit = "" if check.limit is None else f"{check.limit:.4g}"
@@ -61,7 +74,9 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
         f"Bundle: [bold]{folder}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
         f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
     )
-    _console.print(f'Ask it: [bold]python -m runtime ask {folder} --image PICTURE "What is in the picture?"[/bold]')
+    _console.print(
+        f'Ask it: [bold]python -m runtime ask {folder} --image PICTURE "What is in the picture?"[/bold]'
+    )
 
 
 def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks: Sequence[Check]) -> None:
@@ -79,5 +94,9 @@ def verified(manifest: Manifest) -> str:
     if result.status == "not verified":
         return f"not verified ({result.reason})"
     layers = result.language_layers
-    depth = "" if layers is None or layers == manifest.language_model.layers else f", {layers} language layers run"
+    depth = (
+        ""
+        if layers is None or layers == manifest.language_model.layers
+        else f", {layers} language layers run"
+    )
     return f"verified against PyTorch ({len(result.checks)} checks{depth})"

@@ -40,7 +40,7 @@ def build_selector(selector: Selector, candidates: int, keep: int, width: int, d
         kept, indices = tokens, _every_index(g, tokens, candidates)
     else:
         functions = [_function(selector, candidates, keep)]
-        kept, indices = g.op(
+        kept, indices = g.ops(
             selector.op_type,
             tokens,
             valid,

@@ -46,7 +46,9 @@ def check_output(output: Path, force: bool) -> None:
         raise UserError(f"'{output}' exists already: choose another --output, or replace it with --force.")
     is_bundle = output.is_dir() and (output / MANIFEST).is_file()
     if not is_bundle and not (output.is_dir() and not any(output.iterdir())):
-        raise UserError(f"'{output}' is not a bundle, so --force will not delete it: choose another --output.")
+        raise UserError(
+            f"'{output}' is not a bundle, so --force will not delete it: choose another --output."
+        )
 
 
 def check_disk(output: Path, weight_bytes: int) -> None:
@@ -79,13 +81,17 @@ def staged(output: Path) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
-        raise UserError(f"'{output}' cannot be written ({error.strerror}): choose another --output.") from error
+        raise UserError(
+            f"'{output}' cannot be written ({error.strerror}): choose another --output."
+        ) from error
     try:
         yield folder
         folder.chmod(0o755)
         _replace(folder, output)
     except OSError as error:
-        raise UserError(f"Writing '{output}' failed ({error.strerror or error}); nothing was left behind.") from error
+        raise UserError(
+            f"Writing '{output}' failed ({error.strerror or error}); nothing was left behind."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -134,7 +140,7 @@ def write_graph(model: ir.Model, folder: Path, file: str, progress: Progress | N
 def _tensor_info(value: ir.Value) -> TensorInfo:
     assert value.name and value.dtype is not None and value.shape is not None
     shape = tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
-    return TensorInfo(name=value.name, dtype=_DTYPE_NAMES[value.dtype], shape=shape)  # type: ignore[arg-type]
+    return TensorInfo(name=value.name, dtype=_DTYPE_NAMES[value.dtype], shape=shape)
 
 
 def file_info(path: Path) -> FileInfo:

@@ -107,7 +107,9 @@ def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> 
     if count(config, "num_channels", 3) != 3:
         raise UserError(f"The vision tower takes {config['num_channels']} channels, supported are 3.")
     if spec.hidden % spec.heads:
-        raise UserError(f"The vision tower's hidden size {spec.hidden} does not divide by {spec.heads} heads.")
+        raise UserError(
+            f"The vision tower's hidden size {spec.hidden} does not divide by {spec.heads} heads."
+        )
     if spec.image_size < spec.patch_size:
         raise UserError(
             f"The vision tower's image size {spec.image_size} is smaller than its patches of {spec.patch_size}."

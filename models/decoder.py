@@ -39,7 +39,10 @@ class DecoderSpec:
         shapes: Shapes = {"embed_tokens.weight": (rows, h), "norm.weight": (h,)}
         for i in range(self.layers):
             layer = f"layers.{i}."
-            shapes |= {f"{layer}input_layernorm.weight": (h,), f"{layer}post_attention_layernorm.weight": (h,)}
+            shapes |= {
+                f"{layer}input_layernorm.weight": (h,),
+                f"{layer}post_attention_layernorm.weight": (h,),
+            }
             for name, out, inner, bias in (
                 ("self_attn.q_proj", q, h, self.qkv_bias),
                 ("self_attn.k_proj", kv, h, self.qkv_bias),
@@ -123,9 +126,7 @@ def _llama_switch(kind: str, config: Config, name: str) -> bool:
 
 def _refuse_sliding_window(kind: str, config: Config, context: int) -> None:
     window: Any = None
-    if kind == "mistral":
-        window = config.get("sliding_window", 4096)
-    elif kind == "qwen2" and setting(config, "use_sliding_window", False, bool):
+    if kind == "mistral" or (kind == "qwen2" and setting(config, "use_sliding_window", False, bool)):
         window = config.get("sliding_window", 4096)
     if window is not None and window < context:
         raise UserError(

@@ -147,10 +147,20 @@ class WeightNames:
 
 
 # The prefixes of the namings in the wild: before and since transformers 4.52, and since 5.0.
-_VISION = ("model.vision_tower.vision_model.", "vision_tower.vision_model.", "model.vision_tower.", "vision_tower.")
+_VISION = (
+    "model.vision_tower.vision_model.",
+    "vision_tower.vision_model.",
+    "model.vision_tower.",
+    "vision_tower.",
+)
 _PROJECTOR = ("model.multi_modal_projector.", "multi_modal_projector.")
 _DECODER = ("model.language_model.", "language_model.model.", "model.language_model.model.")
-_HEAD = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weight", "model.language_model.lm_head.weight")
+_HEAD = (
+    "lm_head.weight",
+    "language_model.lm_head.weight",
+    "model.lm_head.weight",
+    "model.language_model.lm_head.weight",
+)
 
 
 def find_weights(names: Collection[str], tied: bool) -> WeightNames:

@@ -27,7 +27,9 @@ def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing
     config = _find(files)
     kind = setting(config, "image_processor_type", "CLIPImageProcessor", str)
     if kind not in _SUPPORTED + _PADDING:
-        raise UserError(f"The image processor is a '{kind}', supported are {', '.join(_SUPPORTED + _PADDING)}.")
+        raise UserError(
+            f"The image processor is a '{kind}', supported are {', '.join(_SUPPORTED + _PADDING)}."
+        )
     crop = _height_width(config.get("crop_size", 224)) if config.get("do_center_crop", True) else None
     rescaled = bool(config.get("do_rescale", True))
     normalised = bool(config.get("do_normalize", True))
@@ -68,7 +70,9 @@ def _resize(config: Config) -> dict[str, Any]:
         return {"resize": "shortest_edge", "shortest_edge": int(size["shortest_edge"])}
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         return {"resize": "exact", "resize_height": int(size["height"]), "resize_width": int(size["width"])}
-    raise UserError(f"The image processor's size is {size!r}, supported are shortest_edge or height and width.")
+    raise UserError(
+        f"The image processor's size is {size!r}, supported are shortest_edge or height and width."
+    )
 
 
 def _height_width(size: Any) -> tuple[int, int]:

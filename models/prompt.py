@@ -102,7 +102,9 @@ def _special_tokens(files: CheckpointFiles) -> dict[str, str | None]:
     return found
 
 
-def _stop_ids(files: CheckpointFiles, config: Config, ids: dict[str, int], eos: str | None) -> tuple[int, ...]:
+def _stop_ids(
+    files: CheckpointFiles, config: Config, ids: dict[str, int], eos: str | None
+) -> tuple[int, ...]:
     generation = files.json("generation_config.json") or {}
     for source in (generation, config.get("text_config") or {}, config):
         value = source.get("eos_token_id")
@@ -139,4 +141,3 @@ def _default_of(template: Any) -> str | None:
         chosen = template.get("default")
         return chosen if isinstance(chosen, str) else None
     return None
-

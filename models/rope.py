@@ -1,4 +1,4 @@
-"""Rotary position embedding: inverse frequencies (Su et al. 2021) and the two scalings that checkpoints use."""
+"""Rotary position embedding (Su et al. 2021): inverse frequencies and the two scalings in use."""
 
 from __future__ import annotations
 
@@ -30,14 +30,18 @@ class RopeSpec:
     def inverse_frequencies(self, head_dim: int) -> npt.NDArray[np.float32]:
         """Return float32 [head_dim / 2] with ``theta ** (-2 i / head_dim)``, scaled."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        frequencies = (1.0 / np.power(np.float32(self.theta), exponents)).astype(np.float32)
+        frequencies: npt.NDArray[np.float32] = (1.0 / np.power(np.float32(self.theta), exponents)).astype(
+            np.float32
+        )
         if self.kind == "linear":
-            return (frequencies / np.float32(self.factor)).astype(np.float32)
+            frequencies = (frequencies / np.float32(self.factor)).astype(np.float32)
         if self.kind == "llama3":
             return self._llama3(frequencies)
         return frequencies
 
-    def tables(self, head_dim: int, positions: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def tables(
+        self, head_dim: int, positions: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return (cosine, sine), each float32 [positions, head_dim / 2]."""
         angles = np.outer(np.arange(positions, dtype=np.float32), self.inverse_frequencies(head_dim))
         return np.cos(angles), np.sin(angles)
@@ -54,7 +58,8 @@ class RopeSpec:
         between = (1 - share) * frequencies / self.factor + share * frequencies
         scaled = np.where(wavelength > longest, frequencies / self.factor, frequencies)
         band = (wavelength <= longest) & (wavelength >= shortest)
-        return np.where(band, between, scaled).astype(np.float32)
+        result: npt.NDArray[np.float32] = np.where(band, between, scaled).astype(np.float32)
+        return result
 
 
 def read_rope(config: Config, default_theta: float) -> RopeSpec:
@@ -72,7 +77,9 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
     if kind == "default":
         return RopeSpec(float(theta))
     if kind not in ("linear", "llama3"):
-        raise UserError(f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are.")
+        raise UserError(
+            f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are."
+        )
     try:
         if kind == "linear":
             return RopeSpec(float(theta), kind, float(parameters["factor"]))

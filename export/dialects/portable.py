@@ -37,15 +37,13 @@ class Portable:
             allowed = _allowed(g, ids, mask)
         cosine, sine = (
             g.initializer(f"rope.{part}", ir.tensor(table.astype(DTYPES[dtype].numpy()), name=f"rope.{part}"))
-            for part, table in zip(
-                ("cos", "sin"), spec.rope.tables(spec.head_dim, spec.context), strict=True
-            )
+            for part, table in zip(("cos", "sin"), spec.rope.tables(spec.head_dim, spec.context), strict=True)
         )
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             q = g.op("RotaryEmbedding", q, cosine, sine, positions, num_heads=spec.heads)
             k = g.op("RotaryEmbedding", k, cosine, sine, positions, num_heads=spec.kv_heads)
-            y, key, value = g.op(
+            y, key, value = g.ops(
                 "Attention",
                 q,
                 k,

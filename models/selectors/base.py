@@ -25,6 +25,10 @@ class Ops(Protocol):
         """Add a standard operator with one output and return that output."""
         ...
 
+    def ops(self, op_type: str, *inputs: Any, outputs: int, **attributes: Any) -> Sequence[Any]:
+        """Add a standard operator with several outputs and return them."""
+        ...
+
     def constant(self, value: Any, dtype: str = "int64") -> Any:
         """Add a small constant and return it."""
         ...

@@ -34,7 +34,8 @@ def cosine_distances(tokens: Tokens) -> npt.NDArray[np.float32]:
     """
     x = np.asarray(tokens, dtype=np.float32)
     norms = np.maximum(np.sqrt(np.sum(x * x, axis=-1)), np.float32(TINY))
-    return np.float32(1) - (x @ x.T) / norms[:, None] / norms[None, :]
+    distances: npt.NDArray[np.float32] = np.float32(1) - (x @ x.T) / norms[:, None] / norms[None, :]
+    return distances
 
 
 def max_min_picks(distances: npt.NDArray[np.floating[Any]], valid: Valid, keep: int) -> Indices:
@@ -98,7 +99,7 @@ def replay_regret(distances: npt.NDArray[np.floating[Any]], valid: Valid, chosen
 def write_selection(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:
     """Write DivPrune with standard operators: tokens [b, N, D] and valid [b, N] to ascending int64 [b, K]."""
     picks = write_picks(ops, write_distances(ops, tokens), valid, candidates, keep)
-    return ops.op("TopK", picks, ops.constant([keep]), axis=1, largest=0, sorted=1, outputs=2)[0]
+    return ops.ops("TopK", picks, ops.constant([keep]), axis=1, largest=0, sorted=1, outputs=2)[0]
 
 
 def write_picks(ops: Ops, distances: Any, valid: Any, candidates: int, keep: int) -> Any:
@@ -113,7 +114,9 @@ def write_picks(ops: Ops, distances: Any, valid: Any, candidates: int, keep: int
     taken, far = ops.constant(_TAKEN, "float32"), ops.constant(_FAR, "float32")
     rows = ops.constant(np.arange(candidates))
     self_pair = ops.op("Equal", ops.constant(np.arange(candidates)[:, None]), rows)
-    countable = ops.op("Not", ops.op("Or", self_pair, ops.op("Not", ops.op("Unsqueeze", valid, ops.constant([1])))))
+    countable = ops.op(
+        "Not", ops.op("Or", self_pair, ops.op("Not", ops.op("Unsqueeze", valid, ops.constant([1]))))
+    )
     nearest = ops.op("ReduceMin", ops.op("Where", countable, distances, far), ops.constant([2]), keepdims=0)
     value = ops.op("Where", valid, nearest, taken)
     first = ops.op("ArgMax", value, axis=1, keepdims=1)
