@@ -1,0 +1,124 @@
+"""The whole verification of a staged bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.plan import Plan
+from divprune_edge.export.verify.comparison import TOLERANCES
+from divprune_edge.export.verify.graphs import LanguageGraph
+from divprune_edge.export.verify.language import check_language, check_rope
+from divprune_edge.export.verify.oracle import Oracle
+from divprune_edge.export.verify.selection import check_selection, verify_selector
+from divprune_edge.export.verify.structure import check_structure
+from divprune_edge.export.verify.vision import check_vision, sample_pictures
+from divprune_edge.export.verify.weights import GraphFile, check_weights
+from divprune_edge.manifest import Check, Verification
+
+Report = Callable[[str], None]
+
+TRUNCATED_LAYERS = 4
+"""Decoder layers that are run where the whole model does not fit into memory."""
+
+# Two float32 copies of the weights at once: transformers' and ONNX Runtime's.
+_BYTES_PER_PARAMETER = 8
+
+
+def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | None = None) -> Verification:
+    """Compare the graphs in ``folder`` with transformers in float32.
+
+    Args:
+        plan: what was exported.
+        folder: holds ``vision_encoder.onnx``, ``language_model.onnx`` and ``selectors/NAME-K.onnx``.
+        report: told what is being compared.
+        memory: bytes that may be used; None asks the system. Where they do not hold the model in float32
+            twice, a copy with fewer decoder layers is run; weights and wiring are compared in all of them.
+
+    Returns:
+        Every check, passed or not.
+
+    Raises:
+        UserError: there is not even memory for the truncated copy.
+    """
+    tolerance = TOLERANCES[plan.precision]
+    vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
+    layers = affordable_layers(plan, available_memory() if memory is None else memory)
+    checks: list[Check] = check_weights(plan, [vision, language], report)
+    with _runnable(plan, language, layers, report) as run:
+        checks += check_structure(plan, vision, language, run)
+        report("loading the reference")
+        oracle = Oracle(plan.checkpoint.folder, layers)
+        report("visual tokens")
+        height = width = plan.spec.vision.image_size
+        found, tokens = check_vision(vision.path, oracle, sample_pictures(height, width), tolerance)
+        checks += found
+        report("selection")
+        # Found by glob: the file's name is the export's business, that there is one is ours.
+        (selector,) = (folder / "selectors").glob("*.onnx")
+        width = plan.spec.width
+        checks += verify_selector(plan.selector, plan.spec.tokens, plan.keep, width, plan.dtype, selector)
+        found, kept = check_selection(plan.selector, selector, tokens, plan.keep)
+        checks += found
+        checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.dtype))
+        checks += check_language(
+            plan, LanguageGraph(run.path), oracle, kept, tolerance=tolerance, report=report
+        )
+    return Verification(status="verified", language_layers=layers, checks=tuple(checks))
+
+
+def affordable_layers(plan: Plan, memory: int | None) -> int | None:
+    """Return None if the whole model can be run within ``memory`` bytes, else how many decoder layers can.
+
+    Raises:
+        UserError: fewer than two.
+    """
+    depth = plan.spec.decoder.layers
+    if memory is None or _bytes_needed(plan, depth) <= memory:
+        return None
+    layers = next(
+        (n for n in range(min(TRUNCATED_LAYERS, depth - 1), 1, -1) if _bytes_needed(plan, n) <= memory), 0
+    )
+    if not layers:
+        raise UserError(
+            f"Verification needs at least {_bytes_needed(plan, 2) / 2**30:.1f} GiB of free memory, but "
+            f"{memory / 2**30:.1f} GiB are free: free some, or export with --no-verify."
+        )
+    return layers
+
+
+def _bytes_needed(plan: Plan, layers: int) -> int:
+    shapes = plan.names.parameters(plan.spec.truncated(layers), plan.embedding_rows, plan.vocabulary)
+    return _BYTES_PER_PARAMETER * sum(int(np.prod(shape)) for shape in shapes.values())
+
+
+def available_memory() -> int | None:
+    """Return the bytes that the system can give without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+@contextmanager
+def _runnable(plan: Plan, language: GraphFile, layers: int | None, report: Report) -> Iterator[GraphFile]:
+    """Give the language graph itself, or one with only ``layers`` decoder layers in a temporary folder."""
+    if layers is None:
+        yield language
+        return
+    from divprune_edge.export.dialects import Portable
+    from divprune_edge.export.language import build_language_model
+    from divprune_edge.export.writer import write_graph
+
+    with tempfile.TemporaryDirectory(prefix=".truncated.", dir=language.path.parent) as partial:
+        model = build_language_model(
+            plan.spec.truncated(layers), plan.names, plan.checkpoint, Portable(), plan.dtype, plan.dtype
+        )
+        write_graph(model, Path(partial), "truncated.onnx", report)
+        yield GraphFile(Path(partial) / "truncated.onnx")

@@ -1,0 +1,98 @@
+"""The exported graphs, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+_NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def open_graph(model: Path | bytes) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` on the CPU for a file, or for a serialised small model."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # warnings about initialisers are not the reader's business
+    source = str(model) if isinstance(model, Path) else model
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+class LanguageGraph:
+    """A language model graph (dialect ``portable``) and its growing KV cache."""
+
+    def __init__(self, path: Path) -> None:
+        self._session = open_graph(path)
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        self._past = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
+        self._token_dtype = _NUMPY[inputs["visual_tokens"].type]
+
+    def start(self, batch: int) -> dict[str, Array]:
+        """Return the empty cache of ``batch`` sequences."""
+        return {
+            name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _NUMPY[value.type])
+            for name, value in self._past.items()
+        }
+
+    def step(
+        self, ids: Array, visual: Array, mask: Array, positions: Array, cache: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Feed a chunk; return float32 logits [batch, V] of its last column and the grown cache.
+
+        Args:
+            ids: int64 [batch, seq] of the token table.
+            visual: [batch, K, D].
+            mask: bool [batch, past + seq].
+            positions: int64 [batch, seq].
+            cache: what the step before returned.
+        """
+        feed = {
+            "input_ids": ids,
+            "visual_tokens": visual.astype(self._token_dtype, copy=False),
+            "logits_index": np.full(len(ids), ids.shape[1] - 1),
+            "attention_mask": mask,
+            "position_ids": positions,
+            **cache,
+        }
+        results = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
+        logits = results.pop("logits")
+        return logits, {
+            name.replace("present.", "past_key_values."): value for name, value in results.items()
+        }
+
+    def follow(
+        self, ids: Array, visual: Array, mask: Array, forced: Array, cuts: Sequence[int] = ()
+    ) -> Array:
+        """Prefill ``ids``, in one piece or cut before the columns ``cuts``, then feed ``forced`` one by one.
+
+        Args:
+            ids: int64 [batch, length], padded on the left where ``mask`` is False.
+            visual: [batch, K, D].
+            mask: bool [batch, length].
+            forced: int64 [batch, steps].
+            cuts: ascending columns in 1 … length - 1.
+
+        Returns:
+            float32 [batch, steps + 1, V].
+        """
+        batch = len(ids)
+        everything = np.concatenate([ids, forced], axis=1)
+        allowed = np.concatenate([mask, np.ones(forced.shape, bool)], axis=1)
+        positions = np.maximum(np.cumsum(allowed, axis=1) - 1, 0)
+        length, total = ids.shape[1], everything.shape[1]
+        ends = [*cuts, *range(length, total + 1)]
+        logits, cache = [], self.start(batch)
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+            chunk, cache = self.step(
+                everything[:, begin:end], visual, allowed[:, :end], positions[:, begin:end], cache
+            )
+            if end >= length:
+                logits.append(chunk)
+        return np.stack(logits, axis=1)

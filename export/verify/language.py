@@ -1,0 +1,182 @@
+"""The language model's logits against transformers', fed with the same pruned embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.export.plan import Plan
+from divprune_edge.export.verify.comparison import Tolerance, at_most, none_of, relative_error
+from divprune_edge.export.verify.graphs import LanguageGraph
+from divprune_edge.export.verify.oracle import Answer, Oracle
+from divprune_edge.export.verify.weights import GraphFile
+from divprune_edge.manifest import Check
+
+Array = npt.NDArray[Any]
+
+STEPS = 16
+"""Decode steps after the prefill."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt: text ids around the ``visual`` tokens [K, D] of one picture (K = 0: text alone)."""
+
+    name: str
+    before: Array
+    visual: Array
+    after: Array
+
+    def ids(self, rows: int) -> Array:
+        """Return int64 [length] of the token table with ``rows`` vocabulary rows."""
+        return np.concatenate([self.before, rows + np.arange(len(self.visual)), self.after])
+
+    def embeddings(self, oracle: Oracle) -> Array:
+        """Return float32 [length, D]: transformers' own embedding of the text around the visual tokens."""
+        picture = self.visual.astype(np.float32)
+        return np.concatenate([oracle.embed(self.before), picture, oracle.embed(self.after)])
+
+
+def check_language(
+    plan: Plan,
+    graph: LanguageGraph,
+    oracle: Oracle,
+    kept: Array,
+    *,
+    tolerance: Tolerance,
+    report: Callable[[str], None],
+) -> list[Check]:
+    """Compare prefill, decode, chunks and a ragged batch on visual tokens ``kept`` [pictures, K, D]."""
+    rows = plan.embedding_rows
+    cases = sample_prompts(plan, kept)
+    answers, found = [], []
+    for case in cases:
+        report(f"prompt '{case.name}'")
+        answers.append(oracle.answer(case.embeddings(oracle), STEPS))
+        found.append(_follow(graph, case, rows, answers[-1].tokens))
+    prefill = [relative_error(f[0], a.logits[0]) for f, a in zip(found, answers, strict=True)]
+    steps = [
+        _worst([relative_error(f[s], a.logits[s]) for f, a in zip(found, answers, strict=True)])
+        for s in range(1, STEPS + 1)
+    ]
+    report("chunked prefill")
+    ids = cases[0].ids(rows)
+    cuts = sorted({len(cases[0].before) + 1, len(ids) // 2, len(ids) - 1} - {0, len(ids)})
+    chunked = relative_error(_follow(graph, cases[0], rows, answers[0].tokens, cuts), answers[0].logits)
+    report("batch of different lengths")
+    batch = relative_error(*_ragged(graph, cases, rows, answers))
+    each = " ".join(f"{error:.1e}" for error in steps)
+    unit, limit = "relative", tolerance.error
+    names = ", ".join(f"'{case.name}' {error:.1e}" for case, error in zip(cases, prefill, strict=True))
+    return [
+        at_most("language", "prefill", _worst(prefill), limit, unit=unit, detail=names),
+        at_most("language", f"{STEPS} decode steps", _worst(steps), limit, unit=unit, detail=each),
+        at_most(
+            "language", "chunked prefill", chunked, limit, unit=unit, detail=f"cut before columns {cuts}"
+        ),
+        at_most(
+            "language", "ragged batch", batch, limit, unit=unit, detail=f"{len(cases)} prompts, left-padded"
+        ),
+        _greedy(found, answers),
+    ]
+
+
+def check_rope(language: GraphFile, oracle: Oracle, context: int, dtype: str) -> Check:
+    """Compare the graph's rotary tables with transformers' at every position of the context.
+
+    An angle is a float32 product of position and frequency, and frequencies may differ in the last bit: the
+    bound grows with the position. 16-bit tables add their own rounding.
+    """
+    limit = context * 2.0**-22 + (2.0**-11 if dtype == "float16" else 1e-6)
+    errors = []
+    for part, wanted in zip(("cos", "sin"), oracle.rope_tables(context), strict=True):
+        found = language.read(f"rope.{part}").astype(np.float32)
+        same_shape = found.shape == wanted.shape
+        errors.append(float(np.abs(found - wanted).max()) if same_shape else float("inf"))
+    return at_most(
+        "language", "rotary tables", _worst(errors), limit, unit="absolute", detail=f"{context} positions"
+    )
+
+
+def sample_prompts(plan: Plan, kept: Array) -> list[Case]:
+    """Return a question about a picture, one of random tokens, and a text without a picture."""
+    random = np.random.default_rng(5)
+    forbidden = set(plan.prompt.forbidden_ids)
+    usable = np.array([i for i in range(min(plan.embedding_rows, plan.vocabulary)) if i not in forbidden])
+    before, after = (
+        _tokenise(plan, text, usable) for text in ("USER: ", "\nWhat is in the picture? ASSISTANT:")
+    )
+    head, tail = random.choice(usable, 21), random.choice(usable, 16)
+    tail[:2] = usable[0], usable[-1]  # the ends of the table
+    # A context smaller than the budget allows still lets the arithmetic be compared.
+    room = plan.spec.decoder.context - STEPS - max(len(before) + len(after), len(head) + len(tail))
+    kept = kept[:, : max(room, 0)]
+    return [
+        Case("question", before, kept[0], after),
+        Case("random tokens", head, kept[1 % len(kept)], tail),
+        Case("no picture", random.choice(usable, 11), kept[0][:0], random.choice(usable, 1)),
+    ]
+
+
+def _tokenise(plan: Plan, text: str, usable: Array) -> Array:
+    """Return the text's ids; those without an embedding row (none, in a sound checkpoint) are left out."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / "tokenizer.json"))
+    ids = np.array(tokenizer.encode(text, add_special_tokens=True).ids, dtype=np.int64)
+    ids = ids[np.isin(ids, usable)]
+    return ids if len(ids) else usable[:1]
+
+
+def _follow(
+    graph: LanguageGraph, case: Case, rows: int, forced: Array, cuts: list[int] | None = None
+) -> Array:
+    """Return float32 [STEPS + 1, V]; the reference's tokens are fed, whatever the graph would have said."""
+    ids = case.ids(rows)[None]
+    visual = _at_least_one(case.visual)[None]
+    logits: Array = graph.follow(ids, visual, np.ones(ids.shape, bool), forced[None], cuts or [])[0]
+    return logits
+
+
+def _at_least_one(visual: Array) -> Array:
+    """The table's picture half is never empty, even where no id points into it."""
+    return visual if len(visual) else np.zeros((1, visual.shape[1]), visual.dtype)
+
+
+def _ragged(graph: LanguageGraph, cases: list[Case], rows: int, answers: list[Answer]) -> tuple[Array, Array]:
+    """All prompts in one batch, padded on the left: (found, wanted), each [batch, STEPS + 1, V]."""
+    prompts = [case.ids(rows) for case in cases]
+    length, most = max(map(len, prompts)), max(len(_at_least_one(case.visual)) for case in cases)
+    ids = np.stack([np.pad(prompt, (length - len(prompt), 0)) for prompt in prompts])
+    mask = np.stack([np.arange(length) >= length - len(prompt) for prompt in prompts])
+    visual = np.stack([np.pad(case.visual, ((0, most - len(case.visual)), (0, 0))) for case in cases])
+    found = graph.follow(ids, visual, mask, np.stack([answer.tokens for answer in answers]))
+    return found, np.stack([answer.logits for answer in answers])
+
+
+def _greedy(found: list[Array], answers: list[Answer]) -> Check:
+    """Another token counts where the reference's top-2 margin exceeds twice the logits error of that step."""
+    counted, other, total = [], 0, 0
+    for f, answer in zip(found, answers, strict=True):
+        for step, (logits, wanted) in enumerate(zip(f, answer.logits, strict=True)):
+            total += 1
+            if logits.shape == wanted.shape and logits.argmax() == wanted.argmax():
+                continue
+            other += 1
+            runner_up, best = np.partition(wanted, -2)[-2:]
+            error = np.abs(logits - wanted).max() if logits.shape == wanted.shape else float("nan")
+            if not best - runner_up <= 2 * error:
+                counted.append(f"step {step}: {int(logits.argmax())} instead of {int(wanted.argmax())}")
+    check = none_of("language", "greedy tokens", counted, total, "tokens")
+    return (
+        check if counted else check.model_copy(update={"detail": f"{total - other} of {total} are the same"})
+    )
+
+
+def _worst(errors: list[float]) -> float:
+    """The largest error; not-a-number outranks every number, as ``max`` would not have it."""
+    return float(np.max(errors))

@@ -1,0 +1,118 @@
+"""The reference: transformers' own LLaVA in float32, with weights that transformers itself loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy continuation: ``logits`` float32 [steps + 1, V] (prefill first), ``tokens`` int64 [steps]."""
+
+    logits: Array
+    tokens: Array
+
+
+class Oracle:
+    """``LlavaForConditionalGeneration`` in float32 on the CPU, whole or with its first decoder layers only."""
+
+    def __init__(self, folder: Path, layers: int | None = None) -> None:
+        import torch
+        from transformers import AutoConfig, LlavaForConditionalGeneration
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if layers is not None:
+            _truncate(config.text_config, layers)
+        with _quiet():
+            model = LlavaForConditionalGeneration.from_pretrained(
+                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
+        self._torch = torch
+        self._model = model.eval()
+        self._processor = _image_processor(folder)
+
+    def visual_tokens(self, pixels: Array) -> Array:
+        """Return float32 [tiles, N, D] of uint8 [tiles, H, W, 3]; the constants are the checkpoint file's."""
+        images = self._processor(images=list(pixels), return_tensors="pt", input_data_format="channels_last")
+        with self._torch.inference_mode():
+            features = self._model.get_image_features(pixel_values=images["pixel_values"], return_dict=True)
+        return np.stack([image.numpy() for image in features.pooler_output])
+
+    def embed(self, ids: Array) -> Array:
+        """Return float32 [length, D] of vocabulary ids."""
+        with self._torch.inference_mode():
+            rows: Array = self._model.get_input_embeddings()(self._torch.from_numpy(ids)).numpy()
+        return rows
+
+    def answer(self, embeddings: Array, steps: int) -> Answer:
+        """Prefill float32 [length, D], then decode ``steps`` tokens greedily."""
+        torch, logits, tokens = self._torch, [], []
+        with torch.inference_mode():
+            out = self._model(
+                inputs_embeds=torch.from_numpy(embeddings)[None], use_cache=True, logits_to_keep=1
+            )
+            logits.append(out.logits[0, -1].numpy())
+            for _ in range(steps):
+                tokens.append(int(logits[-1].argmax()))
+                out = self._model(
+                    input_ids=torch.tensor([tokens[-1:]]),
+                    past_key_values=out.past_key_values,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                logits.append(out.logits[0, -1].numpy())
+        return Answer(np.stack(logits), np.asarray(tokens, dtype=np.int64))
+
+    def rope_tables(self, positions: int) -> tuple[Array, Array]:
+        """Return (cosine, sine), each float32 [positions, head_dim / 2]."""
+        torch, decoder = self._torch, self._model.get_decoder()
+        with torch.inference_mode():
+            cosine, sine = decoder.rotary_emb(torch.zeros(1), torch.arange(positions)[None])
+        half = cosine.shape[-1] // 2  # transformers repeats the table for the two halves of a head
+        return cosine[0, :, :half].numpy(), sine[0, :, :half].numpy()
+
+
+def _truncate(text_config: Any, layers: int) -> None:
+    text_config.num_hidden_layers = layers
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = text_config.layer_types[:layers]
+
+
+def _image_processor(folder: Path) -> Any:
+    """Return transformers' CLIP processor, less resize and crop, with the checkpoint's own settings."""
+    from transformers import CLIPImageProcessorPil
+
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    chosen = {name: config[name] for name in names if config.get(name) is not None}
+    return CLIPImageProcessorPil(do_resize=False, do_center_crop=False, **chosen)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers: weights of layers that were cut away are no news here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

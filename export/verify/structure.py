@@ -1,0 +1,127 @@
+"""Is each weight used where its name says, and is every layer wired like the one that was run?
+
+A model too big for a float32 run is run with its first layers only. That the rest does the same follows from
+two facts checked here: a node reads the weights of its own module, and decoder layers differ only in names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from divprune_edge.export.plan import Plan
+from divprune_edge.export.verify.comparison import none_of
+from divprune_edge.export.verify.weights import TRANSPOSED, GraphFile
+from divprune_edge.manifest import Check
+
+# Operators that read a parameter of their module's child: learned positions are added, not looked up.
+_IN_PARENT = ("Add", "Expand")
+_LAYER = re.compile(r"^/language_model/layers\.(\d+)/")
+
+
+def check_structure(plan: Plan, vision: GraphFile, language: GraphFile, run: GraphFile) -> list[Check]:
+    """Check both big graphs; ``run`` is the language graph that was run, truncated or the same."""
+    misplaced, readers = [], 0
+    for file in (vision, language):
+        for node, weight in _readers(file):
+            readers += 1
+            if not _belongs(plan, node, weight):
+                misplaced.append(f"node '{node.name}' reads '{weight}'")
+    layers = plan.spec.decoder.layers
+    shapes = [_layer(language, i) for i in range(layers)]
+    unlike = [f"layer {i} is not wired like layer 1" for i in range(2, layers) if shapes[i] != shapes[1]]
+    checks = [
+        none_of("structure", "weights misplaced", misplaced, readers, "uses"),
+        none_of("structure", "layers unlike", unlike, layers, "layers"),
+    ]
+    if run is not language:
+        same = _ends(language, layers) == _ends(run, _depth(run))
+        same = same and shapes[: _depth(run)] == [_layer(run, i) for i in range(_depth(run))]
+        findings = [] if same else ["the graph that was run differs from the exported one in more than depth"]
+        checks.append(none_of("structure", "unlike what was run", findings, layers, "layers"))
+    return checks
+
+
+def _readers(file: GraphFile) -> Iterable[tuple[Any, str]]:
+    weights = set(file.weights())
+    for node in file.graph.node:
+        for name in node.input:
+            if name in weights:
+                yield node, name
+
+
+def _belongs(plan: Plan, node: Any, weight: str) -> bool:
+    """Whether ``/language_model/layers.3/mlp/up_proj/MatMul`` may read ``weight``."""
+    path = ".".join(node.name.split("/")[1:-1])
+    name = weight.removesuffix(TRANSPOSED)
+    if name == plan.names.head and path == "lm_head":
+        return True
+    if name == plan.names.head and not plan.names.tied:
+        return False
+    module = _module(plan, name)
+    return path == module or (node.op_type in _IN_PARENT and path == module.rpartition(".")[0])
+
+
+def _module(plan: Plan, name: str) -> str:
+    """Return the dotted path of the module that owns a weight, with the part's name in the graph in front."""
+    names = plan.names
+    parts = {
+        names.vision: "vision_tower",
+        names.projector: "multi_modal_projector",
+        names.decoder: "language_model",
+    }
+    # The longest prefix is the right one where one is the beginning of another.
+    prefix = max((prefix for prefix in parts if name.startswith(prefix)), key=len, default="")
+    owner = name[len(prefix) :].rpartition(".")[0]
+    return ".".join(part for part in (parts.get(prefix, ""), owner) if part)
+
+
+def _layer(file: GraphFile, index: int) -> list[Any]:
+    """Return the nodes of one decoder layer, with its index and the one before taken out of all names."""
+
+    def canonical(name: str) -> str:
+        name = _indexed(name, index, "this")
+        return _indexed(name, index - 1, "before") if index else name
+
+    nodes = [node for node in file.graph.node if _layer_of(node) == index]
+    return [_described(file, node, canonical) for node in nodes]
+
+
+def _ends(file: GraphFile, layers: int) -> list[Any]:
+    """Return the nodes outside the decoder layers, with the last layer's index taken out."""
+    nodes = [node for node in file.graph.node if _layer_of(node) is None]
+    return [_described(file, node, lambda name: _indexed(name, layers - 1, "last")) for node in nodes]
+
+
+def _depth(file: GraphFile) -> int:
+    return 1 + max((index for node in file.graph.node if (index := _layer_of(node)) is not None), default=-1)
+
+
+def _layer_of(node: Any) -> int | None:
+    found = _LAYER.match(node.name)
+    return int(found.group(1)) if found else None
+
+
+def _indexed(name: str, index: int, word: str) -> str:
+    return re.sub(rf"\b(layers|past_key_values|present)\.{index}(?=[./])", rf"\1.{word}", name)
+
+
+def _described(file: GraphFile, node: Any, canonical: Any) -> tuple[Any, ...]:
+    """Everything about a node that counts; a shared constant is its content, whichever layer named it."""
+
+    def source(name: str) -> Any:
+        tensor = file.initializers.get(name)
+        if tensor is not None and name.startswith("/"):
+            return tensor.data_type, tuple(tensor.dims), file.read(name).tobytes()
+        return canonical(name)
+
+    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+    return (
+        node.domain,
+        node.op_type,
+        canonical(node.name),
+        tuple(source(name) for name in node.input),
+        tuple(canonical(name) for name in node.output),
+        tuple(attributes),
+    )
