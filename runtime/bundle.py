@@ -179,7 +179,8 @@ def _stamp_path(root: Path) -> Path | None:
 
 def _read_stamp(note: Path | None) -> Stamp | None:
     try:
-        return json.loads(note.read_text(encoding="utf-8")) if note is not None else None  # type: ignore[no-any-return]
+        stamp: Stamp | None = json.loads(note.read_text(encoding="utf-8")) if note is not None else None
+        return stamp
     except (OSError, ValueError):
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -23,13 +23,14 @@ HashOption = Annotated[
 
 
 @app.command()
-def ask(  # noqa: PLR0917  a command line has as many options as it has
+def ask(
     bundle: BundleArgument,
     questions: Annotated[
-        Optional[list[str]],  # noqa: UP045  typer reads the annotation at run time on Python 3.10
+        list[str] | None,
         typer.Argument(metavar="QUESTION", help="What to ask; several with --chat."),
     ] = None,
-    image: Annotated[Path, typer.Option(help="The picture.", show_default=False)] = ...,  # type: ignore[assignment]
+    *,
+    image: Annotated[Path, typer.Option(help="The picture.", show_default=False)],
     chat: Annotated[
         bool,
         typer.Option("--chat", help="Several questions about the picture, from arguments or standard input."),
@@ -40,17 +41,17 @@ def ask(  # noqa: PLR0917  a command line has as many options as it has
         bool, typer.Option("--ignore-eos", help="Go on past the end of the answer.")
     ] = False,
     selector: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
     ] = None,
-    keep: Annotated[Optional[int], typer.Option(help="Number of visual tokens to keep.")] = None,  # noqa: UP045
+    keep: Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")] = None,
     backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[Optional[int], typer.Option(help="CPU threads; all cores by default.")] = None,  # noqa: UP045
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
-    seed: Annotated[Optional[int], typer.Option(help="Seed of the sampling.")] = None,  # noqa: UP045
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     stop: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="Text that ends the answer; may be given several times."),
     ] = None,
     verify_hashes: HashOption = "auto",

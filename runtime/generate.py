@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.backends.base import LanguageSession
-from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.prompt import PromptIds
-from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stop import StopStrings
+
+if TYPE_CHECKING:
+    from divprune_edge.runtime.backends.base import LanguageSession
+    from divprune_edge.runtime.detokenize import Detokenizer
+    from divprune_edge.runtime.prompt import PromptIds
+    from divprune_edge.runtime.sampling import Sampler
 
 FinishReason = Literal["stop", "stop_string", "length", "context"]
 """A stop id, a stop string, ``max_tokens``, or the end of the model's context."""
@@ -111,16 +113,16 @@ def generate(
             reason = "stop"
             break
         emit(stops.push(detokenizer.push(token)))
-        if stops.found is not None:
+        if stops.found():
             reason = "stop_string"
             break
         if len(ids) == limit:
             break
         token = sampler(session.extend((token,)))
-    if stops.found is None:
+    if not stops.found():
         emit(stops.push(detokenizer.finish()))
         emit(stops.finish())
-        if stops.found is not None:
+        if stops.found():
             reason = "stop_string"
     done = time.perf_counter()
     return Generation(

@@ -37,7 +37,7 @@ class Answer:
     """What came back, and what it took.
 
     ``token_ids`` are the sampled ids, with the stop id if one ended the answer; ``kept_indices`` int64 [K]
-    are the visual tokens that the language model saw, ascending; ``prompt_tokens`` includes ``visual_tokens``.
+    are the visual tokens that the language model saw, ascending; ``prompt_tokens`` counts them too.
     ``timings_ms`` has ``preprocess`` (picture and prompt), ``vision``, ``select``, ``prefill`` (until the
     first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
     have no ``vision`` and ``select`` to pay for: both are 0.

@@ -98,7 +98,7 @@ class PromptEncoder:
         if len(full) + 1 > self._context:
             raise UserError(
                 f"The prompt has {len(full)} tokens ({visual_tokens} of them visual), but the model's "
-                f"context holds {self._context} with the answer: ask a shorter question or keep fewer visual tokens."
+                f"context holds {self._context} with the answer: ask a shorter question or keep fewer tokens."
             )
         return PromptIds(full, visual_tokens)
 

@@ -11,23 +11,26 @@ class StopStrings:
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
         self._held = ""
-        self.found: str | None = None
-        """The stop string that ended the text."""
+        self._found = False
+
+    def found(self) -> bool:
+        """Return whether a stop string has ended the text."""
+        return self._found
 
     def push(self, text: str) -> str:
         """Return the part of the text so far that is certain to come before any stop string."""
         if not self._strings:
             return text
         self._held += text
-        hits = [(self._held.index(string), string) for string in self._strings if string in self._held]
+        hits = [self._held.index(string) for string in self._strings if string in self._held]
         if hits:
-            cut, self.found = min(hits)
-            return self._release(cut)
+            self._found = True
+            return self._release(min(hits))
         return self._release(len(self._held) - self._overlap())
 
     def finish(self) -> str:
         """Return the text still held back, which no stop string completed."""
-        return "" if self.found is not None else self._release(len(self._held))
+        return "" if self._found else self._release(len(self._held))
 
     def _release(self, count: int) -> str:
         released, self._held = self._held[:count], self._held[count:]
