@@ -34,7 +34,7 @@ MAX_PIXELS = 64_000_000
 # Raster formats only: Pillow hands some others (EPS) to an external interpreter. The second row is tried only
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
-_OTHERS = ("WEBP", "TIFF", "MPO", "JPEG2000", "AVIF", "ICO")
+_OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF", "ICO")
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
@@ -111,7 +111,8 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path, formats=_COMMON)
     except UnidentifiedImageError:
-        return Image.open(path, formats=_OTHERS)
+        Image.init()
+        return Image.open(path, formats=[name for name in _OTHERS if name in Image.OPEN])
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -142,7 +143,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

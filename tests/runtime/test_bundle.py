@@ -1,0 +1,178 @@
+"""Opening a bundle: every file is checked, a stamp saves the second hash, selectors are found by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import MANIFEST
+from divprune_edge.runtime import bundle as module
+from divprune_edge.runtime.bundle import Bundle
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were hashed."""
+    names: list[str] = []
+    real = module._check_hash
+    monkeypatch.setattr(
+        module, "_check_hash", lambda f, g, name, i: (names.append(name), real(f, g, name, i))
+    )
+    return names
+
+
+def flip_byte(file: Path) -> None:
+    """Change one byte in the middle and keep size and modification time."""
+    status = file.stat()
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def edit_manifest(bundle: Path, **fields: object) -> None:
+    path = bundle / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_opens_and_finds_files(demo_bundle: Path) -> None:
+    bundle = Bundle.open(demo_bundle)
+    assert bundle.file(bundle.manifest.vision_encoder.file).is_file()
+
+
+def test_second_open_trusts_the_stamp_and_always_does_not(bundle_copy: Path, hashed: list[str]) -> None:
+    listed = set(Bundle.open(bundle_copy).manifest.files)
+    assert set(hashed) == listed
+    hashed.clear()
+    Bundle.open(bundle_copy)
+    assert hashed == []
+    Bundle.open(bundle_copy, "always")
+    assert set(hashed) == listed
+
+
+def test_touched_file_is_hashed_again(bundle_copy: Path, hashed: list[str]) -> None:
+    Bundle.open(bundle_copy)
+    hashed.clear()
+    os.utime(bundle_copy / "tokenizer.json", ns=(1, 1))
+    Bundle.open(bundle_copy)
+    assert hashed
+
+
+def test_stamp_lies_outside_the_bundle(bundle_copy: Path) -> None:
+    before = sorted(bundle_copy.rglob("*"))
+    Bundle.open(bundle_copy)
+    assert sorted(bundle_copy.rglob("*")) == before
+
+
+def test_unwritable_cache_only_costs_hashes(
+    bundle_copy: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    Bundle.open(bundle_copy)
+    hashed.clear()
+    Bundle.open(bundle_copy)
+    assert hashed
+
+
+@pytest.mark.parametrize("name", ["language_model.data", "selectors/divprune-58.onnx", "chat_template.jinja"])
+def test_changed_byte_is_named(bundle_copy: Path, name: str) -> None:
+    flip_byte(bundle_copy / name)
+    with pytest.raises(UserError, match=f"{name}' was changed after the export"):
+        Bundle.open(bundle_copy)
+
+
+def test_changed_byte_behind_the_stamp_needs_always(bundle_copy: Path) -> None:
+    Bundle.open(bundle_copy)
+    flip_byte(bundle_copy / "language_model.data")
+    Bundle.open(bundle_copy)
+    with pytest.raises(UserError, match="was changed"):
+        Bundle.open(bundle_copy, "always")
+
+
+def test_truncated_and_missing_files_are_named(bundle_copy: Path) -> None:
+    data = bundle_copy / "vision_encoder.data"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"vision_encoder.data' has \d+ bytes, but manifest.json states \d+"):
+        Bundle.open(bundle_copy)
+    data.unlink()
+    with pytest.raises(UserError, match=r"vision_encoder\.data' is missing"):
+        Bundle.open(bundle_copy)
+
+
+def test_link_out_of_the_folder_is_refused(bundle_copy: Path, tmp_path: Path) -> None:
+    real = bundle_copy / "tokenizer.json"
+    outside = tmp_path / "elsewhere.json"
+    real.rename(outside)
+    real.symlink_to(outside)
+    with pytest.raises(UserError, match="leaves the bundle folder"):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("path", ["../tokenizer.json", "/etc/hostname", "a/../../b"])
+def test_path_out_of_the_folder_is_refused(bundle_copy: Path, path: str) -> None:
+    manifest = json.loads((bundle_copy / MANIFEST).read_text())
+    manifest["files"][path] = manifest["files"]["tokenizer.json"]
+    edit_manifest(bundle_copy, files=manifest["files"])
+    with pytest.raises(UserError, match="leaves the bundle folder"):
+        Bundle.open(bundle_copy)
+
+
+def test_newer_schema_and_other_folders_are_refused(bundle_copy: Path, tmp_path: Path) -> None:
+    edit_manifest(bundle_copy, schema_version=99)
+    with pytest.raises(UserError, match="schema version 99"):
+        Bundle.open(bundle_copy)
+    with pytest.raises(UserError, match="is not a bundle"):
+        Bundle.open(tmp_path)
+    with pytest.raises(UserError, match="There is no bundle"):
+        Bundle.open(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "found"),
+    [
+        (None, None, "divprune-58"),
+        (None, 58, "divprune-58"),
+        ("divprune", None, "divprune-58"),
+        ("divprune", 58, "divprune-58"),
+        ("divprune-58", None, "divprune-58"),
+        ("divprune-58", 58, "divprune-58"),
+        ("none", None, None),
+        ("none", 576, None),
+        (None, 576, None),
+        ("divprune", 576, None),
+    ],
+)
+def test_selector_is_found(demo_bundle: Path, name: str | None, keep: int | None, found: str | None) -> None:
+    selector = Bundle.open(demo_bundle).selector(name, keep)
+    assert (selector.id if selector else None) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "message"),
+    [
+        ("divprune", 59, r"no selector 'divprune' keeping 59 tokens.*divprune-58, none.*--keep 59'"),
+        (None, 60, r"--selector divprune --keep 60'"),
+        ("divprun", None, r"did you mean 'divprune'"),
+        ("divprune-58", 57, "keeps 58 tokens, not 57"),
+        ("none", 58, "keeps all 576 tokens, not 58"),
+        (None, 0, "0 visual tokens are to be kept, expected 1 to 576"),
+        (None, 577, "expected 1 to 576"),
+    ],
+)
+def test_unknown_selector_says_what_there_is(
+    demo_bundle: Path, name: str | None, keep: int | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Bundle.open(demo_bundle).selector(name, keep)
+
+
+def test_unpruned_default(bundle_copy: Path) -> None:
+    edit_manifest(bundle_copy, default_selector="none")
+    bundle = Bundle.open(bundle_copy)
+    assert bundle.selector() is None
+    assert bundle.selector("divprune") == bundle.selector(None, 58) == bundle.manifest.selectors[0]
