@@ -18,7 +18,9 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._bytes = {tokenizer.token_to_id(f"<0x{value:02X}>") for value in range(256)} - {None}
+        # Neither bytes nor special tokens, which decoding skips, end a run of bytes.
+        self._silent = {tokenizer.token_to_id(f"<0x{value:02X}>") for value in range(256)}
+        self._silent |= {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._ids: list[int] = []
         self._start = 0  # the window: ids[start:read] are in the text already returned
         self._read = 0
@@ -27,7 +29,7 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """Take one id and return the text that became certain, possibly none."""
         self._ids.append(token)
-        if token in self._bytes:
+        if token in self._silent:
             return ""
         known = self._decode(self._ids[self._start : self._read])
         text = self._decode(self._ids[self._start :])

@@ -1,0 +1,57 @@
+"""Greedy, temperature, nucleus, seeds, and ids that must never come."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.sampling import Sampler
+
+LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+
+
+def draws(count: int = 4000, **options: object) -> np.ndarray:
+    sampler = Sampler(**options)  # type: ignore[arg-type]
+    return np.bincount([sampler(LOGITS) for _ in range(count)], minlength=4) / count
+
+
+def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
+    assert Sampler()(np.array([1, 3, 3, 2], np.float32)) == 1
+
+
+def test_forbidden_ids_are_never_taken_and_logits_stay() -> None:
+    logits = LOGITS.copy()
+    assert Sampler(forbidden=[0, 1])(logits) == 2
+    assert np.array_equal(logits, LOGITS)
+    assert draws(temperature=1.0, seed=1, forbidden=[0])[0] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_follow_the_tempered_softmax(temperature: float) -> None:
+    expected = np.exp(LOGITS / temperature)
+    expected /= expected.sum()
+    assert np.allclose(draws(temperature=temperature, seed=5), expected, atol=0.03)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.4, 1), (0.5, 1), (0.51, 2), (0.81, 3), (1.0, 4)])
+def test_nucleus_is_the_smallest_set_that_reaches_top_p(top_p: float, kept: int) -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float64)).astype(np.float32)[[3, 1, 0, 2]]
+    sampler = Sampler(temperature=1.0, top_p=top_p, seed=2)
+    seen = {sampler(logits) for _ in range(500)}
+    assert seen == set([2, 1, 3, 0][:kept])
+
+
+def test_seed_repeats() -> None:
+    first, second = (Sampler(temperature=1.0, seed=9) for _ in range(2))
+    assert [first(LOGITS) for _ in range(20)] == [second(LOGITS) for _ in range(20)]
+
+
+def test_very_low_temperature_is_greedy() -> None:
+    assert draws(50, temperature=1e-9, seed=0)[0] == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_told(bad: float) -> None:
+    with pytest.raises(UserError, match="not finite"):
+        Sampler()(np.array([1, bad, 0], np.float32))
