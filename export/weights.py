@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.graph import DTYPES, GraphBuilder
-from divprune_edge.export.precision import cast_weight
+from divprune_edge.export.precision import cast_weight, transpose
 
 TRANSPOSED = ".T"
 """Suffix of an initializer that holds a linear layer's weight transposed, [in, out]."""
@@ -37,12 +37,12 @@ class Weights:
 
     def plain(self, g: GraphBuilder, name: str) -> ir.Value:
         """Add the weight as it is stored, cast to the graph's type."""
-        return self._add(g, self._prefix + name, self.shape(name), lambda weight: weight)
+        return self._add(g, self._prefix + name, self.shape(name), np.ascontiguousarray)
 
     def transposed(self, g: GraphBuilder, name: str) -> ir.Value:
         """Add a linear layer's weight [out, in] as [in, out], the layout that MatMul reads."""
         out, inner = self.shape(name)
-        return self._add(g, self._prefix + name, (inner, out), lambda weight: weight.T, suffix=TRANSPOSED)
+        return self._add(g, self._prefix + name, (inner, out), transpose, suffix=TRANSPOSED)
 
     def _add(
         self,
@@ -58,7 +58,7 @@ class Weights:
             return known
 
         def load() -> ir.TensorProtocol:
-            return ir.Tensor(cast_weight(name, arrange(self._checkpoint.read(name)), self.dtype), name=key)
+            return ir.Tensor(arrange(cast_weight(name, self._checkpoint.read(name), self.dtype)), name=key)
 
         if int(np.prod(shape)) <= _INLINE:
             return g.initializer(key, load())
