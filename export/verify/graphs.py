@@ -20,6 +20,7 @@ def open_graph(model: Path | bytes) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3  # warnings about initialisers are not the reader's business
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch has threads, too
     source = str(model) if isinstance(model, Path) else model
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

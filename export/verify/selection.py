@@ -30,7 +30,7 @@ REGRET = 1e-4
 _CASES = 8
 
 
-def verify_selector(  # noqa: PLR0917 - one graph, described
+def verify_selector(
     selector: Selector, candidates: int, keep: int, width: int, dtype: str, onnx_path: Path
 ) -> tuple[Check, ...]:
     """Check one selector graph on synthetic tokens.

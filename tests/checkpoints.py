@@ -1,0 +1,315 @@
+"""Small random LLaVA checkpoints in the Hugging Face layout, with odd dimensions and in every spelling found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+IMAGE_TOKEN = "<image>"
+SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN)
+_TEXT = (
+    "user assistant : what is in the picture ? a an how many red green blue circle square star left right of "
+    "above below one two three yes no there are do you see count colour shape and or not with which number read "
+    "big small far near top bottom middle , ."
+)
+WORDS = tuple(_TEXT.split())
+IMAGE_TOKEN_ID = SPECIAL.index(IMAGE_TOKEN)
+
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "image_size": 35,
+    "patch_size": 7,
+    "projection_dim": 24,
+}
+"""5 x 5 patches."""
+
+TEXT = {
+    "hidden_size": 40,
+    "intermediate_size": 56,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": len(SPECIAL) + len(WORDS),
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+    "tie_word_embeddings": False,
+}
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | upper }}: "
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
+    # transformers 5 in memory
+    "model.vision_tower": (),
+    # transformers 4.52 and later
+    "model.vision_tower.vision_model": (("model.vision_tower.", "model.vision_tower.vision_model."),),
+    # the first converted checkpoints, such as llava-1.5-7b-hf
+    "vision_tower.vision_model": (
+        ("model.vision_tower.", "vision_tower.vision_model."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+    "vision_tower": (
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+}
+"""Spelling of the weight names, called after its vision tower -> prefixes to replace."""
+
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "grouped queries": {"text": {"num_key_value_heads": 2}},
+    "one key-value head": {"text": {"num_key_value_heads": 1}},
+    "tied embeddings": {"text": {"tie_word_embeddings": True}, "tied": True},
+    "explicit head_dim": {"text": {"head_dim": 16}},
+    "attention and mlp bias": {"text": {"attention_bias": True, "mlp_bias": True}},
+    "mistral": {"kind": "mistral", "text": {"num_key_value_heads": 2, "sliding_window": None}},
+    "qwen2": {"kind": "qwen2", "text": {"num_key_value_heads": 2}},
+    "qwen2 tied": {"kind": "qwen2", "text": {"tie_word_embeddings": True}, "tied": True},
+    "linear rope": {
+        "text": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}
+    },
+    "llama3 rope": {
+        "text": {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        }
+    },
+    "old rope spelling": {
+        "old_rope": {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    },
+    "last layer, full strategy": {
+        "llava": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+    },
+    "feature layer counted from the front": {"llava": {"vision_feature_layer": 1}},
+    "two feature layers": {"llava": {"vision_feature_layer": [-3, -1]}},
+    "two feature layers, full strategy": {
+        "llava": {"vision_feature_layer": [1, -2], "vision_feature_select_strategy": "full"}
+    },
+    "projector without bias": {"llava": {"multimodal_projector_bias": False}},
+    "other activations": {
+        "vision": {"hidden_act": "gelu"},
+        "text": {"hidden_act": "gelu_pytorch_tanh"},
+        "llava": {"projector_hidden_act": "relu"},
+    },
+    "picture not a multiple of the patch": {"vision": {"image_size": 38}},
+    "one layer": {"text": {"num_hidden_layers": 1}},
+    "shards": {"shards": 4},
+    "float16 weights": {"dtype": "float16"},
+    "bfloat16 weights": {"dtype": "bfloat16"},
+    "padded vocabulary": {"text": {"vocab_size": TEXT["vocab_size"] + 13}},
+    "names of transformers 4.52": {"naming": "model.vision_tower.vision_model"},
+    "names of the first conversions": {"naming": "vision_tower.vision_model"},
+    "names without vision_model": {"naming": "vision_tower"},
+    "nested image processor": {"processor_in": "processor_config.json"},
+    "other image constants": {
+        "processor": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "rescale_factor": 0.005}
+    },
+}
+"""Name -> arguments of :func:`make_checkpoint`. Each exports and answers as transformers does."""
+
+
+def make_checkpoint(
+    folder: Path,
+    *,
+    kind: str = "llama",
+    text: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    llava: Mapping[str, Any] | None = None,
+    processor: Mapping[str, Any] | None = None,
+    old_rope: Mapping[str, Any] | None = None,
+    tied: bool = False,
+    dtype: str = "float32",
+    naming: str = "model.vision_tower",
+    shards: int = 1,
+    template: str | None = TEMPLATE,
+    template_in: str = "chat_template.jinja",
+    processor_in: str = "preprocessor_config.json",
+    add_bos: bool = True,
+    seed: int = 0,
+) -> Path:
+    """Write a LLaVA checkpoint made by transformers' own classes and return its folder.
+
+    Args:
+        folder: created if needed.
+        kind: ``model_type`` of the language model.
+        text: overrides of :data:`TEXT`.
+        vision: overrides of :data:`VISION`.
+        llava: further fields of ``LlavaConfig``.
+        processor: overrides of the image processor's settings.
+        old_rope: fields that replace ``rope_parameters`` in the written ``config.json``.
+        tied: whether the whole config, too, says that the head is tied to the embedding.
+        dtype: torch type of the stored weights.
+        naming: a key of :data:`PREFIXES`.
+        shards: number of weight files; more than one gets an index.
+        template: chat template, or None for none.
+        template_in: file that holds it.
+        processor_in: file that holds the image processor's settings.
+        add_bos: whether the tokenizer puts BOS in front.
+        seed: of the weights.
+    """
+    import torch
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {**TEXT, **(text or {})}
+    if old_rope:
+        scaling = old_rope["rope_scaling"]
+        options["rope_parameters"] = {
+            "rope_type": scaling["type"],
+            "rope_theta": old_rope["rope_theta"],
+            "factor": scaling["factor"],
+        }
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**{**VISION, **(vision or {})}),
+        text_config=CONFIG_MAPPING[kind](**options),
+        image_token_id=IMAGE_TOKEN_ID,
+        tie_word_embeddings=tied,
+        **(llava or {}),
+    )
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration(config)
+    _randomise(model)
+    _save_weights(folder, model, naming, getattr(torch, dtype), shards)
+    config.save_pretrained(folder)
+    edit_json(folder / "config.json", lambda data: _finish_config(data, dtype, old_rope))
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3})
+    _save_tokenizer(folder, add_bos)
+    _save_template(folder, template, template_in)
+    _save_processor(folder, processor_in, config.vision_config.image_size, processor or {})
+    return folder
+
+
+def edit_json(path: Path, edit: Any) -> None:
+    """Let ``edit`` change the JSON object of a file in place."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    edit(data)
+    write_json(path, data)
+
+
+def write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def _randomise(model: Any) -> None:
+    """Draw weights so that every one of them moves the output: norms near one, matrices of unit gain."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "layrnorm" in name:
+                torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
+            elif "embed" in name or "lm_head" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+            elif parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=1.2 * parameter.shape[1] ** -0.5)
+            else:
+                torch.nn.init.normal_(parameter, std=0.3)
+
+
+def _save_weights(folder: Path, model: Any, naming: str, dtype: Any, shards: int) -> None:
+    from safetensors.torch import save_file
+
+    state = {name: weight.to(dtype).contiguous() for name, weight in model.state_dict().items()}
+    if model.config.tie_word_embeddings or model.config.text_config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    for old, new in PREFIXES[naming]:
+        state = {new + name[len(old) :] if name.startswith(old) else name: w for name, w in state.items()}
+    metadata = {"format": "pt"}
+    if shards == 1:
+        save_file(
+            {name: weight.clone() for name, weight in state.items()}, folder / "model.safetensors", metadata
+        )
+        return
+    names = list(state)
+    weight_map = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05}-of-{shards:05}.safetensors"
+        part = names[i::shards]
+        save_file({name: state[name].clone() for name in part}, folder / file, metadata)
+        weight_map |= dict.fromkeys(part, file)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+
+
+def _finish_config(data: dict[str, Any], dtype: str, old_rope: Mapping[str, Any] | None) -> None:
+    data["dtype"] = data["text_config"]["dtype"] = data["vision_config"]["dtype"] = dtype
+    data["architectures"] = ["LlavaForConditionalGeneration"]
+    if old_rope:
+        del data["text_config"]["rope_parameters"]
+        data["text_config"] |= old_rope
+
+
+def _save_tokenizer(folder: Path, add_bos: bool) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import WordLevel
+
+    tokenizer = Tokenizer(
+        WordLevel({token: i for i, token in enumerate([*SPECIAL, *WORDS])}, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
+    if add_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+        )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    write_json(folder / "special_tokens_map.json", special)
+
+
+def _save_template(folder: Path, template: str | None, place: str) -> None:
+    if template is None:
+        return
+    if place.endswith(".jinja"):
+        (folder / place).write_text(template, encoding="utf-8")
+        return
+    path = folder / place
+    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**data, "chat_template": template})
+
+
+def _save_processor(folder: Path, place: str, size: int, overrides: Mapping[str, Any]) -> None:
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        **overrides,
+    }
+    if place == "preprocessor_config.json":
+        write_json(folder / place, settings)
+        return
+    path = folder / place
+    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**data, "processor_class": "LlavaProcessor", "image_processor": settings})
