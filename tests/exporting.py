@@ -1,0 +1,151 @@
+"""What the tests of the export share: an export in one call, and the bundle's graphs run by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.export.llava import export_llava
+from divprune_edge.export.plan import Plan, plan_llava
+from divprune_edge.manifest import Manifest, Verification
+
+
+class Silent:
+    """A reporter that shows nothing; ``on_weight`` is called with the name of every weight."""
+
+    def __init__(self, on_weight: Callable[[str], None] = lambda name: None) -> None:
+        self._on_weight = on_weight
+
+    @contextmanager
+    def stage(self, title: str, weights: int = 0) -> Iterator[Callable[[str], None]]:
+        yield self._on_weight
+
+
+def unverified(plan: Plan, folder: Path) -> Verification:
+    return Verification(status="not verified", reason="a test")
+
+
+def plan_of(folder: Path, keep: int | None = 9, **options: Any) -> Plan:
+    """Return the plan of a checkpoint folder."""
+    checkpoint = Checkpoint(folder, folder.name)
+    asked = {"selector": "divprune", "prune": None, "precision": "fp32", **options}
+    return plan_llava(checkpoint, keep=keep, **asked)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported bundle and what it was made from."""
+
+    plan: Plan
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def rows(self) -> int:
+        """V of the token table."""
+        return self.manifest.language_model.embedding_rows
+
+    def session(self, file: str) -> Any:
+        return open_session(self.folder / file)
+
+
+def export(plan: Plan, folder: Path) -> Bundle:
+    """Export without verification."""
+    return Bundle(plan, folder, export_llava(plan, folder, force=False, verify=unverified, report=Silent()))
+
+
+def open_session(source: Path | bytes) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    model = str(source) if isinstance(source, Path) else source
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+class Language:
+    """The language model of a bundle, fed by hand."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.info = bundle.manifest.language_model
+        self.session = bundle.session(self.info.file)
+        self.dtype = np.dtype(self.info.cache_dtype)
+        self.token_dtype = np.dtype(bundle.manifest.token_dtype)
+
+    def empty(self, batch: int = 1) -> list[Any]:
+        shape = (batch, self.info.kv_heads, 0, self.info.head_dim)
+        return [np.zeros(shape, self.dtype) for _ in range(2 * self.info.layers)]
+
+    def step(
+        self,
+        ids: Any,
+        visual: Any,
+        cache: list[Any],
+        *,
+        mask: Any = None,
+        positions: Any = None,
+        index: Any = None,
+    ) -> tuple[Any, list[Any]]:
+        """Feed ids [batch, seq]; return logits [batch, V] and the cache. Defaults are those of one sequence."""
+        ids = np.asarray(ids, dtype=np.int64)
+        batch, seq = ids.shape
+        past = cache[0].shape[2]
+        feed = {
+            "input_ids": ids,
+            "visual_tokens": np.asarray(visual, self.token_dtype),
+            "logits_index": np.full(batch, seq - 1) if index is None else np.asarray(index, dtype=np.int64),
+            "attention_mask": np.ones((batch, past + seq), bool) if mask is None else mask,
+            "position_ids": np.tile(np.arange(past, past + seq), (batch, 1))
+            if positions is None
+            else positions,
+        }
+        parts = [f"{i}.{part}" for i in range(self.info.layers) for part in ("key", "value")]
+        feed |= {f"past_key_values.{part}": value for part, value in zip(parts, cache, strict=True)}
+        logits, *cache = self.session.run(["logits", *(f"present.{part}" for part in parts)], feed)
+        return logits, cache
+
+    def chunks(self, ids: Sequence[int], visual: Any, cuts: Sequence[int]) -> tuple[Any, list[Any]]:
+        """Prefill one sequence cut before the columns ``cuts``."""
+        cache = self.empty()
+        for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+            logits, cache = self.step([ids[begin:end]], visual, cache)
+        return logits, cache
+
+    def greedy(self, ids: Sequence[int], visual: Any, steps: int) -> tuple[list[int], Any]:
+        """Return the greedy tokens and the logits [steps, V] that chose them."""
+        logits, cache = self.chunks(ids, visual, [])
+        tokens, history = [], []
+        for _ in range(steps):
+            history.append(logits[0])
+            tokens.append(int(logits[0].argmax()))
+            logits, cache = self.step([tokens[-1:]], visual, cache)
+        return tokens, np.stack(history)
+
+
+def pictures(bundle: Bundle, count: int = 1, seed: int = 3) -> Any:
+    """Return random uint8 [count, H, W, 3]."""
+    size = bundle.manifest.vision_encoder.image_height
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def see(bundle: Bundle, pixels: Any) -> Any:
+    """Return the visual tokens [count, N, D]."""
+    return bundle.session(bundle.manifest.vision_encoder.file).run(None, {"pixels": pixels})[0]
+
+
+def select(bundle: Bundle, tokens: Any) -> tuple[Any, Any]:
+    """Return (kept tokens, kept indices) of the bundle's first selector."""
+    feed = {"visual_tokens": tokens, "valid": np.ones(tokens.shape[:2], bool)}
+    kept, indices = bundle.session(bundle.manifest.selectors[0].file).run(None, feed)
+    return kept, indices
+
+
+def close(found: Any, wanted: Any, tolerance: float = 1e-4) -> bool:
+    """Whether ``max|difference| <= tolerance * max(1, max|wanted|)``."""
+    return bool(np.abs(found - wanted).max() <= tolerance * max(1.0, float(np.abs(wanted).max())))
