@@ -105,15 +105,16 @@ class PromptEncoder:
     def _encode_plain(self, turns: Sequence[Turn]) -> list[int]:
         marks = [stand_in(i) for i in range(len(turns))]
         template = self._render(turns, marks)
-        if any(template.count(mark) != 1 for mark in marks):
-            raise UserError(
-                "The question holds a special token, and the bundle's chat template rewrites what is said: "
-                "ask without it."
-            )
-        plain = {mark: turn.text for mark, turn in zip(marks, turns, strict=True)}
-        if _fill(template, plain) != self._render(turns, list(plain.values())):
-            plain = {mark: text.strip() for mark, text in plain.items()}  # the template trims what is said
-        return self.tokenizer.encode_with_plain(template, plain)
+        said = [turn.text for turn in turns]
+        rendered = self._render(turns, said)
+        for texts in (said, [text.strip() for text in said]):  # templates may trim what is said
+            plain = dict(zip(marks, texts, strict=True))
+            if _fill(template, plain) == rendered:
+                return self.tokenizer.encode_with_plain(template, plain)
+        raise UserError(
+            "The question holds a special token, and the bundle's chat template rewrites what is said: "
+            "ask without it."
+        )
 
     def _render(self, turns: Sequence[Turn], texts: Sequence[str], parts: bool | None = None) -> str:
         form = self._parts if parts is None else parts

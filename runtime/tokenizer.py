@@ -55,7 +55,7 @@ class PromptTokenizer:
             text: with a stand-in (:func:`stand_in`) in the place of each plain part.
             plain: stand-in to plain part.
         """
-        names = {token: f"{_MARK}t{i}{_MARK}" for i, token in enumerate(self._added)}
+        names = {token: f"{_MARK}{_MARK}{i}{_MARK}" for i, token in enumerate(self._added)}
         pattern = "|".join(re.escape(token) for token in sorted(names, key=len, reverse=True))
         renamed = re.sub(pattern, lambda match: names[match[0]], text) if names else text
         for mark, part in plain.items():
@@ -68,7 +68,7 @@ class PromptTokenizer:
 
 def stand_in(index: int) -> str:
     """Return a text to put in the place of a plain part while a template is rendered."""
-    return f"{_MARK}p{index}{_MARK}"
+    return f"{_MARK}{index}{_MARK}"
 
 
 def _renamed(source: str, names: dict[str, str]) -> Tokenizer:

@@ -1,0 +1,140 @@
+"""The ONNX Runtime backend: chunks, truncation, selection, and no silent fallback."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.selectors import find_selector
+from divprune_edge.runtime.backends import Backend, open_backend
+from divprune_edge.runtime.backends import onnxruntime as module
+from divprune_edge.runtime.bundle import Bundle
+
+TEXT = [1, 7, 8, 30]
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_bundle: Path) -> Bundle:
+    return Bundle.open(demo_bundle)
+
+
+@pytest.fixture(scope="module")
+def backend(bundle: Bundle) -> Backend:
+    return open_backend(bundle, "cpu", threads=2)
+
+
+@pytest.fixture(scope="module")
+def pixels(bundle: Bundle) -> np.ndarray:
+    vision = bundle.manifest.vision_encoder
+    shape = (1, vision.image_height, vision.image_width, 3)
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+def prompt(bundle: Bundle, visual: int) -> list[int]:
+    rows = bundle.manifest.language_model.embedding_rows
+    return [*TEXT, *range(rows, rows + visual), *TEXT[1:]]
+
+
+def test_selection_equals_the_reference(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
+    tokens = backend.encode(pixels)
+    selector = bundle.manifest.selectors[0]
+    valid = np.ones((1, selector.candidates), np.bool_)
+    valid[0, 100:200] = False
+    kept, indices = backend.select(tokens, selector, valid)
+    rows = tokens.numpy()[0]
+    expected = find_selector(selector.name).reference(rows, valid[0], selector.keep)
+    # The distance matrix is computed by other code: a near-tie may fall either way.
+    assert len(set(indices[0]) & set(expected)) >= selector.keep - 2
+    assert not ((indices >= 100) & (indices < 200)).any()
+    assert np.array_equal(kept.numpy()[0], rows[indices[0]])
+    assert np.all(np.diff(indices[0]) > 0)
+
+
+def test_no_selector_keeps_everything(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
+    tokens = backend.encode(pixels)
+    kept, indices = backend.select(tokens, None, np.ones((1, 576), np.bool_))
+    assert kept is tokens
+    assert np.array_equal(indices, np.arange(576)[None])
+
+
+def test_too_few_valid_rows_are_refused(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
+    valid = np.zeros((1, 576), np.bool_)
+    valid[0, :57] = True
+    with pytest.raises(UserError, match="keeps 58 tokens, but the picture has only 57"):
+        backend.select(backend.encode(pixels), bundle.manifest.selectors[0], valid)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 7, 64])
+def test_chunked_prefill_is_the_same(
+    backend: Backend, bundle: Bundle, pixels: np.ndarray, chunk: int
+) -> None:
+    visual = backend.encode(pixels)
+    ids = prompt(bundle, 40)
+    whole, pieces = backend.language(visual), backend.language(visual)
+    expected = whole.extend(ids).copy()
+    assert np.allclose(pieces.extend(ids, chunk), expected, atol=1e-4)
+    assert pieces.length == whole.length == len(ids)
+    assert np.allclose(pieces.extend([5]), whole.extend([5]), atol=1e-4)
+
+
+def test_truncated_cache_goes_on_as_if_nothing_had_followed(
+    backend: Backend, bundle: Bundle, pixels: np.ndarray
+) -> None:
+    visual = backend.encode(pixels)
+    ids = prompt(bundle, 20)
+    session, fresh = backend.language(visual), backend.language(visual)
+    session.extend([*ids, 9, 9, 9])
+    session.truncate(len(ids) - 2)
+    assert session.length == len(ids) - 2
+    session.truncate(len(ids))
+    assert session.length == len(ids) - 2
+    assert np.allclose(session.extend(ids[-2:]), fresh.extend(ids), atol=1e-4)
+
+
+def test_sequences_do_not_share_a_cache(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
+    visual = backend.encode(pixels)
+    first, second = backend.language(visual), backend.language(visual)
+    expected = first.extend(TEXT).copy()
+    first.extend([9, 9])
+    assert np.array_equal(second.extend(TEXT), expected)
+
+
+def test_unknown_backend_and_threads(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"no backend 'cdua' .*did you mean 'cuda'"):
+        open_backend(bundle, "cdua")
+    with pytest.raises(UserError, match="0 threads"):
+        open_backend(bundle, "cpu", threads=0)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is there")
+def test_missing_provider_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match=r"CUDAExecutionProvider was asked for.*divprune-edge\[gpu\]"):
+        open_backend(bundle, "cuda")
+
+
+def test_silent_fallback_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    # onnxruntime-gpu without a working driver: lists CUDA, then opens the session on the CPU and says nothing.
+    cpu_only = types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+    asked: list[object] = []
+
+    def open_session(path: str, options: object, providers: list[object]) -> object:
+        asked.extend(providers)
+        return cpu_only
+
+    monkeypatch.setattr(module.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(module.ort, "InferenceSession", open_session)
+    with pytest.raises(UserError, match="fell back from CUDAExecutionProvider to CPUExecutionProvider"):
+        open_backend(bundle, "cuda").load(None)
+    assert ("CUDAExecutionProvider", {"use_tf32": "0"}) in asked
+
+
+def test_graph_that_cannot_be_loaded_is_one_sentence(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "vision_encoder.onnx").write_bytes(b"not a graph")
+    (tmp_path / "language_model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(UserError, match=r"cannot load '(vision_encoder|language_model).onnx' on cpu"):
+        open_backend(Bundle(tmp_path, bundle.manifest)).load(None)

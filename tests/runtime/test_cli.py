@@ -1,0 +1,261 @@
+"""The command line: what it prints, and one sentence with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTION = "what color is the circle?"
+FIELDS = {
+    "answer",
+    "token_ids",
+    "kept_indices",
+    "prompt_tokens",
+    "visual_tokens",
+    "timings_ms",
+    "finish_reason",
+    "backend",
+}
+
+Run = Callable[..., Any]
+
+
+def test_answer_on_stdout_and_times_on_stderr(command: Run, demo_bundle: Path, picture: Path) -> None:
+    plain = command("ask", demo_bundle, "--image", picture, QUESTION, "--max-tokens", 5)
+    assert plain.code == 0
+    fields = json.loads(
+        command("ask", demo_bundle, "--image", picture, QUESTION, "--max-tokens", 5, "--json").out
+    )
+    assert plain.out == fields["answer"] + "\n"
+    assert "58 visual of" in plain.err
+    assert set(fields) == FIELDS
+
+
+def test_options_reach_the_answer(command: Run, demo_bundle: Path, picture: Path) -> None:
+    def fields(*options: object) -> dict[str, Any]:
+        result = command("ask", demo_bundle, "--image", picture, QUESTION, "--json", *options)
+        assert result.code == 0, result.err
+        return dict(json.loads(result.out))
+
+    assert len(fields("--ignore-eos", "--max-tokens", 7)["token_ids"]) == 7
+    assert fields("--selector", "none", "--max-tokens", 2)["visual_tokens"] == 576
+    assert fields("--keep", 576, "--max-tokens", 2)["visual_tokens"] == 576
+    assert (
+        fields("--selector", "divprune", "--keep", 58, "--threads", 1, "--max-tokens", 2)["visual_tokens"]
+        == 58
+    )
+    sampled = ["--temperature", 9, "--top-p", 0.9, "--ignore-eos", "--max-tokens", 20]
+    assert fields(*sampled, "--seed", 1)["token_ids"] == fields(*sampled, "--seed", 1)["token_ids"]
+    letter = fields("--ignore-eos", "--max-tokens", 20)["answer"].strip()[0]
+    stopped = fields("--ignore-eos", "--max-tokens", 20, "--stop", letter, "--verify-hashes", "always")
+    assert (stopped["finish_reason"], letter in stopped["answer"]) == ("stop_string", False)
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_chat_answers_one_line_per_question(
+    command: Run, demo_bundle: Path, picture: Path, stdin: bool
+) -> None:
+    questions = [QUESTION, "is there a square?", "how many?"]
+    arguments = ["ask", demo_bundle, "--image", picture, "--chat", "--json", "--max-tokens", 4]
+    lines = "\n".join(["", *questions])
+    result = command(*arguments, stdin=lines) if stdin else command(*arguments, *questions)
+    assert result.code == 0, result.err
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert len(answers) == 3
+    assert [a["timings_ms"]["vision"] > 0 for a in answers] == [True, False, False]
+
+
+def test_info(command: Run, demo_bundle: Path) -> None:
+    tables = command("info", demo_bundle)
+    assert tables.code == 0
+    for text in (
+        "divprune-58 (default)",
+        "58 of 576",
+        "10.1%",
+        "portable",
+        "not verified",
+        "pixels",
+        "total size",
+    ):
+        assert text in tables.out
+    facts = json.loads(command("info", demo_bundle, "--json").out)
+    assert facts["total_size"] == sum(
+        file.stat().st_size for file in demo_bundle.rglob("*") if file.is_file()
+    )
+    assert facts["selectors"][0]["keep"] == 58
+
+
+def refused(result: Any, *parts: str) -> None:
+    """One sentence on stderr, nothing on stdout, exit code 2."""
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    for part in parts:
+        assert part in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--max-tokens", -1], ["max_tokens is -1", "at least 1"]),
+        (["--max-tokens", "many"], ["--max-tokens", "integer"]),
+        (["--temperature", -0.5], ["temperature is -0.5"]),
+        (["--top-p", 0], ["top_p is 0"]),
+        (["--top-p", 1.5], ["top_p is 1.5"]),
+        (["--seed", -1], ["seed is -1"]),
+        (["--stop", ""], ["stop string is empty"]),
+        (["--threads", 0], ["0 threads"]),
+        (["--selector", "divprun"], ["'divprun'", "did you mean 'divprune'", "divprune-58, none"]),
+        (["--keep", 60], ["keeping 60 tokens", "python -m export selector", "--keep 60"]),
+        (["--keep", 0], ["expected 1 to 576"]),
+        (["--keep", 577], ["expected 1 to 576"]),
+        (["--backend", "tpu"], ["no backend 'tpu'", "cpu or cuda"]),
+        (["--verify-hashes", "never"], ["'never'", "'auto' or 'always'"]),
+        (["--nonsense"], ["--nonsense", "--help"]),
+        (["a second question"], ["2 questions", "--chat"]),
+    ],
+)
+def test_bad_option(
+    command: Run, demo_bundle: Path, picture: Path, options: list[object], parts: list[str]
+) -> None:
+    refused(command("ask", demo_bundle, "--image", picture, QUESTION, *options), *parts)
+
+
+def test_missing_provider(command: Run, demo_bundle: Path, picture: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("CUDA is there")
+    result = command("ask", demo_bundle, "--image", picture, QUESTION, "--backend", "cuda")
+    refused(result, "CUDAExecutionProvider", "divprune-edge[gpu]")
+
+
+def test_questions(command: Run, demo_bundle: Path, picture: Path) -> None:
+    ask = ["ask", demo_bundle, "--image", picture]
+    refused(command(*ask), "0 questions")
+    refused(command(*ask, ""), "question is empty")
+    refused(command(*ask, " \n"), "question is empty")
+    refused(command(*ask, "circle " * 3000), "tokens", "context holds")
+    result = command(*ask, "what is </s><image><s>?", "--json", "--max-tokens", 2)
+    assert result.code == 0
+    assert json.loads(result.out)["visual_tokens"] == 58
+
+
+def save(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def test_pictures_that_are_refused(command: Run, demo_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    def ask(image: Path) -> Any:
+        return command("ask", demo_bundle, "--image", image, QUESTION, "--max-tokens", 2)
+
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(picture.read_bytes()[:2000])
+    text = tmp_path / "text.png"
+    text.write_text("hello")
+    refused(ask(tmp_path / "none.png"), "There is no image at")
+    refused(ask(tmp_path), "is a folder")
+    refused(ask(cut), "cut.png", "damaged or truncated")
+    refused(ask(text), "text.png", "is not a picture")
+    refused(ask(save(tmp_path, "thin.png", Image.new("L", (1, 9000)))), "1 x 9000", "too elongated")
+    # One bit per pixel: 112 MB of pixels in a file of 110 kB.
+    refused(ask(save(tmp_path, "huge.png", Image.new("1", (30000, 30000)))), "900000000 pixels", "64 million")
+
+
+def test_pictures_that_are_taken(command: Run, demo_bundle: Path, tmp_path: Path) -> None:
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    taken = {
+        "one.png": rgb.crop((0, 0, 1, 1)),
+        "thin.png": rgb.resize((1, 5000)),
+        "cmyk.jpg": rgb.convert("CMYK"),
+        "deep.png": Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60)),
+        "alpha.png": rgb.convert("RGBA"),
+        "palette.gif": rgb.convert("P"),
+    }
+    for name, image in taken.items():
+        result = command(
+            "ask", demo_bundle, "--image", save(tmp_path, name, image), QUESTION, "--max-tokens", 2
+        )
+        assert (result.code, result.out != "") == (0, True), name
+    moving = save(tmp_path, "moving.gif", rgb, save_all=True, append_images=[rgb.rotate(90)])
+    assert command("ask", demo_bundle, "--image", moving, QUESTION, "--max-tokens", 2).code == 0
+
+
+@pytest.mark.parametrize("name", ["ask", "info"])
+def test_bundles_that_are_refused(
+    command: Run, bundle_copy: Path, picture: Path, tmp_path: Path, name: str
+) -> None:
+    def run() -> Any:
+        return command(name, bundle_copy, *(["--image", picture, QUESTION] if name == "ask" else []))
+
+    manifest = bundle_copy / "manifest.json"
+    original = manifest.read_text()
+    manifest.write_text(original.replace('"schema_version": 1', '"schema_version": 2'))
+    refused(run(), "schema version 2")
+    manifest.write_text(original.replace('"tokenizer.json"', '"../tokenizer.json"'))
+    refused(run(), "leaves the bundle folder")
+    manifest.write_text(original[:-40])
+    refused(run(), "cannot be read as JSON")
+    manifest.write_text(original)
+    data = bundle_copy / "language_model.data"
+    bytes_ = bytearray(data.read_bytes())
+    bytes_[1000] ^= 1
+    data.write_bytes(bytes_)
+    refused(run(), "language_model.data", "was changed")
+    data.unlink()
+    refused(run(), "language_model.data", "is missing")
+    shutil.rmtree(bundle_copy)
+    refused(run(), "There is no bundle")
+    bundle_copy.mkdir()
+    refused(run(), "is not a bundle")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert python("-m", "runtime", "ask", "--help").returncode == 0
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+def test_mistake_in_a_real_process() -> None:
+    result = python("-m", "runtime", "ask", "nowhere", "--image", "x.png", "hello")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: There is no bundle at 'nowhere'")
+    assert result.stderr.count("\n") == 1
+
+
+def test_asking_needs_no_framework(demo_bundle: Path, picture: Path) -> None:
+    """An answer comes in three seconds from process start, without torch, transformers or onnx."""
+    blocked = ("torch", "transformers", "onnx", "onnx_ir", "ml_dtypes", "safetensors", "huggingface_hub")
+    code = (
+        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+        "from divprune_edge.runtime.cli import main\nmain()"
+    )
+    started = time.perf_counter()
+    result = python(
+        "-c", code, "ask", str(demo_bundle), "--image", str(picture), QUESTION, "--max-tokens", "8"
+    )
+    assert result.returncode == 0, result.stderr
+    assert time.perf_counter() - started < 3

@@ -1,0 +1,125 @@
+"""The generation loop on a language model that says what it is told to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.detokenize import Detokenizer
+from divprune_edge.runtime.generate import Decoding, Generation, generate
+from divprune_edge.runtime.prompt import PromptIds
+from divprune_edge.runtime.sampling import Sampler
+
+STOP = 2
+
+
+class Script:
+    """A language session that answers with given ids, one per call, and remembers what it was fed."""
+
+    def __init__(self, ids: Sequence[int], length: int = 0) -> None:
+        self._ids = iter(ids)
+        self.length = length
+        self.fed: list[tuple[int, ...]] = []
+
+    def extend(self, ids: Sequence[int], chunk: int | None = None) -> np.ndarray:
+        self.fed.append(tuple(ids))
+        self.length += len(ids)
+        logits = np.zeros(400, np.float32)
+        logits[next(self._ids)] = 1
+        return logits
+
+    def truncate(self, length: int) -> None:
+        self.length = length
+
+
+def run(
+    tokenizer: Tokenizer, session: Script, context: int = 100, **options: object
+) -> tuple[Generation, list[str]]:
+    pieces: list[str] = []
+    result = generate(
+        session,
+        PromptIds((1, 5, 6, 7), 0),
+        Detokenizer(tokenizer),
+        Sampler(),
+        Decoding(**options),  # type: ignore[arg-type]
+        stop_ids=frozenset({STOP}),
+        context=context,
+        on_text=pieces.append,
+    )
+    assert "".join(pieces) == result.text
+    return result, pieces
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def test_stop_id_ends_the_answer_and_is_reported(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "the a")
+    session = Script([*ids, STOP])
+    result, _ = run(tokenizer, session)
+    assert result.token_ids == (*ids, STOP)
+    assert result.text == tokenizer.decode(ids)
+    assert result.finish_reason == "stop"
+    assert session.fed == [(1, 5, 6, 7), *((i,) for i in ids)]
+
+
+def test_only_what_the_cache_lacks_is_fed(tokenizer: Tokenizer) -> None:
+    session = Script([STOP], length=3)
+    run(tokenizer, session)
+    assert session.fed == [(7,)]
+
+
+def test_limits(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "the the the the the the")
+    assert run(tokenizer, Script(ids), max_tokens=3)[0].finish_reason == "length"
+    result, _ = run(tokenizer, Script(ids), context=6)
+    assert (len(result.token_ids), result.finish_reason) == (2, "context")
+    result, _ = run(tokenizer, Script([STOP, STOP, *ids]), max_tokens=5, ignore_eos=True)
+    assert (len(result.token_ids), result.finish_reason) == (5, "length")
+
+
+def test_stop_string_spans_tokens_and_is_not_part_of_the_answer(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "what is in the a")
+    result, pieces = run(tokenizer, Script([*ids, STOP]), stop=("is in",))
+    assert result.text.strip() == "what"
+    assert result.finish_reason == "stop_string"
+    assert len(result.token_ids) < len(ids)
+    assert not any("is" in piece for piece in pieces)
+
+
+def test_text_held_for_a_stop_string_comes_at_the_end(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "what is in")
+    result, _ = run(tokenizer, Script([*ids, STOP]), stop=("in the",))
+    assert result.text == tokenizer.decode(ids)
+    assert result.finish_reason == "stop"
+
+
+def test_unfinished_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "the €")
+    result, _ = run(tokenizer, Script(ids), max_tokens=len(ids) - 1)
+    assert result.text == tokenizer.decode(ids[:-1])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", -3),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 0.0),
+        ("top_p", 1.01),
+        ("seed", -1),
+        ("stop", ("a", "")),
+        ("prefill_chunk", 0),
+    ],
+)
+def test_options_outside_their_range_are_refused(option: str, value: object) -> None:
+    with pytest.raises(UserError, match=rf"(?i){option.replace('stop', 'stop string')}"):
+        Decoding(**{option: value})  # type: ignore[arg-type]

@@ -1,0 +1,159 @@
+"""Turns to ids: one picture, BOS once, special tokens in what is said stay words, the context has an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Manifest
+from divprune_edge.models.demo import __file__ as demo_file
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.prompt import PromptEncoder, Turn
+
+LIST_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {% for p in m.content %}"
+    "{% if p.type == 'image' %}<image>\n{% else %}{{ p.text }}{% endif %}{% endfor %} {% endfor %}user:"
+)
+STRING_TEMPLATE = "{% for m in messages %}{{ m.role + ': ' + m.content }} {% endfor %}user:"
+TRIMMING_TEMPLATE = STRING_TEMPLATE.replace("m.content", "m.content | trim")
+TEMPLATES = {"list": LIST_TEMPLATE, "string": STRING_TEMPLATE, "trimming": TRIMMING_TEMPLATE}
+
+MakeEncoder = Callable[..., PromptEncoder]
+
+
+@pytest.fixture
+def make(demo_bundle: Path, tmp_path: Path, tokenizer: Tokenizer) -> MakeEncoder:
+    """An encoder around a template and one of the tokenizers, with 1000 embedding rows."""
+    manifest: Manifest = Bundle.open(demo_bundle).manifest
+
+    def build(template: str, context: int = 200, rows: int = 1000) -> PromptEncoder:
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        (tmp_path / "chat_template.jinja").write_text(template)
+        prompt = manifest.prompt.model_copy(
+            update={
+                "tokenizer": "tokenizer.json",
+                "chat_template": "chat_template.jinja",
+                "image_token": "<image>",
+                "image_token_id": 3,
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+            }
+        )
+        language = manifest.language_model.model_copy(update={"embedding_rows": rows, "context": context})
+        changed = manifest.model_copy(update={"prompt": prompt, "language_model": language})
+        return PromptEncoder(Bundle(tmp_path, changed))
+
+    return build
+
+
+def ask(text: str) -> list[Turn]:
+    return [Turn("user", text, image=True)]
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+def test_placeholder_becomes_the_rows_of_the_picture(
+    make: MakeEncoder, template: str, tokenizer: Tokenizer
+) -> None:
+    prompt = make(TEMPLATES[template]).encode(ask("what is the a?"), 5)
+    ids = list(prompt.ids)
+    assert prompt.visual_tokens == 5
+    first = ids.index(1000)
+    assert ids[first : first + 5] == [1000, 1001, 1002, 1003, 1004]
+    assert ids[0] == 1
+    assert ids.count(1) == 1
+    text = "<s>user: <image>\nwhat is the a? user:"
+    plain = tokenizer.encode(text, add_special_tokens=False).ids
+    if template == "list":
+        assert [*ids[:first], 3, *ids[first + 5 :]] == plain
+    else:
+        assert [*ids[:first], 3, *ids[first + 5 :]] == tokenizer.encode(text.removeprefix("<s>")).ids
+
+
+@pytest.mark.parametrize("template", list(TEMPLATES))
+@pytest.mark.parametrize("text", ["is <image> in the a?", "</s>", " a <s> the ", "<IMAGE><unk>"])
+def test_special_tokens_in_a_question_are_words(make: MakeEncoder, template: str, text: str) -> None:
+    ids = make(TEMPLATES[template]).encode(ask(text), 4).ids
+    assert sum(i >= 1000 for i in ids) == 4
+    assert ids.count(1) == 1
+    assert 2 not in ids
+    assert 3 not in ids
+
+
+def test_special_tokens_in_an_answer_are_words_too(make: MakeEncoder) -> None:
+    turns = [*ask("what"), Turn("assistant", "the </s> <image>"), Turn("user", "a?")]
+    ids = make(LIST_TEMPLATE).encode(turns, 4).ids
+    assert sum(i >= 1000 for i in ids) == 4
+    assert 2 not in ids
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t"])
+def test_empty_question_is_refused(make: MakeEncoder, text: str) -> None:
+    with pytest.raises(UserError, match="question is empty"):
+        make(LIST_TEMPLATE).encode(ask(text), 4)
+
+
+@pytest.mark.parametrize("pictures", [0, 2])
+def test_other_numbers_of_pictures_are_refused(make: MakeEncoder, pictures: int) -> None:
+    turns = [Turn("user", "a", image=i < pictures) for i in range(2)]
+    with pytest.raises(UserError, match=f"{pictures} pictures, expected exactly one"):
+        make(LIST_TEMPLATE).encode(turns, 4)
+
+
+def test_context_is_told_with_both_numbers(make: MakeEncoder) -> None:
+    length = len(make(LIST_TEMPLATE).encode(ask("the a"), 4))
+    assert len(make(LIST_TEMPLATE, context=length + 1).encode(ask("the a"), 4)) == length
+    with pytest.raises(UserError, match=rf"prompt has {length} tokens \(4 of them visual\).*holds {length} "):
+        make(LIST_TEMPLATE, context=length).encode(ask("the a"), 4)
+
+
+def test_tokenizer_of_another_model_is_refused(make: MakeEncoder) -> None:
+    with pytest.raises(UserError, match=r"tokenizer gives id \d+, but the language model has 4 rows"):
+        make(LIST_TEMPLATE, rows=4).encode(ask("the a"), 4)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "does not show '<image>' once"),
+        ("<image>" + LIST_TEMPLATE, "does not show '<image>' once"),
+        ("{{ raise_exception('never') }}", "never"),
+    ],
+)
+def test_unusable_template_is_refused(make: MakeEncoder, template: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(template)
+
+
+def test_template_that_rewrites_what_is_said_refuses_special_tokens(make: MakeEncoder) -> None:
+    encoder = make(LIST_TEMPLATE.replace("p.text", "p.text | upper"))
+    assert encoder.encode(ask("the a"), 4)
+    with pytest.raises(UserError, match="rewrites what is said"):
+        encoder.encode(ask("the <image>"), 4)
+
+
+def test_equals_transformers_on_the_demo_checkpoint(demo_bundle: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    reference = transformers.AutoTokenizer.from_pretrained(Path(demo_file).parent / "checkpoint")
+    bundle = Bundle.open(demo_bundle)
+    rows = bundle.manifest.language_model.embedding_rows
+    turns = [
+        Turn("user", "what color is the circle?", image=True),
+        Turn("assistant", "blue"),
+        Turn("user", "and the Square ?"),
+    ]
+    messages = [
+        {
+            "role": turn.role,
+            "content": [*([{"type": "image"}] if turn.image else []), {"type": "text", "text": turn.text}],
+        }
+        for turn in turns
+    ]
+    for count in (1, 3):
+        text = reference.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=True)
+        expected = reference(text)["input_ids"]
+        ids = PromptEncoder(bundle).encode(turns[:count], 1).ids
+        assert [bundle.manifest.prompt.image_token_id if i == rows else i for i in ids] == expected
