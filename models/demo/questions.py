@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -43,7 +44,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "How many {things} are in the picture?",
         "Count the {things}.",
     ),
-    "exist": ("Is there a {thing}?", "Do you see a {thing}?", "Can you see a {thing}?", "Is a {thing} in the picture?"),
+    "exist": (
+        "Is there a {thing}?",
+        "Do you see a {thing}?",
+        "Can you see a {thing}?",
+        "Is a {thing} in the picture?",
+    ),
     "where": ("Where is the {a}?", "In which part of the picture is the {a}?", "Where do you see the {a}?"),
     "at": ("What is at the {region}?", "What is in the {region}?", "Which shape is at the {region}?"),
     "bigger": ("Is the {a} bigger than the {b}?", "Is the {a} larger than the {b}?"),
@@ -52,7 +58,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "right": ("Is the {a} right of the {b}?", "Is the {a} to the right of the {b}?"),
     "above": ("Is the {a} above the {b}?",),
     "below": ("Is the {a} below the {b}?", "Is the {a} under the {b}?"),
-    "digits": ("What number is on the sign?", "Which number do you see?", "Read the number.", "What does the sign say?"),
+    "digits": (
+        "What number is on the sign?",
+        "Which number do you see?",
+        "Read the number.",
+        "What does the sign say?",
+    ),
 }
 
 
@@ -78,7 +89,7 @@ class Asker:
 
     def ask(self, scene: Scene, type_: str) -> Question | None:
         """One question of a type, or None if the scene admits none (or only overrepresented answers)."""
-        options = list(CANDIDATES[type_](scene))
+        options = candidates(scene, type_)
         if not options:
             return None
         forms = sorted({form for form, _, _ in options})
@@ -151,6 +162,7 @@ def _shapes(scene: Scene) -> Iterator[Candidate]:
 
 
 def plural(shape: str) -> str:
+    """'crosses', 'circles', …"""
     return "crosses" if shape == "cross" else shape + "s"
 
 
@@ -256,7 +268,24 @@ CANDIDATES: dict[str, Callable[[Scene], Iterator[Candidate]]] = {
     "digits": _digits,
 }
 
-_YES_NO = ("yes", "no")
+
+@lru_cache(maxsize=64)
+def candidates(scene: Scene, type_: str) -> tuple[Candidate, ...]:
+    """Everything that may be asked about a scene, with the true answers."""
+    return tuple(CANDIDATES[type_](scene))
+
+
+_YES_NO_FORMS = (
+    "exist-color",
+    "exist-shape",
+    "exist-pair",
+    "bigger",
+    "smaller",
+    "left",
+    "right",
+    "above",
+    "below",
+)
 ANSWERS: dict[str, tuple[str, ...]] = {
     "color": COLORS,
     "shape": SHAPES,
@@ -266,5 +295,5 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "where": REGIONS,
     "at": tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES),
     "digits": (),
-} | {form: _YES_NO for form in ("exist-color", "exist-shape", "exist-pair", "bigger", "smaller", "left", "right", "above", "below")}
+} | dict.fromkeys(_YES_NO_FORMS, ("yes", "no"))
 """Possible answers per form; the digits of a number are drawn uniformly and need no balancing."""

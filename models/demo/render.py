@@ -36,7 +36,8 @@ def render_with_owners(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint
     best = np.zeros(GRID * GRID, np.float32)
     for label, cover in covers:
         share = cover.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)).reshape(-1)
-        owners = np.where((share > 0.06) & (share > best), np.where(share >= 0.3, label, UNCLEAR), owners).astype(np.uint8)
+        seen = np.where(share >= 0.3, label, UNCLEAR).astype(np.uint8)
+        owners = np.where((share > 0.06) & (share > best), seen, owners)
         best = np.maximum(best, share)
     if scene.sign is not None:
         _own_digits(scene.sign, owners)
@@ -49,7 +50,9 @@ def _own_digits(sign: Sign, owners: NDArray[np.uint8]) -> None:
     xs, ys = np.meshgrid(centres, centres)
     cell = 0.66 * sign.digit_height
     slot = np.floor((xs - sign.x) / cell + len(sign.digits) / 2).reshape(-1)
-    inside = (np.abs(ys - sign.y) <= sign.digit_height / 2).reshape(-1) & (slot >= 0) & (slot < len(sign.digits))
+    inside = (
+        (np.abs(ys - sign.y) <= sign.digit_height / 2).reshape(-1) & (slot >= 0) & (slot < len(sign.digits))
+    )
     inside &= owners == SIGN
     owners[inside] = (SIGN + 1 + slot[inside]).astype(np.uint8)
 
@@ -105,7 +108,8 @@ def _draw_object(canvas: Floats, thing: Object, size: int) -> Floats:
     dx = ((np.arange(x0, x1, dtype=np.float32) + 0.5) / size - thing.x)[None, :]
     dy = ((np.arange(y0, y1, dtype=np.float32) + 0.5) / size - thing.y)[:, None]
     cos, sin = np.float32(np.cos(thing.angle)), np.float32(np.sin(thing.angle))
-    u, v = dx * cos + dy * sin, dy * cos - dx * sin
+    u = (dx * cos + dy * sin).astype(np.float32)
+    v = (dy * cos - dx * sin).astype(np.float32)
     distance = _signed_distance(thing.shape, u, v, thing.radius * EXTENT[thing.shape]) * size
     cover = np.clip(0.5 - distance, 0.0, 1.0)
     shade = 1.0 - 0.12 * (u + v) / thing.radius
@@ -124,9 +128,9 @@ def _window(centre: float, reach: float, size: int) -> tuple[int, int]:
 def _signed_distance(shape: str, u: Floats, v: Floats, reach: float) -> Floats:
     """Distance to the outline, negative inside; `reach` is the shape's own size."""
     if shape == "circle":
-        return np.hypot(u, v) - reach
+        return np.hypot(u, v) - np.float32(reach)
     if shape == "square":
-        return np.maximum(np.abs(u), np.abs(v)) - reach
+        return np.maximum(np.abs(u), np.abs(v)) - np.float32(reach)
     if shape == "cross":
         wide, slim = np.float32(reach), np.float32(reach * 0.36)
         au, av = np.abs(u), np.abs(v)
@@ -143,35 +147,43 @@ def _signed_distance(shape: str, u: Floats, v: Floats, reach: float) -> Floats:
     inner = reach * 0.45
     ex, ey = inner * np.cos(np.pi / 5) - reach, inner * np.sin(np.pi / 5)
     length = np.hypot(ex, ey)
-    return ((px - reach) * np.float32(ey / length) - py * np.float32(ex / length)).astype(np.float32)
+    edge: Floats = ((px - reach) * np.float32(ey / length) - py * np.float32(ex / length)).astype(np.float32)
+    return edge
 
 
 def _draw_sign(canvas: Floats, sign: Sign, size: int) -> Floats:
     """Paint the plate and its digits in place; returns the plate's cover float32 [size, size]."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-    outside = np.maximum(np.abs(axis[None, :] - sign.x) - sign.half_width, np.abs(axis[:, None] - sign.y) - sign.half_height)
-    cover = np.clip(0.5 - outside * size, 0.0, 1.0).astype(np.float32)
+    beside = np.abs(axis[None, :] - sign.x) - sign.half_width
+    above = np.abs(axis[:, None] - sign.y) - sign.half_height
+    cover = np.clip(0.5 - np.maximum(beside, above) * size, 0.0, 1.0).astype(np.float32)
     canvas += cover[..., None] * (np.asarray(sign.plate_rgb, np.float32) - canvas)
     cell = 0.66 * sign.digit_height
     left = sign.x - cell * len(sign.digits) / 2
     ink = np.zeros((size, size), np.float32)
     for slot, digit in enumerate(sign.digits):
-        _stamp(ink, _glyph(digit), left + slot * cell + 0.06 * cell, sign.y - sign.digit_height / 2, 0.88 * cell, sign.digit_height)
+        corner = left + slot * cell + 0.06 * cell, sign.y - sign.digit_height / 2
+        _stamp(ink, _glyph(digit), corner, (0.88 * cell, sign.digit_height))
     canvas += ink[..., None] * (np.asarray(sign.ink_rgb, np.float32) - canvas)
     return cover
 
 
-def _stamp(ink: Floats, glyph: Image.Image, x: float, y: float, width: float, height: float) -> None:
+def _stamp(ink: Floats, glyph: Image.Image, corner: tuple[float, float], extent: tuple[float, float]) -> None:
     """Scale a glyph into the box (unit coordinates) of `ink`, with sub-pixel placement."""
-    size = ink.shape[0]
+    size, (x, y), (width, height) = ink.shape[0], corner, extent
     x0, y0 = int(x * size), int(y * size)
     x1, y1 = min(size, int(np.ceil((x + width) * size))), min(size, int(np.ceil((y + height) * size)))
     scale_x, scale_y = glyph.width / (width * size), glyph.height / (height * size)
-    box = ((x0 - x * size) * scale_x, (y0 - y * size) * scale_y, (x1 - x * size) * scale_x, (y1 - y * size) * scale_y)
+    box = (
+        (x0 - x * size) * scale_x,
+        (y0 - y * size) * scale_y,
+        (x1 - x * size) * scale_x,
+        (y1 - y * size) * scale_y,
+    )
     pad = 40  # the glyph has this margin on every side, so a box may reach outside it
     padded = _padded(glyph, pad)
     shifted = tuple(edge + pad for edge in box)
-    patch = padded.resize((x1 - x0, y1 - y0), Image.Resampling.BOX, box=shifted)  # type: ignore[arg-type]
+    patch = padded.resize((x1 - x0, y1 - y0), Image.Resampling.BOX, box=shifted)
     region = ink[y0:y1, x0:x1]
     np.maximum(region, np.asarray(patch, np.float32) / 255.0, out=region)
 

@@ -96,7 +96,10 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         objects=objects,
         sign=sign,
         texture=TEXTURES[rng.integers(len(TEXTURES))],
-        ground_rgb=(_muted(rng, base), _muted(rng, float(np.clip(base + rng.uniform(-0.14, 0.14), 0.08, 0.56)))),
+        ground_rgb=(
+            _muted(rng, base),
+            _muted(rng, float(np.clip(base + rng.uniform(-0.14, 0.14), 0.08, 0.56))),
+        ),
         light=(rng.uniform(0.82, 1.12), rng.uniform(-0.18, 0.18), rng.uniform(-0.18, 0.18)),
         noise=rng.uniform(0.0, 0.035),
         texture_seed=int(rng.integers(2**31)),
@@ -160,7 +163,13 @@ def _paint(rng: np.random.Generator, color: str) -> tuple[float, float, float]:
     """A shade of a named colour: hue, saturation and brightness vary inside what the name covers."""
     if color == "white":
         return _hsv(float(rng.random()), float(rng.uniform(0.0, 0.06)), float(rng.uniform(0.88, 1.0)))
-    hue, spread = {"red": (0, 8), "yellow": (54, 6), "green": (125, 18), "blue": (222, 12), "purple": (282, 10)}[color]
+    hue, spread = {
+        "red": (0, 8),
+        "yellow": (54, 6),
+        "green": (125, 18),
+        "blue": (222, 12),
+        "purple": (282, 10),
+    }[color]
     degrees = hue + float(rng.uniform(-spread, spread))
     bright = (0.62, 0.95) if color == "green" else (0.78, 1.0)
     return _hsv((degrees % 360) / 360, float(rng.uniform(0.72, 1.0)), float(rng.uniform(*bright)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from .questions import REGIONS, TEMPLATES, plural
 from .scenes import COLORS, SHAPES
 
+# CLIP's own normalisation, as its image processor states it.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
 UNK, BOS, EOS, PAD, IMAGE = range(5)
-
-# Tags of a turn are lower-cased with the rest: "USER:" is the two tokens "user" and ":".
-TURN = "USER: {text} ASSISTANT:"
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -52,7 +54,7 @@ CHAT_TEMPLATE = """\
 
 def words() -> list[str]:
     """Every word of the templates and answers, sorted."""
-    found = {"user", "assistant", "yes", "no", "red", "thing", "object", "color", "colour", "middle", "a", "an"}
+    found = {"user", "assistant", "yes", "no", "shapes", "things", "object", "objects", "colors", "it", "and"}
     texts = [t for templates in TEMPLATES.values() for t in templates] + list(REGIONS)
     for text in texts:
         plain = "".join(c if c.isalpha() else " " for c in _without_slots(text).lower())
@@ -82,7 +84,8 @@ def build_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordPiece(vocabulary(), unk_token="<unk>", max_input_chars_per_word=64))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    plain = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(plain)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
@@ -94,29 +97,53 @@ def build_tokenizer() -> Any:
 
 def save_processor(folder: Path, image_size: int, patch_size: int) -> None:
     """Write tokenizer, chat template and image preprocessing in the Hugging Face layout."""
-    from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
+    folder.mkdir(parents=True, exist_ok=True)
+    build_tokenizer().save(str(folder / "tokenizer.json"))
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    _write_json(folder / "special_tokens_map.json", names | {"image_token": "<image>"})
+    _write_json(
+        folder / "tokenizer_config.json",
+        names
+        | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "LlavaProcessor",
+            "extra_special_tokens": {"image_token": "<image>"},
+            "image_token": "<image>",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 1024,
+            "padding_side": "left",
+        },
+    )
+    _write_json(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "processor_class": "LlavaProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"shortest_edge": image_size},
+            "resample": 3,
+            "do_center_crop": True,
+            "crop_size": {"height": image_size, "width": image_size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(IMAGE_MEAN),
+            "image_std": list(IMAGE_STD),
+        },
+    )
+    _write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": "<image>",
+            "num_additional_image_tokens": 1,
+            "patch_size": patch_size,
+            "vision_feature_select_strategy": "default",
+        },
+    )
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(),
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-        padding_side="left",
-        model_max_length=1024,
-    )
-    images = CLIPImageProcessor(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-    )
-    processor = LlavaProcessor(
-        images,
-        tokenizer,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        chat_template=CHAT_TEMPLATE,
-        image_token="<image>",
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(folder)
-    images.save_pretrained(folder)
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

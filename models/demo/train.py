@@ -1,0 +1,66 @@
+"""Train the demo checkpoint: `python -m divprune_edge.models.demo.train --output DIR`.
+
+Three phases, each resumable from the work folder: pictures are drawn; the vision tower is taught
+patch by patch; then the whole model learns to answer, first on part of the patches, at the end on
+every visual token of every picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .checkpoint import save_checkpoint
+from .data import draw_pictures
+from .language_phase import TaughtLlava, standardise_projector, teach_language
+from .network import DemoLlava, VisionTower
+from .scenes import Split
+from .schedule import Stage
+from .vision_phase import TaughtTower, patchify, teach_vision
+
+PHASES = ("pictures", "vision", "language")
+TRAINING_PICTURES = 40_000
+
+VISION_STAGES = (Stage("vision-part", steps=2400, batch=16, rate=0.02, patches=208, final_rate=0.3),)
+LANGUAGE_STAGES = (
+    Stage("answers-part", steps=2200, batch=8, rate=0.02, patches=208, final_rate=0.3, tower_share=0.4),
+    Stage("answers-full", steps=1500, batch=8, rate=0.008, tower_share=0.5),
+)
+"""The last stage sees all 576 visual tokens of every picture: pruning is not what it trains for."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("demo-training"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--phase", choices=PHASES, default=PHASES[-1], help="stop after this phase")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    work: Path = options.work
+    pictures = draw_pictures(work / "pictures", Split.TRAIN, options.seed, TRAINING_PICTURES)
+    if options.phase == "pictures":
+        return
+    torch.manual_seed(options.seed)
+    taught = TaughtTower(VisionTower())
+    for stage in VISION_STAGES:
+        teach_vision(taught, pictures, stage, work, options.seed)
+    if options.phase == "vision":
+        return
+    llava = DemoLlava()
+    llava.model.vision_tower = taught.tower
+    with torch.no_grad():
+        standardise_projector(llava, taught.tower(patchify(pictures.pixels[:32])))
+    model = TaughtLlava(llava, taught.heads)
+    for stage in LANGUAGE_STAGES:
+        teach_language(model, pictures, stage, work, options.seed)
+        save_checkpoint(options.output, llava.state_dict(), options.seed)
+        print(f"{stage.name}: checkpoint in {options.output}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
