@@ -33,15 +33,18 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
     except DivpruneError as error:
         fail(str(error), error.exit_code)
     except _UsageError as error:
+        if not error.format_message():  # the help was shown because nothing was asked for
+            sys.exit(2)
         hint = error.ctx.command_path if error.ctx is not None else program
         fail(f"{error.format_message().rstrip('.')}; see '{hint} --help'.")
     except _ClickException as error:
         fail(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted\n")
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except BrokenPipeError:
         sys.exit(0)
+    if code == INTERRUPTED:  # newer typer returns this itself
+        sys.stderr.write("interrupted\n")
     sys.exit(code if isinstance(code, int) else 0)
 
 
