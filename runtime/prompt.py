@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.template import ChatTemplate, Message
-from divprune_edge.runtime.tokenizer import PromptTokenizer, stand_in
+from divprune_edge.runtime.tokenizer import PromptTokenizer, stand_in, without_stand_ins
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,15 @@ class PromptEncoder:
         return PromptIds(full, visual_tokens)
 
     def _encode_plain(self, turns: Sequence[Turn]) -> list[int]:
-        marks = [stand_in(i) for i in range(len(turns))]
-        template = self._render(turns, marks)
-        said = [turn.text for turn in turns]
-        rendered = self._render(turns, said)
-        for texts in (said, [text.strip() for text in said]):  # templates may trim what is said
-            plain = dict(zip(marks, texts, strict=True))
-            if _fill(template, plain) == rendered:
-                return self.tokenizer.encode_with_plain(template, plain)
+        said = {stand_in(i): without_stand_ins(turn.text) for i, turn in enumerate(turns)}
+        template = self._render(turns, list(said))
+        marks = sorted((mark for mark in said if mark in template), key=template.index)
+        pattern = re.escape(template)
+        for mark in marks:  # templates may trim what is said
+            pattern = pattern.replace(mark, rf"(\s*{re.escape(said[mark].strip())}\s*)")
+        found = re.fullmatch(pattern, self._render(turns, list(said.values())))
+        if found is not None and all(template.count(mark) == 1 for mark in marks):
+            return self.tokenizer.encode_with_plain(template, dict(zip(marks, found.groups(), strict=True)))
         raise UserError(
             "The question holds a special token, and the bundle's chat template rewrites what is said: "
             "ask without it."
@@ -148,9 +150,3 @@ class PromptEncoder:
             f"The bundle's chat template does not show '{self._image_token}' once and the question once: "
             "export the checkpoint with another template."
         )
-
-
-def _fill(template: str, plain: dict[str, str]) -> str:
-    for mark, text in plain.items():
-        template = template.replace(mark, text)
-    return template

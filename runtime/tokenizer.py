@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
 
-# A code point of the private use area begins and ends every stand-in: nothing a tokenizer knows contains it.
-_MARK = "\ue000"
+# Code points of the private use area, which no tokenizer's own tokens contain, with a number between them.
+_PART, _TOKEN, _END = "\ue000", "\ue001", "\ue002"
+_MARKS = re.compile(f"[{_PART}{_TOKEN}{_END}]")
 
 
 class PromptTokenizer:
@@ -38,7 +39,7 @@ class PromptTokenizer:
     def holds_special(self, text: str) -> bool:
         """Return whether ``text`` might hold an added token (in any case: some match after lowering)."""
         folded = text.casefold()
-        return _MARK in text or any(token.casefold() in folded for token in self._added)
+        return _MARKS.search(text) is not None or any(token.casefold() in folded for token in self._added)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, special tokens and all."""
@@ -55,11 +56,11 @@ class PromptTokenizer:
             text: with a stand-in (:func:`stand_in`) in the place of each plain part.
             plain: stand-in to plain part.
         """
-        names = {token: f"{_MARK}{_MARK}{i}{_MARK}" for i, token in enumerate(self._added)}
+        names = {token: f"{_TOKEN}{i}{_END}" for i, token in enumerate(self._added)}
         pattern = "|".join(re.escape(token) for token in sorted(names, key=len, reverse=True))
         renamed = re.sub(pattern, lambda match: names[match[0]], text) if names else text
         for mark, part in plain.items():
-            renamed = renamed.replace(mark, part.replace(_MARK, " "))
+            renamed = renamed.replace(mark, part)
         return self._encode(_renamed(self._source, names), renamed, names.get(self._bos or "", self._bos))
 
     def _encode(self, model: Tokenizer, text: str, bos: str | None) -> list[int]:
@@ -68,7 +69,12 @@ class PromptTokenizer:
 
 def stand_in(index: int) -> str:
     """Return a text to put in the place of a plain part while a template is rendered."""
-    return f"{_MARK}{index}{_MARK}"
+    return f"{_PART}{index}{_END}"
+
+
+def without_stand_ins(text: str) -> str:
+    """Return ``text`` with spaces in the place of characters that stand-ins are made of."""
+    return _MARKS.sub(" ", text)
 
 
 def _renamed(source: str, names: dict[str, str]) -> Tokenizer:

@@ -13,6 +13,7 @@ from divprune_edge.manifest import Manifest
 from divprune_edge.models.demo import __file__ as demo_file
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.prompt import PromptEncoder, Turn
+from divprune_edge.runtime.tokenizer import stand_in
 
 LIST_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {% for p in m.content %}"
@@ -81,6 +82,20 @@ def test_special_tokens_in_a_question_are_words(make: MakeEncoder, template: str
     assert ids.count(1) == 1
     assert 2 not in ids
     assert 3 not in ids
+
+
+def test_stand_ins_in_a_question_are_words(make: MakeEncoder) -> None:
+    turns = [*ask(f"a {stand_in(1)} <image>"), Turn("assistant", stand_in(0)), Turn("user", "a?")]
+    ids = make(LIST_TEMPLATE).encode(turns, 4).ids
+    assert sum(i >= 1000 for i in ids) == 4
+
+
+def test_template_may_forget_earlier_turns(make: MakeEncoder) -> None:
+    template = LIST_TEMPLATE.replace("{% for p in", "{% if m.role == 'user' %}{% for p in")
+    template = template.replace("{% endfor %} {% endfor %}", "{% endfor %}{% endif %} {% endfor %}")
+    turns = [*ask("what <s>"), Turn("assistant", "the </s>"), Turn("user", "a?")]
+    ids = make(template).encode(turns, 4).ids
+    assert ids.count(1) == 1
 
 
 def test_special_tokens_in_an_answer_are_words_too(make: MakeEncoder) -> None:
