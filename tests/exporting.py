@@ -14,6 +14,8 @@ import onnxruntime as ort
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.llava import export_llava
 from divprune_edge.export.plan import Plan, plan_llava
+from divprune_edge.export.verify import verify_bundle
+from divprune_edge.export.verify.bundle import bytes_needed
 from divprune_edge.manifest import Manifest, Verification
 
 
@@ -149,3 +151,14 @@ def select(bundle: Bundle, tokens: Any) -> tuple[Any, Any]:
 def close(found: Any, wanted: Any, tolerance: float = 1e-4) -> bool:
     """Whether ``max|difference| <= tolerance * max(1, max|wanted|)``."""
     return bool(np.abs(found - wanted).max() <= tolerance * max(1.0, float(np.abs(wanted).max())))
+
+
+def failures(plan: Plan, folder: Path, *, layers: int | None = None) -> set[str]:
+    """Verify a bundle and return ``stage: name`` of every check that failed.
+
+    With ``layers``, memory is granted for a run of only so many decoder layers.
+    """
+    memory = None if layers is None else bytes_needed(plan, layers)
+    result = verify_bundle(plan, folder, lambda line: None, memory=memory)
+    assert result.language_layers == layers
+    return {f"{check.stage}: {check.name}" for check in result.checks if not check.passed}

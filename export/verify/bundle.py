@@ -79,20 +79,21 @@ def affordable_layers(plan: Plan, memory: int | None) -> int | None:
         UserError: fewer than two.
     """
     depth = plan.spec.decoder.layers
-    if memory is None or _bytes_needed(plan, depth) <= memory:
+    if memory is None or bytes_needed(plan, depth) <= memory:
         return None
     layers = next(
-        (n for n in range(min(TRUNCATED_LAYERS, depth - 1), 1, -1) if _bytes_needed(plan, n) <= memory), 0
+        (n for n in range(min(TRUNCATED_LAYERS, depth - 1), 1, -1) if bytes_needed(plan, n) <= memory), 0
     )
     if not layers:
         raise UserError(
-            f"Verification needs at least {_bytes_needed(plan, 2) / 2**30:.1f} GiB of free memory, but "
+            f"Verification needs at least {bytes_needed(plan, 2) / 2**30:.1f} GiB of free memory, but "
             f"{memory / 2**30:.1f} GiB are free: free some, or export with --no-verify."
         )
     return layers
 
 
-def _bytes_needed(plan: Plan, layers: int) -> int:
+def bytes_needed(plan: Plan, layers: int) -> int:
+    """Return the memory that a run with ``layers`` decoder layers takes."""
     shapes = plan.names.parameters(plan.spec.truncated(layers), plan.embedding_rows, plan.vocabulary)
     return _BYTES_PER_PARAMETER * sum(int(np.prod(shape)) for shape in shapes.values())
 
