@@ -14,7 +14,7 @@ from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import MANIFEST, UNPRUNED, FileInfo, Manifest, SelectorInfo, read_manifest
 
 VerifyHashes = Literal["auto", "always"]
-Stamp = dict[str, list[int]]
+Stamp = dict[str, list[int | str]]
 
 _CHUNK = 1 << 20
 
@@ -32,8 +32,8 @@ class Bundle:
 
         Args:
             path: the bundle's folder.
-            verify_hashes: ``auto`` hashes all files the first time and afterwards compares their sizes and
-                modification times with a stamp in the user's cache folder; ``always`` hashes every time.
+            verify_hashes: ``auto`` hashes a file the first time and afterwards compares its size and
+                modification time with a stamp in the user's cache folder; ``always`` hashes every time.
 
         Raises:
             UserError: not a bundle, or a file that is missing, changed, or outside the folder.
@@ -45,9 +45,11 @@ class Bundle:
         root = given.resolve()
         stamp = {name: _check_file(root, given, name, info) for name, info in manifest.files.items()}
         note = _stamp_path(root)
-        if verify_hashes == "always" or _read_stamp(note) != stamp:
-            for name, info in manifest.files.items():
+        known = _read_stamp(note) if verify_hashes == "auto" else {}
+        for name, info in manifest.files.items():
+            if known.get(name) != stamp[name]:
                 _check_hash(root / name, given, name, info)
+        if known != stamp:
             _write_stamp(note, stamp)
         return Bundle(root, manifest)
 
@@ -113,8 +115,8 @@ class Bundle:
         return f"The bundle has no selector {asked}{close}: it has {there}; add one with '{command}'."
 
 
-def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int]:
-    """Return [size, mtime_ns] of a file inside ``root`` that has the size that the manifest states."""
+def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int | str]:
+    """Return [size, mtime_ns, sha256] of a file inside ``root`` that has the size that the manifest states."""
     try:
         real = (root / name).resolve(strict=True)
         if not real.is_relative_to(root):
@@ -134,7 +136,7 @@ def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int]
             f"'{given / name}' has {status.st_size} bytes, but {MANIFEST} states {info.size}: "
             "export the bundle again."
         )
-    return [status.st_size, status.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns, info.sha256]
 
 
 def _check_hash(file: Path, given: Path, name: str, info: FileInfo) -> None:
@@ -169,20 +171,20 @@ def _cache_folder() -> Path:
 
 
 def _stamp_path(root: Path) -> Path | None:
-    """Return the stamp's place, outside the bundle: another path or another manifest is another stamp."""
+    """Return where the stamp of a bundle lies, outside of it; None where this user has no home."""
     try:
-        key = hashlib.sha256(os.fsencode(root) + b"\0" + (root / MANIFEST).read_bytes()).hexdigest()
-        return _cache_folder() / "verified" / f"{key}.json"
-    except (OSError, RuntimeError):
+        return _cache_folder() / "verified" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()}.json"
+    except RuntimeError:
         return None
 
 
-def _read_stamp(note: Path | None) -> Stamp | None:
+def _read_stamp(note: Path | None) -> Stamp:
+    """Return what is known of each file: its size and time when it had the sha256 that comes third."""
     try:
-        stamp: Stamp | None = json.loads(note.read_text(encoding="utf-8")) if note is not None else None
-        return stamp
+        stamp = json.loads(note.read_text(encoding="utf-8")) if note is not None else {}
     except (OSError, ValueError):
-        return None
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
 
 
 def _write_stamp(note: Path | None, stamp: Stamp) -> None:

@@ -59,7 +59,34 @@ def test_touched_file_is_hashed_again(bundle_copy: Path, hashed: list[str]) -> N
     hashed.clear()
     os.utime(bundle_copy / "tokenizer.json", ns=(1, 1))
     Bundle.open(bundle_copy)
-    assert hashed
+    assert hashed == ["tokenizer.json"]
+
+
+def test_another_manifest_over_the_same_files_costs_nothing(bundle_copy: Path, hashed: list[str]) -> None:
+    Bundle.open(bundle_copy)
+    hashed.clear()
+    edit_manifest(bundle_copy, default_selector="none")
+    Bundle.open(bundle_copy)
+    assert hashed == []
+
+
+def test_another_hash_in_the_manifest_is_checked(bundle_copy: Path) -> None:
+    files = json.loads((bundle_copy / MANIFEST).read_text())["files"]
+    Bundle.open(bundle_copy)
+    files["tokenizer.json"]["sha256"] = "0" * 64
+    edit_manifest(bundle_copy, files=files)
+    with pytest.raises(UserError, match=r"tokenizer\.json' was changed"):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"tokenizer.json": 5}'])
+def test_damaged_stamp_only_costs_hashes(bundle_copy: Path, hashed: list[str], content: str) -> None:
+    Bundle.open(bundle_copy)
+    for stamp in Path(os.environ["XDG_CACHE_HOME"]).rglob("*.json"):
+        stamp.write_text(content)
+    hashed.clear()
+    Bundle.open(bundle_copy)
+    assert "tokenizer.json" in hashed
 
 
 def test_stamp_lies_outside_the_bundle(bundle_copy: Path) -> None:
