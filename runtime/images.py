@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -34,7 +35,7 @@ MAX_PIXELS = 64_000_000
 # Raster formats only: Pillow hands some others (EPS) to an external interpreter. The second row is tried only
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
-_OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF", "ICO")
+_OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF")
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
@@ -79,13 +80,16 @@ def _from_file(path: Path) -> Image.Image:
     name = f"Image '{path}'"
     try:
         size = path.stat().st_size
-        if path.is_dir():
-            raise UserError(f"{name} is a folder: give the path of a picture.")
+        if not path.is_file():
+            raise UserError(f"{name} is a folder or device: give the path of a picture.")
         if size > MAX_BYTES:
             raise UserError(f"{name} has {size} bytes, at most {MAX_BYTES} are read: make it smaller.")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's bomb warning: the bounds below are tighter
-            image = _open(path)
+            # Of bombs, for which the bounds here are tighter, and of metadata, which does not matter.
+            warnings.simplefilter("ignore")
+            with _open(path) as image:
+                _check_size(image.size, name)
+                return _decode(image, name, upright=True)
     except FileNotFoundError:
         raise UserError(f"There is no image at '{path}': check the path.") from None
     except UnidentifiedImageError:
@@ -96,14 +100,11 @@ def _from_file(path: Path) -> Image.Image:
         pixels = next(iter(re.findall(r"\d+", str(error))), "too many")
         raise UserError(f"{name} has {pixels} pixels, {_limits()}: make it smaller.") from None
     except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror or error}).") from None
+        raise UserError(f"{name} cannot be read ({error.strerror or _one_line(error)}).") from None
     except UserError:
         raise
     except Exception as error:  # a damaged header makes Pillow's readers raise nearly anything
-        raise UserError(f"{name} is damaged ({_one_line(error)}).") from None
-    with image:
-        _check_size(image.size, name)
-        return _decode(image, name, upright=True)
+        raise UserError(f"{name} is damaged ({_one_line(error)}): get a complete copy.") from None
 
 
 def _open(path: Path) -> Image.Image:
@@ -126,15 +127,19 @@ def _limits() -> str:
 
 
 def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
-    frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
     try:
         image.load()
-        rgb = _to_rgb(ImageOps.exif_transpose(image) if upright else image)
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
+        rgb = _to_rgb(image)
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise UserError(
             f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy."
         ) from None
-    if frames > 1:
+    frames = 1
+    with contextlib.suppress(Exception):  # counting walks through the file, which may be cut after the first
+        frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a photo with a preview or a depth map in it
         _log.warning("%s holds %d frames: the first one is used.", name, frames)
     return rgb
 
