@@ -11,7 +11,7 @@ from exporting import export, failures, plan_of
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import Plan
 from divprune_edge.export.verify import available, verify_bundle
-from divprune_edge.export.verify.bundle import bytes_needed, affordable_layers, available_memory
+from divprune_edge.export.verify.bundle import affordable_layers, available_memory, bytes_needed
 from divprune_edge.export.verify.comparison import at_most, cosine_error, relative_error
 
 

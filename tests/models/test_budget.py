@@ -1,0 +1,50 @@
+"""From a pruning ratio to K: the same digits everywhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.budget import check_keep, keep_from_prune
+
+
+@pytest.mark.parametrize(
+    ("ratio", "candidates", "keep"),
+    [
+        ("0.9", 576, 58),
+        ("0.902", 576, 56),
+        (0.9, 576, 58),
+        ("0", 576, 576),
+        ("0.0", 577, 577),
+        ("0.5", 5, 2),  # 2.5, half to even
+        ("0.5", 7, 4),  # 3.5, half to even
+        ("0.75", 10, 2),  # 2.5, where 0.25 is exact
+        ("0.65", 10, 4),  # 3.5: in binary (1 - 0.65) * 10 lies below it
+        ("0.999", 576, 1),
+        ("0.99999", 576, 1),  # never none
+        ("9e-1", 576, 58),
+        ("0.1", 1, 1),
+    ],
+)
+def test_budget(ratio: str | float, candidates: int, keep: int) -> None:
+    assert keep_from_prune(ratio, candidates) == keep
+
+
+@pytest.mark.parametrize("ratio", ["1", "1.0", "-0.1", "2", "abc", "", "nan", "inf", "-inf", "0,9", "90%"])
+def test_what_is_not_a_ratio(ratio: str) -> None:
+    with pytest.raises(
+        UserError, match=r"is not a pruning ratio: .*at least 0 and below 1, such as 0\.9\."
+    ) as error:
+        keep_from_prune(ratio, 576)
+    assert f"--prune {ratio} " in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [1, 58, 576])
+def test_keep_in_range(keep: int) -> None:
+    assert check_keep(keep, 576) == keep
+
+
+@pytest.mark.parametrize("keep", [0, -3, 577])
+def test_keep_out_of_range(keep: int) -> None:
+    with pytest.raises(UserError, match=f"--keep {keep} is out of range: .* 576 visual tokens"):
+        check_keep(keep, 576)
