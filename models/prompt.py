@@ -121,11 +121,11 @@ def _stop_ids(
 
 def _chat_template(files: CheckpointFiles) -> tuple[str, str]:
     """Return (template, where it was found), in transformers' order of precedence."""
-    text = files.text(TEMPLATE_FILE)
-    if text is not None:
-        return text, TEMPLATE_FILE
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = _default_of((files.json(name) or {}).get("chat_template"))
+    for name in ("processor_config.json", "chat_template.json", TEMPLATE_FILE, "tokenizer_config.json"):
+        if name == TEMPLATE_FILE:
+            template = files.text(name)
+        else:
+            template = _default_of((files.json(name) or {}).get("chat_template"))
         if template is not None:
             return template, name
     return VICUNA_TEMPLATE, "the LLaVA-1.5 default"
