@@ -1,0 +1,101 @@
+// Max-min diversity selection on the GPU: the plain C interface of the library.
+//
+// Everything runs on the caller's stream and in the caller's workspace. No function allocates memory or waits
+// for the device; the same inputs give the same bits; the launches depend on the arguments alone, so a call may
+// be captured in a CUDA graph. All device pointers are 16-byte aligned, all tensors are dense and row-major.
+
+#ifndef DIVPRUNE_MAX_MIN_H
+#define DIVPRUNE_MAX_MIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define DIVPRUNE_API __attribute__((visibility("default")))
+#else
+#define DIVPRUNE_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raised when a signature below changes.
+#define DIVPRUNE_ABI_VERSION 1
+
+enum { DIVPRUNE_FLOAT32 = 0, DIVPRUNE_FLOAT16 = 1, DIVPRUNE_BFLOAT16 = 2 };
+
+// What a call returns. Everything but the last is found before the device is touched.
+enum {
+    DIVPRUNE_OK = 0,
+    DIVPRUNE_NULL_POINTER = 1,
+    DIVPRUNE_BAD_BATCH = 2,
+    DIVPRUNE_BAD_CANDIDATES = 3,
+    DIVPRUNE_BAD_WIDTH = 4,
+    DIVPRUNE_BAD_KEEP = 5,
+    DIVPRUNE_BAD_DTYPE = 6,
+    DIVPRUNE_MISALIGNED = 7,
+    DIVPRUNE_WORKSPACE_TOO_SMALL = 8,
+    DIVPRUNE_CUDA_ERROR = 9
+};
+
+// The sizes of one selection. `matrix_budget` bounds the bytes of the stored distances of the whole batch; above
+// it every step computes its own row of distances. 0 stands for 256 MiB.
+typedef struct {
+    int32_t batch;       // B, 1 to 65535
+    int32_t candidates;  // N, 1 to 32768
+    int32_t width;       // D, a multiple of 8, 8 to 65536
+    int32_t keep;        // K, 1 to N
+    int32_t dtype;       // DIVPRUNE_FLOAT32, …: the type of the tokens
+    int32_t reserved;    // 0
+    uint64_t matrix_budget;
+} divprune_problem;
+
+DIVPRUNE_API int divprune_abi_version(void);
+DIVPRUNE_API const char* divprune_version(void);
+
+// One sentence for a status; never NULL.
+DIVPRUNE_API const char* divprune_status_message(int status);
+
+// The CUDA runtime's words for the last DIVPRUNE_CUDA_ERROR of this thread; "" if there was none.
+DIVPRUNE_API const char* divprune_cuda_message(void);
+
+// Sets *bytes to the workspace that a selection of this size needs.
+DIVPRUNE_API int divprune_workspace_bytes(const divprune_problem* problem, uint64_t* bytes);
+
+// Sets *launches to the number of kernels that a selection of this size starts.
+DIVPRUNE_API int divprune_launch_count(const divprune_problem* problem, int32_t* launches);
+
+// DivPrune: first the token whose nearest other token is farthest, then K - 1 times the token farthest from those
+// already chosen. Distance 1 - cos; ties to the smallest index; rows with valid = 0 neither count nor are picked.
+//
+//   tokens        [B, N, D] of problem->dtype
+//   valid         [B, N] bytes, 0 or 1; NULL: every row is valid. At least K rows of each item must be valid; if
+//                 they are not, rows that are not valid fill the rest, the smallest index first.
+//   kept_tokens   [B, K, D], copied bit for bit; NULL: only the indices are wanted
+//   kept_indices  int64 [B, K], ascending and distinct
+//   stream        a cudaStream_t
+DIVPRUNE_API int divprune_max_min(const divprune_problem* problem, const void* tokens, const uint8_t* valid,
+                                  void* kept_tokens, int64_t* kept_indices, void* workspace,
+                                  uint64_t workspace_bytes, void* stream);
+
+// The sum rule: from the row seeds[b], K - 1 times the token whose summed cosine similarity to those already chosen
+// is smallest. seeds is int64 [B] on the device; a value outside [0, N) is clamped.
+DIVPRUNE_API int divprune_min_sum(const divprune_problem* problem, const void* tokens, const uint8_t* valid,
+                                  const int64_t* seeds, void* kept_tokens, int64_t* kept_indices, void* workspace,
+                                  uint64_t workspace_bytes, void* stream);
+
+// The two halves of a selection by themselves, for checks against a reference. `distances` is float32 [B, N, N].
+// divprune_distances writes 0 on its diagonal. divprune_pick wants symmetric values in (-3, 4), takes
+// seeds = NULL for max-min and [B] seeds for the sum rule, and needs no tokens (width and dtype are ignored).
+DIVPRUNE_API int divprune_distances(const divprune_problem* problem, const void* tokens, float* distances,
+                                    void* workspace, uint64_t workspace_bytes, void* stream);
+DIVPRUNE_API int divprune_pick(const divprune_problem* problem, const float* distances, const uint8_t* valid,
+                               const int64_t* seeds, int64_t* kept_indices, void* workspace,
+                               uint64_t workspace_bytes, void* stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

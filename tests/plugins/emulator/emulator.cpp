@@ -1,0 +1,217 @@
+#include "emulator.h"
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+dim3 threadIdx;
+dim3 blockIdx;
+dim3 blockDim;
+dim3 gridDim;
+
+namespace divprune {
+// The dynamic shared memory of the kernels, which declare it under this name.
+alignas(128) thread_local unsigned char shared_bytes[160 * 1024];
+}  // namespace divprune
+
+namespace emulator {
+namespace {
+
+constexpr std::size_t kStackBytes = 64 * 1024;
+constexpr std::size_t kSlotBytes = 64;
+
+struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+    std::size_t zeros;
+    std::size_t group;
+};
+
+enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kDone };
+
+struct Fiber {
+    ucontext_t context;
+    State state;
+    std::size_t exchanges;
+    std::vector<Copy> copies;
+    std::size_t groups;
+};
+
+struct Warp {
+    std::size_t arrived;
+    // Two slots a lane: a lane may publish for the next exchange while a slower one still reads this one.
+    unsigned char slots[2][32 * kSlotBytes];
+};
+
+std::vector<std::unique_ptr<unsigned char[]>> stacks;
+std::vector<Fiber> fibers;
+std::vector<Warp> warps;
+ucontext_t scheduler;
+std::size_t running;
+const std::function<void()>* entry;
+unsigned schedule_seed = 0;
+std::map<const void*, std::size_t> shared_limits;
+
+void begin_fiber() {
+    (*entry)();
+    fibers[running].state = State::kDone;
+}
+
+void pause(State state) {
+    Fiber& fiber = fibers[running];
+    fiber.state = state;
+    const std::size_t self = running;
+    swapcontext(&fiber.context, &scheduler);
+    running = self;
+}
+
+// 0: ascending, 1: descending, otherwise shuffled anew at every use.
+std::vector<std::size_t> order(std::size_t count) {
+    static std::mt19937 random;
+    std::vector<std::size_t> indices(count);
+    std::iota(indices.begin(), indices.end(), std::size_t{0});
+    if (schedule_seed == 1) {
+        std::reverse(indices.begin(), indices.end());
+    } else if (schedule_seed > 1) {
+        static unsigned seeded = 0;
+        if (seeded != schedule_seed) {
+            random.seed(seeded = schedule_seed);
+        }
+        std::shuffle(indices.begin(), indices.end(), random);
+    }
+    return indices;
+}
+
+void run_block() {
+    for (std::size_t i = 0; i < fibers.size(); ++i) {
+        Fiber& fiber = fibers[i];
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = stacks[i].get();
+        fiber.context.uc_stack.ss_size = kStackBytes;
+        fiber.context.uc_link = &scheduler;
+        makecontext(&fiber.context, begin_fiber, 0);
+        fiber.state = State::kReady;
+        fiber.exchanges = 0;
+        fiber.copies.clear();
+        fiber.groups = 0;
+    }
+    for (Warp& warp : warps) {
+        warp.arrived = 0;
+    }
+    for (;;) {
+        bool progress = false;
+        for (const std::size_t i : order(fibers.size())) {
+            if (fibers[i].state == State::kReady) {
+                progress = true;
+                running = i;
+                threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
+                swapcontext(&scheduler, &fibers[i].context);
+            }
+        }
+        if (progress) {
+            continue;
+        }
+        std::size_t waiting = 0;
+        std::size_t done = 0;
+        for (const Fiber& fiber : fibers) {
+            waiting += fiber.state == State::kWaitsForBlock;
+            done += fiber.state == State::kDone;
+        }
+        if (done == fibers.size()) {
+            return;
+        }
+        require(waiting + done == fibers.size(), "a warp waits for a lane that never comes");
+        require(done == 0, "a block waits for a thread that has returned");
+        for (Fiber& fiber : fibers) {
+            fiber.state = State::kReady;
+        }
+    }
+}
+
+}  // namespace
+
+void fail(const char* what) {
+    std::fprintf(stderr, "emulator: %s (block %u %u, thread %u)\n", what, blockIdx.x, blockIdx.y, threadIdx.x);
+    std::abort();
+}
+
+void run_grid(dim3 grid, dim3 block, std::size_t shared, const std::function<void()>& kernel) {
+    require(block.x >= 1 && block.x <= 1024 && block.x % 32 == 0, "a block must be 1 to 32 whole warps");
+    require(grid.x >= 1 && grid.y >= 1 && grid.y <= 65535 && grid.z == 1, "the grid is out of range");
+    require(shared <= sizeof divprune::shared_bytes, "too much shared memory");
+    while (stacks.size() < block.x) {
+        stacks.emplace_back(new unsigned char[kStackBytes]);
+    }
+    fibers.resize(block.x);
+    warps.resize(block.x / 32);
+    entry = &kernel;
+    gridDim = grid;
+    blockDim = block;
+    for (const std::size_t index : order(static_cast<std::size_t>(grid.x) * grid.y)) {
+        blockIdx = dim3(static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x), 0);
+        // What a kernel reads before writing it is a NaN.
+        std::memset(divprune::shared_bytes, 0xff, sizeof divprune::shared_bytes);
+        run_block();
+    }
+}
+
+void wait_for_block() { pause(State::kWaitsForBlock); }
+
+const unsigned char* exchange(const void* mine, std::size_t bytes) {
+    require(bytes <= kSlotBytes, "an exchange is too large");
+    const std::size_t lane = running % 32;
+    Warp& warp = warps[running / 32];
+    unsigned char* slots = warp.slots[fibers[running].exchanges++ % 2];
+    std::memcpy(slots + lane * kSlotBytes, mine, bytes);
+    if (++warp.arrived < 32) {
+        pause(State::kWaitsForWarp);
+    } else {
+        warp.arrived = 0;
+        for (std::size_t i = 0; i < 32; ++i) {
+            Fiber& other = fibers[running / 32 * 32 + i];
+            if (i != lane) {
+                require(other.state == State::kWaitsForWarp, "lanes of a warp take different ways");
+                other.state = State::kReady;
+            }
+        }
+    }
+    // The lane that completed the exchange kept running: the index of the thread is still its own.
+    return slots;
+}
+
+void queue_copy(void* to, const void* from, std::size_t bytes, std::size_t zeros) {
+    require(reinterpret_cast<uintptr_t>(to) % bytes == 0, "an asynchronous copy writes misaligned");
+    require(reinterpret_cast<uintptr_t>(from) % bytes == 0, "an asynchronous copy reads misaligned");
+    require(zeros <= bytes && (bytes == 4 || bytes == 8 || bytes == 16), "an asynchronous copy has a bad size");
+    Fiber& fiber = fibers[running];
+    fiber.copies.push_back({to, from, bytes, zeros, fiber.groups});
+}
+
+void commit_copies() { ++fibers[running].groups; }
+
+void wait_for_copies(std::size_t groups_in_flight) {
+    Fiber& fiber = fibers[running];
+    auto copy = fiber.copies.begin();
+    for (; copy != fiber.copies.end() && copy->group + groups_in_flight < fiber.groups; ++copy) {
+        std::memcpy(copy->to, copy->from, copy->bytes - copy->zeros);
+        std::memset(static_cast<unsigned char*>(copy->to) + copy->bytes - copy->zeros, 0, copy->zeros);
+    }
+    fiber.copies.erase(fiber.copies.begin(), copy);
+}
+
+void allow_shared(const void* kernel, std::size_t bytes) { shared_limits[kernel] = bytes; }
+
+std::size_t allowed_shared(const void* kernel) {
+    const auto limit = shared_limits.find(kernel);
+    return limit == shared_limits.end() ? 48 * 1024 : limit->second;
+}
+
+}  // namespace emulator
+
+extern "C" void divprune_emulator_schedule(unsigned seed) { emulator::schedule_seed = seed; }
