@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -36,7 +36,7 @@ class Decoding:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     ignore_eos: bool = False
     prefill_chunk: int | None = None
 
@@ -49,6 +49,8 @@ class Decoding:
             raise UserError(f"top_p is {self.top_p}, expected more than 0 and at most 1.")
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed is {self.seed}, expected 0 or more.")
+        if isinstance(self.stop, str):
+            raise UserError(f"stop is the text '{self.stop}', expected a tuple of texts: ('{self.stop}',).")
         if "" in self.stop:
             raise UserError("A stop string is empty: leave it out or name the text that ends the answer.")
         if self.prefill_chunk is not None and self.prefill_chunk < 1:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,17 @@ class Pipeline:
         self._backend = open_backend(self.bundle, backend, threads)
         self._prompt = PromptEncoder(self.bundle)
         self._backend.load(self.selector)
+
+    def with_selector(self, selector: str | None = None, keep: int | None = None) -> Pipeline:
+        """Return a pipeline over the same loaded graphs that prunes otherwise; arguments as in the constructor.
+
+        Raises:
+            UserError: the bundle has no such selector.
+        """
+        other = copy(self)
+        other.selector = self.bundle.selector(selector, keep)
+        self._backend.load(other.selector)
+        return other
 
     @property
     def visual_tokens(self) -> int:

@@ -126,6 +126,19 @@ def test_unpruned_sees_every_token(demo_bundle: Path, picture: Path) -> None:
     assert np.array_equal(answer.kept_indices, np.arange(576))
 
 
+def test_with_selector_shares_the_loaded_graphs(
+    pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = pipeline.ask(picture, QUESTION, max_tokens=3).token_ids
+    monkeypatch.setattr(OnnxRuntimeBackend, "_build", lambda *_: pytest.fail("a graph was loaded again"))
+    full = pipeline.with_selector("none")
+    assert full.ask(picture, QUESTION, max_tokens=3).visual_tokens == full.visual_tokens == 576
+    assert full.with_selector(keep=58).ask(picture, QUESTION, max_tokens=3).token_ids == expected
+    assert pipeline.visual_tokens == 58
+    with pytest.raises(UserError, match="no selector 'other'"):
+        pipeline.with_selector("other")
+
+
 def test_context_ends_the_answer(pipeline: Pipeline, picture: Path) -> None:
     context = pipeline.bundle.manifest.language_model.context
     with pytest.raises(UserError, match=rf"prompt has \d+ tokens.*{context}"):
