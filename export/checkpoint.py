@@ -77,8 +77,7 @@ class Checkpoint:
             for name in handle.keys():  # noqa: SIM118 - not a mapping
                 view = handle.get_slice(name)
                 found[name] = StoredTensor(name, file, view.get_dtype(), tuple(view.get_shape()))
-        index = self.files.json(INDEX) or {}
-        lost = sorted(set(index.get("weight_map", {})) - set(found))
+        lost = sorted(set((self._index or {}).get("weight_map", {})) - set(found))
         if lost:
             raise UserError(f"{INDEX} names '{lost[0]}', but no shard has it: download the checkpoint again.")
         return found
@@ -120,8 +119,13 @@ class Checkpoint:
         """Return the first dimension of a tensor."""
         return self.tensors[name].shape[0]
 
+    @cached_property
+    def _index(self) -> dict[str, Any] | None:
+        """The index of the shards; as in transformers, a single file outranks it."""
+        return None if self.files.path(SINGLE) is not None else self.files.json(INDEX)
+
     def _shards(self) -> list[Path]:
-        index = self.files.json(INDEX)
+        index = self._index
         if index is None:
             if self.files.path(SINGLE) is None:
                 self._refuse_other_formats()
