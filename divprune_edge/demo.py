@@ -5,53 +5,50 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from divprune_edge.console import run
 
+if TYPE_CHECKING:
+    from divprune_edge.runtime.pipeline import Answer
+
 app = typer.Typer(add_completion=False)
+
+_LONGEST_ANSWER = 16
 
 
 @app.command()
 def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpoint.")]) -> None:
     """Ask the demo bundle about the bundled picture, with its default selector and with every visual token."""
-    from rich.console import Console
-    from rich.table import Table
-
     from divprune_edge.manifest import UNPRUNED
     from divprune_edge.models.demo import PICTURE, PICTURE_FACTS
     from divprune_edge.runtime.pipeline import Pipeline
 
-    console = Console(highlight=False, soft_wrap=True)
-    facts = json.loads(PICTURE_FACTS.read_text(encoding="utf-8"))
+    questions = json.loads(PICTURE_FACTS.read_text(encoding="utf-8"))["questions"]
     start = time.perf_counter()
-    pruned, full = Pipeline(bundle), Pipeline(bundle, selector=UNPRUNED)
-    console.print(f"Loaded the bundle twice (pruned, unpruned) in {time.perf_counter() - start:.1f} s.")
-    table = Table(title=f"{PICTURE.name}: answers and milliseconds", title_justify="left")
-    for column in ("question", "truth", "visual tokens", "answer"):
-        table.add_column(column)
-    stages = ("preprocess", "vision", "select", "prefill", "decode", "total")
-    for stage in stages:
-        table.add_column(stage, justify="right")
-    for pipeline in (pruned, full):  # the first run of a session is slower than the rest
-        pipeline.ask(PICTURE, facts["questions"][0]["question"], max_tokens=1)
-    for entry in facts["questions"]:
-        for pipeline in (pruned, full):
-            answer = pipeline.ask(PICTURE, entry["question"])
-            table.add_row(
-                entry["question"] if pipeline is pruned else "",
-                entry["answer"] if pipeline is pruned else "",
-                f"{answer.visual_tokens} of {full.visual_tokens}",
-                answer.answer,
-                *(f"{answer.timings_ms[stage]:.1f}" for stage in stages),
-            )
-    console.print(table)
-    console.print(f"The picture: {PICTURE}")
-    console.print(f"The bundle:  {bundle.resolve()}")
-    console.print(
-        f'Ask more:    .venv/bin/python -m runtime ask {bundle} --image {PICTURE.name} "…"', markup=False
+    pruned = Pipeline(bundle)
+    full = pruned.with_selector(UNPRUNED)
+    print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The picture: {PICTURE}")
+    for pipeline in (pruned, full):  # a session's first run is slower than the rest
+        pipeline.ask(PICTURE, questions[0]["question"], max_tokens=1)
+    for entry in questions:
+        print(f"\n{entry['question']}  (the truth: {entry['answer']})")
+        for pipeline in (full, pruned):
+            answer = pipeline.ask(PICTURE, entry["question"], max_tokens=_LONGEST_ANSWER)
+            print(_line(answer, full.visual_tokens), flush=True)
+    print(f"\nThe bundle lies in {bundle.resolve()}; its graphs: python -m runtime info {bundle}")
+    print(f'Ask more: .venv/bin/python -m runtime ask {bundle} --image PICTURE "…"')
+
+
+def _line(answer: Answer, candidates: int) -> str:
+    ms = answer.timings_ms
+    first = sum(ms[stage] for stage in ("preprocess", "vision", "select", "prefill"))
+    return (
+        f"  {answer.visual_tokens:>4} of {candidates} visual tokens: {answer.answer:<12} "
+        f"first token after {first:4.0f} ms (vision {ms['vision']:.0f}, select {ms['select']:.0f}, "
+        f"prefill {ms['prefill']:.0f}), in all {ms['total']:.0f} ms"
     )
 
 
