@@ -36,7 +36,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
         if not error.format_message():  # the help was shown because nothing was asked for
             sys.exit(2)
         hint = error.ctx.command_path if error.ctx is not None else program
-        fail(f"{error.format_message().rstrip('.')}; see '{hint} --help'.")
+        fail(f"{error.format_message().rstrip('.')}{_given(error)}; see '{hint} --help'.")
     except _ClickException as error:
         fail(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
@@ -46,6 +46,12 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
     if code == INTERRUPTED:  # newer typer returns this itself
         sys.stderr.write("interrupted\n")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _given(error: BaseException) -> str:
+    """Name the value that could not be read, where the message does not: newer typer keeps it in the cause."""
+    details = getattr(error.__cause__, "errors", list)()
+    return f" (given: {details[0]['input']})" if details and "input" in details[0] else ""
 
 
 def fail(message: str, exit_code: int = 2) -> NoReturn:

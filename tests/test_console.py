@@ -54,7 +54,8 @@ def test_a_failure_that_is_not_the_users_is_exit_code_1(capsys: pytest.CaptureFi
     ("arguments", "told"),
     [
         (("work", "--nope"), "No such option: --nope"),
-        (("work", "--number", "x"), "--number"),
+        (("work", "--number", "many"), "--number"),
+        (("work", "--number", "many"), "many"),
         (("werk",), "No such command 'werk'"),
     ],
 )
