@@ -1,0 +1,109 @@
+"""Adding a selector touches neither the weights nor what is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from exporting import Bundle, open_session, pictures, see
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.add_selector import add_selector
+from divprune_edge.export.llava import VerificationFailed
+from divprune_edge.manifest import read_manifest
+from divprune_edge.models.selectors.divprune import max_min_select
+
+
+@pytest.fixture
+def target(bundle: Callable[[], Bundle], tmp_path: Path) -> Path:
+    return shutil.copytree(bundle().folder, tmp_path / "bundle")
+
+
+def add(target: Path, **options: object) -> str:
+    arguments = {"keep": None, "prune": None, "force": False, "verify": True, **options}
+    _, entry, _ = add_selector(target, "divprune", **arguments)  # type: ignore[arg-type]
+    return entry.id
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_another_budget(bundle: Callable[[], Bundle], target: Path) -> None:
+    before = stamps(target)
+    manifest, entry, checks = add_selector(
+        target, "divprune", keep=None, prune="0.5", force=False, verify=True
+    )
+    assert (entry.id, entry.keep, entry.file) == ("divprune-12", 12, "selectors/divprune-12.onnx")
+    assert checks
+    assert all(check.passed for check in checks)
+    after = stamps(target)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"selectors/divprune-12.onnx"}
+    assert read_manifest(target) == manifest
+    assert [selector.id for selector in manifest.selectors] == ["divprune-9", "divprune-12"]
+    assert manifest.default_selector == "divprune-9"
+    exported = bundle()
+    tokens = see(exported, pictures(exported))
+    valid = tokens[..., 0] < float("inf")
+    indices = open_session(target / entry.file).run(
+        ["kept_indices"], {"visual_tokens": tokens, "valid": valid}
+    )[0]
+    assert indices[0].tolist() == max_min_select(tokens[0], valid[0], 12).tolist()
+
+
+def test_all_tokens(target: Path) -> None:
+    assert add(target, keep=25) == "divprune-25"
+
+
+def test_it_is_there_already(target: Path) -> None:
+    with pytest.raises(UserError, match="has the selector 'divprune-9' already: replace it with --force"):
+        add(target, keep=9)
+    assert add(target, keep=9, force=True) == "divprune-9"
+    assert [selector.id for selector in read_manifest(target).selectors] == ["divprune-9"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"keep": 26}, "--keep 26 is out of range"),
+        ({"keep": 0}, "--keep 0 is out of range"),
+        ({"prune": "1.0"}, "--prune 1.0 is not a pruning ratio"),
+    ],
+)
+def test_refusals_change_nothing(target: Path, options: dict[str, object], sentence: str) -> None:
+    before = stamps(target)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        add(target, **options)
+    assert stamps(target) == before
+
+
+def test_unknown_selectors_and_bundles(target: Path, tmp_path: Path) -> None:
+    options = {"keep": 3, "prune": None, "force": False, "verify": False}
+    with pytest.raises(UserError, match=r"There is no selector 'divprum' \(did you mean 'divprune'\?\)"):
+        add_selector(target, "divprum", **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="There is no bundle at"):
+        add_selector(tmp_path / "nowhere", "divprune", **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"is not a bundle: it has no manifest\.json"):
+        add_selector(tmp_path, "divprune", **options)  # type: ignore[arg-type]
+
+
+def test_a_wrong_graph_is_not_added(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of a budget of 7 under the name of 8: its indices are too few."""
+    import divprune_edge.export.add_selector as module
+
+    build = module.build_selector
+    monkeypatch.setattr(
+        module, "build_selector", lambda selector, n, keep, width, dtype: build(selector, n, 7, width, dtype)
+    )
+    before, manifest = stamps(target), read_manifest(target)
+    with pytest.raises(
+        VerificationFailed, match=r"does not pick what its reference picks .* the bundle is unchanged"
+    ):
+        add(target, keep=8)
+    assert stamps(target) == before
+    assert read_manifest(target) == manifest
