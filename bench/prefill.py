@@ -107,7 +107,7 @@ def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, 
     medians = {keep: {stage: median(ms) for stage, ms in stages.items()} for keep, stages in samples.items()}
     return {
         "model": "CLIP tower + decoder, random weights",
-        "precision": plan.precision,
+        "precision": str(plan.precisions),
         "text_tokens": TEXT_TOKENS,
         "threads": threads,
         "repeats": repeats,

@@ -20,7 +20,8 @@ UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+"""How the weight matrices of a graph are stored; int8 and int4 compute everything else in float32."""
 
 
 def _inside(path: str) -> str:
@@ -89,6 +90,7 @@ class VisionInfo(GraphInfo):
     width: Positive
     image_height: Positive
     image_width: Positive
+    precision: Precision
 
 
 class LanguageInfo(GraphInfo):
@@ -98,6 +100,7 @@ class LanguageInfo(GraphInfo):
     number of logits. ``context`` counts tokens of one sequence, visual ones included.
     """
 
+    precision: Precision
     dialect: Literal["portable"]
     layers: Positive
     kv_heads: Positive
@@ -186,11 +189,16 @@ class FileInfo(_Model):
 
 
 class Manifest(_Model):
-    """The whole manifest. ``files`` lists every file of the bundle except the manifest itself."""
+    """The whole manifest. ``files`` lists every file of the bundle except the manifest itself.
+
+    ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of
+    the int4 graphs' weights, None where there are none.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     family: str
-    precision: Precision
+    precision: str
+    block_size: Positive | None = None
     token_dtype: DType
     vision_encoder: VisionInfo
     selectors: tuple[SelectorInfo, ...]

@@ -39,7 +39,16 @@ def llava(
     prune: Prune = None,
     keep: Keep = None,
     selector: SelectorName = "divprune",
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 for GPUs.")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="fp32, fp16 (for GPUs), int8 or int4, for both graphs or as in vision=int8,language=int4.",
+        ),
+    ] = "fp32",
+    block_size: Annotated[
+        int, typer.Option(metavar="32|128", help="Values that share a scale in int4.")
+    ] = 32,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K"),
@@ -65,7 +74,14 @@ def llava(
     else:
         checkpoint = open_checkpoint(model)
     with checkpoint:
-        plan = plan_llava(checkpoint, selector=selector, keep=keep, prune=prune, precision=precision)
+        plan = plan_llava(
+            checkpoint,
+            selector=selector,
+            keep=keep,
+            prune=prune,
+            precision=precision,
+            block_size=block_size,
+        )
         check = chosen_verification(verify, report)
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"

@@ -19,6 +19,8 @@ DTYPES = {
     "bfloat16": ir.DataType.BFLOAT16,
     "int64": ir.DataType.INT64,
     "int32": ir.DataType.INT32,
+    "int8": ir.DataType.INT8,
+    "int4": ir.DataType.INT4,
     "uint8": ir.DataType.UINT8,
     "bool": ir.DataType.BOOL,
 }

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Dialect
+from divprune_edge.export.formats import Format
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
@@ -20,7 +21,7 @@ def build_language_model(
     names: WeightNames,
     checkpoint: Checkpoint,
     dialect: Dialect,
-    dtype: str,
+    format: Format,
     token_dtype: str,
 ) -> ir.Model:
     """Return the model that serves prefill and decode alike.
@@ -32,8 +33,9 @@ def build_language_model(
         KV cache in ──────────────────┴► KV cache out
     """
     decoder = spec.decoder
-    weights = Weights(checkpoint, names.decoder, dtype)
-    head = Weights(checkpoint, "", dtype)
+    dtype = format.dtype
+    weights = Weights(checkpoint, names.decoder, format)
+    head = Weights(checkpoint, "", format)
     g = GraphBuilder("language_model")
     ids = g.input("input_ids", "int64", ["batch", "seq"])
     visual = g.input("visual_tokens", token_dtype, ["batch", "visual", spec.width])

@@ -92,8 +92,9 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
             files = hash_files(folder)
         manifest = Manifest(
             family=FAMILY,
-            precision=plan.precision,
-            token_dtype=plan.dtype,
+            precision=str(plan.precisions),
+            block_size=plan.precisions.block_size if plan.precisions.has_blocks else None,
+            token_dtype=plan.token_dtype,
             vision_encoder=vision,
             selectors=(selector,),
             default_selector=selector.id,
@@ -112,7 +113,7 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
 def write_selector(plan: Plan, folder: Path) -> SelectorInfo:
     """Write the plan's selector graph under ``folder/selectors``."""
     name = selector_id(plan.selector.name, plan.keep)
-    model = build_selector(plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.dtype)
+    model = build_selector(plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.token_dtype)
     graph = write_graph(model, folder, f"selectors/{name}.onnx")
     return SelectorInfo(
         **_fields(graph),
@@ -125,7 +126,9 @@ def write_selector(plan: Plan, folder: Path) -> SelectorInfo:
 
 
 def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:
-    model = build_vision_encoder(plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.dtype)
+    model = build_vision_encoder(
+        plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.vision_format()
+    )
     with report.stage(VISION_FILE, len(model.graph.initializers)) as progress:
         graph = write_graph(model, folder, VISION_FILE, progress)
     return VisionInfo(
@@ -134,22 +137,26 @@ def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:
         width=plan.spec.width,
         image_height=plan.spec.vision.image_size,
         image_width=plan.spec.vision.image_size,
+        precision=plan.precisions.vision,
     )
 
 
 def _language(plan: Plan, folder: Path, report: Reporter) -> LanguageInfo:
     decoder = plan.spec.decoder
     dialect = Portable()
-    model = build_language_model(plan.spec, plan.names, plan.checkpoint, dialect, plan.dtype, plan.dtype)
+    model = build_language_model(
+        plan.spec, plan.names, plan.checkpoint, dialect, plan.language_format(), plan.token_dtype
+    )
     with report.stage(LANGUAGE_FILE, len(model.graph.initializers)) as progress:
         graph = write_graph(model, folder, LANGUAGE_FILE, progress)
     return LanguageInfo(
         **_fields(graph),
+        precision=plan.precisions.language,
         dialect=dialect.name,
         layers=decoder.layers,
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,
-        cache_dtype=plan.dtype,
+        cache_dtype=plan.language_dtype,
         embedding_rows=plan.embedding_rows,
         vocabulary=plan.vocabulary,
         context=decoder.context,

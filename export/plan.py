@@ -8,9 +8,17 @@ from functools import cached_property
 import numpy as np
 
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.precision import PRECISIONS, check_precision
-from divprune_edge.manifest import Precision, Preprocessing
+from divprune_edge.export.formats import Format, find_format
+from divprune_edge.export.precision import (
+    DEFAULT_BLOCK_SIZE,
+    QUANTISED,
+    Precisions,
+    activation_type,
+    parse_precisions,
+)
+from divprune_edge.manifest import Preprocessing
 from divprune_edge.models.budget import check_keep, keep_from_prune
+from divprune_edge.models.clip import Shapes
 from divprune_edge.models.llava import LlavaSpec, WeightNames, find_weights, read_llava
 from divprune_edge.models.preprocessing import read_preprocessing
 from divprune_edge.models.prompt import PromptFacts, read_prompt
@@ -28,14 +36,27 @@ class Plan:
     names: WeightNames
     preprocessing: Preprocessing
     prompt: PromptFacts
-    precision: Precision
+    precisions: Precisions
     selector: Selector
     keep: int
 
     @property
-    def dtype(self) -> str:
-        """Element type of weights, activations and cache."""
-        return PRECISIONS[self.precision]
+    def token_dtype(self) -> str:
+        """Element type of visual tokens: what the vision encoder computes in."""
+        return activation_type(self.precisions.vision)
+
+    @property
+    def language_dtype(self) -> str:
+        """Element type of the language model's activations and cache."""
+        return activation_type(self.precisions.language)
+
+    def vision_format(self) -> Format:
+        """Return a format for the vision graph."""
+        return find_format(self.precisions.vision, self.precisions.block_size)
+
+    def language_format(self) -> Format:
+        """Return a format for the language graph."""
+        return find_format(self.precisions.language, self.precisions.block_size)
 
     @property
     def embedding_rows(self) -> int:
@@ -49,9 +70,42 @@ class Plan:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Size in bytes of all exported weights in the chosen precision."""
+        """Size in bytes of all exported weights in the chosen precisions."""
+        total = 0
+        for format, shapes in self._graphs():
+            for name, shape in shapes.items():
+                if is_matrix(name, shape):
+                    total += format.stored_bytes(shape, head=name == self.names.head)
+                else:
+                    total += int(np.prod(shape)) * np.dtype(format.dtype).itemsize
+        if self.names.tied and self.precisions.language in QUANTISED:
+            total += self.language_format().stored_bytes(
+                (self.vocabulary, self.spec.decoder.hidden), head=True
+            )
+        return total
+
+    def check_formats(self) -> None:
+        """Check that every matrix can be stored as planned.
+
+        Raises:
+            UserError: the first one that cannot.
+        """
+        for format, shapes in self._graphs():
+            for name, shape in shapes.items():
+                if is_matrix(name, shape):
+                    format.check(name, shape)
+
+    def _graphs(self) -> list[tuple[Format, Shapes]]:
+        """Return each graph's format and the weights in it."""
         shapes = self.names.parameters(self.spec, self.embedding_rows, self.vocabulary)
-        return sum(int(np.prod(shape)) for shape in shapes.values()) * np.dtype(self.dtype).itemsize
+        seen = {n: s for n, s in shapes.items() if n.startswith((self.names.vision, self.names.projector))}
+        said = {n: s for n, s in shapes.items() if n not in seen}
+        return [(self.vision_format(), seen), (self.language_format(), said)]
+
+
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is the matrix of a linear layer, which a format may quantise: embeddings are not."""
+    return len(shape) == 2 and "embed" not in name
 
 
 def budget(keep: int | None, prune: str | None, candidates: int) -> int:
@@ -66,14 +120,20 @@ def budget(keep: int | None, prune: str | None, candidates: int) -> int:
 
 
 def plan_llava(
-    checkpoint: Checkpoint, *, selector: str, keep: int | None, prune: str | None, precision: str
+    checkpoint: Checkpoint,
+    *,
+    selector: str,
+    keep: int | None,
+    prune: str | None,
+    precision: str,
+    block_size: int = DEFAULT_BLOCK_SIZE,
 ) -> Plan:
     """Read a LLaVA-1.5 checkpoint and settle the export.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
     """
-    check_precision(precision)
+    precisions = parse_precisions(precision, block_size)
     chosen = find_selector(selector)
     spec = read_llava(checkpoint.config)
     keep = budget(keep, prune, spec.tokens)
@@ -87,7 +147,9 @@ def plan_llava(
     prompt = read_prompt(
         checkpoint.files, checkpoint.config, spec.image_token_id, checkpoint.rows(names.head)
     )
-    return Plan(checkpoint, spec, names, preprocessing, prompt, precision, chosen, keep)  # type: ignore[arg-type]
+    plan = Plan(checkpoint, spec, names, preprocessing, prompt, precisions, chosen, keep)
+    plan.check_formats()
+    return plan
 
 
 def _tied(checkpoint: Checkpoint) -> bool:

@@ -1,29 +1,90 @@
-"""Element types of a bundle, and the cast of a weight to one of them."""
+"""Precisions on the command line, element types of a bundle, and the cast of a weight to one of them."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.manifest import Precision
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16"}
-"""Name on the command line -> element type of weights, activations and KV cache."""
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+QUANTISED: tuple[Precision, ...] = ("int8", "int4")
+GRAPHS = ("vision", "language")
+BLOCK_SIZES = (32, 128)
+DEFAULT_BLOCK_SIZE = 32
+
+_HALF = {"fp16": "float16"}
 
 
-def check_precision(name: str) -> str:
-    """Return ``name`` if it is a known precision.
+@dataclass(frozen=True)
+class Precisions:
+    """The precision of each graph, and the block size of int4 weights."""
+
+    vision: Precision
+    language: Precision
+    block_size: int = DEFAULT_BLOCK_SIZE
+
+    def __str__(self) -> str:
+        if self.vision == self.language:
+            return self.vision
+        return f"vision={self.vision},language={self.language}"
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether any graph has weights in blocks."""
+        return "int4" in (self.vision, self.language)
+
+
+def activation_type(precision: Precision) -> str:
+    """Return the element type of a graph's activations, and of the weights that are no matrices."""
+    return _HALF.get(precision, "float32")
+
+
+def parse_precisions(text: str, block_size: int = DEFAULT_BLOCK_SIZE) -> Precisions:
+    """Read ``--precision``: one name for both graphs, or ``vision=int8,language=int4``.
 
     Raises:
-        UserError: it is not.
+        UserError: an unknown or missing graph or precision, or another block size.
     """
+    if block_size not in BLOCK_SIZES:
+        raise UserError(
+            f"--block-size {block_size} is not offered: int4 weights come in blocks of "
+            f"{' or '.join(map(str, BLOCK_SIZES))}."
+        )
+    if "=" not in text:
+        name = _known(text, text)
+        return Precisions(name, name, block_size)
+    chosen: dict[str, Precision] = {}
+    for part in text.split(","):
+        graph, equals, name = (piece.strip() for piece in part.partition("="))
+        if graph not in GRAPHS or not equals:
+            raise UserError(
+                f"--precision {text} names '{graph}'{did_you_mean(graph, GRAPHS)}: give one precision for both "
+                "graphs, or both as in vision=int8,language=int4."
+            )
+        if graph in chosen:
+            raise UserError(f"--precision {text} names '{graph}' twice: say once what it is to be.")
+        chosen[graph] = _known(name, text)
+    missing = [graph for graph in GRAPHS if graph not in chosen]
+    if missing:
+        raise UserError(
+            f"--precision {text} does not say what '{missing[0]}' is to be: add {missing[0]}=fp32, or another of "
+            f"{', '.join(PRECISIONS)}."
+        )
+    return Precisions(chosen["vision"], chosen["language"], block_size)
+
+
+def _known(name: str, text: str) -> Precision:
     if name not in PRECISIONS:
         raise UserError(
-            f"--precision {name} is not known{did_you_mean(name, PRECISIONS)}: choose {' or '.join(PRECISIONS)}."
+            f"--precision {text} is not known{did_you_mean(name, PRECISIONS)}: choose among "
+            f"{', '.join(PRECISIONS)}, for both graphs or as in vision=int8,language=int4."
         )
-    return name
+    return cast(Precision, name)
 
 
 def cast_weight(name: str, weight: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.export.formats import Format
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear
@@ -20,7 +21,7 @@ OPSET = 20
 
 
 def build_vision_encoder(
-    spec: LlavaSpec, names: WeightNames, checkpoint: Checkpoint, preprocessing: Preprocessing, dtype: str
+    spec: LlavaSpec, names: WeightNames, checkpoint: Checkpoint, preprocessing: Preprocessing, format: Format
 ) -> ir.Model:
     """Return the model ``pixels uint8 [tiles, H, W, 3] -> visual_tokens [tiles, N, D]``.
 
@@ -33,12 +34,13 @@ def build_vision_encoder(
     g = GraphBuilder("vision_encoder")
     size = spec.vision.image_size
     pixels = g.input("pixels", "uint8", ["tiles", size, size, 3])
-    tower = Weights(checkpoint, names.vision, dtype)
+    tower, projector = (Weights(checkpoint, p, format) for p in (names.vision, names.projector))
+    dtype = format.dtype
     with g.scope("vision_tower"):
         features = _features(g, _normalise(g, pixels, preprocessing, dtype), spec.vision, tower)
-    tokens = _project(g, features, spec, Weights(checkpoint, names.projector, dtype))
+    tokens = _project(g, features, spec, projector)
     g.output(tokens, "visual_tokens", dtype, ["tiles", spec.tokens, spec.width])
-    return g.model(OPSET)
+    return g.model(max(OPSET, format.opset))
 
 
 def _normalise(g: GraphBuilder, pixels: ir.Value, facts: Preprocessing, dtype: str) -> ir.Value:

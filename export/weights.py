@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,15 @@ import onnx_ir as ir
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.graph import DTYPES, GraphBuilder
 from divprune_edge.export.precision import cast_weight, transpose
+from divprune_edge.export.quantise import Levels, quantise
+
+if TYPE_CHECKING:
+    from divprune_edge.export.formats import Format
 
 TRANSPOSED = ".T"
 """Suffix of an initializer that holds a linear layer's weight transposed, [in, out]."""
+SCALE = ".scale"
+"""Suffix of a quantised weight's scales; the values have their type's name in the same place."""
 
 
 class Weights:
@@ -23,10 +29,15 @@ class Weights:
     Initializers carry the checkpoint's own tensor names, so an exported weight can be traced back and compared.
     """
 
-    def __init__(self, checkpoint: Checkpoint, prefix: str, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, prefix: str, format: Format) -> None:
         self._checkpoint = checkpoint
         self._prefix = prefix
-        self.dtype = dtype
+        self.format = format
+
+    @property
+    def dtype(self) -> str:
+        """Element type of activations, and of weights that are no matrices of linear layers."""
+        return self.format.dtype
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._checkpoint.tensors
@@ -44,6 +55,39 @@ class Weights:
         out, inner = self.shape(name)
         return self._add(g, self._prefix + name, (inner, out), transpose, suffix=TRANSPOSED)
 
+    def quantised(
+        self, g: GraphBuilder, name: str, dtype: str, group: int | None, levels: Levels
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add a linear layer's weight [out, in] in few bits, transposed.
+
+        Args:
+            g: the graph.
+            name: of the weight.
+            dtype: ``int8`` or ``int4``.
+            group: values of a row that share a scale; None takes the whole row.
+            levels: integers to round to.
+
+        Returns:
+            Values [in, out] and scales float32: [in / group, out], or [out] where a row has one.
+        """
+        full, (out, inner) = self._prefix + name, self.shape(name)
+        key, scale_key = f"{full}{TRANSPOSED}.{dtype}", f"{full}{TRANSPOSED}{SCALE}"
+        known = g.find_initializer(key), g.find_initializer(scale_key)
+        if known[0] is not None and known[1] is not None:
+            return known[0], known[1]
+        loaded = _Quantised(
+            lambda: quantise(
+                cast_weight(full, self._checkpoint.read(full), "float32"), group or inner, levels
+            ),
+            DTYPES[dtype].numpy(),
+            flat=group is None,
+        )
+        scales = (out,) if group is None else (inner // group, out)
+        return (
+            _lazy(g, key, dtype, (inner, out), loaded.values),
+            _lazy(g, scale_key, "float32", scales, loaded.scales),
+        )
+
     def _add(
         self,
         g: GraphBuilder,
@@ -57,12 +101,51 @@ class Weights:
         if known is not None:
             return known
 
-        def load() -> ir.TensorProtocol:
-            return ir.Tensor(arrange(cast_weight(name, self._checkpoint.read(name), self.dtype)), name=key)
+        def load() -> npt.NDArray[Any]:
+            return arrange(cast_weight(name, self._checkpoint.read(name), self.dtype))
 
-        if int(np.prod(shape)) <= _INLINE:
-            return g.initializer(key, load())
-        return g.initializer(key, ir.LazyTensor(load, DTYPES[self.dtype], ir.Shape(shape), name=key))
+        return _lazy(g, key, self.dtype, shape, load)
+
+
+class _Quantised:
+    """Values and scales of one weight. They are written one after the other and computed once for both."""
+
+    def __init__(
+        self,
+        compute: Callable[[], tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]],
+        dtype: Any,
+        *,
+        flat: bool,
+    ) -> None:
+        self._compute = compute
+        self._dtype = dtype
+        self._flat = flat
+        self._scales: npt.NDArray[np.float32] | None = None
+
+    def values(self) -> npt.NDArray[Any]:
+        """Return [in, out]; keeps the scales for their turn."""
+        values, self._scales = self._compute()
+        return transpose(values).astype(self._dtype, copy=False)
+
+    def scales(self) -> npt.NDArray[np.float32]:
+        """Return [groups, out], or [out]; forgets them."""
+        scales, self._scales = self._scales, None
+        if scales is None:
+            _, scales = self._compute()
+        return scales[:, 0] if self._flat else transpose(scales)
+
+
+def _lazy(
+    g: GraphBuilder, key: str, dtype: str, shape: tuple[int, ...], load: Callable[[], npt.NDArray[Any]]
+) -> ir.Value:
+    """Add an initializer that is computed when it is written; small ones at once, inside the graph file."""
+
+    def tensor() -> ir.TensorProtocol:
+        return ir.Tensor(np.ascontiguousarray(load()), name=key)
+
+    if int(np.prod(shape)) <= _INLINE:
+        return g.initializer(key, tensor())
+    return g.initializer(key, ir.LazyTensor(tensor, DTYPES[dtype], ir.Shape(shape), name=key))
 
 
 # Small initializers stay inside the graph file: external ones would break shape inference.

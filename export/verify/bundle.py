@@ -13,7 +13,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.plan import Plan
 from divprune_edge.export.verify.comparison import TOLERANCES
 from divprune_edge.export.verify.graphs import LanguageGraph
-from divprune_edge.export.verify.language import check_language, check_rope
+from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.export.verify.selection import check_selection, verify_selector
 from divprune_edge.export.verify.structure import check_structure
@@ -46,7 +46,6 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
     Raises:
         UserError: there is not even memory for the truncated copy.
     """
-    tolerance = TOLERANCES[plan.precision]
     vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
     checks: list[Check] = check_weights(plan, [vision, language], report)
@@ -56,19 +55,30 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
         oracle = Oracle(plan.checkpoint.folder, layers)
         report("visual tokens")
         height = width = plan.spec.vision.image_size
-        found, tokens = check_vision(vision.path, oracle, sample_pictures(height, width), tolerance)
+        pictures = sample_pictures(height, width)
+        unquantised = oracle.visual_tokens(pictures) if vision.is_quantised() else None
+        _replace(plan, oracle, [vision, run], report)
+        tolerance = TOLERANCES[plan.precisions.vision]
+        found, tokens = check_vision(vision.path, oracle, pictures, tolerance, unquantised)
         checks += found
         report("selection")
         # Found by glob: the file's name is the export's business, that there is one is ours.
         (selector,) = (folder / "selectors").glob("*.onnx")
         width = plan.spec.width
-        checks += verify_selector(plan.selector, plan.spec.tokens, plan.keep, width, plan.dtype, selector)
+        checks += verify_selector(
+            plan.selector, plan.spec.tokens, plan.keep, width, plan.token_dtype, selector
+        )
         found, kept = check_selection(plan.selector, selector, tokens, plan.keep)
         checks += found
-        checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.dtype))
+        checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))
+        tolerance = TOLERANCES[plan.precisions.language]
         checks += check_language(
             plan, LanguageGraph(run.path), oracle, kept, tolerance=tolerance, report=report
         )
+        if run.is_quantised():
+            report("what the precision costs")
+            whole = Oracle(plan.checkpoint.folder, layers)
+            checks += cost_of_precision(plan, LanguageGraph(run.path), whole, kept)
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 
 
@@ -119,7 +129,31 @@ def _runnable(plan: Plan, language: GraphFile, layers: int | None, report: Repor
 
     with tempfile.TemporaryDirectory(prefix=".truncated.", dir=language.path.parent) as partial:
         model = build_language_model(
-            plan.spec.truncated(layers), plan.names, plan.checkpoint, Portable(), plan.dtype, plan.dtype
+            plan.spec.truncated(layers),
+            plan.names,
+            plan.checkpoint,
+            Portable(),
+            plan.language_format(),
+            plan.token_dtype,
         )
         write_graph(model, Path(partial), "truncated.onnx", report)
         yield GraphFile(Path(partial) / "truncated.onnx")
+
+
+def _replace(plan: Plan, oracle: Oracle, graphs: list[GraphFile], report: Report) -> None:
+    """Give the reference the weights that the graphs have, where these are quantised.
+
+    How far they are from the checkpoint's is a check of its own, against a bound that follows from the format.
+    So the graphs are held to what they should compute, not to what a lossy format may cost.
+    """
+    parts = {
+        plan.names.vision: "model.vision_tower.",
+        plan.names.projector: "model.multi_modal_projector.",
+        plan.names.decoder: "model.language_model.",
+    }
+    for graph in graphs:
+        for name, weight, _ in graph.dequantised():
+            report(f"weight {name}")
+            prefix = max((prefix for prefix in parts if name.startswith(prefix)), key=len, default="")
+            path = "lm_head.weight" if name == plan.names.head else parts[prefix] + name[len(prefix) :]
+            oracle.replace(path, np.ascontiguousarray(weight))

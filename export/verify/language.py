@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.export.plan import Plan
-from divprune_edge.export.verify.comparison import Tolerance, at_most, none_of, relative_error
+from divprune_edge.export.verify.comparison import (
+    Tolerance,
+    at_most,
+    for_the_record,
+    none_of,
+    relative_error,
+)
 from divprune_edge.export.verify.graphs import LanguageGraph
 from divprune_edge.export.verify.oracle import Answer, Oracle
 from divprune_edge.export.verify.weights import GraphFile
@@ -82,6 +88,21 @@ def check_language(
             "language", "ragged batch", batch, limit, unit=unit, detail=f"{len(cases)} prompts, left-padded"
         ),
         _greedy(found, answers),
+    ]
+
+
+def cost_of_precision(plan: Plan, graph: LanguageGraph, oracle: Oracle, kept: Array) -> list[Check]:
+    """Compare a quantised graph with the checkpoint's own weights in ``oracle``: no limit, only the record."""
+    cases, errors, same, total = sample_prompts(plan, kept), [], 0, 0
+    for case in cases:
+        answer = oracle.answer(case.embeddings(oracle), STEPS)
+        found = _follow(graph, case, plan.embedding_rows, answer.tokens)
+        errors.append(relative_error(found, answer.logits))
+        same += int((found.argmax(axis=-1) == answer.logits.argmax(axis=-1)).sum())
+        total += len(found)
+    detail = f"{same} of {total} most likely tokens are the same"
+    return [
+        for_the_record("language", "cost of the precision", _worst(errors), unit="relative", detail=detail)
     ]
 
 

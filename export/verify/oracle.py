@@ -41,6 +41,17 @@ class Oracle:
         self._model = model.eval()
         self._processor = _image_processor(folder)
 
+    def replace(self, path: str, weight: Array) -> None:
+        """Put float32 ``weight`` in the place of a parameter, such as ``model.language_model.norm.weight``."""
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        if path not in parameters:  # transformers before 5 has one level more
+            path = path.replace("model.vision_tower.", "model.vision_tower.vision_model.")
+        assert tuple(parameters[path].shape) == weight.shape, path
+        module, _, name = path.rpartition(".")
+        # A parameter of its own: a tied head must not take the embedding with it.
+        parameter = self._torch.nn.Parameter(self._torch.from_numpy(weight), requires_grad=False)
+        setattr(self._model.get_submodule(module), name, parameter)
+
     def visual_tokens(self, pixels: Array) -> Array:
         """Return float32 [tiles, N, D] of uint8 [tiles, H, W, 3]; the constants are the checkpoint file's."""
         images = self._processor(images=list(pixels), return_tensors="pt", input_data_format="channels_last")

@@ -12,7 +12,7 @@ from typing import Any
 
 from divprune_edge.export.plan import Plan
 from divprune_edge.export.verify.comparison import none_of
-from divprune_edge.export.verify.weights import TRANSPOSED, GraphFile
+from divprune_edge.export.verify.weights import GraphFile, quantised_name
 from divprune_edge.manifest import Check
 
 # Operators that read a parameter of their module's child: learned positions are added, not looked up.
@@ -54,7 +54,7 @@ def _readers(file: GraphFile) -> Iterable[tuple[Any, str]]:
 def _belongs(plan: Plan, node: Any, weight: str) -> bool:
     """Whether ``/language_model/layers.3/mlp/up_proj/MatMul`` may read ``weight``."""
     path = ".".join(node.name.split("/")[1:-1])
-    name = weight.removesuffix(TRANSPOSED)
+    name, _ = quantised_name(weight)
     if name == plan.names.head and path == "lm_head":
         return True
     if name == plan.names.head and not plan.names.tied:

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.export.verify.comparison import Tolerance, at_most, cosine_error, relative_error
+from divprune_edge.export.verify.comparison import (
+    Tolerance,
+    at_most,
+    cosine_error,
+    for_the_record,
+    relative_error,
+)
 from divprune_edge.export.verify.graphs import open_graph
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.manifest import Check
@@ -34,9 +40,16 @@ def sample_pictures(height: int, width: int) -> Pixels:
 
 
 def check_vision(
-    path: Path, oracle: Oracle, pictures: Pixels, tolerance: Tolerance
+    path: Path,
+    oracle: Oracle,
+    pictures: Pixels,
+    tolerance: Tolerance,
+    unquantised: npt.NDArray[Any] | None = None,
 ) -> tuple[list[Check], npt.NDArray[Any]]:
-    """Return the checks and the graph's visual tokens [4, N, D] of ``pictures``."""
+    """Return the checks and the graph's visual tokens [4, N, D] of ``pictures``.
+
+    ``unquantised`` are the tokens that the checkpoint's own weights give, where the reference has others.
+    """
     found = open_graph(path).run(["visual_tokens"], {"pixels": pictures})[0]
     wanted = oracle.visual_tokens(pictures)
     checks = [
@@ -45,4 +58,7 @@ def check_vision(
             "vision", "their direction", cosine_error(found, wanted), tolerance.cosine, unit="1 - cosine"
         ),
     ]
+    if unquantised is not None:
+        error = cosine_error(found, unquantised)
+        checks.append(for_the_record("vision", "cost of the precision", error, unit="1 - cosine"))
     return checks, found

@@ -19,6 +19,13 @@ from divprune_edge.export.verify.comparison import none_of
 from divprune_edge.manifest import Check
 
 TRANSPOSED = ".T"
+SCALE = ".scale"
+
+# A value in few bits may be half a step from where it was, and a step is the group's peak divided by the number
+# of positive levels: 7.5 of int4, 64 of int8 (127.5 in an output head). Beyond that it is another value; the
+# margin is for the float32 division.
+_STEPS = {".int4": 7.5, ".int8": 64.0}
+_MARGIN = 1.001
 
 # Tensors of a checkpoint that no graph needs: buffers, CLIP's pooled output, and a head beside a tied one.
 _BUFFERS = re.compile(r"\.(position_ids|inv_freq)$|\.post_layernorm\.(weight|bias)$")
@@ -50,9 +57,26 @@ class GraphFile:
         where = {entry.key: entry.value for entry in tensor.external_data}
         if not where:
             return np.asarray(onnx.numpy_helper.to_array(tensor))
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         file, offset = self.path.parent / where["location"], int(where.get("offset", 0))
-        return np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
+        shape = tuple(tensor.dims)
+        if tensor.data_type == onnx.TensorProto.INT4:
+            packed = np.memmap(file, np.uint8, "r", offset, (-(-int(np.prod(shape)) // 2),))
+            return _unpacked(packed)[: int(np.prod(shape))].reshape(shape)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.memmap(file, dtype, "r", offset, shape)
+
+    def is_quantised(self) -> bool:
+        """Whether any weight is in few bits."""
+        return any(quantised_name(key)[1] for key in self.weights())
+
+    def dequantised(self) -> Iterator[tuple[str, npt.NDArray[np.float32], str]]:
+        """Yield (name in the checkpoint, float32 [out, in], suffix of its type) of every quantised weight."""
+        for key in self.weights():
+            name, suffix = quantised_name(key)
+            if suffix in _STEPS:
+                values = self.read(key).astype(np.float32).T
+                scales = self.read(f"{name}{TRANSPOSED}{SCALE}").T.reshape(len(values), -1, 1)
+                yield name, (values.reshape(*scales.shape[:2], -1) * scales).reshape(values.shape), suffix
 
     def weights(self) -> list[str]:
         """Return the names of the initializers that come from a checkpoint."""
@@ -61,6 +85,18 @@ class GraphFile:
             for name in self.initializers
             if not (name.startswith("/") or name in ("rope.cos", "rope.sin"))
         ]
+
+
+def quantised_name(key: str) -> tuple[str, str]:
+    """Split an initializer's name into the weight's own and the suffix of a quantised part, if it is one."""
+    found = re.fullmatch(rf"(.*){re.escape(TRANSPOSED)}(\.int[48]|{re.escape(SCALE)})", key)
+    return (found.group(1), found.group(2)) if found else (key.removesuffix(TRANSPOSED), "")
+
+
+def _unpacked(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+    """Return the int4 values of bytes, the lower half first."""
+    both = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1).astype(np.int8)
+    return np.where(both > 7, both - 16, both).astype(np.int8)
 
 
 class StoredWeights:
@@ -91,27 +127,39 @@ class StoredWeights:
 
 
 def check_weights(plan: Plan, graphs: list[GraphFile], report: Callable[[str], None]) -> list[Check]:
-    """Compare every weight of ``graphs`` with the checkpoint, bit for bit after the cast.
+    """Compare every weight of ``graphs`` with the checkpoint.
 
-    Also counts what should be there and is not, and what the checkpoint has and no graph took.
+    Floating-point weights must be equal bit for bit after the cast, quantised ones within half a step. Also
+    counts what should be there and is not, and what the checkpoint has and no graph took.
     """
     stored = StoredWeights(plan.checkpoint.folder)
     changed: list[str] = []
     used: Counter[str] = Counter()
     for graph in graphs:
         for key in graph.weights():
-            report(f"weight {key}")
-            name = key.removesuffix(TRANSPOSED)
-            used[name] += 1
+            name, suffix = quantised_name(key)
             if name not in stored:
                 changed.append(f"'{key}' is not a weight of the checkpoint")
+            if suffix:
                 continue
-            wanted = stored.read(name, plan.dtype, transposed=key.endswith(TRANSPOSED))
-            difference = _difference(graph.read(key), wanted)
-            if difference:
-                changed.append(f"'{name}' {difference}")
+            report(f"weight {key}")
+            used[name] += 1
+            if name in stored:
+                wanted = stored.read(name, _dtype(plan, name), transposed=key.endswith(TRANSPOSED))
+                difference = _difference(graph.read(key), wanted)
+                if difference:
+                    changed.append(f"'{name}' {difference}")
+        for name, found, suffix in graph.dequantised():
+            report(f"weight {name}")
+            used[name] += 1
+            if name in stored:
+                difference = _distance(found, stored.read(name, "float32", transposed=False), suffix, plan)
+                if difference:
+                    changed.append(f"'{name}' {difference}")
     needed = plan.names.parameters(plan.spec, plan.embedding_rows, plan.vocabulary)
-    absent = [f"'{name}' is in the graphs {used[name]} times" for name in needed if used[name] != 1]
+    absent = [
+        f"'{name}' is in the graphs {used[name]} times" for name in needed if used[name] != _uses(plan, name)
+    ]
     ignored = [
         f"'{name}' is in no graph" for name in stored if name not in used and not _dispensable(plan, name)
     ]
@@ -120,6 +168,30 @@ def check_weights(plan: Plan, graphs: list[GraphFile], report: Callable[[str], N
         none_of("weights", "missing or twice", absent, len(needed), "weights"),
         none_of("weights", "left out", ignored, len(set(stored)), "tensors"),
     ]
+
+
+def _dtype(plan: Plan, name: str) -> str:
+    vision = name.startswith((plan.names.vision, plan.names.projector))
+    return plan.token_dtype if vision else plan.language_dtype
+
+
+def _uses(plan: Plan, name: str) -> int:
+    """A tied head in few bits is a matrix of its own beside the embedding."""
+    both = plan.names.tied and name == plan.names.head and plan.precisions.language in ("int8", "int4")
+    return 2 if both else 1
+
+
+def _distance(
+    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: Plan
+) -> str:
+    """Say how many values are more than half a step from the checkpoint's, whatever scale the graph has."""
+    if found.shape != wanted.shape:
+        return f"is {list(found.shape)}, expected {list(wanted.shape)}"
+    group = plan.precisions.block_size if suffix == ".int4" else wanted.shape[1]
+    groups = wanted.reshape(len(wanted), -1, group)
+    limit = np.abs(groups).max(axis=-1, keepdims=True) / _STEPS[suffix] / 2 * _MARGIN
+    far = np.abs(found.reshape(groups.shape) - groups) > limit
+    return f"has {int(far.sum())} of {far.size} values more than half a step away" if far.any() else ""
 
 
 def _difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> str:

@@ -45,3 +45,37 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str],
         return made[name, precision]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def quantisable(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a checkpoint whose rows divide into blocks of 32, its head tied or not."""
+    made: dict[bool, Path] = {}
+
+    def get(tied: bool = False) -> Path:
+        if tied not in made:
+            text = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2}
+            vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+            made[tied] = make_checkpoint(
+                tmp_path_factory.mktemp("quantisable") / "tiny",
+                text={**text, "tie_word_embeddings": tied},
+                vision=vision,
+                tied=tied,
+            )
+        return made[tied]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def quantised(tmp_path_factory: pytest.TempPathFactory, quantisable: Callable[..., Path]) -> MakeBundle:
+    """Return a bundle of that checkpoint in a precision; nobody may write to it."""
+    made: dict[tuple[str, bool], Bundle] = {}
+
+    def get(precision: str, tied: bool = False) -> Bundle:
+        if (precision, tied) not in made:
+            folder = tmp_path_factory.mktemp("bundle") / "tiny"
+            made[precision, tied] = export(plan_of(quantisable(tied), precision=precision), folder)
+        return made[precision, tied]
+
+    return get

@@ -1,0 +1,21 @@
+"""Ways to store and multiply the weight matrices of linear layers: one file each, chosen in one place."""
+
+from __future__ import annotations
+
+from divprune_edge.export.formats.base import Format
+from divprune_edge.export.formats.int4 import Int4
+from divprune_edge.export.formats.int8 import Int8
+from divprune_edge.export.formats.plain import Plain
+from divprune_edge.export.precision import activation_type
+from divprune_edge.manifest import Precision
+
+__all__ = ["Format", "find_format"]
+
+
+def find_format(precision: Precision, block_size: int) -> Format:
+    """Return a format for one graph; it may remember what it has built."""
+    if precision == "int8":
+        return Int8()
+    if precision == "int4":
+        return Int4(block_size)
+    return Plain(activation_type(precision))

@@ -1,0 +1,63 @@
+"""Four bits in blocks, weights only: what ONNX Runtime fuses and TensorRT reads as weight-only quantisation.
+
+::
+
+    W^T int4 [in, out], scales [in / block, out] ─► DequantizeLinear(block) ─┐
+    x ───────────────────────────────────────────────────────────────────────┴► MatMul ─►
+
+ONNX Runtime turns the pair into one MatMulNBits kernel when it loads the graph. The output head has eight bits:
+it is read once per token, and errors in it go straight into the logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.quantise import INT4, INT8, Levels
+
+if TYPE_CHECKING:
+    from divprune_edge.export.weights import Weights
+
+_SCALE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Int4:
+    """Blocks of ``block_size`` values along a row share a float32 scale; no zero point."""
+
+    block_size: int
+    dtype: str = "float32"
+    opset: int = 21
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Rows must divide into blocks."""
+        if shape[1] % self.block_size:
+            raise UserError(
+                f"Rows of '{name}' have {shape[1]} values, which blocks of {self.block_size} do not divide: choose "
+                "another --block-size, or int8 for that graph."
+            )
+
+    def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
+        """Half a byte for each value, a whole one in the head, and the scales."""
+        values = shape[0] * shape[1]
+        return values // (1 if head else 2) + values // self.block_size * _SCALE_BYTES
+
+    def linear(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+        """Multiply with four bits."""
+        return self._multiply(g, x, weights, name, "int4", INT4)
+
+    def head(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+        """Multiply with eight bits."""
+        return self._multiply(g, x, weights, name, "int8", INT8)
+
+    def _multiply(
+        self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, dtype: str, levels: Levels
+    ) -> ir.Value:
+        values, scales = weights.quantised(g, name, dtype, self.block_size, levels)
+        matrix = g.op("DequantizeLinear", values, scales, axis=0, block_size=self.block_size)
+        return g.op("MatMul", x, matrix)

@@ -1,0 +1,72 @@
+"""Eight bits on both sides: a scale per output channel, and one per row of activations, found as they come.
+
+::
+
+    x ─► Abs ─► ReduceMax ─► Max(tiny) ─► peak [..., 1]
+    x / peak ─► QuantizeLinear(1/127, 128) ─► uint8 ─► MatMulInteger(W^T int8) ─► · peak ─► · scale/127 ─►
+
+One scale per row, not per tensor: a single token with large values does not blur all the others, and a token's
+result does not depend on what else is in the batch. TensorRT's parser has no MatMulInteger.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.quantise import INT8_PAIRS
+
+if TYPE_CHECKING:
+    from divprune_edge.export.weights import Weights
+
+_REACH = 127
+_ZERO = 128
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+class Int8:
+    """Layers that read the same activations (q, k and v; gate and up) share their quantised form."""
+
+    dtype = "float32"
+    opset = 13
+
+    def __init__(self) -> None:
+        self._rows: tuple[ir.Value, ir.Value, ir.Value] | None = None
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Every shape will do."""
+
+    def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
+        """See :class:`divprune_edge.export.formats.base.Format`, also for what follows."""
+        return shape[0] * shape[1] + 4 * shape[0]
+
+    def linear(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+        """Multiply in integers and scale back."""
+        rows, peaks = self._quantise(g, x)
+        values, scales = weights.quantised(g, name, "int8", None, INT8_PAIRS)
+        y = g.op("MatMulInteger", rows, values, g.constant(_ZERO, "uint8"))
+        # Two constants: runtimes multiply them when they load the graph.
+        scales = g.op("Mul", scales, g.constant(1 / _REACH, "float32"))
+        return g.op("Mul", g.op("Mul", g.cast(y, "float32"), peaks), scales)
+
+    def head(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+        """As any other layer."""
+        return self.linear(g, x, weights, name)
+
+    def _quantise(self, g: GraphBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return uint8 rows around 128, and what a value of one was [..., 1]."""
+        if self._rows is None or self._rows[0] is not x:
+            peaks = g.op("ReduceMax", g.op("Abs", x), g.constant([-1]), keepdims=1)
+            # A row of zeros, such as padding's embedding, must not become 0 / 0.
+            peaks = g.op("Max", peaks, g.constant(_TINY, "float32"))
+            rows = g.op(
+                "QuantizeLinear",
+                g.op("Div", x, peaks),
+                g.constant(1 / _REACH, "float32"),
+                g.constant(_ZERO, "uint8"),
+            )
+            self._rows = (x, rows, peaks)
+        return self._rows[1], self._rows[2]

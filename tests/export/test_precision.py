@@ -1,0 +1,90 @@
+"""What ``--precision`` and ``--block-size`` take, and what they refuse before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from exporting import Bundle, plan_of
+from onnx import TensorProto
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.precision import Precisions, activation_type, parse_precisions
+from divprune_edge.export.verify.weights import GraphFile
+
+BITS = {TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.INT8: 8, TensorProto.INT4: 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("fp32", Precisions("fp32", "fp32")),
+        ("int8", Precisions("int8", "int8")),
+        ("vision=int8,language=int4", Precisions("int8", "int4")),
+        (" language = fp16 , vision=fp32", Precisions("fp32", "fp16")),
+    ],
+)
+def test_one_name_or_one_for_each_graph(text: str, wanted: Precisions) -> None:
+    assert parse_precisions(text) == wanted
+
+
+def test_the_summary_reads_back() -> None:
+    for precisions in (Precisions("int8", "int8"), Precisions("int8", "int4")):
+        assert parse_precisions(str(precisions)) == precisions
+
+
+def test_only_half_precision_has_narrow_activations() -> None:
+    assert [activation_type(p) for p in ("fp32", "fp16", "int8", "int4")] == [
+        "float32",
+        "float16",
+        "float32",
+        "float32",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("int5", "did you mean 'int"),
+        ("bf16", "bf16 is not known"),
+        ("vision=int9,language=int4", "vision=int9,language=int4 is not known"),
+        ("vison=int8,language=int4", "names 'vison' (did you mean 'vision'?)"),
+        ("vision=int8", "does not say what 'language' is to be"),
+        ("vision=int8,vision=int4", "names 'vision' twice"),
+        ("vision=int8,", "names ''"),
+        ("", "is not known"),
+    ],
+)
+def test_mistakes_are_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_precisions(text)
+    assert said in str(caught.value)
+
+
+def test_another_block_size_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="--block-size 64 is not offered: int4 weights come in blocks of 32 or 128"
+    ):
+        parse_precisions("int4", 64)
+
+
+def test_a_block_size_that_does_not_divide_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(UserError, match=r"Rows of '.*' have \d+ values, which blocks of 32 do not divide"):
+        plan_of(checkpoint("plain"), precision="int4")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", "vision=int8,language=int4"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_planned_size_is_that_of_the_weights(
+    precision: str, tied: bool, quantised: Callable[..., Bundle]
+) -> None:
+    bundle = quantised(precision, tied)
+    bits = 0
+    for file in ("vision_encoder.onnx", "language_model.onnx"):
+        graph = GraphFile(bundle.folder / file)
+        for name in graph.weights():
+            tensor = graph.initializers[name]
+            bits += math.prod(tensor.dims) * BITS[tensor.data_type]
+    assert bundle.plan.weight_bytes == bits // 8

@@ -1,0 +1,48 @@
+"""Rounding to few bits: every value within half a step, whatever the weights look like."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from divprune_edge.export.quantise import INT4, INT8, INT8_PAIRS, Levels, dequantise, quantise
+
+levels = pytest.mark.parametrize("levels", [INT4, INT8, INT8_PAIRS])
+
+
+@levels
+@settings(max_examples=50, deadline=None)
+@given(
+    weight=arrays(np.float32, (5, 8), elements=st.floats(-1000, 1000, width=32)),
+    group=st.sampled_from([4, 8]),
+)
+def test_within_half_a_step(levels: Levels, weight: np.ndarray, group: int) -> None:
+    values, scales = quantise(weight, group, levels)
+    assert values.dtype == np.int8 and scales.shape == (5, 8 // group)
+    assert values.min() >= levels.low and values.max() <= levels.high
+    assert (scales > 0).all()
+    peak = np.abs(weight.reshape(5, -1, group)).max(axis=-1, keepdims=True)
+    error = np.abs(dequantise(values, scales) - weight).reshape(5, -1, group)
+    assert (error <= peak / levels.reach / 2 * 1.001 + 1e-37).all()
+
+
+@levels
+def test_many_rows_are_the_same_as_one_at_a_time(levels: Levels) -> None:
+    weight = np.random.default_rng(0).standard_normal((150, 32)).astype(np.float32)
+    values, scales = quantise(weight, 8, levels)
+    for i in (0, 63, 64, 149):
+        one, its = quantise(weight[i : i + 1], 8, levels)
+        assert (one[0] == values[i]).all() and (its[0] == scales[i]).all()
+
+
+def test_a_group_of_zeros_stays_zero() -> None:
+    values, scales = quantise(np.zeros((2, 8), np.float16), 4, INT4)
+    assert not values.any() and (scales > 0).all()
+
+
+def test_pairs_of_products_fit_sixteen_bits() -> None:
+    assert 2 * 255 * INT8_PAIRS.high < 2**15
+    assert 2 * 255 * -INT8_PAIRS.low <= 2**15
