@@ -1,4 +1,4 @@
-"""``divprune-edge``: the same commands as ``python -m export`` and ``python -m runtime``, from any folder."""
+"""``divprune-edge``: the same commands as ``python -m export``, ``plugins`` and ``runtime``, from any folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from divprune_edge.console import run
 
 def _build() -> typer.Typer:
     from divprune_edge.export.cli import app as export_app
+    from divprune_edge.plugins.cli import app as plugins_app
     from divprune_edge.runtime.cli import app as runtime_app
 
     app = typer.Typer(
@@ -22,6 +23,7 @@ def _build() -> typer.Typer:
         add_completion=False,
     )
     app.add_typer(export_app, name="export")
+    app.add_typer(plugins_app, name="plugins")
     app.add_typer(runtime_app, name="runtime")
     return app
 

@@ -66,13 +66,15 @@ class GraphInfo(_Model):
 class SelectorInfo(GraphInfo):
     """A selector graph: ``candidates`` visual tokens in, ``keep`` out.
 
-    ``name`` is the algorithm, ``id`` (``divprune-58``) is unique in the bundle.
+    ``name`` is the algorithm, ``id`` (``divprune-58``) is unique in the bundle. ``stripped`` is the same graph
+    without its model-local function, for TensorRT up to 10.6, where the function would win over the plugin.
     """
 
     id: str
     name: str
     keep: Positive
     candidates: Positive
+    stripped: BundlePath | None = None
     parameters: dict[str, bool | int | float | str] = {}
     signals: tuple[str, ...] = ()
 
@@ -220,6 +222,7 @@ class Manifest(_Model):
             raise ValueError(f"default selector '{self.default_selector}' is not in the bundle")
         graphs: list[GraphInfo] = [self.vision_encoder, self.language_model, *self.selectors]
         named = [path for graph in graphs for path in (graph.file, *graph.data)]
+        named += [selector.stripped for selector in self.selectors if selector.stripped is not None]
         for path in [*named, self.prompt.tokenizer, self.prompt.chat_template]:
             if path not in self.files:
                 raise ValueError(f"file '{path}' is used but not listed under 'files'")

@@ -8,8 +8,8 @@ from pathlib import Path
 from divprune_edge.errors import UserError
 from divprune_edge.export.llava import VerificationFailed
 from divprune_edge.export.plan import budget
-from divprune_edge.export.selector import build_selector, selector_id
-from divprune_edge.export.writer import file_info, write_graph, write_manifest
+from divprune_edge.export.selector import selector_id, write_selector
+from divprune_edge.export.writer import file_info, write_manifest
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
 from divprune_edge.models.selectors import find_selector
 
@@ -33,33 +33,24 @@ def add_selector(
         raise UserError(f"'{bundle}' has the selector '{new}' already: replace it with --force.")
     with tempfile.TemporaryDirectory(prefix=".selector.", suffix=".partial", dir=bundle) as partial:
         folder = Path(partial)
-        model = build_selector(selector, tokens, keep, width, manifest.token_dtype)
-        graph = write_graph(model, folder, f"selectors/{new}.onnx")
+        entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder)
         checks: tuple[Check, ...] = ()
         if verify:
             from divprune_edge.export.verify import verify_selector
 
-            checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / graph.file)
+            checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / entry.file)
             failed = [check for check in checks if not check.passed]
             if failed:
                 raise VerificationFailed(
                     f"The graph of '{new}' does not pick what its reference picks ({failed[0].name}: "
                     f"{failed[0].detail or failed[0].value}); the bundle is unchanged."
                 )
-        (bundle / "selectors").mkdir(exist_ok=True)
-        info = file_info(folder / graph.file)
-        (folder / graph.file).replace(bundle / graph.file)
-    entry = SelectorInfo(
-        **graph.model_dump(),
-        id=new,
-        name=name,
-        keep=keep,
-        candidates=tokens,
-        signals=selector.signals,
-    )
-    updated = manifest.model_copy(
-        update={"selectors": (*others, entry), "files": manifest.files | {graph.file: info}}
-    )
+        written = [path for path in (entry.file, entry.stripped) if path is not None]
+        infos = {path: file_info(folder / path) for path in written}
+        for path in written:
+            (bundle / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).replace(bundle / path)
+    updated = manifest.model_copy(update={"selectors": (*others, entry), "files": manifest.files | infos})
     updated = Manifest.model_validate(updated.model_dump())
     write_manifest(bundle, updated)
     return updated, entry, checks

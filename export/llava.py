@@ -15,7 +15,7 @@ from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Portable
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import Plan
-from divprune_edge.export.selector import build_selector, selector_id
+from divprune_edge.export.selector import write_selector
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import (
     Progress,
@@ -32,7 +32,6 @@ from divprune_edge.manifest import (
     LanguageInfo,
     Manifest,
     Prompt,
-    SelectorInfo,
     Source,
     Verification,
     VisionInfo,
@@ -77,7 +76,9 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
     check_disk(output, plan.weight_bytes)
     with staged(output) as folder:
         vision = _vision(plan, folder, report)
-        selector = write_selector(plan, folder)
+        selector = write_selector(
+            plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.token_dtype, folder
+        )
         language = _language(plan, folder, report)
         prompt = _prompt(plan, folder)
         _copy_licence(plan.checkpoint, folder)
@@ -108,21 +109,6 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
         )
         write_manifest(folder, manifest)
     return manifest
-
-
-def write_selector(plan: Plan, folder: Path) -> SelectorInfo:
-    """Write the plan's selector graph under ``folder/selectors``."""
-    name = selector_id(plan.selector.name, plan.keep)
-    model = build_selector(plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.token_dtype)
-    graph = write_graph(model, folder, f"selectors/{name}.onnx")
-    return SelectorInfo(
-        **_fields(graph),
-        id=name,
-        name=plan.selector.name,
-        keep=plan.keep,
-        candidates=plan.spec.tokens,
-        signals=plan.selector.signals,
-    )
 
 
 def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:

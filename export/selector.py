@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from divprune_edge.export.graph import FunctionBuilder, GraphBuilder
+from divprune_edge.export.writer import write_graph
+from divprune_edge.manifest import SelectorInfo
 from divprune_edge.models.selectors import Selector
 
 DOMAIN = "divprune_edge"
@@ -21,7 +24,36 @@ def selector_id(name: str, keep: int) -> str:
     return f"{name}-{keep}"
 
 
-def build_selector(selector: Selector, candidates: int, keep: int, width: int, dtype: str) -> ir.Model:
+def write_selector(
+    selector: Selector, candidates: int, keep: int, width: int, dtype: str, folder: Path
+) -> SelectorInfo:
+    """Write a selector under ``folder/selectors`` and return its entry in the manifest.
+
+    In ``selectors/stripped`` goes the same graph without its function: up to version 10.6 TensorRT takes a
+    model-local function before a plugin of that name. A budget of all tokens has no node and needs no second file.
+    """
+    new = selector_id(selector.name, keep)
+    graph = write_graph(
+        build_selector(selector, candidates, keep, width, dtype), folder, f"selectors/{new}.onnx"
+    )
+    stripped = None
+    if keep < candidates:
+        plain = build_selector(selector, candidates, keep, width, dtype, local_function=False)
+        stripped = write_graph(plain, folder, f"selectors/stripped/{new}.onnx").file
+    return SelectorInfo(
+        **graph.model_dump(),
+        id=new,
+        name=selector.name,
+        keep=keep,
+        candidates=candidates,
+        stripped=stripped,
+        signals=selector.signals,
+    )
+
+
+def build_selector(
+    selector: Selector, candidates: int, keep: int, width: int, dtype: str, *, local_function: bool = True
+) -> ir.Model:
     """Return the model ``visual_tokens [batch, N, D], valid [batch, N] -> kept_tokens, kept_indices``.
 
     ::
@@ -30,7 +62,8 @@ def build_selector(selector: Selector, candidates: int, keep: int, width: int, d
         valid ─────────┘                     └► kept_indices int64 [batch, K], ascending
 
     The node carries the TensorRT plugin's version and namespace: a plugin of that name takes it, every other
-    runtime inlines the function. A budget of all tokens is the identity and needs no node.
+    runtime inlines the function. Without ``local_function`` the node needs the plugin. A budget of all tokens is
+    the identity and needs no node.
     """
     g = GraphBuilder(f"selector_{selector_id(selector.name, keep)}")
     tokens = g.input("visual_tokens", dtype, ["batch", candidates, width])
@@ -39,7 +72,7 @@ def build_selector(selector: Selector, candidates: int, keep: int, width: int, d
     if keep == candidates:
         kept, indices = tokens, _every_index(g, tokens, candidates)
     else:
-        functions = [_function(selector, candidates, keep)]
+        functions = [_function(selector, candidates, keep)] if local_function else []
         kept, indices = g.ops(
             selector.op_type,
             tokens,
@@ -52,7 +85,7 @@ def build_selector(selector: Selector, candidates: int, keep: int, width: int, d
         )
     g.output(kept, "kept_tokens", dtype, ["batch", keep, width])
     g.output(indices, "kept_indices", "int64", ["batch", keep])
-    return g.model(OPSET, functions=functions, domains=[DOMAIN] if functions else [])
+    return g.model(OPSET, functions=functions, domains=[DOMAIN] if keep < candidates else [])
 
 
 def _every_index(g: GraphBuilder, tokens: ir.Value, candidates: int) -> ir.Value:

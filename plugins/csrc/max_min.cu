@@ -253,6 +253,17 @@ int divprune_workspace_bytes(const divprune_problem* problem, uint64_t* bytes) {
     return status;
 }
 
+int divprune_workspace_bound(const divprune_problem* problem, uint64_t* bytes) {
+    if (problem == nullptr || bytes == nullptr) {
+        return DIVPRUNE_NULL_POINTER;
+    }
+    const int status = check_problem(*problem);
+    if (status == DIVPRUNE_OK) {
+        *bytes = workspace_bound(*problem);
+    }
+    return status;
+}
+
 int divprune_launch_count(const divprune_problem* problem, int32_t* launches) {
     if (problem == nullptr || launches == nullptr) {
         return DIVPRUNE_NULL_POINTER;

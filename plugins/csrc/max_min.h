@@ -63,6 +63,10 @@ DIVPRUNE_API const char* divprune_cuda_message(void);
 // Sets *bytes to the workspace that a selection of this size needs.
 DIVPRUNE_API int divprune_workspace_bytes(const divprune_problem* problem, uint64_t* bytes);
 
+// Sets *bytes to a workspace that is enough for this size and for every one with the same width and type and a
+// smaller or equal batch, number of candidates and number kept; for shapes that change from call to call.
+DIVPRUNE_API int divprune_workspace_bound(const divprune_problem* problem, uint64_t* bytes);
+
 // Sets *launches to the number of kernels that a selection of this size starts.
 DIVPRUNE_API int divprune_launch_count(const divprune_problem* problem, int32_t* launches);
 

@@ -84,4 +84,21 @@ Plan make_plan(const divprune_problem& problem, bool wants_tokens) {
     return plan;
 }
 
+uint64_t workspace_bound(const divprune_problem& problem) {
+    const uint64_t rows = static_cast<uint64_t>(problem.batch) * problem.candidates;
+    const uint64_t matrix = rows * round_up(problem.candidates, 4) * sizeof(float);
+    const uint64_t budget = problem.matrix_budget == 0 ? kDefaultMatrixBudget : problem.matrix_budget;
+    // Dot products are split only below kWantedBlocks small tiles, into fewer than twice as many parts.
+    const uint64_t parts = 2 * kWantedBlocks;
+    Allotment part;
+    part.take(rows * sizeof(float));
+    part.take(rows * sizeof(uint32_t));
+    part.take(parts * sizeof(uint32_t));
+    part.take(parts * 64 * 64 * sizeof(float));
+    part.take(std::min(matrix, budget));
+    part.take(rows * sizeof(float));
+    part.take(static_cast<uint64_t>(problem.batch) * problem.keep * sizeof(uint64_t));
+    return part.end();
+}
+
 }  // namespace divprune

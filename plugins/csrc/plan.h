@@ -49,4 +49,7 @@ int check_problem(const divprune_problem& problem, bool picks_only = false);
 // Plans a checked selection. `wants_tokens` counts the gather.
 Plan make_plan(const divprune_problem& problem, bool wants_tokens = true);
 
+// Bytes of workspace that are enough for the checked selection and every smaller one.
+uint64_t workspace_bound(const divprune_problem& problem);
+
 }  // namespace divprune

@@ -43,7 +43,7 @@ def test_another_budget(bundle: Callable[[], Bundle], target: Path) -> None:
     assert all(check.passed for check in checks)
     after = stamps(target)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == {"selectors/divprune-12.onnx"}
+    assert set(after) - set(before) == {"selectors/divprune-12.onnx", "selectors/stripped/divprune-12.onnx"}
     assert read_manifest(target) == manifest
     assert [selector.id for selector in manifest.selectors] == ["divprune-9", "divprune-12"]
     assert manifest.default_selector == "divprune-9"
@@ -94,11 +94,13 @@ def test_unknown_selectors_and_bundles(target: Path, tmp_path: Path) -> None:
 
 def test_a_wrong_graph_is_not_added(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of a budget of 7 under the name of 8: its indices are too few."""
-    import divprune_edge.export.add_selector as module
+    import divprune_edge.export.selector as module
 
     build = module.build_selector
     monkeypatch.setattr(
-        module, "build_selector", lambda selector, n, keep, width, dtype: build(selector, n, 7, width, dtype)
+        module,
+        "build_selector",
+        lambda selector, n, keep, width, dtype, **options: build(selector, n, 7, width, dtype, **options),
     )
     before, manifest = stamps(target), read_manifest(target)
     with pytest.raises(

@@ -1,0 +1,107 @@
+"""Building the plugin library with CMake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from divprune_edge import __version__
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD, Record, sha256
+from divprune_edge.plugins.toolchain import Compiler, Headers, find_cmake
+
+SOURCE = Path(__file__).resolve().parent
+DEFAULT_OUTPUT = SOURCE / "lib"
+
+
+def build(
+    compiler: Compiler,
+    headers: Headers | None,
+    architectures: tuple[int, ...],
+    output: Path,
+    *,
+    jobs: int = 1,
+    show: Callable[[str], None] = lambda line: None,
+) -> Record:
+    """Build the library into ``output``, with its record beside it.
+
+    Args:
+        compiler: nvcc.
+        headers: TensorRT's headers, or None for a library without the wrapper.
+        architectures: compute capabilities without the dot; the newest is also kept as PTX for GPUs after it.
+        output: folder; an older library there is replaced once the new one is complete.
+        jobs: compilers at a time.
+        show: called with each line of the build's output.
+
+    Raises:
+        UserError: cmake is missing, or ``output`` cannot be written.
+        DivpruneError: the build failed; the compiler's first error is in the message.
+    """
+    cmake = find_cmake()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.TemporaryDirectory(prefix=".build.", dir=output)
+    except OSError as error:
+        raise UserError(
+            f"'{output}' cannot be written ({error.strerror}): choose another folder with --output."
+        ) from error
+    with partial as folder:
+        _run(_configure(cmake, compiler, headers, architectures, folder), show)
+        _run([str(cmake), "--build", folder, "--parallel", str(jobs)], show)
+        built = Path(folder) / LIBRARY
+        record = Record(
+            version=__version__,
+            abi=ABI_VERSION,
+            sha256=sha256(built),
+            architectures=architectures,
+            cuda=compiler.version,
+            tensorrt=headers.version if headers else None,
+        )
+        # Library and record are checked against each other, so a build that ends between the two is noticed.
+        (output / RECORD).unlink(missing_ok=True)
+        os.replace(built, output / LIBRARY)  # noqa: PTH105 - the atomic one
+        record.write(output)
+    return record
+
+
+def _configure(
+    cmake: Path, compiler: Compiler, headers: Headers | None, architectures: tuple[int, ...], folder: str
+) -> list[str]:
+    *older, newest = (str(architecture) for architecture in architectures)
+    return [
+        str(cmake),
+        "-S",
+        str(SOURCE),
+        "-B",
+        folder,
+        "-DCMAKE_BUILD_TYPE=Release",
+        f"-DCMAKE_CUDA_COMPILER={compiler.path}",
+        f"-DCMAKE_CUDA_ARCHITECTURES={';'.join([*(f'{a}-real' for a in older), newest])}",
+        f"-DDIVPRUNE_VERSION={__version__}",
+        f"-DDIVPRUNE_TENSORRT_INCLUDE_DIR={headers.folder.resolve() if headers else ''}",
+    ]
+
+
+def _run(command: list[str], show: Callable[[str], None]) -> None:
+    lines = []
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError as error:
+        raise UserError(f"'{command[0]}' does not start ({error.strerror}).") from error
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            show(lines[-1])
+    finally:
+        if sys.exc_info()[0] is not None:
+            process.terminate()
+        process.wait()
+    if process.returncode != 0:
+        errors = [line for line in lines if "error" in line.lower()]
+        reason = next(iter(errors), lines[-1] if lines else "no output").strip()
+        raise DivpruneError(f"The build failed: {reason} (--verbose shows everything).")

@@ -1,0 +1,135 @@
+"""``python -m plugins``: build the GPU library, look at it, and get the trtexec line that uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from divprune_edge.console import run
+
+app = typer.Typer(
+    help="The GPU kernel of the selectors, as a library and as a TensorRT plugin.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+LibraryFolder = Annotated[
+    Path | None,
+    typer.Option("--library", metavar="DIR", help="Folder of the library.", show_default="the package"),
+]
+
+
+@app.command()
+def build(
+    tensorrt_include: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of NvInfer.h. Without it, TENSORRT_INCLUDE_DIR or where JetPack and apt put it; "
+            "without any, only the C library is built.",
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Compute capabilities such as 87,90.",
+            show_default="this machine's GPUs, else all of nvcc's",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the library.", show_default="where the runtime looks for it"
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Compilers at a time.")] = 1,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the compiler's output.")] = False,
+) -> None:
+    """Compile the library with nvcc; needs no GPU and no torch."""
+    from divprune_edge.plugins.build import DEFAULT_OUTPUT
+    from divprune_edge.plugins.build import build as build_library
+    from divprune_edge.plugins.record import LIBRARY
+    from divprune_edge.plugins.toolchain import choose_architectures, find_compiler, find_headers
+
+    compiler = find_compiler()
+    headers = find_headers(tensorrt_include)
+    architectures = choose_architectures(arch, compiler)
+    folder = output or DEFAULT_OUTPUT
+    print(f"nvcc {compiler.version} for sm_{', sm_'.join(map(str, architectures))} ...")
+    build_library(
+        compiler, headers, architectures, folder, jobs=jobs, show=print if verbose else lambda line: None
+    )
+    print(f"{folder / LIBRARY}")
+    if headers:
+        print(
+            f"TensorRT plugin: yes, for TensorRT {headers.version.split('.')[0]} (headers {headers.version})"
+        )
+    else:
+        print("TensorRT plugin: no, because NvInfer.h was not found; --tensorrt-include DIR names its folder")
+
+
+@app.command()
+def info(library: LibraryFolder = None) -> None:
+    """Check the built library and show what is known of it."""
+    from divprune_edge.plugins import abi
+    from divprune_edge.plugins.loader import find_library
+
+    found = find_library(library)
+    record = found.record
+    abi.load(found.path)
+    print(f"{found.path}")
+    print(f"version        {record.version} (interface {record.abi})")
+    print(f"architectures  sm_{', sm_'.join(map(str, record.architectures))}")
+    print(f"CUDA           {record.cuda}")
+    print(f"TensorRT       {record.tensorrt or 'not built in'}")
+    print(f"sha256         {record.sha256}")
+
+
+@app.command()
+def trtexec(
+    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],
+    tensorrt: Annotated[str, typer.Option(metavar="VERSION", help="TensorRT's version, such as 10.3.")],
+    selector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Selector of the bundle, such as divprune-58.", show_default="its default"
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Batch of the engine.")] = 1,
+    embed: Annotated[bool, typer.Option("--embed", help="Store the library in the plan.")] = False,
+    library: LibraryFolder = None,
+) -> None:
+    """Print the trtexec line that builds a selector's engine with the plugin."""
+    from divprune_edge.errors import UserError
+    from divprune_edge.manifest import read_manifest
+    from divprune_edge.plugins.loader import find_library
+    from divprune_edge.plugins.trtexec import build_command, needs_stripped
+
+    manifest = read_manifest(bundle)
+    chosen = selector or manifest.default_selector
+    entry = next((entry for entry in manifest.selectors if entry.id == chosen), None)
+    if entry is None:
+        known = ", ".join(entry.id for entry in manifest.selectors) or "none"
+        raise UserError(f"'{bundle}' has no selector '{chosen}': it has {known}.")
+    graph = entry.file
+    if needs_stripped(tensorrt) and entry.keep < entry.candidates:
+        if entry.stripped is None:
+            raise UserError(
+                f"'{bundle}' has no file of '{chosen}' for TensorRT {tensorrt}: add it with 'python -m export selector "
+                f"{bundle} --selector {entry.name} --keep {entry.keep} --force'."
+            )
+        graph = entry.stripped
+    shapes = {
+        tensor.name: [batch if isinstance(size, str) else size for size in tensor.shape]
+        for tensor in entry.inputs
+    }
+    found = find_library(library)
+    print(build_command(tensorrt, found.path, bundle / graph, shapes, embed=embed))
+
+
+def main() -> NoReturn:
+    """Entry point of ``python -m plugins``."""
+    run(app, program="python -m plugins")

@@ -1,0 +1,81 @@
+"""Finding the built library, checking it, and handing it to TensorRT.
+
+This is the part that the runtime imports: it needs neither torch nor TensorRT itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from divprune_edge import __version__
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, Record, read_record, sha256
+
+BUILD = "python -m plugins build"
+PLUGIN = ("MaxMinDiversity", "1", "")
+"""Name, version and namespace under which TensorRT knows the plugin."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A checked library: the file and what is known of it."""
+
+    path: Path
+    record: Record
+
+
+def find_library(folder: Path | None = None) -> Library:
+    """Return the library in ``folder``, by default the one that ``python -m plugins build`` puts into the package.
+
+    Raises:
+        UserError: there is none, it is of another version, or it is not the file that was built.
+    """
+    path = (folder or Path(__file__).resolve().parent / "lib") / LIBRARY
+    if not path.is_file():
+        raise UserError(f"There is no plugin library at '{path}': build it with '{BUILD}'.")
+    record = read_record(path.parent)
+    if record.version != __version__ or record.abi != ABI_VERSION:
+        raise UserError(
+            f"'{path}' belongs to divprune-edge {record.version} (interface {record.abi}), this is {__version__} "
+            f"(interface {ABI_VERSION}): build it again with '{BUILD}'."
+        )
+    if sha256(path) != record.sha256:
+        raise UserError(
+            f"'{path}' is not the file that was built (its sha256 differs): build it again with '{BUILD}'."
+        )
+    return Library(path, record)
+
+
+def register(registry: Any, tensorrt_version: str, library: Library | None = None) -> None:
+    """Make TensorRT know the plugin; harmless if it does already.
+
+    Args:
+        registry: ``tensorrt.get_plugin_registry()``, or the registry of a builder or runtime.
+        tensorrt_version: ``tensorrt.__version__``.
+        library: what :func:`find_library` returned; None finds the default one.
+
+    Raises:
+        UserError: the library has no wrapper, or one for another major version.
+        DivpruneError: TensorRT does not accept it.
+    """
+    if registry.get_creator(*PLUGIN) is not None:
+        return
+    library = library or find_library()
+    headers = library.record.tensorrt
+    if headers is None:
+        raise UserError(
+            f"'{library.path}' was built without TensorRT's headers: build it again with "
+            f"'{BUILD} --tensorrt-include DIR'."
+        )
+    # The classes that a plugin shares with TensorRT keep their layout only within a major version.
+    if headers.split(".")[0] != tensorrt_version.split(".", maxsplit=1)[0]:
+        raise UserError(
+            f"'{library.path}' was built for TensorRT {headers}, but TensorRT {tensorrt_version} is running: build it "
+            f"again with '{BUILD} --tensorrt-include DIR' and the headers of that version."
+        )
+    if registry.load_library(str(library.path)) is None or registry.get_creator(*PLUGIN) is None:
+        raise DivpruneError(
+            f"TensorRT {tensorrt_version} did not accept the plugin library '{library.path}'."
+        )

@@ -1,0 +1,68 @@
+"""What was built: a small JSON file beside the library, written by the build and checked by the loader."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from divprune_edge.errors import UserError
+
+LIBRARY = "libdivprune_plugins.so"
+RECORD = "libdivprune_plugins.json"
+ABI_VERSION = 1
+"""The C interface that the Python code expects; ``DIVPRUNE_ABI_VERSION`` in ``csrc/max_min.h``."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Facts about a built library.
+
+    ``architectures`` are compute capabilities without the dot (``87``), ``cuda`` and ``tensorrt`` the versions of
+    the compiler and of the headers; ``tensorrt`` is None for a library without the wrapper.
+    """
+
+    version: str
+    abi: int
+    sha256: str
+    architectures: tuple[int, ...]
+    cuda: str
+    tensorrt: str | None
+
+    def write(self, folder: Path) -> None:
+        """Write the record to ``folder``."""
+        (folder / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record in ``folder``.
+
+    Raises:
+        UserError: there is none, or it cannot be understood.
+    """
+    path = folder / RECORD
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Record(
+            version=str(data["version"]),
+            abi=int(data["abi"]),
+            sha256=str(data["sha256"]),
+            architectures=tuple(int(architecture) for architecture in data["architectures"]),
+            cuda=str(data["cuda"]),
+            tensorrt=None if data["tensorrt"] is None else str(data["tensorrt"]),
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"'{path}' is missing, so the plugin library beside it cannot be checked: build it again with "
+            "'python -m plugins build'."
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"'{path}' cannot be understood ({error}): build the library again with 'python -m plugins build'."
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
