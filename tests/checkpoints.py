@@ -121,6 +121,11 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "names of transformers 4.52": {"naming": "model.vision_tower.vision_model"},
     "names of the first conversions": {"naming": "vision_tower.vision_model"},
     "names without vision_model": {"naming": "vision_tower"},
+    "template with BOS, tokenizer without": {"template": "{{ bos_token }}" + TEMPLATE, "add_bos": False},
+    "template in tokenizer_config.json": {"template_in": "tokenizer_config.json"},
+    "template in processor_config.json": {"template_in": "processor_config.json"},
+    "template in chat_template.json": {"template_in": "chat_template.json"},
+    "no template": {"template": None},
     "nested image processor": {"processor_in": "processor_config.json"},
     "other image constants": {
         "processor": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "rescale_factor": 0.005}

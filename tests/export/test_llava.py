@@ -23,6 +23,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.llava import VerificationFailed, export_llava
 from divprune_edge.export.plan import Plan
 from divprune_edge.manifest import Check, Verification, read_manifest
+from divprune_edge.models.prompt import VICUNA_TEMPLATE
 
 Usage = namedtuple("Usage", "total used free")
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,21 @@ def test_the_manifest_is_what_was_written(bundle: Callable[[], Bundle]) -> None:
         folder / "tokenizer.json"
     ).read_bytes()
     assert str(folder.parent) not in (exported.folder / "manifest.json").read_text(), "no absolute paths"
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("template with BOS, tokenizer without", "{{ bos_token }}" + TEMPLATE),
+        ("template in tokenizer_config.json", TEMPLATE),
+        ("template in processor_config.json", TEMPLATE),
+        ("template in chat_template.json", TEMPLATE),
+        ("no template", VICUNA_TEMPLATE),
+    ],
+)
+def test_the_template_comes_from_any_place(name: str, template: str, bundle: Callable[[str], Bundle]) -> None:
+    exported = bundle(name)
+    assert (exported.folder / exported.manifest.prompt.chat_template).read_text() == template
 
 
 def test_padded_rows_are_never_sampled(bundle: Callable[[str], Bundle]) -> None:
