@@ -220,6 +220,13 @@ class Manifest(_Model):
             raise ValueError("two selectors share one id")
         if self.default_selector not in [*ids, UNPRUNED]:
             raise ValueError(f"default selector '{self.default_selector}' is not in the bundle")
+        given = {output.name for output in self.vision_encoder.outputs}
+        for selector in self.selectors:
+            for signal in selector.signals:
+                if signal not in given:
+                    raise ValueError(
+                        f"selector '{selector.id}' needs '{signal}', which the vision encoder lacks"
+                    )
         graphs: list[GraphInfo] = [self.vision_encoder, self.language_model, *self.selectors]
         named = [path for graph in graphs for path in (graph.file, *graph.data)]
         named += [selector.stripped for selector in self.selectors if selector.stripped is not None]

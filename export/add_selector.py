@@ -6,12 +6,13 @@ import tempfile
 from pathlib import Path
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.checkpoint import DEMO
 from divprune_edge.export.llava import VerificationFailed
 from divprune_edge.export.plan import budget
-from divprune_edge.export.selector import selector_id, write_selector
+from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
-from divprune_edge.models.selectors import find_selector
+from divprune_edge.models.selectors import Selector, find_selector
 
 
 def add_selector(
@@ -31,9 +32,11 @@ def add_selector(
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
     if len(others) != len(manifest.selectors) and not force:
         raise UserError(f"'{bundle}' has the selector '{new}' already: replace it with --force.")
+    _require_signals(bundle, manifest, selector)
     with tempfile.TemporaryDirectory(prefix=".selector.", suffix=".partial", dir=bundle) as partial:
         folder = Path(partial)
-        entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder)
+        signals = signal_inputs(selector, manifest.vision_encoder)
+        entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
         checks: tuple[Check, ...] = ()
         if verify:
             from divprune_edge.export.verify import verify_selector
@@ -54,3 +57,15 @@ def add_selector(
     updated = Manifest.model_validate(updated.model_dump())
     write_manifest(bundle, updated)
     return updated, entry, checks
+
+
+def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> None:
+    there = {output.name for output in manifest.vision_encoder.outputs}
+    missing = [name for name in selector.signals if name not in there]
+    if missing:
+        source = manifest.source.model
+        model = "" if source == DEMO else f" --model {source}"
+        raise UserError(
+            f"'{selector.name}' needs {', '.join(missing)} of the vision encoder, which '{bundle}' does not give: "
+            f"export it again with 'python -m export llava{model} --signals all --output {bundle} --force'."
+        )

@@ -39,6 +39,13 @@ def llava(
     prune: Prune = None,
     keep: Keep = None,
     selector: SelectorName = "divprune",
+    signals: Annotated[
+        str,
+        typer.Option(
+            metavar="all|none|NAMES",
+            help="Outputs of the vision encoder for selectors to be added later, beyond what --selector needs.",
+        ),
+    ] = "none",
     precision: Annotated[
         str,
         typer.Option(
@@ -66,11 +73,11 @@ def llava(
     _one_budget(prune, keep)
     report = ConsoleReporter()
     if model is None:
-        from divprune_edge.export.checkpoint import Checkpoint
+        from divprune_edge.export.checkpoint import DEMO, Checkpoint
         from divprune_edge.models.demo import CHECKPOINT
 
         demo_notice(f"python -m export llava --model {HUB_EXAMPLE} --prune {prune or '0.9'}")
-        checkpoint = Checkpoint(CHECKPOINT, name="demo")
+        checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
     else:
         checkpoint = open_checkpoint(model)
     with checkpoint:
@@ -81,6 +88,7 @@ def llava(
             prune=prune,
             precision=precision,
             block_size=block_size,
+            signals=signals,
         )
         check = chosen_verification(verify, report)
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]

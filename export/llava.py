@@ -15,7 +15,7 @@ from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Portable
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import Plan
-from divprune_edge.export.selector import write_selector
+from divprune_edge.export.selector import signal_inputs, write_selector
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import (
     Progress,
@@ -77,7 +77,13 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
     with staged(output) as folder:
         vision = _vision(plan, folder, report)
         selector = write_selector(
-            plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.token_dtype, folder
+            plan.selector,
+            plan.spec.tokens,
+            plan.keep,
+            plan.spec.width,
+            plan.token_dtype,
+            folder,
+            signal_inputs(plan.selector, vision),
         )
         language = _language(plan, folder, report)
         prompt = _prompt(plan, folder)
@@ -113,7 +119,7 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
 
 def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:
     model = build_vision_encoder(
-        plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.vision_format()
+        plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.vision_format(), plan.signals
     )
     with report.stage(VISION_FILE, len(model.graph.initializers)) as progress:
         graph = write_graph(model, folder, VISION_FILE, progress)

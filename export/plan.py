@@ -23,6 +23,7 @@ from divprune_edge.models.llava import LlavaSpec, WeightNames, find_weights, rea
 from divprune_edge.models.preprocessing import read_preprocessing
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
+from divprune_edge.models.signals import NONE, parse_signals, signal_layers
 
 DEFAULT_PRUNE = "0.9"
 
@@ -39,6 +40,7 @@ class Plan:
     precisions: Precisions
     selector: Selector
     keep: int
+    signals: tuple[str, ...] = ()
 
     @property
     def token_dtype(self) -> str:
@@ -127,15 +129,21 @@ def plan_llava(
     prune: str | None,
     precision: str,
     block_size: int = DEFAULT_BLOCK_SIZE,
+    signals: str = NONE,
 ) -> Plan:
     """Read a LLaVA-1.5 checkpoint and settle the export.
+
+    ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
     """
     precisions = parse_precisions(precision, block_size)
     chosen = find_selector(selector)
+    outputs = parse_signals(signals, chosen.signals)
     spec = read_llava(checkpoint.config)
+    if outputs:
+        signal_layers(spec.vision)  # refuses a tower without attention
     keep = budget(keep, prune, spec.tokens)
     preprocessing = read_preprocessing(checkpoint.files, spec.vision.image_size)
     names = find_weights(checkpoint.tensors, _tied(checkpoint))
@@ -147,7 +155,7 @@ def plan_llava(
     prompt = read_prompt(
         checkpoint.files, checkpoint.config, spec.image_token_id, checkpoint.rows(names.head)
     )
-    plan = Plan(checkpoint, spec, names, preprocessing, prompt, precisions, chosen, keep)
+    plan = Plan(checkpoint, spec, names, preprocessing, prompt, precisions, chosen, keep, outputs)
     plan.check_formats()
     return plan
 

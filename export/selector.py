@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import onnx_ir as ir
 
 from divprune_edge.export.graph import FunctionBuilder, GraphBuilder
 from divprune_edge.export.writer import write_graph
-from divprune_edge.manifest import SelectorInfo
+from divprune_edge.manifest import SelectorInfo, TensorInfo, VisionInfo
 from divprune_edge.models.selectors import Selector
 
 DOMAIN = "divprune_edge"
 OPSET = 18
 PLUGIN_VERSION = "1"
+PLUGINS = ("MaxMinDiversity",)
+"""Nodes that a TensorRT plugin takes."""
 
 
 def selector_id(name: str, keep: int) -> str:
@@ -24,21 +26,38 @@ def selector_id(name: str, keep: int) -> str:
     return f"{name}-{keep}"
 
 
+def signal_inputs(selector: Selector, vision: VisionInfo) -> list[TensorInfo]:
+    """Return the encoder outputs that ``selector`` declares, in its order."""
+    outputs = {output.name: output for output in vision.outputs}
+    return [outputs[signal] for signal in selector.signals]
+
+
 def write_selector(
-    selector: Selector, candidates: int, keep: int, width: int, dtype: str, folder: Path
+    selector: Selector,
+    candidates: int,
+    keep: int,
+    width: int,
+    dtype: str,
+    folder: Path,
+    signals: Sequence[TensorInfo] = (),
 ) -> SelectorInfo:
     """Write a selector under ``folder/selectors`` and return its entry in the manifest.
 
     In ``selectors/stripped`` goes the same graph without its function: up to version 10.6 TensorRT takes a
-    model-local function before a plugin of that name. A budget of all tokens has no node and needs no second file.
+    model-local function before a plugin of that name. Where there is no plugin, or no node (a
+    budget of all tokens), it is left out.
     """
     new = selector_id(selector.name, keep)
     graph = write_graph(
-        build_selector(selector, candidates, keep, width, dtype), folder, f"selectors/{new}.onnx"
+        build_selector(selector, candidates, keep, width, dtype, signals=signals),
+        folder,
+        f"selectors/{new}.onnx",
     )
     stripped = None
-    if keep < candidates:
-        plain = build_selector(selector, candidates, keep, width, dtype, local_function=False)
+    if keep < candidates and selector.op_type in PLUGINS:
+        plain = build_selector(
+            selector, candidates, keep, width, dtype, signals=signals, local_function=False
+        )
         stripped = write_graph(plain, folder, f"selectors/stripped/{new}.onnx").file
     return SelectorInfo(
         **graph.model_dump(),
@@ -46,15 +65,25 @@ def write_selector(
         name=selector.name,
         keep=keep,
         candidates=candidates,
+        parameters=dict(selector.parameters),
         stripped=stripped,
         signals=selector.signals,
     )
 
 
 def build_selector(
-    selector: Selector, candidates: int, keep: int, width: int, dtype: str, *, local_function: bool = True
+    selector: Selector,
+    candidates: int,
+    keep: int,
+    width: int,
+    dtype: str,
+    *,
+    signals: Sequence[TensorInfo] = (),
+    local_function: bool = True,
 ) -> ir.Model:
     """Return the model ``visual_tokens [batch, N, D], valid [batch, N] -> kept_tokens, kept_indices``.
+
+    ``signals`` are the encoder outputs that the selector declares, in its order; each is one more input.
 
     ::
 
@@ -68,15 +97,19 @@ def build_selector(
     g = GraphBuilder(f"selector_{selector_id(selector.name, keep)}")
     tokens = g.input("visual_tokens", dtype, ["batch", candidates, width])
     valid = g.input("valid", "bool", ["batch", candidates])
+    extra = [g.input(info.name, info.dtype, ["batch", *info.shape[1:]]) for info in signals]
     functions: list[ir.Function] = []
     if keep == candidates:
         kept, indices = tokens, _every_index(g, tokens, candidates)
     else:
-        functions = [_function(selector, candidates, keep)] if local_function else []
+        if selector.check is not None:
+            selector.check(candidates, keep)
+        functions = [_function(selector, candidates, keep, dtype)] if local_function else []
         kept, indices = g.ops(
             selector.op_type,
             tokens,
             valid,
+            *extra,
             domain=DOMAIN,
             outputs=2,
             k=keep,
@@ -93,12 +126,16 @@ def _every_index(g: GraphBuilder, tokens: ir.Value, candidates: int) -> ir.Value
     return g.op("Expand", g.constant(np.arange(candidates)), shape)
 
 
-def _function(selector: Selector, candidates: int, keep: int) -> ir.Function:
+def _function(selector: Selector, candidates: int, keep: int, dtype: str) -> ir.Function:
     """The body, specialised to N and K; the node's attributes are declared so that it accepts them."""
     f = FunctionBuilder(selector.op_type)
     tokens, valid = f.declare("visual_tokens"), f.declare("valid")
-    indices = selector.body(f, tokens, valid, candidates, keep)
-    kept = f.op("GatherND", tokens, f.op("Unsqueeze", indices, f.constant([2])), batch_dims=1)
+    signals = {name: f.declare(name) for name in selector.signals}
+    indices = selector.body(f, tokens, valid, candidates, keep, **signals)
+    if selector.merge is None:
+        kept = f.op("GatherND", tokens, f.op("Unsqueeze", indices, f.constant([2])), batch_dims=1)
+    else:
+        kept = f.cast(selector.merge.body(f, tokens, valid, candidates, indices, **signals), dtype)
     f.deliver(kept, "kept_tokens")
     f.deliver(f.op("Identity", indices), "kept_indices")
     attributes = [

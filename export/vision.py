@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -11,19 +13,26 @@ from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear
 from divprune_edge.export.layers.norm import layer_norm
+from divprune_edge.export.signals import SignalTap
 from divprune_edge.export.weights import Weights
 from divprune_edge.manifest import Preprocessing
 from divprune_edge.models.clip import ClipVisionSpec
 from divprune_edge.models.llava import LlavaSpec, WeightNames
+from divprune_edge.models.signals import CLS_TOKEN, signal_shape
 
 OPSET = 20
 """The newest opset that the oldest TensorRT target reads in full."""
 
 
 def build_vision_encoder(
-    spec: LlavaSpec, names: WeightNames, checkpoint: Checkpoint, preprocessing: Preprocessing, format: Format
+    spec: LlavaSpec,
+    names: WeightNames,
+    checkpoint: Checkpoint,
+    preprocessing: Preprocessing,
+    format: Format,
+    signals: Sequence[str] = (),
 ) -> ir.Model:
-    """Return the model ``pixels uint8 [tiles, H, W, 3] -> visual_tokens [tiles, N, D]``.
+    """Return the model ``pixels uint8 [tiles, H, W, 3] -> visual_tokens [tiles, N, D]`` and ``signals``.
 
     ::
 
@@ -36,10 +45,19 @@ def build_vision_encoder(
     pixels = g.input("pixels", "uint8", ["tiles", size, size, 3])
     tower, projector = (Weights(checkpoint, p, format) for p in (names.vision, names.projector))
     dtype = format.dtype
+    tap = SignalTap(spec.vision, signals)
     with g.scope("vision_tower"):
-        features = _features(g, _normalise(g, pixels, preprocessing, dtype), spec.vision, tower)
+        states = _states(g, _normalise(g, pixels, preprocessing, dtype), spec.vision, tower, tap)
+        features = _features(g, states, spec.vision)
     tokens = _project(g, features, spec, projector)
     g.output(tokens, "visual_tokens", dtype, ["tiles", spec.tokens, spec.width])
+    for name in signals:
+        if name == CLS_TOKEN:
+            value = _project(g, _class_token(g, states, spec.vision), spec, projector)
+        else:
+            value = tap.found[name]
+        kind = dtype if name == CLS_TOKEN else "float32"
+        g.output(value, name, kind, ["tiles", *signal_shape(name, spec)])
     return g.model(max(OPSET, format.opset))
 
 
@@ -52,20 +70,35 @@ def _normalise(g: GraphBuilder, pixels: ir.Value, facts: Preprocessing, dtype: s
         return x if dtype == "float32" else g.cast(x, dtype)
 
 
-def _features(g: GraphBuilder, image: ir.Value, spec: ClipVisionSpec, weights: Weights) -> ir.Value:
-    """Normalised pixels to the chosen hidden states [t, N, feature width]."""
+def _states(
+    g: GraphBuilder, image: ir.Value, spec: ClipVisionSpec, weights: Weights, tap: SignalTap
+) -> list[ir.Value]:
+    """Normalised pixels to the hidden states that the feature is chosen from, each [t, 1 + patches, hidden]."""
     x = _embed(g, image, spec, weights)
     states = [layer_norm(g, x, weights, "pre_layrnorm", spec.norm_eps)]
     with g.scope("encoder"):
         for i in range(spec.used_layers):
             with g.scope(f"layers.{i}"):
-                states.append(_layer(g, states[-1], spec, weights, f"encoder.layers.{i}"))
+                states.append(_layer(g, states[-1], spec, weights, i, tap))
+    return states
+
+
+def _features(g: GraphBuilder, states: Sequence[ir.Value], spec: ClipVisionSpec) -> ir.Value:
+    """Hidden states to the feature [t, N, feature width]."""
     with g.scope("select"):
         chosen = [states[i] for i in spec.feature_states]
         features = chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
         if spec.keep_cls:
             return features
         return g.op("Slice", features, g.constant([1]), g.constant([spec.patches + 1]), g.constant([1]))
+
+
+def _class_token(g: GraphBuilder, states: Sequence[ir.Value], spec: ClipVisionSpec) -> ir.Value:
+    """Hidden states to the feature's class token [t, 1, feature width]."""
+    with g.scope("select"):
+        chosen = [states[i] for i in spec.feature_states]
+        features = chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
+        return g.op("Slice", features, g.constant([0]), g.constant([1]), g.constant([1]))
 
 
 def _embed(g: GraphBuilder, image: ir.Value, spec: ClipVisionSpec, weights: Weights) -> ir.Value:
@@ -84,9 +117,12 @@ def _embed(g: GraphBuilder, image: ir.Value, spec: ClipVisionSpec, weights: Weig
         return g.op("Add", x, weights.plain(g, "embeddings.position_embedding.weight"))
 
 
-def _layer(g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weights, name: str) -> ir.Value:
+def _layer(
+    g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weights, index: int, tap: SignalTap
+) -> ir.Value:
+    name = f"encoder.layers.{index}"
     y = layer_norm(g, x, weights, f"{name}.layer_norm1", spec.norm_eps)
-    x = g.op("Add", x, _attention(g, y, spec, weights, f"{name}.self_attn"))
+    x = g.op("Add", x, _attention(g, y, spec, weights, index, tap))
     y = layer_norm(g, x, weights, f"{name}.layer_norm2", spec.norm_eps)
     with g.scope("mlp"):
         y = linear(g, y, weights, f"{name}.mlp.fc1")
@@ -94,7 +130,9 @@ def _layer(g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weights,
     return g.op("Add", x, y)
 
 
-def _attention(g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weights, name: str) -> ir.Value:
+def _attention(
+    g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weights, index: int, tap: SignalTap
+) -> ir.Value:
     """Bidirectional multi-head attention, written out: the CPU runs it faster than the fused operator.
 
     ::
@@ -103,6 +141,7 @@ def _attention(g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weig
         x ─► k_proj ─► [t, h, d, n] ────────┴► MatMul ─► Softmax ─┐
         x ─► v_proj ─► [t, h, n, d] ──────────────────────────────┴► MatMul ─► merge heads ─► out_proj ─►
     """
+    name = f"encoder.layers.{index}.self_attn"
     with g.scope("self_attn"):
         split = g.constant([0, 0, spec.heads, spec.head_dim])
 
@@ -112,7 +151,9 @@ def _attention(g: GraphBuilder, x: ir.Value, spec: ClipVisionSpec, weights: Weig
 
         scale = g.constant(np.float32(spec.head_dim) ** np.float32(-0.5), weights.dtype)
         q = g.op("Mul", heads("q_proj", [0, 2, 1, 3]), scale)
-        scores = g.op("Softmax", g.op("MatMul", q, heads("k_proj", [0, 2, 3, 1])), axis=-1)
+        k = heads("k_proj", [0, 2, 3, 1])
+        tap.see(g, index, q, k, weights.dtype)
+        scores = g.op("Softmax", g.op("MatMul", q, k), axis=-1)
         y = g.op("Transpose", g.op("MatMul", scores, heads("v_proj", [0, 2, 1, 3])), perm=[0, 2, 1, 3])
         y = g.op("Reshape", y, g.constant([0, 0, spec.hidden]))
         return linear(g, y, weights, f"{name}.out_proj")

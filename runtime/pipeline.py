@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.backends import DeviceTensor, LanguageSession, open_backend
+from divprune_edge.runtime.backends import LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, FinishReason, generate
@@ -210,10 +210,10 @@ class Chat:
 
     def _open_session(self, watch: _Stopwatch) -> LanguageSession:
         backend, selector = self._pipeline._backend, self._pipeline.selector
-        tokens: DeviceTensor = backend.encode(self._pixels)
+        encoded = backend.encode(self._pixels, selector.signals if selector else ())
         watch.lap("vision")
         valid = np.ones((1, self._pipeline.bundle.manifest.vision_encoder.tokens), np.bool_)
-        visual, indices = backend.select(tokens, selector, valid)
+        visual, indices = backend.select(encoded, selector, valid)
         watch.lap("select")
         self._kept = indices[0]
         self._session = backend.language(visual)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.errors import UserError
+
 Tokens = npt.NDArray[np.floating[Any]]
 Valid = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
-Reference = Callable[[Tokens, Valid, int], Indices]
+Picks = Callable[..., Indices]
+Body = Callable[..., Any]
+Values = Callable[[Sequence[int]], npt.NDArray[np.float64]]
+Parameter = bool | int | float | str
 
 
 class Ops(Protocol):
@@ -52,18 +57,97 @@ class Ops(Protocol):
 
 
 @dataclass(frozen=True)
-class Selector:
-    """One selection algorithm with a static budget.
+class Merge:
+    """What a method that merges puts in place of the picked rows.
 
-    ``op_type`` names its node in the custom domain; ``reference(tokens [N, D], valid [N], keep)`` returns
-    ascending int64 [K] and is what every other form is tested against; ``body(ops, tokens, valid, keep)``
-    writes the same with standard operators on tokens [batch, N, D] and valid [batch, N] and returns ascending
-    int64 [batch, K]. ``signals`` are the encoder outputs that it needs beyond the tokens.
+    ``reference(tokens [N, D], valid [N], picks [K], **signals)`` returns the kept tokens [K, D];
+    ``body(ops, tokens, valid, candidates, picks, **signals)`` writes the same for a batch, in float32.
+    """
+
+    reference: Callable[..., Tokens]
+    body: Body
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One selection algorithm with a static budget K.
+
+    Attributes:
+        name: its name in the registry.
+        op_type: name of its node in the custom domain.
+        citation: the paper.
+        picks: ``(tokens [N, D], valid [N], keep, **signals) -> int64 [K]``, in the order of picking.
+        body: ``(ops, tokens, valid, candidates, keep, **signals)`` writes the same with standard operators on
+            tokens [batch, N, D] and valid [batch, N]; returns int64 [batch, K], ascending.
+        signals: outputs of the vision encoder that it needs beyond the tokens, see
+            :mod:`divprune_edge.models.signals`; they come to ``picks`` and ``body`` as keyword arguments.
+        parameters: the defaults, as they are baked into the graph.
+        deviations: where this form differs from the published method, one sentence each.
+        merge: set where the kept tokens are not rows of the input. Then the picks are what each kept token
+            stands for, in the order of the kept tokens, and -1 stands for the class token.
+        check: ``(candidates, keep)`` raises a UserError for sizes that the method has no meaning for.
+        values: ``(tokens, valid, **signals)`` returns a function of the picks so far to float64 [N], what the
+            method maximises at each step; it measures how far a set is from the method's (:func:`regret_of`).
     """
 
     name: str
     op_type: str
     citation: str
-    reference: Reference
-    body: Callable[[Ops, Any, Any, int, int], Any]
+    picks: Picks
+    body: Body
     signals: tuple[str, ...] = ()
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    deviations: tuple[str, ...] = ()
+    merge: Merge | None = None
+    check: Callable[[int, int], None] | None = None
+    values: Callable[..., Values] | None = None
+
+    def reference(self, tokens: Tokens, valid: Valid, keep: int, **signals: npt.NDArray[Any]) -> Indices:
+        """Return the kept indices int64 [K]: ascending, or for a merging method in the order of its tokens."""
+        picks = self.picks(tokens, valid, keep, **signals)
+        return picks if self.merge else np.sort(picks)
+
+    def kept(self, tokens: Tokens, valid: Valid, keep: int, **signals: npt.NDArray[Any]) -> Tokens:
+        """Return the kept tokens [K, D]."""
+        picks = self.reference(tokens, valid, keep, **signals)
+        if self.merge is None:
+            return tokens[picks]
+        return self.merge.reference(tokens, valid, picks, **signals)
+
+
+def require_rows(valid: Valid, keep: int) -> None:
+    """Check that ``keep`` rows can be picked.
+
+    Raises:
+        UserError: fewer than ``keep`` rows are valid.
+    """
+    rows = int(np.count_nonzero(valid))
+    if not 1 <= keep <= rows:
+        raise UserError(f"{keep} tokens are to be kept, but only {rows} of {valid.size} rows are valid.")
+
+
+def regret_of(
+    selector: Selector, tokens: Tokens, valid: Valid, chosen: Indices, **signals: npt.NDArray[Any]
+) -> float:
+    """Return how far a chosen set is from what the method would have picked, 0 for an exact one.
+
+    The method is replayed in float64, but may pick only from ``chosen``. At each step the regret is the best
+    value over all rows less the best within the set; the largest one is returned.
+
+    Raises:
+        ValueError: the method states no values.
+    """
+    if selector.values is None:
+        raise ValueError(f"{selector.name} states no values")
+    values = selector.values(tokens, valid, **signals)
+    open_rows, inside = valid.copy(), np.zeros(valid.size, dtype=bool)
+    inside[chosen] = True
+    picks: list[int] = []
+    regret = 0.0
+    for _ in range(len(chosen)):
+        value = np.where(open_rows, values(picks), -np.inf)
+        pick = int(np.argmax(np.where(inside, value, -np.inf)))
+        regret = max(regret, float(value.max() - value[pick]))
+        picks.append(pick)
+        open_rows[pick] = inside[pick] = False
+    return regret

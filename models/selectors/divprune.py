@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.errors import UserError
-from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid
+from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, Values, require_rows
 
 TINY = float(np.finfo(np.float32).tiny)
 # Above every cosine distance (at most 2, plus rounding), and below every one (at least 0, minus rounding).
@@ -52,9 +51,7 @@ def max_min_picks(distances: npt.NDArray[np.floating[Any]], valid: Valid, keep: 
     Raises:
         UserError: fewer than ``keep`` rows are valid.
     """
-    rows = int(np.count_nonzero(valid))
-    if not 1 <= keep <= rows:
-        raise UserError(f"{keep} tokens are to be kept, but only {rows} of {valid.size} rows are valid.")
+    require_rows(valid, keep)
     others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
     nearest = np.where(others, distances, _FAR).min(axis=1)
     picks = np.empty(keep, dtype=np.int64)
@@ -151,10 +148,23 @@ def write_distances(ops: Ops, tokens: Any) -> Any:
     return ops.op("Sub", ops.constant(1.0, "float32"), cosines)
 
 
+def _values(tokens: Tokens, valid: Valid) -> Values:
+    distances = cosine_distances(tokens).astype(np.float64)
+    others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
+
+    def value(picks: Sequence[int]) -> npt.NDArray[np.float64]:
+        if not len(picks):
+            return np.asarray(np.where(others, distances, _FAR).min(axis=1))
+        return np.asarray(distances[list(picks)].min(axis=0))
+
+    return value
+
+
 DIVPRUNE = Selector(
     name="divprune",
     op_type="MaxMinDiversity",
     citation="Alvar et al., DivPrune, CVPR 2025, arXiv 2503.02175",
-    reference=max_min_select,
+    picks=lambda tokens, valid, keep: max_min_picks(cosine_distances(tokens), valid, keep),
     body=write_selection,
+    values=_values,
 )

@@ -6,7 +6,8 @@ indices and one row of logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,14 @@ from divprune_edge.manifest import SelectorInfo
 
 DeviceTensor = Any
 """A tensor in the backend's own form."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the vision encoder made of a picture: visual tokens [tiles, N, D] and the signals asked for."""
+
+    tokens: DeviceTensor
+    signals: Mapping[str, DeviceTensor] = field(default_factory=dict)
 
 
 class LanguageSession(Protocol):
@@ -61,26 +70,40 @@ class Backend(Protocol):
         """
         ...
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> DeviceTensor:
-        """Run the vision encoder: pixels [tiles, H, W, 3] to visual tokens [tiles, N, D]."""
+    def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
+        """Run the vision encoder on pixels [tiles, H, W, 3].
+
+        Args:
+            pixels: what the preprocessing made.
+            signals: outputs beyond the visual tokens that a selector will need.
+        """
         ...
 
     def select(
-        self, tokens: DeviceTensor, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
     ) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
         """Prune visual tokens [batch, N, D] to [batch, K, D].
 
         Args:
-            tokens: what :meth:`encode` returned.
+            encoded: what :meth:`encode` returned, with the selector's signals.
             selector: None keeps all N.
             valid: bool [batch, N]; rows that may be picked.
 
         Returns:
-            The kept tokens and their ascending indices, int64 [batch, K].
+            The kept tokens and their indices, int64 [batch, K]: ascending, or for a method that merges, what
+            each kept token stands for.
 
         Raises:
             UserError: fewer than K rows are valid.
         """
+        ...
+
+    def to_host(self, tensor: DeviceTensor) -> npt.NDArray[Any]:
+        """Return a tensor's values on the host."""
+        ...
+
+    def to_device(self, array: npt.NDArray[Any]) -> DeviceTensor:
+        """Return a tensor with the values of ``array``, where the graphs run."""
         ...
 
     def language(self, visual: DeviceTensor) -> LanguageSession:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, LanguageInfo, SelectorInfo
-from divprune_edge.runtime.backends.base import DeviceTensor
+from divprune_edge.runtime.backends.base import DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -55,19 +55,20 @@ class OnnxRuntimeBackend:
         for file, future in built:
             self._sessions[file] = future.result()
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> DeviceTensor:
-        """Return an ``OrtValue`` on the device."""
+    def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
+        """Return ``OrtValue``s on the device."""
         graph = self._bundle.manifest.vision_encoder
         binding = _Binding(self._session(graph), self._device)
         binding.input("pixels", ort.OrtValue.ortvalue_from_numpy(pixels))
-        return binding.run(["visual_tokens"])["visual_tokens"]
+        outputs = binding.run(["visual_tokens", *signals])
+        return Encoded(outputs.pop("visual_tokens"), outputs)
 
     def select(
-        self, tokens: DeviceTensor, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
     ) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
         """Return the kept tokens on the device and their indices on the host."""
         if selector is None:
-            return tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
+            return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
         rows = int(valid.sum(axis=1).min())
         if rows < selector.keep:
             raise UserError(
@@ -75,10 +76,21 @@ class OnnxRuntimeBackend:
                 "that count: choose a smaller budget with --keep."
             )
         binding = _Binding(self._session(selector), self._device)
-        binding.input("visual_tokens", tokens)
+        binding.input("visual_tokens", encoded.tokens)
         binding.input("valid", ort.OrtValue.ortvalue_from_numpy(valid))
+        for name in selector.signals:
+            binding.input(name, encoded.signals[name])
         outputs = binding.run(["kept_tokens"], host=["kept_indices"])
         return outputs["kept_tokens"], outputs["kept_indices"].numpy()
+
+    def to_host(self, tensor: DeviceTensor) -> npt.NDArray[Any]:
+        """Copy from the device; on the CPU nothing is copied."""
+        array: npt.NDArray[Any] = tensor.numpy()
+        return array
+
+    def to_device(self, array: npt.NDArray[Any]) -> DeviceTensor:
+        """Copy to the device."""
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
 
     def language(self, visual: DeviceTensor) -> OnnxRuntimeLanguage:
         """Begin a sequence that shares the language model's session."""

@@ -41,12 +41,12 @@ def prompt(bundle: Bundle, visual: int) -> list[int]:
 
 
 def test_selection_equals_the_reference(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    tokens = backend.encode(pixels)
+    encoded = backend.encode(pixels)
     selector = bundle.manifest.selectors[0]
     valid = np.ones((1, selector.candidates), np.bool_)
     valid[0, 100:200] = False
-    kept, indices = backend.select(tokens, selector, valid)
-    rows = tokens.numpy()[0]
+    kept, indices = backend.select(encoded, selector, valid)
+    rows = backend.to_host(encoded.tokens)[0]
     expected = find_selector(selector.name).reference(rows, valid[0], selector.keep)
     # The distance matrix is computed by other code: a near-tie may fall either way.
     assert len(set(indices[0]) & set(expected)) >= selector.keep - 2
@@ -56,9 +56,9 @@ def test_selection_equals_the_reference(backend: Backend, bundle: Bundle, pixels
 
 
 def test_no_selector_keeps_everything(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    tokens = backend.encode(pixels)
-    kept, indices = backend.select(tokens, None, np.ones((1, 576), np.bool_))
-    assert kept is tokens
+    encoded = backend.encode(pixels)
+    kept, indices = backend.select(encoded, None, np.ones((1, 576), np.bool_))
+    assert kept is encoded.tokens
     assert np.array_equal(indices, np.arange(576)[None])
 
 
@@ -73,7 +73,7 @@ def test_too_few_valid_rows_are_refused(backend: Backend, bundle: Bundle, pixels
 def test_chunked_prefill_is_the_same(
     backend: Backend, bundle: Bundle, pixels: np.ndarray, chunk: int
 ) -> None:
-    visual = backend.encode(pixels)
+    visual = backend.encode(pixels).tokens
     ids = prompt(bundle, 40)
     whole, pieces = backend.language(visual), backend.language(visual)
     expected = whole.extend(ids).copy()
@@ -85,7 +85,7 @@ def test_chunked_prefill_is_the_same(
 def test_truncated_cache_goes_on_as_if_nothing_had_followed(
     backend: Backend, bundle: Bundle, pixels: np.ndarray
 ) -> None:
-    visual = backend.encode(pixels)
+    visual = backend.encode(pixels).tokens
     ids = prompt(bundle, 20)
     session, fresh = backend.language(visual), backend.language(visual)
     session.extend([*ids, 9, 9, 9])
@@ -97,7 +97,7 @@ def test_truncated_cache_goes_on_as_if_nothing_had_followed(
 
 
 def test_sequences_do_not_share_a_cache(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    visual = backend.encode(pixels)
+    visual = backend.encode(pixels).tokens
     first, second = backend.language(visual), backend.language(visual)
     expected = first.extend(TEXT).copy()
     first.extend([9, 9])

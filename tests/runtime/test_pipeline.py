@@ -81,7 +81,7 @@ def test_chat_encodes_the_picture_once_and_reuses_the_cache(
     encoded: list[int] = []
     fed: list[int] = []
     encode, extend = OnnxRuntimeBackend.encode, OnnxRuntimeLanguage.extend
-    monkeypatch.setattr(OnnxRuntimeBackend, "encode", lambda s, p: (encoded.append(1), encode(s, p))[1])
+    monkeypatch.setattr(OnnxRuntimeBackend, "encode", lambda s, *p: (encoded.append(1), encode(s, *p))[1])
     monkeypatch.setattr(
         OnnxRuntimeLanguage,
         "extend",

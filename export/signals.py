@@ -1,0 +1,84 @@
+"""Signal outputs of the vision graph, computed beside the layers that they look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.models.clip import ClipVisionSpec
+from divprune_edge.models.signals import (
+    ATTENTION_OBJECT,
+    ATTENTION_RECEIVED,
+    CLS_ATTENTION,
+    CLS_ATTENTION_SUM,
+    KEYS,
+    SignalLayers,
+    signal_layers,
+)
+
+
+class SignalTap:
+    """Listens to the queries and keys of each layer and keeps the signals that were asked for.
+
+    Everything is computed from queries and keys again, in float32; nothing reads a layer's own softmax, so
+    that its attention may still be fused.
+    """
+
+    def __init__(self, spec: ClipVisionSpec, names: Sequence[str]) -> None:
+        self._spec = spec
+        self._names = frozenset(names)
+        self._layers: SignalLayers | None = signal_layers(spec) if names else None
+        self.found: dict[str, ir.Value] = {}
+
+    def see(self, g: GraphBuilder, layer: int, queries: ir.Value, keys: ir.Value, dtype: str) -> None:
+        """Take what is wanted from one layer.
+
+        Args:
+            g: the builder, in the layer's scope.
+            layer: index from 0.
+            queries: [tiles, heads, n, d], scaled.
+            keys: [tiles, heads, d, n].
+            dtype: their element type.
+        """
+        layers = self._layers
+        if layers is None:
+            return
+        with g.scope("signals"):
+            if layer in layers.summed and self._names & {CLS_ATTENTION, CLS_ATTENTION_SUM}:
+                row = self._class_row(g, queries, keys, dtype)
+                if CLS_ATTENTION_SUM in self._names:
+                    before = self.found.get(CLS_ATTENTION_SUM)
+                    self.found[CLS_ATTENTION_SUM] = row if before is None else g.op("Add", before, row)
+                if layer == layers.feature and CLS_ATTENTION in self._names:
+                    self.found[CLS_ATTENTION] = row
+            for name, index in ((ATTENTION_OBJECT, layers.object), (ATTENTION_RECEIVED, layers.feature)):
+                if layer == index and name in self._names:
+                    self.found[name] = self._received(g, queries, keys, dtype)
+            if layer == layers.feature and KEYS in self._names:
+                mean = g.op("ReduceMean", _single(g, keys, dtype), g.constant([1]), keepdims=0)
+                self.found[KEYS] = self._rows(g, g.op("Transpose", mean, perm=[0, 2, 1]))
+
+    def _class_row(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, dtype: str) -> ir.Value:
+        """softmax(q_cls K^T), mean over heads: [tiles, N]."""
+        row = g.op("Slice", queries, g.constant([0]), g.constant([1]), g.constant([2]))
+        scores = g.op("MatMul", _single(g, row, dtype), _single(g, keys, dtype))
+        mean = g.op("ReduceMean", g.op("Softmax", scores, axis=-1), g.constant([1, 2]), keepdims=0)
+        return self._rows(g, mean)
+
+    def _received(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, dtype: str) -> ir.Value:
+        """Column means of softmax(Q K^T), the class token's row included: [tiles, N]."""
+        scores = g.op("MatMul", _single(g, queries, dtype), _single(g, keys, dtype))
+        mean = g.op("ReduceMean", g.op("Softmax", scores, axis=-1), g.constant([1, 2]), keepdims=0)
+        return self._rows(g, mean)
+
+    def _rows(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
+        """Drop the class token's place on axis 1 where ``visual_tokens`` has none."""
+        if self._spec.keep_cls:
+            return x
+        return g.op("Slice", x, g.constant([1]), g.constant([self._spec.patches + 1]), g.constant([1]))
+
+
+def _single(g: GraphBuilder, x: ir.Value, dtype: str) -> ir.Value:
+    return x if dtype == "float32" else g.cast(x, "float32")

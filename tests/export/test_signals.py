@@ -1,0 +1,125 @@
+"""Signals of the vision graph against transformers' own attentions, and their way into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from checkpoints import make_checkpoint
+from exporting import close, export, pictures, plan_of
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.signals import SIGNALS, parse_signals, signal_layers
+
+FULL = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+TOWERS = {
+    "plain": {},
+    "full strategy": {"llava": FULL},
+    "feature layer 1": {"llava": {"vision_feature_layer": 1}},
+    "two features": {"llava": {"vision_feature_layer": [-3, -1]}},
+    "deep": {"vision": {"num_hidden_layers": 7}},
+}
+
+
+def transformers_signals(folder: Path, pixels: Any, plan: Any) -> dict[str, Any]:
+    """What the signals mean, from the attentions, keys and hidden states that transformers reports."""
+    import torch
+    from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    images = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)(
+        images=list(pixels), return_tensors="pt", input_data_format="channels_last"
+    )
+    spec, keys = plan.spec.vision, {}
+    layers = signal_layers(spec)
+    tower = model.model.vision_tower
+    encoder = getattr(tower, "vision_model", tower).encoder
+    layer = encoder.layers[layers.feature].self_attn
+    layer.k_proj.register_forward_hook(lambda module, inputs, output: keys.setdefault("k", output))
+    with torch.inference_mode():
+        out = tower(images["pixel_values"], output_attentions=True, output_hidden_states=True)
+        cls = torch.cat([out.hidden_states[i][:, :1] for i in spec.feature_states], dim=-1)
+        token = model.model.multi_modal_projector(cls)
+    first = 0 if spec.keep_cls else 1
+    attention = [a.mean(1).numpy()[:, :, first:] for a in out.attentions]
+    tiles, n, _ = keys["k"].shape
+    heads = keys["k"].view(tiles, n, spec.heads, spec.head_dim)
+    return {
+        "cls_attention": attention[layers.feature][:, 0],
+        "cls_attention_sum": sum(attention[i][:, 0] for i in layers.summed),
+        "attention_object": attention[layers.object].mean(1),
+        "attention_received": attention[layers.feature].mean(1),
+        "keys": heads.mean(2).numpy()[:, first:],
+        "cls_token": token.numpy(),
+    }
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_every_signal_is_what_transformers_reports(tmp_path: Path, name: str) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint", **TOWERS[name])
+    plan = plan_of(folder, signals="all")
+    bundle = export(plan, tmp_path / "bundle")
+    pixels = pictures(bundle, 2)
+    session = bundle.session(bundle.manifest.vision_encoder.file)
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["visual_tokens", *SIGNALS]
+    found = dict(zip(names, session.run(None, {"pixels": pixels}), strict=True))
+    for signal, wanted in transformers_signals(folder, pixels, plan).items():
+        assert found[signal].shape == wanted.shape, signal
+        assert close(found[signal], wanted), signal
+        assert found[signal].dtype == np.float32
+
+
+def test_signals_read_no_layer_s_softmax(tmp_path: Path) -> None:
+    """Taking the signals away takes away whole branches: what the layers read stays as it was."""
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    graphs = []
+    for signals in ("none", "all"):
+        bundle = export(plan_of(folder, signals=signals), tmp_path / signals)
+        graphs.append(onnx.load(bundle.folder / "vision_encoder.onnx", load_external_data=False).graph)
+    plain, tapped = ({n.name: n for n in graph.node if "/signals/" not in n.name} for graph in graphs)
+    computed = {o for n in plain.values() for o in n.output}  # constants may be shared under other names
+    for node_name, node in plain.items():
+        assert [i for i in tapped[node_name].input if i in computed] == [
+            i for i in node.input if i in computed
+        ]
+    softmaxes = {o for n in plain.values() if n.op_type == "Softmax" for o in n.output}
+    taps = [n for n in graphs[1].node if "/signals/" in n.name]
+    assert taps
+    assert not softmaxes & {i for n in taps for i in n.input}
+
+
+def test_float16_signals_are_float32(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    wanted = export(plan_of(folder, signals="all"), tmp_path / "fp32")
+    found = export(plan_of(folder, signals="all", precision="fp16"), tmp_path / "fp16")
+    pixels = pictures(found)
+    one, two = (b.session("vision_encoder.onnx").run(None, {"pixels": pixels}) for b in (found, wanted))
+    for (name, a), b in zip(
+        [("visual_tokens", one[0]), *zip(SIGNALS, one[1:], strict=True)], two, strict=True
+    ):
+        half = name in ("visual_tokens", "cls_token")
+        assert a.dtype == (np.float16 if half else np.float32), name
+        assert close(a.astype(np.float32), b, 0.05), name
+
+
+def test_manifest_lists_them_and_the_selector_s_own_are_always_there(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    bundle = export(plan_of(folder, signals="keys, cls_attention"), tmp_path / "bundle")
+    outputs = {o.name: o for o in bundle.manifest.vision_encoder.outputs}
+    assert list(outputs) == ["visual_tokens", "cls_attention", "keys"]
+    assert outputs["keys"].shape == ("tiles", 25, 8)
+    assert parse_signals("none", ("cls_token",)) == ("cls_token",)
+
+
+def test_bad_signals_get_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no signal 'cls_atention' \(did you mean 'cls_attention'"):
+        parse_signals("cls_atention")
+    folder = make_checkpoint(tmp_path / "checkpoint", llava={"vision_feature_layer": 0})
+    with pytest.raises(UserError, match="before any attention"):
+        plan_of(folder, signals="all")
