@@ -1,5 +1,6 @@
 #include "emulator.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -36,7 +37,11 @@ struct Copy {
 enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kDone };
 
 struct Fiber {
+    // A fiber starts from its context and goes on from its jump buffer: unlike a switch of contexts, a jump needs
+    // no system call.
     ucontext_t context;
+    jmp_buf jump;
+    bool started;
     State state;
     std::size_t exchanges;
     std::vector<Copy> copies;
@@ -52,7 +57,7 @@ struct Warp {
 std::vector<std::unique_ptr<unsigned char[]>> stacks;
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
-ucontext_t scheduler;
+jmp_buf scheduler;
 std::size_t running;
 const std::function<void()>* entry;
 unsigned schedule_seed = 0;
@@ -61,14 +66,29 @@ std::map<const void*, std::size_t> shared_limits;
 void begin_fiber() {
     (*entry)();
     fibers[running].state = State::kDone;
+    _longjmp(scheduler, 1);
 }
 
 void pause(State state) {
     Fiber& fiber = fibers[running];
     fiber.state = state;
-    const std::size_t self = running;
-    swapcontext(&fiber.context, &scheduler);
-    running = self;
+    if (_setjmp(fiber.jump) == 0) {
+        _longjmp(scheduler, 1);
+    }
+}
+
+// Runs one fiber until it waits or ends.
+__attribute__((noinline)) void resume(std::size_t index) {
+    running = index;
+    threadIdx = dim3(static_cast<unsigned>(index), 0, 0);
+    if (_setjmp(scheduler) == 0) {
+        Fiber& fiber = fibers[index];
+        if (fiber.started) {
+            _longjmp(fiber.jump, 1);
+        }
+        fiber.started = true;
+        setcontext(&fiber.context);
+    }
 }
 
 // 0: ascending, 1: descending, otherwise shuffled anew at every use.
@@ -94,8 +114,9 @@ void run_block() {
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = stacks[i].get();
         fiber.context.uc_stack.ss_size = kStackBytes;
-        fiber.context.uc_link = &scheduler;
+        fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, begin_fiber, 0);
+        fiber.started = false;
         fiber.state = State::kReady;
         fiber.exchanges = 0;
         fiber.copies.clear();
@@ -109,9 +130,7 @@ void run_block() {
         for (const std::size_t i : order(fibers.size())) {
             if (fibers[i].state == State::kReady) {
                 progress = true;
-                running = i;
-                threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
-                swapcontext(&scheduler, &fibers[i].context);
+                resume(i);
             }
         }
         if (progress) {

@@ -1,0 +1,40 @@
+"""Libraries that the plugin's tests share, each compiled once for a session."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+
+import pytest
+from plugins_emulation import EMULATED, compile_emulated, need
+
+from divprune_edge.plugins import abi
+from divprune_edge.plugins.build import build
+from divprune_edge.plugins.loader import Library, find_library
+from divprune_edge.plugins.toolchain import find_compiler
+
+
+@pytest.fixture(scope="session")
+def emulated_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL]:
+    folder = tmp_path_factory.mktemp("emulated")
+    return {architecture: abi.load(compile_emulated(folder, architecture)) for architecture in EMULATED}
+
+
+@pytest.fixture
+def emulated(emulated_libraries: dict[int, ctypes.CDLL]) -> ctypes.CDLL:
+    """The library for a GPU with the instructions of sm_80, at the plain schedule."""
+    library = emulated_libraries[EMULATED[0]]
+    library.divprune_emulator_schedule(0)
+    return library
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The library as users build it, for one architecture and without TensorRT's headers."""
+    need("cmake")
+    if shutil.which("nvcc") is None and "CUDACXX" not in os.environ:
+        pytest.skip("nvcc is not installed")
+    folder = tmp_path_factory.mktemp("built")
+    build(find_compiler(), None, (87,), folder)
+    return find_library(folder)

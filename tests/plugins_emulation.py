@@ -1,0 +1,100 @@
+"""Compiling the plugin's sources for the CPU, and running a selection with the result."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from selection_cases import Case
+
+from divprune_edge.plugins import abi
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "plugins" / "csrc"
+EMULATOR = ROOT / "tests" / "plugins" / "emulator"
+# The emulator stands in for a GPU of this __CUDA_ARCH__: with and without the instructions of sm_80.
+EMULATED = (800, 750)
+
+
+def need(tool: str) -> str:
+    """Return the path of a program, or skip the test and say what is missing."""
+    found = shutil.which(tool)
+    if found is None:
+        pytest.skip(f"{tool} is not installed")
+    return found
+
+
+def compile_cpp(output: Path, sources: list[Path], *flags: str) -> Path:
+    """Compile and link with g++; warnings are errors."""
+    command = [need("g++"), "-std=c++17", "-Wall", "-Wextra", "-Werror", *flags, "-o", str(output)]
+    result = subprocess.run([*command, *map(str, sources)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def compile_emulated(folder: Path, architecture: int) -> Path:
+    """Compile the very sources of the plugin against the emulator."""
+    sources = [SOURCE / "max_min.cu", SOURCE / "plan.cpp", SOURCE / "status.cpp", EMULATOR / "emulator.cpp"]
+    return compile_cpp(
+        folder / f"libdivprune_emulated_{architecture}.so",
+        sources,
+        "-x",
+        "c++",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-fno-extern-tls-init",
+        "-Wno-unknown-pragmas",
+        "-Wno-clobbered",
+        # Jumping between stacks is what fibers do; the fortified longjmp would refuse it.
+        "-U_FORTIFY_SOURCE",
+        f"-D__CUDA_ARCH__={architecture}",
+        f"-I{EMULATOR}",
+        f"-I{SOURCE}",
+    )
+
+
+def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy that starts on 16 bytes, as device memory does."""
+    raw = np.empty(array.nbytes + 16, np.uint8)
+    start = -raw.ctypes.data % 16
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def problem_of(case: Case, matrix_budget: int = 0) -> abi.Problem:
+    batch, rows, width = case.tokens.shape
+    return abi.Problem(batch, rows, width, case.keep, abi.DTYPES[case.tokens.dtype.name], 0, matrix_budget)
+
+
+def garbage(size: int) -> npt.NDArray[np.uint8]:
+    """Workspace as it comes from an allocator: nothing may rely on what is in it."""
+    return aligned(np.full(size, 0xFF, np.uint8))
+
+
+def emulate(
+    library: ctypes.CDLL, case: Case, seeds: npt.NDArray[np.int64] | None = None, matrix_budget: int = 0
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Run a selection in host memory: max-min, or the sum rule from ``seeds`` [B]."""
+    problem = problem_of(case, matrix_budget)
+    workspace = garbage(abi.workspace_bytes(library, problem))
+    tokens, valid = aligned(case.tokens), np.ascontiguousarray(case.valid)
+    batch, _, width = case.tokens.shape
+    kept = aligned(np.zeros((batch, case.keep, width), case.tokens.dtype))
+    indices = np.full((batch, case.keep), -1, np.int64)
+    outputs = (kept.ctypes.data, indices.ctypes.data, workspace.ctypes.data, workspace.size, None)
+    if seeds is None:
+        status = library.divprune_max_min(problem, tokens.ctypes.data, valid.ctypes.data, *outputs)
+    else:
+        status = library.divprune_min_sum(
+            problem, tokens.ctypes.data, valid.ctypes.data, seeds.ctypes.data, *outputs
+        )
+    abi.check(library, status)
+    return kept, indices
