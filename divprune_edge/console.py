@@ -50,7 +50,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
 
 def _given(error: BaseException) -> str:
     """Name the value that could not be read, where the message does not: newer typer keeps it in the cause."""
-    details = getattr(error.__cause__, "errors", list)()
+    details: list[Any] = getattr(error.__cause__, "errors", list)()
     return f" (given: {details[0]['input']})" if details and "input" in details[0] else ""
 
 
