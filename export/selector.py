@@ -135,7 +135,7 @@ def _function(selector: Selector, candidates: int, keep: int, dtype: str) -> ir.
     if selector.merge is None:
         kept = f.op("GatherND", tokens, f.op("Unsqueeze", indices, f.constant([2])), batch_dims=1)
     else:
-        kept = f.cast(selector.merge.body(f, tokens, valid, candidates, indices, **signals), dtype)
+        kept = f.cast(selector.merge.body(f, tokens, valid, candidates, keep, indices, **signals), dtype)
     f.deliver(kept, "kept_tokens")
     f.deliver(f.op("Identity", indices), "kept_indices")
     attributes = [

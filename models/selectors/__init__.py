@@ -6,12 +6,37 @@ A new selector is one file in this folder and one line in :data:`SELECTORS`.
 from __future__ import annotations
 
 from divprune_edge.errors import UserError, did_you_mean
-from divprune_edge.models.selectors.base import Ops, Selector
+from divprune_edge.models.selectors.base import Merge, Ops, Selector, regret_of
+from divprune_edge.models.selectors.cdpruner import CDPRUNER
+from divprune_edge.models.selectors.dart import DART
 from divprune_edge.models.selectors.divprune import DIVPRUNE
+from divprune_edge.models.selectors.fastervlm import FASTERVLM
+from divprune_edge.models.selectors.hiprune import HIPRUNE
+from divprune_edge.models.selectors.holov import HOLOV
+from divprune_edge.models.selectors.random import RANDOM
+from divprune_edge.models.selectors.todre import TODRE
+from divprune_edge.models.selectors.uniform import UNIFORM
+from divprune_edge.models.selectors.visionzip import VISIONZIP
+from divprune_edge.models.selectors.vtc_cls import VTC_CLS
 
-SELECTORS: dict[str, Selector] = {selector.name: selector for selector in (DIVPRUNE,)}
+SELECTORS: dict[str, Selector] = {
+    selector.name: selector
+    for selector in (
+        DIVPRUNE,
+        RANDOM,
+        UNIFORM,
+        FASTERVLM,
+        VTC_CLS,
+        TODRE,
+        HIPRUNE,
+        VISIONZIP,
+        HOLOV,
+        CDPRUNER,
+        DART,
+    )
+}
 
-__all__ = ["SELECTORS", "Ops", "Selector", "find_selector"]
+__all__ = ["SELECTORS", "Merge", "Ops", "Selector", "find_selector", "regret_of"]
 
 
 def find_selector(name: str) -> Selector:

@@ -61,7 +61,7 @@ class Merge:
     """What a method that merges puts in place of the picked rows.
 
     ``reference(tokens [N, D], valid [N], picks [K], **signals)`` returns the kept tokens [K, D];
-    ``body(ops, tokens, valid, candidates, picks, **signals)`` writes the same for a batch, in float32.
+    ``body(ops, tokens, valid, candidates, keep, picks, **signals)`` writes the same for a batch, in float32.
     """
 
     reference: Callable[..., Tokens]

@@ -1,0 +1,83 @@
+"""DART at the level of embeddings: a few pivots, and for each the tokens that resemble it least.
+
+Wen et al.: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", 2025,
+arXiv 2502.11494. Pivots are the tokens with the largest L1 norm; then each pivot in turn adds its share of the
+remaining tokens, those with the lowest cosine similarity to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, require_rows
+from divprune_edge.models.selectors.ranking import (
+    cosine_similarities,
+    top_picks,
+    write_ascending,
+    write_members,
+    write_similarities,
+    write_top,
+)
+
+PIVOTS = 4
+
+
+def shares(keep: int) -> tuple[int, ...]:
+    """Return how many tokens each pivot adds: K less the pivots, split evenly, the first ones get one more."""
+    pivots = min(PIVOTS, keep)
+    each, more = divmod(keep - pivots, pivots)
+    return tuple(each + (i < more) for i in range(pivots))
+
+
+def dart_picks(tokens: Tokens, valid: Valid, keep: int) -> Indices:
+    """Return the pivots, then what each of them adds."""
+    require_rows(valid, keep)
+    x = np.asarray(tokens, dtype=np.float32)
+    cosines = cosine_similarities(x)
+    pivots = top_picks(np.abs(x).sum(axis=-1), valid, min(PIVOTS, keep))
+    picks = list(pivots)
+    free = valid.copy()
+    free[pivots] = False
+    for pivot, share in zip(pivots, shares(keep), strict=True):
+        if share:
+            added = top_picks(-cosines[pivot], free, share)
+            free[added] = False
+            picks.extend(added)
+    return np.asarray(picks, dtype=np.int64)
+
+
+def write_dart(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:
+    """Write the same: one TopK per pivot, no loop."""
+    x = ops.cast(tokens, "float32")
+    cosines = write_similarities(ops, x)
+    norms = ops.op("ReduceSum", ops.op("Abs", x), ops.constant([2]), keepdims=0)
+    pivots = write_top(ops, norms, valid, min(PIVOTS, keep))
+    groups, free = [pivots], ops.op("And", valid, ops.op("Not", write_members(ops, pivots, candidates)))
+    for i, share in enumerate(shares(keep)):
+        if share:
+            pivot = ops.op("Slice", pivots, ops.constant([i]), ops.constant([i + 1]), ops.constant([1]))
+            unlike = ops.op("Neg", ops.op("GatherND", cosines, pivot, batch_dims=1))
+            added = write_top(ops, unlike, free, share)
+            free = ops.op("And", free, ops.op("Not", write_members(ops, added, candidates)))
+            groups.append(added)
+    picks = groups[0] if len(groups) == 1 else ops.op("Concat", *groups, axis=1)
+    return write_ascending(ops, picks, keep)
+
+
+DART = Selector(
+    name="dart",
+    op_type="PivotDuplication",
+    citation="Wen et al., DART, 2025, arXiv 2502.11494",
+    picks=dart_picks,
+    body=write_dart,
+    parameters={"pivots": PIVOTS},
+    deviations=(
+        "Before the language model, on input embeddings: the paper prunes after its second layer, by the norms "
+        "of keys and the similarity of hidden states.",
+        "Image pivots only (4): the paper adds 4 text pivots, which a selector does not see.",
+        "The remaining budget is split evenly over the pivots, so that exactly K tokens are kept.",
+    ),
+)
+"""Least similar to a few pivots."""
