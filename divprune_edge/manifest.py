@@ -22,6 +22,8 @@ UNPRUNED = "none"
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 """How the weight matrices of a graph are stored; int8 and int4 compute everything else in float32."""
+Dialect = Literal["portable", "onnxruntime"]
+"""How attention and its cache are written; see ``export.dialects``."""
 
 
 def _inside(path: str) -> str:
@@ -103,7 +105,7 @@ class LanguageInfo(GraphInfo):
     """
 
     precision: Precision
-    dialect: Literal["portable"]
+    dialect: Dialect
     layers: Positive
     kv_heads: Positive
     head_dim: Positive
@@ -138,7 +140,6 @@ class Prompt(_Model):
     """How text becomes ids: ``tokenizer.json``, a chat template, and the ids with a meaning.
 
     ``forbidden_ids`` are never sampled: the image placeholder and rows without a token.
-    ``system`` is a default system message of the checkpoint's template, if it needs one.
     """
 
     tokenizer: BundlePath

@@ -56,6 +56,13 @@ def llava(
     block_size: Annotated[
         int, typer.Option(metavar="32|128", help="Values that share a scale in int4.")
     ] = 32,
+    dialect: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="portable (standard operators), or onnxruntime (its fused ones; faster there).",
+        ),
+    ] = "portable",
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K"),
@@ -88,6 +95,7 @@ def llava(
             prune=prune,
             precision=precision,
             block_size=block_size,
+            dialect=dialect,
             signals=signals,
         )
         check = chosen_verification(verify, report)

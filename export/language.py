@@ -43,16 +43,19 @@ def build_language_model(
     attention = dialect.begin(g, decoder, dtype, ids)
     with g.scope("language_model"):
         x = _token_table(g, ids, g.cast(visual, dtype) if token_dtype != dtype else visual, weights)
+        branch: ir.Value | None = None  # added to x where the next norm begins
         for i in range(decoder.layers):
             with g.scope(f"layers.{i}"):
-                y = rms_norm(g, x, weights, f"layers.{i}.input_layernorm", decoder.norm_eps)
+                y, x = _add_norm(g, dialect, x, branch, weights, f"layers.{i}.input_layernorm", decoder)
                 with g.scope("self_attn"):
                     name = f"layers.{i}.self_attn"
                     q, k, v = (linear(g, y, weights, f"{name}.{p}_proj") for p in "qkv")
                     y = linear(g, attention(g, i, q, k, v), weights, f"{name}.o_proj")
-                x = g.op("Add", x, y)
-                y = rms_norm(g, x, weights, f"layers.{i}.post_attention_layernorm", decoder.norm_eps)
-                x = g.op("Add", x, _mlp(g, y, decoder, weights, f"layers.{i}.mlp"))
+                norm = f"layers.{i}.post_attention_layernorm"
+                y, x = _add_norm(g, dialect, x, y, weights, norm, decoder)
+                branch = _mlp(g, y, decoder, weights, f"layers.{i}.mlp")
+        if branch is not None:
+            x = g.op("Add", x, branch)
         with g.scope("last"):
             last = g.op("GatherND", x, g.op("Unsqueeze", where, g.constant([1])), batch_dims=1)
         last = rms_norm(g, last, weights, "norm", decoder.norm_eps)
@@ -60,7 +63,22 @@ def build_language_model(
     vocabulary = checkpoint.rows(names.head)
     g.output(g.cast(logits, "float32"), "logits", "float32", ["batch", vocabulary])
     dialect.finish(g, decoder, dtype)
-    return g.model(dialect.opset)
+    return g.model(dialect.opset, domains=dialect.domains)
+
+
+def _add_norm(
+    g: GraphBuilder,
+    dialect: Dialect,
+    x: ir.Value,
+    branch: ir.Value | None,
+    weights: Weights,
+    name: str,
+    spec: DecoderSpec,
+) -> tuple[ir.Value, ir.Value]:
+    """Return (RMSNorm(x + branch), x + branch)."""
+    if branch is None:
+        return rms_norm(g, x, weights, name, spec.norm_eps), x
+    return dialect.add_norm(g, x, branch, weights, name, spec.norm_eps)
 
 
 def _token_table(g: GraphBuilder, ids: ir.Value, visual: ir.Value, weights: Weights) -> ir.Value:

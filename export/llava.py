@@ -12,7 +12,6 @@ from typing import Protocol
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.dialects import Portable
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import Plan
 from divprune_edge.export.selector import signal_inputs, write_selector
@@ -135,7 +134,7 @@ def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:
 
 def _language(plan: Plan, folder: Path, report: Reporter) -> LanguageInfo:
     decoder = plan.spec.decoder
-    dialect = Portable()
+    dialect = plan.dialect()
     model = build_language_model(
         plan.spec, plan.names, plan.checkpoint, dialect, plan.language_format(), plan.token_dtype
     )
@@ -144,7 +143,7 @@ def _language(plan: Plan, folder: Path, report: Reporter) -> LanguageInfo:
     return LanguageInfo(
         **_fields(graph),
         precision=plan.precisions.language,
-        dialect=dialect.name,
+        dialect=dialect.name,  # type: ignore[arg-type]
         layers=decoder.layers,
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,

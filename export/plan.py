@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.export.dialects import Dialect, find_dialect
 from divprune_edge.export.formats import Format, find_format
 from divprune_edge.export.precision import (
     DEFAULT_BLOCK_SIZE,
@@ -26,6 +27,7 @@ from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, signal_layers
 
 DEFAULT_PRUNE = "0.9"
+DEFAULT_DIALECT = "portable"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Plan:
     preprocessing: Preprocessing
     prompt: PromptFacts
     precisions: Precisions
+    dialect: type[Dialect]
     selector: Selector
     keep: int
     signals: tuple[str, ...] = ()
@@ -129,6 +132,7 @@ def plan_llava(
     prune: str | None,
     precision: str,
     block_size: int = DEFAULT_BLOCK_SIZE,
+    dialect: str = DEFAULT_DIALECT,
     signals: str = NONE,
 ) -> Plan:
     """Read a LLaVA-1.5 checkpoint and settle the export.
@@ -139,9 +143,11 @@ def plan_llava(
         UserError: anything about the request or the checkpoint that does not fit, before any work.
     """
     precisions = parse_precisions(precision, block_size)
+    written = find_dialect(dialect)
     chosen = find_selector(selector)
     outputs = parse_signals(signals, chosen.signals)
     spec = read_llava(checkpoint.config)
+    written.check(spec.decoder)
     if outputs:
         signal_layers(spec.vision)  # refuses a tower without attention
     keep = budget(keep, prune, spec.tokens)
@@ -155,7 +161,7 @@ def plan_llava(
     prompt = read_prompt(
         checkpoint.files, checkpoint.config, spec.image_token_id, checkpoint.rows(names.head)
     )
-    plan = Plan(checkpoint, spec, names, preprocessing, prompt, precisions, chosen, keep, outputs)
+    plan = Plan(checkpoint, spec, names, preprocessing, prompt, precisions, written, chosen, keep, outputs)
     plan.check_formats()
     return plan
 

@@ -29,6 +29,7 @@ _DTYPE_NAMES = {
     ir.DataType.FLOAT16: "float16",
     ir.DataType.BFLOAT16: "bfloat16",
     ir.DataType.INT64: "int64",
+    ir.DataType.INT32: "int32",
     ir.DataType.UINT8: "uint8",
     ir.DataType.BOOL: "bool",
 }

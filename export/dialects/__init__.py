@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.export.dialects.base import Dialect
+from divprune_edge.export.dialects.fused import OnnxRuntime
 from divprune_edge.export.dialects.portable import Portable
 
-DIALECTS: dict[str, type[Dialect]] = {"portable": Portable}
+DIALECTS: dict[str, type[Dialect]] = {dialect.name: dialect for dialect in (Portable, OnnxRuntime)}
 
-__all__ = ["DIALECTS", "Dialect", "Portable"]
+__all__ = ["DIALECTS", "Dialect", "OnnxRuntime", "Portable", "find_dialect"]
+
+
+def find_dialect(name: str) -> type[Dialect]:
+    """Return the dialect called ``name``; an instance of it serves one graph.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return DIALECTS[name]
+    except KeyError:
+        known = " or ".join(DIALECTS)
+        raise UserError(
+            f"There is no dialect '{name}'{did_you_mean(name, DIALECTS)}: choose {known}."
+        ) from None

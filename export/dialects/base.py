@@ -7,6 +7,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 
 
@@ -25,9 +26,25 @@ class Dialect(Protocol):
 
     name: str
     opset: int
+    domains: tuple[str, ...]
+
+    @staticmethod
+    def check(spec: DecoderSpec) -> None:
+        """Check that the dialect can write this decoder.
+
+        Raises:
+            UserError: it cannot; the sentence says which one can.
+        """
+        ...
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
         """Declare the inputs of mask, positions and cache; return the writer of a layer's attention."""
+        ...
+
+    def add_norm(
+        self, g: GraphBuilder, x: ir.Value, y: ir.Value, weights: Weights, name: str, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return (RMSNorm(x + y), x + y); ``name`` is the norm's."""
         ...
 
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:

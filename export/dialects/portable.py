@@ -12,6 +12,8 @@ import onnx_ir as ir
 
 from divprune_edge.export.dialects.base import Attention
 from divprune_edge.export.graph import DTYPES, GraphBuilder
+from divprune_edge.export.layers.norm import rms_norm
+from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 
 
@@ -20,9 +22,14 @@ class Portable:
 
     name = "portable"
     opset = 23
+    domains = ()
 
     def __init__(self) -> None:
         self._present: list[ir.Value] = []
+
+    @staticmethod
+    def check(spec: DecoderSpec) -> None:
+        """Every decoder will do."""
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
         """Declare mask, positions and past; write what all layers share."""
@@ -59,6 +66,14 @@ class Portable:
             return y
 
         return attention
+
+    def add_norm(
+        self, g: GraphBuilder, x: ir.Value, y: ir.Value, weights: Weights, name: str, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add, then normalise."""
+        with g.scope(name.rsplit(".", maxsplit=1)[-1]):
+            total = g.op("Add", x, y)
+        return rms_norm(g, total, weights, name, eps), total
 
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
         """Declare the grown cache."""

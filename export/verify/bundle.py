@@ -12,7 +12,7 @@ import numpy as np
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import Plan
 from divprune_edge.export.verify.comparison import TOLERANCES
-from divprune_edge.export.verify.graphs import LanguageGraph
+from divprune_edge.export.verify.graphs import open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.export.verify.selection import check_selection, verify_selector
@@ -73,12 +73,12 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))
         tolerance = TOLERANCES[plan.precisions.language]
         checks += check_language(
-            plan, LanguageGraph(run.path), oracle, kept, tolerance=tolerance, report=report
+            plan, open_language(run.path, plan.dialect.name), oracle, kept, tolerance=tolerance, report=report
         )
         if run.is_quantised():
             report("what the precision costs")
             whole = Oracle(plan.checkpoint.folder, layers)
-            checks += cost_of_precision(plan, LanguageGraph(run.path), whole, kept)
+            checks += cost_of_precision(plan, open_language(run.path, plan.dialect.name), whole, kept)
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 
 
@@ -123,7 +123,6 @@ def _runnable(plan: Plan, language: GraphFile, layers: int | None, report: Repor
     if layers is None:
         yield language
         return
-    from divprune_edge.export.dialects import Portable
     from divprune_edge.export.language import build_language_model
     from divprune_edge.export.writer import write_graph
 
@@ -132,7 +131,7 @@ def _runnable(plan: Plan, language: GraphFile, layers: int | None, report: Repor
             plan.spec.truncated(layers),
             plan.names,
             plan.checkpoint,
-            Portable(),
+            plan.dialect(),
             plan.language_format(),
             plan.token_dtype,
         )

@@ -17,7 +17,7 @@ from divprune_edge.export.verify.comparison import (
     none_of,
     relative_error,
 )
-from divprune_edge.export.verify.graphs import LanguageGraph
+from divprune_edge.export.verify.graphs import AnyLanguageGraph
 from divprune_edge.export.verify.oracle import Answer, Oracle
 from divprune_edge.export.verify.weights import GraphFile
 from divprune_edge.manifest import Check
@@ -49,7 +49,7 @@ class Case:
 
 def check_language(
     plan: Plan,
-    graph: LanguageGraph,
+    graph: AnyLanguageGraph,
     oracle: Oracle,
     kept: Array,
     *,
@@ -84,14 +84,12 @@ def check_language(
         at_most(
             "language", "chunked prefill", chunked, limit, unit=unit, detail=f"cut before columns {cuts}"
         ),
-        at_most(
-            "language", "ragged batch", batch, limit, unit=unit, detail=f"{len(cases)} prompts, left-padded"
-        ),
+        at_most("language", "ragged batch", batch, limit, unit=unit, detail=f"{len(cases)} prompts in one"),
         _greedy(found, answers),
     ]
 
 
-def cost_of_precision(plan: Plan, graph: LanguageGraph, oracle: Oracle, kept: Array) -> list[Check]:
+def cost_of_precision(plan: Plan, graph: AnyLanguageGraph, oracle: Oracle, kept: Array) -> list[Check]:
     """Compare a quantised graph with the checkpoint's own weights in ``oracle``: no limit, only the record."""
     cases, errors, same, total = sample_prompts(plan, kept), [], 0, 0
     for case in cases:
@@ -154,7 +152,11 @@ def _tokenise(plan: Plan, text: str, usable: Array) -> Array:
 
 
 def _follow(
-    graph: LanguageGraph, case: Case, rows: int, forced: Array, cuts: list[int] | None = None
+    graph: AnyLanguageGraph,
+    case: Case,
+    rows: int,
+    forced: Array,
+    cuts: list[int] | None = None,
 ) -> Array:
     """Return float32 [STEPS + 1, V]; the reference's tokens are fed, whatever the graph would have said."""
     ids = case.ids(rows)[None]
@@ -168,7 +170,9 @@ def _at_least_one(visual: Array) -> Array:
     return visual if len(visual) else np.zeros((1, visual.shape[1]), visual.dtype)
 
 
-def _ragged(graph: LanguageGraph, cases: list[Case], rows: int, answers: list[Answer]) -> tuple[Array, Array]:
+def _ragged(
+    graph: AnyLanguageGraph, cases: list[Case], rows: int, answers: list[Answer]
+) -> tuple[Array, Array]:
     """All prompts in one batch, padded on the left: (found, wanted), each [batch, STEPS + 1, V]."""
     prompts = [case.ids(rows) for case in cases]
     length, most = max(map(len, prompts)), max(len(_at_least_one(case.visual)) for case in cases)

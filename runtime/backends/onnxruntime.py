@@ -16,12 +16,12 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, LanguageInfo, SelectorInfo
-from divprune_edge.runtime.backends.base import DeviceTensor, Encoded
+from divprune_edge.runtime.backends.base import DeviceTensor, Encoded, LanguageSession
+from divprune_edge.runtime.backends.in_place import CACHE_TYPES, InPlaceLanguage
 from divprune_edge.runtime.bundle import Bundle
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = {"cpu": "cpu", "cuda": "gpu"}
-_CACHE_TYPES = {"float32": np.float32, "float16": np.float16}
 _ERRORS_ONLY = 3
 
 
@@ -34,6 +34,7 @@ class OnnxRuntimeBackend:
         self._threads = threads
         self._sessions: dict[str, ort.InferenceSession] = {}
         _require_provider(_PROVIDERS[device])
+        _require_kernels(bundle.manifest.language_model, device)
 
     @property
     def name(self) -> str:
@@ -92,10 +93,11 @@ class OnnxRuntimeBackend:
         """Copy to the device."""
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
 
-    def language(self, visual: DeviceTensor) -> OnnxRuntimeLanguage:
+    def language(self, visual: DeviceTensor) -> LanguageSession:
         """Begin a sequence that shares the language model's session."""
         graph = self._bundle.manifest.language_model
-        return OnnxRuntimeLanguage(self._session(graph), self._device, graph, visual)
+        kind = InPlaceLanguage if graph.dialect == "onnxruntime" else OnnxRuntimeLanguage
+        return kind(self._session(graph), self._device, graph, visual)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -144,7 +146,7 @@ class OnnxRuntimeLanguage:
         names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
         self._past = [f"past_key_values.{name}" for name in names]
         self._present = [f"present.{name}" for name in names]
-        empty = np.zeros((1, info.kv_heads, 0, info.head_dim), _CACHE_TYPES[info.cache_dtype])
+        empty = np.zeros((1, info.kv_heads, 0, info.head_dim), CACHE_TYPES[info.cache_dtype])
         self._cache = [ort.OrtValue.ortvalue_from_numpy(empty, device) for _ in names]
         # One sequence: a step's mask and positions are slices of these two.
         self._mask = np.ones((1, info.context), np.bool_)
@@ -221,4 +223,13 @@ def _require_provider(provider: str) -> None:
         raise UserError(
             f"{provider} was asked for, but this ONNX Runtime {ort.__version__} offers only "
             f"{', '.join(available)}: install 'divprune-edge[{extra}]' in place of the other onnxruntime."
+        )
+
+
+def _require_kernels(language: LanguageInfo, device: str) -> None:
+    """Refuse what ONNX Runtime has no kernel for, before anything is loaded."""
+    if device == "cuda" and language.dialect == "onnxruntime" and language.cache_dtype == "float32":
+        raise UserError(
+            "The bundle's language model is in dialect 'onnxruntime' with a float32 cache, for which ONNX Runtime "
+            "has no CUDA kernel: export it with --precision fp16, or with --dialect portable."
         )

@@ -1,0 +1,97 @@
+"""Dialect ``onnxruntime``: ONNX Runtime's own fused operators, and a KV cache that is updated in place.
+
+Inputs beyond ids and visual tokens: ``seqlens_k`` int32 [batch] (positions of each sequence, new ones included,
+less one), ``total_sequence_length`` int32 [] (the largest of them plus one), and per layer
+``past_key_values.{i}.key`` and ``.value`` [batch, kv_heads, capacity, head_dim], of which only the rows before
+the new ones are read. Outputs: ``present.{i}.key`` and ``.value`` of the same shape; bound to the inputs' own
+memory, nothing is copied. Ragged batches are padded on the right.
+
+The operator refuses several new ids per sequence on a cache that is not empty where the batch has more than one
+sequence: a batch is prefilled in one piece.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.dialects.base import Attention
+from divprune_edge.export.graph import DTYPES, GraphBuilder
+from divprune_edge.export.weights import Weights
+from divprune_edge.models.decoder import DecoderSpec
+
+DOMAIN = "com.microsoft"
+
+
+class OnnxRuntime:
+    """See the module's text."""
+
+    name = "onnxruntime"
+    opset = 23
+    domains = (DOMAIN,)
+
+    def __init__(self) -> None:
+        self._present: list[ir.Value] = []
+
+    @staticmethod
+    def check(spec: DecoderSpec) -> None:
+        """GroupQueryAttention wants heads of a multiple of eight."""
+        if spec.head_dim % 8:
+            raise UserError(
+                f"Dialect 'onnxruntime' needs heads whose size is a multiple of 8, but head_dim is {spec.head_dim}: "
+                "use --dialect portable."
+            )
+
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
+        """Declare lengths and past."""
+        lengths = g.input("seqlens_k", "int32", ["batch"])
+        total = g.input("total_sequence_length", "int32", [])
+        past = [
+            g.input(f"past_key_values.{i}.{part}", dtype, ["batch", spec.kv_heads, "capacity", spec.head_dim])
+            for i in range(spec.layers)
+            for part in ("key", "value")
+        ]
+        cosine, sine = (
+            g.initializer(f"rope.{part}", ir.tensor(table.astype(DTYPES[dtype].numpy()), name=f"rope.{part}"))
+            for part, table in zip(("cos", "sin"), spec.rope.tables(spec.head_dim, spec.context), strict=True)
+        )
+
+        def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+            y, key, value = g.ops(
+                "GroupQueryAttention",
+                q,
+                k,
+                v,
+                past[2 * layer],
+                past[2 * layer + 1],
+                lengths,
+                total,
+                cosine,
+                sine,
+                domain=DOMAIN,
+                outputs=3,
+                num_heads=spec.heads,
+                kv_num_heads=spec.kv_heads,
+                do_rotary=1,
+            )
+            self._present += [key, value]
+            return y
+
+        return attention
+
+    def add_norm(
+        self, g: GraphBuilder, x: ir.Value, y: ir.Value, weights: Weights, name: str, eps: float
+    ) -> tuple[ir.Value, ir.Value]:
+        """Return (RMSNorm(x + y), x + y) from one operator."""
+        with g.scope(name.rsplit(".", maxsplit=1)[-1]):
+            scale = weights.plain(g, f"{name}.weight")
+            normed, _, _, total = g.ops(
+                "SkipSimplifiedLayerNormalization", x, y, scale, domain=DOMAIN, outputs=4, epsilon=eps
+            )
+            return normed, total
+
+    def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
+        """Declare the updated cache."""
+        for i, value in enumerate(self._present):
+            name = f"present.{i // 2}.{'value' if i % 2 else 'key'}"
+            g.output(value, name, dtype, ["batch", spec.kv_heads, "capacity", spec.head_dim])

@@ -1,0 +1,101 @@
+"""The cache that is updated in place: same logits as a growing one, and a capacity that grows and ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run_module
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.backends import Backend, in_place, open_backend
+from divprune_edge.runtime.backends.onnxruntime import _require_kernels
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.pipeline import Pipeline
+
+
+@pytest.fixture(scope="module")
+def fused_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint in dialect ``onnxruntime``."""
+    folder = tmp_path_factory.mktemp("bundles") / "fused"
+    arguments = ("--prune", "0.9", "--no-verify", "--dialect", "onnxruntime", "--output", str(folder))
+    result = run_module("export", "llava", *arguments)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fused(fused_bundle: Path) -> Backend:
+    return open_backend(Bundle.open(fused_bundle), "cpu", threads=2)
+
+
+@pytest.fixture(scope="module")
+def portable(demo_bundle: Path) -> Backend:
+    return open_backend(Bundle.open(demo_bundle), "cpu", threads=2)
+
+
+def visual(bundle: Bundle) -> np.ndarray:
+    shape = (1, 58, bundle.manifest.vision_encoder.width)
+    return np.random.default_rng(2).standard_normal(shape).astype(np.float32)
+
+
+def sequences(fused: Backend, portable: Backend, bundle: Path) -> tuple[list, list[int]]:
+    opened = Bundle.open(bundle)
+    rows = opened.manifest.language_model.embedding_rows
+    tokens = visual(opened)
+    return [b.language(b.to_device(tokens)) for b in (fused, portable)], [1, 7, *range(rows, rows + 58), 9, 8]
+
+
+def test_logits_equal_those_of_a_growing_cache(fused: Backend, portable: Backend, fused_bundle: Path) -> None:
+    (a, b), ids = sequences(fused, portable, fused_bundle)
+    assert np.allclose(a.extend(ids, chunk=17), b.extend(ids), atol=1e-4)
+    for token in (5, 9, 11, 30):
+        assert np.allclose(a.extend([token]), b.extend([token]), atol=1e-4)
+        assert a.length == b.length
+    for session in (a, b):
+        session.truncate(20)
+    assert np.allclose(a.extend([3, 4, 5]), b.extend([3, 4, 5]), atol=1e-4)
+
+
+def test_the_cache_grows_and_keeps_what_it_holds(
+    fused: Backend, portable: Backend, fused_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_place, "FIRST_CAPACITY", 8)
+    (a, b), ids = sequences(fused, portable, fused_bundle)
+    assert a.capacity == 8
+    for i, token in enumerate(ids):
+        assert np.allclose(a.extend([token]), b.extend([token]), atol=1e-4), i
+    assert a.capacity == 64
+
+
+def test_a_full_cache_ends_in_one_sentence(fused: Backend, portable: Backend, fused_bundle: Path) -> None:
+    (a, _), _ = sequences(fused, portable, fused_bundle)
+    context = Bundle.open(fused_bundle).manifest.language_model.context
+    a.extend([7] * (context - 1))
+    a.extend([7])
+    assert a.capacity == a.length == context
+    with pytest.raises(
+        UserError, match=f"would have {context + 1} tokens, but the model's context holds {context}"
+    ):
+        a.extend([7])
+
+
+def test_answers_equal_those_of_the_other_dialect(
+    fused_bundle: Path, demo_bundle: Path, picture: Path
+) -> None:
+    options = {"max_tokens": 24, "ignore_eos": True}
+    answers = [
+        Pipeline(bundle).ask(picture, "What is there?", **options) for bundle in (fused_bundle, demo_bundle)
+    ]
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+def test_a_kernel_that_does_not_exist_is_refused(fused_bundle: Path) -> None:
+    language = Bundle.open(fused_bundle).manifest.language_model
+    with pytest.raises(
+        UserError, match="no CUDA kernel: export it with --precision fp16, or with --dialect portable"
+    ):
+        _require_kernels(language, "cuda")
+    _require_kernels(language.model_copy(update={"cache_dtype": "float16"}), "cuda")
+    _require_kernels(language, "cpu")
