@@ -17,7 +17,7 @@ from divprune_edge.export.verify.language import check_language, check_rope, cos
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.export.verify.selection import check_selection, verify_selector
 from divprune_edge.export.verify.structure import check_structure
-from divprune_edge.export.verify.vision import check_vision, sample_pictures
+from divprune_edge.export.verify.vision import check_vision, run_signals, sample_pictures
 from divprune_edge.export.verify.weights import GraphFile, check_weights
 from divprune_edge.manifest import Check, Verification
 
@@ -68,7 +68,8 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
         checks += verify_selector(
             plan.selector, plan.spec.tokens, plan.keep, width, plan.token_dtype, selector
         )
-        found, kept = check_selection(plan.selector, selector, tokens, plan.keep)
+        signals = run_signals(vision.path, pictures, plan.selector.signals)
+        found, kept = check_selection(plan.selector, selector, tokens, plan.keep, signals)
         checks += found
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))
         tolerance = TOLERANCES[plan.precisions.language]

@@ -70,7 +70,7 @@ def crop_scores(tokens: Tokens, valid: Valid, attention: Array) -> Array:
 def crop_shares(scores: Array, keep: int) -> npt.NDArray[np.int64]:
     """Return int64 [P]: how many tokens each crop gets, K in all."""
     weights = np.round(scores / scores.sum() * np.float32(GRID)) / np.float32(GRID)
-    shares = np.floor(weights * np.float32(keep)).astype(np.int64)
+    shares: npt.NDArray[np.int64] = np.floor(weights * np.float32(keep)).astype(np.int64)
     best = np.argsort(-weights, kind="stable")
     shares[best[: max(0, keep - shares.sum())]] += 1
     return shares

@@ -9,9 +9,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from exporting import open_session
+from checkpoints import make_checkpoint
+from exporting import Bundle, export, failures, open_session, plan_of
 from selectors_cases import KINDS, WIDTH, make_signals, make_tokens, signal_infos, some_valid
 
+from divprune_edge.errors import UserError
+from divprune_edge.export.add_selector import add_selector
 from divprune_edge.export.selector import DOMAIN, build_selector
 from divprune_edge.models.selectors import SELECTORS, Selector, regret_of
 
@@ -121,3 +124,44 @@ def test_all_tokens_are_the_identity(name: str) -> None:
 
 def test_every_node_has_its_own_name() -> None:
     assert len({selector.op_type for selector in SELECTORS.values()}) == len(SELECTORS)
+
+
+@pytest.fixture(scope="module")
+def bundle_with_signals(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    plan = plan_of(folder, signals="all")
+    bundle = export(plan, tmp_path_factory.mktemp("bundles") / "bundle")
+    return bundle
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_each_can_be_added_to_a_bundle_and_is_verified(bundle_with_signals: Bundle, name: str) -> None:
+    manifest, entry, checks = add_selector(
+        bundle_with_signals.folder, name, keep=7, prune=None, force=True, verify=True
+    )
+    assert checks
+    assert all(check.passed for check in checks), [c for c in checks if not c.passed]
+    assert entry.id == f"{name}-7"
+    assert entry.signals == SELECTORS[name].signals
+    assert [i.name for i in entry.inputs] == ["visual_tokens", "valid", *entry.signals]
+    assert entry.parameters == SELECTORS[name].parameters
+    assert entry.id in {selector.id for selector in manifest.selectors}
+
+
+def test_missing_signals_get_the_command_that_adds_them(tmp_path: Path) -> None:
+    bundle = export(plan_of(make_checkpoint(tmp_path / "checkpoint")), tmp_path / "bundle")
+    with pytest.raises(
+        UserError,
+        match=r"'visionzip' needs cls_attention, keys, cls_token of the vision encoder, .* export it again with "
+        r"'python -m export llava --model checkpoint --signals all --output .*bundle --force'",
+    ):
+        add_selector(bundle.folder, "visionzip", keep=7, prune=None, force=False, verify=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fastervlm", "visionzip"])
+def test_an_export_with_signals_is_verified(tmp_path: Path, name: str) -> None:
+    plan = plan_of(make_checkpoint(tmp_path / "checkpoint"), selector=name)
+    assert plan.signals == SELECTORS[name].signals
+    bundle = export(plan, tmp_path / "bundle")
+    assert failures(plan, bundle.folder) == set()
