@@ -126,6 +126,22 @@ def selector_command(
     show_selector(bundle, manifest, entry, checks)
 
 
+@app.command()
+def cost(
+    model: Annotated[
+        str, typer.Option(metavar="NAME_OR_PATH", help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder.")
+    ] = "llava-1.5-7b",
+    prune: Prune = None,
+    keep: Keep = None,
+    text_tokens: Annotated[int, typer.Option(help="Length of the prompt without the picture.")] = 60,
+) -> None:
+    """Count what a budget saves: operations and KV cache, end to end and by the conventions of the literature."""
+    from divprune_edge.export.cost import show_cost
+
+    _one_budget(prune, keep)
+    show_cost(model, keep=keep, prune=prune, text_tokens=text_tokens)
+
+
 def _one_budget(prune: str | None, keep: int | None) -> None:
     if prune is not None and keep is not None:
         raise typer.BadParameter("give --prune or --keep, not both")

@@ -1,13 +1,17 @@
-"""The arithmetic of an answer: floating-point operations of prefill for a spec and a number of tokens.
+"""The arithmetic of an answer: floating-point operations of prefill and bytes of KV cache, for a spec and a budget.
 
 "Real" FLOPs: two per multiply-accumulate, gated MLP and grouped-query attention counted as they are, the
-quadratic term of attention not halved for causality. Conventions in papers differ; always say which.
+quadratic term of attention not halved for causality. What papers print follows other conventions, which are in
+:mod:`divprune_edge.models.cost_conventions`; always say which.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from divprune_edge.models.clip import ClipVisionSpec
 from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.llava import LlavaSpec
 
 
 def decoder_flops(spec: DecoderSpec, tokens: int, vocabulary: int) -> int:
@@ -38,3 +42,40 @@ def projector_flops(inputs: int, outputs: int, tokens: int) -> int:
 def max_min_flops(tokens: int, width: int, keep: int) -> int:
     """Return the FLOPs of max-min selection: the distance matrix, then K passes over N running minima."""
     return 2 * tokens * tokens * width + 2 * keep * tokens
+
+
+def kv_bytes(spec: DecoderSpec, tokens: int, element_bytes: int = 2) -> int:
+    """Return the bytes of keys and values of ``tokens`` positions: ``2 L h_kv d_h n`` elements."""
+    return 2 * spec.layers * spec.kv_heads * spec.head_dim * tokens * element_bytes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs of each stage of one answer's prefill, and the bytes of its KV cache (16-bit elements)."""
+
+    vision: int
+    projector: int
+    selector: int
+    language: int
+    kv_bytes: int
+
+    @property
+    def total(self) -> int:
+        """FLOPs of all stages: what a user waits for."""
+        return self.vision + self.projector + self.selector + self.language
+
+
+def cost_of(spec: LlavaSpec, keep: int, text_tokens: int, vocabulary: int | None = None) -> Cost:
+    """Return the cost of one picture and ``text_tokens`` tokens of prompt (system and question).
+
+    The projector sees every token: the selection comes after it. A budget of all tokens has no selector.
+    """
+    n, tokens = spec.tokens, keep + text_tokens
+    rows = spec.decoder.vocabulary if vocabulary is None else vocabulary
+    return Cost(
+        vision=vision_flops(spec.vision),
+        projector=projector_flops(spec.vision.feature_width, spec.width, n),
+        selector=max_min_flops(n, spec.width, keep) if keep < n else 0,
+        language=decoder_flops(spec.decoder, tokens, rows),
+        kv_bytes=kv_bytes(spec.decoder, tokens),
+    )

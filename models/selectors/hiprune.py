@@ -41,7 +41,8 @@ def neighbours(anchors: Indices, candidates: int) -> Indices:
     """Return the rows beside, above and below each anchor by index; at an edge of the picture they wrap."""
     width = isqrt(candidates)
     moved = np.concatenate([anchors + step for step in (-1, 1, -width, width)])
-    return np.clip(moved, 0, candidates - 1).astype(np.int64)
+    inside: Indices = np.clip(moved, 0, candidates - 1)
+    return inside
 
 
 def hiprune_picks(

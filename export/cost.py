@@ -1,0 +1,100 @@
+"""``python -m export cost``: what a budget saves, by the literature's conventions and from end to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.plan import budget
+from divprune_edge.models.cost import Cost, cost_of
+from divprune_edge.models.cost_conventions import (
+    F2,
+    F3,
+    QUESTION_TOKENS,
+    SYSTEM_TOKENS,
+    Sizes,
+    divprune_ratio,
+    prefill_flops,
+)
+from divprune_edge.models.files import Config
+from divprune_edge.models.llava import LlavaSpec, read_llava
+
+PRESETS: dict[str, Config] = {
+    "llava-1.5-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
+    "llava-1.5-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40},
+}
+"""Decoder sizes of well-known checkpoints, so that nobody needs to download one to count."""
+
+_console = Console(highlight=False)
+
+
+def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: int) -> None:
+    """Print the cost of ``model`` (a preset or a checkpoint folder) with and without pruning.
+
+    Raises:
+        UserError: no such preset or folder, or a budget out of range.
+    """
+    if text_tokens < 1:
+        raise UserError(f"{text_tokens} text tokens were given, expected at least 1.")
+    spec = _spec(model)
+    kept = budget(keep, prune, spec.tokens)
+    full, pruned = cost_of(spec, spec.tokens, text_tokens), cost_of(spec, kept, text_tokens)
+    table = Table(title=f"{model}: {kept} of {spec.tokens} visual tokens", title_justify="left")
+    table.add_column("stage")
+    for column in ("all tokens", "pruned", "ratio"):
+        table.add_column(column, justify="right")
+    for name in ("vision", "projector", "selector", "language"):
+        _row(table, f"{name}, TFLOP", getattr(full, name), getattr(pruned, name))
+    _row(table, "end to end, TFLOP", full.total, pruned.total, style="bold")
+    table.add_row(
+        "KV cache, MiB", *(f"{c.kv_bytes / 2**20:,.1f}" for c in (full, pruned)), _ratio_kv(full, pruned)
+    )
+    _console.print(table)
+    _console.print(
+        f"Counted with {text_tokens} text tokens, two operations per multiply-accumulate, 16-bit cache. "
+        "Ratios by other conventions, decoder alone:"
+    )
+    for line in conventions(spec, kept):
+        _console.print(f"  {line}")
+
+
+def conventions(spec: LlavaSpec, keep: int) -> list[str]:
+    """Return one line per convention of the literature: what a paper would print for this budget."""
+    sizes = Sizes(spec.decoder.hidden, spec.decoder.intermediate, spec.decoder.layers)
+    questions = list(QUESTION_TOKENS.values())
+    question = divprune_ratio(sizes, spec.tokens, keep, questions)[2]
+    system = divprune_ratio(sizes, spec.tokens, keep, questions, SYSTEM_TOKENS)[2]
+    visual = prefill_flops(sizes, [(sizes.layers, keep)], F3) / prefill_flops(
+        sizes, [(sizes.layers, spec.tokens)], F3
+    )
+    return [
+        f"{question:7.2%}  f{F2} = 4nd² + 2n²d + 2ndm, visual and question tokens (DivPrune, mean of 11 data sets)",
+        f"{system:7.2%}  the same with the {SYSTEM_TOKENS} tokens of the system prompt",
+        f"{visual:7.2%}  f{F3} = 4nd² + 2n²d + 3ndm, visual tokens alone (TransPrune, FitPrune, CATP)",
+    ]
+
+
+def _row(table: Table, name: str, full: int, pruned: int, style: str | None = None) -> None:
+    ratio = f"{pruned / full:.1%}" if full else ""
+    table.add_row(name, f"{full / 1e12:.4f}", f"{pruned / 1e12:.4f}", ratio, style=style)
+
+
+def _ratio_kv(full: Cost, pruned: Cost) -> str:
+    return f"{pruned.kv_bytes / full.kv_bytes:.1%}"
+
+
+def _spec(model: str) -> LlavaSpec:
+    if model in PRESETS:
+        return read_llava({"model_type": "llava", "text_config": {"model_type": "llama", **PRESETS[model]}})
+    path = Path(model) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"'{model}' is neither {' nor '.join(PRESETS)} nor a checkpoint folder with a config.json ({error})."
+        ) from None
+    return read_llava(config)
