@@ -7,7 +7,10 @@ DEMO_BUNDLE := bundles/demo
 # The package as users get it: the checks of types and imports read this copy.
 TREE := build/tree
 
-.PHONY: demo test check lint types imports bench-prefill clean help
+# TensorRT's Python bindings, without TensorRT: what a plugin must fit on the Python side.
+BINDINGS := build/bindings/10.16.1.11 build/bindings/11.4.0.106
+
+.PHONY: demo test check lint types imports bindings bench-prefill bench-selector clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +33,15 @@ types: $(TREE)
 
 imports: $(TREE)
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml)
+
+bindings: $(BINDINGS)  ## Fetch TensorRT's Python bindings for the tests of the plugin (x86-64).
+
+$(BINDINGS): build/bindings/%: | $(VENV)/.dev
+	$(PIP) install --quiet --no-deps --target $@.partial tensorrt-cu13-bindings==$*
+	mv $@.partial $@
+
+bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the CPU forms without one.
+	$(BIN)/python -m bench.selector --json bench/selector.json
 
 bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4B-class model (5 minutes).
 	$(BIN)/python -m bench.prefill --json bench/prefill.json

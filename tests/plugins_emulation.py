@@ -1,8 +1,9 @@
-"""Compiling the plugin's sources for the CPU, and running a selection with the result."""
+"""Compiling the plugin's sources for the CPU and running a selection with the result; a made-up library."""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,13 +14,16 @@ import numpy.typing as npt
 import pytest
 from selection_cases import Case
 
+from divprune_edge import __version__
 from divprune_edge.plugins import abi
+from divprune_edge.plugins.record import LIBRARY, Record, sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "plugins" / "csrc"
 EMULATOR = ROOT / "tests" / "plugins" / "emulator"
 # The emulator stands in for a GPU of this __CUDA_ARCH__: with and without the instructions of sm_80.
 EMULATED = (800, 750)
+RECORDED = Record(__version__, 1, "", (87,), "13.0", "10.16.0")
 
 
 def need(tool: str) -> str:
@@ -98,3 +102,11 @@ def emulate(
         )
     abi.check(library, status)
     return kept, indices
+
+
+def write_library(folder: Path, **changes: object) -> Path:
+    """Write a file that is no library with a record that fits it, except for ``changes``."""
+    (folder / LIBRARY).write_bytes(b"not a library")
+    record = dataclasses.replace(RECORDED, sha256=sha256(folder / LIBRARY))
+    dataclasses.replace(record, **changes).write(folder)  # type: ignore[arg-type]
+    return folder

@@ -1,0 +1,190 @@
+"""Building: what is found, what is missing and how that is said, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import run_module
+from plugins_emulation import need
+
+from divprune_edge import __version__
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.plugins import toolchain
+from divprune_edge.plugins.build import build
+from divprune_edge.plugins.loader import Library
+from divprune_edge.plugins.record import LIBRARY, RECORD
+from divprune_edge.plugins.toolchain import Compiler, choose_architectures, find_compiler, find_headers
+
+pytestmark = pytest.mark.xdist_group("emulated")
+COMPILER = Compiler(Path("/cuda/bin/nvcc"), "13.0", (75, 80, 87, 90, 120))
+# What this project promises to build for, with a compiler that knows them.
+PROMISED = {75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121}
+
+
+def write_headers(folder: Path, version: str, style: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "NvInfer.h").write_text("// a stand-in\n")
+    lines = []
+    for part, number in zip(("MAJOR", "MINOR", "PATCH"), version.split("."), strict=True):
+        lines.append(
+            f"#define NV_TENSORRT_{part} {number} //!< x"
+            if style == "old"
+            else f"#define TRT_{part}_ENTERPRISE {number}\n#define NV_TENSORRT_{part} TRT_{part}_ENTERPRISE //!< x"
+        )
+    (folder / "NvInferVersion.h").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine without headers: no variable, no system folder."""
+    monkeypatch.delenv(toolchain.TENSORRT_VARIABLE, raising=False)
+    monkeypatch.setattr(toolchain, "_HEADER_FOLDERS", (str(tmp_path / "system"),))
+    return tmp_path
+
+
+def test_headers_are_optional(bare: Path) -> None:
+    assert find_headers(None) is None
+
+
+@pytest.mark.parametrize(("style", "version"), [("old", "10.3.0"), ("new", "11.1.2")])
+def test_headers_where_jetpack_puts_them(bare: Path, style: str, version: str) -> None:
+    write_headers(bare / "system", version, style)
+    headers = find_headers(None)
+    assert headers is not None
+    assert (headers.folder, headers.version) == (bare / "system", version)
+
+
+def test_old_headers_of_the_system_are_passed_over(bare: Path) -> None:
+    write_headers(bare / "system", "8.6.2", "old")
+    assert find_headers(None) is None
+
+
+def test_named_headers(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = write_headers(bare / "named", "10.3.0", "old")
+    assert find_headers(named).folder == named  # type: ignore[union-attr]
+    monkeypatch.setenv(toolchain.TENSORRT_VARIABLE, str(named))
+    assert find_headers(None).folder == named  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"has no NvInfer\.h: name the folder that has it"):
+        find_headers(bare)
+    old = write_headers(bare / "old", "8.6.2", "old")
+    with pytest.raises(
+        UserError, match=r"holds TensorRT 8\.6\.2, but the wrapper needs TensorRT 10 or newer"
+    ):
+        find_headers(old)
+    (named / "NvInferVersion.h").write_text("nothing\n")
+    with pytest.raises(UserError, match=r"has no NvInfer\.h"):
+        find_headers(named)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"), [("87", (87,)), ("90,87", (87, 90)), ("sm_87, 9.0", (87, 90)), ("87,87", (87,))]
+)
+def test_architectures(wanted: str, chosen: tuple[int, ...]) -> None:
+    assert choose_architectures(wanted, COMPILER) == chosen
+
+
+@pytest.mark.parametrize("wanted", ["72", "orin", "", "87,", "87;90", "1000"])
+def test_wrong_architectures(wanted: str) -> None:
+    with pytest.raises(UserError, match=r"nvcc 13\.0 builds for 75, 80, 87, 90, 120"):
+        choose_architectures(wanted, COMPILER)
+
+
+def test_architectures_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "local_architectures", lambda: (87,))
+    assert choose_architectures(None, COMPILER) == (87,)
+    monkeypatch.setattr(toolchain, "local_architectures", lambda: ())
+    assert choose_architectures(None, COMPILER) == COMPILER.architectures
+
+
+def test_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDACXX", "/nowhere/nvcc")
+    with pytest.raises(UserError, match="nvcc was not found"):
+        find_compiler()
+    monkeypatch.setenv("CUDACXX", "/bin/true")
+    with pytest.raises(UserError, match="'/bin/true' does not behave like nvcc"):
+        find_compiler()
+    monkeypatch.setenv("CUDACXX", "/bin/false")
+    with pytest.raises(UserError, match="'/bin/false --version' failed"):
+        find_compiler()
+
+
+def test_a_missing_cmake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="cmake was not found: install it"):
+        build(COMPILER, None, (87,), tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    need("cmake")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written .*choose another folder with --output"):
+        build(COMPILER, None, (87,), tmp_path / "file" / "lib")
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    need("cmake")
+    with pytest.raises(DivpruneError, match=r"The build failed: .*--verbose"):
+        build(COMPILER, None, (87,), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_built(built: Library) -> None:
+    folder = built.path.parent
+    assert sorted(path.name for path in folder.iterdir()) == sorted([LIBRARY, RECORD])
+    record = json.loads((folder / RECORD).read_text())
+    assert record["version"] == __version__
+    assert (record["abi"], record["architectures"], record["tensorrt"]) == (1, [87], None)
+    symbols = subprocess.run(
+        [need("nm"), "-D", "--defined-only", built.path], capture_output=True, text=True, check=True
+    ).stdout
+    names = {line.split()[-1] for line in symbols.splitlines()}
+    assert "divprune_max_min" in names
+    assert all(name.startswith("divprune_") for name in names), "only the C interface is visible"
+    needed = subprocess.run(
+        [need("readelf"), "-d", built.path], capture_output=True, text=True, check=True
+    ).stdout
+    assert "libcudart" not in needed, "the CUDA runtime is linked in"
+
+
+def test_info_of_what_is_built(built: Library) -> None:
+    result = run_module("plugins", "info", "--library", str(built.path.parent))
+    assert result.returncode == 0, result.stderr
+    assert "sm_87" in result.stdout
+    assert "not built in" in result.stdout
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    result = run_module(
+        "plugins", "build", "--tensorrt-include", str(tmp_path), "--output", str(tmp_path / "o")
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    result = run_module("plugins", "info", "--library", str(tmp_path))
+    assert result.returncode == 2
+    assert "build it with 'python -m plugins build'" in result.stderr
+
+
+@pytest.mark.slow
+def test_every_architecture_compiles() -> None:
+    """Each promised architecture on its own, by the compiler's front end and assembler; nothing is linked."""
+    need("nvcc")
+    compiler = find_compiler()
+    if int(compiler.version.split(".", maxsplit=1)[0]) < 13:
+        pytest.skip(f"nvcc {compiler.version} does not know all architectures")
+    assert set(compiler.architectures) >= PROMISED
+    source = Path(__file__).resolve().parents[2] / "plugins" / "csrc" / "max_min.cu"
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in sorted(PROMISED)]
+    command = [compiler.path, "-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", *targets]
+    result = subprocess.run(
+        ["nice", *command, "-c", "-o", os.devnull, source], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    spills = [
+        line for line in result.stderr.splitlines() if "spill" in line and " 0 bytes spill stores" not in line
+    ]
+    assert not spills, "registers spill to memory"

@@ -1,0 +1,105 @@
+"""Finding, checking and registering the library."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from plugins_emulation import RECORDED, write_library
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.plugins import abi
+from divprune_edge.plugins.loader import PLUGIN, Library, find_library, register
+from divprune_edge.plugins.record import LIBRARY, RECORD
+
+
+def test_a_library_is_found_with_its_facts(tmp_path: Path) -> None:
+    library = find_library(write_library(tmp_path))
+    assert library.path == tmp_path / LIBRARY
+    assert library.record.architectures == (87,)
+    assert library.record.tensorrt == "10.16.0"
+
+
+def test_none_is_built(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"There is no plugin library at .*: build it with 'python -m plugins build'"
+    ):
+        find_library(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"version": "0.0.1"}, r"belongs to divprune-edge 0\.0\.1"),
+        ({"abi": 2}, r"interface 2\), this is"),
+        ({"sha256": "0" * 64}, "is not the file that was built"),
+    ],
+)
+def test_another_library(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"{sentence}.*build it again"):
+        find_library(write_library(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1}', "\udcff"])
+def test_a_record_that_cannot_be_understood(tmp_path: Path, content: str) -> None:
+    write_library(tmp_path)
+    (tmp_path / RECORD).write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"cannot be understood .*build the library again"):
+        find_library(tmp_path)
+    (tmp_path / RECORD).unlink()
+    with pytest.raises(UserError, match="is missing, so the plugin library beside it cannot be checked"):
+        find_library(tmp_path)
+
+
+def test_a_record_survives_its_file(tmp_path: Path) -> None:
+    RECORDED.write(tmp_path)
+    assert json.loads((tmp_path / RECORD).read_text())["architectures"] == [87]
+
+
+def test_a_file_that_is_no_library(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded"):
+        abi.load(find_library(write_library(tmp_path)).path)
+
+
+class FakeRegistry:
+    """Stands in for ``tensorrt.IPluginRegistry``."""
+
+    def __init__(self, *, accepts: bool = True, has_creator: bool = True) -> None:
+        self.loaded: list[str] = []
+        self._accepts, self._has_creator = accepts, has_creator
+
+    def get_creator(self, type: str, version: str, plugin_namespace: str) -> object | None:
+        assert (type, version, plugin_namespace) == PLUGIN
+        return object() if self.loaded and self._has_creator else None
+
+    def load_library(self, plugin_path: str) -> object | None:
+        if self._accepts:
+            self.loaded.append(plugin_path)
+        return object() if self._accepts else None
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    return find_library(write_library(tmp_path))
+
+
+def test_registering_once(library: Library) -> None:
+    registry = FakeRegistry()
+    register(registry, "10.3.0", library)
+    register(registry, "10.3.0", library)
+    assert registry.loaded == [str(library.path)]
+
+
+def test_registering_what_does_not_fit(library: Library) -> None:
+    with pytest.raises(
+        UserError, match=r"built for TensorRT 10\.16\.0, but TensorRT 11\.4\.0\.106 is running"
+    ):
+        register(FakeRegistry(), "11.4.0.106", library)
+    bare = Library(library.path, dataclasses.replace(library.record, tensorrt=None))
+    with pytest.raises(UserError, match="was built without TensorRT's headers"):
+        register(FakeRegistry(), "10.3.0", bare)
+    for registry in (FakeRegistry(accepts=False), FakeRegistry(has_creator=False)):
+        with pytest.raises(DivpruneError, match="did not accept the plugin library"):
+            register(registry, "10.3.0", library)
