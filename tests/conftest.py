@@ -37,3 +37,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_module("export", "llava", "--prune", "0.9", "--no-verify", "--output", str(bundle))
     assert result.returncode == 0, result.stderr
     return bundle
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests only a GPU would have run."""
+    skipped = [
+        report for report in terminalreporter.stats.get("skipped", []) if "tests/gpu/" in report.nodeid
+    ]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests of tests/gpu were skipped: they need a CUDA GPU.")

@@ -1,0 +1,96 @@
+"""The PyTorch binding without a GPU: what it refuses, and what it hands to the library.
+
+The library is the emulated one and works in host memory; tensors that pretend to be on a GPU take the binding through
+to the kernels and back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from selection_cases import Case, assert_max_min, min_sum_picks, random_tokens
+
+from divprune_edge.errors import UserError
+from divprune_edge.plugins import torch_op
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.xdist_group("emulated")
+
+
+class Pretend(torch.Tensor):  # type: ignore[misc, name-defined]
+    """A tensor in host memory that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def pretend(array: Any) -> Any:
+    return torch.from_numpy(np.array(array)).as_subclass(Pretend)
+
+
+@pytest.fixture
+def on_the_emulator(emulated: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_op, "library", lambda: emulated)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+
+
+@pytest.fixture
+def case() -> Case:
+    valid = np.ones((2, 20), np.bool_)
+    valid[0, 3] = False
+    return Case("torch", random_tokens(1, (2, 20, 16), "float16"), valid, 5)
+
+
+@pytest.mark.usefixtures("on_the_emulator")
+def test_max_min(case: Case) -> None:
+    kept, indices = torch_op.max_min_diversity(pretend(case.tokens), case.keep, pretend(case.valid))
+    assert kept.dtype == torch.float16
+    assert_max_min(case, kept.numpy(), indices.numpy())
+    everything = Case("all", case.tokens, np.ones((2, 20), np.bool_), 5)
+    kept, indices = torch_op.max_min_diversity(pretend(case.tokens), 5, matrix_budget=1)
+    assert_max_min(everything, kept.numpy(), indices.numpy())
+
+
+@pytest.mark.usefixtures("on_the_emulator")
+def test_a_view_is_made_dense(case: Case) -> None:
+    spread = pretend(np.repeat(case.tokens, 2, axis=1))[:, ::2]
+    _, indices = torch_op.max_min_diversity(spread, case.keep, pretend(case.valid))
+    _, wanted = torch_op.max_min_diversity(pretend(case.tokens), case.keep, pretend(case.valid))
+    assert torch.equal(indices, wanted)
+
+
+@pytest.mark.usefixtures("on_the_emulator")
+def test_the_sum_rule_on_a_matrix(case: Case) -> None:
+    distances = torch_op.cosine_distances(pretend(case.tokens))
+    seeds = np.array([0, 7])
+    found = torch_op.pick(distances.as_subclass(Pretend), 5, pretend(case.valid), pretend(seeds))
+    for matrix, valid, seed, chosen in zip(distances.numpy(), case.valid, seeds, found.numpy(), strict=True):
+        assert np.array_equal(chosen, np.sort(min_sum_picks(matrix, valid, int(seed), 5)))
+    _, indices = torch_op.min_sum_similarity(pretend(case.tokens), pretend(seeds), 5, pretend(case.valid))
+    assert torch.equal(indices, found)
+
+
+@pytest.mark.usefixtures("on_the_emulator")
+def test_wrong_arguments(case: Case) -> None:
+    tokens, valid = pretend(case.tokens), pretend(case.valid)
+    with pytest.raises(UserError, match="must be on a CUDA device, not on 'cpu'"):
+        torch_op.max_min_diversity(torch.zeros(1, 4, 8), 3)
+    with pytest.raises(UserError, match=r"must be \[B, N, D\], not \[20, 16\]"):
+        torch_op.max_min_diversity(tokens[0], 3)
+    with pytest.raises(UserError, match="not float64"):
+        torch_op.max_min_diversity(tokens.double(), 3)
+    with pytest.raises(UserError, match="between 1 and the number of candidates"):
+        torch_op.max_min_diversity(tokens, 21)
+    with pytest.raises(UserError, match="multiple of 8"):
+        torch_op.max_min_diversity(tokens[:, :, :12], 3)
+    with pytest.raises(UserError, match=r"valid must be bool \[2, 20\], not torch\.uint8 \[2, 20\]"):
+        torch_op.max_min_diversity(tokens, 3, valid.to(torch.uint8))
+    with pytest.raises(UserError, match=r"seeds must be int64 \[2\], not torch\.int64 \[3\]"):
+        torch_op.min_sum_similarity(tokens, pretend(np.zeros(3, np.int64)), 3)
+    with pytest.raises(UserError, match=r"distances must be float32 \[B, N, N\] on a CUDA device"):
+        torch_op.pick(tokens, 3)
