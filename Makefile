@@ -10,10 +10,10 @@ TREE := build/tree
 # TensorRT's Python bindings, without TensorRT: what a plugin must fit on the Python side.
 BINDINGS := build/bindings/10.16.1.11 build/bindings/11.4.0.106
 
-.PHONY: demo test check lint types imports bindings bench-prefill bench-selector clean help
+.PHONY: demo test check lint types imports bindings cuda12 bench-prefill bench-selector clean help
 
 help:  ## Show this list.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/.demo  ## Export the demo checkpoint with 90 % pruning and ask it three questions.
 	$(BIN)/python -m export llava --prune 0.9 --output $(DEMO_BUNDLE) --force
@@ -38,6 +38,13 @@ bindings: $(BINDINGS)  ## Fetch TensorRT's Python bindings for the tests of the 
 
 $(BINDINGS): build/bindings/%: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial tensorrt-cu13-bindings==$*
+	mv $@.partial $@
+
+cuda12: build/cuda-12.6  ## Fetch CUDA 12.6's runtime compiler for the test that JetPack 6 can build the kernels (x86-64).
+
+build/cuda-12.6: | $(VENV)/.dev
+	$(PIP) install --quiet --no-deps --target $@.partial nvidia-cuda-nvrtc-cu12==12.6.85 \
+	    nvidia-cuda-nvcc-cu12==12.6.85 nvidia-cuda-runtime-cu12==12.6.77
 	mv $@.partial $@
 
 bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the CPU forms without one.
