@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from divprune_edge.errors import UserError
@@ -12,7 +13,7 @@ from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
-from divprune_edge.models.selectors import Selector, find_selector
+from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
 
 
 def add_selector(
@@ -57,6 +58,36 @@ def add_selector(
     updated = Manifest.model_validate(updated.model_dump())
     write_manifest(bundle, updated)
     return updated, entry, checks
+
+
+def add_selectors(
+    bundle: Path, names: str, budgets: str, *, force: bool, verify: bool
+) -> Iterator[tuple[Manifest, SelectorInfo, tuple[Check, ...]]]:
+    """Add several selectors at several budgets and yield what :func:`add_selector` returns for each new one.
+
+    Args:
+        bundle: an existing bundle.
+        names: ``all``, or algorithms with commas between them.
+        budgets: numbers of visual tokens with commas between them.
+        force: replace those that are there; else they stay as they are.
+        verify: check each graph against its reference.
+
+    Raises:
+        UserError: as :func:`add_selector`, before anything is added.
+    """
+    manifest = read_manifest(bundle)
+    chosen = list(SELECTORS) if names == "all" else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        _require_signals(bundle, manifest, find_selector(name))
+    try:
+        kept = [budget(int(part), None, manifest.vision_encoder.tokens) for part in budgets.split(",")]
+    except ValueError:
+        raise UserError(f"--keep is '{budgets}', expected whole numbers with commas between them.") from None
+    there = {entry.id for entry in manifest.selectors}
+    for name in chosen:
+        for keep in kept:
+            if force or selector_id(name, keep) not in there:
+                yield add_selector(bundle, name, keep=keep, prune=None, force=force, verify=verify)
 
 
 def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> None:

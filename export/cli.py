@@ -127,6 +127,29 @@ def selector_command(
 
 
 @app.command()
+def selectors(
+    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    names: Annotated[
+        str, typer.Option(metavar="all|NAMES", help="Selectors, with commas between them.")
+    ] = "all",
+    budgets: Annotated[
+        str, typer.Option("--keep", metavar="K,K,…", help="Numbers of visual tokens to keep.")
+    ] = "144,58,29",
+    force: Force = False,
+    verify: VerifyFlag = None,
+) -> None:
+    """Add several selectors at several budgets; those that are there already stay."""
+    from divprune_edge.export.add_selector import add_selectors
+    from divprune_edge.export.report import show_selector
+    from divprune_edge.export.verification import can_check_selectors
+
+    for manifest, entry, checks in add_selectors(
+        bundle, names, budgets, force=force, verify=can_check_selectors(verify)
+    ):
+        show_selector(bundle, manifest, entry, checks)
+
+
+@app.command()
 def cost(
     model: Annotated[
         str, typer.Option(metavar="NAME_OR_PATH", help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder.")

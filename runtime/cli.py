@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from divprune_edge.runtime.evaluation.cli import evaluate_command
+
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer
 
@@ -104,6 +106,9 @@ def info(
         print(json.dumps(facts_of(opened), ensure_ascii=False))
     else:
         print_tables(opened)
+
+
+app.command("evaluate")(evaluate_command)
 
 
 def main() -> NoReturn:

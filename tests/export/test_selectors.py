@@ -14,7 +14,7 @@ from exporting import Bundle, export, failures, open_session, plan_of
 from selectors_cases import KINDS, WIDTH, make_signals, make_tokens, signal_infos, some_valid
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.add_selector import add_selector
+from divprune_edge.export.add_selector import add_selector, add_selectors
 from divprune_edge.export.selector import DOMAIN, build_selector
 from divprune_edge.models.selectors import SELECTORS, Selector, regret_of
 
@@ -165,3 +165,19 @@ def test_an_export_with_signals_is_verified(tmp_path: Path, name: str) -> None:
     assert plan.signals == SELECTORS[name].signals
     bundle = export(plan, tmp_path / "bundle")
     assert failures(plan, bundle.folder) == set()
+
+
+def test_several_selectors_at_several_budgets(bundle_with_signals: Bundle) -> None:
+    folder = bundle_with_signals.folder
+    options = {"force": False, "verify": False}
+    added = [entry.id for _, entry, _ in add_selectors(folder, "uniform, dart", "5,3", **options)]
+    assert added == ["uniform-5", "uniform-3", "dart-5", "dart-3"]
+    assert [entry.id for _, entry, _ in add_selectors(folder, "dart", "5,4", **options)] == ["dart-4"]
+    assert len(list(add_selectors(folder, "all", "2", **options))) == len(SELECTORS)
+    for names, budgets, message in (
+        ("darts", "5", "no selector 'darts'"),
+        ("dart", "5,x", "--keep is '5,x', expected whole numbers"),
+        ("dart", "26", "26"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(add_selectors(folder, names, budgets, **options))

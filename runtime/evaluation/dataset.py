@@ -1,0 +1,142 @@
+"""Question sets: the built-in held-out one, and folders of pictures with a JSONL of questions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+
+if TYPE_CHECKING:
+    from divprune_edge.runtime.images import ImageSource
+
+DEMO = "demo"
+LMMS = "lmms:"
+
+
+@dataclass(frozen=True)
+class Question:
+    """``answers`` are all taken as right; ``kind`` groups questions in the tables."""
+
+    text: str
+    answers: tuple[str, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, opened when it is needed, and the questions about it."""
+
+    name: str
+    open: Callable[[], ImageSource]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """``fingerprint`` tells one set of questions from another, so that results are never mixed."""
+
+    name: str
+    pictures: tuple[Picture, ...]
+    fingerprint: str
+
+    @property
+    def questions(self) -> int:
+        """Number of questions."""
+        return sum(len(picture.questions) for picture in self.pictures)
+
+
+def load_dataset(source: str, limit: int | None = None) -> Dataset:
+    """Return the questions of ``source``, at most ``limit`` pictures of them.
+
+    Args:
+        source: ``demo`` (the held-out set of the demo checkpoint) or a folder that holds pictures and one
+            ``*.jsonl`` with a line ``{"image": …, "question": …, "answer": …, "type": …}`` per question;
+            ``answer`` is a text or a list of accepted texts, ``type`` may be left out.
+        limit: number of pictures; None takes all.
+
+    Raises:
+        UserError: no such folder, a malformed line (its number is named), or a missing picture.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"{limit} pictures were asked for, expected at least 1.")
+    if source.startswith(LMMS):
+        raise UserError(
+            f"'{source}' names a task of lmms-eval, which is not supported yet: give 'demo' or a folder of "
+            "pictures with a JSONL of questions."
+        )
+    pictures = _demo(limit) if source == DEMO else _folder(Path(source))[:limit]
+    facts = [[p.name, [[q.text, q.answers, q.kind] for q in p.questions]] for p in pictures]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return Dataset(source if source == DEMO else Path(source).name, tuple(pictures), digest[:16])
+
+
+def _demo(limit: int | None) -> list[Picture]:
+    from divprune_edge.models.demo.held_out import HELD_OUT_PICTURES, held_out
+    from divprune_edge.models.demo.render import render
+    from divprune_edge.models.demo.scenes import Scene
+
+    def opener(scene: Scene) -> Callable[[], npt.NDArray[np.uint8]]:
+        return lambda: render(scene)
+
+    # All of the set is drawn, then cut: which questions a picture gets depends on the pictures before it alone.
+    data = held_out(HELD_OUT_PICTURES if limit is None else min(limit, HELD_OUT_PICTURES))
+    return [
+        Picture(f"{i:05}", opener(scene), tuple(Question(q.text, (q.answer,), q.type) for q in asked))
+        for i, (scene, asked) in enumerate(zip(data.scenes, data.questions, strict=True))
+    ]
+
+
+def _folder(folder: Path) -> list[Picture]:
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no folder '{folder}': give 'demo' or a folder of pictures with a JSONL of questions."
+        )
+    files = sorted(folder.glob("*.jsonl"))
+    if len(files) != 1:
+        raise UserError(f"'{folder}' holds {len(files)} files '*.jsonl', expected one with the questions.")
+    try:
+        lines = files[0].read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{files[0]}' cannot be read as UTF-8 text ({error}).") from None
+    asked: dict[str, list[Question]] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            image, question = _parse(line, f"'{files[0]}', line {number}")
+            if not (folder / image).is_file():
+                raise UserError(f"'{files[0]}', line {number}: there is no image '{folder / image}'.")
+            asked.setdefault(image, []).append(question)
+    if not asked:
+        raise UserError(f"'{files[0]}' holds no questions.")
+    return [Picture(name, _path(folder / name), tuple(questions)) for name, questions in asked.items()]
+
+
+def _path(path: Path) -> Callable[[], Path]:
+    return lambda: path
+
+
+def _parse(line: str, where: str) -> tuple[str, Question]:
+    try:
+        entry: Any = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}).") from None
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is not an object with image, question and answer.")
+    for name in ("image", "question"):
+        if not isinstance(entry.get(name), str) or not entry[name].strip():
+            raise UserError(f"{where} has no text '{name}'.")
+    answers = entry.get("answer")
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
+        raise UserError(f"{where} has no 'answer': a text, or a list of accepted texts.")
+    kind = entry.get("type", "all")
+    if not isinstance(kind, str):
+        raise UserError(f"{where}: 'type' is {kind!r}, expected a text.")
+    return entry["image"], Question(entry["question"], tuple(answers), kind)

@@ -1,0 +1,76 @@
+"""An evaluation from end to end: methods, questions, the run, its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.evaluation.dataset import Dataset
+from divprune_edge.runtime.evaluation.methods import Method
+from divprune_edge.runtime.evaluation.results import Journal, Row, summarise
+from divprune_edge.runtime.evaluation.runner import Runner
+
+OnPicture = Callable[[int, int], None]
+
+
+def evaluate(
+    bundle: Bundle,
+    data: Dataset,
+    methods: Sequence[Method],
+    folder: Path,
+    *,
+    backend: str = "cpu",
+    threads: int | None = None,
+    max_tokens: int = 32,
+    on_picture: OnPicture = lambda done, total: None,
+) -> list[Row]:
+    """Ask what was not asked yet and return one row per method.
+
+    Args:
+        bundle: the opened bundle.
+        data: the questions.
+        methods: the selectors and baselines.
+        folder: where the records are kept; a run that was interrupted goes on from there.
+        backend: ``cpu`` or ``cuda``.
+        threads: CPU threads; None takes all cores.
+        max_tokens: longest answer.
+        on_picture: told how many pictures are done, of how many.
+
+    Raises:
+        UserError: the folder holds another evaluation, or a picture cannot be used.
+    """
+    runner = Runner(bundle, methods, backend, threads, max_tokens)
+    journal = Journal(folder, _facts(bundle, data, runner.backend, threads, max_tokens))
+    done = journal.done()
+    if any((picture.name, method.id) not in done for picture in data.pictures[:1] for method in methods):
+        runner.ask(data.pictures[0], methods)  # the first run of a session is slower than the rest
+    for number, picture in enumerate(data.pictures, start=1):
+        missing = [method for method in methods if (picture.name, method.id) not in done]
+        if missing:
+            for record in runner.ask(picture, missing):
+                journal.add(record)
+        on_picture(number, len(data.pictures))
+    return summarise(journal.records, methods, data)
+
+
+def _facts(
+    bundle: Bundle, data: Dataset, backend: str, threads: int | None, max_tokens: int
+) -> dict[str, Any]:
+    """Return what makes two evaluations the same: only then do their records belong together.
+
+    Selectors may be added to a bundle between runs; its encoder and language model may not change.
+    """
+    manifest = bundle.manifest
+    graphs = (manifest.vision_encoder, manifest.language_model)
+    sums = sorted(manifest.files[name].sha256 for graph in graphs for name in (graph.file, *graph.data))
+    return {
+        "bundle": hashlib.sha256("".join(sums).encode()).hexdigest()[:16],
+        "data": data.name,
+        "questions": data.fingerprint,
+        "backend": backend,
+        "threads": threads,
+        "max_tokens": max_tokens,
+    }

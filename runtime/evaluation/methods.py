@@ -1,0 +1,74 @@
+"""What is compared: the bundle's selectors at their budgets, and always the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.manifest import UNPRUNED, SelectorInfo
+from divprune_edge.models.selectors import find_selector
+from divprune_edge.runtime.bundle import Bundle
+
+BASELINES = ("random", "uniform")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One selector at one budget.
+
+    ``graph`` is None for the unpruned model, and for a baseline that the bundle has no graph of: that one runs as
+    its NumPy reference, which costs more time than a graph would.
+    """
+
+    name: str
+    keep: int
+    graph: SelectorInfo | None
+
+    @property
+    def id(self) -> str:
+        """``divprune-58``, or ``none``."""
+        return UNPRUNED if self.name == UNPRUNED else f"{self.name}-{self.keep}"
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether the NumPy reference stands in for a graph."""
+        return self.graph is None and self.name != UNPRUNED
+
+
+def choose_methods(
+    bundle: Bundle, names: Sequence[str] | None = None, budgets: Sequence[int] | None = None
+) -> list[Method]:
+    """Return the unpruned model, then for each budget the chosen selectors and both baselines.
+
+    Args:
+        bundle: holds the selectors' graphs.
+        names: algorithms; None takes all that the bundle has.
+        budgets: K; None takes all that the bundle has.
+
+    Raises:
+        UserError: the bundle has no selector of that name and budget; the message has the command that adds it.
+    """
+    tokens = bundle.manifest.vision_encoder.tokens
+    there = {(entry.name, entry.keep): entry for entry in bundle.manifest.selectors if entry.keep < tokens}
+    kept = sorted(budgets if budgets is not None else {keep for _, keep in there}, reverse=True)
+    for keep in kept:
+        if not 1 <= keep < tokens:
+            raise UserError(f"A budget of {keep} visual tokens was asked for, expected 1 to {tokens - 1}.")
+    chosen = list(dict.fromkeys(names if names is not None else (name for name, _ in there)))
+    for name in chosen:
+        find_selector(name)
+    methods = [Method(UNPRUNED, tokens, None)]
+    for keep in kept:
+        for name in dict.fromkeys([*chosen, *BASELINES]):
+            graph = there.get((name, keep))
+            if graph is None and name not in BASELINES:
+                if names is None:
+                    continue
+                have = [f"{name}-{k}" for name, k in there]
+                raise UserError(
+                    f"The bundle has no selector '{name}-{keep}'{did_you_mean(f'{name}-{keep}', have)}: add it with "
+                    f"'python -m export selector {bundle.path} --selector {name} --keep {keep}'."
+                )
+            methods.append(Method(name, keep, graph))
+    return methods

@@ -1,0 +1,125 @@
+"""Asking every question of a set with every method, picture by picture, so that all see the same conditions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.models.selectors import find_selector
+from divprune_edge.models.selectors.divprune import cosine_distances
+from divprune_edge.runtime.backends import DeviceTensor, Encoded, open_backend
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.detokenize import Detokenizer
+from divprune_edge.runtime.evaluation.coverage import coverage_radius, smallest_distance
+from divprune_edge.runtime.evaluation.dataset import Picture
+from divprune_edge.runtime.evaluation.methods import Method
+from divprune_edge.runtime.evaluation.results import Record
+from divprune_edge.runtime.evaluation.scoring import is_right
+from divprune_edge.runtime.generate import Decoding, generate
+from divprune_edge.runtime.images import load_image
+from divprune_edge.runtime.preprocess import to_pixels
+from divprune_edge.runtime.prompt import PromptEncoder, Turn
+from divprune_edge.runtime.sampling import Sampler
+
+
+class Runner:
+    """One backend with the sessions of all methods; every question is a sequence of its own, prefilled in full.
+
+    Args:
+        bundle: the opened bundle.
+        methods: what will be asked for.
+        backend: ``cpu`` or ``cuda``.
+        threads: CPU threads; None takes all cores.
+        max_tokens: longest answer.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        methods: Sequence[Method],
+        backend: str = "cpu",
+        threads: int | None = None,
+        max_tokens: int = 32,
+    ) -> None:
+        self._manifest = bundle.manifest
+        self._backend = open_backend(bundle, backend, threads)
+        self._prompt = PromptEncoder(bundle)
+        self._decoding = Decoding(max_tokens=max_tokens)
+        self._signals: set[str] = set()
+        for method in methods:
+            self._backend.load(method.graph)
+            self._signals.update(method.graph.signals if method.graph else ())
+
+    @property
+    def backend(self) -> str:
+        """What runs the graphs."""
+        return self._backend.name
+
+    def ask(self, picture: Picture, methods: Sequence[Method]) -> list[Record]:
+        """Ask every question about ``picture`` with every method.
+
+        The encoder runs once; its time is part of every answer's.
+
+        Raises:
+            UserError: the picture cannot be used.
+        """
+        started = time.perf_counter()
+        pixels = to_pixels(load_image(picture.open()), self._manifest.preprocessing)
+        preprocessed = time.perf_counter()
+        encoded = self._backend.encode(pixels, sorted(self._signals))
+        seen = time.perf_counter()
+        before = (seen - started) * 1000
+        tokens = self._backend.to_host(encoded.tokens)[0]
+        distances = cosine_distances(tokens)
+        records = []
+        for method in methods:
+            clock = time.perf_counter()
+            visual, kept = self._select(encoded, method)
+            select_ms = (time.perf_counter() - clock) * 1000
+            timings = {"preprocess": (preprocessed - started) * 1000, "vision": (seen - preprocessed) * 1000}
+            records.append(
+                Record(
+                    picture=picture.name,
+                    method=method.id,
+                    answers=[],
+                    right=[],
+                    ttft_ms=[],
+                    total_ms=[],
+                    timings_ms={**timings, "select": select_ms},
+                    coverage=coverage_radius(distances, kept),
+                    smallest=smallest_distance(distances, kept),
+                )
+            )
+            for question in picture.questions:
+                text, prefill_ms, decode_ms = self._answer(visual, question.text, len(kept))
+                records[-1].answers.append(text)
+                records[-1].right.append(is_right(text, question.answers))
+                records[-1].ttft_ms.append(before + select_ms + prefill_ms)
+                records[-1].total_ms.append(before + select_ms + prefill_ms + decode_ms)
+        return records
+
+    def _select(self, encoded: Encoded, method: Method) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
+        valid = np.ones((1, self._manifest.vision_encoder.tokens), np.bool_)
+        if not method.is_reference:
+            visual, indices = self._backend.select(encoded, method.graph, valid)
+            return visual, indices[0]
+        tokens = self._backend.to_host(encoded.tokens)
+        kept = find_selector(method.name).reference(tokens[0], valid[0], method.keep)
+        return self._backend.to_device(tokens[:, kept]), kept
+
+    def _answer(self, visual: DeviceTensor, question: str, kept: int) -> tuple[str, float, float]:
+        prompt = self._prompt.encode([Turn("user", question, image=True)], kept)
+        facts = self._manifest.prompt
+        result = generate(
+            self._backend.language(visual),
+            prompt,
+            Detokenizer(self._prompt.tokenizer.model),
+            Sampler(0.0, 1.0, None, facts.forbidden_ids),
+            self._decoding,
+            stop_ids=frozenset(facts.stop_ids),
+            context=self._manifest.language_model.context,
+        )
+        return result.text, result.prefill_ms, result.decode_ms
