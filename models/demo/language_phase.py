@@ -15,7 +15,8 @@ from .network import DemoLlava
 from .packs import HEAD, Batch, ask_for_training, build_batch, positions
 from .schedule import Run, Stage
 from .supervision import Heads, loss_of
-from .vision_phase import draw_patches
+from .vision_phase import choose_patches, draw_patches
+from .workers import rank
 
 HEADS_WEIGHT = 0.3
 
@@ -71,19 +72,27 @@ def standardise_projector(model: DemoLlava, features: Tensor) -> None:
 
 
 def teach_language(model: TaughtLlava, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:
-    """Run one stage: answers are the goal, what the patches know is kept alive beside it."""
+    """Run one stage: answers are the goal, what the patches know is kept alive beside it.
+
+    The tower always sees the whole picture; `stage.patches` is what the language model gets of it.
+    With `tower_share` 0 the tower is frozen.
+    """
     run = Run(stage, model, folder, seed)
     tower = model.llava.model.vision_tower
     for step, generator in run.steps():
-        rng = np.random.default_rng((seed, step))
-        rows = np.sort(rng.integers(0, len(pictures), stage.batch))
+        rng = np.random.default_rng((seed, step, rank()))
+        rows = run.rows(len(pictures))
         batch = build_batch(ask_for_training([pictures.scene(int(row)) for row in rows], rng), rng)
-        patches, index, wanted = draw_patches(pictures, rows, stage.patches, generator)
-        features = tower(patches, index)
-        logits = answer_logits(
-            model.llava, features, batch, draw_budgets(len(rows), features.shape[1], generator)
-        )
-        taught, _ = loss_of(model.heads(features), wanted)
+        patches, _, wanted = draw_patches(pictures, rows, None, generator)
+        with torch.set_grad_enabled(stage.tower_share > 0):
+            features = tower(patches)
+            taught, _ = loss_of(model.heads(features), wanted)
+        if stage.patches is not None:
+            owners = torch.from_numpy(pictures.owners[rows]).long()
+            index = choose_patches(owners, stage.patches, generator)
+            features = features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))
+        budgets = draw_budgets(len(rows), features.shape[1], generator)
+        logits = answer_logits(model.llava, features, batch, budgets)
         scores = _scores(right_answers(logits.detach(), batch), batch)
         loss = functional.cross_entropy(logits, batch.labels) + HEADS_WEIGHT * taught
         run.descend(loss, {"heads": float(taught.detach()), **scores})

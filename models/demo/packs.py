@@ -22,12 +22,13 @@ from .tokenizer import BOS, EOS, PAD, build_tokenizer, vocabulary
 TRAINING_MIX = {
     "color": 1,
     "shape": 1,
-    "count": 4,
-    "exist": 4,
-    "where": 3,
-    "at": 2,
-    "bigger": 3,
-    "relation": 5,
+    "count": 3,
+    "exist": 3,
+    "where": 2,
+    "at": 1,
+    "size": 4,
+    "bigger": 7,
+    "relation": 6,
     "digits": 1,
 }
 """Questions asked for per picture and type; what is harder to learn is asked more often."""

@@ -18,11 +18,15 @@ from .scenes import COLORS, MAX_OBJECTS, SHAPES, Object, Scene
 
 TYPES = ("color", "shape", "count", "exist", "where", "at", "bigger", "relation", "digits")
 
+TRAINING_TYPES = (*TYPES, "size")
+"""Training also asks of single shapes whether they are big, which the comparisons build on."""
+
 REGIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 """The nine parts of a picture in raster order."""
 
 REGION_MARGIN = 0.05
 BIGGER_RATIO, BIGGER_AREA_RATIO = 1.4, 1.25
+SMALL_RADIUS, BIG_RADIUS = 0.1, 0.122
 RELATION_DISTANCE, RELATION_SLOPE = 0.15, 0.7
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -58,6 +62,10 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "right": ("Is the {a} right of the {b}?", "Is the {a} to the right of the {b}?"),
     "above": ("Is the {a} above the {b}?",),
     "below": ("Is the {a} below the {b}?", "Is the {a} under the {b}?"),
+    "size": ("Is the {a} big?",),
+    "bigger-smaller": ("Is the {a} bigger or smaller than the {b}?",),
+    "left-right": ("Is the {a} left or right of the {b}?", "Is the {a} to the left or right of the {b}?"),
+    "above-below": ("Is the {a} above or below the {b}?",),
     "digits": (
         "What number is on the sign?",
         "Which number do you see?",
@@ -233,6 +241,7 @@ def _biggers(scene: Scene) -> Iterator[Candidate]:
         if big.area >= BIGGER_AREA_RATIO * small.area:
             yield "bigger", _yes(big is a), {"a": name, "b": other}
             yield "smaller", _yes(small is a), {"a": name, "b": other}
+            yield "bigger-smaller", "bigger" if big is a else "smaller", {"a": name, "b": other}
 
 
 def _relations(scene: Scene) -> Iterator[Candidate]:
@@ -242,9 +251,18 @@ def _relations(scene: Scene) -> Iterator[Candidate]:
         if abs(dx) >= max(RELATION_DISTANCE, RELATION_SLOPE * abs(dy)):
             yield "left", _yes(dx > 0), slots
             yield "right", _yes(dx < 0), slots
+            yield "left-right", "left" if dx > 0 else "right", slots
         if abs(dy) >= max(RELATION_DISTANCE, RELATION_SLOPE * abs(dx)):
             yield "above", _yes(dy > 0), slots
             yield "below", _yes(dy < 0), slots
+            yield "above-below", "above" if dy > 0 else "below", slots
+
+
+def _sizes(scene: Scene) -> Iterator[Candidate]:
+    for thing in scene.objects:
+        if not SMALL_RADIUS < thing.radius < BIG_RADIUS:
+            for name in references(scene, thing):
+                yield "size", _yes(thing.radius >= BIG_RADIUS), {"a": name}
 
 
 def _digits(scene: Scene) -> Iterator[Candidate]:
@@ -266,6 +284,7 @@ CANDIDATES: dict[str, Callable[[Scene], Iterator[Candidate]]] = {
     "bigger": _biggers,
     "relation": _relations,
     "digits": _digits,
+    "size": _sizes,
 }
 
 
@@ -276,6 +295,7 @@ def candidates(scene: Scene, type_: str) -> tuple[Candidate, ...]:
 
 
 _YES_NO_FORMS = (
+    "size",
     "exist-color",
     "exist-shape",
     "exist-pair",
@@ -294,6 +314,9 @@ ANSWERS: dict[str, tuple[str, ...]] = {
     "count-shape": ("0", "1", "2", "3"),
     "where": REGIONS,
     "at": tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES),
+    "bigger-smaller": ("bigger", "smaller"),
+    "left-right": ("left", "right"),
+    "above-below": ("above", "below"),
     "digits": (),
 } | dict.fromkeys(_YES_NO_FORMS, ("yes", "no"))
 """Possible answers per form; the digits of a number are drawn uniformly and need no balancing."""

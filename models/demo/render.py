@@ -137,7 +137,8 @@ def _signed_distance(shape: str, u: Floats, v: Floats, reach: float) -> Floats:
         return np.minimum(np.maximum(au - wide, av - slim), np.maximum(au - slim, av - wide))
     if shape == "triangle":
         half = np.float32(reach / 2)
-        return np.maximum(v - half, np.float32(0.8660254) * np.abs(u) - np.float32(0.5) * v - half)
+        slope: Floats = np.maximum(v, np.float32(0.8660254) * np.abs(u) - np.float32(0.5) * v)
+        return slope - half
     # Star: fold the plane into one of ten sectors, then one straight edge is left.
     turn = np.float32(2 * np.pi / 5)
     theta = np.arctan2(u, -v)

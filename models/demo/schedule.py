@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from .muon import Muon
+from .workers import average_gradients, count, rank
 
 ADAM_SHARE = 0.08
 """Adam's learning rate (embeddings, norms, biases, outputs) relative to Muon's (hidden matrices)."""
@@ -32,7 +35,7 @@ class Stage:
     """Learning rate at the end, relative to `rate`."""
     warmup: int = 100
     tower_share: float = 1.0
-    """Learning rate of the vision tower relative to the rest."""
+    """Learning rate of the vision tower relative to the rest, 0 to leave it alone."""
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Run:
     model: nn.Module
     folder: Path
     seed: int
-    every: int = 50
+    every: int = 20
     step: int = 0
     sums: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
@@ -87,11 +90,20 @@ class Run:
 
     def _report(self, pace: float) -> None:
         """One line of progress; `pace` in steps per second."""
+        if rank() > 0:
+            self.sums.clear()
+            return
         scores = " ".join(f"{name} {sum(v) / len(v):.3f}" for name, v in self.sums.items())
         left = (self.stage.steps - self.step) / pace / 60
         speed = f"{pace * self.stage.batch:.0f}/s {left:.0f} min left"
         print(f"{self.stage.name} {self.step}/{self.stage.steps} {speed} | {scores}", flush=True)
         self.sums.clear()
+
+    def rows(self, pictures: int) -> np.ndarray:
+        """This process's share of the step's random pictures, int64, ascending."""
+        stream = (self.seed, zlib.crc32(self.stage.name.encode()), self.step)
+        rows = np.random.default_rng(stream).integers(0, pictures, self.stage.batch)
+        return np.sort(rows[rank() :: count()])
 
     def factor(self) -> float:
         """The schedule: warm-up, then a cosine down to `final_rate`."""
@@ -103,6 +115,7 @@ class Run:
         """Backward pass, clipped update, book-keeping."""
         self.model.zero_grad(set_to_none=True)
         loss.backward()
+        average_gradients(self.model.parameters())
         nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -112,6 +125,8 @@ class Run:
 
     def save(self) -> None:
         """Write the state beside its place and move it there: an interruption leaves the old one."""
+        if rank() > 0:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],

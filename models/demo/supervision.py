@@ -27,6 +27,7 @@ HEADS = {
     "same_shape": MAX_OBJECTS,
     "total": MAX_OBJECTS,
     "place": 3,
+    "size": 4,
 }
 WEIGHTS = {
     "kind": 2.0,
@@ -98,6 +99,7 @@ def targets(owners: Tensor, things: Tensor, digits: Tensor) -> dict[str, Tensor]
         "same_shape": of_object((things[:, None, :, 0] == own[..., None, 0]).sum(-1) - 1),
         "total": of_object((present.sum(1, keepdim=True) - 1).expand_as(owners)),
         "place": place,
+        "size": of_object((size * 4).long().clamp(0, 3)),
     }
 
 
@@ -118,5 +120,5 @@ def loss_of(outputs: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[Tens
             picked, label = output[asked], wanted[name][asked]
             loss = functional.cross_entropy(picked, label)
             scores[name] = float((picked.detach().argmax(-1) == label).float().mean())
-        total = total + WEIGHTS.get(name, 0.7) * loss
+        total = total + WEIGHTS.get(name, 1.0) * loss
     return total, scores

@@ -8,10 +8,13 @@ every visual token of every picture.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
 import torch
 
+from . import workers
 from .checkpoint import save_checkpoint
 from .data import draw_pictures
 from .language_phase import TaughtLlava, standardise_projector, teach_language
@@ -23,10 +26,25 @@ from .vision_phase import TaughtTower, patchify, teach_vision
 PHASES = ("pictures", "vision", "language")
 TRAINING_PICTURES = 40_000
 
-VISION_STAGES = (Stage("vision-part", steps=2400, batch=16, rate=0.02, patches=208, final_rate=0.3),)
+VISION_STAGES = (
+    Stage("vision-part", steps=2400, batch=16, rate=0.02, patches=208, final_rate=0.3),
+    Stage("vision-full", steps=450, batch=12, rate=0.006),
+)
+"""Counting is learned in the second stage: among 208 patches the share of background gives it away."""
+
 LANGUAGE_STAGES = (
-    Stage("answers-part", steps=2200, batch=8, rate=0.02, patches=208, final_rate=0.3, tower_share=0.4),
-    Stage("answers-full", steps=1500, batch=8, rate=0.008, tower_share=0.5),
+    Stage("answers-part", steps=800, batch=12, rate=0.01, patches=208, final_rate=0.3, tower_share=0.0),
+    Stage(
+        "answers-both",
+        steps=220,
+        batch=12,
+        rate=0.006,
+        patches=208,
+        final_rate=0.4,
+        warmup=20,
+        tower_share=0.5,
+    ),
+    Stage("answers-full", steps=200, batch=12, rate=0.003, warmup=20, tower_share=0.5),
 )
 """The last stage sees all 576 visual tokens of every picture: pruning is not what it trains for."""
 
@@ -38,13 +56,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("demo-training"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--phase", choices=PHASES, default=PHASES[-1], help="stop after this phase")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     work: Path = options.work
     pictures = draw_pictures(work / "pictures", Split.TRAIN, options.seed, TRAINING_PICTURES)
     if options.phase == "pictures":
         return
+    if options.processes > 1 and "RANK" not in os.environ:
+        raise SystemExit(workers.start(sys.argv[1:] if arguments is None else arguments, options.processes))
+    workers.join()
     torch.manual_seed(options.seed)
     taught = TaughtTower(VisionTower())
     for stage in VISION_STAGES:
@@ -58,8 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
     model = TaughtLlava(llava, taught.heads)
     for stage in LANGUAGE_STAGES:
         teach_language(model, pictures, stage, work, options.seed)
-        save_checkpoint(options.output, llava.state_dict(), options.seed)
-        print(f"{stage.name}: checkpoint in {options.output}", flush=True)
+        if workers.rank() == 0:
+            save_checkpoint(options.output, llava.state_dict(), options.seed)
+            print(f"{stage.name}: checkpoint in {options.output}", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def draw_patches(
 def teach_vision(model: TaughtTower, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:
     """Run one stage of direct supervision."""
     run = Run(stage, model, folder, seed)
-    for step, generator in run.steps():
-        rows = np.sort(np.random.default_rng((seed, step)).integers(0, len(pictures), stage.batch))
+    for _, generator in run.steps():
+        rows = run.rows(len(pictures))
         patches, index, wanted = draw_patches(pictures, rows, stage.patches, generator)
         run.descend(*loss_of(model.heads(model.tower(patches, index)), wanted))

@@ -65,6 +65,11 @@ def truth(scene: Scene, question: Question) -> str:
     if question.type == "digits":
         assert scene.sign is not None
         return scene.sign.digits
+    choice = re.match(r"Is the (.+?) (?:to the )?(\w+) or (\w+) (?:than |of )?the (.+)", text)
+    if choice:
+        a, b = the(scene, choice[1]), the(scene, choice[4])
+        apart = {"left": b.x - a.x, "above": b.y - a.y, "bigger": a.radius - b.radius}[choice[2]]
+        return choice[2] if apart > 0 else choice[3]
     words = "bigger|larger|smaller|left|right|above|below|under"
     found = re.match(rf"Is the (.+?) (?:to the )?({words}) (?:than |of )?the (.+)", text)
     assert found, text
