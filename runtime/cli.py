@@ -1,4 +1,4 @@
-"""``python -m runtime ask`` and ``python -m runtime info``."""
+"""``python -m runtime``: ask, info, and the commands that compare selectors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import typer
 from divprune_edge.runtime.evaluation.cli import evaluate_command
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.pipeline import Answer
+    from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 app = typer.Typer(help="Ask an exported bundle about pictures.", no_args_is_help=True, add_completion=False)
+
+DEFAULT_QUESTION = "What is in the picture?"
 
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")
@@ -56,6 +58,10 @@ def ask(
         list[str] | None,
         typer.Option(help="Text that ends the answer; may be given several times."),
     ] = None,
+    show_kept: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Draw the kept patches over the picture into this file."),
+    ] = None,
     verify_hashes: HashOption = "auto",
 ) -> None:
     """Answer a question about a picture.
@@ -81,12 +87,17 @@ def ask(
         "stop": tuple(stop or ()),
         "ignore_eos": ignore_eos,
     }
+    if show_kept is not None and show_kept.suffix.lower() != ".png":
+        raise UserError(f"--show-kept is '{show_kept}', expected a file name that ends in .png.")
     Decoding(**decoding)  # type: ignore[arg-type]  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
-    conversation = Pipeline(opened, selector, keep, backend, threads).chat(image)
+    pipeline = Pipeline(opened, selector, keep, backend, threads)
+    conversation = pipeline.chat(image)
     for question in given or _questions_from_stdin():
         answer = conversation.ask(question, stream=None if as_json else _print_piece, **decoding)
         _print_json(answer) if as_json else _print_summary(answer)
+    if show_kept is not None:
+        _draw(pipeline, image, show_kept)
 
 
 @app.command()
@@ -106,6 +117,39 @@ def info(
         print(json.dumps(facts_of(opened), ensure_ascii=False))
     else:
         print_tables(opened)
+
+
+@app.command("compare-selectors")
+def compare_selectors(
+    bundle: BundleArgument,
+    questions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="QUESTION", help="What to ask.", show_default=DEFAULT_QUESTION),
+    ] = None,
+    *,
+    image: Annotated[Path, typer.Option(help="The picture.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page to write.")],
+    selectors: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Ids or names with commas between them.", show_default="all"),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="Only selectors with this budget.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+) -> None:
+    """Write a page with what each selector keeps of a picture and the answers that follow."""
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.comparison import compare, write_page
+    from divprune_edge.runtime.evaluation.cli import split_names
+    from divprune_edge.runtime.pipeline import Pipeline
+
+    asked = questions or [DEFAULT_QUESTION]
+    opened = Bundle.open(bundle)
+    pipeline = Pipeline(opened, "none", backend=backend, threads=threads)
+    panels = compare(pipeline, image, asked, split_names(selectors), keep, max_tokens)
+    write_page(panels, asked, f"{opened.manifest.source.model}: {image.name}", output)
+    print(f"{len(panels)} panels written to {output}")
 
 
 app.command("evaluate")(evaluate_command)
@@ -129,6 +173,21 @@ def _questions_from_stdin() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:
+    from divprune_edge.errors import UserError
+    from divprune_edge.runtime.drawing import draw_selection
+    from divprune_edge.runtime.inspection import inspect_selection
+
+    drawing = draw_selection(inspect_selection(pipeline, image))
+    try:
+        drawing.save(path, "PNG")
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror or error}): choose another --show-kept."
+        ) from None
+    print(f"kept patches drawn into {path}", file=sys.stderr)
 
 
 def _print_piece(text: str) -> None:
