@@ -10,7 +10,7 @@ TREE := build/tree
 # TensorRT's Python bindings, without TensorRT: what a plugin must fit on the Python side.
 BINDINGS := build/bindings/10.16.1.11 build/bindings/11.4.0.106
 
-.PHONY: demo test check lint types imports bindings cuda12 bench-prefill bench-selector clean help
+.PHONY: demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,6 +49,15 @@ build/cuda-12.6: | $(VENV)/.dev
 
 bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the CPU forms without one.
 	$(BIN)/python -m bench.selector --json bench/selector.json
+
+bench: build/venv-bench/.done  ## Measure speed side by side with transformers, OpenVINO, onnxruntime-genai, llama.cpp (20 minutes).
+	build/venv-bench/bin/python -m bench.speed --json docs/speed.json --chart docs/speed.svg
+
+# An environment of its own: the peers bring what the tests should not need.
+build/venv-bench/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv build/venv-bench
+	build/venv-bench/bin/python -m pip install --progress-bar on -c constraints.txt -e '.[bench]'
+	@touch $@
 
 bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4B-class model (5 minutes).
 	$(BIN)/python -m bench.prefill --json bench/prefill.json

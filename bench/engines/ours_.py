@@ -1,0 +1,48 @@
+"""This project's runtime on one of its bundles."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bench.engines.base import Clock, Engine, Job, Times, decode_ms, pixels, text_ids
+
+
+def open_engine(job: Job) -> Engine:
+    """Load a bundle."""
+    return Ours(job)
+
+
+class Ours:
+    """The ONNX Runtime backend."""
+
+    def __init__(self, job: Job) -> None:
+        from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+        from divprune_edge.runtime.bundle import Bundle
+
+        self._job = job
+        self._bundle = Bundle.open(job.folder)
+        self._backend = OnnxRuntimeBackend(self._bundle, "cpu", job.threads)
+        self._pixels, self._text = pixels(job), text_ids(job)
+
+    def versions(self) -> dict[str, str]:
+        """See :class:`bench.engines.base.Engine`."""
+        import onnxruntime
+
+        return {"onnxruntime": onnxruntime.__version__}
+
+    def measure(self, visual: int) -> Times:
+        """Encode, select, prefill, decode."""
+        job, backend = self._job, self._backend
+        selector = self._bundle.selector(None, visual)
+        valid = np.ones((1, job.all_visual), np.bool_)
+        clock = Clock()
+        tokens = backend.encode(self._pixels)
+        vision = clock.lap()
+        kept, _ = backend.select(tokens, selector, valid)
+        select = clock.lap()
+        ids = np.concatenate([self._text[:4], job.rows + np.arange(visual), self._text[4:]])
+        session = backend.language(kept)
+        session.extend(ids.tolist())
+        prefill = clock.lap()
+        decode = decode_ms(job, lambda token: session.extend((token,)))
+        return {"vision": vision, "select": select, "prefill": prefill, "decode": decode}

@@ -1,0 +1,108 @@
+"""What the engines load: one random checkpoint, our bundles of it, and the peers' own forms of its decoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.random_checkpoint import CLIP_L_336, LM_04B, TINY_LM, TINY_VISION, write_random_checkpoint
+
+TEXT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The model that is measured."""
+
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    decode: int
+
+    @property
+    def visual(self) -> int:
+        """Visual tokens of one picture."""
+        return int((self.vision["image_size"] // self.vision["patch_size"]) ** 2)
+
+
+FULL = Sizes(CLIP_L_336, LM_04B, decode=16)
+# Blocks of 32 divide these sizes, and the peers' kernels take them.
+TINY = Sizes(TINY_VISION, TINY_LM | {"hidden_size": 128, "intermediate_size": 256}, decode=4)
+
+
+def prepare(sizes: Sizes, folder: Path, bundles: list[tuple[str, str]]) -> Path:
+    """Write the checkpoint and a bundle for each (precision, dialect) under ``folder``, unless they are there."""
+    from divprune_edge.export.checkpoint import Checkpoint
+    from divprune_edge.export.llava import export_llava
+    from divprune_edge.export.plan import Plan, plan_llava
+    from divprune_edge.export.report import ConsoleReporter
+    from divprune_edge.manifest import Verification
+
+    def unverified(plan: Plan, folder: Path) -> Verification:
+        return Verification(status="not verified", reason="benchmark")
+
+    checkpoint = folder / "checkpoint"
+    if not (checkpoint / "model.safetensors.index.json").is_file():
+        write_random_checkpoint(checkpoint, sizes.vision, sizes.text)
+    for precision, dialect in bundles:
+        target = bundle_folder(folder, precision, dialect)
+        if (target / "manifest.json").is_file():
+            continue
+        print(f"exporting {precision}, {dialect}", flush=True)
+        with Checkpoint(checkpoint, name="random") as opened:
+            plan = plan_llava(
+                opened, selector="divprune", keep=None, prune="0.9", precision=precision, dialect=dialect
+            )
+            export_llava(plan, target, force=False, verify=unverified, report=ConsoleReporter())
+    return checkpoint
+
+
+def bundle_folder(folder: Path, precision: str, dialect: str) -> Path:
+    """Return where the bundle of a precision and dialect lies."""
+    return folder / "bundles" / f"{precision.replace('=', '-').replace(',', '_')}-{dialect}"
+
+
+def prepare_decoder(checkpoint: Path, folder: Path) -> Path:
+    """Write the checkpoint's decoder as a Hugging Face Llama of its own, and return its folder."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    target = folder / "decoder"
+    if (target / "config.json").is_file():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    weights: dict[str, Any] = {}
+    for shard in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(shard, framework="numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                if name.startswith("language_model."):
+                    weights[name.removeprefix("language_model.")] = opened.get_tensor(name)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (target / file).write_bytes((checkpoint / file).read_bytes())
+    text = json.loads((checkpoint / "config.json").read_text())["text_config"]
+    config = {
+        **text,
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_act": "silu",
+        "dtype": "float16",
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def once(target: Path, make: Callable[[Path], None]) -> Path:
+    """Make ``target`` unless it is there; a failure leaves nothing half made under that name."""
+    if not target.exists():
+        partial = target.with_name(f"partial-{target.name}")
+        make(partial)
+        partial.rename(target)
+    return target
