@@ -1,0 +1,185 @@
+"""The selector's forms against each other, in one run and one table.
+
+On a GPU: the kernel as CUDA graph replays, a PyTorch loop, ONNX Runtime's CUDA provider if it is there, and the floor
+that the GPU's measured rates allow. Without a GPU it says so and measures the forms that run on the CPU; those figures
+say nothing about the kernel. ``--tiny`` is a smoke test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bench.selector_forms import SIZES, Run, Size, cpu_forms, onnx_session, torch_loop
+from divprune_edge.errors import UserError
+
+TINY = (Size(40, 8, 64),)
+
+
+def main() -> None:
+    """Measure, print one table, and write JSON if asked."""
+    arguments = _arguments()
+    sizes = TINY if arguments.tiny else SIZES[: arguments.sizes]
+    results = _measure_gpu(sizes, arguments) if _has_gpu() else _measure_cpu(sizes, arguments)
+    _show(results)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, default=len(SIZES), help="only the first so many sizes")
+    parser.add_argument("--repeats", type=int, default=200, help="graph replays on a GPU")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for each form and size on the CPU")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="on a GPU"
+    )
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _measure_cpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    rows = []
+    for size in sizes:
+        tokens = np.random.default_rng(0).standard_normal((size.candidates, size.width), np.float32)
+        forms = cpu_forms(size, tokens)
+        rows.append({"size": str(size), "us": _interleaved(forms, arguments.seconds * len(forms))})
+    return {
+        "gpu": None,
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "dtype": "float32",
+        "rows": rows,
+    }
+
+
+def _interleaved(forms: dict[str, Run], seconds: float) -> dict[str, float]:
+    """Run the forms in turn until the time is up, at least three rounds after a first; median microseconds."""
+    samples: dict[str, list[float]] = {name: [] for name in forms}
+    end, rounds = time.perf_counter() + seconds, 0
+    while rounds < 4 or time.perf_counter() < end:
+        for name, run in forms.items():
+            start = time.perf_counter()
+            run()
+            if rounds:
+                samples[name].append(1e6 * (time.perf_counter() - start))
+        rounds += 1
+    return {name: median(values) for name, values in samples.items()}
+
+
+def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from bench.gpu_timing import Rates, event_us, replay_us, rotation
+    from divprune_edge.plugins import abi, torch_op
+
+    dtype = getattr(torch, arguments.dtype)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    rates = Rates(dtype, arguments.repeats)
+    rows = []
+    for size in sizes:
+        inputs = rotation(size, dtype)
+        kernel = [_bind(torch_op.max_min_diversity, tokens, size.keep) for tokens in inputs]
+        loop = [_bind(torch_loop, tokens[0], size.keep) for tokens in inputs]
+        times = {
+            "kernel": median(replay_us(kernel, arguments.repeats)),
+            "PyTorch loop": median(event_us(loop[:4], max(8, arguments.repeats // 10))),
+        }
+        onnx = _onnx_cuda(size, inputs[0], arguments.dtype)
+        if onnx is not None:
+            times["ONNX Runtime CUDA"] = median(event_us([onnx], max(8, arguments.repeats // 10)))
+        floor = rates.floor(size, arguments.repeats)
+        problem = abi.Problem(1, size.candidates, size.width, size.keep, abi.DTYPES[arguments.dtype], 0, 0)
+        rows.append(
+            {
+                "size": str(size),
+                "us": times,
+                "launches": abi.launch_count(torch_op.library(), problem),
+                "floor_us": {
+                    "memory": floor.memory,
+                    "arithmetic": floor.arithmetic,
+                    "chain": floor.chain,
+                    "total": floor.total,
+                },
+                "over_floor": times["kernel"] / floor.total,
+                "speedup": times["PyTorch loop"] / times["kernel"],
+            }
+        )
+    return {
+        "gpu": torch.cuda.get_device_name(0),
+        "dtype": arguments.dtype,
+        "repeats": arguments.repeats,
+        "copy_gb_per_s": rates.bytes_per_us / 1e3,
+        "matmul_tflops": rates.flops_per_us / 1e6,
+        "rows": rows,
+    }
+
+
+def _bind(function: Callable[..., Any], *arguments: Any) -> Run:
+    return lambda: function(*arguments)
+
+
+def _onnx_cuda(size: Size, tokens: Any, dtype: str) -> Run | None:
+    """The selector's graph on ONNX Runtime's CUDA provider, bound to device memory; None where it cannot run."""
+    import onnxruntime as ort
+    import torch
+
+    if "CUDAExecutionProvider" not in ort.get_available_providers() or dtype == "bfloat16":
+        return None
+    try:
+        session = onnx_session(size, dtype, "CUDAExecutionProvider")
+    except (RuntimeError, UserError):
+        return None
+    binding = session.io_binding()
+    valid = torch.ones(1, size.candidates, dtype=torch.bool, device="cuda")
+    for name, tensor, element in (("visual_tokens", tokens, np.dtype(dtype)), ("valid", valid, np.bool_)):
+        binding.bind_input(name, "cuda", 0, element, tuple(tensor.shape), tensor.data_ptr())
+    for name in ("kept_tokens", "kept_indices"):
+        binding.bind_output(name, "cuda")
+    return lambda: session.run_with_iobinding(binding)
+
+
+def _show(results: dict[str, Any]) -> None:
+    if results["gpu"] is None:
+        print(
+            f"No CUDA GPU: the kernel was not measured. {results['processor']}, {results['threads']} threads, "
+            f"{results['dtype']}; milliseconds, median."
+        )
+        names = list(results["rows"][0]["us"])
+        print(f"{'N->K x D':>20} " + " ".join(f"{name:>16}" for name in names))
+        for row in results["rows"]:
+            print(f"{row['size']:>20} " + " ".join(f"{row['us'][name] / 1e3:16.2f}" for name in names))
+        return
+    print(
+        f"{results['gpu']}, {results['dtype']}, median of {results['repeats']} graph replays; "
+        f"copy {results['copy_gb_per_s']:.0f} GB/s, matmul {results['matmul_tflops']:.0f} TFLOP/s"
+    )
+    names = list(results["rows"][0]["us"])
+    columns = [f"{name} us" for name in names] + ["launches", "floor us", "over floor", "speed-up"]
+    print(f"{'N->K x D':>20} " + " ".join(f"{name:>20}" for name in columns))
+    for row in results["rows"]:
+        cells = [f"{row['us'].get(name, float('nan')):.1f}" for name in names]
+        cells += [str(row["launches"]), f"{row['floor_us']['total']:.1f}"]
+        cells += [f"{row['over_floor']:.2f}x", f"{row['speedup']:.1f}x"]
+        print(f"{row['size']:>20} " + " ".join(f"{cell:>20}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
