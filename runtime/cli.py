@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from divprune_edge.runtime.evaluation.cli import evaluate_command
+from divprune_edge.runtime.evaluation.cli import evaluate_command, sweep_command
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer, Pipeline
@@ -153,6 +153,7 @@ def compare_selectors(
 
 
 app.command("evaluate")(evaluate_command)
+app.command("sweep")(sweep_command)
 
 
 def main() -> NoReturn:

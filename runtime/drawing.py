@@ -11,7 +11,7 @@ from divprune_edge.runtime.inspection import Selection
 SIDE = 576
 """The drawing's picture is at least this wide, in pixels."""
 
-_DIM = 0.22
+_DIM = 0.35
 _STRIP = 46
 _TEXT, _PAPER = (235, 235, 235), (24, 24, 27)
 

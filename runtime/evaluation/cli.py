@@ -1,4 +1,4 @@
-"""``python -m runtime evaluate``."""
+"""``python -m runtime evaluate`` and ``python -m runtime sweep``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from divprune_edge.runtime.evaluation.dataset import Dataset
     from divprune_edge.runtime.evaluation.methods import Method
     from divprune_edge.runtime.evaluation.results import Row
+    from divprune_edge.runtime.evaluation.sweep import Entry
 
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")
@@ -78,6 +79,71 @@ def evaluate_command(
         opened, questions, methods, folder, backend=backend, threads=threads, max_tokens=max_tokens
     )
     report(rows, folder, facts(opened, questions, backend), "evaluation", as_json=as_json)
+
+
+def sweep_command(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE…", help="Bundles of one model; several to compare precisions."),
+    ],
+    data: DataOption = "demo",
+    pictures: PicturesOption = None,
+    selectors: SelectorsOption = None,
+    keep: BudgetsOption = None,
+    target_ttft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Name the largest budget within this time to first token, as in 150ms."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where results go; an interrupted run goes on from there.",
+            show_default="evaluations/BUNDLE-DATA",
+        ),
+    ] = None,
+    backend: BackendOption = "cpu",
+    threads: ThreadsOption = None,
+    max_tokens: TokensOption = 32,
+) -> None:
+    """Measure selectors × budgets, and draw accuracy against visual tokens and against latency.
+
+    Writes sweep.csv, sweep.json, sweep.html and the two charts as SVG.
+    """
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.evaluation.dataset import load_dataset
+    from divprune_edge.runtime.evaluation.methods import choose_methods
+    from divprune_edge.runtime.evaluation.sweep import Entry, parse_milliseconds, verdict
+
+    target = None if target_ttft is None else parse_milliseconds(target_ttft)
+    opened = [Bundle.open(path) for path in bundles]
+    chosen = [choose_methods(bundle, split_names(selectors), split_budgets(keep)) for bundle in opened]
+    questions = load_dataset(data, pictures)
+    folder = output or Path("evaluations") / f"{opened[0].path.name}-{questions.name}"
+    entries: list[Entry] = []
+    for bundle, methods in zip(opened, chosen, strict=True):
+        place = folder if len(opened) == 1 else folder / bundle.path.name
+        rows = run_with_progress(
+            bundle, questions, methods, place, backend=backend, threads=threads, max_tokens=max_tokens
+        )
+        entries += [Entry(bundle.manifest.precision, row) for row in rows]
+    about = facts(opened[0], questions, backend)
+    about["precision"] = ", ".join(dict.fromkeys(bundle.manifest.precision for bundle in opened))
+    sentence = None if target is None else verdict(entries, target)
+    write_sweep(entries, folder, about, sentence)
+    report([entry.row for entry in entries], folder, about, "sweep", as_json=False)
+    print(f"Charts: {folder / 'sweep.html'}" + (f"\n{sentence}" if sentence else ""))
+
+
+def write_sweep(entries: list[Entry], folder: Path, about: dict[str, object], sentence: str | None) -> None:
+    """Write the page and its charts."""
+    from divprune_edge.runtime.evaluation.page import latency_chart, sweep_page, tokens_chart
+
+    (folder / "sweep.html").write_text(sweep_page(entries, about, sentence), encoding="utf-8")
+    (folder / "sweep-tokens.svg").write_text(tokens_chart(entries) + "\n", encoding="utf-8")
+    (folder / "sweep-latency.svg").write_text(latency_chart(entries) + "\n", encoding="utf-8")
 
 
 def split_names(given: str | None) -> list[str] | None:

@@ -40,7 +40,7 @@ def test_kept_patches_are_bright_and_framed_the_rest_is_dim() -> None:
     assert picture.width == picture.height >= 576
     for patch in range(16):
         middle = patch_of(picture, patch)
-        assert (middle == (200 if patch in (0, 5, 15) else 44)).all(), patch
+        assert (middle == (200 if patch in (0, 5, 15) else 70)).all(), patch
     side = picture.width // 4
     assert picture.getpixel((side, side)) == turn_color(0, 3)  # corner of patch 5, picked first
     assert picture.getpixel((0, 0)) == turn_color(1, 3)
@@ -51,7 +51,7 @@ def test_class_token_is_no_patch() -> None:
     """With a class token in front, token 1 is the first patch; -1 stands for none."""
     picture = draw_selection(selection([0, 1, -1], first=1, tokens=17), caption=False)
     assert (patch_of(picture, 0) == 200).all()
-    assert (patch_of(picture, 1) == 44).all()
+    assert (patch_of(picture, 1) == 70).all()
 
 
 def test_caption() -> None:

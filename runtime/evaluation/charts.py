@@ -1,0 +1,157 @@
+"""Charts of a sweep as SVG: accuracy against a cost, with intervals and the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from divprune_edge.manifest import UNPRUNED
+from divprune_edge.runtime.evaluation.sweep import Cost, Entry, pareto_front
+
+WIDTH, HEIGHT = 760, 460
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 150, 40, 48
+
+# Told apart with normal and with red-green-blind sight (after Okabe and Ito); baselines are grey.
+_COLORS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#d55e00",
+    "#56b4e9",
+    "#8c6bb1",
+    "#b2912f",
+    "#3b7d4f",
+    "#a6506b",
+)
+_BASELINES = {"random": "#8a8a92", "uniform": "#5c5c63", UNPRUNED: "#18181b"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of a chart: data from ``low`` to ``high`` on pixels ``start`` to ``stop``, maybe in logarithms."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """Return the pixel of a value."""
+        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+
+    def ticks(self, wanted: int = 6) -> list[float]:
+        """Return round values within the axis."""
+        if self.log:
+            steps = [m * 10.0**e for e in range(-2, 6) for m in (1, 2, 3, 5, 7)]
+            return [s for s in steps if self.low <= s <= self.high]
+        raw = (self.high - self.low) / wanted
+        unit = 10 ** math.floor(math.log10(raw))
+        step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw)
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [i * step for i in range(first, last + 1)]
+
+
+def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
+    """Return an SVG: accuracy in percent against ``cost``, one colour per selector, one shade of line per budget."""
+    costs = [cost(entry) for entry in entries]
+    x = Axis(min(costs) / 1.15, max(costs) * 1.15, _LEFT, WIDTH - _RIGHT, log=True)
+    low = min(entry.row.all.interval[0] for entry in entries) * 100
+    high = max(entry.row.all.interval[1] for entry in entries) * 100
+    y = Axis(max(0.0, low - 3), min(100.0, high + 3), HEIGHT - _BOTTOM, _TOP)
+    colors = series_colors(entries)
+    parts = [_frame(x, y, title, unit)]
+    front = pareto_front(entries, cost)
+    path = " ".join(f"{x.at(cost(e)):.1f},{y.at(e.row.all.accuracy * 100):.1f}" for e in front)
+    parts.append(f'<polyline class="front" points="{path}"/>')
+    for entry in entries:
+        parts.append(_point(entry, x.at(cost(entry)), y, colors[entry.row.name], entry in front))
+    parts.append(_legend(colors))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(title)}">{_STYLE}{"".join(parts)}</svg>'
+    )
+
+
+def series_colors(entries: Sequence[Entry]) -> dict[str, str]:
+    """Return a colour for every selector."""
+    colors: dict[str, str] = {}
+    for name in dict.fromkeys(entry.row.name for entry in entries):
+        free = len([n for n in colors if n not in _BASELINES])
+        colors[name] = _BASELINES.get(name) or _COLORS[free % len(_COLORS)]
+    return colors
+
+
+def _frame(x: Axis, y: Axis, title: str, unit: str) -> str:
+    parts = [
+        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
+        f'<text class="title" x="{_LEFT}" y="22">{escape(title)}</text>',
+    ]
+    for value in y.ticks():
+        parts.append(
+            f'<line class="grid" x1="{x.start}" x2="{x.stop}" y1="{y.at(value):.1f}" y2="{y.at(value):.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{x.start - 8}" y="{y.at(value) + 4:.1f}" text-anchor="end">{value:g}</text>'
+        )
+    last = -100.0
+    for value in x.ticks():
+        if x.at(value) - last < 34:
+            continue
+        last = x.at(value)
+        parts.append(f'<line class="grid" x1="{last:.1f}" x2="{last:.1f}" y1="{y.start}" y2="{y.stop}"/>')
+        parts.append(
+            f'<text class="tick" x="{last:.1f}" y="{y.start + 18}" text-anchor="middle">{value:g}</text>'
+        )
+    middle = (x.start + x.stop) / 2
+    parts.append(
+        f'<text class="tick" x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(unit)}</text>'
+    )
+    parts.append(
+        f'<text class="tick" transform="translate(14 {(y.start + y.stop) / 2}) rotate(-90)" text-anchor="middle">'
+        "right answers, percent</text>"
+    )
+    return "".join(parts)
+
+
+def _point(entry: Entry, left: float, y: Axis, color: str, on_front: bool) -> str:
+    low, high = (y.at(100 * value) for value in entry.row.all.interval)
+    top = y.at(100 * entry.row.all.accuracy)
+    told = (
+        f"{entry.label} ({entry.precision}): {100 * entry.row.all.accuracy:.1f} %, {entry.row.keep} tokens, "
+        f"TTFT {entry.row.ttft_ms:.1f} ms"
+    )
+    shape = f'<circle cx="{left:.1f}" cy="{top:.1f}" r="{6 if on_front else 4}" fill="{color}"/>'
+    if on_front:
+        shape += f'<circle class="ring" cx="{left:.1f}" cy="{top:.1f}" r="8.5"/>'
+    return (
+        f"<g><title>{escape(told)}</title>"
+        f'<line x1="{left:.1f}" x2="{left:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{color}" '
+        f'stroke-width="1.5" opacity=".45"/>{shape}</g>'
+    )
+
+
+def _legend(colors: dict[str, str]) -> str:
+    parts, left = [], WIDTH - _RIGHT + 18
+    for i, (name, color) in enumerate(colors.items()):
+        top = _TOP + 12 + 20 * i
+        shown = "no pruning" if name == UNPRUNED else name
+        parts.append(f'<circle cx="{left}" cy="{top}" r="5" fill="{color}"/>')
+        parts.append(f'<text class="tick" x="{left + 12}" y="{top + 4}">{escape(shown)}</text>')
+    top = _TOP + 12 + 20 * len(colors)
+    parts.append(f'<line class="front" x1="{left - 7}" x2="{left + 7}" y1="{top}" y2="{top}"/>')
+    parts.append(f'<text class="tick" x="{left + 12}" y="{top + 4}">Pareto front</text>')
+    parts.append(f'<text class="tick" x="{left - 7}" y="{top + 24}">bars: 95 %</text>')
+    return "".join(parts)
+
+
+_STYLE = (
+    "<style>.paper{fill:#fff}.grid{stroke:#e4e4e8}.title{font:600 15px system-ui,sans-serif;fill:#18181b}"
+    ".tick{font:12px system-ui,sans-serif;fill:#52525b}.front{fill:none;stroke:#18181b;stroke-width:1.5;"
+    "stroke-dasharray:5 4;opacity:.7}.ring{fill:none;stroke:#18181b;stroke-width:1.2}</style>"
+)
