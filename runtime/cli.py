@@ -53,6 +53,10 @@ def ask(
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from so many most likely tokens; 0 for all.")] = 0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that were there before less likely.")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     stop: Annotated[
         list[str] | None,
@@ -83,6 +87,8 @@ def ask(
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
         "seed": seed,
         "stop": tuple(stop or ()),
         "ignore_eos": ignore_eos,

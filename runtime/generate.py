@@ -26,7 +26,8 @@ class Decoding:
 
     ``temperature`` 0 is greedy. ``stop`` are strings that end the answer and are not part of it.
     ``ignore_eos`` goes on past the stop ids. ``prefill_chunk`` feeds the prompt in pieces of so many ids
-    (less memory, same result).
+    (less memory, same result). ``top_k`` draws from so many most likely ids only (0: all);
+    ``repetition_penalty`` above 1 makes ids of the question and the answer less likely to come again.
 
     Raises:
         UserError: a value outside its range.
@@ -39,6 +40,8 @@ class Decoding:
     stop: Sequence[str] = ()
     ignore_eos: bool = False
     prefill_chunk: int | None = None
+    top_k: int = 0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -55,6 +58,12 @@ class Decoding:
             raise UserError("A stop string is empty: leave it out or name the text that ends the answer.")
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise UserError(f"prefill_chunk is {self.prefill_chunk}, expected at least 1.")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}, expected 0 (all) or more.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}, expected more than 0 (1 is none)."
+            )
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ def generate(
 
     limit = min(decoding.max_tokens, context - len(prompt))
     reason: FinishReason = "length" if limit == decoding.max_tokens else "context"
+    sampler.see(prompt.ids)
     started = time.perf_counter()
     token = sampler(session.extend(prompt.ids[session.length :], decoding.prefill_chunk))
     prefilled = time.perf_counter()

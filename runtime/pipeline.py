@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.backends import LanguageSession, open_backend
+from divprune_edge.runtime.backends import CacheRows, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, FinishReason, generate
@@ -95,6 +95,8 @@ class Pipeline:
         self._backend = open_backend(self.bundle, backend, threads)
         self._prompt = PromptEncoder(self.bundle)
         self._backend.load(self.selector)
+        # Shared by all copies: what comes before the picture does not depend on it.
+        self._prefix: dict[tuple[int, ...], CacheRows] = {}
 
     def with_selector(self, selector: str | None = None, keep: int | None = None) -> Pipeline:
         """Return a pipeline over the same loaded graphs that prunes otherwise; arguments as in the constructor.
@@ -155,6 +157,13 @@ class Pipeline:
     def _encode_prompt(self, turns: Sequence[Turn]) -> PromptIds:
         return self._prompt.encode(turns, self.visual_tokens)
 
+    def _remember_prefix(self, prompt: PromptIds, session: LanguageSession) -> None:
+        """Keep the cache of what comes before the picture: the next conversation begins with it."""
+        before = prompt.before_picture
+        if before and before not in self._prefix:
+            self._prefix.clear()
+            self._prefix[before] = session.rows(len(before))
+
 
 class Chat:
     """A conversation about one picture; made by :meth:`Pipeline.chat`.
@@ -179,7 +188,7 @@ class Chat:
         turns = [*self._turns, Turn("user", question, image=not self._turns)]
         prompt = pipeline._encode_prompt(turns)
         watch.lap("preprocess")
-        session = self._session or self._open_session(watch)
+        session = self._session or self._open_session(prompt, watch)
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(common)
@@ -188,7 +197,14 @@ class Chat:
             session,
             prompt,
             Detokenizer(pipeline._prompt.tokenizer.model),
-            Sampler(options.temperature, options.top_p, options.seed, manifest.prompt.forbidden_ids),
+            Sampler(
+                options.temperature,
+                options.top_p,
+                options.seed,
+                manifest.prompt.forbidden_ids,
+                options.top_k,
+                options.repetition_penalty,
+            ),
             options,
             stop_ids=frozenset(manifest.prompt.stop_ids),
             context=manifest.language_model.context,
@@ -197,7 +213,7 @@ class Chat:
         self._cached = (*prompt.ids, *result.token_ids)[: session.length]
         self._turns = [*turns, Turn("assistant", result.text)]
         self._preprocess_ms = 0.0
-        return Answer(
+        answer = Answer(
             answer=result.text,
             token_ids=result.token_ids,
             kept_indices=self._kept,
@@ -207,8 +223,10 @@ class Chat:
             finish_reason=result.finish_reason,
             backend=pipeline._backend.name,
         )
+        pipeline._remember_prefix(prompt, session)
+        return answer
 
-    def _open_session(self, watch: _Stopwatch) -> LanguageSession:
+    def _open_session(self, prompt: PromptIds, watch: _Stopwatch) -> LanguageSession:
         backend, selector = self._pipeline._backend, self._pipeline.selector
         encoded = backend.encode(self._pixels, selector.signals if selector else ())
         watch.lap("vision")
@@ -216,7 +234,10 @@ class Chat:
         visual, indices = backend.select(encoded, selector, valid)
         watch.lap("select")
         self._kept = indices[0]
-        self._session = backend.language(visual)
+        before = prompt.before_picture
+        rows = self._pipeline._prefix.get(before)
+        self._session = backend.language(visual, rows)
+        self._cached = before if rows is not None else ()
         return self._session
 
 

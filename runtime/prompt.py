@@ -28,6 +28,12 @@ class PromptIds:
     ids: tuple[int, ...]
     visual_tokens: int
 
+    @property
+    def before_picture(self) -> tuple[int, ...]:
+        """The ids in front of the first visual token: the same for every picture and every question."""
+        first = max(self.ids, default=0) - self.visual_tokens + 1
+        return self.ids[: self.ids.index(first)] if self.visual_tokens else ()
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ class Sampler:
         top_p: smallest set of most likely ids whose probabilities reach this sum (Holtzman et al. 2020).
         seed: of the random generator; None takes a fresh one.
         forbidden: ids that are never sampled.
+        top_k: only so many of the most likely ids are drawn from; 0 for all.
+        repetition_penalty: divides the positive logits of ids seen before and multiplies their negative ones
+            (Keskar et al. 2019); 1 leaves them.
     """
 
     def __init__(
@@ -26,11 +29,20 @@ class Sampler:
         top_p: float = 1.0,
         seed: int | None = None,
         forbidden: Sequence[int] = (),
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
     ) -> None:
         self._temperature = temperature
         self._top_p = top_p
         self._random = np.random.default_rng(seed) if temperature > 0 else None
         self._forbidden = np.asarray(forbidden, dtype=np.int64)
+        self._top_k = top_k
+        self._penalty = repetition_penalty
+        self._seen: set[int] = set()
+
+    def see(self, ids: Iterable[int]) -> None:
+        """Count ``ids`` as seen before, such as those of the prompt; what is sampled counts by itself."""
+        self._seen.update(ids)
 
     def __call__(self, logits: npt.NDArray[np.float32]) -> int:
         """Return an id for ``logits`` float32 [vocabulary].
@@ -38,20 +50,30 @@ class Sampler:
         Raises:
             UserError: the logits are not numbers (an overflow in half precision).
         """
-        if self._forbidden.size:
+        if self._forbidden.size or self._penalty != 1:
             logits = logits.copy()
-            logits[self._forbidden] = -np.inf
+        if self._penalty != 1:
+            self._penalise(logits)
+        logits[self._forbidden] = -np.inf
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise UserError(
                 "The language model returned logits that are not finite: its half precision overflows on "
                 "this checkpoint, export it with --precision fp32."
             )
-        return best if self._random is None else self._draw(logits, self._random)
+        token = best if self._random is None else self._draw(logits, self._random)
+        self._seen.add(token)
+        return token
+
+    def _penalise(self, logits: npt.NDArray[np.float32]) -> None:
+        # Visual tokens have ids beyond the vocabulary.
+        seen = np.array([i for i in self._seen if i < logits.size], dtype=np.int64)
+        values = logits[seen]
+        logits[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)
 
     def _draw(self, logits: npt.NDArray[np.float32], random: np.random.Generator) -> int:
         scaled = (logits.astype(np.float64) - logits.max()) / self._temperature
-        order = np.argsort(-scaled, kind="stable")
+        order = np.argsort(-scaled, kind="stable")[: self._top_k or None]
         probabilities = np.exp(scaled[order])
         probabilities /= probabilities.sum()
         before = np.cumsum(probabilities) - probabilities

@@ -27,6 +27,10 @@ class Encoded:
     signals: Mapping[str, DeviceTensor] = field(default_factory=dict)
 
 
+CacheRows = tuple[npt.NDArray[Any], ...]
+"""The first rows of a KV cache on the host: key and value of each layer, [1, kv_heads, rows, head_dim]."""
+
+
 class LanguageSession(Protocol):
     """One sequence on the language model: a KV cache and the visual tokens that its ids refer to."""
 
@@ -51,6 +55,10 @@ class LanguageSession(Protocol):
 
     def truncate(self, length: int) -> None:
         """Forget every position from ``length`` on."""
+        ...
+
+    def rows(self, length: int) -> CacheRows:
+        """Return a copy of the first ``length`` rows, for another sequence to begin with."""
         ...
 
 
@@ -106,6 +114,11 @@ class Backend(Protocol):
         """Return a tensor with the values of ``array``, where the graphs run."""
         ...
 
-    def language(self, visual: DeviceTensor) -> LanguageSession:
-        """Begin an empty sequence whose ids may refer to the rows of ``visual`` [1, K, D]."""
+    def language(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageSession:
+        """Begin a sequence whose ids may refer to the rows of ``visual`` [1, K, D].
+
+        Args:
+            visual: the visual tokens.
+            rows: what the cache holds at the start; nothing if None.
+        """
         ...

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo
-from divprune_edge.runtime.backends.base import DeviceTensor
+from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor
 
 CACHE_TYPES = {"float32": np.float32, "float16": np.float16}
 FIRST_CAPACITY = 256
@@ -21,19 +21,24 @@ class InPlaceLanguage:
     """One sequence; its cache is bound once as input and output, so a step copies none of it."""
 
     def __init__(
-        self, session: ort.InferenceSession, device: str, info: LanguageInfo, visual: DeviceTensor
+        self,
+        session: ort.InferenceSession,
+        device: str,
+        info: LanguageInfo,
+        visual: DeviceTensor,
+        rows: CacheRows | None = None,
     ) -> None:
         self._session = session
         self._device = device
         self._info = info
         self._names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
-        self._length = 0
+        self._length = rows[0].shape[2] if rows else 0
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input("visual_tokens", visual)
         self._logits = np.empty((1, info.vocabulary), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
         self._cache: list[ort.OrtValue] = []
-        self._reserve(min(FIRST_CAPACITY, info.context))
+        self._reserve(min(max(FIRST_CAPACITY, self._length), info.context), rows or ())
         # What lies behind bound values must live as long as they do.
         self._visual, self._step_inputs = visual, tuple[ort.OrtValue, ...]()
 
@@ -56,7 +61,8 @@ class InPlaceLanguage:
                 f"The sequence would have {total} tokens, but the model's context holds {self._info.context}."
             )
         if total > self._capacity:
-            self._reserve(min(max(total, 2 * self._capacity), self._info.context))
+            wanted = min(max(total, 2 * self._capacity), self._info.context)
+            self._reserve(wanted, self.rows(self._length))
         step = chunk or row.shape[1]
         for start in range(0, row.shape[1], step):
             self._step(np.ascontiguousarray(row[:, start : start + step]))
@@ -82,16 +88,19 @@ class InPlaceLanguage:
         self._session.run_with_iobinding(self._binding)
         self._length = total
 
-    def _reserve(self, capacity: int) -> None:
-        """Bind a cache of ``capacity`` rows that begins with the rows of the old one."""
+    def rows(self, length: int) -> CacheRows:
+        """Copy through the host, also on CUDA: a few times per sequence, against once per token."""
+        return tuple(np.array(value.numpy()[:, :, :length]) for value in self._cache)
+
+    def _reserve(self, capacity: int, rows: CacheRows) -> None:
+        """Bind a cache of ``capacity`` rows that begins with ``rows``."""
         shape = (1, self._info.kv_heads, capacity, self._info.head_dim)
-        old, self._cache = self._cache, []
+        self._cache = []
         for i, name in enumerate(self._names):
-            rows = np.zeros(shape, CACHE_TYPES[self._info.cache_dtype])
-            if old:
-                # Through the host, also on CUDA: a few times per sequence, against once per token.
-                rows[:, :, : self._length] = old[i].numpy()[:, :, : self._length]
-            value = ort.OrtValue.ortvalue_from_numpy(rows, self._device)
+            whole = np.zeros(shape, CACHE_TYPES[self._info.cache_dtype])
+            if rows:
+                whole[:, :, : self._length] = rows[i]
+            value = ort.OrtValue.ortvalue_from_numpy(whole, self._device)
             self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             self._binding.bind_ortvalue_output(f"present.{name}", value)
             self._cache.append(value)

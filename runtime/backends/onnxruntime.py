@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, LanguageInfo, SelectorInfo
-from divprune_edge.runtime.backends.base import DeviceTensor, Encoded, LanguageSession
+from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor, Encoded, LanguageSession
 from divprune_edge.runtime.backends.in_place import CACHE_TYPES, InPlaceLanguage
 from divprune_edge.runtime.bundle import Bundle
 
@@ -93,11 +93,11 @@ class OnnxRuntimeBackend:
         """Copy to the device."""
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
 
-    def language(self, visual: DeviceTensor) -> LanguageSession:
+    def language(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageSession:
         """Begin a sequence that shares the language model's session."""
         graph = self._bundle.manifest.language_model
         kind = InPlaceLanguage if graph.dialect == "onnxruntime" else OnnxRuntimeLanguage
-        return kind(self._session(graph), self._device, graph, visual)
+        return kind(self._session(graph), self._device, graph, visual, rows)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -136,18 +136,24 @@ class OnnxRuntimeLanguage:
     """One sequence on the ``portable`` dialect: a step takes past keys and values and returns them longer."""
 
     def __init__(
-        self, session: ort.InferenceSession, device: str, info: LanguageInfo, visual: DeviceTensor
+        self,
+        session: ort.InferenceSession,
+        device: str,
+        info: LanguageInfo,
+        visual: DeviceTensor,
+        rows: CacheRows | None = None,
     ) -> None:
         self._session = session
         self._device = device
         self._info = info
         self._visual = visual
-        self._length = 0
+        self._length = rows[0].shape[2] if rows else 0
         names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
         self._past = [f"past_key_values.{name}" for name in names]
         self._present = [f"present.{name}" for name in names]
         empty = np.zeros((1, info.kv_heads, 0, info.head_dim), CACHE_TYPES[info.cache_dtype])
-        self._cache = [ort.OrtValue.ortvalue_from_numpy(empty, device) for _ in names]
+        start = rows or tuple(empty for _ in names)
+        self._cache = [ort.OrtValue.ortvalue_from_numpy(value, device) for value in start]
         # One sequence: a step's mask and positions are slices of these two.
         self._mask = np.ones((1, info.context), np.bool_)
         self._positions = np.arange(info.context, dtype=np.int64)[None]
@@ -170,9 +176,13 @@ class OnnxRuntimeLanguage:
         """Cut the cache's tensors."""
         if length < self._length:
             # Through the host, also on CUDA: once per question, against once per token.
-            kept = (np.ascontiguousarray(value.numpy()[:, :, :length]) for value in self._cache)
+            kept = self.rows(length)
             self._cache = [ort.OrtValue.ortvalue_from_numpy(value, self._device) for value in kept]
             self._length = length
+
+    def rows(self, length: int) -> CacheRows:
+        """Copy through the host."""
+        return tuple(np.array(value.numpy()[:, :, :length]) for value in self._cache)
 
     def _step(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         total = self._length + ids.shape[1]

@@ -115,6 +115,8 @@ def test_unfinished_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
         ("temperature", float("inf")),
         ("top_p", 0.0),
         ("top_p", 1.01),
+        ("top_k", -1),
+        ("repetition_penalty", 0.0),
         ("seed", -1),
         ("stop", ("a", "")),
         ("stop", "END"),

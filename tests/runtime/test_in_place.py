@@ -13,6 +13,7 @@ from divprune_edge.runtime.backends import Backend, in_place, open_backend
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Pipeline
+from divprune_edge.runtime.prompt import Turn
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,38 @@ def test_a_kernel_that_does_not_exist_is_refused(fused_bundle: Path) -> None:
         _require_kernels(language, "cuda")
     _require_kernels(language.model_copy(update={"cache_dtype": "float16"}), "cuda")
     _require_kernels(language, "cpu")
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+def test_what_comes_before_the_picture_is_computed_once(
+    dialect: str, fused_bundle: Path, demo_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = Pipeline(fused_bundle if dialect == "fused" else demo_bundle)
+    fed: list[int] = []
+    backend = pipeline._backend
+    language = type(backend).language
+
+    def watched(self: Backend, *arguments: object) -> object:
+        session = language(self, *arguments)  # type: ignore[arg-type]
+        extend = session.extend
+
+        def counted(ids: list[int], chunk: int | None = None) -> np.ndarray:
+            fed.append(len(ids))
+            return extend(ids, chunk)
+
+        session.extend = counted  # type: ignore[method-assign]
+        return session
+
+    monkeypatch.setattr(type(backend), "language", watched)
+    first, second = (pipeline.ask(picture, "What is there?", max_tokens=5) for _ in range(2))
+    prompt = pipeline._encode_prompt([Turn("user", "What is there?", image=True)])
+    prefills = [count for count in fed if count > 1]
+    assert len(prompt.before_picture) > 0
+    assert prefills == [first.prompt_tokens, first.prompt_tokens - len(prompt.before_picture)]
+    assert first.token_ids == second.token_ids
+    other = pipeline.with_selector("none")
+    fed.clear()
+    other.ask(picture, "What is there?", max_tokens=5)
+    assert fed[0] == len(other._encode_prompt([Turn("user", "What is there?", image=True)])) - len(
+        prompt.before_picture
+    )

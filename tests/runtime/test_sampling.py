@@ -55,3 +55,32 @@ def test_very_low_temperature_is_greedy() -> None:
 def test_logits_that_are_not_finite_are_told(bad: float) -> None:
     with pytest.raises(UserError, match="not finite"):
         Sampler()(np.array([1, bad, 0], np.float32))
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(1, 1), (2, 2), (3, 3), (4, 4), (9, 4), (0, 4)])
+def test_top_k_draws_from_so_many(top_k: int, kept: int) -> None:
+    assert np.count_nonzero(draws(temperature=1.0, seed=3, top_k=top_k)) == kept
+
+
+def test_top_k_and_top_p_together() -> None:
+    assert np.count_nonzero(draws(temperature=1.0, seed=3, top_k=3, top_p=0.6)) == 2
+
+
+def test_repetition_penalty_equals_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    logits_process = pytest.importorskip("transformers.generation.logits_process")
+    random = np.random.default_rng(4)
+    for penalty in (0.8, 1.3, 5.0):
+        sampler, processor = (
+            Sampler(repetition_penalty=penalty),
+            logits_process.RepetitionPenaltyLogitsProcessor(penalty),
+        )
+        ids = [3, 7, 7, 11]
+        sampler.see([*ids, 5000])  # a visual token
+        for _ in range(20):
+            logits = random.normal(size=30).astype(np.float32)
+            given = logits.copy()
+            wanted = int(processor(torch.tensor([ids]), torch.from_numpy(logits)[None]).argmax())
+            assert sampler(logits) == wanted
+            assert np.array_equal(logits, given)
+            ids.append(wanted)
