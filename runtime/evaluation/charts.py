@@ -11,6 +11,7 @@ from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.evaluation.sweep import Cost, Entry, pareto_front
 
 WIDTH, HEIGHT = 760, 460
+_APART = 9
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 150, 40, 48
 
 # Told apart with normal and with red-green-blind sight (after Okabe and Ito); baselines are grey.
@@ -58,24 +59,38 @@ class Axis:
 
 
 def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
-    """Return an SVG: accuracy in percent against ``cost``, one colour per selector, one shade of line per budget."""
+    """Return an SVG: accuracy in percent against ``cost``, one colour per selector; equal costs stand side by side."""
     costs = [cost(entry) for entry in entries]
-    x = Axis(min(costs) / 1.15, max(costs) * 1.15, _LEFT, WIDTH - _RIGHT, log=True)
+    x = Axis(min(costs) / 1.3, max(costs) * 1.15, _LEFT, WIDTH - _RIGHT, log=True)
     low = min(entry.row.all.interval[0] for entry in entries) * 100
     high = max(entry.row.all.interval[1] for entry in entries) * 100
     y = Axis(max(0.0, low - 3), min(100.0, high + 3), HEIGHT - _BOTTOM, _TOP)
     colors = series_colors(entries)
     parts = [_frame(x, y, title, unit)]
     front = pareto_front(entries, cost)
-    path = " ".join(f"{x.at(cost(e)):.1f},{y.at(e.row.all.accuracy * 100):.1f}" for e in front)
-    parts.append(f'<polyline class="front" points="{path}"/>')
+    shifts = {id(entry): shift for entry, shift in zip(entries, _dodge(costs), strict=True)}
+    path = " ".join(
+        f"{x.at(cost(e)) + shifts[id(e)]:.1f},{y.at(e.row.all.accuracy * 100):.1f}" for e in front
+    )
+    parts.append(f'<polyline class="pareto" points="{path}"/>')
     for entry in entries:
-        parts.append(_point(entry, x.at(cost(entry)), y, colors[entry.row.name], entry in front))
+        parts.append(
+            _point(entry, x.at(cost(entry)) + shifts[id(entry)], y, colors[entry.row.name], entry in front)
+        )
     parts.append(_legend(colors))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}">{_STYLE}{"".join(parts)}</svg>'
     )
+
+
+def _dodge(costs: Sequence[float]) -> list[float]:
+    """Return a shift in pixels for every point, so that those of one cost stand side by side."""
+    shifts = []
+    for i, cost in enumerate(costs):
+        alike = [j for j, other in enumerate(costs) if other == cost]
+        shifts.append(_APART * (alike.index(i) - (len(alike) - 1) / 2))
+    return shifts
 
 
 def series_colors(entries: Sequence[Entry]) -> dict[str, str]:
@@ -144,7 +159,7 @@ def _legend(colors: dict[str, str]) -> str:
         parts.append(f'<circle cx="{left}" cy="{top}" r="5" fill="{color}"/>')
         parts.append(f'<text class="tick" x="{left + 12}" y="{top + 4}">{escape(shown)}</text>')
     top = _TOP + 12 + 20 * len(colors)
-    parts.append(f'<line class="front" x1="{left - 7}" x2="{left + 7}" y1="{top}" y2="{top}"/>')
+    parts.append(f'<line class="pareto" x1="{left - 7}" x2="{left + 7}" y1="{top}" y2="{top}"/>')
     parts.append(f'<text class="tick" x="{left + 12}" y="{top + 4}">Pareto front</text>')
     parts.append(f'<text class="tick" x="{left - 7}" y="{top + 24}">bars: 95 %</text>')
     return "".join(parts)
@@ -152,6 +167,6 @@ def _legend(colors: dict[str, str]) -> str:
 
 _STYLE = (
     "<style>.paper{fill:#fff}.grid{stroke:#e4e4e8}.title{font:600 15px system-ui,sans-serif;fill:#18181b}"
-    ".tick{font:12px system-ui,sans-serif;fill:#52525b}.front{fill:none;stroke:#18181b;stroke-width:1.5;"
+    ".tick{font:12px system-ui,sans-serif;fill:#52525b}.pareto{fill:none;stroke:#18181b;stroke-width:1.5;"
     "stroke-dasharray:5 4;opacity:.7}.ring{fill:none;stroke:#18181b;stroke-width:1.2}</style>"
 )

@@ -1,0 +1,83 @@
+"""The pages in a real browser: they render, fetch nothing and leave its console empty. Skipped where there is none."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from divprune_edge.models.demo import PICTURE
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.comparison import compare, write_page
+from divprune_edge.runtime.evaluation.page import sweep_page
+from divprune_edge.runtime.evaluation.results import Row, Share
+from divprune_edge.runtime.evaluation.sweep import Entry
+from divprune_edge.runtime.pipeline import Pipeline
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium to look at the pages with")
+
+
+def screenshot(page: Path) -> tuple[Image.Image, list[str]]:
+    """Return what the page looks like and what its console says."""
+    picture = page.with_suffix(".png")
+    result = subprocess.run(
+        [
+            str(BROWSER),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--window-size=1200,900",
+            f"--user-data-dir={page.parent / 'profile'}",
+            f"--screenshot={picture}",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    with Image.open(picture) as image:
+        return image.convert("RGB"), re.findall(r".*CONSOLE.*", result.stderr)
+
+
+def test_console_errors_are_found(tmp_path: Path) -> None:
+    """The check itself can fail."""
+    page = tmp_path / "bad.html"
+    page.write_text("<!doctype html><title>bad</title><script>missing()</script>", encoding="utf-8")
+    assert screenshot(page)[1]
+
+
+def test_sweep_page(tmp_path: Path) -> None:
+    share = Share(70, 100)
+    entries = [
+        Entry(
+            "fp32",
+            Row(f"{name}-{keep}", name, keep, False, share, {"all": share}, 0.7, 10.0 * keep, 9.0, 0.4, 0.1),
+        )
+        for name, keep in (("none", 576), ("divprune", 58), ("random", 58))
+    ]
+    page = tmp_path / "sweep.html"
+    page.write_text(sweep_page(entries, {"model": "demo"}, None), encoding="utf-8")
+    image, said = screenshot(page)
+    assert said == []
+    colors = {color for _, color in image.getcolors(1 << 20) or []}
+    assert (0, 114, 178) in colors  # divprune's point
+    assert len(colors) > 20
+
+
+def test_comparison_page(demo_bundle: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    panels = compare(Pipeline(Bundle.open(demo_bundle), "none"), PICTURE, ["What?"], max_tokens=1)
+    write_page(panels, ["What?"], "demo", page)
+    image, said = screenshot(page)
+    assert said == []
+    assert len(image.getcolors(1 << 20) or []) > 1000  # the pictures are there
