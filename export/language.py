@@ -63,7 +63,7 @@ def build_language_model(
     vocabulary = checkpoint.rows(names.head)
     g.output(g.cast(logits, "float32"), "logits", "float32", ["batch", vocabulary])
     dialect.finish(g, decoder, dtype)
-    return g.model(dialect.opset, domains=dialect.domains)
+    return g.model(dialect.opset, domains=sorted({*dialect.domains, *format.domains}))
 
 
 def _add_norm(

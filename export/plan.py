@@ -17,7 +17,7 @@ from divprune_edge.export.precision import (
     activation_type,
     parse_precisions,
 )
-from divprune_edge.manifest import Preprocessing
+from divprune_edge.manifest import Precision, Preprocessing
 from divprune_edge.models.budget import check_keep, keep_from_prune
 from divprune_edge.models.clip import Shapes
 from divprune_edge.models.llava import LlavaSpec, WeightNames, find_weights, read_llava
@@ -57,11 +57,11 @@ class Plan:
 
     def vision_format(self) -> Format:
         """Return a format for the vision graph."""
-        return find_format(self.precisions.vision, self.precisions.block_size)
+        return self._format(self.precisions.vision)
 
     def language_format(self) -> Format:
         """Return a format for the language graph."""
-        return find_format(self.precisions.language, self.precisions.block_size)
+        return self._format(self.precisions.language)
 
     @property
     def embedding_rows(self) -> int:
@@ -72,6 +72,9 @@ class Plan:
     def vocabulary(self) -> int:
         """Number of logits."""
         return self.checkpoint.rows(self.names.head)
+
+    def _format(self, precision: Precision) -> Format:
+        return find_format(precision, self.precisions.block_size, fused=bool(self.dialect.domains))
 
     @cached_property
     def weight_bytes(self) -> int:

@@ -58,7 +58,7 @@ def build_vision_encoder(
             value = tap.found[name]
         kind = dtype if name == CLS_TOKEN else "float32"
         g.output(value, name, kind, ["tiles", *signal_shape(name, spec)])
-    return g.model(max(OPSET, format.opset))
+    return g.model(max(OPSET, format.opset), domains=format.domains)
 
 
 def _normalise(g: GraphBuilder, pixels: ir.Value, facts: Preprocessing, dtype: str) -> ir.Value:

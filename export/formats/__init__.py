@@ -12,10 +12,16 @@ from divprune_edge.manifest import Precision
 __all__ = ["Format", "find_format"]
 
 
-def find_format(precision: Precision, block_size: int) -> Format:
-    """Return a format for one graph; it may remember what it has built."""
+def find_format(precision: Precision, block_size: int, *, fused: bool = False) -> Format:
+    """Return a format for one graph; it may remember what it has built.
+
+    Args:
+        precision: of the graph's matrices.
+        block_size: of int4 weights.
+        fused: whether ONNX Runtime's own operators may be used.
+    """
     if precision == "int8":
-        return Int8()
+        return Int8(fused=fused)
     if precision == "int4":
         return Int4(block_size)
     return Plain(activation_type(precision))

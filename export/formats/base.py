@@ -25,6 +25,11 @@ class Format(Protocol):
         """The oldest opset that has its operators in the form used here."""
         ...
 
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Operator domains beyond the standard one."""
+        ...
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Check that the matrix ``name`` [out, in] can be stored so.
 

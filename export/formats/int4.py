@@ -33,6 +33,7 @@ class Int4:
     block_size: int
     dtype: str = "float32"
     opset: int = 21
+    domains: tuple[str, ...] = ()
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Rows must divide into blocks."""

@@ -5,6 +5,9 @@
     x ─► Abs ─► ReduceMax ─► Max(tiny) ─► peak [..., 1]
     x / peak ─► QuantizeLinear(1/127, 128) ─► uint8 ─► MatMulInteger(W^T int8) ─► · peak ─► · scale/127 ─►
 
+Where the graph is for ONNX Runtime alone, its MatMulIntegerToFloat does the product, the conversion and the
+scale of the channel in one pass; the standard operators pass three times over what is wider than their input.
+
 One scale per row, not per tensor: a single token with large values does not blur all the others, and a token's
 result does not depend on what else is in the batch. TensorRT's parser has no MatMulInteger.
 """
@@ -22,6 +25,7 @@ from divprune_edge.export.quantise import INT8_PAIRS
 if TYPE_CHECKING:
     from divprune_edge.export.weights import Weights
 
+DOMAIN = "com.microsoft"
 _REACH = 127
 _ZERO = 128
 _TINY = float(np.finfo(np.float32).tiny)
@@ -33,7 +37,9 @@ class Int8:
     dtype = "float32"
     opset = 13
 
-    def __init__(self) -> None:
+    def __init__(self, *, fused: bool = False) -> None:
+        self._fused = fused
+        self.domains = (DOMAIN,) if fused else ()
         self._rows: tuple[ir.Value, ir.Value, ir.Value] | None = None
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
@@ -47,9 +53,14 @@ class Int8:
         """Multiply in integers and scale back."""
         rows, peaks = self._quantise(g, x)
         values, scales = weights.quantised(g, name, "int8", None, INT8_PAIRS)
-        y = g.op("MatMulInteger", rows, values, g.constant(_ZERO, "uint8"))
         # Two constants: runtimes multiply them when they load the graph.
         scales = g.op("Mul", scales, g.constant(1 / _REACH, "float32"))
+        zero = g.constant(_ZERO, "uint8")
+        if self._fused:
+            one = g.constant(1.0, "float32")
+            y = g.op("MatMulIntegerToFloat", rows, values, one, scales, zero, domain=DOMAIN)
+            return g.op("Mul", y, peaks)
+        y = g.op("MatMulInteger", rows, values, zero)
         return g.op("Mul", g.op("Mul", g.cast(y, "float32"), peaks), scales)
 
     def head(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:

@@ -20,6 +20,7 @@ class Plain:
 
     dtype: str
     opset: int = 13
+    domains: tuple[str, ...] = ()
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Every shape will do."""

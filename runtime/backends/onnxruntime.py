@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import GraphInfo, LanguageInfo, SelectorInfo
+from divprune_edge.manifest import GraphInfo, LanguageInfo, Manifest, SelectorInfo
 from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor, Encoded, LanguageSession
 from divprune_edge.runtime.backends.in_place import CACHE_TYPES, InPlaceLanguage
 from divprune_edge.runtime.bundle import Bundle
@@ -34,7 +34,7 @@ class OnnxRuntimeBackend:
         self._threads = threads
         self._sessions: dict[str, ort.InferenceSession] = {}
         _require_provider(_PROVIDERS[device])
-        _require_kernels(bundle.manifest.language_model, device)
+        _require_kernels(bundle.manifest, device)
 
     @property
     def name(self) -> str:
@@ -236,10 +236,18 @@ def _require_provider(provider: str) -> None:
         )
 
 
-def _require_kernels(language: LanguageInfo, device: str) -> None:
-    """Refuse what ONNX Runtime has no kernel for, before anything is loaded."""
-    if device == "cuda" and language.dialect == "onnxruntime" and language.cache_dtype == "float32":
+def _require_kernels(manifest: Manifest, device: str) -> None:
+    """Refuse what ONNX Runtime has no CUDA kernel for, and would run on the CPU without a word."""
+    if device != "cuda":
+        return
+    language = manifest.language_model
+    if language.dialect == "onnxruntime" and language.cache_dtype == "float32":
         raise UserError(
             "The bundle's language model is in dialect 'onnxruntime' with a float32 cache, for which ONNX Runtime "
             "has no CUDA kernel: export it with --precision fp16, or with --dialect portable."
+        )
+    if "int8" in (manifest.vision_encoder.precision, language.precision):
+        raise UserError(
+            "The bundle is in int8 with unsigned activations, for which ONNX Runtime has no CUDA kernel: export it "
+            "with --precision fp16 or int4."
         )

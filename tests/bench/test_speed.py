@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 from conftest import run_module
 
+from bench import loop
 from bench.engines import llamacpp_
 from bench.results import ratios, show, summarise
 
@@ -88,3 +89,9 @@ def test_no_peers_no_ratios() -> None:
 def test_every_tensor_of_a_decoder_has_its_name_in_gguf() -> None:
     assert llamacpp_._target("lm_head.weight") == ("output.weight", True)
     assert llamacpp_._target("model.layers.11.mlp.up_proj.weight") == ("blk.11.ffn_up.weight", False)
+
+
+def test_the_loop_takes_longer_than_its_session(demo_bundle: Path) -> None:
+    loops, inside = loop.measure(demo_bundle, tokens=6, repeats=2, threads=1)
+    assert len(loops) == len(inside) == 2
+    assert all(whole > part > 0 for whole, part in zip(loops, inside, strict=True))

@@ -93,13 +93,20 @@ def test_answers_equal_those_of_the_other_dialect(
 
 
 def test_a_kernel_that_does_not_exist_is_refused(fused_bundle: Path) -> None:
-    language = Bundle.open(fused_bundle).manifest.language_model
+    manifest = Bundle.open(fused_bundle).manifest
+    _require_kernels(manifest, "cpu")
     with pytest.raises(
         UserError, match="no CUDA kernel: export it with --precision fp16, or with --dialect portable"
     ):
-        _require_kernels(language, "cuda")
-    _require_kernels(language.model_copy(update={"cache_dtype": "float16"}), "cuda")
-    _require_kernels(language, "cpu")
+        _require_kernels(manifest, "cuda")
+    language = manifest.language_model.model_copy(update={"cache_dtype": "float16"})
+    half = manifest.model_copy(update={"language_model": language})
+    _require_kernels(half, "cuda")
+    vision = manifest.vision_encoder.model_copy(update={"precision": "int8"})
+    with pytest.raises(
+        UserError, match="int8 with unsigned activations, for which ONNX Runtime has no CUDA kernel"
+    ):
+        _require_kernels(half.model_copy(update={"vision_encoder": vision}), "cuda")
 
 
 @pytest.mark.parametrize("dialect", ["fused", "portable"])

@@ -32,7 +32,7 @@ def one_layer(folder: Path, checkpoint: Checkpoint, format: Format) -> Any:
     g.output(
         linear(g, x, weights, NAME), "y", "float32", ["batch", "seq", weights.shape(f"{NAME}.weight")[0]]
     )
-    write_graph(g.model(21), folder, "layer.onnx")
+    write_graph(g.model(21, domains=format.domains), folder, "layer.onnx")
     return open_session(folder / "layer.onnx")
 
 
@@ -49,10 +49,13 @@ def rows(seed: int = 1) -> Any:
     return x
 
 
-def test_int8_is_the_arithmetic_that_it_says(tmp_path: Path, layer: tuple[Checkpoint, Any]) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_int8_is_the_arithmetic_that_it_says(
+    tmp_path: Path, layer: tuple[Checkpoint, Any], fused: bool
+) -> None:
     checkpoint, weight = layer
     x = rows()
-    (y,) = one_layer(tmp_path, checkpoint, find_format("int8", 32)).run(None, {"x": x})
+    (y,) = one_layer(tmp_path, checkpoint, find_format("int8", 32, fused=fused)).run(None, {"x": x})
     values, scales = quantise(weight, 64, INT8_PAIRS)
     peaks = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
     integers = np.rint(x / peaks * np.float32(127)) @ values.T.astype(np.float64)
