@@ -8,6 +8,7 @@ from __future__ import annotations
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.models.selectors.base import Merge, Ops, Selector, regret_of
 from divprune_edge.models.selectors.cdpruner import CDPRUNER
+from divprune_edge.models.selectors.composed import FASTERVLM_DIVPRUNE
 from divprune_edge.models.selectors.dart import DART
 from divprune_edge.models.selectors.divprune import DIVPRUNE
 from divprune_edge.models.selectors.fastervlm import FASTERVLM
@@ -33,6 +34,7 @@ SELECTORS: dict[str, Selector] = {
         HOLOV,
         CDPRUNER,
         DART,
+        FASTERVLM_DIVPRUNE,
     )
 }
 

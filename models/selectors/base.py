@@ -86,7 +86,7 @@ class Selector:
         merge: set where the kept tokens are not rows of the input. Then the picks are what each kept token
             stands for, in the order of the kept tokens, and -1 stands for the class token.
         check: ``(candidates, keep)`` raises a UserError for sizes that the method has no meaning for.
-        values: ``(tokens, valid, **signals)`` returns a function of the picks so far to float64 [N], what the
+        values: ``(tokens, valid, keep, **signals)`` returns a function of the picks so far to float64 [N], what the
             method maximises at each step; it measures how far a set is from the method's (:func:`regret_of`).
     """
 
@@ -139,7 +139,7 @@ def regret_of(
     """
     if selector.values is None:
         raise ValueError(f"{selector.name} states no values")
-    values = selector.values(tokens, valid, **signals)
+    values = selector.values(tokens, valid, len(chosen), **signals)
     open_rows, inside = valid.copy(), np.zeros(valid.size, dtype=bool)
     inside[chosen] = True
     picks: list[int] = []

@@ -121,7 +121,7 @@ def _write_kernel(ops: Ops, tokens: Any, valid: Any, attention: Any) -> Any:
     return ops.op("Mul", scaled, ops.op("Unsqueeze", q, ops.constant([1])))
 
 
-def _values(tokens: Tokens, valid: Valid, *, cls_attention: Array) -> Values:
+def _values(tokens: Tokens, valid: Valid, keep: int, *, cls_attention: Array) -> Values:
     matrix = kernel(tokens, valid, cls_attention).astype(np.float64)
 
     def value(picks: Sequence[int]) -> npt.NDArray[np.float64]:

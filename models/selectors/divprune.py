@@ -148,7 +148,7 @@ def write_distances(ops: Ops, tokens: Any) -> Any:
     return ops.op("Sub", ops.constant(1.0, "float32"), cosines)
 
 
-def _values(tokens: Tokens, valid: Valid) -> Values:
+def _values(tokens: Tokens, valid: Valid, keep: int) -> Values:
     distances = cosine_distances(tokens).astype(np.float64)
     others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
 

@@ -31,7 +31,7 @@ def write_attention(
     return write_ascending(ops, write_top(ops, cls_attention, valid, keep), keep)
 
 
-def _values(tokens: Tokens, valid: Valid, *, cls_attention: npt.NDArray[np.float32]) -> Values:
+def _values(tokens: Tokens, valid: Valid, keep: int, *, cls_attention: npt.NDArray[np.float32]) -> Values:
     return constant_values(cls_attention)
 
 

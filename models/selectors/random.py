@@ -37,7 +37,7 @@ def write_random(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) 
     return write_ascending(ops, write_top(ops, scores, valid, keep), keep)
 
 
-def _values(tokens: Tokens, valid: Valid) -> Values:
+def _values(tokens: Tokens, valid: Valid, keep: int) -> Values:
     return constant_values(random_scores(valid.size))
 
 

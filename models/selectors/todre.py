@@ -76,7 +76,7 @@ def write_todre(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *
     return write_ascending(ops, picks, keep)
 
 
-def _values(tokens: Tokens, valid: Valid, *, cls_attention: npt.NDArray[np.float32]) -> Values:
+def _values(tokens: Tokens, valid: Valid, keep: int, *, cls_attention: npt.NDArray[np.float32]) -> Values:
     distances = cosine_distances(tokens).astype(np.float64)
 
     def value(picks: Sequence[int]) -> npt.NDArray[np.float64]:

@@ -31,7 +31,7 @@ def write_attention_sum(
     return write_ascending(ops, write_top(ops, cls_attention_sum, valid, keep), keep)
 
 
-def _values(tokens: Tokens, valid: Valid, *, cls_attention_sum: npt.NDArray[np.float32]) -> Values:
+def _values(tokens: Tokens, valid: Valid, keep: int, *, cls_attention_sum: npt.NDArray[np.float32]) -> Values:
     return constant_values(cls_attention_sum)
 
 

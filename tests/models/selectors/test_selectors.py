@@ -255,3 +255,17 @@ def test_dart_adds_what_resembles_the_pivots_least() -> None:
     # L1 norms 9, 8, 7, 6 make rows 0 … 3 the pivots. Least like (1, 0): row 5, cosine -.894, against -.447 of row
     # 6. Least like (0, 1) of 4, 6, 7: rows 6 and 7 tie at -.894.
     assert dart_picks(tokens, all_valid(8), 6).tolist() == [0, 1, 2, 3, 5, 6]
+
+
+def test_composition_picks_among_the_candidates() -> None:
+    """K = 2 of four candidates: the two most attended would be alike, max-min takes the ones that are not."""
+    tokens = f32([1, 0], [1, 0.1], [0, 1], [1, 0.2], [-1, 0], [-1, -1])
+    attention = f32(0.4, 0.3, 0.2, 0.1, 0.0, 0.0)
+    both = SELECTORS["fastervlm+divprune"].reference(tokens, all_valid(6), 2, cls_attention=attention)
+    # Among 0 … 3, token 2 is farthest from its nearest; the farthest from it is 0. Tokens 4 and 5 never count.
+    assert both.tolist() == [0, 2]
+    valid = all_valid(6)
+    valid[[0, 2]] = False
+    both = SELECTORS["fastervlm+divprune"].reference(tokens, valid, 2, cls_attention=attention)
+    # All four are candidates now. Token 4 is as far from 5 as 5 from 4; the farthest from it is 1.
+    assert both.tolist() == [1, 4]
