@@ -175,6 +175,8 @@ HOLOV = Selector(
         "Output in raster order; the released code orders the tokens of a crop by attention.",
         "What a crop of too few tokens leaves over goes to the most attended tokens of the rest; the released code "
         "fills up with zeros.",
+        "The variances are rescaled over the whole picture, and shares of the budget are rounded to 2^-12, so that "
+        "equal crops tie.",
     ),
 )
 """A budget per crop, the most attended tokens within each."""

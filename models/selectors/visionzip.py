@@ -164,6 +164,7 @@ VISIONZIP = Selector(
     merge=Merge(visionzip_merge, write_merge),
     deviations=(
         "Tokens are merged after the projector; the paper merges encoder features and projects the result.",
+        "The share of contextual tokens is that of the paper's 54 + 10 at every budget.",
     ),
 )
 """Dominant tokens by attention, the rest merged into contextual ones."""
