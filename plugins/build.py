@@ -50,7 +50,7 @@ def build(
             f"'{output}' cannot be written ({error.strerror}): choose another folder with --output."
         ) from error
     with partial as folder:
-        _run(_configure(cmake, compiler, headers, architectures, folder), show)
+        _run(_configure(cmake, compiler, headers, architectures, folder, jobs), show)
         _run([str(cmake), "--build", folder, "--parallel", str(jobs)], show)
         built = Path(folder) / LIBRARY
         record = Record(
@@ -69,7 +69,12 @@ def build(
 
 
 def _configure(
-    cmake: Path, compiler: Compiler, headers: Headers | None, architectures: tuple[int, ...], folder: str
+    cmake: Path,
+    compiler: Compiler,
+    headers: Headers | None,
+    architectures: tuple[int, ...],
+    folder: str,
+    jobs: int,
 ) -> list[str]:
     *older, newest = (str(architecture) for architecture in architectures)
     return [
@@ -81,6 +86,8 @@ def _configure(
         "-DCMAKE_BUILD_TYPE=Release",
         f"-DCMAKE_CUDA_COMPILER={compiler.path}",
         f"-DCMAKE_CUDA_ARCHITECTURES={';'.join([*(f'{a}-real' for a in older), newest])}",
+        # One source file holds all kernels: nvcc can compile it for several architectures at a time.
+        f"-DCMAKE_CUDA_FLAGS=--threads={jobs}",
         f"-DDIVPRUNE_VERSION={__version__}",
         f"-DDIVPRUNE_TENSORRT_INCLUDE_DIR={headers.folder.resolve() if headers else ''}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -45,7 +46,9 @@ def build(
             metavar="DIR", help="Folder of the library.", show_default="where the runtime looks for it"
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Compilers at a time.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Compilers at a time.", show_default="one a processor")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the compiler's output.")] = False,
 ) -> None:
     """Compile the library with nvcc; needs no GPU and no torch."""
@@ -60,7 +63,12 @@ def build(
     folder = output or DEFAULT_OUTPUT
     print(f"nvcc {compiler.version} for sm_{', sm_'.join(map(str, architectures))} ...")
     build_library(
-        compiler, headers, architectures, folder, jobs=jobs, show=print if verbose else lambda line: None
+        compiler,
+        headers,
+        architectures,
+        folder,
+        jobs=jobs or os.cpu_count() or 1,
+        show=print if verbose else lambda line: None,
     )
     print(f"{folder / LIBRARY}")
     if headers:

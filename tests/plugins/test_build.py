@@ -13,12 +13,20 @@ from conftest import run_module
 from plugins_emulation import need
 
 from divprune_edge import __version__
+from divprune_edge.console import run
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins import toolchain
 from divprune_edge.plugins.build import build
+from divprune_edge.plugins.cli import app
 from divprune_edge.plugins.loader import Library
 from divprune_edge.plugins.record import LIBRARY, RECORD
-from divprune_edge.plugins.toolchain import Compiler, choose_architectures, find_compiler, find_headers
+from divprune_edge.plugins.toolchain import (
+    Compiler,
+    Headers,
+    choose_architectures,
+    find_compiler,
+    find_headers,
+)
 
 pytestmark = pytest.mark.xdist_group("emulated")
 COMPILER = Compiler(Path("/cuda/bin/nvcc"), "13.0", (75, 80, 87, 90, 120))
@@ -168,6 +176,33 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     result = run_module("plugins", "info", "--library", str(tmp_path))
     assert result.returncode == 2
     assert "build it with 'python -m plugins build'" in result.stderr
+
+
+def test_the_command_passes_on_what_was_asked(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line around the build, without the build."""
+    headers = write_headers(bare / "headers", "11.1.2", "new")
+    asked: dict[str, object] = {}
+
+    def pretend(
+        compiler: Compiler, found: Headers, architectures: tuple[int, ...], output: Path, **options: object
+    ) -> None:
+        asked.update(options, headers=found.version, architectures=architectures, output=output)
+        options["show"]("a line of nvcc")  # type: ignore[operator]
+
+    monkeypatch.setattr("divprune_edge.plugins.build.build", pretend)
+    monkeypatch.setattr(toolchain, "find_compiler", lambda: COMPILER)
+    options = ["--tensorrt-include", str(headers), "--arch", "90,87", "--output", str(bare), "--jobs", "3"]
+    for verbose in ([], ["--verbose"]):
+        with pytest.raises(SystemExit) as ended:
+            run(app, ["build", *options, *verbose], program="plugins")
+        assert ended.value.code == 0
+        output = capsys.readouterr().out
+        assert ("a line of nvcc" in output) == bool(verbose)
+        assert "TensorRT plugin: yes, for TensorRT 11 (headers 11.1.2)" in output
+    assert (asked["jobs"], asked["headers"], asked["architectures"]) == (3, "11.1.2", (87, 90))
+    assert asked["output"] == bare
 
 
 @pytest.mark.slow
