@@ -16,6 +16,7 @@ from divprune_edge.export.verify.graphs import open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.export.verify.selection import check_selection, verify_selector
+from divprune_edge.export.verify.signals import check_signals
 from divprune_edge.export.verify.structure import check_structure
 from divprune_edge.export.verify.vision import check_vision, run_signals, sample_pictures
 from divprune_edge.export.verify.weights import GraphFile, check_weights
@@ -68,7 +69,8 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
         checks += verify_selector(
             plan.selector, plan.spec.tokens, plan.keep, width, plan.token_dtype, selector
         )
-        signals = run_signals(vision.path, pictures, plan.selector.signals)
+        signals = run_signals(vision.path, pictures, plan.signals)
+        checks += check_signals(signals, oracle, plan.spec.vision, pictures, tolerance)
         found, kept = check_selection(plan.selector, selector, tokens, plan.keep, signals)
         checks += found
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))

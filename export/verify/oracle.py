@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,15 @@ class Answer:
 
     logits: Array
     tokens: Array
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Of a vision tower: all hidden states, and queries and keys [tiles, n, hidden] of some layers, unscaled."""
+
+    states: list[Array]
+    queries: dict[int, Array]
+    keys: dict[int, Array]
 
 
 class Oracle:
@@ -58,6 +67,41 @@ class Oracle:
         with self._torch.inference_mode():
             features = self._model.get_image_features(pixel_values=images["pixel_values"], return_dict=True)
         return np.stack([image.numpy() for image in features.pooler_output])
+
+    def tower(self, pixels: Array, layers: Sequence[int]) -> Tower:
+        """Run the vision tower on uint8 [tiles, H, W, 3] and return what signals are made of.
+
+        Queries and keys are taken where the projections give them: no attention needs to be written out for it.
+        """
+        torch, tower = self._torch, self._model.model.vision_tower
+        images = self._processor(images=list(pixels), return_tensors="pt", input_data_format="channels_last")
+        encoder = getattr(tower, "vision_model", tower).encoder  # transformers before 5 has one level more
+        taken: dict[tuple[int, str], Any] = {}
+        hooks = []
+        for index in layers:
+            for part in ("q_proj", "k_proj"):
+                module = getattr(encoder.layers[index].self_attn, part)
+                key = (index, part)
+                hooks.append(
+                    module.register_forward_hook(lambda m, i, out, key=key: taken.update({key: out}))
+                )
+        try:
+            with torch.inference_mode():
+                out = tower(images["pixel_values"], output_hidden_states=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Tower(
+            states=[state.numpy() for state in out.hidden_states],
+            queries={index: taken[index, "q_proj"].numpy() for index in layers},
+            keys={index: taken[index, "k_proj"].numpy() for index in layers},
+        )
+
+    def project(self, features: Array) -> Array:
+        """Return float32 [tiles, n, D] of features [tiles, n, width]."""
+        with self._torch.inference_mode():
+            tokens: Array = self._model.model.multi_modal_projector(self._torch.from_numpy(features)).numpy()
+        return tokens
 
     def embed(self, ids: Array) -> Array:
         """Return float32 [length, D] of vocabulary ids."""

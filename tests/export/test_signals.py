@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from checkpoints import make_checkpoint
-from exporting import close, export, pictures, plan_of
+from exporting import close, export, failures, pictures, plan_of
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.signals import SIGNALS, parse_signals, signal_layers
+from divprune_edge.export.verify import verify_bundle
+from divprune_edge.models.signals import SIGNALS, SignalLayers, parse_signals, signal_layers
 
 FULL = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
 TOWERS = {
@@ -123,3 +124,27 @@ def test_bad_signals_get_one_sentence(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint", llava={"vision_feature_layer": 0})
     with pytest.raises(UserError, match="before any attention"):
         plan_of(folder, signals="all")
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_an_export_verifies_its_signals(tmp_path: Path, name: str) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint", **TOWERS[name])
+    plan = plan_of(folder, signals="all")
+    bundle = export(plan, tmp_path / "bundle")
+    checks = verify_bundle(plan, bundle.folder, lambda line: None).checks
+    assert [c.name for c in checks if c.name.startswith("signal ")] == [f"signal {s}" for s in SIGNALS]
+    assert all(check.passed for check in checks), [c for c in checks if not c.passed]
+
+
+def test_a_wrong_layer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals of the layer before the feature layer do not pass."""
+    import divprune_edge.export.signals as module
+
+    def early(spec: Any) -> SignalLayers:
+        right = signal_layers(spec)
+        return SignalLayers(right.feature - 1, right.object, range(right.feature))
+
+    monkeypatch.setattr(module, "signal_layers", early)
+    plan = plan_of(make_checkpoint(tmp_path / "checkpoint"), signals="cls_attention,attention_object")
+    bundle = export(plan, tmp_path / "bundle")
+    assert failures(plan, bundle.folder) == {"vision: signal cls_attention"}
