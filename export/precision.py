@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +60,7 @@ def parse_precisions(text: str, block_size: int = DEFAULT_BLOCK_SIZE) -> Precisi
         return Precisions(name, name, block_size)
     chosen: dict[str, Precision] = {}
     for part in text.split(","):
-        graph, equals, name = (piece.strip() for piece in part.partition("="))
+        graph, equals, named = (piece.strip() for piece in part.partition("="))
         if graph not in GRAPHS or not equals:
             raise UserError(
                 f"--precision {text} names '{graph}'{did_you_mean(graph, GRAPHS)}: give one precision for both "
@@ -68,7 +68,7 @@ def parse_precisions(text: str, block_size: int = DEFAULT_BLOCK_SIZE) -> Precisi
             )
         if graph in chosen:
             raise UserError(f"--precision {text} names '{graph}' twice: say once what it is to be.")
-        chosen[graph] = _known(name, text)
+        chosen[graph] = _known(named, text)
     missing = [graph for graph in GRAPHS if graph not in chosen]
     if missing:
         raise UserError(
@@ -79,12 +79,13 @@ def parse_precisions(text: str, block_size: int = DEFAULT_BLOCK_SIZE) -> Precisi
 
 
 def _known(name: str, text: str) -> Precision:
-    if name not in PRECISIONS:
+    known = next((precision for precision in PRECISIONS if precision == name), None)
+    if known is None:
         raise UserError(
             f"--precision {text} is not known{did_you_mean(name, PRECISIONS)}: choose among "
             f"{', '.join(PRECISIONS)}, for both graphs or as in vision=int8,language=int4."
         )
-    return cast(Precision, name)
+    return known
 
 
 def cast_weight(name: str, weight: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:

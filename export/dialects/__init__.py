@@ -7,7 +7,7 @@ from divprune_edge.export.dialects.base import Dialect
 from divprune_edge.export.dialects.fused import OnnxRuntime
 from divprune_edge.export.dialects.portable import Portable
 
-DIALECTS: dict[str, type[Dialect]] = {dialect.name: dialect for dialect in (Portable, OnnxRuntime)}
+DIALECTS: dict[str, type[Dialect]] = {Portable.name: Portable, OnnxRuntime.name: OnnxRuntime}
 
 __all__ = ["DIALECTS", "Dialect", "OnnxRuntime", "Portable", "find_dialect"]
 

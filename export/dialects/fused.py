@@ -28,7 +28,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     opset = 23
-    domains = (DOMAIN,)
+    domains: tuple[str, ...] = (DOMAIN,)
 
     def __init__(self) -> None:
         self._present: list[ir.Value] = []

@@ -22,7 +22,7 @@ class Portable:
 
     name = "portable"
     opset = 23
-    domains = ()
+    domains: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self._present: list[ir.Value] = []

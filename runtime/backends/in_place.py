@@ -66,7 +66,8 @@ class InPlaceLanguage:
         step = chunk or row.shape[1]
         for start in range(0, row.shape[1], step):
             self._step(np.ascontiguousarray(row[:, start : start + step]))
-        return self._logits[0]
+        logits: npt.NDArray[np.float32] = self._logits[0]
+        return logits
 
     def truncate(self, length: int) -> None:
         """Rows from ``length`` on are written over."""
