@@ -143,7 +143,7 @@ def _language(plan: Plan, folder: Path, report: Reporter) -> LanguageInfo:
     return LanguageInfo(
         **_fields(graph),
         precision=plan.precisions.language,
-        dialect=dialect.name,  # type: ignore[arg-type]
+        dialect=dialect.name,
         layers=decoder.layers,
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,
