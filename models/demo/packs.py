@@ -23,12 +23,12 @@ TRAINING_MIX = {
     "color": 1,
     "shape": 1,
     "count": 3,
-    "exist": 3,
-    "where": 2,
+    "exist": 2,
+    "where": 1,
     "at": 1,
-    "size": 4,
-    "bigger": 7,
-    "relation": 6,
+    "size": 3,
+    "bigger": 11,
+    "relation": 3,
     "digits": 1,
 }
 """Questions asked for per picture and type; what is harder to learn is asked more often."""

@@ -44,7 +44,7 @@ LANGUAGE_STAGES = (
         warmup=20,
         tower_share=0.5,
     ),
-    Stage("answers-full", steps=200, batch=12, rate=0.003, warmup=20, tower_share=0.5),
+    Stage("answers-full", steps=170, batch=12, rate=0.003, warmup=20, tower_share=0.5),
 )
 """The last stage sees all 576 visual tokens of every picture: pruning is not what it trains for."""
 
