@@ -1,4 +1,4 @@
-// Small device helpers: vector loads, conversions, reductions over a warp.
+// Small device functions: vector loads, conversions, reductions over a warp.
 
 #pragma once
 
