@@ -65,6 +65,8 @@ def truth(scene: Scene, question: Question) -> str:
     if question.type == "digits":
         assert scene.sign is not None
         return scene.sign.digits
+    if question.type == "size":
+        return "yes" if the(scene, re.split(r"Is the | big", text)[1]).radius > 0.12 else "no"
     choice = re.match(r"Is the (.+?) (?:to the )?(\w+) or (\w+) (?:than |of )?the (.+)", text)
     if choice:
         a, b = the(scene, choice[1]), the(scene, choice[4])
