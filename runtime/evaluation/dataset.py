@@ -38,14 +38,19 @@ class Picture:
     open: Callable[[], ImageSource]
     questions: tuple[Question, ...]
 
+    @property
+    def digest(self) -> str:
+        """What tells the same picture with other questions apart, so that results are never mixed."""
+        facts = [[q.text, q.answers, q.kind] for q in self.questions]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """``fingerprint`` tells one set of questions from another, so that results are never mixed."""
+    """Pictures with their questions."""
 
     name: str
     pictures: tuple[Picture, ...]
-    fingerprint: str
 
     @property
     def questions(self) -> int:
@@ -73,9 +78,7 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
             "pictures with a JSONL of questions."
         )
     pictures = _demo(limit) if source == DEMO else _folder(Path(source))[:limit]
-    facts = [[p.name, [[q.text, q.answers, q.kind] for q in p.questions]] for p in pictures]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    return Dataset(source if source == DEMO else Path(source).name, tuple(pictures), digest[:16])
+    return Dataset(source if source == DEMO else Path(source).name, tuple(pictures))
 
 
 def _demo(limit: int | None) -> list[Picture]:

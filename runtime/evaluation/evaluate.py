@@ -44,7 +44,7 @@ def evaluate(
     """
     runner = Runner(bundle, methods, backend, threads, max_tokens)
     journal = Journal(folder, _facts(bundle, data, runner.backend, threads, max_tokens))
-    done = journal.done()
+    done = journal.done(data)
     if any((picture.name, method.id) not in done for picture in data.pictures[:1] for method in methods):
         runner.ask(data.pictures[0], methods)  # the first run of a session is slower than the rest
     for number, picture in enumerate(data.pictures, start=1):
@@ -69,7 +69,6 @@ def _facts(
     return {
         "bundle": hashlib.sha256("".join(sums).encode()).hexdigest()[:16],
         "data": data.name,
-        "questions": data.fingerprint,
         "backend": backend,
         "threads": threads,
         "max_tokens": max_tokens,

@@ -22,10 +22,12 @@ RECORDS = "records.jsonl"
 class Record:
     """All questions about one picture with one method; lists run over the questions, times are milliseconds.
 
-    ``ttft_ms`` lasts from the picture's file to the first token: preprocessing, encoder, selector and prefill.
+    ``asked`` is the digest of the questions. ``ttft_ms`` lasts from the picture's file to the first token:
+    preprocessing, encoder, selector and prefill.
     """
 
     picture: str
+    asked: str
     method: str
     answers: list[str]
     right: list[bool]
@@ -82,9 +84,10 @@ class Journal:
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
-    def done(self) -> set[tuple[str, str]]:
-        """Return (picture, method) of every record."""
-        return {(record.picture, record.method) for record in self.records}
+    def done(self, data: Dataset) -> set[tuple[str, str]]:
+        """Return (picture, method) of every record about the questions of ``data``."""
+        asked = {picture.name: picture.digest for picture in data.pictures}
+        return {(r.picture, r.method) for r in self.records if asked.get(r.picture) == r.asked}
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,10 @@ def _share(share: Share) -> dict[str, Any]:
 def summarise(records: Iterable[Record], methods: Sequence[Method], data: Dataset) -> list[Row]:
     """Return one row per method that has results, in the order of ``methods``."""
     kinds = {picture.name: [question.kind for question in picture.questions] for picture in data.pictures}
+    asked = {picture.name: picture.digest for picture in data.pictures}
     by_method: dict[str, list[Record]] = {}
     for record in records:
-        if record.picture in kinds:
+        if asked.get(record.picture) == record.asked:
             by_method.setdefault(record.method, []).append(record)
     rows = []
     for method in methods:

@@ -83,6 +83,7 @@ class Runner:
             records.append(
                 Record(
                     picture=picture.name,
+                    asked=picture.digest,
                     method=method.id,
                     answers=[],
                     right=[],

@@ -55,7 +55,8 @@ def test_folder_groups_questions_by_picture(folder: Path) -> None:
     assert [(p.name, len(p.questions)) for p in data.pictures] == [("a.png", 2), ("b.png", 1)]
     assert data.questions == 3
     assert data.pictures[1].questions[0].answers == ("2", "two")
-    assert load_dataset(str(folder), 1).fingerprint != data.fingerprint
+    assert len({p.digest for p in data.pictures}) == 2
+    assert load_dataset(str(folder), 1).pictures[0].digest == data.pictures[0].digest
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,15 @@ def test_an_interrupted_run_goes_on(
     more = evaluate(bundle, data, choose_methods(bundle), out, max_tokens=2)
     assert [count for name, count in asked if name == "b.png"] == [2]
     assert len(more) == 4
+    # Fewer pictures need nothing new; other questions about a picture are asked again.
+    asked.clear()
+    (row, _) = evaluate(bundle, load_dataset(str(folder), 1), methods, out, max_tokens=2)
+    assert row.all.questions == 2
+    assert asked == []
+    lines = (folder / "questions.jsonl").read_text().replace("How many shapes?", "How many circles?")
+    (folder / "questions.jsonl").write_text(lines)
+    evaluate(bundle, load_dataset(str(folder)), methods, out, max_tokens=2)
+    assert asked == [("b.png", 2)]
     with pytest.raises(UserError, match="holds results of another bundle, question set or backend"):
         evaluate(bundle, data, methods, out, max_tokens=3)
 
