@@ -195,13 +195,15 @@ class Manifest(_Model):
     """The whole manifest. ``files`` lists every file of the bundle except the manifest itself.
 
     ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of
-    the int4 graphs' weights, None where there are none.
+    the int4 graphs' weights, None where there are none; ``calibrated`` says that the language model's were rounded
+    by what its layers read, not to the nearest.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     family: str
     precision: str
     block_size: Positive | None = None
+    calibrated: bool = False
     token_dtype: DType
     vision_encoder: VisionInfo
     selectors: tuple[SelectorInfo, ...]

@@ -56,6 +56,10 @@ def llava(
     block_size: Annotated[
         int, typer.Option(metavar="32|128", help="Values that share a scale in int4.")
     ] = 32,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pictures to round int4 weights by (GPTQ), a few dozen."),
+    ] = None,
     dialect: Annotated[
         str,
         typer.Option(
@@ -99,6 +103,11 @@ def llava(
             signals=signals,
         )
         check = chosen_verification(verify, report)
+        if calibrate is not None:
+            from divprune_edge.export.calibrate import calibrated
+
+            with report.stage("calibration"):
+                plan = calibrated(plan, calibrate)
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
         manifest = export_llava(plan, folder, force=force, verify=check, report=report)

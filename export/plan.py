@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Dialect, find_dialect
-from divprune_edge.export.formats import Format, find_format
+from divprune_edge.export.formats import Format, Moments, find_format
 from divprune_edge.export.precision import (
     DEFAULT_BLOCK_SIZE,
     QUANTISED,
@@ -44,6 +44,7 @@ class Plan:
     selector: Selector
     keep: int
     signals: tuple[str, ...] = ()
+    moments: Moments = field(default_factory=dict)
 
     @property
     def token_dtype(self) -> str:
@@ -74,7 +75,9 @@ class Plan:
         return self.checkpoint.rows(self.names.head)
 
     def _format(self, precision: Precision) -> Format:
-        return find_format(precision, self.precisions.block_size, fused=bool(self.dialect.domains))
+        return find_format(
+            precision, self.precisions.block_size, fused=bool(self.dialect.domains), moments=self.moments
+        )
 
     @cached_property
     def weight_bytes(self) -> int:

@@ -23,6 +23,10 @@ SCALE = ".scale"
 """Suffix of a quantised weight's scales; the values have their type's name in the same place."""
 
 
+Quantiser = Callable[[npt.NDArray[Any], int, Levels], tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]]
+"""``(weight [out, in], group, levels) -> (int8 [out, in], scales [out, in / group])``."""
+
+
 class Weights:
     """Hands weights of one part of the checkpoint to a graph builder.
 
@@ -46,6 +50,10 @@ class Weights:
         """Return the stored shape of a weight."""
         return self._checkpoint.tensors[self._prefix + name].shape
 
+    def full_name(self, name: str) -> str:
+        """Return a weight's name in the checkpoint."""
+        return self._prefix + name
+
     def plain(self, g: GraphBuilder, name: str) -> ir.Value:
         """Add the weight as it is stored, cast to the graph's type."""
         return self._add(g, self._prefix + name, self.shape(name), np.ascontiguousarray)
@@ -56,7 +64,13 @@ class Weights:
         return self._add(g, self._prefix + name, (inner, out), transpose, suffix=TRANSPOSED)
 
     def quantised(
-        self, g: GraphBuilder, name: str, dtype: str, group: int | None, levels: Levels
+        self,
+        g: GraphBuilder,
+        name: str,
+        dtype: str,
+        group: int | None,
+        levels: Levels,
+        quantiser: Quantiser = quantise,
     ) -> tuple[ir.Value, ir.Value]:
         """Add a linear layer's weight [out, in] in few bits, transposed.
 
@@ -66,6 +80,7 @@ class Weights:
             dtype: ``int8`` or ``int4``.
             group: values of a row that share a scale; None takes the whole row.
             levels: integers to round to.
+            quantiser: rounds the weight.
 
         Returns:
             Values [in, out] and scales float32: [in / group, out], or [out] where a row has one.
@@ -76,7 +91,7 @@ class Weights:
         if known[0] is not None and known[1] is not None:
             return known[0], known[1]
         loaded = _Quantised(
-            lambda: quantise(
+            lambda: quantiser(
                 cast_weight(full, self._checkpoint.read(full), "float32"), group or inner, levels
             ),
             DTYPES[dtype].numpy(),

@@ -11,26 +11,38 @@ it is read once per token, and errors in it go straight into the logits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.gptq import quantise_for
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.quantise import INT4, INT8, Levels
+from divprune_edge.export.quantise import INT4, INT8, Levels, quantise
 
 if TYPE_CHECKING:
     from divprune_edge.export.weights import Weights
+
+Moments = Mapping[str, npt.NDArray[np.float64]]
+"""Full name of a weight [out, in] -> the sum of x x^T over its layer's inputs x, [in, in]."""
 
 _SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Int4:
-    """Blocks of ``block_size`` values along a row share a float32 scale; no zero point."""
+    """Blocks of ``block_size`` values along a row share a float32 scale; no zero point.
+
+    Weights whose layer has ``moments`` (see ``export.calibrate``) are rounded by GPTQ, the rest to the nearest.
+    """
 
     block_size: int
+    moments: Moments = field(default_factory=dict)
     dtype: str = "float32"
     opset: int = 21
     domains: tuple[str, ...] = ()
@@ -59,6 +71,8 @@ class Int4:
     def _multiply(
         self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, dtype: str, levels: Levels
     ) -> ir.Value:
-        values, scales = weights.quantised(g, name, dtype, self.block_size, levels)
+        moments = self.moments.get(weights.full_name(name))
+        quantiser = quantise if moments is None else partial(quantise_for, moments=moments)
+        values, scales = weights.quantised(g, name, dtype, self.block_size, levels, quantiser)
         matrix = g.op("DequantizeLinear", values, scales, axis=0, block_size=self.block_size)
         return g.op("MatMul", x, matrix)

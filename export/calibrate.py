@@ -1,0 +1,139 @@
+"""A few prompts through the language model in float32: what its layers read decides how their weights are rounded.
+
+The only part of the export, beside verification, that runs a model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.dialects import Portable
+from divprune_edge.export.formats.plain import Plain
+from divprune_edge.export.formats.recording import OUTPUT, Recording
+from divprune_edge.export.language import build_language_model
+from divprune_edge.export.plan import Plan
+from divprune_edge.export.vision import build_vision_encoder
+from divprune_edge.export.writer import write_graph
+
+QUESTIONS = (
+    "What is in the picture?",
+    "Describe the picture.",
+    "How many things are there?",
+    "What colour is the largest thing?",
+    "Is there a red thing?",
+    "What is on the left?",
+    "Which number can be read?",
+    "Is it above or below the middle?",
+)
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def calibrated(plan: Plan, folder: Path) -> Plan:
+    """Return the plan with what the layers read when :data:`QUESTIONS` are asked about pictures in ``folder``.
+
+    Every other prompt has the pruned budget, the rest all visual tokens.
+
+    Raises:
+        UserError: nothing to calibrate, no pictures there, or no ONNX Runtime.
+    """
+    if plan.precisions.language != "int4":
+        raise UserError(
+            f"--calibrate is for a language model in int4, not {plan.precisions.language}: leave it out, or add "
+            "--precision vision=fp32,language=int4."
+        )
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+    if not files:
+        raise UserError(f"'{folder}' has no pictures to calibrate with: give a folder of PNG or JPEG files.")
+    moments: dict[str, npt.NDArray[np.float64]] = {}
+    with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
+        encoder, language, recording = _open(plan, Path(temporary))
+        for i, file in enumerate(files):
+            tokens = encoder.run(["visual_tokens"], {"pixels": _pixels(plan, file)})[0]
+            if i % 2 == 0:
+                kept = plan.selector.reference(tokens[0], np.ones(tokens.shape[1], bool), plan.keep)
+                tokens = tokens[:, kept]
+            ids = _prompt(plan, QUESTIONS[i % len(QUESTIONS)], tokens.shape[1])
+            for output, rows in _inputs(plan, language, recording, ids, tokens):
+                x = rows.astype(np.float64)
+                first, *others = recording.readers[output]
+                moments[first] = moments.get(first, 0) + x.T @ x
+                moments.update(dict.fromkeys(others, moments[first]))
+    return replace(plan, moments=moments)
+
+
+def _open(plan: Plan, folder: Path) -> tuple[Any, Any, Recording]:
+    """Return sessions of the encoder and the language model, both in float32, and what the latter records."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise UserError(
+            "--calibrate runs the model, which needs ONNX Runtime: pip install 'divprune-edge[cpu]'."
+        ) from None
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the two take turns
+    vision = build_vision_encoder(
+        plan.spec, plan.names, plan.checkpoint, plan.preprocessing, Plain("float32")
+    )
+    recording = Recording()
+    language = build_language_model(
+        plan.spec, plan.names, plan.checkpoint, Portable(), recording, token_dtype="float32"
+    )
+    sessions = []
+    for model, name in ((vision, "vision.onnx"), (language, "language.onnx")):
+        write_graph(model, folder, name)
+        sessions.append(ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"]))
+    return sessions[0], sessions[1], recording
+
+
+def _pixels(plan: Plan, file: Path) -> npt.NDArray[np.uint8]:
+    """Return uint8 [1, H, W, 3]; statistics do not mind how a picture is fitted into the square."""
+    from PIL import Image
+
+    size = plan.spec.vision.image_size
+    try:
+        with Image.open(file) as picture:
+            return np.asarray(picture.convert("RGB").resize((size, size)), np.uint8)[None]
+    except OSError as error:
+        raise UserError(
+            f"'{file}' cannot be read as a picture ({error}): take it out of the folder."
+        ) from error
+
+
+def _prompt(plan: Plan, question: str, visual: int) -> npt.NDArray[np.int64]:
+    """Return the ids of a question about a picture, in the form of LLaVA-1.5, within the context."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / "tokenizer.json"))
+    before = tokenizer.encode("USER: ").ids
+    after = tokenizer.encode(f"\n{question} ASSISTANT:", add_special_tokens=False).ids
+    rows = plan.embedding_rows
+    ids = [*(i for i in before if i < rows), *range(rows, rows + visual), *(i for i in after if i < rows)]
+    return np.asarray(ids[: plan.spec.decoder.context], np.int64)
+
+
+def _inputs(
+    plan: Plan, session: Any, recording: Recording, ids: npt.NDArray[np.int64], tokens: npt.NDArray[Any]
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield (output, rows [positions, in]) of every recorded input of one prefill."""
+    decoder = plan.spec.decoder
+    empty = np.zeros((1, decoder.kv_heads, 0, decoder.head_dim), np.float32)
+    feed = {
+        "input_ids": ids[None],
+        "visual_tokens": tokens,
+        "logits_index": np.array([len(ids) - 1]),
+        "attention_mask": np.ones((1, len(ids)), bool),
+        "position_ids": np.arange(len(ids))[None],
+        **{f"past_key_values.{i}.{part}": empty for i in range(decoder.layers) for part in ("key", "value")},
+    }
+    names = [output.name for output in session.get_outputs() if output.name.startswith(OUTPUT)]
+    for name, value in zip(names, session.run(names, feed), strict=True):
+        yield name, value.reshape(-1, value.shape[-1])
