@@ -11,8 +11,8 @@ from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.evaluation.sweep import Cost, Entry, pareto_front
 
 WIDTH, HEIGHT = 760, 460
-_APART = 9
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 150, 40, 48
+_APART = 6
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 180, 40, 48
 
 # Told apart with normal and with red-green-blind sight (after Okabe and Ito); baselines are grey.
 _COLORS = (
