@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.llava import export_llava
 from divprune_edge.export.plan import Plan, plan_llava
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--dialect", default="onnxruntime")
     parser.add_argument("--model", type=Path, default=CHECKPOINT)
     parser.add_argument("--data", default="demo")
+    parser.add_argument("--calibrate", type=Path, help="pictures; adds int4 rounded by GPTQ")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     data = load_dataset(arguments.data, arguments.pictures)
@@ -45,13 +47,19 @@ def main() -> None:
         for precision in PRECISIONS:
             bundle = _export(arguments, precision, Path(folder) / precision)
             answers[precision] = ask(bundle, data, arguments.threads)
+        if arguments.calibrate:
+            name = "vision=fp32,language=int4"
+            bundle = _export(arguments, name, Path(folder) / "gptq", calibrate=arguments.calibrate)
+            answers[f"{name}, calibrated"] = ask(bundle, data, arguments.threads)
     rows = compare(answers)
     show(rows, data, arguments)
     if arguments.json:
         arguments.json.write_text(json.dumps({"questions": data.questions, "rows": rows}, indent=2) + "\n")
 
 
-def _export(arguments: argparse.Namespace, precision: str, folder: Path) -> Bundle:
+def _export(
+    arguments: argparse.Namespace, precision: str, folder: Path, calibrate: Path | None = None
+) -> Bundle:
     def unverified(plan: Plan, folder: Path) -> Verification:
         return Verification(status="not verified", reason="benchmark")
 
@@ -65,6 +73,8 @@ def _export(arguments: argparse.Namespace, precision: str, folder: Path) -> Bund
             block_size=arguments.block_size,
             dialect=arguments.dialect,
         )
+        if calibrate is not None:
+            plan = calibrated(plan, calibrate)
         export_llava(plan, folder, force=False, verify=unverified, report=ConsoleReporter())
     return Bundle.open(folder)
 
