@@ -19,5 +19,5 @@ def test_same_and_right_are_counted_against_fp32(capsys: pytest.CaptureFixture[s
     assert (first["same"], first["right"]) == (1, 0.75)
     assert (second["same"], second["right"], second["questions"]) == (0.75, 0.5, 4)
     assert second["same_interval"][0] < 0.75 < second["same_interval"][1]
-    show([first, second], Dataset("demo", ()), argparse.Namespace(block_size=32, dialect="portable"))
+    show([first, second], load_dataset("demo", 1), argparse.Namespace(block_size=32, dialect="portable"))
     assert "| int4 | none | 75.0% [" in capsys.readouterr().out
