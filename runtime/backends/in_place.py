@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import LanguageInfo
 from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor
 
@@ -86,7 +86,7 @@ class InPlaceLanguage:
         for (name, _), value in zip(inputs, values, strict=True):
             self._binding.bind_ortvalue_input(name, value)
         self._step_inputs = values
-        self._session.run_with_iobinding(self._binding)
+        run_bound(self._session, self._binding)
         self._length = total
 
     def rows(self, length: int) -> CacheRows:
@@ -106,3 +106,19 @@ class InPlaceLanguage:
             self._binding.bind_ortvalue_output(f"present.{name}", value)
             self._cache.append(value)
         self._capacity = capacity
+
+
+def run_bound(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
+    """Run a session on what is bound.
+
+    Raises:
+        DivpruneError: ONNX Runtime failed, as when memory runs out.
+    """
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # an exception class per status code, all of them private
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise DivpruneError(
+            f"ONNX Runtime failed while running a graph ({reason}): if memory ran out, keep fewer visual tokens "
+            "or ask for a shorter answer."
+        ) from error

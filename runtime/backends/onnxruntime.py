@@ -17,7 +17,7 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, LanguageInfo, Manifest, SelectorInfo
 from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor, Encoded, LanguageSession
-from divprune_edge.runtime.backends.in_place import CACHE_TYPES, InPlaceLanguage
+from divprune_edge.runtime.backends.in_place import CACHE_TYPES, InPlaceLanguage, run_bound
 from divprune_edge.runtime.bundle import Bundle
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -222,7 +222,7 @@ class _Binding:
             self._binding.bind_output(name, self._device)
         for name in host:
             self._binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(self._binding)
+        run_bound(self._session, self._binding)
         return dict(zip([*device, *host], self._binding.get_outputs(), strict=True))
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import run_module
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.runtime.backends import Backend, in_place, open_backend
+from divprune_edge.runtime.backends.in_place import run_bound
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Pipeline
@@ -142,3 +143,12 @@ def test_what_comes_before_the_picture_is_computed_once(
     assert fed[0] == len(other._encode_prompt([Turn("user", "What is there?", image=True)])) - len(
         prompt.before_picture
     )
+
+
+def test_a_failure_of_the_engine_is_one_sentence() -> None:
+    class Full:
+        def run_with_iobinding(self, binding: object) -> None:
+            raise RuntimeError("Failed to allocate\nmemory for requested buffer of size 99.")
+
+    with pytest.raises(DivpruneError, match=r"Failed to allocate memory .* 99\): if memory ran out"):
+        run_bound(Full(), object())  # type: ignore[arg-type]
