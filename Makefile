@@ -60,7 +60,7 @@ build/venv-bench/.done: pyproject.toml constraints.txt
 	@touch $@
 
 bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4B-class model (5 minutes).
-	$(BIN)/python -m bench.prefill --json bench/prefill.json
+	$(BIN)/python -m bench.prefill --json docs/prefill.json
 
 clean:  ## Remove what the other targets made.
 	rm -rf build bundles $(VENV)
