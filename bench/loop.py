@@ -64,7 +64,7 @@ def measure(bundle: Path, tokens: int, repeats: int, threads: int) -> tuple[list
                 Sampler(forbidden=manifest.prompt.forbidden_ids),
                 Decoding(max_tokens=tokens + 1, ignore_eos=True),
                 stop_ids=frozenset(),
-                context=manifest.language_model.context,
+                context=manifest.language_model.positions,
             )
             if i:
                 loops.append(result.decode_ms / tokens)

@@ -21,8 +21,9 @@ UNPRUNED = "none"
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
-"""How the weight matrices of a graph are stored; int8 and int4 compute everything else in float32."""
-Dialect = Literal["portable", "onnxruntime"]
+"""How the weight matrices of a graph are stored. int8 and int4 compute everything else in float32, but int4 for
+TensorRT (dialects ``static`` and ``decomposed``) in float16."""
+Dialect = Literal["portable", "onnxruntime", "static", "decomposed"]
 """How attention and its cache are written; see ``export.dialects``."""
 
 
@@ -101,7 +102,8 @@ class LanguageInfo(GraphInfo):
     """The language model and what the generation loop must know of it.
 
     ``embedding_rows`` is V of the token table: id V + i is row i of ``visual_tokens``. ``vocabulary`` is the
-    number of logits. ``context`` counts tokens of one sequence, visual ones included.
+    number of logits. ``context`` counts tokens of one sequence, visual ones included. ``capacity`` is the number
+    of rows of a KV cache whose size is part of the graph; None where the cache grows.
     """
 
     precision: Precision
@@ -113,6 +115,12 @@ class LanguageInfo(GraphInfo):
     embedding_rows: Positive
     vocabulary: Positive
     context: Positive
+    capacity: Positive | None = None
+
+    @property
+    def positions(self) -> int:
+        """Tokens of one sequence that there is room for, prompt and answer together."""
+        return min(self.context, self.capacity or self.context)
 
 
 class Preprocessing(_Model):
@@ -196,7 +204,8 @@ class Manifest(_Model):
 
     ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of
     the int4 graphs' weights, None where there are none; ``calibrated`` says that the language model's were rounded
-    by what its layers read, not to the nearest.
+    by what its layers read, not to the nearest. ``target`` is the device of ``models.targets`` that the bundle was
+    made for, if one was named.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -204,6 +213,7 @@ class Manifest(_Model):
     precision: str
     block_size: Positive | None = None
     calibrated: bool = False
+    target: str | None = None
     token_dtype: DType
     vision_encoder: VisionInfo
     selectors: tuple[SelectorInfo, ...]

@@ -207,7 +207,7 @@ class Chat:
             ),
             options,
             stop_ids=frozenset(manifest.prompt.stop_ids),
-            context=manifest.language_model.context,
+            context=manifest.language_model.positions,
             on_text=stream,
         )
         self._cached = (*prompt.ids, *result.token_ids)[: session.length]

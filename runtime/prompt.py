@@ -47,7 +47,7 @@ class PromptEncoder:
         self._image_token = prompt.image_token
         self._image_id = prompt.image_token_id
         self._rows = language.embedding_rows
-        self._context = language.context
+        self._context = language.positions
         named = {
             "bos_token": prompt.bos_token,
             "eos_token": prompt.eos_token,
