@@ -1,4 +1,7 @@
-"""The generation loop: prefill, then sample, stream and decode until something ends the answer."""
+"""The generation loop: prefill, then sample, stream and decode until something ends each answer.
+
+There is one loop, for a batch of sequences; a single question is a batch of one.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,15 @@ from divprune_edge.errors import UserError
 from divprune_edge.runtime.stop import StopStrings
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.backends.base import LanguageSession
+    import numpy as np
+    import numpy.typing as npt
+
+    from divprune_edge.runtime.backends.base import LanguageBatch, LanguageSession
     from divprune_edge.runtime.detokenize import Detokenizer
     from divprune_edge.runtime.prompt import PromptIds
     from divprune_edge.runtime.sampling import Sampler
 
+OnText = Callable[[str], None]
 FinishReason = Literal["stop", "stop_string", "length", "context"]
 """A stop id, a stop string, ``max_tokens``, or the end of the model's context."""
 
@@ -80,6 +87,120 @@ class Generation:
     decode_ms: float
 
 
+class Writer:
+    """One answer in the making: takes the logits of its next id until something ends it.
+
+    Args:
+        prompt: the whole conversation.
+        detokenizer: a fresh one.
+        sampler: a fresh one, of this answer alone.
+        decoding: limits and stop strings.
+        stop_ids: ids that end an answer.
+        context: positions of one sequence, prompt and answer together.
+        on_text: gets the text piece by piece as soon as it is certain.
+    """
+
+    def __init__(
+        self,
+        prompt: PromptIds,
+        detokenizer: Detokenizer,
+        sampler: Sampler,
+        decoding: Decoding,
+        *,
+        stop_ids: frozenset[int],
+        context: int,
+        on_text: OnText | None = None,
+    ) -> None:
+        self._detokenizer, self._sampler, self._on_text = detokenizer, sampler, on_text
+        self._stop_ids = frozenset[int]() if decoding.ignore_eos else stop_ids
+        self._stops = StopStrings(decoding.stop)
+        self._limit = min(decoding.max_tokens, context - len(prompt))
+        self._at_limit: FinishReason = "length" if self._limit == decoding.max_tokens else "context"
+        self._pieces: list[str] = []
+        self._ids: list[int] = []
+        self._reason: FinishReason | None = None
+        self._started = self._prefilled = self._ended = time.perf_counter()
+        sampler.see(prompt.ids)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer is whole."""
+        return self._reason is not None
+
+    @property
+    def next(self) -> tuple[int, ...]:
+        """The id to feed for the next logits; none once the answer is whole."""
+        return () if self.ended else (self._ids[-1],)
+
+    def take(self, logits: npt.NDArray[np.float32]) -> None:
+        """Sample an id from float32 [vocabulary] and pass on the text that it makes certain."""
+        token = self._sampler(logits)
+        if not self._ids:
+            self._prefilled = time.perf_counter()
+        self._ids.append(token)
+        if token in self._stop_ids:
+            self._end("stop")
+            return
+        self._emit(self._stops.push(self._detokenizer.push(token)))
+        if self._stops.found():
+            self._end("stop_string")
+        elif len(self._ids) == self._limit:
+            self._end(self._at_limit)
+
+    def result(self) -> Generation:
+        """Return the answer, which has ended."""
+        assert self._reason is not None
+        return Generation(
+            "".join(self._pieces),
+            tuple(self._ids),
+            self._reason,
+            (self._prefilled - self._started) * 1000,
+            (self._ended - self._prefilled) * 1000,
+        )
+
+    def _end(self, reason: FinishReason) -> None:
+        if not self._stops.found():
+            self._emit(self._stops.push(self._detokenizer.finish()))
+            self._emit(self._stops.finish())
+        self._reason = "stop_string" if self._stops.found() else reason
+        self._ended = time.perf_counter()
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self._pieces.append(text)
+            if self._on_text is not None:
+                self._on_text(text)
+
+
+def write(
+    batch: LanguageBatch, writers: Sequence[Writer], prompts: Sequence[Sequence[int]], chunk: int | None
+) -> None:
+    """Run the loop until every answer is whole.
+
+    A sequence that has ended is not sampled any more; the batch is made smaller whenever half of it has ended,
+    so that what is copied for that stays less than the cache itself.
+
+    Args:
+        batch: the language model, with a sequence per writer.
+        writers: the answers; see :meth:`Writer.result`.
+        prompts: the ids of each sequence that its cache lacks.
+        chunk: feed at most so many of them at a time.
+    """
+    writing = list(writers)
+    logits = batch.extend(prompts, chunk)
+    while True:
+        for writer, row in zip(writing, logits, strict=True):
+            if not writer.ended:
+                writer.take(row)
+        going = [i for i, writer in enumerate(writing) if not writer.ended]
+        if not going:
+            return
+        if 2 * len(going) <= len(writing):
+            batch.keep(going)
+            writing = [writing[i] for i in going]
+        logits = batch.extend([writer.next for writer in writing])
+
+
 def generate(
     session: LanguageSession,
     prompt: PromptIds,
@@ -89,54 +210,27 @@ def generate(
     *,
     stop_ids: frozenset[int],
     context: int,
-    on_text: Callable[[str], None] | None = None,
+    on_text: OnText | None = None,
 ) -> Generation:
     """Answer ``prompt`` on ``session``, whose cache already holds the first ``session.length`` ids of it.
 
-    Args:
-        session: the language model.
-        prompt: the whole conversation; only what the cache lacks is fed.
-        detokenizer: a fresh one.
-        sampler: picks the next id.
-        decoding: limits and stop strings.
-        stop_ids: ids that end an answer.
-        context: positions of one sequence, prompt and answer together.
-        on_text: gets the text piece by piece as soon as it is certain.
+    Arguments are those of :class:`Writer`; only what the cache lacks is fed.
     """
-    stops = StopStrings(decoding.stop)
-    pieces: list[str] = []
-    ids: list[int] = []
-
-    def emit(text: str) -> None:
-        if text:
-            pieces.append(text)
-            if on_text is not None:
-                on_text(text)
-
-    limit = min(decoding.max_tokens, context - len(prompt))
-    reason: FinishReason = "length" if limit == decoding.max_tokens else "context"
-    sampler.see(prompt.ids)
-    started = time.perf_counter()
-    token = sampler(session.extend(prompt.ids[session.length :], decoding.prefill_chunk))
-    prefilled = time.perf_counter()
-    while True:
-        ids.append(token)
-        if token in stop_ids and not decoding.ignore_eos:
-            reason = "stop"
-            break
-        emit(stops.push(detokenizer.push(token)))
-        if stops.found():
-            reason = "stop_string"
-            break
-        if len(ids) == limit:
-            break
-        token = sampler(session.extend((token,)))
-    if not stops.found():
-        emit(stops.push(detokenizer.finish()))
-        emit(stops.finish())
-        if stops.found():
-            reason = "stop_string"
-    done = time.perf_counter()
-    return Generation(
-        "".join(pieces), tuple(ids), reason, (prefilled - started) * 1000, (done - prefilled) * 1000
+    writer = Writer(
+        prompt, detokenizer, sampler, decoding, stop_ids=stop_ids, context=context, on_text=on_text
     )
+    write(_Alone(session), [writer], [prompt.ids[session.length :]], decoding.prefill_chunk)
+    return writer.result()
+
+
+class _Alone:
+    """A batch of one session."""
+
+    def __init__(self, session: LanguageSession) -> None:
+        self._session = session
+
+    def extend(self, ids: Sequence[Sequence[int]], chunk: int | None = None) -> npt.NDArray[np.float32]:
+        return self._session.extend(ids[0], chunk)[None]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Nothing to do: the one sequence is kept as long as the loop runs."""

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from divprune_edge.errors import UserError, did_you_mean
-from divprune_edge.runtime.backends.base import Backend, CacheRows, DeviceTensor, Encoded, LanguageSession
+from divprune_edge.runtime.backends.base import (
+    Backend,
+    BatchBackend,
+    CacheRows,
+    DeviceTensor,
+    Encoded,
+    LanguageBatch,
+    LanguageSession,
+)
 from divprune_edge.runtime.bundle import Bundle
 
 BACKENDS = ("cpu", "cuda")
 
-__all__ = ["BACKENDS", "Backend", "CacheRows", "DeviceTensor", "Encoded", "LanguageSession", "open_backend"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "BatchBackend",
+    "CacheRows",
+    "DeviceTensor",
+    "Encoded",
+    "LanguageBatch",
+    "LanguageSession",
+    "open_backend",
+]
 
 
 def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) -> Backend:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,30 @@ class LanguageSession(Protocol):
 
     def rows(self, length: int) -> CacheRows:
         """Return a copy of the first ``length`` rows, for another sequence to begin with."""
+        ...
+
+
+class LanguageBatch(Protocol):
+    """Several sequences on the language model side by side, each with visual tokens of its own."""
+
+    def extend(self, ids: Sequence[Sequence[int]], chunk: int | None = None) -> npt.NDArray[np.float32]:
+        """Append ids to each sequence and return the logits of each one's last.
+
+        Args:
+            ids: the new ids of every sequence, as many as each has; one without any has ended: its logits mean
+                nothing, and it cannot go on.
+            chunk: as in :meth:`LanguageSession.extend`.
+
+        Returns:
+            float32 [sequences, vocabulary], valid until the next call.
+
+        Raises:
+            UserError: a sequence is longer than the context.
+        """
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences alone, in this order; what the others held is given back."""
         ...
 
 
@@ -120,5 +144,35 @@ class Backend(Protocol):
         Args:
             visual: the visual tokens.
             rows: what the cache holds at the start; nothing if None.
+        """
+        ...
+
+
+@runtime_checkable
+class BatchBackend(Backend, Protocol):
+    """A backend that answers several questions at once; ``encode`` and ``select`` take several pictures."""
+
+    @property
+    def batch_takes_rows(self) -> bool:
+        """Whether a batch may begin with rows that its sequences have in common."""
+        ...
+
+    def check_batch(self, chunk: int | None) -> None:
+        """Check that the bundle's language model takes several sequences, and prompts in pieces of ``chunk`` ids.
+
+        Raises:
+            UserError: it does not; the sentence names the dialect and says what to do.
+        """
+        ...
+
+    def language_batch(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageBatch:
+        """Begin a sequence for each row of ``visual`` [sequences, K, D].
+
+        Args:
+            visual: the visual tokens of each sequence.
+            rows: what every sequence's cache holds at the start; nothing if None.
+
+        Raises:
+            UserError: see :meth:`check_batch`; or rows where ``batch_takes_rows`` is False.
         """
         ...

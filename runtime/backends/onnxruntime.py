@@ -15,14 +15,26 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import GraphInfo, LanguageInfo, Manifest, SelectorInfo
-from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor, Encoded, LanguageSession
-from divprune_edge.runtime.backends.in_place import CACHE_TYPES, InPlaceLanguage, run_bound
+from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
+from divprune_edge.runtime.backends.base import (
+    CacheRows,
+    DeviceTensor,
+    Encoded,
+    LanguageBatch,
+    LanguageSession,
+)
+from divprune_edge.runtime.backends.binding import Binding
+from divprune_edge.runtime.backends.growing import GrowingBatch, GrowingLanguage
+from divprune_edge.runtime.backends.in_place import InPlaceBatch, InPlaceLanguage, check_one_piece
 from divprune_edge.runtime.bundle import Bundle
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = {"cpu": "cpu", "cuda": "gpu"}
 _ERRORS_ONLY = 3
+_BATCHES: dict[str, type[GrowingBatch] | type[InPlaceBatch]] = {
+    "portable": GrowingBatch,
+    "onnxruntime": InPlaceBatch,
+}
 
 
 class OnnxRuntimeBackend:
@@ -59,7 +71,7 @@ class OnnxRuntimeBackend:
     def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
         """Return ``OrtValue``s on the device."""
         graph = self._bundle.manifest.vision_encoder
-        binding = _Binding(self._session(graph), self._device)
+        binding = Binding(self._session(graph), self._device)
         binding.input("pixels", ort.OrtValue.ortvalue_from_numpy(pixels))
         outputs = binding.run(["visual_tokens", *signals])
         return Encoded(outputs.pop("visual_tokens"), outputs)
@@ -76,7 +88,7 @@ class OnnxRuntimeBackend:
                 f"Selector '{selector.id}' keeps {selector.keep} tokens, but the picture has only {rows} "
                 "that count: choose a smaller budget with --keep."
             )
-        binding = _Binding(self._session(selector), self._device)
+        binding = Binding(self._session(selector), self._device)
         binding.input("visual_tokens", encoded.tokens)
         binding.input("valid", ort.OrtValue.ortvalue_from_numpy(valid))
         for name in selector.signals:
@@ -96,8 +108,30 @@ class OnnxRuntimeBackend:
     def language(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageSession:
         """Begin a sequence that shares the language model's session."""
         graph = self._bundle.manifest.language_model
-        kind = InPlaceLanguage if graph.dialect == "onnxruntime" else OnnxRuntimeLanguage
+        kind = InPlaceLanguage if graph.dialect == "onnxruntime" else GrowingLanguage
         return kind(self._session(graph), self._device, graph, visual, rows)
+
+    @property
+    def batch_takes_rows(self) -> bool:
+        """See :class:`~divprune_edge.runtime.backends.base.BatchBackend`, also for what follows."""
+        return self._bundle.manifest.language_model.dialect == "portable"
+
+    def check_batch(self, chunk: int | None) -> None:
+        """A cache of fixed size holds one sequence; GroupQueryAttention prefills a batch in one piece."""
+        dialect = self._bundle.manifest.language_model.dialect
+        if dialect not in _BATCHES:
+            raise UserError(
+                f"The bundle's language model is in dialect '{dialect}', which takes one sequence at a time: ask "
+                f"one by one, or export with --dialect {' or '.join(_BATCHES)}."
+            )
+        if dialect == "onnxruntime":
+            check_one_piece(chunk)
+
+    def language_batch(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageBatch:
+        """Begin sequences that share the language model's session."""
+        self.check_batch(None)
+        graph = self._bundle.manifest.language_model
+        return _BATCHES[graph.dialect](self._session(graph), self._device, graph, visual, rows)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -130,100 +164,6 @@ class OnnxRuntimeBackend:
                 "check the driver, CUDA and cuDNN, or use '--backend cpu'."
             )
         return session
-
-
-class OnnxRuntimeLanguage:
-    """One sequence on the ``portable`` dialect: a step takes past keys and values and returns them longer."""
-
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        device: str,
-        info: LanguageInfo,
-        visual: DeviceTensor,
-        rows: CacheRows | None = None,
-    ) -> None:
-        self._session = session
-        self._device = device
-        self._info = info
-        self._visual = visual
-        self._length = rows[0].shape[2] if rows else 0
-        names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
-        self._past = [f"past_key_values.{name}" for name in names]
-        self._present = [f"present.{name}" for name in names]
-        empty = np.zeros((1, info.kv_heads, 0, info.head_dim), CACHE_TYPES[info.cache_dtype])
-        start = rows or tuple(empty for _ in names)
-        self._cache = [ort.OrtValue.ortvalue_from_numpy(value, device) for value in start]
-        # One sequence: a step's mask and positions are slices of these two.
-        self._mask = np.ones((1, info.context), np.bool_)
-        self._positions = np.arange(info.context, dtype=np.int64)[None]
-
-    @property
-    def length(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.base.LanguageSession`, also for what follows."""
-        return self._length
-
-    def extend(self, ids: Sequence[int], chunk: int | None = None) -> npt.NDArray[np.float32]:
-        """Run one step per chunk."""
-        row = np.asarray(ids, dtype=np.int64)[None]
-        step = chunk or row.shape[1]
-        pieces = [row[:, start : start + step] for start in range(0, row.shape[1], step)]
-        for piece in pieces[:-1]:
-            self._step(piece)
-        return self._step(pieces[-1])
-
-    def truncate(self, length: int) -> None:
-        """Cut the cache's tensors."""
-        if length < self._length:
-            # Through the host, also on CUDA: once per question, against once per token.
-            kept = self.rows(length)
-            self._cache = [ort.OrtValue.ortvalue_from_numpy(value, self._device) for value in kept]
-            self._length = length
-
-    def rows(self, length: int) -> CacheRows:
-        """Copy through the host."""
-        return tuple(np.array(value.numpy()[:, :, :length]) for value in self._cache)
-
-    def _step(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        total = self._length + ids.shape[1]
-        binding = _Binding(self._session, self._device)
-        binding.array("input_ids", np.ascontiguousarray(ids))
-        binding.array("logits_index", np.array([ids.shape[1] - 1], np.int64))
-        binding.array("attention_mask", self._mask[:, :total])
-        binding.array("position_ids", self._positions[:, self._length : total])
-        binding.input("visual_tokens", self._visual)
-        for name, value in zip(self._past, self._cache, strict=True):
-            binding.input(name, value)
-        outputs = binding.run(self._present, host=["logits"])
-        self._cache = [outputs[name] for name in self._present]
-        self._length = total
-        logits: npt.NDArray[np.float32] = outputs["logits"].numpy()[0]
-        return logits
-
-
-class _Binding:
-    """One run of a session: inputs by name, outputs left on the device or brought to the host."""
-
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        self._session = session
-        self._device = device
-        self._binding = session.io_binding()
-        self._held: list[ort.OrtValue] = []
-
-    def input(self, name: str, value: ort.OrtValue) -> None:
-        self._held.append(value)
-        self._binding.bind_ortvalue_input(name, value)
-
-    def array(self, name: str, value: npt.NDArray[Any]) -> None:
-        self.input(name, ort.OrtValue.ortvalue_from_numpy(value))
-
-    def run(self, device: Sequence[str], host: Sequence[str] = ()) -> dict[str, ort.OrtValue]:
-        for name in device:
-            self._binding.bind_output(name, self._device)
-        for name in host:
-            self._binding.bind_output(name, "cpu")
-        run_bound(self._session, self._binding)
-        return dict(zip([*device, *host], self._binding.get_outputs(), strict=True))
 
 
 def _require_provider(provider: str) -> None:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from divprune_edge import Pipeline, UserError
-from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeLanguage
+from divprune_edge.runtime.backends.growing import GrowingLanguage
+from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 QUESTION = "what color is the circle?"
 
@@ -80,10 +81,10 @@ def test_chat_encodes_the_picture_once_and_reuses_the_cache(
 ) -> None:
     encoded: list[int] = []
     fed: list[int] = []
-    encode, extend = OnnxRuntimeBackend.encode, OnnxRuntimeLanguage.extend
+    encode, extend = OnnxRuntimeBackend.encode, GrowingLanguage.extend
     monkeypatch.setattr(OnnxRuntimeBackend, "encode", lambda s, *p: (encoded.append(1), encode(s, *p))[1])
     monkeypatch.setattr(
-        OnnxRuntimeLanguage,
+        GrowingLanguage,
         "extend",
         lambda s, ids, chunk=None: (fed.append(len(ids)), extend(s, ids, chunk))[1],
     )
