@@ -18,6 +18,18 @@ CLIP_L_336 = {
     "image_size": 336,
     "patch_size": 14,
 }
+LM_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "vocab_size": 32064,
+    "rms_norm_eps": 1e-5,
+}
+"""Of LLaVA-1.5-7B: with CLIP_L_336 and the projector 13.5 GB of float16."""
 LM_04B = {
     "model_type": "llama",
     "hidden_size": 1024,
@@ -86,10 +98,20 @@ def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, dict[str,
 
 
 def _weight(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return normal values of the usual scale; for very large matrices random bits with an exponent that is small."""
+    if np.prod(shape) > _BITS_ABOVE:
+        bits = np.frombuffer(random.bytes(2 * int(np.prod(shape))), np.uint16)
+        return (bits & _SMALL).view(np.float16).reshape(shape)
     if name.endswith("norm.weight") or "layernorm" in name or "layrnorm" in name or "layer_norm" in name:
         return np.ones(shape, np.float16)
     scale = np.float32(0.02 if len(shape) == 1 else 0.7 / np.sqrt(shape[-1]))
     return (random.standard_normal(shape, dtype=np.float32) * scale).astype(np.float16)
+
+
+# Drawing normal numbers takes longer than writing them to the disk.
+_BITS_ABOVE = 2**23
+# Clears the exponent's upper bits: values below 2**-11.
+_SMALL = np.uint16(0b1_00011_1111111111)
 
 
 def _write_text_files(folder: Path, image_size: int) -> None:
