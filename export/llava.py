@@ -27,6 +27,7 @@ from divprune_edge.export.writer import (
     write_manifest,
 )
 from divprune_edge.manifest import (
+    FileInfo,
     GraphInfo,
     LanguageInfo,
     Manifest,
@@ -74,7 +75,8 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
     check_output(output, force)
     check_disk(output, plan.weight_bytes)
     with staged(output) as folder:
-        vision = _vision(plan, folder, report)
+        hashed: dict[str, FileInfo] = {}
+        vision = _vision(plan, folder, report, hashed)
         selector = write_selector(
             plan.selector,
             plan.spec.tokens,
@@ -84,7 +86,7 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
             folder,
             signal_inputs(plan.selector, vision),
         )
-        language = _language(plan, folder, report)
+        language = _language(plan, folder, report, hashed)
         prompt = _prompt(plan, folder)
         _copy_licence(plan.checkpoint, folder)
         verification = verify(plan, folder)
@@ -95,7 +97,7 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
                 f"{failed[0].unit} (limit {failed[0].limit}); no bundle was written."
             )
         with report.stage("sha256 of every file"):
-            files = hash_files(folder)
+            files = hash_files(folder, hashed)
         manifest = Manifest(
             family=FAMILY,
             precision=str(plan.precisions),
@@ -117,12 +119,12 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
     return manifest
 
 
-def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:
+def _vision(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> VisionInfo:
     model = build_vision_encoder(
         plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.vision_format(), plan.signals
     )
     with report.stage(VISION_FILE, len(model.graph.initializers)) as progress:
-        graph = write_graph(model, folder, VISION_FILE, progress)
+        graph = write_graph(model, folder, VISION_FILE, progress, hashed)
     return VisionInfo(
         **_fields(graph),
         tokens=plan.spec.tokens,
@@ -133,14 +135,14 @@ def _vision(plan: Plan, folder: Path, report: Reporter) -> VisionInfo:
     )
 
 
-def _language(plan: Plan, folder: Path, report: Reporter) -> LanguageInfo:
+def _language(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> LanguageInfo:
     decoder = plan.spec.decoder
     dialect = plan.dialect()
     model = build_language_model(
         plan.spec, plan.names, plan.checkpoint, dialect, plan.language_format(), plan.token_dtype
     )
     with report.stage(LANGUAGE_FILE, len(model.graph.initializers)) as progress:
-        graph = write_graph(model, folder, LANGUAGE_FILE, progress)
+        graph = write_graph(model, folder, LANGUAGE_FILE, progress, hashed)
     return LanguageInfo(
         **_fields(graph),
         precision=plan.precisions.language,

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from divprune_edge import __version__
 from divprune_edge.errors import UserError
+from divprune_edge.export.streaming import FollowingHash, computed_ahead
 from divprune_edge.manifest import MANIFEST, FileInfo, GraphInfo, Manifest, TensorInfo
 
 Progress = Callable[[str], None]
@@ -108,31 +109,50 @@ def _replace(folder: Path, output: Path) -> None:
     shutil.rmtree(retired)
 
 
-def write_graph(model: ir.Model, folder: Path, file: str, progress: Progress | None = None) -> GraphInfo:
-    """Write a model, weights as external data beside it, and return its entry in the manifest."""
+def write_graph(
+    model: ir.Model,
+    folder: Path,
+    file: str,
+    progress: Progress | None = None,
+    hashed: dict[str, FileInfo] | None = None,
+) -> GraphInfo:
+    """Write a model, weights as external data beside it, and return its entry in the manifest.
+
+    Args:
+        model: the graph.
+        folder: of the bundle.
+        file: path of the graph in it.
+        progress: told the name of each weight.
+        hashed: gets the entry of the weights' file, hashed while it was written.
+    """
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = f"{Path(file).stem}.data"
+    data = path.with_suffix(".data")
+    with FollowingHash(data) as following, computed_ahead(model):
 
-    def report(tensor: ir.TensorProtocol, _: Any) -> None:
-        if progress is not None:
-            progress(tensor.name or "")
+        def report(tensor: ir.TensorProtocol, place: Any) -> None:
+            following.reach(place.offset)
+            if progress is not None:
+                progress(tensor.name or "")
 
-    ir.save(
-        model,
-        path,
-        external_data=data,
-        size_threshold_bytes=_EXTERNAL_ABOVE,
-        alignment=4096,
-        callback=report,
-    )
-    has_data = (path.parent / data).is_file()
-    if has_data and (path.parent / data).stat().st_size == 0:
-        (path.parent / data).unlink()
-        has_data = False
+        ir.save(
+            model,
+            path,
+            external_data=data.name,
+            size_threshold_bytes=_EXTERNAL_ABOVE,
+            alignment=4096,
+            callback=report,
+        )
+        has_data = data.is_file()
+        if has_data and data.stat().st_size == 0:
+            data.unlink()
+            has_data = False
+        name = data.relative_to(folder).as_posix()
+        if has_data and hashed is not None:
+            hashed[name] = FileInfo(size=data.stat().st_size, sha256=following.finish())
     return GraphInfo(
         file=file,
-        data=((Path(file).parent / data).as_posix(),) if has_data else (),
+        data=(name,) if has_data else (),
         inputs=tuple(_tensor_info(value) for value in model.graph.inputs),
         outputs=tuple(_tensor_info(value) for value in model.graph.outputs),
     )
@@ -159,10 +179,16 @@ def _digest(stream: Any) -> Any:
     return digest
 
 
-def hash_files(folder: Path) -> dict[str, FileInfo]:
-    """Return the ``files`` of a manifest: every file under ``folder`` but the manifest, by relative path."""
+def hash_files(folder: Path, known: Mapping[str, FileInfo] | None = None) -> dict[str, FileInfo]:
+    """Return the ``files`` of a manifest: every file under ``folder`` but the manifest, by relative path.
+
+    Args:
+        folder: of the bundle.
+        known: entries that need not be computed again.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {path.relative_to(folder).as_posix(): file_info(path) for path in paths}
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return {name: (known or {}).get(name) or file_info(path) for name, path in names.items()}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
