@@ -88,14 +88,31 @@ class SelectorInfo(GraphInfo):
         return self
 
 
+class LanguageCost(_Model):
+    """What one step of the language model costs: floating-point operations, and bytes of weights that it reads.
+
+    ``token_flops`` per new token, ``pair_flops`` per pair of a new token and one that it sees, ``logits_flops`` once.
+    ``weight_bytes`` leaves out an embedding table that is only looked up.
+    """
+
+    token_flops: Positive
+    pair_flops: Positive
+    logits_flops: Positive
+    weight_bytes: Positive
+
+
 class VisionInfo(GraphInfo):
-    """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile."""
+    """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile.
+
+    ``flops`` are floating-point operations per tile, projector included; None in bundles of older exports.
+    """
 
     tokens: Positive
     width: Positive
     image_height: Positive
     image_width: Positive
     precision: Precision
+    flops: Positive | None = None
 
 
 class LanguageInfo(GraphInfo):
@@ -103,7 +120,8 @@ class LanguageInfo(GraphInfo):
 
     ``embedding_rows`` is V of the token table: id V + i is row i of ``visual_tokens``. ``vocabulary`` is the
     number of logits. ``context`` counts tokens of one sequence, visual ones included. ``capacity`` is the number
-    of rows of a KV cache whose size is part of the graph; None where the cache grows.
+    of rows of a KV cache whose size is part of the graph; None where the cache grows. ``cost`` is None in bundles of
+    older exports.
     """
 
     precision: Precision
@@ -116,6 +134,7 @@ class LanguageInfo(GraphInfo):
     vocabulary: Positive
     context: Positive
     capacity: Positive | None = None
+    cost: LanguageCost | None = None
 
     @property
     def positions(self) -> int:

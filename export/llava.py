@@ -10,10 +10,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from divprune_edge.errors import DivpruneError
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import Plan
+from divprune_edge.export.precision import QUANTISED
 from divprune_edge.export.selector import signal_inputs, write_selector
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import (
@@ -29,6 +32,7 @@ from divprune_edge.export.writer import (
 from divprune_edge.manifest import (
     FileInfo,
     GraphInfo,
+    LanguageCost,
     LanguageInfo,
     Manifest,
     Prompt,
@@ -36,6 +40,7 @@ from divprune_edge.manifest import (
     Verification,
     VisionInfo,
 )
+from divprune_edge.models.cost import decoder_parts, projector_flops, vision_flops
 from divprune_edge.models.llava import FAMILY
 from divprune_edge.models.prompt import TEMPLATE_FILE
 
@@ -132,6 +137,8 @@ def _vision(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileIn
         image_height=plan.spec.vision.image_size,
         image_width=plan.spec.vision.image_size,
         precision=plan.precisions.vision,
+        flops=vision_flops(plan.spec.vision)
+        + projector_flops(plan.spec.vision.feature_width, plan.spec.width, plan.spec.tokens),
     )
 
 
@@ -154,6 +161,22 @@ def _language(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, File
         embedding_rows=plan.embedding_rows,
         vocabulary=plan.vocabulary,
         context=decoder.context,
+        cost=_language_cost(plan, folder, graph),
+    )
+
+
+def _language_cost(plan: Plan, folder: Path, graph: GraphInfo) -> LanguageCost:
+    """Return what a step costs; a step looks up a few rows of the embedding, unless the head multiplies with it."""
+    flops = decoder_parts(plan.spec.decoder, plan.vocabulary)
+    stored = sum((folder / name).stat().st_size for name in (graph.file, *graph.data))
+    is_head = plan.names.tied and plan.precisions.language not in QUANTISED
+    itemsize = np.dtype(plan.language_format().dtype).itemsize
+    embedding = 0 if is_head else plan.embedding_rows * plan.spec.width * itemsize
+    return LanguageCost(
+        token_flops=flops.token,
+        pair_flops=flops.pair,
+        logits_flops=flops.logits,
+        weight_bytes=stored - embedding,
     )
 
 

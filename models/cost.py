@@ -14,16 +14,32 @@ from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.llava import LlavaSpec
 
 
-def decoder_flops(spec: DecoderSpec, tokens: int, vocabulary: int) -> int:
-    """Return the FLOPs of prefilling ``tokens`` tokens, logits of one position included.
+@dataclass(frozen=True)
+class DecoderFlops:
+    """What a decoder's FLOPs are made of: per token, per pair of a query and a key, and per position with logits."""
 
-    ``2 L (2 n h (q + kv) + 2 n^2 q + 3 n h m) + 2 h V`` with q and kv the widths of all heads.
+    token: int
+    pair: int
+    logits: int
+
+    def of(self, new: int, cached: int = 0) -> int:
+        """Return the FLOPs of a step that appends ``new`` tokens to ``cached`` ones, logits of one position included."""
+        return self.token * new + self.pair * new * (cached + new) + self.logits
+
+
+def decoder_parts(spec: DecoderSpec, vocabulary: int) -> DecoderFlops:
+    """Return ``2 L (2 h (q + kv) + 3 h m)`` per token, ``4 L q`` per pair, ``2 h V`` for logits.
+
+    q and kv are the widths of all heads.
     """
     q, kv = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    projections = 2 * tokens * spec.hidden * (q + kv)
-    attention = 2 * tokens * tokens * q
-    mlp = 3 * tokens * spec.hidden * spec.intermediate
-    return 2 * spec.layers * (projections + attention + mlp) + 2 * spec.hidden * vocabulary
+    matrices = 2 * spec.hidden * (q + kv) + 3 * spec.hidden * spec.intermediate
+    return DecoderFlops(2 * spec.layers * matrices, 4 * spec.layers * q, 2 * spec.hidden * vocabulary)
+
+
+def decoder_flops(spec: DecoderSpec, tokens: int, vocabulary: int) -> int:
+    """Return the FLOPs of prefilling ``tokens`` tokens, logits of one position included."""
+    return decoder_parts(spec, vocabulary).of(tokens)
 
 
 def vision_flops(spec: ClipVisionSpec) -> int:
