@@ -1,0 +1,1 @@
+"""TensorRT engines of a bundle: built on the device that runs them, stored beside the graphs, checked before use."""

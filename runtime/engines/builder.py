@@ -1,0 +1,218 @@
+"""``python -m runtime build``: the graphs of a bundle become engines of this device, all of them or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from divprune_edge.errors import UserError
+from divprune_edge.plugins.loader import Library, find_library
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines import store
+from divprune_edge.runtime.engines.facts import device_facts
+from divprune_edge.runtime.engines.fingerprint import Facts, digest, fingerprint
+from divprune_edge.runtime.engines.graphs import Graph, Job, chosen_selectors, facts_of, graphs_of
+from divprune_edge.runtime.engines.memory import check_build_memory, check_disk, graph_bytes
+from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, make_limits
+from divprune_edge.runtime.engines.progress import Report
+from divprune_edge.runtime.engines.target import check_dialect, check_target, check_version
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        selector: ids or names with commas between them, ``all``, ``none``; None is the bundle's default.
+        target: name of the device that this is supposed to be.
+        max_prompt: longest piece of a prompt fed at once, in tokens.
+        workspace: most bytes that a tactic may take.
+        optimization_level: TensorRT's, 0 to 5.
+        force: build anew what is there.
+        verbose: show what TensorRT says.
+    """
+
+    selector: str | None = None
+    target: str | None = None
+    max_prompt: int | None = None
+    workspace: int | None = None
+    optimization_level: int | None = None
+    force: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Built:
+    """The folder of the engines, what they are, and which of them were there before."""
+
+    folder: Path
+    info: store.EnginesInfo
+    reused: tuple[str, ...]
+
+
+def build_engines(bundle: Bundle, options: Options, report: Report, library: Path | None = None) -> Built:
+    """Build the engines of a bundle on this device.
+
+    Args:
+        bundle: an opened bundle with a language model in dialect ``static`` or ``decomposed``.
+        options: what to build, and how.
+        report: is told how far it is.
+        library: folder of the plugin library; None is where ``python -m plugins build`` puts it.
+
+    Raises:
+        UserError: bundle, target and device do not fit together, something is missing, there is too little disk
+            or memory, or the engines are there already.
+        DivpruneError: TensorRT cannot build an engine.
+    """
+    manifest = bundle.manifest
+    check_dialect(manifest, bundle.path)
+    selectors = chosen_selectors(bundle, options.selector)
+    limits = make_limits(manifest, selectors, options.max_prompt)
+    device = device_facts()
+    check_target(manifest, bundle.path, options.target, device)
+    check_version(manifest, bundle.path, device.tensorrt)
+    graphs = graphs_of(bundle, selectors, limits, device.tensorrt)
+    plugin = find_library(library) if any(graph.plugin for graph in graphs) else None
+    facts = facts_of(bundle, graphs, limits, device, plugin)
+    place = bundle.path / store.FOLDER / fingerprint(facts)
+    if place.exists() and not options.force:
+        raise UserError(f"'{place}' holds these engines already: use them, or build them again with --force.")
+    recipes = {graph.name: _recipe(graph, facts, options) for graph in graphs}
+    there = {} if options.force else _find_plans(bundle.path, recipes)
+    missing = [graph for graph in graphs if graph.name not in there]
+    sizes = [graph_bytes(manifest, graph.file, graph.data) for graph in missing]
+    check_disk(bundle.path, sizes)
+    if sizes:
+        check_build_memory(sizes, options.workspace, device)
+        _prepare(bundle, missing, plugin, options)
+    with store.partial_folder(bundle.path) as partial:
+        plans = {}
+        for at, graph in enumerate(graphs, start=1):
+            recipe = recipes[graph.name]
+            report.begin(graph.name, at, len(graphs))
+            if graph.name in there:
+                plan = _reuse(there[graph.name], graph.name, partial)
+            else:
+                plan = _build(bundle, graph, recipe, options, partial, report)
+            report.done(graph.name, plan.seconds, plan.size, reused=graph.name in there)
+            plans[graph.name] = plan
+        info = store.EnginesInfo(facts=facts, plans=plans)
+        return Built(store.publish(partial, info), info, tuple(there))
+
+
+def _recipe(graph: Graph, facts: Facts, options: Options) -> str:
+    """Return a digest of all that a plan follows from, the builder's options included."""
+    shapes = [{name: shapes.model_dump() for name, shapes in profile.items()} for profile in graph.profiles]
+    parts = (
+        facts.onnx[graph.name],
+        facts.tensorrt,
+        facts.cuda,
+        facts.sm,
+        facts.plugin if graph.plugin else None,
+        shapes,
+        options.workspace,
+        options.optimization_level,
+    )
+    return digest(repr(parts))
+
+
+def _find_plans(bundle: Path, recipes: dict[str, str]) -> dict[str, store.Stored]:
+    """Return where plans of these recipes are already, by name of the engine; broken ones do not count."""
+    found = {}
+    for folder in (bundle / store.FOLDER).glob("[0-9a-f]*"):
+        with suppress(UserError):
+            stored = store.Stored(folder, store.read_record(folder))
+            for name, recipe in recipes.items():
+                plan = stored.info.plans.get(name)
+                if plan is not None and plan.recipe == recipe:
+                    store.map_plan(stored, name).close()
+                    found[name] = stored
+    return found
+
+
+def _prepare(bundle: Bundle, graphs: Sequence[Graph], plugin: Library | None, options: Options) -> None:
+    """Find out what TensorRT cannot build while that is cheap: the plugin, and the selectors' nodes."""
+    compiler = _compiler()
+    if plugin is not None:
+        compiler.register_plugin(plugin)
+    for graph in graphs:
+        if graph.name not in (VISION, LANGUAGE):
+            compiler.check_graph(_job(bundle, graph, options))
+
+
+def _build(
+    bundle: Bundle, graph: Graph, recipe: str, options: Options, partial: Path, report: Report
+) -> store.PlanInfo:
+    cache, shared = partial / store.TIMING_CACHE, bundle.path / store.FOLDER / store.TIMING_CACHE
+    if shared.is_file() and not cache.is_file():
+        shutil.copyfile(shared, cache)
+    path, layers = _files(partial, graph.name)
+    start = time.monotonic()
+    described = _compiler().compile_engine(
+        _job(bundle, graph, options), path, cache, report, verbose=options.verbose
+    )
+    seconds = time.monotonic() - start
+    layers.write_text(described.layers, encoding="utf-8")
+    size, sha256 = store.plan_digest(path)
+    if cache.is_file():
+        # After each engine, so that a build which is interrupted later has not measured for nothing.
+        copy = cache.with_name("copied")
+        shutil.copyfile(cache, copy)
+        copy.replace(shared)
+    return store.PlanInfo(
+        file=path.name,
+        layers=layers.name,
+        size=size,
+        sha256=sha256,
+        graph=graph.file,
+        recipe=recipe,
+        profiles=graph.profiles,
+        device_memory=described.device_memory,
+        plugin=graph.plugin,
+        seconds=round(seconds, 3),
+    )
+
+
+def _reuse(stored: store.Stored, name: str, partial: Path) -> store.PlanInfo:
+    """Take over a plan of another folder, without a second copy where the disk allows that."""
+    plan = stored.info.plans[name]
+    for source, target in zip((plan.file, plan.layers), _files(partial, name), strict=True):
+        try:
+            os.link(stored.folder / source, target)
+        except OSError:
+            shutil.copyfile(stored.folder / source, target)
+    path, layers = _files(partial, name)
+    return plan.model_copy(update={"file": path.name, "layers": layers.name})
+
+
+def _files(partial: Path, name: str) -> tuple[Path, Path]:
+    folder = partial / store.PLANS
+    return folder / f"{name}.plan", folder / f"{name}.layers.json"
+
+
+def _job(bundle: Bundle, graph: Graph, options: Options) -> Job:
+    return Job(
+        graph.name,
+        bundle.file(graph.file),
+        graph.profiles,
+        graph.plugin,
+        options.workspace,
+        options.optimization_level,
+    )
+
+
+def _compiler() -> ModuleType:
+    """Return the module that calls TensorRT, on first use: nothing else needs Polygraphy."""
+    try:
+        from divprune_edge.runtime.engines import compile as compiler
+    except ImportError as error:
+        raise UserError(
+            f"Polygraphy, which builds engines, cannot be loaded ({error}): 'pip install polygraphy'."
+        ) from error
+    return compiler

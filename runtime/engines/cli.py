@@ -1,0 +1,70 @@
+"""``python -m runtime build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def build_command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")],
+    *,
+    selector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Ids or names with commas between them; 'all', and 'none' to keep every visual token.",
+            show_default="the bundle's",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Refuse to build where this is not that device.")
+    ] = None,
+    max_prompt: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Longest piece of a prompt fed at once.",
+            show_default="all there is room for",
+        ),
+    ] = None,
+    workspace: Annotated[
+        int | None,
+        typer.Option(metavar="MIB", min=1, help="Most memory for one kernel.", show_default="TensorRT's"),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="How long to look for fast kernels.", show_default="TensorRT's"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build anew what is there already.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what TensorRT says.")] = False,
+    verify_hashes: Annotated[
+        str,
+        typer.Option(help="'auto' hashes new or touched files, 'always' hashes all of them.", metavar="WHEN"),
+    ] = "auto",
+) -> None:
+    """Build the TensorRT engines of a bundle, on the device that will run them."""
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.engines.builder import Options, build_engines
+    from divprune_edge.runtime.engines.progress import ConsoleReport
+
+    opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
+    options = Options(
+        selector,
+        target,
+        max_prompt,
+        None if workspace is None else workspace << 20,
+        optimization_level,
+        force,
+        verbose,
+    )
+    with ConsoleReport() as report:
+        built = build_engines(opened, options, report)
+    facts = built.info.facts
+    least, _, most = facts.limits.kept
+    kept = str(least) if least == most else f"{least} to {most}"
+    print(f"{built.folder}")
+    print(f"sm_{facts.sm}, TensorRT {facts.tensorrt}, CUDA {facts.cuda}")
+    print(f"prompts of up to {facts.limits.max_prompt} tokens at once, {kept} of them visual")

@@ -1,0 +1,225 @@
+"""The calls that make an engine: Polygraphy configures and builds, TensorRT parses and describes.
+
+The only module of the build that imports TensorRT; it is imported when a build begins. What it uses of TensorRT is
+checked against the real bindings of two major versions (``tests/runtime/engines/test_bindings.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import SupportsInt
+
+import tensorrt as trt
+from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork
+from polygraphy.backend.trt import Profile as PolygraphyProfile
+from polygraphy.exception import PolygraphyException
+from polygraphy.logger import G_LOGGER
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.plugins.loader import Library, register
+from divprune_edge.runtime.engines.graphs import Job
+from divprune_edge.runtime.engines.profiles import Profile
+from divprune_edge.runtime.engines.progress import Interrupt, Report
+
+_LONGEST = 300
+_SILENT = G_LOGGER.CRITICAL + 1
+
+
+@dataclass(frozen=True)
+class Described:
+    """What TensorRT says of a plan: JSON about its layers, and memory of a context by optimisation profile."""
+
+    layers: str
+    device_memory: tuple[int, ...]
+
+
+class Log(trt.ILogger):
+    """Keeps TensorRT's errors for the sentence that ends the build, and shows the rest if asked to."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        trt.ILogger.__init__(self)
+        self._verbose = verbose
+        self._errors: list[str] = []
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Called by TensorRT, from any thread."""
+        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+            self._errors.append(msg)
+        if self._verbose and severity != trt.ILogger.VERBOSE:
+            print(f"[TensorRT] {msg}")
+
+    def reason(self) -> str:
+        """The first error: what follows it is mostly its consequence."""
+        return shorten(self._errors[0]) if self._errors else "it gives no reason"
+
+
+class Monitor(trt.IProgressMonitor):
+    """Passes TensorRT's progress on, and Ctrl-C to TensorRT."""
+
+    def __init__(self, report: Report, interrupt: Interrupt) -> None:
+        trt.IProgressMonitor.__init__(self)
+        self._report = report
+        self._interrupt = interrupt
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
+        """Called by TensorRT, as are the others."""
+        self._report.phase(phase_name, parent_phase, int(num_steps))
+
+    def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
+        """Return False to end the build."""
+        self._report.step(phase_name, int(step))
+        return not self._interrupt.seen
+
+    def phase_finish(self, phase_name: str) -> None:
+        """Also called for a phase that was cut short."""
+        self._report.finished(phase_name)
+
+
+def register_plugin(library: Library) -> None:
+    """Make TensorRT know the plugin, in this process only: plans do not carry it.
+
+    Raises:
+        UserError: the library does not fit this TensorRT.
+    """
+    register(trt.get_plugin_registry(), trt.__version__, library)
+
+
+def check_graph(job: Job) -> None:
+    """Parse a graph and see whether TensorRT knows what to do with every node.
+
+    Raises:
+        UserError: it does not; the sentence names the node.
+    """
+    _parse(job, Log())
+
+
+def compile_engine(job: Job, plan: Path, cache: Path, report: Report, *, verbose: bool = False) -> Described:
+    """Build an engine and write it to ``plan``.
+
+    Args:
+        job: what to build.
+        plan: file to write.
+        cache: TensorRT's measurements; read if it is there, and written.
+        report: is told about the progress.
+        verbose: print what TensorRT says.
+
+    Raises:
+        UserError: the graph cannot be parsed.
+        DivpruneError: TensorRT finds no engine.
+        KeyboardInterrupt: Ctrl-C ended the build.
+    """
+    log = Log(verbose)
+    parsed = _parse(job, log)
+    with Interrupt() as interrupt, _polygraphy():
+        config = CreateConfig(
+            # Off, so that float32 is float32: another rounding would pick other tokens.
+            tf32=False,
+            profiles=[_profile(profile) for profile in job.profiles],
+            load_timing_cache=str(cache) if cache.is_file() else None,
+            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
+            memory_pool_limits=None
+            if job.workspace is None
+            else {trt.MemoryPoolType.WORKSPACE: job.workspace},
+            builder_optimization_level=job.optimization_level,
+            progress_monitor=Monitor(report, interrupt),
+        )
+        try:
+            memory = EngineBytesFromNetwork(parsed, config=config, save_timing_cache=str(cache))()
+        except PolygraphyException:
+            memory = None
+    if interrupt.seen:
+        raise KeyboardInterrupt
+    if memory is None:
+        raise DivpruneError(
+            f"TensorRT {trt.__version__} cannot build an engine from '{job.graph}': {log.reason()}."
+        )
+    with plan.open("wb") as file:
+        file.write(memory)
+    # The network holds the weights once more, and describing the plan loads it.
+    del memory, parsed
+    return _describe(plan, log)
+
+
+def shorten(message: str) -> str:
+    """Return a message on one line, without its end where it is long."""
+    line = " ".join(message.split()).rstrip(".")
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+
+
+def _parse(job: Job, log: Log) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:
+        raise DivpruneError(f"TensorRT {trt.__version__} does not start: {log.reason()}.") from error
+    # From 11 on networks know no other way; until then they have to be told that the graph decides on types.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    # By its path, so that the parser finds the external data.
+    if not parser.parse_from_file(str(job.graph)) or parser.num_errors:
+        raise UserError(
+            f"TensorRT {trt.__version__} cannot read '{job.graph}': {_parser_errors(parser) or log.reason()}; "
+            "'python -m export check BUNDLE --target NAME' says what a target's version lacks."
+        )
+    if job.plugin and not _has_plugin(network):
+        raise UserError(
+            f"TensorRT {trt.__version__} did not take the plugin for '{job.graph}' but the slow form that the graph "
+            "has for other runtimes: build the plugin for this TensorRT with 'python -m plugins build'."
+        )
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.is_shape_tensor:
+            raise UserError(
+                f"TensorRT {trt.__version__} takes the values of input '{tensor.name}' of '{job.graph}' for a shape, "
+                "which no profile covers: export the bundle again."
+            )
+    return builder, network, parser
+
+
+def _parser_errors(parser: trt.OnnxParser) -> str:
+    """Return the first error with the node that it is about."""
+    if not parser.num_errors:
+        return ""
+    error = parser.get_error(0)
+    name, operator = error.node_name(), error.node_operator()
+    where = f"node '{name}' ({operator}): " if name or operator else ""
+    return where + shorten(error.desc())
+
+
+def _has_plugin(network: trt.INetworkDefinition) -> bool:
+    layers = (network.get_layer(index) for index in range(network.num_layers))
+    return any(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+
+
+def _profile(profile: Profile) -> PolygraphyProfile:
+    made = PolygraphyProfile()
+    for name, shapes in profile.items():
+        made.add(name, min=shapes.min, opt=shapes.opt, max=shapes.max)
+    return made
+
+
+def _describe(plan: Path, log: Log) -> Described:
+    """Load the plan that was just built, which also shows that it loads."""
+    runtime = trt.Runtime(log)
+    with plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+        engine = runtime.deserialize_cuda_engine(mapped)
+    if engine is None:
+        raise DivpruneError(
+            f"TensorRT {trt.__version__} cannot load the engine that it built: {log.reason()}."
+        )
+    count = engine.num_optimization_profiles
+    inspector = engine.create_engine_inspector()
+    return Described(
+        inspector.get_engine_information(trt.LayerInformationFormat.JSON),
+        tuple(int(engine.get_device_memory_size_for_profile_v2(index)) for index in range(count)),
+    )
+
+
+@contextmanager
+def _polygraphy() -> Iterator[None]:
+    """Let Polygraphy print nothing: its exceptions and TensorRT's log say it."""
+    with G_LOGGER.verbosity(_SILENT):
+        yield

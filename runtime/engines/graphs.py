@@ -1,0 +1,124 @@
+"""Which graphs of a bundle become engines, from which files, and what these engines depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Manifest, SelectorInfo
+from divprune_edge.plugins.loader import Library
+from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.facts import DeviceFacts
+from divprune_edge.runtime.engines.fingerprint import Facts, graph_digest
+from divprune_edge.runtime.engines.profiles import (
+    LANGUAGE,
+    VISION,
+    Limits,
+    Profile,
+    language_profiles,
+    selector_profiles,
+    vision_profiles,
+)
+from divprune_edge.runtime.engines.store import plain_name
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph that becomes an engine: file and external data in the bundle, profiles, and whether it has the plugin."""
+
+    name: str
+    file: str
+    data: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    plugin: bool
+
+    def digest(self, manifest: Manifest) -> str:
+        """Return one sha256 over the graph's files."""
+        return graph_digest(manifest, self.file, self.data)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One engine to build.
+
+    Attributes:
+        name: of the engine.
+        graph: the ONNX file; its external data lies beside it.
+        profiles: optimisation profiles, in their order.
+        plugin: a node of the graph is the plugin's.
+        workspace: most bytes that a tactic may take; None leaves it to TensorRT.
+        optimization_level: 0 to 5; None leaves it to TensorRT.
+    """
+
+    name: str
+    graph: Path
+    profiles: tuple[Profile, ...]
+    plugin: bool
+    workspace: int | None
+    optimization_level: int | None
+
+
+def chosen_selectors(bundle: Bundle, asked: str | None) -> list[SelectorInfo | None]:
+    """Return the selectors to build for, the one to tune for first; None stands for no pruning.
+
+    Raises:
+        UserError: the bundle has no such selector.
+    """
+    if asked is None:
+        return [bundle.selector()]
+    chosen: list[SelectorInfo | None] = []
+    for name in (part.strip() for part in asked.split(",")):
+        if name == ALL:
+            default = bundle.selector()
+            others = [entry for entry in bundle.manifest.selectors if entry != default]
+            found = [*([default] if default else []), *others]
+        else:
+            found = [bundle.selector(name)]
+        chosen += [entry for entry in found if entry not in chosen]
+    return chosen
+
+
+def graphs_of(
+    bundle: Bundle, selectors: Sequence[SelectorInfo | None], limits: Limits, tensorrt: str
+) -> list[Graph]:
+    """Return the graphs to build for this TensorRT, the smallest first: what fails, fails early."""
+    manifest = bundle.manifest
+    vision, language = manifest.vision_encoder, manifest.language_model
+    graphs = [_selector_graph(bundle, entry, tensorrt) for entry in selectors if entry is not None]
+    graphs.append(Graph(VISION, vision.file, vision.data, vision_profiles(manifest), plugin=False))
+    profiles = language_profiles(language, limits)
+    graphs.append(Graph(LANGUAGE, language.file, language.data, profiles, plugin=False))
+    return graphs
+
+
+def _selector_graph(bundle: Bundle, entry: SelectorInfo, tensorrt: str) -> Graph:
+    try:
+        plain_name(entry.id)
+    except ValueError as error:
+        raise UserError(
+            f"Selector {error}, so its engine cannot be stored: export it under another name."
+        ) from error
+    file = entry.file
+    # The exporter writes a stripped file for each graph whose node is the plugin's, and for no other.
+    if entry.stripped is not None and needs_stripped(tensorrt):
+        file = entry.stripped
+    return Graph(entry.id, file, entry.data, selector_profiles(entry), plugin=entry.stripped is not None)
+
+
+def facts_of(
+    bundle: Bundle, graphs: Sequence[Graph], limits: Limits, device: DeviceFacts, plugin: Library | None
+) -> Facts:
+    """Return what the engines of these graphs depend on here."""
+    return Facts(
+        onnx={graph.name: graph.digest(bundle.manifest) for graph in graphs},
+        tensorrt=device.tensorrt,
+        cuda=device.cuda,
+        sm=device.sm,
+        plugin=plugin.record.sha256 if plugin else None,
+        limits=limits,
+    )

@@ -1,0 +1,101 @@
+"""What building and running engines takes, compared with what there is, before it is taken.
+
+Lower bounds from what is known of the files; what TensorRT takes beside that depends on its tactics and is not
+predicted here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import LanguageInfo, Manifest
+from divprune_edge.runtime.engines.facts import DeviceFacts
+from divprune_edge.runtime.engines.store import PlanInfo
+
+_MIB = 1 << 20
+_SPARE = 64 * _MIB
+
+
+def graph_bytes(manifest: Manifest, file: str, data: Iterable[str]) -> int:
+    """Return the size of a graph with its external data."""
+    return sum(manifest.files[name].size for name in (file, *data))
+
+
+def cache_bytes(info: LanguageInfo) -> int:
+    """Return the size of a KV cache of the graph's capacity."""
+    return (
+        2
+        * info.layers
+        * info.kv_heads
+        * (info.capacity or info.context)
+        * info.head_dim
+        * np.dtype(info.cache_dtype).itemsize
+    )
+
+
+def check_disk(folder: Path, graphs: Iterable[int]) -> None:
+    """Check that plans for graphs of these sizes fit on the disk: a plan holds the weights once.
+
+    Raises:
+        UserError: they do not; the sentence has the numbers.
+    """
+    needed = sum(graphs) + _SPARE
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"The engines take about {_mib(needed)} MiB on the disk of '{folder}', which has {_mib(free)} MiB free: "
+            "make room there."
+        )
+
+
+def check_build_memory(graphs: Iterable[int], workspace: int | None, device: DeviceFacts) -> None:
+    """Check that the largest graph can be built.
+
+    TensorRT holds its weights as read, as laid out for the GPU, and as written into the plan: the second on the
+    GPU, the others on the host.
+
+    Raises:
+        UserError: there is too little memory; the sentence has the numbers.
+    """
+    weights = max(graphs)
+    on_device, on_host = weights + (workspace or 0), 2 * weights
+    if device.shared_memory:
+        on_host += on_device
+    for needed, there, where in (
+        (on_device, device.free_memory, "on the GPU"),
+        (on_host, device.host_memory, "with swap"),
+    ):
+        # A system that does not tell how much there is, is not held to it.
+        if there and there < needed:
+            raise UserError(
+                f"Building the largest engine takes at least {_mib(needed)} MiB {where}, but there are {_mib(there)} "
+                "MiB: close other programs, add swap, or export with a smaller --precision."
+            )
+
+
+def check_run_memory(plans: Iterable[PlanInfo], info: LanguageInfo, device: DeviceFacts) -> None:
+    """Check that engines can be opened side by side: their weights, the activations, and the KV cache.
+
+    Raises:
+        UserError: there is too little memory; the sentence has the numbers.
+    """
+    listed = list(plans)
+    weights = sum(plan.size for plan in listed)
+    activations = sum(max(plan.device_memory, default=0) for plan in listed)
+    cache = cache_bytes(info)
+    needed = weights + activations + cache
+    if device.free_memory < needed:
+        raise UserError(
+            f"The engines take {_mib(needed)} MiB (weights {_mib(weights)}, activations {_mib(activations)}, KV cache "
+            f"{_mib(cache)}), but the GPU has {_mib(device.free_memory)} MiB free: close other programs, or export "
+            "with a smaller --precision or --capacity and build again with 'python -m runtime build'."
+        )
+
+
+def _mib(size: int) -> int:
+    return -(-size // _MIB)

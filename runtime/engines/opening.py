@@ -1,0 +1,137 @@
+"""Finding the engines of a bundle for this device, and proving that they are what they say, before any is loaded.
+
+A plan is code: TensorRT executes what it deserialises, and does not notice that a file was tampered with. So nothing
+here, and nothing that fails here, hands a byte of a plan to TensorRT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import SelectorInfo
+from divprune_edge.plugins.loader import Library, find_library
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts
+from divprune_edge.runtime.engines.fingerprint import differences
+from divprune_edge.runtime.engines.graphs import Graph, graphs_of
+from divprune_edge.runtime.engines.memory import check_run_memory
+from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, Limits
+from divprune_edge.runtime.engines.store import (
+    FOLDER,
+    PlanInfo,
+    Stored,
+    map_plan,
+    read_stores,
+    rebuild_command,
+)
+from divprune_edge.runtime.engines.target import check_dialect
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Checked engines for one way of asking.
+
+    Attributes:
+        folder: where they lie.
+        device: facts of this device.
+        limits: shapes that the language model's engine takes.
+        plans: engine -> its bytes, mapped: ``vision_encoder``, ``language_model``, and the selector's id if there
+            is one.
+        info: engine -> what is known of it.
+        library: the plugin library to register before a plan is loaded; None where none needs it.
+    """
+
+    folder: Path
+    device: DeviceFacts
+    limits: Limits
+    plans: Mapping[str, mmap]
+    info: Mapping[str, PlanInfo]
+    library: Library | None
+
+
+def open_engines(bundle: Bundle, selector: SelectorInfo | None, library: Path | None = None) -> Engines:
+    """Find and check the engines of a bundle for this device.
+
+    Args:
+        bundle: an opened bundle.
+        selector: what prunes; None for no pruning.
+        library: folder of the plugin library; None is where ``python -m plugins build`` puts it.
+
+    Raises:
+        UserError: there are none, they were built for something else, one is damaged or was changed, the plugin
+            is missing, or there is too little memory. Nothing was deserialised.
+    """
+    check_dialect(bundle.manifest, bundle.path)
+    stores = read_stores(bundle.path)
+    if not stores:
+        raise UserError(
+            f"'{bundle.path}' has no engines: build them on this device with '{_command(bundle, selector)}'."
+        )
+    device = device_facts()
+    stored = _choose(bundle, selector, stores, device)
+    names = [VISION, LANGUAGE, *([selector.id] if selector else [])]
+    info = {name: stored.info.plans[name] for name in names}
+    found = _check_plugin(bundle, selector, stored, library) if any(p.plugin for p in info.values()) else None
+    check_run_memory(info.values(), bundle.manifest.language_model, device)
+    plans = {name: map_plan(stored, name) for name in names}
+    return Engines(stored.folder, device, stored.info.facts.limits, plans, info, found)
+
+
+def _choose(
+    bundle: Bundle, selector: SelectorInfo | None, stores: list[Stored], device: DeviceFacts
+) -> Stored:
+    """Return the newest engines that fit; where none do, say what those that come closest lack."""
+    rated = [(_misfits(bundle, selector, stored, device), stored) for stored in stores]
+    fitting = [stored for misfits, stored in rated if not misfits]
+    if fitting:
+        return fitting[0]
+    misfits, _ = min(rated, key=lambda one: len(one[0]))
+    raise UserError(
+        f"The engines in '{bundle.path / FOLDER}' {misfits[0]}: build them for this device with "
+        f"'{_command(bundle, selector)}'."
+    )
+
+
+def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, device: DeviceFacts) -> list[str]:
+    """Return why engines do not serve this device and this selector; an empty list if they do."""
+    built = stored.info.facts
+    graphs: list[Graph] = graphs_of(bundle, [selector], built.limits, device.tensorrt)
+    now = {graph.name: graph.digest(bundle.manifest) for graph in graphs}
+    found = differences(
+        built, {"sm": device.sm, "tensorrt": device.tensorrt, "cuda": device.cuda, "onnx": now}
+    )
+    missing = [name for name in now if name not in built.onnx]
+    if missing:
+        there = ", ".join(sorted(set(built.onnx) - {VISION, LANGUAGE})) or "no selector"
+        found.append(f"were built with {there}, but not with '{missing[0]}'")
+    kept = selector.keep if selector else bundle.manifest.vision_encoder.tokens
+    least, _, most = built.limits.kept
+    if not missing and not least <= kept <= most:
+        budget = str(least) if least == most else f"{least} to {most}"
+        found.append(f"were built for {budget} visual tokens, but {kept} are asked for")
+    return found
+
+
+def _check_plugin(
+    bundle: Bundle, selector: SelectorInfo | None, stored: Stored, library: Path | None
+) -> Library:
+    found = find_library(library)
+    before = stored.info.facts.plugin or ""
+    if found.record.sha256 != before:
+        raise UserError(
+            f"The engines in '{stored.folder}' were built with another plugin library (sha256 {before[:12]}…) than "
+            f"'{found.path}' (sha256 {found.record.sha256[:12]}…): build them again with "
+            f"'{_command(bundle, selector)}'."
+        )
+    return found
+
+
+def _command(bundle: Bundle, selector: SelectorInfo | None) -> str:
+    """Return the command that builds what was asked for."""
+    asked = selector.id if selector else "none"
+    more = "" if asked == bundle.manifest.default_selector else f" --selector {asked}"
+    return rebuild_command(bundle.path) + more

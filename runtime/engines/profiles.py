@@ -1,0 +1,110 @@
+"""Optimisation profiles: the shapes that an engine is built for, which follow from the bundle's fixed budget.
+
+Plain data (input name -> least, typical and largest shape), so that the builder and a trtexec command line say the
+same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo
+
+VISION, LANGUAGE = "vision_encoder", "language_model"
+"""Names of the engines that every bundle has; a selector's engine is called by the selector's id."""
+PREFILL, DECODE = 0, 1
+"""Indices of the language model's optimisation profiles."""
+QUESTION = 64
+"""Tokens of a typical prompt beside the visual ones: LLaVA-1.5's system prompt and one question."""
+
+Shape = tuple[int, ...]
+
+
+class Shapes(BaseModel):
+    """The least, the typical (tuned for) and the largest shape of one input."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+Profile = dict[str, Shapes]
+"""Name of each input of a graph -> its shapes."""
+Span = tuple[int, int, int]
+"""The least, typical and largest size of a symbolic dimension."""
+
+
+class Limits(BaseModel):
+    """What a language model's engine is built for: tokens of a prefill, and visual tokens.
+
+    ``kept`` is the least, typical and largest number of visual tokens: the selectors' budgets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_prompt: int = Field(gt=0)
+    kept: Span
+
+
+def make_limits(
+    manifest: Manifest, selectors: Sequence[SelectorInfo | None], max_prompt: int | None
+) -> Limits:
+    """Return the limits of engines that serve ``selectors``; None among them stands for no pruning.
+
+    Args:
+        manifest: of the bundle.
+        selectors: the first is what the engine is tuned for.
+        max_prompt: longest piece of a prompt that is fed at once, visual tokens included; None takes all that
+            there is room for.
+
+    Raises:
+        UserError: ``max_prompt`` is not positive, or larger than what there is room for.
+    """
+    info = manifest.language_model
+    kept = [selector.keep if selector else manifest.vision_encoder.tokens for selector in selectors]
+    if max_prompt is not None and not 1 <= max_prompt <= info.positions:
+        raise UserError(
+            f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "
+            f"from 1 to {info.positions}, or export with a larger --capacity."
+        )
+    return Limits(max_prompt=max_prompt or info.positions, kept=(min(kept), kept[0], max(kept)))
+
+
+def vision_profiles(manifest: Manifest) -> tuple[Profile]:
+    """One profile: a picture is one tile."""
+    return (_profile(manifest.vision_encoder.inputs, {"tiles": (1, 1, 1)}),)
+
+
+def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
+    """One profile: everything is fixed; signals come from the vision encoder, so their tiles are the batch."""
+    return (_profile(selector.inputs, {"batch": (1, 1, 1), "tiles": (1, 1, 1)}),)
+
+
+def language_profiles(info: LanguageInfo, limits: Limits) -> tuple[Profile, Profile]:
+    """Two profiles of one engine, :data:`PREFILL` and :data:`DECODE`, which share its weights."""
+    typical = min(limits.max_prompt, limits.kept[1] + QUESTION)
+    sizes = {"batch": (1, 1, 1), "visual": limits.kept}
+    prefill = _profile(info.inputs, {**sizes, "seq": (1, typical, limits.max_prompt)})
+    return prefill, _profile(info.inputs, {**sizes, "seq": (1, 1, 1)})
+
+
+def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, Span]) -> Profile:
+    return {tensor.name: _shapes(tensor, sizes) for tensor in inputs}
+
+
+def _shapes(tensor: TensorInfo, sizes: Mapping[str, Span]) -> Shapes:
+    for size in tensor.shape:
+        if isinstance(size, str) and size not in sizes:
+            raise UserError(
+                f"Input '{tensor.name}' has a dimension '{size}' that no engine is built for: export the bundle again "
+                "with --dialect static or decomposed."
+            )
+    least, typical, largest = (
+        tuple(sizes[size][at] if isinstance(size, str) else size for size in tensor.shape) for at in range(3)
+    )
+    return Shapes(min=least, opt=typical, max=largest)

@@ -1,0 +1,237 @@
+"""``BUNDLE/engines/``: one folder per fingerprint, written whole or not at all.
+
+::
+
+    engines/timing.cache                    measured kernels, shared by all builds on this device
+    engines/<fingerprint>/engines.json      facts, and size and sha256 of every plan
+    engines/<fingerprint>/<engine>.plan     what TensorRT deserialises
+    engines/<fingerprint>/<engine>.layers.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.engines.fingerprint import DIGITS, Facts, fingerprint
+from divprune_edge.runtime.engines.profiles import Profile
+
+FOLDER, RECORD, TIMING_CACHE = "engines", "engines.json", "timing.cache"
+PLANS = "plans"
+"""Folder inside a partial one that becomes the folder of a fingerprint."""
+_PARTIAL = ".partial-"
+_CHUNK = 1 << 24
+
+
+def plain_name(name: str) -> str:
+    """Return ``name`` if it is good for a file in the folder, else raise ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise ValueError(f"'{name}' is not a plain file name")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(plain_name)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlanInfo(_Model):
+    """One engine.
+
+    Attributes:
+        file: name of the plan in the folder.
+        layers: name of the file with TensorRT's description of the layers.
+        graph: what it was built from, relative to the bundle.
+        recipe: a digest of all that the plan follows from; equal recipes give interchangeable plans.
+        profiles: shapes by optimisation profile.
+        device_memory: bytes that an execution context needs beside the weights, by optimisation profile.
+        plugin: its graph uses the plugin.
+        seconds: the build took.
+    """
+
+    file: PlainName
+    layers: PlainName
+    size: Annotated[int, Field(gt=0)]
+    sha256: str
+    graph: str
+    recipe: str
+    profiles: tuple[Profile, ...]
+    device_memory: tuple[int, ...]
+    plugin: bool
+    seconds: float
+
+
+class EnginesInfo(_Model):
+    """``engines.json``: the facts that all engines of a folder share, and the engines by name."""
+
+    schema_version: Literal[1] = 1
+    facts: Facts
+    plans: dict[str, PlanInfo]
+
+    @model_validator(mode="after")
+    def _facts_cover_the_plans(self) -> EnginesInfo:
+        if set(self.plans) != set(self.facts.onnx):
+            raise ValueError("the plans are not those of the facts")
+        return self
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A folder of engines and its record."""
+
+    folder: Path
+    info: EnginesInfo
+
+
+def rebuild_command(bundle: Path) -> str:
+    """Return the command that builds the engines of a bundle on this device."""
+    return f"python -m runtime build {bundle}"
+
+
+def read_stores(bundle: Path) -> list[Stored]:
+    """Return the folders of engines of a bundle, the newest first.
+
+    Raises:
+        UserError: a folder's record cannot be understood, or belongs to another folder.
+    """
+    folder = bundle / FOLDER
+    try:
+        found = [path for path in folder.iterdir() if re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", path.name)]
+        found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+    except FileNotFoundError:
+        return []
+    return [Stored(path, read_record(path)) for path in found]
+
+
+def read_record(folder: Path) -> EnginesInfo:
+    """Read and check ``folder/engines.json``.
+
+    Raises:
+        UserError: it is missing, malformed, of another version, or does not belong to this folder.
+    """
+    path = folder / RECORD
+    again = f"build the engines again with '{rebuild_command(folder.parent.parent)} --force'"
+    try:
+        info = EnginesInfo.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "engines"
+        raise UserError(
+            f"'{path}' does not fit the schema at '{where}' ({first['msg']}): {again}."
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"'{path}' cannot be read ({reason}): {again}.") from error
+    if fingerprint(info.facts) != folder.name:
+        raise UserError(
+            f"'{path}' states facts with the fingerprint {fingerprint(info.facts)}, but lies in {folder.name}: {again}."
+        )
+    return info
+
+
+def map_plan(stored: Stored, name: str) -> mmap:
+    """Return the bytes of a plan, mapped into memory and proven to be those that were built.
+
+    What is returned is what was hashed: a file put in its place afterwards changes nothing.
+
+    Raises:
+        UserError: the file is missing, shorter or longer than it was, or changed.
+    """
+    plan = stored.info.plans[name]
+    path = stored.folder / plan.file
+    again = f"build the engines again with '{rebuild_command(stored.folder.parent.parent)} --force'"
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != plan.size:
+                raise UserError(f"'{path}' has {size} bytes, but {RECORD} states {plan.size}: {again}.")
+            mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}): {again}.") from error
+    found = _sha256(mapped)
+    if found != plan.sha256:
+        mapped.close()
+        raise UserError(
+            f"'{path}' was changed after it was built (its sha256 is {found[:12]}…, {RECORD} states "
+            f"{plan.sha256[:12]}…): {again}."
+        )
+    return mapped
+
+
+def plan_digest(path: Path) -> tuple[int, str]:
+    """Return size and sha256 of a plan that was just written."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+        return len(mapped), _sha256(mapped)
+
+
+def _sha256(mapped: mmap) -> str:
+    digest = hashlib.sha256()
+    with memoryview(mapped) as view:
+        for start in range(0, len(view), _CHUNK):
+            digest.update(view[start : start + _CHUNK])
+    return digest.hexdigest()
+
+
+@contextmanager
+def partial_folder(bundle: Path) -> Iterator[Path]:
+    """Yield a folder for a build, with an empty :data:`PLANS` in it.
+
+    Whatever is left of it at the end, and of builds that died, is removed.
+
+    Raises:
+        UserError: the bundle cannot be written to.
+    """
+    root = bundle / FOLDER
+    folder = root / f"{_PARTIAL}{os.getpid()}"
+    try:
+        root.mkdir(exist_ok=True)
+        for left in root.glob(f"{_PARTIAL}*"):
+            if not _is_running(left.name.removeprefix(_PARTIAL)):
+                shutil.rmtree(left, ignore_errors=True)
+        (folder / PLANS).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"'{root}' cannot be written ({error.strerror}): make it writable, or copy the bundle to where it is."
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(pid: str) -> bool:
+    """Whether the process of a partial folder is another one that still lives."""
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def publish(partial: Path, info: EnginesInfo) -> Path:
+    """Write the record into ``partial/plans`` and give that folder its place; return the place."""
+    made, final = partial / PLANS, partial.parent / fingerprint(info.facts)
+    text = json.dumps(info.model_dump(mode="json"), indent=2) + "\n"
+    (made / RECORD).write_text(text, encoding="utf-8")
+    if final.exists():
+        final.rename(partial / "replaced")
+    made.rename(final)
+    return final

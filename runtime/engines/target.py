@@ -1,0 +1,76 @@
+"""Whether this device, a bundle and a target of ``--target`` fit together, before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Dialect, Manifest
+from divprune_edge.models.targets import find_target
+from divprune_edge.runtime.engines.facts import DeviceFacts
+
+OLDEST: dict[Dialect, tuple[int, int]] = {"static": (10, 15), "decomposed": (10, 0)}
+"""The dialects that TensorRT can build, and the version from which on."""
+
+
+def check_dialect(manifest: Manifest, bundle: Path) -> None:
+    """Check that the language model is written in a dialect for TensorRT.
+
+    Raises:
+        UserError: it is not; the sentence has the export that makes one that is.
+    """
+    dialect = manifest.language_model.dialect
+    if dialect not in OLDEST:
+        raise UserError(
+            f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "
+            f"and newer) or 'decomposed': export it with '{_export(manifest)} --target NAME' or '--dialect decomposed'."
+        )
+
+
+def check_version(manifest: Manifest, bundle: Path, tensorrt: str) -> None:
+    """Check that this TensorRT is new enough for the language model's dialect.
+
+    Raises:
+        UserError: it is not.
+    """
+    dialect = manifest.language_model.dialect
+    oldest = OLDEST[dialect]
+    if _version(tensorrt) < oldest:
+        raise UserError(
+            f"'{bundle}' has its language model in dialect '{dialect}', which needs TensorRT {oldest[0]}.{oldest[1]}, "
+            f"but this is TensorRT {tensorrt}: export it with '{_export(manifest)} --dialect decomposed'."
+        )
+
+
+def check_target(manifest: Manifest, bundle: Path, asked: str | None, device: DeviceFacts) -> None:
+    """Check this device against the target that was asked for, and against the one that the bundle was made for.
+
+    Raises:
+        UserError: GPU or TensorRT are not the target's; both sides are named.
+    """
+    for name, origin in ((asked, f"--target {asked}"), (manifest.target, f"the target of '{bundle}'")):
+        if name is None:
+            continue
+        target = find_target(name)
+        if target.tensorrt is None or target.sm is None:
+            raise UserError(
+                f"{origin} is '{name}', which does not run TensorRT: leave it out, or name this device."
+                if asked == name
+                else f"'{bundle}' was made for '{name}', which does not run TensorRT: export it with "
+                f"'{_export(manifest)} --target NAME'."
+            )
+        if target.sm != device.sm or _version(target.tensorrt) != _version(device.tensorrt):
+            raise UserError(
+                f"{origin} is {target.title} (sm_{target.sm}, TensorRT {target.tensorrt}), but this device is "
+                f"sm_{device.sm} with TensorRT {device.tensorrt}: build on the target itself, or export for this "
+                f"device with '{_export(manifest)} --target NAME'."
+            )
+
+
+def _export(manifest: Manifest) -> str:
+    return f"python -m export llava --model {manifest.source.model}"
+
+
+def _version(version: str) -> tuple[int, int]:
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return major, minor
