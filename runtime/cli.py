@@ -1,4 +1,4 @@
-"""``python -m runtime``: ask, info, and the commands that compare selectors."""
+"""``python -m runtime``: ask, batch, info, and the commands that compare selectors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from divprune_edge.runtime.batch_cli import batch_command
 from divprune_edge.runtime.evaluation.cli import evaluate_command, sweep_command
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def compare_selectors(
     """Write a page with what each selector keeps of a picture and the answers that follow."""
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.comparison import compare, write_page
-    from divprune_edge.runtime.evaluation.cli import split_names
+    from divprune_edge.runtime.evaluation.options import split_names
     from divprune_edge.runtime.pipeline import Pipeline
 
     asked = questions or [DEFAULT_QUESTION]
@@ -158,6 +159,7 @@ def compare_selectors(
     print(f"{len(panels)} panels written to {output}")
 
 
+app.command("batch")(batch_command)
 app.command("evaluate")(evaluate_command)
 app.command("sweep")(sweep_command)
 

@@ -111,6 +111,7 @@ class Writer:
         context: int,
         on_text: OnText | None = None,
     ) -> None:
+        self.prompt, self.decoding = prompt, decoding
         self._detokenizer, self._sampler, self._on_text = detokenizer, sampler, on_text
         self._stop_ids = frozenset[int]() if decoding.ignore_eos else stop_ids
         self._stops = StopStrings(decoding.stop)
@@ -172,22 +173,20 @@ class Writer:
                 self._on_text(text)
 
 
-def write(
-    batch: LanguageBatch, writers: Sequence[Writer], prompts: Sequence[Sequence[int]], chunk: int | None
-) -> None:
-    """Run the loop until every answer is whole.
+def write(batch: LanguageBatch, writers: Sequence[Writer], known: int = 0) -> None:
+    """Run the loop until every answer is whole; see :meth:`Writer.result`.
 
     A sequence that has ended is not sampled any more; the batch is made smaller whenever half of it has ended,
-    so that what is copied for that stays less than the cache itself.
+    so that all the copying for it stays below one copy of the cache.
 
     Args:
         batch: the language model, with a sequence per writer.
-        writers: the answers; see :meth:`Writer.result`.
-        prompts: the ids of each sequence that its cache lacks.
-        chunk: feed at most so many of them at a time.
+        writers: the answers, all decoded alike.
+        known: ids of each prompt that the cache holds already.
     """
     writing = list(writers)
-    logits = batch.extend(prompts, chunk)
+    prompts = [writer.prompt.ids[known:] for writer in writing]
+    logits = batch.extend(prompts, writing[0].decoding.prefill_chunk)
     while True:
         for writer, row in zip(writing, logits, strict=True):
             if not writer.ended:
@@ -201,6 +200,12 @@ def write(
         logits = batch.extend([writer.next for writer in writing])
 
 
+def write_alone(session: LanguageSession, writer: Writer) -> Generation:
+    """Run the loop on one sequence, whose cache already holds the first ``session.length`` ids of the prompt."""
+    write(_Alone(session), [writer], session.length)
+    return writer.result()
+
+
 def generate(
     session: LanguageSession,
     prompt: PromptIds,
@@ -212,15 +217,11 @@ def generate(
     context: int,
     on_text: OnText | None = None,
 ) -> Generation:
-    """Answer ``prompt`` on ``session``, whose cache already holds the first ``session.length`` ids of it.
-
-    Arguments are those of :class:`Writer`; only what the cache lacks is fed.
-    """
-    writer = Writer(
-        prompt, detokenizer, sampler, decoding, stop_ids=stop_ids, context=context, on_text=on_text
+    """Answer ``prompt`` on ``session``; arguments are those of :class:`Writer`."""
+    return write_alone(
+        session,
+        Writer(prompt, detokenizer, sampler, decoding, stop_ids=stop_ids, context=context, on_text=on_text),
     )
-    write(_Alone(session), [writer], [prompt.ids[session.length :]], decoding.prefill_chunk)
-    return writer.result()
 
 
 class _Alone:

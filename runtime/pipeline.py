@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,15 @@ from divprune_edge.errors import UserError
 from divprune_edge.runtime.backends import CacheRows, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.generate import Decoding, FinishReason, generate
+from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write_alone
 from divprune_edge.runtime.images import load_image
 from divprune_edge.runtime.preprocess import to_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.sampling import Sampler
+from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.images import ImageSource
-
-OnText = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Answer:
     are the visual tokens that the language model saw, ascending; ``prompt_tokens`` counts them too.
     ``timings_ms`` has ``preprocess`` (picture and prompt), ``vision``, ``select``, ``prefill`` (until the
     first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
-    have no ``vision`` and ``select`` to pay for: both are 0.
+    have no ``vision`` and ``select`` to pay for: both are 0. In a batch the first three stages and ``prefill``
+    are those of all questions together, and ``total`` lasts until all of them are answered.
     """
 
     answer: str
@@ -137,6 +137,31 @@ class Pipeline:
         """
         return self.chat(image, bgr=bgr).ask(question, stream=stream, **decoding)
 
+    def ask_batch(
+        self, questions: Sequence[tuple[ImageSource, str]], *, bgr: bool = False, **decoding: Any
+    ) -> list[Answer]:
+        """Answer several questions at once: more answers per second, each of them later.
+
+        Every answer is the one that :meth:`ask` gives, whatever else is in the batch: each ends on its own, and
+        with ``seed`` each is sampled from a generator of its own with that seed. A picture with several questions
+        is looked at once. Memory grows with the number of questions: one KV cache each.
+
+        Args:
+            questions: pairs of picture and question.
+            bgr: the arrays are in BGR.
+            decoding: as in :meth:`ask`; dialect ``onnxruntime`` takes no ``prefill_chunk`` here.
+
+        Returns:
+            One answer per question, in their order.
+
+        Raises:
+            UserError: as in :meth:`ask`, with the question's number; or a backend or dialect that takes one
+                sequence at a time.
+        """
+        from divprune_edge.runtime.batch import ask_batch
+
+        return ask_batch(self, questions, bgr, Decoding(**decoding))
+
     def chat(self, image: ImageSource, *, bgr: bool = False) -> Chat:
         """Begin a conversation about one picture, which is encoded, pruned and prefilled once.
 
@@ -144,6 +169,11 @@ class Pipeline:
             UserError: the picture cannot be used.
         """
         started = time.perf_counter()
+        pixels = self._pixels(image, bgr)
+        return Chat(self, pixels, (time.perf_counter() - started) * 1000)
+
+    def _pixels(self, image: ImageSource, bgr: bool) -> npt.NDArray[np.uint8]:
+        """Return the picture as the vision encoder takes it, uint8 [1, H, W, 3]."""
         manifest = self.bundle.manifest
         pixels = to_pixels(load_image(image, bgr), manifest.preprocessing)
         vision = manifest.vision_encoder
@@ -152,10 +182,45 @@ class Pipeline:
                 f"The picture becomes {pixels.shape[2]} x {pixels.shape[1]} pixels, but the vision encoder "
                 f"takes {vision.image_width} x {vision.image_height}: crop it to that shape first."
             )
-        return Chat(self, pixels, (time.perf_counter() - started) * 1000)
+        return pixels
 
     def _encode_prompt(self, turns: Sequence[Turn]) -> PromptIds:
         return self._prompt.encode(turns, self.visual_tokens)
+
+    def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
+        """Begin an answer to ``prompt``."""
+        facts = self.bundle.manifest.prompt
+        return Writer(
+            prompt,
+            Detokenizer(self._prompt.tokenizer.model),
+            Sampler(
+                options.temperature,
+                options.top_p,
+                options.seed,
+                facts.forbidden_ids,
+                options.top_k,
+                options.repetition_penalty,
+            ),
+            options,
+            stop_ids=frozenset(facts.stop_ids),
+            context=self.bundle.manifest.language_model.positions,
+            on_text=on_text,
+        )
+
+    def _answer(
+        self, result: Generation, prompt: PromptIds, kept: npt.NDArray[np.int64], watch: Stopwatch
+    ) -> Answer:
+        times = {**watch.stages, "prefill": result.prefill_ms, "decode": result.decode_ms}
+        return Answer(
+            answer=result.text,
+            token_ids=result.token_ids,
+            kept_indices=kept,
+            prompt_tokens=len(prompt),
+            visual_tokens=prompt.visual_tokens,
+            timings_ms={**times, "total": watch.total},
+            finish_reason=result.finish_reason,
+            backend=self._backend.name,
+        )
 
     def _remember_prefix(self, prompt: PromptIds, session: LanguageSession) -> None:
         """Keep the cache of what comes before the picture: the next conversation begins with it."""
@@ -182,9 +247,9 @@ class Chat:
 
     def ask(self, question: str, *, stream: OnText | None = None, **decoding: Any) -> Answer:
         """Answer the next question; arguments and errors as in :meth:`Pipeline.ask`."""
-        pipeline, manifest = self._pipeline, self._pipeline.bundle.manifest
+        pipeline = self._pipeline
         options = Decoding(**decoding)
-        watch = _Stopwatch(self._preprocess_ms)
+        watch = Stopwatch(self._preprocess_ms)
         turns = [*self._turns, Turn("user", question, image=not self._turns)]
         prompt = pipeline._encode_prompt(turns)
         watch.lap("preprocess")
@@ -193,40 +258,15 @@ class Chat:
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(common)
         self._cached = prompt.ids[:common]
-        result = generate(
-            session,
-            prompt,
-            Detokenizer(pipeline._prompt.tokenizer.model),
-            Sampler(
-                options.temperature,
-                options.top_p,
-                options.seed,
-                manifest.prompt.forbidden_ids,
-                options.top_k,
-                options.repetition_penalty,
-            ),
-            options,
-            stop_ids=frozenset(manifest.prompt.stop_ids),
-            context=manifest.language_model.positions,
-            on_text=stream,
-        )
+        result = write_alone(session, pipeline._writer(prompt, options, stream))
         self._cached = (*prompt.ids, *result.token_ids)[: session.length]
         self._turns = [*turns, Turn("assistant", result.text)]
         self._preprocess_ms = 0.0
-        answer = Answer(
-            answer=result.text,
-            token_ids=result.token_ids,
-            kept_indices=self._kept,
-            prompt_tokens=len(prompt),
-            visual_tokens=prompt.visual_tokens,
-            timings_ms=watch.finish(result.prefill_ms, result.decode_ms),
-            finish_reason=result.finish_reason,
-            backend=pipeline._backend.name,
-        )
+        answer = pipeline._answer(result, prompt, self._kept, watch)
         pipeline._remember_prefix(prompt, session)
         return answer
 
-    def _open_session(self, prompt: PromptIds, watch: _Stopwatch) -> LanguageSession:
+    def _open_session(self, prompt: PromptIds, watch: Stopwatch) -> LanguageSession:
         backend, selector = self._pipeline._backend, self._pipeline.selector
         encoded = backend.encode(self._pixels, selector.signals if selector else ())
         watch.lap("vision")
@@ -239,24 +279,6 @@ class Chat:
         self._session = backend.language(visual, rows)
         self._cached = before if rows is not None else ()
         return self._session
-
-
-class _Stopwatch:
-    """Times of the stages in milliseconds; ``preprocess`` may have begun before."""
-
-    def __init__(self, preprocess_ms: float) -> None:
-        self._started = self._last = time.perf_counter()
-        self._before = preprocess_ms
-        self._stages = {"preprocess": preprocess_ms, "vision": 0.0, "select": 0.0}
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._stages[stage] += (now - self._last) * 1000
-        self._last = now
-
-    def finish(self, prefill_ms: float, decode_ms: float) -> dict[str, float]:
-        total = self._before + (time.perf_counter() - self._started) * 1000
-        return {**self._stages, "prefill": prefill_ms, "decode": decode_ms, "total": total}
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -1,0 +1,114 @@
+"""``python -m runtime batch``: a file of questions in, a line of JSON per answer out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def batch_command(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")],
+    questions: Annotated[
+        Path,
+        typer.Argument(
+            metavar="JSONL",
+            help='A line {"image": PATH, "question": TEXT} for each; paths start at the file\'s folder.',
+        ),
+    ],
+    *,
+    size: Annotated[int, typer.Option(help="Questions answered at once; each takes a KV cache.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on past the end of an answer.")
+    ] = False,
+    selector: Annotated[
+        str | None,
+        typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")] = None,
+    backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Sample from so many most likely tokens; 0 for all.")] = 0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that were there before less likely.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the sampling; each answer starts from it.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text that ends an answer; may be given several times."),
+    ] = None,
+) -> None:
+    """Answer a file of questions, several at once.
+
+    Each line of the output repeats its line of the input and adds the answer, in the same order.
+    """
+    from divprune_edge.errors import UserError
+    from divprune_edge.runtime.generate import Decoding
+    from divprune_edge.runtime.pipeline import Pipeline
+
+    if size < 1:
+        raise UserError(f"--size is {size}, expected at least 1.")
+    decoding: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "stop": tuple(stop or ()),
+        "ignore_eos": ignore_eos,
+    }
+    Decoding(**decoding)  # a wrong value is told before anything is loaded
+    asked = read_questions(questions)
+    pipeline = Pipeline(bundle, selector, keep, backend, threads)
+    for start in range(0, len(asked), size):
+        part = asked[start : start + size]
+        pairs = [(questions.parent / line["image"], line["question"]) for line in part]
+        for line, answer in zip(part, pipeline.ask_batch(pairs, **decoding), strict=True):
+            print(json.dumps({**line, **json.loads(answer.to_json())}, ensure_ascii=False), flush=True)
+
+
+def read_questions(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a JSONL, each an object with ``image`` and ``question`` and whatever else it has.
+
+    Raises:
+        UserError: not readable, a malformed line (its number is named), a missing picture, or no questions.
+    """
+    from divprune_edge.errors import UserError
+
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{file}' cannot be read as UTF-8 text ({error}).") from None
+    asked = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            asked.append(_parse(line, file, number))
+    if not asked:
+        raise UserError(f"'{file}' holds no questions.")
+    return asked
+
+
+def _parse(line: str, file: Path, number: int) -> dict[str, Any]:
+    from divprune_edge.errors import UserError
+
+    where = f"'{file}', line {number}"
+    try:
+        entry: Any = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}).") from None
+    if not isinstance(entry, dict):
+        raise UserError(f"{where} is not an object with image and question.")
+    for name in ("image", "question"):
+        if not isinstance(entry.get(name), str) or not entry[name].strip():
+            raise UserError(f"{where} has no text '{name}'.")
+    if not (file.parent / entry["image"]).is_file():
+        raise UserError(f"{where}: there is no image '{file.parent / entry['image']}'.")
+    return entry
