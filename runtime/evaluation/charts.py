@@ -2,60 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 
 from divprune_edge.manifest import UNPRUNED
+from divprune_edge.runtime.charts import COLORS, WIDTH, Axis, svg
 from divprune_edge.runtime.evaluation.sweep import Cost, Entry, pareto_front
 
-WIDTH, HEIGHT = 760, 460
+HEIGHT = 460
 _APART = 6
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 180, 40, 48
 
-# Told apart with normal and with red-green-blind sight (after Okabe and Ito); baselines are grey.
-_COLORS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#d55e00",
-    "#56b4e9",
-    "#8c6bb1",
-    "#b2912f",
-    "#3b7d4f",
-    "#a6506b",
-)
 _BASELINES = {"random": "#8a8a92", "uniform": "#5c5c63", UNPRUNED: "#18181b"}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One direction of a chart: data from ``low`` to ``high`` on pixels ``start`` to ``stop``, maybe in logarithms."""
-
-    low: float
-    high: float
-    start: float
-    stop: float
-    log: bool = False
-
-    def at(self, value: float) -> float:
-        """Return the pixel of a value."""
-        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        return self.start + (value - low) / (high - low) * (self.stop - self.start)
-
-    def ticks(self, wanted: int = 6) -> list[float]:
-        """Return round values within the axis."""
-        if self.log:
-            steps = [m * 10.0**e for e in range(-2, 6) for m in (1, 2, 3, 5, 7)]
-            return [s for s in steps if self.low <= s <= self.high]
-        raw = (self.high - self.low) / wanted
-        unit = 10 ** math.floor(math.log10(raw))
-        step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= raw)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [i * step for i in range(first, last + 1)]
 
 
 def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
@@ -78,10 +36,7 @@ def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
             _point(entry, x.at(cost(entry)) + shifts[id(entry)], y, colors[entry.row.name], entry in front)
         )
     parts.append(_legend(colors))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(title)}">{_STYLE}{"".join(parts)}</svg>'
-    )
+    return svg(title, HEIGHT, parts)
 
 
 def _dodge(costs: Sequence[float]) -> list[float]:
@@ -98,13 +53,12 @@ def series_colors(entries: Sequence[Entry]) -> dict[str, str]:
     colors: dict[str, str] = {}
     for name in dict.fromkeys(entry.row.name for entry in entries):
         free = len([n for n in colors if n not in _BASELINES])
-        colors[name] = _BASELINES.get(name) or _COLORS[free % len(_COLORS)]
+        colors[name] = _BASELINES.get(name) or COLORS[free % len(COLORS)]
     return colors
 
 
 def _frame(x: Axis, y: Axis, title: str, unit: str) -> str:
     parts = [
-        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
         f'<text class="title" x="{_LEFT}" y="22">{escape(title)}</text>',
     ]
     for value in y.ticks():
@@ -163,10 +117,3 @@ def _legend(colors: dict[str, str]) -> str:
     parts.append(f'<text class="tick" x="{left + 12}" y="{top + 4}">Pareto front</text>')
     parts.append(f'<text class="tick" x="{left - 7}" y="{top + 24}">bars: 95 %</text>')
     return "".join(parts)
-
-
-_STYLE = (
-    "<style>.paper{fill:#fff}.grid{stroke:#e4e4e8}.title{font:600 15px system-ui,sans-serif;fill:#18181b}"
-    ".tick{font:12px system-ui,sans-serif;fill:#52525b}.pareto{fill:none;stroke:#18181b;stroke-width:1.5;"
-    "stroke-dasharray:5 4;opacity:.7}.ring{fill:none;stroke:#18181b;stroke-width:1.2}</style>"
-)

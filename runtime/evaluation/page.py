@@ -14,6 +14,7 @@ from divprune_edge.runtime.evaluation.sweep import (
     time_to_first_token,
     visual_tokens,
 )
+from divprune_edge.runtime.html import page
 
 TOKENS_TITLE = "Accuracy against visual tokens"
 LATENCY_TITLE = "Accuracy against time to first token"
@@ -43,8 +44,7 @@ def sweep_page(entries: Sequence[Entry], about: dict[str, Any], verdict: str | N
         cells = "".join(f"<td>{escape(text)}</td>" for text in [entry.precision, *line])
         body.append(f"<tr{mark}>{cells}</tr>")
     facts = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items())
-    return _PAGE.format(
-        title=escape(f"Selectors on {about.get('model', 'a bundle')}"),
+    filled = _BODY.format(
         facts=escape(facts),
         verdict=f"<p class='verdict'>{escape(verdict)}</p>" if verdict else "",
         charts=tokens_chart(entries) + latency_chart(entries),
@@ -52,31 +52,15 @@ def sweep_page(entries: Sequence[Entry], about: dict[str, Any], verdict: str | N
         body="\n".join(body),
         note=escape(tables.footnote(rows)),
     )
+    return page(f"Selectors on {about.get('model', 'a bundle')}", filled, _STYLE)
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><link rel="icon" href="data:,">
-<style>
-body {{ margin: 2rem auto; max-width: 1240px; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif; color: #18181b;
-  background: #fafafa; }}
-h1 {{ font-size: 1.4rem; margin: 0 0 .3rem; }} p {{ color: #52525b; margin: .3rem 0; }}
-.verdict {{ color: #18181b; font-weight: 600; }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; margin: 1rem 0; }}
-svg {{ width: 100%; border: 1px solid #e4e4e8; border-radius: 10px; background: #fff; }}
-.table {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e8; white-space: nowrap; }}
-th:nth-child(-n+2), td:nth-child(-n+2) {{ text-align: left; }} tr.front td {{ font-weight: 600; background: #f1f1f4; }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{facts}</p>
+_BODY = """<p>{facts}</p>
 {verdict}
 <div class="charts">{charts}</div>
 <p>Shaded rows are on a Pareto front of one of the charts. Neighbours whose intervals overlap may well be equal.</p>
 <div class="table"><table><thead><tr>{head}</tr></thead><tbody>
 {body}
 </tbody></table></div>
-<p>{note}</p>
-</body></html>
-"""
+<p>{note}</p>"""
+_STYLE = "th:nth-child(2), td:nth-child(2) { text-align: left; } tr.front td { font-weight: 600; background: #f1f1f4; }"

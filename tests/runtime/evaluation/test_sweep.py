@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.evaluation.charts import HEIGHT, WIDTH, Axis, scatter
+from divprune_edge.runtime.charts import WIDTH, Axis
+from divprune_edge.runtime.evaluation.charts import HEIGHT, scatter
 from divprune_edge.runtime.evaluation.page import sweep_page
 from divprune_edge.runtime.evaluation.results import Row, Share
 from divprune_edge.runtime.evaluation.sweep import (
