@@ -1,4 +1,4 @@
-"""The C interface (``csrc/max_min.h``) as ctypes sees it."""
+"""The C interface (``csrc/max_min.h``, ``csrc/append_rows.h``) as ctypes sees it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ class Problem(ctypes.Structure):
     )
 
 
+class Append(ctypes.Structure):
+    """``divprune_append``: the sizes of one call that appends rows to caches; strides in bytes."""
+
+    _fields_ = (
+        ("tensors", c_int32),
+        ("heads", c_int32),
+        ("rows", c_int32),
+        ("capacity", c_int32),
+        ("row_bytes", c_int32),
+        ("reserved", c_int32),
+        ("cache_stride", c_uint64),
+        ("rows_stride", c_uint64),
+    )
+
+
 _PROBLEM = POINTER(Problem)
 _PROTOTYPES: dict[str, tuple[type, list[type]]] = {
     "divprune_abi_version": (c_int, []),
@@ -40,6 +55,7 @@ _PROTOTYPES: dict[str, tuple[type, list[type]]] = {
     "divprune_min_sum": (c_int, [_PROBLEM, *[c_void_p] * 6, c_uint64, c_void_p]),
     "divprune_distances": (c_int, [_PROBLEM, *[c_void_p] * 3, c_uint64, c_void_p]),
     "divprune_pick": (c_int, [_PROBLEM, *[c_void_p] * 5, c_uint64, c_void_p]),
+    "divprune_append_rows": (c_int, [POINTER(Append), *[c_void_p] * 4]),
 }
 
 
@@ -77,7 +93,7 @@ def check(library: ctypes.CDLL, status: int) -> None:
         return
     message = library.divprune_status_message(status).decode()
     if status == CUDA_ERROR:
-        raise DivpruneError(f"The selection failed on the GPU: {library.divprune_cuda_message().decode()}.")
+        raise DivpruneError(f"A kernel failed on the GPU: {library.divprune_cuda_message().decode()}.")
     raise UserError(message)
 
 

@@ -11,7 +11,7 @@ from divprune_edge.errors import UserError
 
 LIBRARY = "libdivprune_plugins.so"
 RECORD = "libdivprune_plugins.json"
-ABI_VERSION = 1
+ABI_VERSION = 2
 """The C interface that the Python code expects; ``DIVPRUNE_ABI_VERSION`` in ``csrc/max_min.h``."""
 
 

@@ -16,14 +16,14 @@ from selection_cases import Case
 
 from divprune_edge import __version__
 from divprune_edge.plugins import abi
-from divprune_edge.plugins.record import LIBRARY, Record, sha256
+from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, Record, sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "plugins" / "csrc"
 EMULATOR = ROOT / "tests" / "plugins" / "emulator"
 # The emulator stands in for a GPU of this __CUDA_ARCH__: with and without the instructions of sm_80.
 EMULATED = (800, 750)
-RECORDED = Record(__version__, 1, "", (87,), "13.0", "10.16.0")
+RECORDED = Record(__version__, ABI_VERSION, "", (87,), "13.0", "10.16.0")
 
 
 def need(tool: str) -> str:
@@ -44,7 +44,8 @@ def compile_cpp(output: Path, sources: list[Path], *flags: str) -> Path:
 
 def compile_emulated(folder: Path, architecture: int) -> Path:
     """Compile the very sources of the plugin against the emulator."""
-    sources = [SOURCE / "max_min.cu", SOURCE / "plan.cpp", SOURCE / "status.cpp", EMULATOR / "emulator.cpp"]
+    names = ("append_rows.cu", "max_min.cu", "plan.cpp", "status.cpp")
+    sources = [*(SOURCE / name for name in names), EMULATOR / "emulator.cpp"]
     return compile_cpp(
         folder / f"libdivprune_emulated_{architecture}.so",
         sources,

@@ -5,8 +5,24 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
+
+#include "max_min.h"
 
 namespace divprune {
+
+// What divprune_cuda_message returns.
+inline thread_local const char* cuda_message = "";
+
+inline int to_status(cudaError_t error) {
+    if (error == cudaSuccess) {
+        return DIVPRUNE_OK;
+    }
+    cuda_message = cudaGetErrorString(error);
+    return DIVPRUNE_CUDA_ERROR;
+}
+
+inline bool misaligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 != 0; }
 
 // Shared memory that a kernel may use without asking.
 constexpr std::size_t kFreeSharedBytes = 48 * 1024;

@@ -15,16 +15,6 @@
 namespace divprune {
 namespace {
 
-thread_local const char* cuda_message = "";
-
-int to_status(cudaError_t error) {
-    if (error == cudaSuccess) {
-        return DIVPRUNE_OK;
-    }
-    cuda_message = cudaGetErrorString(error);
-    return DIVPRUNE_CUDA_ERROR;
-}
-
 // The workspace of one call.
 struct Workspace {
     float* norms;
@@ -187,8 +177,6 @@ cudaError_t select(const Call& call, void* kept_tokens) {
     }
     return error;
 }
-
-bool misaligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 != 0; }
 
 // What every entry point checks before it touches the device.
 int check_call(const divprune_problem* problem, const void* input, const void* output, const void* workspace,

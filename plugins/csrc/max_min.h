@@ -20,12 +20,12 @@
 extern "C" {
 #endif
 
-// Raised when a signature below changes.
-#define DIVPRUNE_ABI_VERSION 1
+// Raised when a function is added or its signature changes, here or in append_rows.h.
+#define DIVPRUNE_ABI_VERSION 2
 
 enum { DIVPRUNE_FLOAT32 = 0, DIVPRUNE_FLOAT16 = 1, DIVPRUNE_BFLOAT16 = 2 };
 
-// What a call returns. Everything but the last is found before the device is touched.
+// What a call returns. Everything but DIVPRUNE_CUDA_ERROR is found before the device is touched.
 enum {
     DIVPRUNE_OK = 0,
     DIVPRUNE_NULL_POINTER = 1,
@@ -36,7 +36,11 @@ enum {
     DIVPRUNE_BAD_DTYPE = 6,
     DIVPRUNE_MISALIGNED = 7,
     DIVPRUNE_WORKSPACE_TOO_SMALL = 8,
-    DIVPRUNE_CUDA_ERROR = 9
+    DIVPRUNE_CUDA_ERROR = 9,
+    DIVPRUNE_BAD_CACHES = 10,
+    DIVPRUNE_BAD_ROWS = 11,
+    DIVPRUNE_BAD_ROW_BYTES = 12,
+    DIVPRUNE_BAD_STRIDE = 13
 };
 
 // The sizes of one selection. `matrix_budget` bounds the bytes of the stored distances of the whole batch; above

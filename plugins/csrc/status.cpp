@@ -25,11 +25,19 @@ const char* divprune_status_message(int status) {
         case DIVPRUNE_BAD_DTYPE:
             return "Tokens must be float32, float16 or bfloat16.";
         case DIVPRUNE_MISALIGNED:
-            return "Tokens, kept tokens and workspace must start on 16 bytes.";
+            return "Tokens, kept tokens, workspace, caches and rows must start on 16 bytes, a position on 8.";
         case DIVPRUNE_WORKSPACE_TOO_SMALL:
             return "The workspace is smaller than divprune_workspace_bytes says.";
         case DIVPRUNE_CUDA_ERROR:
             return "CUDA reported an error; divprune_cuda_message says which.";
+        case DIVPRUNE_BAD_CACHES:
+            return "There must be 1 to 65536 caches of at least one head, and no more new rows than one launch can copy.";
+        case DIVPRUNE_BAD_ROWS:
+            return "The number of new rows must be between 1 and the capacity of a cache.";
+        case DIVPRUNE_BAD_ROW_BYTES:
+            return "A row must have a multiple of 4 bytes between 4 and 65536.";
+        case DIVPRUNE_BAD_STRIDE:
+            return "Strides must be multiples of 16 bytes, at most 2^44, and no smaller than what lies between them.";
         default:
             return "Unknown status.";
     }

@@ -206,14 +206,15 @@ def test_the_command_passes_on_what_was_asked(
 
 
 @pytest.mark.slow
-def test_every_architecture_compiles() -> None:
+@pytest.mark.parametrize("name", ["append_rows.cu", "max_min.cu"])
+def test_every_architecture_compiles(name: str) -> None:
     """Each promised architecture on its own, by the compiler's front end and assembler; nothing is linked."""
     need("nvcc")
     compiler = find_compiler()
     if int(compiler.version.split(".", maxsplit=1)[0]) < 13:
         pytest.skip(f"nvcc {compiler.version} does not know all architectures")
     assert set(compiler.architectures) >= PROMISED
-    source = Path(__file__).resolve().parents[2] / "plugins" / "csrc" / "max_min.cu"
+    source = Path(__file__).resolve().parents[2] / "plugins" / "csrc" / name
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in sorted(PROMISED)]
     command = [compiler.path, "-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", *targets]
     result = subprocess.run(

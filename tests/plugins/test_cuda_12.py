@@ -33,7 +33,7 @@ STANDARD = {
         }
     """,
 }
-HEADERS = ("distances.cuh", "gather.cuh", "matrix_free.cuh", "norms.cuh", "pick.cuh")
+HEADERS = ("append_rows.cuh", "distances.cuh", "gather.cuh", "matrix_free.cuh", "norms.cuh", "pick.cuh")
 TYPES = ("float", "__half", "__nv_bfloat16")
 RULES = ("divprune::Rule::kMaxMin", "divprune::Rule::kMinSum")
 KERNELS = [
@@ -42,6 +42,7 @@ KERNELS = [
     *(f"divprune::pick_kernel<{rule}, {vectors}>" for rule in RULES for vectors in (1, 2, 4, 8)),
     *(f"divprune::first_kernel<{rule}>" for rule in RULES),
     *(f"divprune::step_kernel<{t}, {rule}>" for t in TYPES for rule in RULES),
+    *(f"divprune::append_kernel<{vector}>" for vector in ("uint4", "uint32_t")),
     *(f"divprune::{name}_kernel" for name in ("adopt", "gather", "sort")),
 ]
 

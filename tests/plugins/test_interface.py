@@ -88,8 +88,8 @@ def test_misaligned_and_too_small(emulated: ctypes.CDLL) -> None:
 
 
 def test_every_status_has_a_sentence(emulated: ctypes.CDLL) -> None:
-    sentences = {emulated.divprune_status_message(status) for status in range(11)}
-    assert len(sentences) == 11
+    sentences = {emulated.divprune_status_message(status) for status in range(15)}
+    assert len(sentences) == 15
     assert all(sentence.endswith(b".") for sentence in sentences)
     with pytest.raises(UserError, match="multiple of 8"):
         abi.check(emulated, WIDTH)
@@ -163,7 +163,7 @@ def test_the_built_library_reports_that_there_is_no_gpu(built: Library) -> None:
         None,
     )
     assert status == CUDA
-    with pytest.raises(DivpruneError, match=r"The selection failed on the GPU: .*(driver|device)"):
+    with pytest.raises(DivpruneError, match=r"A kernel failed on the GPU: .*(driver|device)"):
         abi.check(library, status)
     # Wrong arguments are found before the device is looked for.
     assert library.divprune_max_min(problem(width=12), 16, None, 16, 16, 16, 2**40, None) == WIDTH

@@ -33,7 +33,7 @@ def test_none_is_built(tmp_path: Path) -> None:
     ("changes", "sentence"),
     [
         ({"version": "0.0.1"}, r"belongs to divprune-edge 0\.0\.1"),
-        ({"abi": 2}, r"interface 2\), this is"),
+        ({"abi": 1}, r"interface 1\), this is"),
         ({"sha256": "0" * 64}, "is not the file that was built"),
     ],
 )
