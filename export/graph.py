@@ -13,6 +13,9 @@ import onnx_ir as ir
 from divprune_edge import __version__
 
 IR_VERSION = 10
+"""The oldest with int4, which old runtimes read."""
+_IR_VERSIONS = {24: 12}
+"""Opset -> the IR version that came with it, where :data:`IR_VERSION` is too old for it."""
 DTYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
@@ -152,7 +155,7 @@ class GraphBuilder:
         """Return the finished model."""
         return ir.Model(
             self.graph({"": opset} | dict.fromkeys(domains, 1)),
-            ir_version=IR_VERSION,
+            ir_version=_IR_VERSIONS.get(opset, IR_VERSION),
             producer_name="divprune-edge",
             producer_version=__version__,
             functions=functions,

@@ -10,7 +10,6 @@ from divprune_edge.export.formats import Format
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
-from divprune_edge.export.layers.norm import rms_norm
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.llava import LlavaSpec, WeightNames
@@ -46,39 +45,25 @@ def build_language_model(
         branch: ir.Value | None = None  # added to x where the next norm begins
         for i in range(decoder.layers):
             with g.scope(f"layers.{i}"):
-                y, x = _add_norm(g, dialect, x, branch, weights, f"layers.{i}.input_layernorm", decoder)
+                norm = f"layers.{i}.input_layernorm"
+                y, x = dialect.add_norm(g, x, branch, weights, norm, decoder.norm_eps)
                 with g.scope("self_attn"):
                     name = f"layers.{i}.self_attn"
                     q, k, v = (linear(g, y, weights, f"{name}.{p}_proj") for p in "qkv")
                     y = linear(g, attention(g, i, q, k, v), weights, f"{name}.o_proj")
                 norm = f"layers.{i}.post_attention_layernorm"
-                y, x = _add_norm(g, dialect, x, y, weights, norm, decoder)
+                y, x = dialect.add_norm(g, x, y, weights, norm, decoder.norm_eps)
                 branch = _mlp(g, y, decoder, weights, f"layers.{i}.mlp")
         if branch is not None:
             x = g.op("Add", x, branch)
         with g.scope("last"):
             last = g.op("GatherND", x, g.op("Unsqueeze", where, g.constant([1])), batch_dims=1)
-        last = rms_norm(g, last, weights, "norm", decoder.norm_eps)
+        last, _ = dialect.add_norm(g, last, None, weights, "norm", decoder.norm_eps)
     logits = output_head(g, last, head, names.head)
     vocabulary = checkpoint.rows(names.head)
     g.output(g.cast(logits, "float32"), "logits", "float32", ["batch", vocabulary])
     dialect.finish(g, decoder, dtype)
-    return g.model(dialect.opset, domains=sorted({*dialect.domains, *format.domains}))
-
-
-def _add_norm(
-    g: GraphBuilder,
-    dialect: Dialect,
-    x: ir.Value,
-    branch: ir.Value | None,
-    weights: Weights,
-    name: str,
-    spec: DecoderSpec,
-) -> tuple[ir.Value, ir.Value]:
-    """Return (RMSNorm(x + branch), x + branch)."""
-    if branch is None:
-        return rms_norm(g, x, weights, name, spec.norm_eps), x
-    return dialect.add_norm(g, x, branch, weights, name, spec.norm_eps)
+    return g.model(max(dialect.opset, format.opset), domains=sorted({*dialect.domains, *format.domains}))
 
 
 def _token_table(g: GraphBuilder, ids: ir.Value, visual: ir.Value, weights: Weights) -> ir.Value:

@@ -144,7 +144,7 @@ def _vision(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileIn
 
 def _language(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> LanguageInfo:
     decoder = plan.spec.decoder
-    dialect = plan.dialect()
+    dialect = plan.language_dialect()
     model = build_language_model(
         plan.spec, plan.names, plan.checkpoint, dialect, plan.language_format(), plan.token_dtype
     )
@@ -162,6 +162,7 @@ def _language(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, File
         vocabulary=plan.vocabulary,
         context=decoder.context,
         cost=_language_cost(plan, folder, graph),
+        capacity=plan.capacity,
     )
 
 

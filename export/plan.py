@@ -7,18 +7,19 @@ from functools import cached_property
 
 import numpy as np
 
+from divprune_edge.errors import UserError
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Dialect, find_dialect
 from divprune_edge.export.formats import Format, Moments, find_format
 from divprune_edge.export.precision import (
     DEFAULT_BLOCK_SIZE,
-    QUANTISED,
     Precisions,
     activation_type,
+    check_for_tensorrt,
     parse_precisions,
 )
 from divprune_edge.manifest import Precision, Preprocessing
-from divprune_edge.models.budget import check_keep, keep_from_prune
+from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.clip import Shapes
 from divprune_edge.models.llava import LlavaSpec, WeightNames, find_weights, read_llava
 from divprune_edge.models.preprocessing import read_preprocessing
@@ -44,17 +45,27 @@ class Plan:
     selector: Selector
     keep: int
     signals: tuple[str, ...] = ()
+    capacity: int | None = None
     moments: Moments = field(default_factory=dict)
 
     @property
     def token_dtype(self) -> str:
         """Element type of visual tokens: what the vision encoder computes in."""
-        return activation_type(self.precisions.vision)
+        return activation_type(self.precisions.vision, tensorrt=self.dialect.for_tensorrt)
 
     @property
     def language_dtype(self) -> str:
         """Element type of the language model's activations and cache."""
-        return activation_type(self.precisions.language)
+        return activation_type(self.precisions.language, tensorrt=self.dialect.for_tensorrt)
+
+    def language_dialect(self) -> Dialect:
+        """Return a dialect for the language graph."""
+        return self.dialect(self.capacity)
+
+    @property
+    def positions(self) -> int:
+        """Tokens of one sequence that there is room for."""
+        return min(self.spec.decoder.context, self.capacity or self.spec.decoder.context)
 
     def vision_format(self) -> Format:
         """Return a format for the vision graph."""
@@ -76,7 +87,11 @@ class Plan:
 
     def _format(self, precision: Precision) -> Format:
         return find_format(
-            precision, self.precisions.block_size, fused=bool(self.dialect.domains), moments=self.moments
+            precision,
+            self.precisions.block_size,
+            fused=bool(self.dialect.domains),
+            tensorrt=self.dialect.for_tensorrt,
+            moments=self.moments,
         )
 
     @cached_property
@@ -89,11 +104,16 @@ class Plan:
                     total += format.stored_bytes(shape, head=name == self.names.head)
                 else:
                     total += int(np.prod(shape)) * np.dtype(format.dtype).itemsize
-        if self.names.tied and self.precisions.language in QUANTISED:
+        if self.has_second_head:
             total += self.language_format().stored_bytes(
                 (self.vocabulary, self.spec.decoder.hidden), head=True
             )
         return total
+
+    @property
+    def has_second_head(self) -> bool:
+        """Whether a tied head is in the graph twice: as embedding, and in few bits."""
+        return self.names.tied and self.language_format().quantises_head
 
     def check_formats(self) -> None:
         """Check that every matrix can be stored as planned.
@@ -139,11 +159,13 @@ def plan_llava(
     precision: str,
     block_size: int = DEFAULT_BLOCK_SIZE,
     dialect: str = DEFAULT_DIALECT,
+    capacity: int | None = None,
     signals: str = NONE,
 ) -> Plan:
     """Read a LLaVA-1.5 checkpoint and settle the export.
 
     ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
+    ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -154,9 +176,17 @@ def plan_llava(
     outputs = parse_signals(signals, chosen.signals)
     spec = read_llava(checkpoint.config)
     written.check(spec.decoder)
+    if written.for_tensorrt:
+        check_for_tensorrt(precisions, dialect)
+    elif capacity is not None:
+        raise UserError(
+            f"--capacity {capacity} does not go with --dialect {dialect}, whose cache grows as it is needed: leave "
+            "it out, or choose --dialect static or decomposed."
+        )
     if outputs:
         signal_layers(spec.vision)  # refuses a tower without attention
     keep = budget(keep, prune, spec.tokens)
+    rows = cache_capacity(keep, spec.decoder.context, capacity) if written.for_tensorrt else None
     preprocessing = read_preprocessing(checkpoint.files, spec.vision.image_size)
     names = find_weights(checkpoint.tensors, _tied(checkpoint))
     checkpoint.check(
@@ -167,7 +197,9 @@ def plan_llava(
     prompt = read_prompt(
         checkpoint.files, checkpoint.config, spec.image_token_id, checkpoint.rows(names.head)
     )
-    plan = Plan(checkpoint, spec, names, preprocessing, prompt, precisions, written, chosen, keep, outputs)
+    plan = Plan(
+        checkpoint, spec, names, preprocessing, prompt, precisions, written, chosen, keep, outputs, rows
+    )
     plan.check_formats()
     return plan
 

@@ -17,8 +17,6 @@ GRAPHS = ("vision", "language")
 BLOCK_SIZES = (32, 128)
 DEFAULT_BLOCK_SIZE = 32
 
-_HALF = {"fp16": "float16"}
-
 
 @dataclass(frozen=True)
 class Precisions:
@@ -39,9 +37,27 @@ class Precisions:
         return "int4" in (self.vision, self.language)
 
 
-def activation_type(precision: Precision) -> str:
-    """Return the element type of a graph's activations, and of the weights that are no matrices."""
-    return _HALF.get(precision, "float32")
+def activation_type(precision: Precision, *, tensorrt: bool = False) -> str:
+    """Return the element type of a graph's activations, and of the weights that are no matrices.
+
+    Where the graph is for TensorRT, int4 weights meet float16 activations.
+    """
+    half = precision == "fp16" or (tensorrt and precision == "int4")
+    return "float16" if half else "float32"
+
+
+def check_for_tensorrt(precisions: Precisions, dialect: str) -> None:
+    """Check that TensorRT can read graphs in ``precisions``.
+
+    Raises:
+        UserError: int8, for which its parser has no operator.
+    """
+    for graph in GRAPHS:
+        if getattr(precisions, graph) == "int8":
+            raise UserError(
+                f"--precision {graph}=int8 does not go with --dialect {dialect}: TensorRT's parser has no integer "
+                f"product (MatMulInteger); choose {graph}=fp16, or int4 for weights alone."
+            )
 
 
 def parse_precisions(text: str, block_size: int = DEFAULT_BLOCK_SIZE) -> Precisions:

@@ -15,15 +15,20 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Levels:
-    """Integers ``low`` … ``high``; a step is the group's largest absolute value divided by ``reach``."""
+    """Integers ``low`` … ``high``; a step is the group's largest absolute value divided by ``reach``.
+
+    Steps are numbers of type ``scales``, rounded up, so that the largest value stays within reach.
+    """
 
     low: int
     high: int
     reach: float
+    scales: str = "float32"
 
 
 # One more level would need a zero point. A peak of 7.5 steps is rounded to 8 or clipped to 7: half a step off.
 INT4 = Levels(-8, 7, 7.5)
+INT4_HALF = Levels(-8, 7, 7.5, "float16")
 INT8 = Levels(-128, 127, 127.5)
 # Kernels for AVX2 and SSE add two products with unsigned 8-bit activations in 16 bits, and saturate:
 # 2 · 255 · 64 = 32640 is the most that fits. Full range would be wrong there, without a word.
@@ -59,7 +64,16 @@ def steps(groups: npt.NDArray[np.float32], levels: Levels) -> npt.NDArray[np.flo
     """Return the step of each group, float32 [...], of weights [..., group]."""
     peak = np.maximum(groups.max(axis=-1), -groups.min(axis=-1))
     scale: npt.NDArray[np.float32] = np.maximum(peak / np.float32(levels.reach), _TINY)
-    return scale
+    return _rounded_up(scale) if levels.scales == "float16" else scale
+
+
+def _rounded_up(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the next float16 of positive numbers, as float32; beyond 65504 that is infinite."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    above = np.where(half.astype(np.float32) < values, np.nextafter(half, np.float16(np.inf)), half)
+    result: npt.NDArray[np.float32] = above.astype(np.float32)
+    return result
 
 
 def dequantise(values: npt.NDArray[np.int8], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

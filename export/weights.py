@@ -83,24 +83,24 @@ class Weights:
             quantiser: rounds the weight.
 
         Returns:
-            Values [in, out] and scales float32: [in / group, out], or [out] where a row has one.
+            Values [in, out] and scales of the levels' type: [in / group, out], or [out] where a row has one.
         """
         full, (out, inner) = self._prefix + name, self.shape(name)
         key, scale_key = f"{full}{TRANSPOSED}.{dtype}", f"{full}{TRANSPOSED}{SCALE}"
         known = g.find_initializer(key), g.find_initializer(scale_key)
         if known[0] is not None and known[1] is not None:
             return known[0], known[1]
-        loaded = _Quantised(
-            lambda: quantiser(
-                cast_weight(full, self._checkpoint.read(full), "float32"), group or inner, levels
-            ),
-            DTYPES[dtype].numpy(),
-            flat=group is None,
-        )
+
+        def compute() -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
+            weight = cast_weight(full, self._checkpoint.read(full), "float32")
+            values, steps = quantiser(weight, group or inner, levels)
+            return values, cast_weight(full, steps, levels.scales)
+
+        loaded = _Quantised(compute, DTYPES[dtype].numpy(), flat=group is None)
         scales = (out,) if group is None else (inner // group, out)
         return (
             _lazy(g, key, dtype, (inner, out), loaded.values),
-            _lazy(g, scale_key, "float32", scales, loaded.scales),
+            _lazy(g, scale_key, levels.scales, scales, loaded.scales),
         )
 
     def _add(
@@ -127,7 +127,7 @@ class _Quantised:
 
     def __init__(
         self,
-        compute: Callable[[], tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]],
+        compute: Callable[[], tuple[npt.NDArray[np.int8], npt.NDArray[Any]]],
         dtype: Any,
         *,
         flat: bool,
@@ -135,14 +135,14 @@ class _Quantised:
         self._compute = compute
         self._dtype = dtype
         self._flat = flat
-        self._scales: npt.NDArray[np.float32] | None = None
+        self._scales: npt.NDArray[Any] | None = None
 
     def values(self) -> npt.NDArray[Any]:
         """Return [in, out]; keeps the scales for their turn."""
         values, self._scales = self._compute()
         return transpose(values).astype(self._dtype, copy=False)
 
-    def scales(self) -> npt.NDArray[np.float32]:
+    def scales(self) -> npt.NDArray[Any]:
         """Return [groups, out], or [out]; forgets them."""
         scales, self._scales = self._scales, None
         if scales is None:

@@ -30,6 +30,37 @@ def keep_from_prune(ratio: str | float, candidates: int) -> int:
     return max(1, int(kept))
 
 
+CAPACITY_STEP = 64
+_BESIDE_PICTURE = 192 + 256
+_AT_LEAST_BESIDE = 64
+
+
+def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
+    """Return the rows of a KV cache of fixed size: ``asked``, or room for what is usual.
+
+    The usual is K visual tokens, 192 tokens of prompt and 256 of answer, rounded up to a multiple of 64, and at
+    most the context.
+
+    Args:
+        keep: K, visual tokens that the language model sees.
+        context: positions that the model was made for.
+        asked: ``--capacity``.
+
+    Raises:
+        UserError: ``asked`` leaves no room for a question and an answer, or is beyond the context.
+    """
+    if asked is None:
+        usual = -(-(keep + _BESIDE_PICTURE) // CAPACITY_STEP) * CAPACITY_STEP
+        return min(usual, context)
+    least = min(keep + _AT_LEAST_BESIDE, context)
+    if not least <= asked <= context:
+        raise UserError(
+            f"--capacity {asked} is out of range: with {keep} visual tokens and {_AT_LEAST_BESIDE} for question and "
+            f"answer the cache needs at least {least} rows, and the model's context ends at {context}."
+        )
+    return asked
+
+
 def check_keep(keep: int, candidates: int) -> int:
     """Return ``keep`` if 1 <= keep <= candidates.
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.export.dialects.base import Dialect
+from divprune_edge.export.dialects.decomposed import Decomposed
 from divprune_edge.export.dialects.fused import OnnxRuntime
 from divprune_edge.export.dialects.portable import Portable
+from divprune_edge.export.dialects.static import Static
 
-DIALECTS: dict[str, type[Dialect]] = {Portable.name: Portable, OnnxRuntime.name: OnnxRuntime}
+DIALECTS: dict[str, type[Dialect]] = {
+    dialect.name: dialect for dialect in (Portable, OnnxRuntime, Static, Decomposed)
+}
 
-__all__ = ["DIALECTS", "Dialect", "OnnxRuntime", "Portable", "find_dialect"]
+__all__ = ["DIALECTS", "Decomposed", "Dialect", "OnnxRuntime", "Portable", "Static", "find_dialect"]
 
 
 def find_dialect(name: str) -> type[Dialect]:

@@ -22,11 +22,20 @@ class Attention(Protocol):
 
 
 class Dialect(Protocol):
-    """One way to write rotary embedding, attention and KV cache. An instance serves one graph."""
+    """One way to write norms, rotary embedding, attention and KV cache. An instance serves one graph.
+
+    ``for_tensorrt`` says what its graphs are for, and with it that the cache has a fixed capacity, that the matrices
+    may not be int8 (TensorRT's parser has no integer product), and that int4 ones are multiplied in float16.
+    """
 
     name: str
     opset: int
     domains: tuple[str, ...]
+    for_tensorrt: bool
+
+    def __init__(self, capacity: int | None = None) -> None:
+        """Begin a graph whose cache has ``capacity`` rows; None where it grows."""
+        ...
 
     @staticmethod
     def check(spec: DecoderSpec) -> None:
@@ -42,9 +51,15 @@ class Dialect(Protocol):
         ...
 
     def add_norm(
-        self, g: GraphBuilder, x: ir.Value, y: ir.Value, weights: Weights, name: str, eps: float
+        self,
+        g: GraphBuilder,
+        x: ir.Value,
+        branch: ir.Value | None,
+        weights: Weights,
+        name: str,
+        eps: float,
     ) -> tuple[ir.Value, ir.Value]:
-        """Return (RMSNorm(x + y), x + y); ``name`` is the norm's."""
+        """Return (RMSNorm(x + branch), x + branch); ``name`` is the norm's. No branch, nothing is added."""
         ...
 
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:

@@ -16,7 +16,10 @@ import onnx_ir as ir
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.dialects.base import Attention
-from divprune_edge.export.graph import DTYPES, GraphBuilder
+from divprune_edge.export.dialects.cache import cache_inputs, cache_outputs
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.layers.norm import rms_norm
+from divprune_edge.export.layers.rope import rope_tables
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 
@@ -29,8 +32,9 @@ class OnnxRuntime:
     name = "onnxruntime"
     opset = 23
     domains: tuple[str, ...] = (DOMAIN,)
+    for_tensorrt = False
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         self._present: list[ir.Value] = []
 
     @staticmethod
@@ -46,15 +50,8 @@ class OnnxRuntime:
         """Declare lengths and past."""
         lengths = g.input("seqlens_k", "int32", ["batch"])
         total = g.input("total_sequence_length", "int32", [])
-        past = [
-            g.input(f"past_key_values.{i}.{part}", dtype, ["batch", spec.kv_heads, "capacity", spec.head_dim])
-            for i in range(spec.layers)
-            for part in ("key", "value")
-        ]
-        cosine, sine = (
-            g.initializer(f"rope.{part}", ir.tensor(table.astype(DTYPES[dtype].numpy()), name=f"rope.{part}"))
-            for part, table in zip(("cos", "sin"), spec.rope.tables(spec.head_dim, spec.context), strict=True)
-        )
+        past = cache_inputs(g, spec, dtype, "capacity")
+        cosine, sine = rope_tables(g, spec, dtype)
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             y, key, value = g.ops(
@@ -80,18 +77,24 @@ class OnnxRuntime:
         return attention
 
     def add_norm(
-        self, g: GraphBuilder, x: ir.Value, y: ir.Value, weights: Weights, name: str, eps: float
+        self,
+        g: GraphBuilder,
+        x: ir.Value,
+        branch: ir.Value | None,
+        weights: Weights,
+        name: str,
+        eps: float,
     ) -> tuple[ir.Value, ir.Value]:
-        """Return (RMSNorm(x + y), x + y) from one operator."""
+        """Return (RMSNorm(x + branch), x + branch) from one operator."""
+        if branch is None:
+            return rms_norm(g, x, weights, name, eps), x
         with g.scope(name.rsplit(".", maxsplit=1)[-1]):
             scale = weights.plain(g, f"{name}.weight")
             normed, _, _, total = g.ops(
-                "SkipSimplifiedLayerNormalization", x, y, scale, domain=DOMAIN, outputs=4, epsilon=eps
+                "SkipSimplifiedLayerNormalization", x, branch, scale, domain=DOMAIN, outputs=4, epsilon=eps
             )
             return normed, total
 
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
         """Declare the updated cache."""
-        for i, value in enumerate(self._present):
-            name = f"present.{i // 2}.{'value' if i % 2 else 'key'}"
-            g.output(value, name, dtype, ["batch", spec.kv_heads, "capacity", spec.head_dim])
+        cache_outputs(g, self._present, "present", spec, dtype, "capacity")

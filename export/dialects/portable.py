@@ -11,8 +11,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from divprune_edge.export.dialects.base import Attention
-from divprune_edge.export.graph import DTYPES, GraphBuilder
-from divprune_edge.export.layers.norm import rms_norm
+from divprune_edge.export.dialects.cache import cache_inputs, cache_outputs
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.layers.norm import add, rms_norm
+from divprune_edge.export.layers.rope import rope_tables
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 
@@ -23,8 +25,9 @@ class Portable:
     name = "portable"
     opset = 23
     domains: tuple[str, ...] = ()
+    for_tensorrt = False
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         self._present: list[ir.Value] = []
 
     @staticmethod
@@ -35,17 +38,10 @@ class Portable:
         """Declare mask, positions and past; write what all layers share."""
         mask = g.input("attention_mask", "bool", ["batch", "total"])
         positions = g.input("position_ids", "int64", ["batch", "seq"])
-        past = [
-            g.input(f"past_key_values.{i}.{part}", dtype, ["batch", spec.kv_heads, "past", spec.head_dim])
-            for i in range(spec.layers)
-            for part in ("key", "value")
-        ]
+        past = cache_inputs(g, spec, dtype, "past")
         with g.scope("mask"):
             allowed = _allowed(g, ids, mask)
-        cosine, sine = (
-            g.initializer(f"rope.{part}", ir.tensor(table.astype(DTYPES[dtype].numpy()), name=f"rope.{part}"))
-            for part, table in zip(("cos", "sin"), spec.rope.tables(spec.head_dim, spec.context), strict=True)
-        )
+        cosine, sine = rope_tables(g, spec, dtype)
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             q = g.op("RotaryEmbedding", q, cosine, sine, positions, num_heads=spec.heads)
@@ -68,18 +64,21 @@ class Portable:
         return attention
 
     def add_norm(
-        self, g: GraphBuilder, x: ir.Value, y: ir.Value, weights: Weights, name: str, eps: float
+        self,
+        g: GraphBuilder,
+        x: ir.Value,
+        branch: ir.Value | None,
+        weights: Weights,
+        name: str,
+        eps: float,
     ) -> tuple[ir.Value, ir.Value]:
         """Add, then normalise."""
-        with g.scope(name.rsplit(".", maxsplit=1)[-1]):
-            total = g.op("Add", x, y)
+        total = add(g, x, branch, name)
         return rms_norm(g, total, weights, name, eps), total
 
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
         """Declare the grown cache."""
-        for i, value in enumerate(self._present):
-            name = f"present.{i // 2}.{'value' if i % 2 else 'key'}"
-            g.output(value, name, dtype, ["batch", spec.kv_heads, "total", spec.head_dim])
+        cache_outputs(g, self._present, "present", spec, dtype, "total")
 
 
 def _allowed(g: GraphBuilder, ids: ir.Value, mask: ir.Value) -> ir.Value:

@@ -30,6 +30,11 @@ class Format(Protocol):
         """Operator domains beyond the standard one."""
         ...
 
+    @property
+    def quantises_head(self) -> bool:
+        """Whether the output head is in few bits: then a tied one is a matrix of its own beside the embedding."""
+        ...
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Check that the matrix ``name`` [out, in] can be stored so.
 

@@ -6,7 +6,8 @@
     x ───────────────────────────────────────────────────────────────────────┴► MatMul ─►
 
 ONNX Runtime turns the pair into one MatMulNBits kernel when it loads the graph. The output head has eight bits:
-it is read once per token, and errors in it go straight into the logits.
+it is read once per token, and errors in it go straight into the logits. For TensorRT, activations and scales are
+float16, and so is the head: TensorRT has blocks for four bits only.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.gptq import quantise_for
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.quantise import INT4, INT8, Levels, quantise
+from divprune_edge.export.quantise import INT4, INT4_HALF, INT8, Levels, quantise
 
 if TYPE_CHECKING:
     from divprune_edge.export.weights import Weights
@@ -31,14 +33,13 @@ if TYPE_CHECKING:
 Moments = Mapping[str, npt.NDArray[np.float64]]
 """Full name of a weight [out, in] -> the sum of x x^T over its layer's inputs x, [in, in]."""
 
-_SCALE_BYTES = 4
-
 
 @dataclass(frozen=True)
 class Int4:
-    """Blocks of ``block_size`` values along a row share a float32 scale; no zero point.
+    """Blocks of ``block_size`` values along a row share a scale of type ``dtype``; no zero point.
 
     Weights whose layer has ``moments`` (see ``export.calibrate``) are rounded by GPTQ, the rest to the nearest.
+    ``dtype`` is float16 in graphs for TensorRT, and float32 in others.
     """
 
     block_size: int
@@ -47,26 +48,40 @@ class Int4:
     opset: int = 21
     domains: tuple[str, ...] = ()
 
+    @property
+    def quantises_head(self) -> bool:
+        """See :class:`divprune_edge.export.formats.base.Format`."""
+        return self.dtype == "float32"
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Rows must divide into blocks."""
         if shape[1] % self.block_size:
             raise UserError(
                 f"Rows of '{name}' have {shape[1]} values, which blocks of {self.block_size} do not divide: choose "
-                "another --block-size, or int8 for that graph."
+                f"another --block-size, or {'int8' if self.dtype == 'float32' else 'fp16'} for that graph."
             )
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
-        """Half a byte for each value, a whole one in the head, and the scales."""
+        """Half a byte for each value, and the scales; a head has a whole byte, or no scales."""
+        if head and not self.quantises_head:
+            return self._plain.stored_bytes(shape)
         values = shape[0] * shape[1]
-        return values // (1 if head else 2) + values // self.block_size * _SCALE_BYTES
+        return values // (1 if head else 2) + values // self.block_size * np.dtype(self.dtype).itemsize
 
     def linear(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
         """Multiply with four bits."""
-        return self._multiply(g, x, weights, name, "int4", INT4)
+        levels = INT4 if self.dtype == "float32" else INT4_HALF
+        return self._multiply(g, x, weights, name, "int4", levels)
 
     def head(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
-        """Multiply with eight bits."""
+        """Multiply with eight bits, or in float16."""
+        if not self.quantises_head:
+            return self._plain.head(g, x, weights, name)
         return self._multiply(g, x, weights, name, "int8", INT8)
+
+    @property
+    def _plain(self) -> Plain:
+        return Plain(self.dtype)
 
     def _multiply(
         self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, dtype: str, levels: Levels

@@ -36,6 +36,7 @@ class Int8:
 
     dtype = "float32"
     opset = 13
+    quantises_head = True
 
     def __init__(self, *, fused: bool = False) -> None:
         self._fused = fused

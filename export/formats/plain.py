@@ -21,6 +21,7 @@ class Plain:
     dtype: str
     opset: int = 13
     domains: tuple[str, ...] = ()
+    quantises_head: bool = False
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Every shape will do."""

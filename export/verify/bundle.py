@@ -134,7 +134,7 @@ def _runnable(plan: Plan, language: GraphFile, layers: int | None, report: Repor
             plan.spec.truncated(layers),
             plan.names,
             plan.checkpoint,
-            plan.dialect(),
+            plan.language_dialect(),
             plan.language_format(),
             plan.token_dtype,
         )

@@ -25,8 +25,8 @@ def open_graph(model: Path | bytes) -> Any:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-class LanguageGraph:
-    """A language model graph (dialect ``portable``) and its growing KV cache."""
+class _OpenedLanguage:
+    """A session, and what its inputs and outputs say about tokens and cache."""
 
     def __init__(self, path: Path) -> None:
         self._session = open_graph(path)
@@ -35,12 +35,34 @@ class LanguageGraph:
         self._past = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
         self._token_dtype = _NUMPY[inputs["visual_tokens"].type]
 
-    def start(self, batch: int) -> dict[str, Array]:
-        """Return the empty cache of ``batch`` sequences."""
+    def _cache(self, batch: int, rows: int, fill: float = 0) -> dict[str, Array]:
+        """Return a cache of ``rows`` rows for ``batch`` sequences."""
         return {
-            name: np.zeros((batch, value.shape[1], 0, value.shape[3]), _NUMPY[value.type])
+            name: np.full((batch, value.shape[1], rows, value.shape[3]), fill, _NUMPY[value.type])
             for name, value in self._past.items()
         }
+
+    def _run(
+        self, ids: Array, visual: Array, index: Array, inputs: dict[str, Array], cache: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Feed ids [batch, seq]; return logits [batch, V] at ``index`` and the cache outputs by their names."""
+        feed = {
+            "input_ids": ids,
+            "visual_tokens": visual.astype(self._token_dtype, copy=False),
+            "logits_index": index.astype(np.int64),
+            **inputs,
+            **cache,
+        }
+        results = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
+        return np.asarray(results.pop("logits")), results
+
+
+class LanguageGraph(_OpenedLanguage):
+    """A language model graph (dialect ``portable``) and its growing KV cache."""
+
+    def start(self, batch: int) -> dict[str, Array]:
+        """Return the empty cache of ``batch`` sequences."""
+        return self._cache(batch, 0)
 
     def step(
         self, ids: Array, visual: Array, mask: Array, positions: Array, cache: dict[str, Array]
@@ -54,19 +76,10 @@ class LanguageGraph:
             positions: int64 [batch, seq].
             cache: what the step before returned.
         """
-        feed = {
-            "input_ids": ids,
-            "visual_tokens": visual.astype(self._token_dtype, copy=False),
-            "logits_index": np.full(len(ids), ids.shape[1] - 1),
-            "attention_mask": mask,
-            "position_ids": positions,
-            **cache,
-        }
-        results = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
-        logits = results.pop("logits")
-        return logits, {
-            name.replace("present.", "past_key_values."): value for name, value in results.items()
-        }
+        inputs = {"attention_mask": mask, "position_ids": positions}
+        last = np.full(len(ids), ids.shape[1] - 1)
+        logits, grown = self._run(ids, visual, last, inputs, cache)
+        return logits, _as_past(grown)
 
     def follow(
         self, ids: Array, visual: Array, mask: Array, forced: Array, cuts: Sequence[int] = ()
@@ -99,62 +112,114 @@ class LanguageGraph:
         return np.stack(logits, axis=1)
 
 
-class FusedLanguageGraph:
-    """A language model graph of dialect ``onnxruntime``: a cache of fixed capacity, padding on the right."""
-
-    def __init__(self, path: Path) -> None:
-        self._session = open_graph(path)
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        self._outputs = [value.name for value in self._session.get_outputs()]
-        self._past = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
-        self._token_dtype = _NUMPY[inputs["visual_tokens"].type]
+class _RightPadded(_OpenedLanguage):
+    """A language model graph whose cache has a capacity; ragged batches are padded on the right."""
 
     def follow(
         self, ids: Array, visual: Array, mask: Array, forced: Array, cuts: Sequence[int] = ()
     ) -> Array:
-        """As :meth:`LanguageGraph.follow`; padding moves to the right, where this dialect wants it."""
+        """As :meth:`LanguageGraph.follow`; padding moves to the right, where these dialects want it."""
         lengths = mask.sum(axis=1)
         ids = np.stack([np.roll(row, int(n)) for row, n in zip(ids, lengths, strict=True)])
-        capacity = ids.shape[1] + forced.shape[1]
-        cache = {
-            name: np.zeros((len(ids), value.shape[1], capacity, value.shape[3]), _NUMPY[value.type])
-            for name, value in self._past.items()
-        }
+        cache = self._begin(len(ids), ids.shape[1] + forced.shape[1])
         logits, ends = [], [*cuts, ids.shape[1]]
         for begin, end in zip([0, *cuts], ends, strict=True):
             # Only whole rows have padding, and those come in one piece.
             filled = lengths if end == ids.shape[1] else np.full(len(ids), end)
-            chunk = self._step(ids[:, begin:end], visual, filled, filled - 1 - begin, cache)
+            chunk = self._step(ids[:, begin:end], visual, np.full(len(ids), begin), filled, cache)
         logits.append(chunk)
         for step in range(forced.shape[1]):
-            lengths = lengths + 1
-            logits.append(
-                self._step(forced[:, step : step + 1], visual, lengths, np.zeros_like(lengths), cache)
-            )
+            column = forced[:, step : step + 1]
+            logits.append(self._step(column, visual, lengths + step, lengths + step + 1, cache))
         return np.stack(logits, axis=1)
 
-    def _step(
-        self, ids: Array, visual: Array, lengths: Array, index: Array, cache: dict[str, Array]
-    ) -> Array:
-        """Feed ids [batch, seq], after which each sequence has ``lengths`` positions; updates the cache."""
-        feed = {
-            "input_ids": ids,
-            "visual_tokens": visual.astype(self._token_dtype, copy=False),
-            "logits_index": index.astype(np.int64),
-            "seqlens_k": (lengths - 1).astype(np.int32),
-            "total_sequence_length": np.array(lengths.max(), np.int32),
-            **cache,
+    def _begin(self, batch: int, rows: int) -> dict[str, Array]:
+        """Return a cache for ``batch`` sequences of at most ``rows`` positions."""
+        raise NotImplementedError
+
+    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
+        """Feed ids [batch, seq]; sequences had ``before`` positions and have ``after``. Updates the cache."""
+        raise NotImplementedError
+
+
+class FusedLanguageGraph(_RightPadded):
+    """Dialect ``onnxruntime``."""
+
+    def _begin(self, batch: int, rows: int) -> dict[str, Array]:
+        return self._cache(batch, rows)
+
+    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
+        inputs = {
+            "seqlens_k": (after - 1).astype(np.int32),
+            "total_sequence_length": np.array(after.max(), np.int32),
         }
-        results = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
-        logits = results.pop("logits")
-        cache.update({name.replace("present.", "past_key_values."): value for name, value in results.items()})
-        return np.asarray(logits)
+        logits, present = self._run(ids, visual, after - before - 1, inputs, cache)
+        cache.update(_as_past(present))
+        return logits
 
 
-AnyLanguageGraph = LanguageGraph | FusedLanguageGraph
-"""A language model graph in one of the dialects; what they share is :meth:`follow`."""
+class _FixedLanguageGraph(_RightPadded):
+    """A cache whose size is part of the graph. Rows that were never written hold noise: no mask may show them."""
+
+    def _begin(self, batch: int, rows: int) -> dict[str, Array]:
+        (capacity,) = {value.shape[2] for value in self._past.values()}
+        assert rows <= capacity, f"{rows} rows do not fit {capacity}"
+        return self._cache(batch, capacity, fill=_NOISE)
+
+
+class StaticLanguageGraph(_FixedLanguageGraph):
+    """Dialect ``static``: the graph writes the new rows itself."""
+
+    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
+        positions = before[:, None] + np.arange(ids.shape[1])
+        rows = np.arange(next(iter(cache.values())).shape[2])
+        inputs = {
+            "attention_mask": (rows <= positions[..., None])[:, None],
+            "position_ids": positions,
+            "write_indices": before.astype(np.int64),
+        }
+        logits, present = self._run(ids, visual, after - before - 1, inputs, cache)
+        cache.update(_as_past(present))
+        return logits
+
+
+class DecomposedLanguageGraph(_FixedLanguageGraph):
+    """Dialect ``decomposed``: the caller appends the new rows."""
+
+    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
+        batch, seq = ids.shape
+        rows = np.arange(next(iter(cache.values())).shape[2])
+        inputs = {
+            "cache_mask": (rows < before[:, None])[:, None, None],
+            "new_mask": np.tile(np.tri(seq, dtype=bool), (batch, 1, 1, 1)),
+            "position_ids": before[:, None] + np.arange(seq),
+        }
+        logits, new = self._run(ids, visual, after - before - 1, inputs, cache)
+        for name, value in new.items():
+            past = cache[name.replace("new_key_values.", "past_key_values.")]
+            for row, (begin, end) in enumerate(zip(before, after, strict=True)):
+                past[row, :, begin:end] = value[row, :, : end - begin]
+        return logits
+
+
+def _as_past(present: dict[str, Array]) -> dict[str, Array]:
+    return {name.replace("present.", "past_key_values."): value for name, value in present.items()}
+
+
+# Large beside keys and values, and finite, as the dialects ask for.
+_NOISE = 50.0
+
+AnyLanguageGraph = LanguageGraph | _RightPadded
+"""A language model graph in one of the dialects; what they share is ``follow``."""
+
+_GRAPHS: dict[str, type[LanguageGraph] | type[_RightPadded]] = {
+    "portable": LanguageGraph,
+    "onnxruntime": FusedLanguageGraph,
+    "static": StaticLanguageGraph,
+    "decomposed": DecomposedLanguageGraph,
+}
 
 
 def open_language(path: Path, dialect: str) -> AnyLanguageGraph:
-    """Open a language model graph of either dialect."""
-    return FusedLanguageGraph(path) if dialect == "onnxruntime" else LanguageGraph(path)
+    """Open a language model graph of any dialect."""
+    return _GRAPHS[dialect](path)

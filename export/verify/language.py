@@ -132,7 +132,7 @@ def sample_prompts(plan: Plan, kept: Array) -> list[Case]:
     head, tail = random.choice(usable, 21), random.choice(usable, 16)
     tail[:2] = usable[0], usable[-1]  # the ends of the table
     # A context smaller than the budget allows still lets the arithmetic be compared.
-    room = plan.spec.decoder.context - STEPS - max(len(before) + len(after), len(head) + len(tail))
+    room = plan.positions - STEPS - max(len(before) + len(after), len(head) + len(tail))
     kept = kept[:, : max(room, 0)]
     return [
         Case("question", before, kept[0], after),

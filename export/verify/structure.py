@@ -104,7 +104,7 @@ def _layer_of(node: Any) -> int | None:
 
 
 def _indexed(name: str, index: int, word: str) -> str:
-    return re.sub(rf"\b(layers|past_key_values|present)\.{index}(?=[./])", rf"\1.{word}", name)
+    return re.sub(rf"\b(layers|past_key_values|present|new_key_values)\.{index}(?=[./])", rf"\1.{word}", name)
 
 
 def _described(file: GraphFile, node: Any, canonical: Any) -> tuple[Any, ...]:

@@ -79,7 +79,8 @@ class GraphFile:
             name, suffix = quantised_name(key)
             if suffix in _STEPS:
                 values = self.read(key).astype(np.float32).T
-                scales = self.read(f"{name}{TRANSPOSED}{SCALE}").T.reshape(len(values), -1, 1)
+                scales = self.read(f"{name}{TRANSPOSED}{SCALE}").astype(np.float32)
+                scales = scales.T.reshape(len(values), -1, 1)
                 yield name, (values.reshape(*scales.shape[:2], -1) * scales).reshape(values.shape), suffix
 
     def weights(self) -> list[str]:
@@ -159,7 +160,7 @@ def check_weights(plan: Plan, graphs: list[GraphFile], report: Callable[[str], N
             if name in stored:
                 wanted = stored.read(name, "float32", transposed=False)
                 measure = _row_distance if name in plan.moments and suffix == ".int4" else _distance
-                difference = measure(found, wanted, suffix, plan)
+                difference = measure(found, wanted, suffix, plan, name)
                 if difference:
                     changed.append(f"'{name}' {difference}")
     needed = plan.names.parameters(plan.spec, plan.embedding_rows, plan.vocabulary)
@@ -183,25 +184,29 @@ def _dtype(plan: Plan, name: str) -> str:
 
 def _uses(plan: Plan, name: str) -> int:
     """A tied head in few bits is a matrix of its own beside the embedding."""
-    both = plan.names.tied and name == plan.names.head and plan.precisions.language in ("int8", "int4")
-    return 2 if both else 1
+    return 2 if name == plan.names.head and plan.has_second_head else 1
 
 
 def _distance(
-    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: Plan
+    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: Plan, name: str
 ) -> str:
     """Say how many values are more than half a step from the checkpoint's, whatever scale the graph has."""
     if found.shape != wanted.shape:
         return f"is {list(found.shape)}, expected {list(wanted.shape)}"
     group = plan.precisions.block_size if suffix == ".int4" else wanted.shape[1]
     groups = wanted.reshape(len(wanted), -1, group)
-    limit = np.abs(groups).max(axis=-1, keepdims=True) / _STEPS[suffix] / 2 * _MARGIN
+    step = np.abs(groups).max(axis=-1, keepdims=True) / _STEPS[suffix]
+    if (
+        _dtype(plan, name) == "float16"
+    ):  # a scale is the next number of that type, which may be a subnormal one
+        step = step + np.maximum(step * 2.0**-10, 2.0**-24)
+    limit = step / 2 * _MARGIN
     far = np.abs(found.reshape(groups.shape) - groups) > limit
     return f"has {int(far.sum())} of {far.size} values more than half a step away" if far.any() else ""
 
 
 def _row_distance(
-    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: Plan
+    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: Plan, name: str
 ) -> str:
     """Say how many rows of a calibrated weight are far from the checkpoint's, in the mean over their values."""
     if found.shape != wanted.shape:

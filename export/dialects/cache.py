@@ -1,0 +1,43 @@
+"""The KV cache at the border of a language graph: names and shapes that all dialects share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.models.decoder import DecoderSpec
+
+
+def cache_inputs(g: GraphBuilder, spec: DecoderSpec, dtype: str, rows: int | str) -> list[ir.Value]:
+    """Declare ``past_key_values.{i}.key`` and ``.value`` [batch, kv_heads, rows, head_dim], in layer order."""
+    return [
+        g.input(f"past_key_values.{i}.{part}", dtype, ["batch", spec.kv_heads, rows, spec.head_dim])
+        for i in range(spec.layers)
+        for part in ("key", "value")
+    ]
+
+
+def cache_outputs(
+    g: GraphBuilder, values: Sequence[ir.Value], prefix: str, spec: DecoderSpec, dtype: str, rows: int | str
+) -> None:
+    """Declare ``{prefix}.{i}.key`` and ``.value`` of the same shape; ``values`` are in layer order."""
+    for i, value in enumerate(values):
+        name = f"{prefix}.{i // 2}.{'value' if i % 2 else 'key'}"
+        g.output(value, name, dtype, ["batch", spec.kv_heads, rows, spec.head_dim])
+
+
+def split_heads(g: GraphBuilder, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
+    """Return [batch, seq, heads, head_dim] of [batch, seq, heads x head_dim]."""
+    return g.op("Reshape", x, g.constant([0, 0, heads, head_dim]))
+
+
+def heads_first(g: GraphBuilder, x: ir.Value) -> ir.Value:
+    """Exchange seq and heads in [batch, seq, heads, head_dim]; its own inverse."""
+    return g.op("Transpose", x, perm=[0, 2, 1, 3])
+
+
+def merge_heads(g: GraphBuilder, x: ir.Value, width: int) -> ir.Value:
+    """Return [batch, seq, width] of [batch, heads, seq, head_dim]."""
+    return g.op("Reshape", heads_first(g, x), g.constant([0, 0, width]))

@@ -1,0 +1,99 @@
+"""Dialect ``static``: a KV cache of fixed capacity that the graph itself writes into (ONNX opset 24).
+
+For TensorRT from 10.15, whose ``Attention`` takes neither past nor lengths, only four dimensions and a mask, and
+which makes of ``TensorScatter`` an update in place. ONNX Runtime runs the same file.
+
+Inputs beyond ids and visual tokens: ``attention_mask`` bool [batch, 1, seq, capacity] (True = attend),
+``position_ids`` int64 [batch, seq], ``write_indices`` int64 [batch] (the row of each sequence's first new id), and
+per layer ``past_key_values.{i}.key`` and ``.value`` [batch, kv_heads, capacity, head_dim]. Outputs:
+``present.{i}.key`` and ``.value`` of the same shape; bound to the inputs' own memory, nothing is copied. Rows that
+the mask hides must be finite numbers. Ragged batches are padded on the right.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from divprune_edge.export.dialects.base import Attention
+from divprune_edge.export.dialects.cache import (
+    cache_inputs,
+    cache_outputs,
+    heads_first,
+    merge_heads,
+    split_heads,
+)
+from divprune_edge.export.graph import DTYPES, GraphBuilder
+from divprune_edge.export.layers.norm import add, rms_norm
+from divprune_edge.export.layers.rope import rope_tables
+from divprune_edge.export.weights import Weights
+from divprune_edge.models.decoder import DecoderSpec
+
+
+class Static:
+    """See the module's text."""
+
+    name = "static"
+    opset = 24
+    domains: tuple[str, ...] = ()
+    for_tensorrt = True
+
+    def __init__(self, capacity: int | None = None) -> None:
+        assert capacity is not None, "the cache's size is part of the graph"
+        self._capacity = capacity
+        self._present: list[ir.Value] = []
+
+    @staticmethod
+    def check(spec: DecoderSpec) -> None:
+        """Every decoder will do."""
+
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
+        """Declare mask, positions, rows to write and past."""
+        mask = g.input("attention_mask", "bool", ["batch", 1, "seq", self._capacity])
+        positions = g.input("position_ids", "int64", ["batch", "seq"])
+        rows = g.input("write_indices", "int64", ["batch"])
+        past = cache_inputs(g, spec, dtype, self._capacity)
+        cosine, sine = rope_tables(g, spec, dtype)
+        # Without the attribute a float16 graph would have its softmax in float16.
+        precision = {} if dtype == "float32" else {"softmax_precision": int(DTYPES["float32"])}
+
+        def heads(g: GraphBuilder, x: ir.Value, count: int) -> ir.Value:
+            return heads_first(g, split_heads(g, x, count, spec.head_dim))
+
+        def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+            """Write the new rows, then attend to all that the mask shows.
+
+            ::
+
+                k ─► heads ─► rotary ─► TensorScatter(past key, rows) ───┐
+                q ─► heads ─► rotary ────────────────────────────────────┼► Attention(mask) ─► merge heads ─►
+                v ─► heads ───────────► TensorScatter(past value, rows) ─┘
+            """
+            q = g.op("RotaryEmbedding", heads(g, q, spec.heads), cosine, sine, positions)
+            k = g.op("RotaryEmbedding", heads(g, k, spec.kv_heads), cosine, sine, positions)
+            v = heads(g, v, spec.kv_heads)
+            key, value = (
+                g.op("TensorScatter", cache, new, rows, axis=-2, mode="linear")
+                for cache, new in zip(past[2 * layer : 2 * layer + 2], (k, v), strict=True)
+            )
+            self._present += [key, value]
+            y = g.op("Attention", q, key, value, mask, **precision)
+            return merge_heads(g, y, spec.heads * spec.head_dim)
+
+        return attention
+
+    def add_norm(
+        self,
+        g: GraphBuilder,
+        x: ir.Value,
+        branch: ir.Value | None,
+        weights: Weights,
+        name: str,
+        eps: float,
+    ) -> tuple[ir.Value, ir.Value]:
+        """Add, then normalise."""
+        total = add(g, x, branch, name)
+        return rms_norm(g, total, weights, name, eps), total
+
+    def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
+        """Declare the updated cache."""
+        cache_outputs(g, self._present, "present", spec, dtype, self._capacity)
