@@ -64,9 +64,18 @@ def llava(
         str,
         typer.Option(
             metavar="NAME",
-            help="portable (standard operators), or onnxruntime (its fused ones; faster there).",
+            help="portable (standard operators), onnxruntime (its fused ones; faster there), or for TensorRT static "
+            "(10.15 and newer) or decomposed (10.3).",
         ),
     ] = "portable",
+    capacity: Annotated[
+        int | None,
+        typer.Option(
+            metavar="ROWS",
+            help="Size of the KV cache in dialects static and decomposed: prompt and answer together.",
+            show_default="K + 448, at most the context",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K"),
@@ -100,6 +109,7 @@ def llava(
             precision=precision,
             block_size=block_size,
             dialect=dialect,
+            capacity=capacity,
             signals=signals,
         )
         check = chosen_verification(verify, report)
