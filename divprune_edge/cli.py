@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import NoReturn
 
 import typer
@@ -12,7 +13,6 @@ from divprune_edge.console import run
 
 
 def _build() -> typer.Typer:
-    from divprune_edge.export.cli import app as export_app
     from divprune_edge.plugins.cli import app as plugins_app
     from divprune_edge.runtime.cli import app as runtime_app
 
@@ -22,7 +22,10 @@ def _build() -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
     )
-    app.add_typer(export_app, name="export")
+    if find_spec("divprune_edge.export") is not None:  # a device has the runtime alone
+        from divprune_edge.export.cli import app as export_app
+
+        app.add_typer(export_app, name="export")
     app.add_typer(plugins_app, name="plugins")
     app.add_typer(runtime_app, name="runtime")
     return app

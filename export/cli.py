@@ -169,6 +169,26 @@ def selectors(
 
 
 @app.command()
+def package(
+    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The Jetson to install it on.", show_default="the bundle's"),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The archive.", show_default="BUNDLE-TARGET.tar"),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Pack a bundle, the runtime and the plugin's sources into one archive that installs itself on a Jetson."""
+    from divprune_edge.export.package.command import package_bundle
+    from divprune_edge.export.report import ConsoleReporter
+
+    package_bundle(bundle, target, output, force=force, report=ConsoleReporter())
+
+
+@app.command()
 def cost(
     model: Annotated[
         str, typer.Option(metavar="NAME_OR_PATH", help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder.")

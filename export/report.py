@@ -79,6 +79,15 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     )
 
 
+def show_package(archive: Path, size: int) -> None:
+    """Print what was packed and what to do with it."""
+    name = archive.name
+    _console.print(f"Package: [bold]{archive}[/bold] ({size / 1e6:,.1f} MB).")
+    _console.print(
+        f"On the Jetson: [bold]tar -xf {name} && ./{name.removesuffix('.tar')}/install.sh[/bold] (docs/jetson.md)"
+    )
+
+
 def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks: Sequence[Check]) -> None:
     """Print what was added."""
     state = f"{len(checks)} checks against its reference passed" if checks else "not verified"
