@@ -11,6 +11,7 @@ import typer
 
 from divprune_edge.runtime.batch_cli import batch_command
 from divprune_edge.runtime.evaluation.cli import evaluate_command, sweep_command
+from divprune_edge.runtime.profiling.cli import profile_command
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer, Pipeline
@@ -162,6 +163,7 @@ def compare_selectors(
 app.command("batch")(batch_command)
 app.command("evaluate")(evaluate_command)
 app.command("sweep")(sweep_command)
+app.command("profile")(profile_command)
 
 
 def main() -> NoReturn:

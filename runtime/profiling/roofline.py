@@ -1,0 +1,143 @@
+"""The least time that a stage can take: its operations at the peak rate, or its bytes at the memory's bandwidth."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from divprune_edge.manifest import GraphInfo, Manifest, Precision
+from divprune_edge.models.cost import DecoderFlops, max_min_flops
+from divprune_edge.models.targets import Target
+from divprune_edge.runtime.profiling.measure import DECODE, Variant
+
+MEANING = (
+    "The roofline is the larger of operations over the peak rate and bytes over the memory's bandwidth, with every "
+    "weight and every row of the cache read once and activations not counted. Only a model that stays in a CPU's "
+    "caches from run to run can beat it. Where the rate for an element type is not known, it is that of the "
+    "memory alone."
+)
+_RATES: dict[Precision, tuple[str, ...]] = {
+    "fp32": ("fp32", "tf32"),
+    "fp16": ("fp16",),
+    "int8": ("int8",),
+    # Weights of 4 bits are multiplied with activations of 16.
+    "int4": ("fp16",),
+}
+_SIDE = 1024
+_COPY_BYTES = 1 << 27
+_MAX_MIN = "divprune"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Peak rates in operations per second by element type, bandwidth in bytes per second, and where they are from."""
+
+    name: str
+    title: str
+    bandwidth: float
+    rates: Mapping[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations and bytes that a stage cannot do without."""
+
+    flops: int
+    bytes: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time of a stage in milliseconds, and what sets it: ``compute`` or ``memory``."""
+
+    ms: float
+    by: str
+
+
+def machine_of(target: Target) -> Machine | None:
+    """Return a target's machine; None where the table states no rates."""
+    if target.bandwidth is None or not target.rates:
+        return None
+    source = "; ".join(target.sources[fact] for fact in ("rates", "bandwidth") if fact in target.sources)
+    return Machine(target.name, target.title, target.bandwidth, target.rates, source)
+
+
+def measure_host(threads: int | None) -> Machine:
+    """Measure this CPU: a float32 matrix product of NumPy's, and a copy by as many threads as the profile uses."""
+    workers = threads or os.cpu_count() or 1
+    left = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), dtype=np.float32)
+    out = np.empty_like(left)
+    seconds = _fastest(lambda: np.matmul(left, left, out=out), 5)
+    rate = 2 * _SIDE**3 / seconds
+    piece = np.zeros((workers, _COPY_BYTES // 8 // workers), np.float64)
+    target = np.zeros_like(piece)
+    with ThreadPoolExecutor(workers) as pool:
+        seconds = _fastest(lambda: list(pool.map(np.copyto, target, piece)), 5)
+    bandwidth = 2 * piece.nbytes / seconds
+    source = (
+        f"measured here: {rate / 1e9:.0f} GFLOP/s (NumPy, float32, {_SIDE} × {_SIDE}), {bandwidth / 1e9:.1f} GB/s "
+        f"(copy, {workers} threads); lower than the hardware's own limits where the machine is busy"
+    )
+    return Machine("cpu", "this CPU", bandwidth, {"fp32": rate}, source)
+
+
+def costs(variant: Variant, prompt_tokens: int, answer_tokens: int) -> dict[str, Cost]:
+    """Return the cost of each stage that has one; bundles of older exports state none for vision and language.
+
+    Args:
+        variant: bundle and selector.
+        prompt_tokens: prefilled, visual ones included.
+        answer_tokens: length of the answer; a decode step is the one in its middle.
+    """
+    manifest = variant.bundle.manifest
+    vision, language, selector = manifest.vision_encoder, manifest.language_model, variant.selector
+    token_row = vision.width * np.dtype(manifest.token_dtype).itemsize
+    found: dict[str, Cost] = {}
+    if vision.flops is not None:
+        pixels = vision.image_height * vision.image_width * 3
+        moved = _stored(manifest, vision) + pixels + vision.tokens * token_row
+        found["vision"] = Cost(vision.flops, moved, vision.precision)
+    if selector is not None and selector.name == _MAX_MIN:
+        flops = max_min_flops(selector.candidates, vision.width, selector.keep)
+        found["select"] = Cost(flops, (selector.candidates + selector.keep) * token_row, "fp32")
+    if language.cost is not None:
+        cost = language.cost
+        parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
+        row = 2 * language.layers * language.kv_heads * language.head_dim
+        row *= np.dtype(language.cache_dtype).itemsize
+
+        def step(new: int, cached: int) -> Cost:
+            # A cache of fixed size is read whole, however little of it is filled.
+            moved = cost.weight_bytes + row * (new + (language.capacity or cached)) + new * token_row
+            return Cost(parts.of(new, cached), moved, language.precision)
+
+        found["prefill"] = step(prompt_tokens, 0)
+        found[DECODE] = step(1, prompt_tokens + answer_tokens // 2)
+    return found
+
+
+def bound(cost: Cost, machine: Machine) -> Bound:
+    """Return the roofline of a cost; where the rate for its element type is not known, that of the memory."""
+    rates = [machine.rates[name] for name in _RATES[cost.precision] if name in machine.rates]
+    compute, memory = cost.flops / max(rates) if rates else 0.0, cost.bytes / machine.bandwidth
+    return Bound(1000 * max(compute, memory), "compute" if compute > memory else "memory")
+
+
+def _stored(manifest: Manifest, graph: GraphInfo) -> int:
+    return sum(manifest.files[name].size for name in (graph.file, *graph.data))
+
+
+def _fastest(work: Callable[[], object], times: int) -> float:
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
