@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from divprune_edge.runtime.batch_cli import batch_command
+from divprune_edge.runtime.engines.cli import build_command
 from divprune_edge.runtime.evaluation.cli import evaluate_command, sweep_command
 from divprune_edge.runtime.profiling.cli import profile_command
 
@@ -161,6 +162,7 @@ def compare_selectors(
 
 
 app.command("batch")(batch_command)
+app.command("build")(build_command)
 app.command("evaluate")(evaluate_command)
 app.command("sweep")(sweep_command)
 app.command("profile")(profile_command)

@@ -130,10 +130,17 @@ def _find_plans(bundle: Path, recipes: dict[str, str]) -> dict[str, store.Stored
             stored = store.Stored(folder, store.read_record(folder))
             for name, recipe in recipes.items():
                 plan = stored.info.plans.get(name)
-                if plan is not None and plan.recipe == recipe:
-                    store.map_plan(stored, name).close()
+                if plan is not None and plan.recipe == recipe and _is_whole(stored, name):
                     found[name] = stored
     return found
+
+
+def _is_whole(stored: store.Stored, name: str) -> bool:
+    try:
+        store.map_plan(stored, name).close()
+    except UserError:
+        return False
+    return True
 
 
 def _prepare(bundle: Bundle, graphs: Sequence[Graph], plugin: Library | None, options: Options) -> None:

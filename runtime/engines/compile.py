@@ -6,6 +6,7 @@ checked against the real bindings of two major versions (``tests/runtime/engines
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Log(trt.ILogger):
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
             self._errors.append(msg)
         if self._verbose and severity != trt.ILogger.VERBOSE:
-            print(f"[TensorRT] {msg}")
+            print(f"[TensorRT] {msg}", file=sys.stderr)
 
     def reason(self) -> str:
         """The first error: what follows it is mostly its consequence."""

@@ -76,7 +76,7 @@ def chosen_selectors(bundle: Bundle, asked: str | None) -> list[SelectorInfo | N
         if name == ALL:
             default = bundle.selector()
             others = [entry for entry in bundle.manifest.selectors if entry != default]
-            found = [*([default] if default else []), *others]
+            found: list[SelectorInfo | None] = [*([default] if default else []), *others]
         else:
             found = [bundle.selector(name)]
         chosen += [entry for entry in found if entry not in chosen]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Dialect, Manifest
-from divprune_edge.models.targets import find_target
+from divprune_edge.models.targets import Target, find_target
 from divprune_edge.runtime.engines.facts import DeviceFacts
 
 OLDEST: dict[Dialect, tuple[int, int]] = {"static": (10, 15), "decomposed": (10, 0)}
@@ -48,23 +48,21 @@ def check_target(manifest: Manifest, bundle: Path, asked: str | None, device: De
     Raises:
         UserError: GPU or TensorRT are not the target's; both sides are named.
     """
-    for name, origin in ((asked, f"--target {asked}"), (manifest.target, f"the target of '{bundle}'")):
-        if name is None:
-            continue
-        target = find_target(name)
-        if target.tensorrt is None or target.sm is None:
-            raise UserError(
-                f"{origin} is '{name}', which does not run TensorRT: leave it out, or name this device."
-                if asked == name
-                else f"'{bundle}' was made for '{name}', which does not run TensorRT: export it with "
-                f"'{_export(manifest)} --target NAME'."
-            )
-        if target.sm != device.sm or _version(target.tensorrt) != _version(device.tensorrt):
-            raise UserError(
-                f"{origin} is {target.title} (sm_{target.sm}, TensorRT {target.tensorrt}), but this device is "
-                f"sm_{device.sm} with TensorRT {device.tensorrt}: build on the target itself, or export for this "
-                f"device with '{_export(manifest)} --target NAME'."
-            )
+    if asked is not None:
+        _check_device(find_target(asked), f"--target {asked}", manifest, device)
+    if manifest.target is not None:
+        _check_device(find_target(manifest.target), f"The target of '{bundle}'", manifest, device)
+
+
+def _check_device(target: Target, origin: str, manifest: Manifest, device: DeviceFacts) -> None:
+    export = f"export for this device with '{_export(manifest)} --target NAME'"
+    if target.tensorrt is None or target.sm is None:
+        raise UserError(f"{origin} is {target.title}, which does not run TensorRT: {export}.")
+    if target.sm != device.sm or _version(target.tensorrt) != _version(device.tensorrt):
+        raise UserError(
+            f"{origin} is {target.title} (sm_{target.sm}, TensorRT {target.tensorrt}), but this device is "
+            f"sm_{device.sm} with TensorRT {device.tensorrt}: build on the target itself, or {export}."
+        )
 
 
 def _export(manifest: Manifest) -> str:

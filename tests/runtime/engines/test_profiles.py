@@ -1,0 +1,99 @@
+"""Shapes that engines are built for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from engine_bundles import (
+    CAPACITY,
+    CONTEXT,
+    HEAD_DIM,
+    KV_HEADS,
+    SELECTORS,
+    TOKENS,
+    WIDTH,
+    make_bundle,
+    tensor,
+)
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Manifest, read_manifest
+from divprune_edge.runtime.backends.steps import STEPS
+from divprune_edge.runtime.engines.profiles import (
+    DECODE,
+    PREFILL,
+    Limits,
+    Profile,
+    language_profiles,
+    make_limits,
+    selector_profiles,
+    vision_profiles,
+)
+
+
+@pytest.fixture(params=["static", "decomposed"])
+def manifest(request: pytest.FixtureRequest, tmp_path: Path) -> Manifest:
+    return read_manifest(make_bundle(tmp_path / "bundle", request.param))
+
+
+def three(profile: Profile, name: str) -> list[tuple[int, ...]]:
+    shapes = profile[name]
+    return [shapes.min, shapes.opt, shapes.max]
+
+
+def test_the_vision_encoder_takes_one_tile(manifest: Manifest) -> None:
+    (profile,) = vision_profiles(manifest)
+    assert three(profile, "pixels") == [(1, 336, 336, 3)] * 3
+
+
+def test_a_selector_is_fixed_with_its_signals() -> None:
+    (profile,) = selector_profiles(SELECTORS[-1])
+    assert list(profile) == ["visual_tokens", "valid", "cls_attention"]
+    assert three(profile, "visual_tokens") == [(1, TOKENS, WIDTH)] * 3
+    assert three(profile, "cls_attention") == [(1, TOKENS)] * 3
+
+
+def test_prefill_and_decode_share_an_engine(manifest: Manifest) -> None:
+    limits = make_limits(manifest, [SELECTORS[0]], None)
+    assert limits == Limits(max_prompt=CAPACITY, kept=(58, 58, 58))
+    profiles = language_profiles(manifest.language_model, limits)
+    assert three(profiles[PREFILL], "input_ids") == [(1, 1), (1, 58 + 64), (1, CAPACITY)]
+    assert three(profiles[DECODE], "input_ids") == [(1, 1)] * 3
+    for profile in profiles:
+        assert list(profile) == [one.name for one in manifest.language_model.inputs]
+        assert three(profile, "visual_tokens") == [(1, 58, WIDTH)] * 3
+        assert three(profile, "past_key_values.1.value") == [(1, KV_HEADS, CAPACITY, HEAD_DIM)] * 3
+
+
+def test_every_step_that_the_host_feeds_fits_its_profile(manifest: Manifest) -> None:
+    """The engine is built for what the backends feed: prompts of any length up to the longest, then single ids."""
+    info = manifest.language_model
+    profiles = language_profiles(info, make_limits(manifest, [SELECTORS[0]], 100))
+    for at, count, length in ((PREFILL, 1, 0), (PREFILL, 100, 0), (PREFILL, 37, 200), (DECODE, 1, 511)):
+        import numpy as np
+
+        for name, value in STEPS[info.dialect](np.zeros((1, count), np.int64), length, CAPACITY).items():
+            least, _, most = three(profiles[at], name)
+            inside = [low <= size <= high for low, size, high in zip(least, value.shape, most, strict=True)]
+            assert all(inside), (name, value.shape)
+
+
+def test_limits_span_the_budgets(manifest: Manifest) -> None:
+    limits = make_limits(manifest, [SELECTORS[1], SELECTORS[3], None], 300)
+    assert limits == Limits(max_prompt=300, kept=(29, 144, TOKENS))
+    prefill, decode = language_profiles(manifest.language_model, limits)
+    assert three(prefill, "input_ids") == [(1, 1), (1, 208), (1, 300)]
+    assert three(decode, "visual_tokens") == [(1, 29, WIDTH), (1, 144, WIDTH), (1, TOKENS, WIDTH)]
+
+
+@pytest.mark.parametrize("longest", [0, -1, CAPACITY + 1, CONTEXT])
+def test_a_prompt_that_there_is_no_room_for(manifest: Manifest, longest: int) -> None:
+    with pytest.raises(UserError, match=rf"--max-prompt is {longest}, .* room for {CAPACITY} tokens"):
+        make_limits(manifest, [None], longest)
+
+
+def test_a_dimension_that_no_engine_is_built_for() -> None:
+    odd = SELECTORS[0].model_copy(update={"inputs": (tensor("visual_tokens", "float16", "batch", "frames"),)})
+    with pytest.raises(UserError, match="'visual_tokens' has a dimension 'frames'"):
+        selector_profiles(odd)
