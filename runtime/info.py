@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, TensorInfo
+from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, LanguageInfo, TensorInfo
 from divprune_edge.runtime.bundle import Bundle
 
 
@@ -37,7 +37,7 @@ def print_tables(bundle: Bundle) -> None:
         "licence": source.licence or "not stated",
         "precision": f"{manifest.precision} (tokens {manifest.token_dtype}, cache {language.cache_dtype})",
         "dialect": language.dialect,
-        "context": f"{language.context} tokens, vocabulary {language.vocabulary}",
+        "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
         "verification": _verification(bundle),
         "tools": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
         "total size": _bytes(_total(bundle)),
@@ -76,6 +76,10 @@ def print_tables(bundle: Bundle) -> None:
     default = " (default)" if manifest.default_selector == UNPRUNED else ""
     selectors.add_row(UNPRUNED + default, f"{tokens} of {tokens}", "100.0%", "")
     console.print(selectors)
+
+
+def _cache(language: LanguageInfo) -> str:
+    return "" if language.capacity is None else f", {language.capacity} in the cache"
 
 
 def _without_cache_layers(rows: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:

@@ -47,7 +47,8 @@ class PromptEncoder:
         self._image_token = prompt.image_token
         self._image_id = prompt.image_token_id
         self._rows = language.embedding_rows
-        self._context = language.positions
+        self._room = language.positions
+        self._fixed = language.capacity is not None
         named = {
             "bos_token": prompt.bos_token,
             "eos_token": prompt.eos_token,
@@ -102,10 +103,13 @@ class PromptEncoder:
             )
         visual = range(self._rows, self._rows + visual_tokens)
         full = (*ids[: places[0]], *visual, *ids[places[0] + 1 :])
-        if len(full) + 1 > self._context:
+        if len(full) + 1 > self._room:
+            place, remedy = "the model's context", "ask a shorter question or keep fewer tokens"
+            if self._fixed:
+                place, remedy = "the bundle's cache", f"{remedy}, or export with a larger --capacity"
             raise UserError(
-                f"The prompt has {len(full)} tokens ({visual_tokens} of them visual), but the model's "
-                f"context holds {self._context} with the answer: ask a shorter question or keep fewer tokens."
+                f"The prompt has {len(full)} tokens ({visual_tokens} of them visual), but {place} holds {self._room} "
+                f"with the answer: {remedy}."
             )
         return PromptIds(full, visual_tokens)
 

@@ -6,7 +6,7 @@ are handed over without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +24,7 @@ from divprune_edge.runtime.backends.base import (
     LanguageSession,
 )
 from divprune_edge.runtime.backends.binding import Binding
+from divprune_edge.runtime.backends.fixed import DecomposedLanguage, StaticLanguage, check_device
 from divprune_edge.runtime.backends.growing import GrowingBatch, GrowingLanguage
 from divprune_edge.runtime.backends.in_place import InPlaceBatch, InPlaceLanguage, check_one_piece
 from divprune_edge.runtime.bundle import Bundle
@@ -31,6 +32,12 @@ from divprune_edge.runtime.bundle import Bundle
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = {"cpu": "cpu", "cuda": "gpu"}
 _ERRORS_ONLY = 3
+_LANGUAGES: dict[str, Callable[..., LanguageSession]] = {
+    "portable": GrowingLanguage,
+    "onnxruntime": InPlaceLanguage,
+    "static": StaticLanguage,
+    "decomposed": DecomposedLanguage,
+}
 _BATCHES: dict[str, type[GrowingBatch] | type[InPlaceBatch]] = {
     "portable": GrowingBatch,
     "onnxruntime": InPlaceBatch,
@@ -108,8 +115,7 @@ class OnnxRuntimeBackend:
     def language(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageSession:
         """Begin a sequence that shares the language model's session."""
         graph = self._bundle.manifest.language_model
-        kind = InPlaceLanguage if graph.dialect == "onnxruntime" else GrowingLanguage
-        return kind(self._session(graph), self._device, graph, visual, rows)
+        return _LANGUAGES[graph.dialect](self._session(graph), self._device, graph, visual, rows)
 
     @property
     def batch_takes_rows(self) -> bool:
@@ -181,6 +187,7 @@ def _require_kernels(manifest: Manifest, device: str) -> None:
     if device != "cuda":
         return
     language = manifest.language_model
+    check_device(language, device)
     if language.dialect == "onnxruntime" and language.cache_dtype == "float32":
         raise UserError(
             "The bundle's language model is in dialect 'onnxruntime' with a float32 cache, for which ONNX Runtime "

@@ -1,0 +1,251 @@
+"""Caches of fixed size: the same answers as with a growing one, up to the last row, and then a clear end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from conftest import ROOT
+from exporting import export, plan_of
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.runtime.backends import Backend, fixed, open_backend, steps
+from divprune_edge.runtime.backends.onnxruntime import _require_kernels
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.pipeline import Pipeline
+from divprune_edge.runtime.prompt import Turn
+
+CAPACITY = 192
+DIALECTS = pytest.mark.parametrize("dialect", ["static", "decomposed"])
+
+
+@pytest.fixture(scope="module")
+def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return the demo checkpoint in a dialect and precision, with a cache of 192 rows."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(dialect: str, precision: str = "fp32") -> Path:
+        if (dialect, precision) not in made:
+            plan = plan_of(CHECKPOINT, 58, dialect=dialect, precision=precision, capacity=CAPACITY)
+            made[dialect, precision] = export(plan, tmp_path_factory.mktemp("bundles") / dialect).folder
+        return made[dialect, precision]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def portable(demo_bundle: Path) -> Backend:
+    return open_backend(Bundle.open(demo_bundle), "cpu", threads=1)
+
+
+def begin(backend: Backend, bundle: Bundle) -> Any:
+    shape = (1, 58, bundle.manifest.vision_encoder.width)
+    visual = np.random.default_rng(2).standard_normal(shape).astype(bundle.manifest.token_dtype)
+    return backend.language(backend.to_device(visual))
+
+
+@pytest.fixture
+def pair(
+    dialect: str, bundle_of: Callable[..., Path], portable: Backend, demo_bundle: Path
+) -> tuple[Any, Any, list[int]]:
+    """A sequence with a fixed cache, one with a growing cache, and the ids of a prompt of 62."""
+    bundle, other = Bundle.open(bundle_of(dialect)), Bundle.open(demo_bundle)
+    rows = bundle.manifest.language_model.embedding_rows
+    sessions = (begin(open_backend(bundle, "cpu", threads=1), bundle), begin(portable, other))
+    return (*sessions, [1, 7, *range(rows, rows + 58), 9, 8])
+
+
+def agree(found: Any, wanted: Any) -> bool:
+    return bool(np.allclose(found, wanted, atol=1e-4)) and int(found.argmax()) == int(wanted.argmax())
+
+
+@DIALECTS
+def test_greedy_tokens_until_the_cache_is_full(pair: tuple[Any, Any, list[int]]) -> None:
+    """130 decode steps, the last of which fills the last row."""
+    a, b, ids = pair
+    found, wanted = a.extend(ids), b.extend(ids)
+    while a.length < CAPACITY:
+        assert agree(found, wanted), a.length
+        token = int(wanted.argmax())
+        found, wanted = a.extend([token]), b.extend([token])
+    assert agree(found, wanted)
+    assert a.length == b.length == CAPACITY
+    with pytest.raises(
+        UserError, match=rf"would have {CAPACITY + 1} tokens, .* room for {CAPACITY}.*--capacity"
+    ):
+        a.extend([5])
+    assert a.length == CAPACITY
+    a.truncate(CAPACITY - 1)
+    b.truncate(CAPACITY - 1)
+    assert agree(a.extend([5]), b.extend([5]))
+
+
+@DIALECTS
+@pytest.mark.parametrize("chunk", [1, 17, 61])
+def test_chunked_prefill_and_truncation(pair: tuple[Any, Any, list[int]], chunk: int) -> None:
+    a, b, ids = pair
+    assert agree(a.extend(ids, chunk), b.extend(ids))
+    assert a.length == b.length == len(ids)
+    for session in pair[:2]:
+        session.extend([9, 9, 9])
+        session.truncate(30)
+        session.truncate(40)
+    assert a.length == 30
+    assert agree(a.extend([3, 4, 5]), b.extend([3, 4, 5]))
+
+
+@DIALECTS
+def test_a_sequence_begins_with_the_rows_of_another(pair: tuple[Any, Any, list[int]]) -> None:
+    a, b, ids = pair
+    b.extend(ids[:40])
+    a.extend(ids[:60])
+    kind = type(a)
+    taken = a.rows(40)
+    assert all(np.allclose(x, y, atol=1e-5) for x, y in zip(taken, b.rows(40), strict=True))
+    fresh = kind(a._session, "cpu", a._info, a._visual, taken)
+    assert fresh.length == 40
+    assert agree(fresh.extend(ids[40:]), b.extend(ids[40:]))
+    assert np.array_equal(a.rows(40)[0], taken[0]), "the other sequence's rows were written"
+
+
+@DIALECTS
+def test_a_step_writes_its_own_rows_in_the_memory_that_was_bound(pair: tuple[Any, Any, list[int]]) -> None:
+    session, _, ids = pair
+    places = [value.data_ptr() for value in session._past]
+    assert places[0] == session._cache.ctypes.data
+    assert places[1] - places[0] == session._cache[0].nbytes
+    session._cache[:] = 7.5
+    for count in (20, 3, 1, 1):
+        before, length = session._cache.copy(), session.length
+        session.extend(ids[length : length + count])
+        changed = (session._cache != before).any(axis=(0, 1, 3))
+        assert np.flatnonzero(changed).tolist() == list(range(length, length + count))
+    assert [value.data_ptr() for value in session._past] == places
+    if isinstance(session, fixed.StaticLanguage):
+        # With the output bound elsewhere the cache stays as it is: the graph itself writes.
+        other = np.zeros_like(session._cache[:1])
+        session._binding.bind_ortvalue_output("present.0.key", ort.OrtValue.ortvalue_from_numpy(other))
+        before = session._cache[0].copy()
+        session.extend([5])
+        assert np.array_equal(session._cache[0], before)
+        assert other[0, :, session.length - 1].any()
+
+
+@pytest.mark.parametrize(
+    ("dialect", "name", "wrong"),
+    [
+        ("static", "attention_mask", lambda mask: np.roll(mask, 1, axis=-1)),
+        ("static", "write_indices", lambda rows: rows + 1),
+        ("static", "position_ids", lambda positions: positions // 2),
+        ("decomposed", "cache_mask", lambda mask: np.roll(mask, 1, axis=-1)),
+        ("decomposed", "new_mask", lambda mask: np.tril(mask, -1) | np.eye(1, mask.shape[-1], dtype=bool)),
+        ("decomposed", "position_ids", lambda positions: positions // 2),
+    ],
+)
+def test_a_wrong_step_is_seen(
+    pair: tuple[Any, Any, list[int]], name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison above would notice a mask, row or position that is off by one."""
+    a, b, ids = pair
+    right = steps.STEPS[a._info.dialect]
+
+    def step(ids: Any, length: int, capacity: int) -> Any:
+        inputs = right(ids, length, capacity)
+        return inputs | {name: np.ascontiguousarray(wrong(inputs[name]))}
+
+    monkeypatch.setitem(steps.STEPS, a._info.dialect, step)
+    assert not (
+        np.allclose(a.extend(ids), b.extend(ids), atol=1e-4)
+        and np.allclose(a.extend([5]), b.extend([5]), atol=1e-4)
+    )
+
+
+@DIALECTS
+def test_an_answer_ends_where_the_cache_does(
+    dialect: str, bundle_of: Callable[..., Path], demo_bundle: Path, picture: Path
+) -> None:
+    options = {"max_tokens": 1000, "ignore_eos": True}
+    found = Pipeline(bundle_of(dialect), threads=1).ask(picture, "What is there?", **options)
+    assert found.finish_reason == "context"
+    assert found.prompt_tokens + len(found.token_ids) == CAPACITY
+    options["max_tokens"] = len(found.token_ids)
+    wanted = Pipeline(demo_bundle, threads=1).ask(picture, "What is there?", **options)
+    assert wanted.finish_reason == "length"
+    assert found.token_ids == wanted.token_ids
+
+
+@DIALECTS
+def test_a_conversation(
+    dialect: str, bundle_of: Callable[..., Path], demo_bundle: Path, picture: Path
+) -> None:
+    def talk(bundle: Path) -> list[tuple[int, ...]]:
+        pipeline = Pipeline(bundle, threads=1)
+        said = []
+        for _ in range(2):  # the second time, what comes before the picture is there already
+            chat = pipeline.chat(picture)
+            said += [
+                chat.ask(question, max_tokens=12, ignore_eos=True, prefill_chunk=30).token_ids
+                for question in ("What is there?", "How many red circles are there?")
+            ]
+        return said
+
+    found = talk(bundle_of(dialect))
+    assert found == talk(demo_bundle)
+    assert found[:2] == found[2:]
+
+
+def test_a_prompt_that_is_too_long_is_one_sentence(bundle_of: Callable[..., Path], picture: Path) -> None:
+    pipeline = Pipeline(bundle_of("static"), "none")
+    with pytest.raises(
+        UserError, match=r"tokens \(576 of them visual\), but the bundle's cache holds 192 .*--capacity\."
+    ):
+        pipeline.ask(picture, "What is there?")
+
+
+@DIALECTS
+@pytest.mark.parametrize("precision", ["fp16", "int4", "vision=fp16,language=int4"])
+def test_narrow_types_answer(dialect: str, precision: str, bundle_of: Callable[..., Path]) -> None:
+    pipeline = Pipeline(bundle_of(dialect, precision), threads=1)
+    assert pipeline.bundle.manifest.token_dtype == "float16"
+    assert pipeline.bundle.manifest.language_model.cache_dtype == "float16"
+    picture = ROOT / "models" / "demo" / "picture.png"
+    assert pipeline.ask(picture, "What colour is the circle?").answer == "purple"
+
+
+@DIALECTS
+def test_half_precision_stays_close(
+    dialect: str, bundle_of: Callable[..., Path], portable: Backend, demo_bundle: Path
+) -> None:
+    """Prefill and 64 steps along the tokens of float32: within 3 % of the largest logit."""
+    half, single = Bundle.open(bundle_of(dialect, "fp16")), Bundle.open(demo_bundle)
+    a, b = begin(open_backend(half, "cpu", threads=1), half), begin(portable, single)
+    rows = single.manifest.language_model.embedding_rows
+    ids = [1, 7, *range(rows, rows + 58), 9, 8]
+    for _ in range(65):
+        found, wanted = a.extend(ids), b.extend(ids)
+        assert np.abs(found - wanted).max() <= 3e-2 * np.abs(wanted).max()
+        ids = [int(wanted.argmax())]
+
+
+@DIALECTS
+def test_cuda_is_refused(dialect: str, bundle_of: Callable[..., Path]) -> None:
+    manifest = Bundle.open(bundle_of(dialect)).manifest
+    _require_kernels(manifest, "cpu")
+    with pytest.raises(UserError, match=f"dialect '{dialect}', which is made for TensorRT .* portable"):
+        _require_kernels(manifest, "cuda")
+
+
+def test_several_at_once_are_refused(bundle_of: Callable[..., Path], picture: Path) -> None:
+    with pytest.raises(UserError, match="dialect 'static', which takes one sequence at a time"):
+        Pipeline(bundle_of("static")).ask_batch([(picture, "What?"), (picture, "Where?")])
+
+
+def test_the_prompt_of_the_tests_has_a_prefix(bundle_of: Callable[..., Path]) -> None:
+    """Else the conversation above would not have reused anything."""
+    prompt = Pipeline(bundle_of("static"))._encode_prompt([Turn("user", "What is there?", image=True)])
+    assert prompt.before_picture
