@@ -2,65 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from divprune_edge.runtime.evaluation.options import RunOptions, with_run_options
+
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.evaluation.dataset import Dataset
     from divprune_edge.runtime.evaluation.methods import Method
     from divprune_edge.runtime.evaluation.results import Row
     from divprune_edge.runtime.evaluation.sweep import Entry
+    from divprune_edge.runtime.evaluation.tables import AnyRow
 
 BundleArgument = Annotated[
     Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")
 ]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        metavar="demo|FOLDER",
-        help="The built-in held-out questions, or a folder of pictures with a JSONL of questions and answers.",
-    ),
-]
-PicturesOption = Annotated[
-    int | None, typer.Option(help="Ask about the first so many pictures only.", show_default="all")
-]
-SelectorsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAMES", help="Selectors, with commas between them.", show_default="all of the bundle"
-    ),
-]
-BudgetsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--keep", metavar="K,K,…", help="Budgets of visual tokens.", show_default="all of the bundle"
-    ),
-]
-BackendOption = Annotated[str, typer.Option(help="cpu or cuda.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
-TokensOption = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+SHORT = 32
+"""Longest answer, in tokens, where nothing else is said."""
 
 
+@with_run_options
 def evaluate_command(
     bundle: BundleArgument,
-    data: DataOption = "demo",
-    pictures: PicturesOption = None,
-    selectors: SelectorsOption = None,
-    keep: BudgetsOption = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where results go; an interrupted run goes on from there.",
-            show_default="evaluations/BUNDLE-DATA",
-        ),
-    ] = None,
-    backend: BackendOption = "cpu",
-    threads: ThreadsOption = None,
-    max_tokens: TokensOption = 32,
+    options: RunOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Ask a set of questions with every selector of a bundle, at every budget, and with the baselines.
@@ -68,45 +39,33 @@ def evaluate_command(
     The unpruned model, 'random' and 'uniform' are always among them. Writes evaluation.md, .csv and .json.
     """
     from divprune_edge.runtime.bundle import Bundle
-    from divprune_edge.runtime.evaluation.dataset import load_dataset
+    from divprune_edge.runtime.evaluation.dataset import LMMS, load_dataset
     from divprune_edge.runtime.evaluation.methods import choose_methods
 
     opened = Bundle.open(bundle)
-    methods = choose_methods(opened, split_names(selectors), split_budgets(keep))
-    questions = load_dataset(data, pictures)
-    folder = output or Path("evaluations") / f"{opened.path.name}-{questions.name}"
-    rows = run_with_progress(
-        opened, questions, methods, folder, backend=backend, threads=threads, max_tokens=max_tokens
-    )
-    report(rows, folder, facts(opened, questions, backend), "evaluation", as_json=as_json)
+    methods = choose_methods(opened, options.names(), options.budgets())
+    if options.data.startswith(LMMS):
+        evaluate_lmms(opened, methods, options, as_json=as_json)
+        return
+    questions = load_dataset(options.data, options.pictures)
+    folder = options.folder(opened.path.name, questions.name)
+    rows = run_with_progress(opened, questions, methods, folder, options)
+    report(rows, folder, facts(opened, questions, options.backend), "evaluation", as_json=as_json)
 
 
+@with_run_options
 def sweep_command(
     bundles: Annotated[
         list[Path],
         typer.Argument(metavar="BUNDLE…", help="Bundles of one model; several to compare precisions."),
     ],
-    data: DataOption = "demo",
-    pictures: PicturesOption = None,
-    selectors: SelectorsOption = None,
-    keep: BudgetsOption = None,
+    options: RunOptions,
     target_ttft: Annotated[
         str | None,
         typer.Option(
             metavar="TIME", help="Name the largest budget within this time to first token, as in 150ms."
         ),
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Where results go; an interrupted run goes on from there.",
-            show_default="evaluations/BUNDLE-DATA",
-        ),
-    ] = None,
-    backend: BackendOption = "cpu",
-    threads: ThreadsOption = None,
-    max_tokens: TokensOption = 32,
 ) -> None:
     """Measure selectors × budgets, and draw accuracy against visual tokens and against latency.
 
@@ -119,17 +78,15 @@ def sweep_command(
 
     target = None if target_ttft is None else parse_milliseconds(target_ttft)
     opened = [Bundle.open(path) for path in bundles]
-    chosen = [choose_methods(bundle, split_names(selectors), split_budgets(keep)) for bundle in opened]
-    questions = load_dataset(data, pictures)
-    folder = output or Path("evaluations") / f"{opened[0].path.name}-{questions.name}"
+    chosen = [choose_methods(bundle, options.names(), options.budgets()) for bundle in opened]
+    questions = load_dataset(options.data, options.pictures)
+    folder = options.folder(opened[0].path.name, questions.name)
     entries: list[Entry] = []
     for bundle, methods in zip(opened, chosen, strict=True):
         place = folder if len(opened) == 1 else folder / bundle.path.name
-        rows = run_with_progress(
-            bundle, questions, methods, place, backend=backend, threads=threads, max_tokens=max_tokens
-        )
+        rows = run_with_progress(bundle, questions, methods, place, options)
         entries += [Entry(bundle.manifest.precision, row) for row in rows]
-    about = facts(opened[0], questions, backend)
+    about = facts(opened[0], questions, options.backend)
     about["precision"] = ", ".join(dict.fromkeys(bundle.manifest.precision for bundle in opened))
     sentence = None if target is None else verdict(entries, target)
     write_sweep(entries, folder, about, sentence)
@@ -146,82 +103,88 @@ def write_sweep(entries: list[Entry], folder: Path, about: dict[str, object], se
     (folder / "sweep-latency.svg").write_text(latency_chart(entries) + "\n", encoding="utf-8")
 
 
-def split_names(given: str | None) -> list[str] | None:
-    """Return ``a,b`` as a list."""
-    return None if given is None else [name.strip() for name in given.split(",") if name.strip()]
+def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *, as_json: bool) -> None:
+    """Run a task of lmms-eval and write its tables."""
+    from divprune_edge.runtime.evaluation.lmms import evaluate_task, find_task
 
-
-def split_budgets(given: str | None) -> list[int] | None:
-    """Return ``144,58`` as a list of numbers.
-
-    Raises:
-        UserError: not whole numbers.
-    """
-    if given is None:
-        return None
-    try:
-        return [int(part) for part in given.split(",") if part.strip()]
-    except ValueError:
-        from divprune_edge.errors import UserError
-
-        raise UserError(f"--keep is '{given}', expected whole numbers with commas between them.") from None
+    task = find_task(options.data)
+    folder = options.folder(bundle.path.name, task.name)
+    with _progress(f"{task.name}, {len(methods)} methods; results in {folder}.") as bar:
+        line = bar.add_task("questions", total=None)
+        rows, ignored = evaluate_task(
+            bundle,
+            task,
+            methods,
+            folder,
+            backend=options.backend,
+            threads=options.threads,
+            max_tokens=options.max_tokens,
+            limit=options.pictures,
+            on_asked=lambda done, total: bar.update(line, completed=done, total=total),
+        )
+    about = _facts(bundle, options.data, options.backend) | {
+        "questions": max(row.questions for row in rows),
+        "ignored_settings": ignored,
+    }
+    report(rows, folder, about, "evaluation", as_json=as_json)
+    if ignored:
+        print(f"Settings of the task without a meaning here: {', '.join(ignored)}.", file=sys.stderr)
 
 
 def run_with_progress(
-    bundle: Bundle,
-    data: Dataset,
-    methods: list[Method],
-    folder: Path,
-    *,
-    backend: str,
-    threads: int | None,
-    max_tokens: int,
+    bundle: Bundle, data: Dataset, methods: list[Method], folder: Path, options: RunOptions
 ) -> list[Row]:
     """Evaluate with a bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from divprune_edge.runtime.evaluation.evaluate import evaluate
 
-    console = Console(stderr=True)
-    console.print(
-        f"{len(data.pictures)} pictures, {data.questions} questions, {len(methods)} methods; results in {folder}."
-    )
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("pictures", total=len(data.pictures))
+    said = f"{len(data.pictures)} pictures, {data.questions} questions, {len(methods)} methods; results in {folder}."
+    with _progress(said) as bar:
+        line = bar.add_task("pictures", total=len(data.pictures))
         return evaluate(
             bundle,
             data,
             methods,
             folder,
-            backend=backend,
-            threads=threads,
-            max_tokens=max_tokens,
-            on_picture=lambda done, total: bar.update(task, completed=done),
+            backend=options.backend,
+            threads=options.threads,
+            max_tokens=options.max_tokens or SHORT,
+            on_picture=lambda done, total: bar.update(line, completed=done),
         )
+
+
+def _progress(said: str) -> Progress:
+    """Return a bar on standard error, after a line that says what is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(said)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 def facts(bundle: Bundle, data: Dataset, backend: str) -> dict[str, object]:
     """Return what a result was measured on."""
+    return _facts(bundle, data.name, backend) | {
+        "pictures": len(data.pictures),
+        "questions": data.questions,
+    }
+
+
+def _facts(bundle: Bundle, data: str, backend: str) -> dict[str, object]:
     manifest = bundle.manifest
     return {
         "model": manifest.source.model,
         "precision": manifest.precision,
-        "data": data.name,
-        "pictures": len(data.pictures),
-        "questions": data.questions,
+        "data": data,
         "backend": backend,
         "visual_tokens": manifest.vision_encoder.tokens,
     }
 
 
-def report(rows: list[Row], folder: Path, about: dict[str, object], name: str, *, as_json: bool) -> None:
+def report(
+    rows: Sequence[AnyRow], folder: Path, about: dict[str, object], name: str, *, as_json: bool
+) -> None:
     """Write the tables beside the records and print one of them."""
     from rich.console import Console
     from rich.table import Table

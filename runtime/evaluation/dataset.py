@@ -74,8 +74,8 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
         raise UserError(f"{limit} pictures were asked for, expected at least 1.")
     if source.startswith(LMMS):
         raise UserError(
-            f"'{source}' names a task of lmms-eval, which is not supported yet: give 'demo' or a folder of "
-            "pictures with a JSONL of questions."
+            f"'{source}' names a task of lmms-eval, which scores in its own way: ask it with 'evaluate', or give "
+            "'demo' or a folder of pictures with a JSONL of questions."
         )
     pictures = _demo(limit) if source == DEMO else _folder(Path(source))[:limit]
     return Dataset(source if source == DEMO else Path(source).name, tuple(pictures))

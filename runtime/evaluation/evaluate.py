@@ -43,7 +43,7 @@ def evaluate(
         UserError: the folder holds another evaluation, or a picture cannot be used.
     """
     runner = Runner(bundle, methods, backend, threads, max_tokens)
-    journal = Journal(folder, _facts(bundle, data, runner.backend, threads, max_tokens))
+    journal = Journal(folder, run_facts(bundle, data.name, runner.backend, threads, max_tokens))
     done = journal.done(data)
     if any((picture.name, method.id) not in done for picture in data.pictures[:1] for method in methods):
         runner.ask(data.pictures[0], methods)  # the first run of a session is slower than the rest
@@ -56,8 +56,8 @@ def evaluate(
     return summarise(journal.records, methods, data)
 
 
-def _facts(
-    bundle: Bundle, data: Dataset, backend: str, threads: int | None, max_tokens: int
+def run_facts(
+    bundle: Bundle, data: str, backend: str, threads: int | None, max_tokens: int | None
 ) -> dict[str, Any]:
     """Return what makes two evaluations the same: only then do their records belong together.
 
@@ -68,7 +68,7 @@ def _facts(
     sums = sorted(manifest.files[name].sha256 for graph in graphs for name in (graph.file, *graph.data))
     return {
         "bundle": hashlib.sha256("".join(sums).encode()).hexdigest()[:16],
-        "data": data.name,
+        "data": data,
         "backend": backend,
         "threads": threads,
         "max_tokens": max_tokens,

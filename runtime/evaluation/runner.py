@@ -58,8 +58,10 @@ class Runner:
         """What runs the graphs."""
         return self._backend.name
 
-    def ask(self, picture: Picture, methods: Sequence[Method]) -> list[Record]:
-        """Ask every question about ``picture`` with every method.
+    def ask(
+        self, picture: Picture, methods: Sequence[Method], decoding: Decoding | None = None
+    ) -> list[Record]:
+        """Ask every question about ``picture`` with every method, greedily or as ``decoding`` says.
 
         The encoder runs once; its time is part of every answer's.
 
@@ -95,7 +97,9 @@ class Runner:
                 )
             )
             for question in picture.questions:
-                text, prefill_ms, decode_ms = self._answer(visual, question.text, len(kept))
+                text, prefill_ms, decode_ms = self._answer(
+                    visual, question.text, len(kept), decoding or self._decoding
+                )
                 records[-1].answers.append(text)
                 records[-1].right.append(is_right(text, question.answers))
                 records[-1].ttft_ms.append(before + select_ms + prefill_ms)
@@ -111,15 +115,24 @@ class Runner:
         kept = find_selector(method.name).reference(tokens[0], valid[0], method.keep)
         return self._backend.to_device(tokens[:, kept]), kept
 
-    def _answer(self, visual: DeviceTensor, question: str, kept: int) -> tuple[str, float, float]:
+    def _answer(
+        self, visual: DeviceTensor, question: str, kept: int, decoding: Decoding
+    ) -> tuple[str, float, float]:
         prompt = self._prompt.encode([Turn("user", question, image=True)], kept)
         facts = self._manifest.prompt
         result = generate(
             self._backend.language(visual),
             prompt,
             Detokenizer(self._prompt.tokenizer.model),
-            Sampler(0.0, 1.0, None, facts.forbidden_ids),
-            self._decoding,
+            Sampler(
+                decoding.temperature,
+                decoding.top_p,
+                decoding.seed,
+                facts.forbidden_ids,
+                decoding.top_k,
+                decoding.repetition_penalty,
+            ),
+            decoding,
             stop_ids=frozenset(facts.stop_ids),
             context=self._manifest.language_model.context,
         )

@@ -86,7 +86,7 @@ def test_other_bad_sets(tmp_path: Path) -> None:
         load_dataset(str(write_folder(tmp_path / "empty", [])))
     with pytest.raises(UserError, match="0 pictures were asked for"):
         load_dataset("demo", 0)
-    with pytest.raises(UserError, match="not supported yet"):
+    with pytest.raises(UserError, match="ask it with 'evaluate'"):
         load_dataset("lmms:gqa")
 
 
