@@ -46,13 +46,21 @@ def llava(
             help="Outputs of the vision encoder for selectors to be added later, beyond what --selector needs.",
         ),
     ] = "none",
+    target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Device to export for, such as agx-orin-64gb, h100 or cpu: settles dialect and precision.",
+        ),
+    ] = None,
     precision: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="fp32, fp16 (for GPUs), int8 or int4, for both graphs or as in vision=int8,language=int4.",
+            show_default="fp32, or the target's",
         ),
-    ] = "fp32",
+    ] = None,
     block_size: Annotated[
         int, typer.Option(metavar="32|128", help="Values that share a scale in int4.")
     ] = 32,
@@ -61,13 +69,14 @@ def llava(
         typer.Option(metavar="FOLDER", help="Pictures to round int4 weights by (GPTQ), a few dozen."),
     ] = None,
     dialect: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="portable (standard operators), onnxruntime (its fused ones; faster there), or for TensorRT static "
             "(10.15 and newer) or decomposed (10.3).",
+            show_default="portable, or the target's",
         ),
-    ] = "portable",
+    ] = None,
     capacity: Annotated[
         int | None,
         typer.Option(
@@ -88,9 +97,11 @@ def llava(
     from divprune_edge.export.llava import export_llava
     from divprune_edge.export.plan import plan_llava
     from divprune_edge.export.report import ConsoleReporter, demo_notice, show_bundle
+    from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification
 
     _one_budget(prune, keep)
+    dialect, precision = settle(target, dialect, precision)
     report = ConsoleReporter()
     if model is None:
         from divprune_edge.export.checkpoint import DEMO, Checkpoint
@@ -111,7 +122,9 @@ def llava(
             dialect=dialect,
             capacity=capacity,
             signals=signals,
+            target=target,
         )
+        announce_memory(plan)
         check = chosen_verification(verify, report)
         if calibrate is not None:
             from divprune_edge.export.calibrate import calibrated
@@ -166,6 +179,37 @@ def selectors(
         bundle, names, budgets, force=force, verify=can_check_selectors(verify)
     ):
         show_selector(bundle, manifest, entry, checks)
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Device to check for.", show_default="the bundle's"),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Prompt and answer together, for the memory forecast.",
+            show_default="all that there is room for",
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a bundle against a device: operators of its TensorRT, and memory. Exit code 1 if anything is refused."""
+    from divprune_edge.export.check.bundle import check_bundle
+    from divprune_edge.export.check.report import report_json, show_report
+    from divprune_edge.export.targets import target_of
+
+    report = check_bundle(bundle, target_of(bundle, target), context)
+    if json:
+        typer.echo(report_json(report))
+    else:
+        show_report(report)
+    if not report.clean:
+        raise typer.Exit(1)
 
 
 @app.command()

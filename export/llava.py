@@ -108,6 +108,7 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
             precision=str(plan.precisions),
             block_size=plan.precisions.block_size if plan.precisions.has_blocks else None,
             calibrated=bool(plan.moments),
+            target=plan.target,
             token_dtype=plan.token_dtype,
             vision_encoder=vision,
             selectors=(selector,),

@@ -46,6 +46,7 @@ class Plan:
     keep: int
     signals: tuple[str, ...] = ()
     capacity: int | None = None
+    target: str | None = None
     moments: Moments = field(default_factory=dict)
 
     @property
@@ -95,20 +96,27 @@ class Plan:
         )
 
     @cached_property
-    def weight_bytes(self) -> int:
-        """Size in bytes of all exported weights in the chosen precisions."""
-        total = 0
+    def graph_bytes(self) -> tuple[int, int]:
+        """Sizes in bytes of the weights of the vision and the language graph in the chosen precisions."""
+        sizes = []
         for format, shapes in self._graphs():
+            size = 0
             for name, shape in shapes.items():
                 if is_matrix(name, shape):
-                    total += format.stored_bytes(shape, head=name == self.names.head)
+                    size += format.stored_bytes(shape, head=name == self.names.head)
                 else:
-                    total += int(np.prod(shape)) * np.dtype(format.dtype).itemsize
+                    size += int(np.prod(shape)) * np.dtype(format.dtype).itemsize
+            sizes.append(size)
         if self.has_second_head:
-            total += self.language_format().stored_bytes(
+            sizes[1] += self.language_format().stored_bytes(
                 (self.vocabulary, self.spec.decoder.hidden), head=True
             )
-        return total
+        return sizes[0], sizes[1]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size in bytes of all exported weights in the chosen precisions."""
+        return sum(self.graph_bytes)
 
     @property
     def has_second_head(self) -> bool:
@@ -161,11 +169,13 @@ def plan_llava(
     dialect: str = DEFAULT_DIALECT,
     capacity: int | None = None,
     signals: str = NONE,
+    target: str | None = None,
 ) -> Plan:
     """Read a LLaVA-1.5 checkpoint and settle the export.
 
     ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
-    ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph.
+    ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``target`` is
+    noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -198,7 +208,18 @@ def plan_llava(
         checkpoint.files, checkpoint.config, spec.image_token_id, checkpoint.rows(names.head)
     )
     plan = Plan(
-        checkpoint, spec, names, preprocessing, prompt, precisions, written, chosen, keep, outputs, rows
+        checkpoint,
+        spec,
+        names,
+        preprocessing,
+        prompt,
+        precisions,
+        written,
+        chosen,
+        keep,
+        outputs,
+        rows,
+        target,
     )
     plan.check_formats()
     return plan

@@ -52,13 +52,18 @@ def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
     if asked is None:
         usual = -(-(keep + _BESIDE_PICTURE) // CAPACITY_STEP) * CAPACITY_STEP
         return min(usual, context)
-    least = min(keep + _AT_LEAST_BESIDE, context)
+    least = least_capacity(keep, context)
     if not least <= asked <= context:
         raise UserError(
             f"--capacity {asked} is out of range: with {keep} visual tokens and {_AT_LEAST_BESIDE} for question and "
             f"answer the cache needs at least {least} rows, and the model's context ends at {context}."
         )
     return asked
+
+
+def least_capacity(keep: int, context: int) -> int:
+    """Return the fewest rows of a KV cache of fixed size: K visual tokens, and a short question and answer."""
+    return min(keep + _AT_LEAST_BESIDE, context)
 
 
 def check_keep(keep: int, candidates: int) -> int:

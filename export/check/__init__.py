@@ -1,0 +1,1 @@
+"""``python -m export check``: whether a target's TensorRT lists what a bundle's graphs use, and whether it fits."""

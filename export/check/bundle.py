@@ -1,0 +1,242 @@
+"""A bundle against a target: each graph against the operator list, and the memory forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.check.activations import Activations, live_activations, size_of
+from divprune_edge.export.check.findings import Finding, errors, grouped
+from divprune_edge.export.check.graph import GraphView, read_graph
+from divprune_edge.export.check.host import host_findings
+from divprune_edge.export.check.lint import lint_graph
+from divprune_edge.export.check.tables import OperatorTable, table_for
+from divprune_edge.export.selector import PLUGINS
+from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, read_manifest
+from divprune_edge.models.budget import least_capacity
+from divprune_edge.models.memory import Elements, Forecast, Need, cache_size, forecast, refusal
+from divprune_edge.models.targets import Target
+from divprune_edge.plugins.trtexec import needs_stripped
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One file that was looked at. ``plugin`` says that a node of it is left to the TensorRT plugin."""
+
+    file: str
+    nodes: int
+    opset: int
+    plugin: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the check of a bundle found.
+
+    Attributes:
+        bundle: its folder.
+        target: the device.
+        provenance: which operator list, None for a target without TensorRT.
+        graphs: what was looked at.
+        findings: what is against it.
+        forecast: memory, None where the target has none of its own.
+        stored: bytes of all weights as the files have them.
+        widest: the language graph's activations at their widest point.
+        refused: the sentence for what does not fit, None where it does.
+    """
+
+    bundle: Path
+    target: Target
+    provenance: str | None
+    graphs: tuple[GraphReport, ...]
+    findings: tuple[Finding, ...]
+    forecast: Forecast | None
+    stored: int
+    widest: Activations
+    refused: str | None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the list refuses nothing and the memory suffices, for running and for building."""
+        return not errors(self.findings) and self.refused is None
+
+
+def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Report:
+    """Check a bundle for a target.
+
+    Args:
+        bundle: its folder.
+        target: the device.
+        context: tokens of prompt and answer; None takes all that there is room for.
+
+    Raises:
+        UserError: no bundle, a graph that cannot be read, or a context that there is no room for.
+    """
+    manifest = read_manifest(bundle)
+    info = manifest.language_model
+    tokens = _tokens(info, context)
+    dims = _dims(manifest, tokens)
+    views = {file: read_graph(_existing(bundle, file), dims) for file in _main_files(manifest)}
+    vision, language = views[manifest.vision_encoder.file], views[info.file]
+    graphs: list[GraphReport] = []
+    findings: list[Finding] = []
+    table = None if target.tensorrt is None else table_for(target.tensorrt)
+    if table is None:
+        findings += host_findings(manifest, target)
+        graphs += [GraphReport(file, _count(view), view.opsets.get("", 0)) for file, view in views.items()]
+    else:
+        for file, view in views.items():
+            plain = read_graph(bundle / file)
+            graphs.append(GraphReport(file, _count(view), view.opsets.get("", 0)))
+            findings += lint_graph(plain, table, file=file)
+        for selector in manifest.selectors:
+            graph, found = _selector(bundle, selector, table)
+            graphs.append(graph)
+            findings += found
+    activations = {file: live_activations(view) for file, view in views.items()}
+    need = Need(
+        vision=_held(vision),
+        language=_held(language),
+        cache=_cache(info, tokens),
+        activations=sum(a.peak for a in activations.values())
+        + _selectors_peak(bundle, manifest)
+        + _new_rows(info, tokens),
+        rows=info.capacity or tokens,
+    )
+    known = forecast(target, need)
+    least = least_capacity(manifest_keep(manifest), info.context) if info.capacity else need.rows
+    refused = None
+    if known is not None and not (known.fits and known.builds):
+        refused = refusal(known, elements_of(vision, language), least)
+    return Report(
+        bundle=bundle,
+        target=target,
+        provenance=None if table is None else table.provenance,
+        graphs=tuple(graphs),
+        findings=tuple(grouped(findings)),
+        forecast=known,
+        stored=sum(_stored(view) for view in views.values()),
+        widest=activations[info.file],
+        refused=refused,
+    )
+
+
+def manifest_keep(manifest: Manifest) -> int:
+    """Return the largest number of visual tokens that a selector of the bundle hands on."""
+    return max((s.keep for s in manifest.selectors), default=manifest.vision_encoder.tokens)
+
+
+def elements_of(vision: GraphView, language: GraphView) -> Elements:
+    """Count weights: a matrix is what a MatMul multiplies with, by itself or taken from few bits."""
+    matrices = 0
+    scales: set[str] = set()
+    seen: set[str] = set()
+    for node in language.everything():
+        used = (
+            node.input(1) if node.op == "MatMul" else node.input(0) if node.op == "DequantizeLinear" else None
+        )
+        if used is not None and used.stored and used.name not in seen and used.rank == 2:
+            seen.add(used.name)
+            matrices += _elements(used.shape)
+        if node.op == "DequantizeLinear":
+            scales |= {tensor.name for tensor in node.inputs[1:] if tensor is not None}
+    rest = sum(_elements(w.shape) for n, w in language.weights.items() if n not in seen and n not in scales)
+    return Elements(sum(_elements(w.shape) for w in vision.weights.values()), matrices, rest)
+
+
+def _elements(shape: tuple[int | None, ...] | None) -> int:
+    total = 1
+    for dim in shape or ():
+        total *= dim or 0
+    return total
+
+
+def _selector(bundle: Path, info: SelectorInfo, table: OperatorTable) -> tuple[GraphReport, list[Finding]]:
+    """Look at the variant of a selector that this TensorRT needs."""
+    file = info.file
+    plugin = info.stripped is not None
+    if info.stripped is not None and needs_stripped(table.tensorrt):
+        file = info.stripped
+    view = read_graph(_existing(bundle, file))
+    found = [] if plugin and file == info.file else lint_graph(view, table, file=file, plugins=PLUGINS)
+    return GraphReport(file, _count(view), view.opsets.get("", 0), plugin), found
+
+
+def _tokens(info: LanguageInfo, context: int | None) -> int:
+    if context is None:
+        return info.positions
+    if not 1 <= context <= info.positions:
+        hint = f" (export with --capacity {context})" if context <= info.context else ""
+        raise UserError(
+            f"--context {context} is out of range: the bundle's language model has room for {info.positions} tokens"
+            f"{hint}."
+        )
+    return context
+
+
+def _dims(manifest: Manifest, tokens: int) -> dict[str, int]:
+    """Numbers for the symbolic dimensions: one picture, one sequence, a prefill of all tokens at once."""
+    return {
+        "batch": 1,
+        "tiles": 1,
+        "seq": tokens,
+        "visual": manifest_keep(manifest),
+        "past": 0,
+        "total": tokens,
+        "capacity": tokens,
+    }
+
+
+def _main_files(manifest: Manifest) -> Iterator[str]:
+    yield manifest.vision_encoder.file
+    yield manifest.language_model.file
+
+
+def _existing(bundle: Path, file: str) -> Path:
+    if not (bundle / file).is_file():
+        raise UserError(f"'{bundle}' has no '{file}', which its manifest names: export the bundle again.")
+    return bundle / file
+
+
+def _count(view: GraphView) -> int:
+    return sum(1 for _ in view.everything())
+
+
+def _stored(view: GraphView) -> int:
+    return sum(size_of(weight) or 0 for weight in view.weights.values())
+
+
+def _held(view: GraphView) -> int:
+    """Return the bytes of a graph's weights as TensorRT would hold them: what is looked up and multiplied, twice."""
+    looked_up = {n.inputs[0].name for n in view.everything() if n.op == "Gather" and n.inputs[0] is not None}
+    multiplied = {
+        tensor.name
+        for node in view.everything()
+        if node.op in ("Gemm", "MatMul")
+        for tensor in node.inputs
+        if tensor is not None
+    }
+    twice = sum(size_of(view.weights[name]) or 0 for name in looked_up & multiplied if name in view.weights)
+    return _stored(view) + twice
+
+
+def _cache(info: LanguageInfo, tokens: int) -> int:
+    element = {"float32": 4, "float16": 2}[info.cache_dtype]
+    rows, grows = info.capacity or tokens, info.dialect == "portable"
+    return cache_size(info.layers, info.kv_heads, info.head_dim, rows, element, grows=grows)
+
+
+def _new_rows(info: LanguageInfo, tokens: int) -> int:
+    """Return the bytes of the new rows of a prefill, which dialect decomposed hands out beside the cache."""
+    if info.dialect != "decomposed":
+        return 0
+    element = {"float32": 4, "float16": 2}[info.cache_dtype]
+    return cache_size(info.layers, info.kv_heads, info.head_dim, tokens, element, grows=False)
+
+
+def _selectors_peak(bundle: Path, manifest: Manifest) -> int:
+    """Return the activations of the default selector."""
+    default = [s for s in manifest.selectors if s.id == manifest.default_selector]
+    return sum(live_activations(read_graph(_existing(bundle, s.file), {"batch": 1})).peak for s in default)

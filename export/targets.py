@@ -1,0 +1,176 @@
+"""What ``--target`` settles of an export, what it refuses, and whether the result would fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.plan import DEFAULT_DIALECT, Plan, is_matrix
+from divprune_edge.export.precision import parse_precisions
+from divprune_edge.manifest import Dialect, Precision, read_manifest
+from divprune_edge.models.budget import least_capacity
+from divprune_edge.models.memory import (
+    Elements,
+    Forecast,
+    Need,
+    cache_size,
+    forecast,
+    human,
+    prefill_activations,
+    refusal,
+)
+from divprune_edge.models.targets import TARGETS, Target, find_target
+from divprune_edge.plugins.trtexec import parse_version
+
+DEFAULT_PRECISION: Precision = "fp32"
+FIRST_STATIC = (10, 15)
+"""The first TensorRT whose parser has TensorScatter and the other operators of dialect ``static``."""
+
+
+def settle(name: str | None, dialect: str | None, precision: str | None) -> tuple[str, str]:
+    """Return dialect and precision of an export: what is asked for, else the target's, else the defaults.
+
+    Args:
+        name: ``--target``.
+        dialect: ``--dialect``, None where not given.
+        precision: ``--precision``, None where not given.
+
+    Raises:
+        UserError: there is no such target, or it cannot run what is asked for.
+    """
+    if name is None:
+        return dialect or DEFAULT_DIALECT, precision or DEFAULT_PRECISION
+    target = find_target(name)
+    if dialect is not None:
+        _check_dialect(target, dialect)
+    if precision is not None:
+        _check_precision(target, precision, dialect or target.dialect)
+    return dialect or target.dialect, precision or target.precision
+
+
+def dialects_of(target: Target) -> tuple[Dialect, ...]:
+    """Return the dialects that a target can run, its own first."""
+    if target.tensorrt is None:
+        return ("onnxruntime", "portable", "static", "decomposed")
+    if parse_version(target.tensorrt) < FIRST_STATIC:
+        return ("decomposed",)
+    return ("static", "decomposed")
+
+
+_WHY_NOT = {
+    "portable": "TensorRT {tensorrt} takes no Attention with cache inputs",
+    "onnxruntime": "its fused operators are ONNX Runtime's own",
+    "static": "TensorRT {tensorrt} has no TensorScatter, which came with 10.15",
+}
+
+
+def _check_dialect(target: Target, dialect: str) -> None:
+    possible = dialects_of(target)
+    if dialect in _WHY_NOT and dialect not in possible:  # an unknown one is refused by name elsewhere
+        raise UserError(
+            f"--dialect {dialect} cannot run on --target {target.name}: "
+            f"{_WHY_NOT[dialect].format(tensorrt=target.tensorrt)}; leave --dialect out or give "
+            f"{' or '.join(possible)}."
+        )
+
+
+def _check_precision(target: Target, precision: str, dialect: str) -> None:
+    chosen = parse_precisions(precision)
+    if target.backend == "cpu":
+        return
+    if "int8" in (chosen.vision, chosen.language):
+        why = (
+            "TensorRT's parser has no MatMulInteger"
+            if target.backend == "tensorrt"
+            else "ONNX Runtime has no CUDA kernel for it"
+        )
+        raise UserError(
+            f"--precision {precision} cannot run on --target {target.name}: {why}; leave --precision out for "
+            f"{target.precision}."
+        )
+    if target.backend == "cuda" and dialect == "onnxruntime" and chosen.language != "fp16":
+        raise UserError(
+            f"--precision {precision} cannot run on --target cuda in dialect onnxruntime: its GroupQueryAttention "
+            "for CUDA takes float16 only; leave --precision out for fp16, or add --dialect portable."
+        )
+
+
+def forecast_plan(plan: Plan, target: Target) -> Forecast | None:
+    """Return what a planned bundle would take on a target, None where that has no memory of its own."""
+    decoder, rows = plan.spec.decoder, plan.positions
+    element = np.dtype(plan.language_dtype).itemsize
+    vision, language = plan.graph_bytes
+    need = Need(
+        vision=vision,
+        language=language,
+        cache=cache_size(
+            decoder.layers, decoder.kv_heads, decoder.head_dim, rows, element, grows=plan.capacity is None
+        ),
+        activations=prefill_activations(decoder.hidden, decoder.intermediate, decoder.heads, rows, element),
+        rows=rows,
+    )
+    return forecast(target, need)
+
+
+def target_of(bundle: Path, name: str | None) -> Target:
+    """Return the target called ``name``, or the one that a bundle was made for.
+
+    Raises:
+        UserError: there is none, or neither says which.
+    """
+    if name is None:
+        name = read_manifest(bundle).target
+    if name is None:
+        raise UserError(
+            f"'{bundle}' was exported for no particular target: give one of {', '.join(TARGETS)} by --target."
+        )
+    return find_target(name)
+
+
+def announce_memory(plan: Plan) -> None:
+    """Print what to expect of the memory of a plan's target, if it has one.
+
+    Raises:
+        UserError: see :func:`check_memory`.
+    """
+    sentence = None if plan.target is None else check_memory(plan, find_target(plan.target))
+    if sentence is not None:
+        Console(highlight=False, soft_wrap=True).print(sentence)
+
+
+def check_memory(plan: Plan, target: Target) -> str | None:
+    """Return a sentence of what to expect of the memory, None where there is nothing to say.
+
+    Raises:
+        UserError: weights and cache alone are more than the device has.
+    """
+    known = forecast_plan(plan, target)
+    if known is None:
+        return None
+    if known.hopeless:
+        raise UserError(
+            refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context))
+        )
+    if not (known.fits and known.builds):
+        sentence = refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context))
+        return f"It will hardly fit. {sentence}"
+    swap = f"; building its engines needs {human(known.swap)} of swap" if known.swap else ""
+    return f"Forecast (E2): {human(known.total)} of {human(known.available)} on {target.title}{swap}."
+
+
+def elements_of(plan: Plan) -> Elements:
+    """Count a plan's weights by what may become of them."""
+    shapes = plan.names.parameters(plan.spec, plan.embedding_rows, plan.vocabulary)
+    vision = matrices = rest = 0
+    for name, shape in shapes.items():
+        count = int(np.prod(shape))
+        if name.startswith((plan.names.vision, plan.names.projector)):
+            vision += count
+        elif is_matrix(name, shape) and name != plan.names.head:
+            matrices += count
+        else:
+            rest += count
+    return Elements(vision, matrices, rest)
