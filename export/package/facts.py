@@ -37,6 +37,7 @@ def shell_facts(manifest: Manifest, target: Target, wheel: str) -> dict[str, str
         "TENSORRT": target.tensorrt,
         "CUDA": target.cuda,
         "PYTHON_VERSION": target.python,
+        "BUNDLE_TARGET": manifest.target or "",
         "BUNDLE_BYTES": str(sum(info.size for info in manifest.files.values())),
         "LARGEST_GRAPH_BYTES": str(_largest_graph(manifest)),
         "WHEEL": wheel,

@@ -21,7 +21,7 @@ from divprune_edge.export.package.requirements import requirements
 from divprune_edge.export.package.wheel import plugin_sources, runtime_wheel, wheel_name
 from divprune_edge.manifest import MANIFEST, Manifest, read_manifest
 from divprune_edge.models.demo import PICTURE, PICTURE_FACTS
-from divprune_edge.models.targets import TARGETS, Target
+from divprune_edge.models.targets import TARGETS, Target, find_target
 
 BUNDLE = "bundle"
 SUMS = "SHA256SUMS"
@@ -70,7 +70,7 @@ def write_package(bundle: Path, target: Target | None, output: Path, *, force: b
     """
     target = check_package(target, output, force)
     manifest = read_manifest(bundle)
-    _check_dialect(bundle, manifest, target)
+    _check_fits(bundle, manifest, target)
     content = _bundle_members(bundle, manifest)
     check_room(output, archive_size(content) + 64 * 2**20)
     with report.stage("answer to compare with"):
@@ -85,8 +85,14 @@ def write_package(bundle: Path, target: Target | None, output: Path, *, force: b
     return output.stat().st_size
 
 
-def _check_dialect(bundle: Path, manifest: Manifest, target: Target) -> None:
+def _check_fits(bundle: Path, manifest: Manifest, target: Target) -> None:
     dialect = manifest.language_model.dialect
+    made_for = None if manifest.target is None else find_target(manifest.target)
+    if made_for is not None and (made_for.sm, made_for.tensorrt) != (target.sm, target.tensorrt):
+        raise UserError(
+            f"'{bundle}' was exported for {made_for.title}, which is not like {target.title}: export it again with "
+            f"'python -m export llava --target {target.name}'."
+        )
     # What TensorRT 10.3 reads, newer releases read too.
     if dialect in (target.dialect, "decomposed"):
         return

@@ -1,6 +1,7 @@
-"""What a board's Python installs beside JetPack's own TensorRT: the runtime's dependencies, pinned, no torch.
+"""What a board's Python installs beside JetPack's own TensorRT: the runtime's dependencies and what builds engines.
 
-The pins are those that the tests ran with (``constraints.txt``; a test compares them), but for two:
+Pinned, and no torch. The pins are those that the tests ran with (``constraints.txt``; a test compares them), but for
+two:
 
 * NumPy 1.26 on JetPack 6. The bindings of TensorRT 10.3 were compiled with a pybind11 that knows NumPy 1 only (they
   import ``numpy.core.multiarray``; those of 10.16 also ``numpy._core``). The runtime hands them no arrays, but
@@ -17,6 +18,7 @@ _PINS = {
     "huggingface-hub": "2.4.0",
     "jinja2": "3.1.6",
     "markupsafe": "3.0.4",
+    "polygraphy": "0.53.6",
     "pydantic": "2.14.3",
     "pydantic-core": "2.50.4",
     "rich": "15.0.0",

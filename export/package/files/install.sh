@@ -160,8 +160,14 @@ check_tensorrt() {
   esac
   [ -n "$headers" ] || [ -n "${TENSORRT_INCLUDE_DIR:-}" ] \
     || fail "TensorRT's headers are missing, which the plugin is built with: install them with 'sudo apt install libnvinfer-headers-dev', or name their folder with TENSORRT_INCLUDE_DIR."
-  [ "${version%%.*}" = "${TENSORRT%%.*}" ] \
-    || note "TensorRT $version is newer than what the bundle was made for ($TENSORRT); going on"
+  case $version in
+    "$TENSORRT" | "$TENSORRT".*) ;;
+    *)
+      [ -z "$BUNDLE_TARGET" ] \
+        || fail "The board has TensorRT $version, but the bundle was exported for $TENSORRT of JetPack $JETPACK: export it for what the board has${OTHER_TARGET:+ ('--target $OTHER_TARGET' is JetPack $OTHER_JETPACK)}, or with --dialect decomposed and no --target."
+      note "TensorRT $version is newer than what the package was made for ($TENSORRT); going on"
+      ;;
+  esac
   printf '  TensorRT %s\n' "$version"
 }
 
@@ -203,8 +209,9 @@ check_disk() {
 
 check_memory() {
   local text total_bytes available swap wanted
-  # While an engine is built, its weights are there twice; the rest is room for the system. A rule, not a measurement.
-  wanted=$((2 * LARGEST_GRAPH_BYTES + 2147483648))
+  # TensorRT holds the weights as read, as laid out for the GPU, and as written; the builder asks for as much. The rest
+  # is room for the system.
+  wanted=$((3 * LARGEST_GRAPH_BYTES + 1073741824))
   step "Memory: some $(mib "$wanted") with swap while the largest engine is built"
   look text free -b
   $dry && return
@@ -296,7 +303,7 @@ make_environment() {
   run "$partial/bin/python" -m pip install --disable-pip-version-check ${source[@]+"${source[@]}"} \
     --requirement requirements.txt "wheels/$WHEEL" \
     || fail "pip could not install the packages: connect the board to a network, or bring them in a folder and name it with --wheelhouse (README.txt)."
-  run "$partial/bin/python" -c 'import tensorrt, numpy, divprune_edge.runtime.pipeline; from cuda.bindings import driver; print("  TensorRT", tensorrt.__version__, "NumPy", numpy.__version__)' \
+  run "$partial/bin/python" -c 'import tensorrt, numpy, polygraphy, cuda.bindings.runtime, divprune_edge.runtime.pipeline; print("  TensorRT", tensorrt.__version__, "NumPy", numpy.__version__)' \
     || fail "The environment does not see everything it needs (the last line above says what): is '$python' JetPack's Python?"
   $dry || printf '%s\n' "$stamp" >"$partial/.complete"
   partial=
@@ -320,8 +327,19 @@ build_plugin() {
 
 build_engines() {
   step "Engines: three graphs into three engines; this takes a while"
-  run "$venv" -m runtime build "$prefix/bundle" \
-    || fail "The engines were not built: the message above says why; if it was killed, add swap (README.txt) and run install.sh again." 1
+  local said=$prefix/.engines.log
+  shown "$venv" -m runtime build "$prefix/bundle"
+  $dry && return
+  # The builder knows whether the engines that are there are the right ones, and says so instead of building.
+  if "$venv" -m runtime build "$prefix/bundle" 2> >(tee "$said" >&2); then
+    rm -f "$said"
+  elif grep -q 'holds these engines already' "$said"; then
+    rm -f "$said"
+    note "already there"
+  else
+    rm -f "$said"
+    fail "The engines were not built: the message above says why; if it was killed, add swap (README.txt) and run install.sh again." 1
+  fi
 }
 
 self_test() {
@@ -338,7 +356,7 @@ self_test() {
 
 show_profile() {
   step "Profile: how long each stage takes"
-  run "$venv" -m runtime profile "$prefix/bundle" --backend tensorrt \
+  run "$venv" -m runtime profile "$prefix/bundle" --backend tensorrt --alone --target "$TARGET" --html "$prefix/profile.html" \
     || fail "The profile could not be taken: the message above says why; everything before it is installed." 1
 }
 

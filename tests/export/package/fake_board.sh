@@ -42,7 +42,16 @@ case "$name $*" in
     [ -f "$(dirname -- "$0")/plugin" ] || exit 1
     printf 'architectures  sm_87\nTensorRT       %s\n' "${FAKE_PLUGIN:-10.3.0}"
     ;;
-  "python -m runtime build "*) [ "${FAKE_ENGINES:-}" != none ] || exit 2 ;;
+  "python -m runtime build "*)
+    if [ "${FAKE_ENGINES:-}" = none ]; then
+      printf 'error: Building the largest engine takes at least 1 MiB.\n' >&2
+      exit 2
+    elif [ -d "$4/engines" ]; then
+      printf "error: '%s/engines/0' holds these engines already: use them, or build them again with --force.\n" "$4" >&2
+      exit 2
+    fi
+    mkdir "$4/engines"
+    ;;
   "python -m runtime ask "*) answer "${FAKE_ANSWER:?}" ;;
   "python -m runtime profile "*) [ "${FAKE_PROFILE:-}" != none ] || exit 2 ;;
   "python selftest/check_answer.py "*) exec "${REAL_PYTHON:?}" "$@" ;;

@@ -299,9 +299,26 @@ def test_a_bundle_in_another_dialect(demo_bundle: Path, tmp_path: Path) -> None:
         write_package(demo_bundle, ORIN, tmp_path / "package.tar", force=False, report=Silent())
 
 
-def test_what_the_older_tensorrt_reads_the_newer_reads_too(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thor", "agx-orin-64gb-jp7"])
+def test_a_bundle_for_another_device(bundle: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"exported for Jetson AGX Orin 64GB, JetPack 6.2.*--target {name}"):
+        write_package(bundle, find_target(name), tmp_path / "p.tar", force=False, report=Silent())
+
+
+def test_a_smaller_board_of_the_same_kind(bundle: Path, tmp_path: Path) -> None:
     output = tmp_path / "package.tar"
-    write_package(bundle, find_target("thor"), output, force=False, report=Silent())
+    write_package(bundle, find_target("orin-nano-8gb"), output, force=False, report=Silent())
+    assert output.is_file()
+
+
+def test_what_the_older_tensorrt_reads_the_newer_reads_too(bundle: Path, tmp_path: Path) -> None:
+    """Where the bundle was exported with --dialect decomposed and no target."""
+    copy = shutil.copytree(bundle, tmp_path / "demo", copy_function=os.link)
+    manifest = read_manifest(bundle).model_copy(update={"target": None})
+    (copy / "manifest.json").unlink()
+    (copy / "manifest.json").write_text(manifest.to_json())
+    output = tmp_path / "package.tar"
+    write_package(copy, find_target("thor"), output, force=False, report=Silent())
     assert output.is_file()
 
 
