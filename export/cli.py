@@ -89,6 +89,12 @@ def llava(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K"),
     ] = None,
+    package: Annotated[
+        bool,
+        typer.Option(
+            "--package", help="Pack the bundle with all that a Jetson needs into DIR-TARGET.tar as well."
+        ),
+    ] = False,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
@@ -124,6 +130,12 @@ def llava(
             signals=signals,
             target=target,
         )
+        short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
+        folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
+        if package:
+            from divprune_edge.export.package.command import check_before_export
+
+            check_before_export(target, folder, plan.weight_bytes, force=force)
         announce_memory(plan)
         check = chosen_verification(verify, report)
         if calibrate is not None:
@@ -131,10 +143,12 @@ def llava(
 
             with report.stage("calibration"):
                 plan = calibrated(plan, calibrate)
-        short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
-        folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
         manifest = export_llava(plan, folder, force=force, verify=check, report=report)
     show_bundle(folder, manifest)
+    if package:
+        from divprune_edge.export.package.command import package_bundle
+
+        package_bundle(folder, target, None, force=force, report=report)
 
 
 @app.command(name="selector")
@@ -212,8 +226,8 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
-def package(
+@app.command(name="package")
+def package_command(
     bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
     target: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from divprune_edge.export.package.archive import check_room
 from divprune_edge.export.package.package import archive_path, check_package, write_package
 from divprune_edge.export.report import ConsoleReporter, show_package
 from divprune_edge.manifest import read_manifest
-from divprune_edge.models.targets import Target, find_target
+from divprune_edge.models.targets import find_target
 
 
 def package_bundle(
@@ -37,11 +37,11 @@ def package_bundle(
     return archive
 
 
-def check_before_export(target: Target | None, bundle: Path, weight_bytes: int, *, force: bool) -> None:
+def check_before_export(target: str | None, bundle: Path, weight_bytes: int, *, force: bool) -> None:
     """Check what would make the package of a bundle fail, before hours of export.
 
     Args:
-        target: what the bundle is exported for.
+        target: name of what the bundle is exported for, if anything.
         bundle: folder that it will be in.
         weight_bytes: size of its weights; the package holds them again.
         force: replace an archive that is there.
@@ -49,6 +49,7 @@ def check_before_export(target: Target | None, bundle: Path, weight_bytes: int, 
     Raises:
         UserError: the target is no Jetson, the archive exists, or there is no room for both.
     """
-    archive = bundle if target is None else archive_path(bundle, target)
-    check_package(target, archive, force)
+    device = None if target is None else find_target(target)
+    archive = bundle if device is None else archive_path(bundle, device)
+    check_package(device, archive, force)
     check_room(archive, 2 * weight_bytes)

@@ -334,6 +334,25 @@ def test_the_command(bundle: Path, tmp_path: Path) -> None:
     assert "exists already" in again.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "no target was given"),
+        (("--target", "h100"), "'h100' is not one"),
+        (("--target", "thor"), "thor.tar' exists already"),
+    ],
+)
+def test_nothing_is_exported_that_cannot_be_packed(
+    options: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "demo-thor.tar").touch()
+    result = run_module("export", "llava", "--package", "--output", "demo", *options, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["demo-thor.tar"]
+
+
 def test_an_unknown_target(bundle: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'agx-orin-64gb'"):
         package_bundle(bundle, "agx-orin", None, force=False, report=ConsoleReporter())
