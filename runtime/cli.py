@@ -13,6 +13,7 @@ from divprune_edge.runtime.batch_cli import batch_command
 from divprune_edge.runtime.engines.cli import build_command
 from divprune_edge.runtime.evaluation.cli import evaluate_command, sweep_command
 from divprune_edge.runtime.profiling.cli import profile_command
+from divprune_edge.runtime.trtexec.cli import trtexec_command
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer, Pipeline
@@ -52,7 +53,7 @@ def ask(
         typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")] = None,
-    backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
@@ -144,7 +145,7 @@ def compare_selectors(
     ] = None,
     keep: Annotated[int | None, typer.Option(help="Only selectors with this budget.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
-    backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
     """Write a page with what each selector keeps of a picture and the answers that follow."""
@@ -166,6 +167,7 @@ app.command("build")(build_command)
 app.command("evaluate")(evaluate_command)
 app.command("sweep")(sweep_command)
 app.command("profile")(profile_command)
+app.command("trtexec")(trtexec_command)
 
 
 def main() -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.runtime.backends.base import (
     Backend,
@@ -14,7 +16,7 @@ from divprune_edge.runtime.backends.base import (
 )
 from divprune_edge.runtime.bundle import Bundle
 
-BACKENDS = ("cpu", "cuda")
+BACKENDS = ("cpu", "cuda", "tensorrt")
 
 __all__ = [
     "BACKENDS",
@@ -34,18 +36,34 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
 
     Args:
         bundle: the opened bundle.
-        name: ``cpu`` or ``cuda`` (both ONNX Runtime).
-        threads: CPU threads of one operator; None leaves it to the backend.
+        name: ``cpu`` or ``cuda`` (both ONNX Runtime), or ``tensorrt``.
+        threads: CPU threads of one operator; None leaves it to the backend, and ``tensorrt`` has none.
 
     Raises:
         UserError: no such backend, or it cannot be used on this machine.
     """
     if name not in BACKENDS:
         raise UserError(
-            f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use {' or '.join(BACKENDS)}."
+            f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use cpu, cuda or tensorrt."
         )
     if threads is not None and threads < 1:
         raise UserError(f"{threads} threads were asked for, expected at least 1.")
+    if name == "tensorrt":
+        return _open_tensorrt(bundle, threads)
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, name, threads)
+
+
+def _open_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
+    if threads is not None:
+        raise UserError(
+            f"{threads} threads were asked for, but backend 'tensorrt' computes on the GPU: leave --threads out."
+        )
+    from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
+    from divprune_edge.runtime.engines.cuda import CudaDevice
+    from divprune_edge.runtime.engines.opening import open_engines
+    from divprune_edge.runtime.engines.target import check_dialect
+
+    check_dialect(bundle.manifest, bundle.path)
+    return TensorRtBackend(bundle, CudaDevice(), partial(open_engines, bundle))

@@ -40,7 +40,7 @@ class Engines:
         device: facts of this device.
         limits: shapes that the language model's engine takes.
         plans: engine -> its bytes, mapped: ``vision_encoder``, ``language_model``, and the selector's id if there
-            is one.
+            is one. Those that were opened before are left out.
         info: engine -> what is known of it.
         library: the plugin library to register before a plan is loaded; None where none needs it.
     """
@@ -53,13 +53,19 @@ class Engines:
     library: Library | None
 
 
-def open_engines(bundle: Bundle, selector: SelectorInfo | None, library: Path | None = None) -> Engines:
+def open_engines(
+    bundle: Bundle,
+    selector: SelectorInfo | None,
+    library: Path | None = None,
+    before: Engines | None = None,
+) -> Engines:
     """Find and check the engines of a bundle for this device.
 
     Args:
         bundle: an opened bundle.
         selector: what prunes; None for no pruning.
         library: folder of the plugin library; None is where ``python -m plugins build`` puts it.
+        before: engines that are loaded already: only a selector's comes on top, and from the same build.
 
     Raises:
         UserError: there are none, they were built for something else, one is damaged or was changed, the plugin
@@ -72,21 +78,35 @@ def open_engines(bundle: Bundle, selector: SelectorInfo | None, library: Path | 
             f"'{bundle.path}' has no engines: build them on this device with '{_command(bundle, selector)}'."
         )
     device = device_facts()
-    stored = _choose(bundle, selector, stores, device)
-    names = [VISION, LANGUAGE, *([selector.id] if selector else [])]
+    stored = _choose(bundle, selector, stores, device, before)
+    names = [*([] if before else [VISION, LANGUAGE]), *([selector.id] if selector else [])]
     info = {name: stored.info.plans[name] for name in names}
     found = _check_plugin(bundle, selector, stored, library) if any(p.plugin for p in info.values()) else None
-    check_run_memory(info.values(), bundle.manifest.language_model, device)
+    if before is None:
+        check_run_memory(info.values(), bundle.manifest.language_model, device)
     plans = {name: map_plan(stored, name) for name in names}
     return Engines(stored.folder, device, stored.info.facts.limits, plans, info, found)
 
 
 def _choose(
-    bundle: Bundle, selector: SelectorInfo | None, stores: list[Stored], device: DeviceFacts
+    bundle: Bundle,
+    selector: SelectorInfo | None,
+    stores: list[Stored],
+    device: DeviceFacts,
+    before: Engines | None,
 ) -> Stored:
     """Return the newest engines that fit; where none do, say what those that come closest lack."""
     rated = [(_misfits(bundle, selector, stored, device), stored) for stored in stores]
     fitting = [stored for misfits, stored in rated if not misfits]
+    if before is not None:
+        # One language model serves all selectors of a pipeline: they must be of the build that it is of.
+        together = [stored for stored in fitting if stored.folder == before.folder]
+        if fitting and not together:
+            raise UserError(
+                f"The engines in '{fitting[0].folder}' were built apart from those in '{before.folder}', which are "
+                f"loaded: build them together with '{rebuild_command(bundle.path)} --selector NAME,NAME'."
+            )
+        fitting = together
     if fitting:
         return fitting[0]
     misfits, _ = min(rated, key=lambda one: len(one[0]))

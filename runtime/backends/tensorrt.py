@@ -1,0 +1,209 @@
+"""TensorRT: three engines that run back to back on one stream and hand each other device memory.
+
+Nothing that belongs to a token leaves the device: the encoder's output is the selector's input, the selector's output
+is what the language model reads. See docs/tensorrt-backend.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import GraphInfo, SelectorInfo
+from divprune_edge.runtime.backends.base import CacheRows, Encoded, LanguageSession
+from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
+from divprune_edge.runtime.engines.opening import Engines
+from divprune_edge.runtime.engines.pool import Pool, Tensor
+from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION
+
+_MIB = 1 << 20
+
+
+class OpenEngines(Protocol):
+    """:func:`~divprune_edge.runtime.engines.opening.open_engines` of one bundle."""
+
+    def __call__(self, selector: SelectorInfo | None, *, before: Engines | None) -> Engines:
+        """Return checked engines for a selector; those that ``before`` has are left out."""
+        ...
+
+
+class TensorRtBackend:
+    """The engines of one bundle on one device.
+
+    Args:
+        bundle: with a language model in dialect ``static`` or ``decomposed``.
+        device: what they run on.
+        open_engines: where their engines come from.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device, open_engines: OpenEngines) -> None:
+        self._bundle, self._device, self._open = bundle, device, open_engines
+        self._pool = Pool(device)
+        self._engines: Engines | None = None
+        self._plans: dict[str, Plan] = {}
+        self._contexts: dict[str, Context] = {}
+        self._scratch: Memory | None = None
+        self._language: TensorRtLanguage | None = None
+        self._host: dict[str, HostMemory] = {}
+
+    @property
+    def name(self) -> str:
+        """See :class:`~divprune_edge.runtime.backends.base.Backend`, also for what follows."""
+        return "tensorrt"
+
+    def load(self, selector: SelectorInfo | None) -> None:
+        """Deserialise what is missing, and allocate all that a question with ``selector`` needs."""
+        manifest = self._bundle.manifest
+        vision, tokens = manifest.vision_encoder, manifest.vision_encoder.tokens
+        names = (VISION, LANGUAGE, *([selector.id] if selector else []))
+        if any(name not in self._plans for name in names):
+            self._load_plans(self._open(selector, before=self._engines))
+        pixels = (1, vision.image_height, vision.image_width, 3)
+        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision), (pixels, np.uint8)]
+        if selector is not None:
+            tensors += [*self._outputs(selector), ((1, tokens), np.bool_)]
+        scratch = self._allocate(tensors)
+        keep = selector.keep if selector else tokens
+        visual = self._pool.take((1, keep, vision.width), manifest.token_dtype)
+        self._model.reserve(visual, scratch)
+
+    def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
+        """Run the vision encoder; its outputs stay on the device."""
+        if len(pixels) != 1:
+            raise UserError(f"There are {len(pixels)} pictures, but backend 'tensorrt' takes one at a time.")
+        graph = self._bundle.manifest.vision_encoder
+        read = self._upload("pixels", pixels)
+        outputs = self._run(VISION, graph, {"pixels": read})
+        # The times of an answer are told by stage, so each stage ends before the next begins.
+        self._device.synchronize()
+        return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})
+
+    def select(
+        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Return the kept tokens on the device; the indices alone come to the host, where the answer reports them."""
+        if selector is None:
+            return encoded.tokens, np.arange(valid.shape[1], dtype=np.int64)[None]
+        rows = int(valid.sum(axis=1).min())
+        if rows < selector.keep:
+            raise UserError(
+                f"Selector '{selector.id}' keeps {selector.keep} tokens, but the picture has only {rows} "
+                "that count: choose a smaller budget with --keep."
+            )
+        inputs = {"visual_tokens": encoded.tokens, "valid": self._upload("valid", valid), **encoded.signals}
+        outputs = self._run(
+            selector.id, selector, {tensor.name: inputs[tensor.name] for tensor in selector.inputs}
+        )
+        return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
+
+    def to_host(self, tensor: Tensor) -> npt.NDArray[Any]:
+        """Copy from the device."""
+        return self._download(f"{tensor.shape} {tensor.dtype}", tensor)
+
+    def to_device(self, array: npt.NDArray[Any]) -> Tensor:
+        """Copy to the device, in the type of the visual tokens if it is one of their kind."""
+        wanted = self._bundle.manifest.token_dtype if array.dtype.kind == "f" else array.dtype
+        tensor = self._upload(f"{array.shape} {wanted}", np.ascontiguousarray(array, wanted))
+        self._device.synchronize()
+        return tensor
+
+    def language(self, visual: Tensor, rows: CacheRows | None = None) -> LanguageSession:
+        """Begin a sequence in the memory of one that is gone."""
+        return self._model.session(visual, rows)
+
+    def _load_plans(self, engines: Engines) -> None:
+        self._engines = self._engines or engines
+        for name, plan in engines.plans.items():
+            library = engines.library if engines.info[name].plugin else None
+            self._plans[name] = self._device.load(plan, name, library)
+
+    @property
+    def _model(self) -> TensorRtLanguage:
+        assert self._language is not None, "load comes first"
+        return self._language
+
+    def _outputs(self, graph: GraphInfo) -> list[tuple[Shape, Any]]:
+        return [(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs]
+
+    def _allocate(self, tensors: list[tuple[Shape, Any]]) -> Memory:
+        """Allocate activations and tensors, or say what is too much before any of it is; return the activations."""
+        activations = max(1, *(plan.scratch_bytes for plan in self._plans.values()))
+        larger = self._scratch is None or self._scratch.nbytes < activations
+        needed = {
+            "activations": activations if larger else 0,
+            "tensors between the engines": self._pool.missing(tensors),
+        }
+        language = self._language or TensorRtLanguage(
+            self._device, self._plans[LANGUAGE], self._bundle.manifest.language_model
+        )
+        if self._language is None:
+            needed["KV cache and what a step takes"] = language.slot_bytes()
+        self._require(needed)
+        self._language = language
+        if self._scratch is None or larger:
+            # Contexts that were made before keep what they got.
+            self._scratch = self._device.allocate(activations)
+        for name, plan in self._plans.items():
+            if name != LANGUAGE and name not in self._contexts:
+                self._contexts[name] = plan.context(0, self._scratch)
+        self._pool.reserve(tensors)
+        return self._scratch
+
+    def _require(self, needed: Mapping[str, int]) -> None:
+        total, free = sum(needed.values()), self._device.free_bytes()
+        if total > free:
+            parts = ", ".join(f"{name} {_mib(size)}" for name, size in needed.items() if size)
+            raise UserError(
+                f"The engines run with {_mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
+                f"{_mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
+                "--capacity."
+            )
+
+    def _run(self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        context = self._contexts[name]
+        outputs = {
+            tensor.name: self._pool.take(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs
+        }
+        for tensor, value in inputs.items():
+            context.set_shape(tensor, value.shape)
+        for tensor, value in {**inputs, **outputs}.items():
+            context.set_address(tensor, value.address)
+        context.enqueue()
+        return outputs
+
+    def _upload(self, use: str, array: npt.NDArray[Any]) -> Tensor:
+        tensor = self._pool.take(array.shape, array.dtype)
+        host = self._staging(use, tensor.nbytes)
+        host.array[: tensor.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._device.upload(tensor.address, host.address, tensor.nbytes)
+        return tensor
+
+    def _download(self, use: str, tensor: Tensor) -> npt.NDArray[Any]:
+        """Wait for a tensor and return a copy, which the next question does not write over."""
+        host = self._staging(use, tensor.nbytes)
+        self._device.download(host.address, tensor.address, tensor.nbytes)
+        self._device.synchronize()
+        values: npt.NDArray[Any] = host.array[: tensor.nbytes].view(tensor.dtype).reshape(tensor.shape)
+        return values.copy()
+
+    def _staging(self, use: str, nbytes: int) -> HostMemory:
+        """Return page-locked memory for one use; its last use is over, because every stage ends with a wait."""
+        held = self._host.get(use)
+        if held is None or held.nbytes < nbytes:
+            held = self._host[use] = self._device.pinned(nbytes)
+        return held
+
+
+def _fixed(shape: Sequence[int | str]) -> Shape:
+    """Return a shape with one picture in it."""
+    return tuple(1 if isinstance(size, str) else size for size in shape)
+
+
+def _mib(size: int) -> int:
+    return -(-size // _MIB)

@@ -1,0 +1,215 @@
+"""The device as CUDA gives it, through ``cuda.bindings`` (cuda-python 12.6 or newer): no torch.
+
+What is special about Jetson is in :meth:`CudaDevice.free_bytes` alone: there, CPU and GPU share one memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.plugins import abi
+from divprune_edge.plugins.loader import Library, find_library
+from divprune_edge.runtime.engines.facts import host_memory, import_cuda
+
+if TYPE_CHECKING:
+    from divprune_edge.runtime.engines.plan import Plans, TensorRtPlan
+
+_FIRST = 0
+"""The device that is used; ``CUDA_VISIBLE_DEVICES`` says which one that is."""
+
+
+class CudaDevice:
+    """The first visible GPU and a stream of its own.
+
+    Raises:
+        UserError: cuda-python is not installed, or there is no GPU that it can use.
+    """
+
+    def __init__(self) -> None:
+        self._runtime = import_cuda()
+        count = self._open("look for a GPU", self._runtime.cudaGetDeviceCount)
+        if count == 0:
+            raise UserError("There is no CUDA GPU here: use '--backend cpu', or set CUDA_VISIBLE_DEVICES.")
+        self._open("use the GPU", self._runtime.cudaSetDevice, _FIRST)
+        # A stream that does not wait for the default one, which TensorRT would pay for with synchronisations.
+        flags = self._runtime.cudaStreamNonBlocking
+        self._stream = self._open("make a stream", self._runtime.cudaStreamCreateWithFlags, flags)
+
+    @property
+    def stream(self) -> int:
+        """The ``cudaStream_t`` as an integer."""
+        return int(self._stream)
+
+    @cached_property
+    def name(self) -> str:
+        """See :class:`~divprune_edge.runtime.engines.device.Device`, also for what follows."""
+        properties = self._call("name the GPU", self._runtime.cudaGetDeviceProperties, _FIRST)
+        return str(properties.name.split(b"\0")[0].decode(errors="replace"))
+
+    def free_bytes(self) -> int:
+        """Count what the page cache would give back where the GPU shares the CPU's memory."""
+        free, _ = self._call("ask for the free memory", self._runtime.cudaMemGetInfo)
+        integrated = self._call(
+            "ask what the GPU is",
+            self._runtime.cudaDeviceGetAttribute,
+            self._runtime.cudaDeviceAttr.cudaDevAttrIntegrated,
+            _FIRST,
+        )
+        return max(int(free), host_memory()[0]) if integrated else int(free)
+
+    def allocate(self, nbytes: int) -> CudaMemory:
+        """``cudaMalloc``."""
+        address = self._call(f"allocate {nbytes} bytes", self._runtime.cudaMalloc, nbytes)
+        return CudaMemory(int(address), nbytes, self._runtime.cudaFree)
+
+    def pinned(self, nbytes: int) -> CudaHostMemory:
+        """``cudaMallocHost``."""
+        address = self._call(f"allocate {nbytes} page-locked bytes", self._runtime.cudaMallocHost, nbytes)
+        return CudaHostMemory(int(address), nbytes, self._runtime.cudaFreeHost)
+
+    def clear(self, address: int, nbytes: int) -> None:
+        """``cudaMemsetAsync``."""
+        self._call("clear memory", self._runtime.cudaMemsetAsync, address, 0, nbytes, self._stream)
+
+    def upload(self, to: int, source: int, nbytes: int) -> None:
+        """``cudaMemcpyAsync``."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._call("copy to the GPU", self._runtime.cudaMemcpyAsync, to, source, nbytes, kind, self._stream)
+
+    def download(self, to: int, source: int, nbytes: int) -> None:
+        """``cudaMemcpyAsync``."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._call("copy from the GPU", self._runtime.cudaMemcpyAsync, to, source, nbytes, kind, self._stream)
+
+    def upload_pieces(
+        self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
+    ) -> None:
+        """``cudaMemcpy2DAsync``."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        pieces = (to, to_step, source, source_step, nbytes, count)
+        self._call("copy rows to the GPU", self._runtime.cudaMemcpy2DAsync, *pieces, kind, self._stream)
+
+    def download_pieces(
+        self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
+    ) -> None:
+        """``cudaMemcpy2DAsync``."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        pieces = (to, to_step, source, source_step, nbytes, count)
+        self._call("copy rows from the GPU", self._runtime.cudaMemcpy2DAsync, *pieces, kind, self._stream)
+
+    def append_rows(self, sizes: abi.Append, new_rows: int, caches: int, position: int) -> None:
+        """The kernel of the plugin library."""
+        status = self._library.divprune_append_rows(sizes, new_rows, caches, position, self.stream)
+        abi.check(self._library, status)
+
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
+        """Capture what this thread asks for; another thread may go on allocating."""
+        runtime, stream = self._runtime, self._stream
+        mode = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("begin a CUDA graph", runtime.cudaStreamBeginCapture, stream, mode)
+        try:
+            work()
+        except BaseException:
+            # Whatever went wrong, the stream must come out of its capture; what it holds is thrown away.
+            _, unfinished = runtime.cudaStreamEndCapture(stream)
+            if unfinished is not None and int(unfinished) != 0:
+                runtime.cudaGraphDestroy(unfinished)
+            raise
+        graph = self._call("end a CUDA graph", runtime.cudaStreamEndCapture, stream)
+        try:
+            ready = self._call("instantiate a CUDA graph", runtime.cudaGraphInstantiate, graph, 0)
+        finally:
+            runtime.cudaGraphDestroy(graph)
+        self._call("upload a CUDA graph", runtime.cudaGraphUpload, ready, stream)
+        return CudaGraph(ready, runtime.cudaGraphExecDestroy)
+
+    def launch(self, graph: CudaGraph) -> None:
+        """``cudaGraphLaunch``."""
+        self._call("launch a CUDA graph", self._runtime.cudaGraphLaunch, graph.handle, self._stream)
+
+    def synchronize(self) -> None:
+        """``cudaStreamSynchronize``."""
+        self._call("finish what it was given", self._runtime.cudaStreamSynchronize, self._stream)
+
+    def load(self, plan: Any, title: str, library: Library | None = None) -> TensorRtPlan:
+        """Through TensorRT's runtime, on this device's stream."""
+        return self._plans.load(plan, title, library)
+
+    @cached_property
+    def _plans(self) -> Plans:
+        from divprune_edge.runtime.engines.plan import Plans
+
+        return Plans(self.stream, self.synchronize)
+
+    @cached_property
+    def _library(self) -> ctypes.CDLL:
+        return abi.load(find_library().path)
+
+    def _call(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of the CUDA runtime and return what it returns beside its status.
+
+        Raises:
+            UserError: memory ran out.
+            DivpruneError: anything else.
+        """
+        status, *values = function(*arguments)
+        if status != self._runtime.cudaError_t.cudaSuccess:
+            self._fail(what, status)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def _fail(self, what: str, status: Any) -> None:
+        reason = self._reason(status)
+        if status == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
+            raise UserError(
+                f"The GPU could not {what} ({reason}): close what else uses its memory, keep fewer visual tokens, or "
+                "export with a smaller --capacity."
+            )
+        raise DivpruneError(f"The GPU could not {what} ({reason}).")
+
+    def _open(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The same while the device is opened, where a failure says that none can be used."""
+        status, *values = function(*arguments)
+        if status != self._runtime.cudaError_t.cudaSuccess:
+            raise UserError(
+                f"CUDA could not {what} ({self._reason(status)}): check the NVIDIA driver and that cuda-python is of "
+                "its CUDA version or older, or use '--backend cpu'."
+            )
+        return values[0] if values else None
+
+    def _reason(self, status: Any) -> str:
+        _, text = self._runtime.cudaGetErrorString(status)
+        words = text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        return f"{getattr(status, 'name', status)}: {words}"
+
+
+class CudaMemory:
+    """Device memory, freed with the object (but not at the interpreter's end, when the driver does it)."""
+
+    def __init__(self, address: int, nbytes: int, free: Callable[[int], Any]) -> None:
+        self.address, self.nbytes = address, nbytes
+        weakref.finalize(self, free, address).atexit = False
+
+
+class CudaHostMemory(CudaMemory):
+    """Page-locked host memory; ``array`` are its bytes."""
+
+    @cached_property
+    def array(self) -> npt.NDArray[np.uint8]:
+        """See :class:`~divprune_edge.runtime.engines.device.HostMemory`."""
+        return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(self.address))
+
+
+class CudaGraph:
+    """An instantiated graph, destroyed with the object."""
+
+    def __init__(self, handle: Any, destroy: Callable[[Any], Any]) -> None:
+        self.handle = handle
+        weakref.finalize(self, destroy, handle).atexit = False

@@ -1,0 +1,320 @@
+"""Backend ``tensorrt`` end to end over a FAKE device (``fake_device.py``), against ONNX Runtime on the portable graphs.
+
+What is shown here is the backend's own work: what lies where, what is copied, what is captured. Nothing here ran on
+TensorRT or on a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import make_checkpoint
+from conftest import run_module
+from exporting import export, plan_of
+from fake_device import FakeDevice, FakeEngines
+from plugins_emulation import EMULATED, compile_emulated
+
+from divprune_edge.errors import UserError
+from divprune_edge.plugins import abi
+from divprune_edge.runtime import pipeline as pipelines
+from divprune_edge.runtime.backends import open_backend
+from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.pipeline import Pipeline
+
+DIALECTS = ("static", "decomposed")
+ROWS = 77
+QUESTIONS = ("What colour is the circle?", "How many squares are there?")
+
+
+@pytest.fixture(scope="module", params=DIALECTS)
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo checkpoint with room for an unpruned picture."""
+    folder = tmp_path_factory.mktemp("bundles") / request.param
+    arguments = ("--dialect", request.param, "--capacity", "704", "--prune", "0.9", "--no-verify")
+    result = run_module("export", "llava", *arguments, "--output", str(folder))
+    assert result.returncode == 0, result.stderr
+    return Bundle.open(folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """A random checkpoint with odd sizes and grouped heads, in all three dialects; its cache is small."""
+    folder = tmp_path_factory.mktemp("tiny")
+    checkpoint = make_checkpoint(folder / "checkpoint", text={"num_key_value_heads": 2})
+    bundles = {}
+    for dialect in (*DIALECTS, "portable"):
+        options: dict[str, Any] = {"capacity": ROWS} if dialect in DIALECTS else {}
+        export(plan_of(checkpoint, keep=9, dialect=dialect, **options), folder / dialect)
+        bundles[dialect] = Bundle.open(folder / dialect)
+    return bundles
+
+
+def over_fake(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, device: FakeDevice | None = None, **engines: Any
+) -> tuple[Pipeline, FakeDevice]:
+    """Return a pipeline over a fake device."""
+    device = device or FakeDevice()
+    opened = FakeEngines(bundle, **engines)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines, "open_backend", lambda *_: TensorRtBackend(bundle, device, opened))
+        return Pipeline(bundle, backend="tensorrt"), device
+
+
+def same(answer: Any, wanted: Any) -> None:
+    assert answer.token_ids == wanted.token_ids
+    assert answer.answer == wanted.answer
+    assert answer.finish_reason == wanted.finish_reason
+    assert np.array_equal(answer.kept_indices, wanted.kept_indices)
+
+
+@pytest.mark.parametrize("selector", [None, "none"])
+def test_answers_are_those_of_the_portable_graphs(
+    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch, selector: str | None
+) -> None:
+    """Two questions in a row: the second uses the memory of the first, and allocates nothing."""
+    ours, device = over_fake(demo, monkeypatch)
+    ours, reference = ours.with_selector(selector), pipeline.with_selector(selector)
+    allocated = device.counts["allocations"], device.counts["pinned"]
+    for question in QUESTIONS:
+        options = {"max_tokens": 20, "ignore_eos": True}
+        same(ours.ask(picture, question, **options), reference.ask(picture, question, **options))
+    first_question = 2 if selector is None else 1  # page-locked memory of the uploads and of the indices
+    assert device.counts["allocations"] == allocated[0]
+    assert device.counts["pinned"] <= allocated[1] + 1 + first_question
+    assert ours._backend.name == "tensorrt"
+
+
+def test_a_chat_reuses_the_cache(
+    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, device = over_fake(demo, monkeypatch)
+    chats = [p.chat(picture) for p in (ours, pipeline)]
+    for question in (*QUESTIONS, QUESTIONS[0]):
+        a, b = (chat.ask(question, max_tokens=8) for chat in chats)
+        same(a, b)
+    assert device.counts["vision_encoder"] == 1
+
+
+def test_two_chats_at_a_time_do_not_disturb_each_other(
+    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has its own cache and visual tokens; the third takes over what the first leaves."""
+    other = np.asarray(np.random.default_rng(3).integers(0, 256, (80, 80, 3)), np.uint8)
+    ours, device = over_fake(demo, monkeypatch)
+    chats = [[p.chat(picture), p.chat(other)] for p in (ours, pipeline)]
+    for question in QUESTIONS:
+        for a, b in zip(*chats, strict=True):
+            same(a.ask(question, max_tokens=6), b.ask(question, max_tokens=6))
+    held = device.counts["allocations"]
+    chats.clear()
+    del a, b
+    gc.collect()
+    same(ours.ask(other, QUESTIONS[0]), pipeline.ask(other, QUESTIONS[0]))
+    assert device.counts["allocations"] == held
+
+
+def test_one_launch_per_decode_step_and_nothing_of_a_token_through_the_host(
+    demo: Bundle, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, device = over_fake(demo, monkeypatch)
+    manifest = demo.manifest
+    ours.ask(picture, QUESTIONS[0], max_tokens=3, ignore_eos=True)
+    device.copies.clear()
+    device.counts = Counter()
+    tokens = 12
+    ours.ask(picture, QUESTIONS[1], max_tokens=tokens, ignore_eos=True)
+    decoded = tokens - 1
+    assert device.counts["launches"] == decoded
+    assert device.counts["captures"] == 0
+    assert device.counts["language_model"] == 1, "beside the graph there is the prefill alone"
+    assert device.counts["vision_encoder"] == device.counts["divprune-58"] == 1
+    assert device.counts["appends"] == (tokens if manifest.language_model.dialect == "decomposed" else 0)
+    logits = 4 * manifest.language_model.vocabulary
+    vision = manifest.vision_encoder
+    pixels = vision.image_height * vision.image_width * 3
+    model = ours._backend._model  # type: ignore[attr-defined]
+    step = model.places(1)[1]
+    downloads = [size for kind, size in device.copies if kind == "download"]
+    uploads = [size for kind, size in device.copies if kind == "upload"]
+    assert downloads == [58 * 8, *[logits] * tokens], "indices, and one row of logits per step"
+    assert uploads[:2] == [pixels, vision.tokens]
+    assert uploads[3:] == [step] * decoded
+    assert len(uploads) == 3 + decoded
+    token = vision.width * np.dtype(manifest.token_dtype).itemsize
+    assert step < 58 * token
+
+
+def test_a_chunked_prefill(
+    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks as asked for, and no piece longer than the engine takes; a piece of one id is a decode step."""
+    ours, device = over_fake(demo, monkeypatch, selectors=["divprune-58"], max_prompt=20)
+    for chunk in (None, 1, 7, 64):
+        a, b = (p.ask(picture, QUESTIONS[0], max_tokens=4, prefill_chunk=chunk) for p in (ours, pipeline))
+        same(a, b)
+    assert device.counts["language_model"] > 4
+
+
+def test_what_comes_before_the_picture_is_kept(
+    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second conversation finds those rows in its cache; a second cache gets them through the host."""
+    ours, device = over_fake(demo, monkeypatch)
+    first = ours.chat(picture)
+    same(first.ask(QUESTIONS[0]), pipeline.ask(picture, QUESTIONS[0]))
+    assert len(ours._prefix) == 1
+    device.copies.clear()
+    other = ours.chat(picture)
+    same(other.ask(QUESTIONS[0]), pipeline.ask(picture, QUESTIONS[0]))
+    info, rows = demo.manifest.language_model, len(next(iter(ours._prefix)))
+    one = info.kv_heads * rows * info.head_dim * 4
+    assert device.copies.count(("upload", one)) == 2 * info.layers
+    del first
+    device.copies.clear()
+    same(ours.ask(picture, QUESTIONS[1]), pipeline.ask(picture, QUESTIONS[1]))
+    assert device.copies.count(("upload", one)) == 0
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_sessions_of_a_small_cache(tiny: dict[str, Bundle], dialect: str) -> None:
+    """Logits, step by step, with truncation, until the cache is full; sizes that fit no alignment."""
+    bundle = tiny[dialect]
+    info = bundle.manifest.language_model
+    device = FakeDevice()
+    ours = TensorRtBackend(bundle, device, FakeEngines(bundle))
+    ours.load(bundle.selector())
+    reference = open_backend(tiny["portable"], "cpu", threads=1)
+    width = bundle.manifest.vision_encoder.width
+    visual = np.random.default_rng(1).standard_normal((1, 9, width)).astype(np.float32)
+    sessions = [b.language(b.to_device(visual)) for b in (ours, reference)]
+    rows = info.embedding_rows
+
+    def both(*ids: int) -> None:
+        found, wanted = (session.extend(ids) for session in sessions)
+        assert np.allclose(found, wanted, atol=2e-4)
+        assert sessions[0].length == sessions[1].length
+
+    both(1, 7, *range(rows, rows + 9), 8)
+    for token in (5, 9, 11, rows + 3, 6):
+        both(token)
+    for session in sessions:
+        session.truncate(4)
+    both(3, 4, 5)
+    both(6)
+    kept = sessions[0].rows(5)
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(kept, sessions[1].rows(5), strict=True))
+    again = ours.language(ours.to_device(visual), kept)
+    assert again.length == 5
+    assert np.allclose(
+        again.extend([9, 8]), _after(reference, visual, sessions[1].rows(5), [9, 8]), atol=2e-4
+    )
+    while sessions[0].length < info.positions:
+        both(sessions[0].length % 40)
+    before = dict(device.counts)
+    with pytest.raises(
+        UserError, match=f"would have {info.positions + 1} tokens, but there is room for {info.positions}"
+    ):
+        sessions[0].extend([7])
+    assert dict(device.counts) == before
+    sessions[0].truncate(10)
+    sessions[1].truncate(10)
+    both(7, 8)
+
+
+def _after(backend: Any, visual: Any, rows: Any, ids: list[int]) -> Any:
+    return backend.language(backend.to_device(visual), rows).extend(ids)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_an_answer_ends_where_the_cache_does(
+    tiny: dict[str, Bundle], dialect: str, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = over_fake(tiny[dialect], monkeypatch)
+    answer = ours.ask(picture, "what is in the picture ?", max_tokens=300, ignore_eos=True)
+    assert answer.finish_reason == "context"
+    assert answer.prompt_tokens + len(answer.token_ids) == ROWS
+    wanted = Pipeline(tiny["portable"]).ask(
+        picture, "what is in the picture ?", max_tokens=len(answer.token_ids), ignore_eos=True
+    )
+    assert answer.token_ids == wanted.token_ids
+    with pytest.raises(UserError, match=f"room for {ROWS}|{ROWS}"):
+        ours.ask(picture, "what is in the picture ? " * 12)
+
+
+def test_rows_are_appended_by_the_kernel_itself(
+    tiny: dict[str, Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The kernel's own source, run by the emulator on the fake device's memory, in the place of its NumPy form."""
+    library = abi.load(compile_emulated(tmp_path, EMULATED[0]))
+    ours, device = over_fake(tiny["decomposed"], monkeypatch, FakeDevice(library=library))
+    reference = Pipeline(tiny["portable"])
+    for question in ("what is there ?", "how many red circle ?"):
+        options = {"max_tokens": 6, "ignore_eos": True}
+        same(ours.ask(picture, question, **options), reference.ask(picture, question, **options))
+    assert device.counts["appends"] > 12
+
+
+def test_selectors_change_on_loaded_engines(
+    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, device = over_fake(demo, monkeypatch)
+    for selector in ("none", "divprune-58", "none"):
+        a, b = (p.with_selector(selector).ask(picture, QUESTIONS[0]) for p in (ours, pipeline))
+        same(a, b)
+    assert device.counts["load language_model"] == device.counts["load divprune-58"] == 1
+
+
+def test_a_budget_without_an_engine_is_told_before_anything_runs(
+    demo: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, _ = over_fake(demo, monkeypatch, selectors=["divprune-58"])
+    with pytest.raises(
+        UserError, match=r"576 visual tokens, but the language model's engine was built for 58"
+    ):
+        ours.with_selector("none")
+
+
+def test_too_little_memory_is_told_with_the_numbers(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = FakeDevice(free=1 << 20)
+    with pytest.raises(UserError, match=r"run with \d+ MiB beside their weights .*KV cache.* has 1 MiB free"):
+        over_fake(demo, monkeypatch, device)
+    assert device.counts["allocations"] == 0
+
+
+def test_host_and_device(tiny: dict[str, Bundle]) -> None:
+    bundle = tiny["static"]
+    backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
+    values = np.random.default_rng(0).standard_normal((1, 9, 24))
+    tensor = backend.to_device(values)
+    assert tensor.dtype == np.float32
+    assert np.array_equal(backend.to_host(tensor), values.astype(np.float32))
+    with pytest.raises(UserError, match="2 pictures, but backend 'tensorrt' takes one"):
+        backend.encode(np.zeros((2, 35, 35, 3), np.uint8))
+
+
+def test_too_few_rows_that_count(tiny: dict[str, Bundle]) -> None:
+    bundle = tiny["static"]
+    backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
+    backend.load(bundle.selector())
+    encoded = backend.encode(np.zeros((1, 35, 35, 3), np.uint8))
+    with pytest.raises(UserError, match="keeps 9 tokens, but the picture has only 8"):
+        backend.select(encoded, bundle.selector(), np.arange(25)[None] < 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"threads": 2}, "2 threads were asked for, but backend 'tensorrt' computes on the GPU"),
+        ({"threads": 0}, "0 threads were asked for, expected at least 1"),
+        ({}, "in dialect 'portable'"),
+    ],
+)
+def test_what_cannot_be_opened(demo_bundle: Path, options: dict[str, int], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        open_backend(Bundle.open(demo_bundle), "tensorrt", **options)
