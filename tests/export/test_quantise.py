@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from divprune_edge.export.quantise import INT4, INT8, INT8_PAIRS, Levels, dequantise, quantise
+from divprune_edge.export.quantise import INT4, INT4_HALF, INT8, INT8_PAIRS, Levels, dequantise, quantise
 
-levels = pytest.mark.parametrize("levels", [INT4, INT8, INT8_PAIRS])
+levels = pytest.mark.parametrize("levels", [INT4, INT4_HALF, INT8, INT8_PAIRS])
 
 
 @levels
@@ -26,7 +26,9 @@ def test_within_half_a_step(levels: Levels, weight: np.ndarray, group: int) -> N
     assert (scales > 0).all()
     peak = np.abs(weight.reshape(5, -1, group)).max(axis=-1, keepdims=True)
     error = np.abs(dequantise(values, scales) - weight).reshape(5, -1, group)
-    assert (error <= peak / levels.reach / 2 * 1.001 + 1e-37).all()
+    # A float16 scale is the next number of its type: 2**-10 more at most, or where they lie densest 2**-24.
+    gap = 2.0**-24 if levels is INT4_HALF else 1e-37
+    assert (error <= peak / levels.reach / 2 * 1.001 + gap).all()
 
 
 @levels
@@ -36,6 +38,20 @@ def test_many_rows_are_the_same_as_one_at_a_time(levels: Levels) -> None:
     for i in (0, 63, 64, 149):
         one, its = quantise(weight[i : i + 1], 8, levels)
         assert (one[0] == values[i]).all() and (its[0] == scales[i]).all()
+
+
+def test_scales_are_numbers_of_their_type() -> None:
+    """Rounded up: the largest value of a group is at most as far from a level as any other."""
+    weight = (
+        np.random.default_rng(1).standard_normal((40, 32)).astype(np.float32)
+        * 10.0 ** np.arange(-20, 20)[:, None]
+        / 1e10
+    )
+    weight[25:] = 0
+    _, scales = quantise(weight, 8, INT4_HALF)
+    assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
+    assert (scales > 0).all()
+    assert (np.abs(weight.reshape(40, 4, 8)).max(axis=-1) <= scales * INT4_HALF.reach).all()
 
 
 def test_a_group_of_zeros_stays_zero() -> None:
