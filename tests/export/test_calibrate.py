@@ -83,6 +83,19 @@ def test_a_calibrated_bundle_verifies_and_says_so(rounded: Bundle) -> None:
     assert failures(rounded.plan, rounded.folder) == set()
 
 
+@pytest.mark.parametrize("dialect", ["static", "decomposed"])
+def test_it_goes_with_a_language_model_for_tensorrt(
+    dialect: str, quantisable: Callable[..., Path], photos: Path, tmp_path: Path, rounded: Bundle
+) -> None:
+    """What the layers read is seen in float32 whatever the dialect; the scales are float16."""
+    plan = plan_of(quantisable(), precision="vision=fp16,language=int4", dialect=dialect)
+    plan = calibrated(plan, photos)
+    assert all(np.array_equal(plan.moments[name], moment) for name, moment in rounded.plan.moments.items())
+    bundle = export(plan, tmp_path / "bundle")
+    assert bundle.manifest.calibrated
+    assert failures(bundle.plan, bundle.folder) == set()
+
+
 def test_its_layers_are_closer_than_rounded_to_the_nearest(
     rounded: Bundle, quantised: Callable[..., Bundle]
 ) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exporting import Bundle, plan_of
+from exporting import Bundle, export, plan_of
 from onnx import TensorProto
 
 from divprune_edge.errors import UserError
@@ -42,6 +42,8 @@ def test_only_half_precision_has_narrow_activations() -> None:
         "float32",
         "float32",
     ]
+    assert activation_type("int4", tensorrt=True) == "float16"
+    assert activation_type("fp32", tensorrt=True) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,20 @@ def test_a_block_size_that_does_not_divide_is_refused(checkpoint: Callable[[str]
 def test_the_planned_size_is_that_of_the_weights(
     precision: str, tied: bool, quantised: Callable[..., Bundle]
 ) -> None:
-    bundle = quantised(precision, tied)
+    assert_planned_size(quantised(precision, tied))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int4", "vision=fp16,language=int4"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_planned_size_for_tensorrt(
+    precision: str, tied: bool, quantisable: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Scales in float16, and the head in it as well: a tied one is the embedding."""
+    plan = plan_of(quantisable(tied), precision=precision, dialect="decomposed")
+    assert_planned_size(export(plan, tmp_path / "bundle"))
+
+
+def assert_planned_size(bundle: Bundle) -> None:
     bits = 0
     for file in ("vision_encoder.onnx", "language_model.onnx"):
         graph = GraphFile(bundle.folder / file)

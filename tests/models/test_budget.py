@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.budget import check_keep, keep_from_prune
+from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,29 @@ def test_keep_in_range(keep: int) -> None:
 def test_keep_out_of_range(keep: int) -> None:
     with pytest.raises(UserError, match=f"--keep {keep} is out of range: .* 576 visual tokens"):
         check_keep(keep, 576)
+
+
+@pytest.mark.parametrize(
+    ("keep", "context", "rows"),
+    [(58, 4096, 512), (56, 4096, 512), (64, 4096, 512), (65, 4096, 576), (576, 4096, 1024), (58, 300, 300)],
+)
+def test_usual_capacity(keep: int, context: int, rows: int) -> None:
+    """K + 192 of prompt + 256 of answer, in steps of 64, within the context."""
+    assert cache_capacity(keep, context) == rows
+
+
+def test_capacity_that_was_asked_for() -> None:
+    assert cache_capacity(58, 4096, 122) == 122
+    assert cache_capacity(58, 4096, 4096) == 4096
+    assert cache_capacity(58, 100, 100) == 100, "a context too small for more"
+
+
+@pytest.mark.parametrize(
+    ("asked", "context", "least"), [(121, 4096, 122), (4097, 4096, 122), (99, 100, 100), (-1, 4096, 122)]
+)
+def test_capacity_out_of_range(asked: int, context: int, least: int) -> None:
+    with pytest.raises(
+        UserError,
+        match=f"--capacity {asked} is out of range: with 58 .* at least {least} rows, .* ends at {context}",
+    ):
+        cache_capacity(58, context, asked)
