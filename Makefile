@@ -7,8 +7,10 @@ DEMO_BUNDLE := bundles/demo
 # The package as users get it: the checks of types and imports read this copy.
 TREE := build/tree
 
-# TensorRT's Python bindings, without TensorRT: what a plugin must fit on the Python side.
+# TensorRT's Python bindings, without TensorRT, and CUDA's, without a driver: what plugin and engines must fit.
 BINDINGS := build/bindings/10.16.1.11 build/bindings/11.4.0.106
+BINDINGS_JETPACK_6 := build/bindings/10.3.0
+BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 
 .PHONY: demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector clean help
 
@@ -34,10 +36,18 @@ types: $(TREE)
 imports: $(TREE)
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml)
 
-bindings: $(BINDINGS)  ## Fetch TensorRT's Python bindings for the tests of the plugin (x86-64).
+bindings: $(BINDINGS) $(BINDINGS_JETPACK_6) $(BINDINGS_CUDA)  ## Fetch TensorRT's and CUDA's Python bindings for the tests (x86-64).
 
 $(BINDINGS): build/bindings/%: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial tensorrt-cu13-bindings==$*
+	mv $@.partial $@
+
+$(BINDINGS_JETPACK_6): build/bindings/%: | $(VENV)/.dev
+	$(PIP) install --quiet --no-deps --target $@.partial tensorrt-cu12-bindings==$*
+	mv $@.partial $@
+
+$(BINDINGS_CUDA): build/cuda-bindings/%: | $(VENV)/.dev
+	$(PIP) install --quiet --no-deps --target $@.partial cuda-bindings==$* cuda-pathfinder
 	mv $@.partial $@
 
 cuda12: build/cuda-12.6  ## Fetch CUDA 12.6's runtime compiler for the test that JetPack 6 can build the kernels (x86-64).

@@ -42,7 +42,7 @@ class Log(trt.ILogger):
     """Keeps TensorRT's errors for the sentence that ends the build, and shows the rest if asked to."""
 
     def __init__(self, verbose: bool = False) -> None:
-        trt.ILogger.__init__(self)
+        super().__init__()
         self._verbose = verbose
         self._errors: list[str] = []
 
@@ -62,7 +62,7 @@ class Monitor(trt.IProgressMonitor):
     """Passes TensorRT's progress on, and Ctrl-C to TensorRT."""
 
     def __init__(self, report: Report, interrupt: Interrupt) -> None:
-        trt.IProgressMonitor.__init__(self)
+        super().__init__()
         self._report = report
         self._interrupt = interrupt
 
@@ -184,7 +184,7 @@ def _parser_errors(parser: trt.OnnxParser) -> str:
     """Return the first error with the node that it is about."""
     if not parser.num_errors:
         return ""
-    error = parser.get_error(0)
+    error: trt.ParserError = parser.get_error(0)
     name, operator = error.node_name(), error.node_operator()
     where = f"node '{name}' ({operator}): " if name or operator else ""
     return where + shorten(error.desc())

@@ -46,13 +46,12 @@ def device_facts() -> DeviceFacts:
             f"There is no GPU that CUDA can use here ({status}): engines are built and run on the device itself; "
             "elsewhere '--backend cpu' runs the same bundle."
         )
-    attribute = cudart.cudaDeviceAttr
     major, minor, shared = (
         _need(cudart, cudart.cudaDeviceGetAttribute(name, 0))
         for name in (
-            attribute.cudaDevAttrComputeCapabilityMajor,
-            attribute.cudaDevAttrComputeCapabilityMinor,
-            attribute.cudaDevAttrIntegrated,
+            cudart.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor,
+            cudart.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor,
+            cudart.cudaDeviceAttr.cudaDevAttrIntegrated,
         )
     )
     version = _need(cudart, cudart.cudaDriverGetVersion())
