@@ -7,6 +7,7 @@ half a step of where it was, and that is what verification holds an exported wei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -17,22 +18,26 @@ import numpy.typing as npt
 class Levels:
     """Integers ``low`` … ``high``; a step is the group's largest absolute value divided by ``reach``.
 
-    Steps are numbers of type ``scales``, rounded up, so that the largest value stays within reach.
+    Steps are numbers of type ``scales``, rounded up, so that the largest value stays within reach. ``pair`` bounds
+    what two neighbours (2k, 2k + 1) of one sign may be together, in steps.
     """
 
     low: int
     high: int
     reach: float
     scales: str = "float32"
+    pair: float = inf
 
 
 # One more level would need a zero point. A peak of 7.5 steps is rounded to 8 or clipped to 7: half a step off.
 INT4 = Levels(-8, 7, 7.5)
 INT4_HALF = Levels(-8, 7, 7.5, "float16")
 INT8 = Levels(-128, 127, 127.5)
-# Kernels for AVX2 and SSE add two products with unsigned 8-bit activations in 16 bits, and saturate:
-# 2 · 255 · 64 = 32640 is the most that fits. Full range would be wrong there, without a word.
-INT8_PAIRS = Levels(-64, 64, 64.0)
+# Kernels for AVX2 add the products of two neighbours (2k, 2k + 1) with unsigned 8-bit activations in 16 bits, and
+# saturate without a word: 255 · 128 = 32640 is the most that fits. A weight may be as large as 127 where its
+# neighbour has the other sign or is small; holding each to 64 would make steps half again as wide.
+# A little less than 128, so that two roundings up never make 129.
+INT8_PAIRS = Levels(-127, 127, 127.0, pair=127.99)
 
 # Rows worked on at a time: bounds the float32 copy, and stays in the caches.
 _STRIP = 64
@@ -64,7 +69,21 @@ def steps(groups: npt.NDArray[np.float32], levels: Levels) -> npt.NDArray[np.flo
     """Return the step of each group, float32 [...], of weights [..., group]."""
     peak = np.maximum(groups.max(axis=-1), -groups.min(axis=-1))
     scale: npt.NDArray[np.float32] = np.maximum(peak / np.float32(levels.reach), _TINY)
+    if levels.pair < inf:
+        scale = np.maximum(scale, _largest_pair(groups) / np.float32(levels.pair))
     return _rounded_up(scale) if levels.scales == "float16" else scale
+
+
+def _largest_pair(groups: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the largest sum of two neighbours of one sign, float32 [...]; an odd one at the end has none."""
+    first = groups[..., : groups.shape[-1] // 2 * 2 : 2]
+    second = groups[..., 1::2]
+    above = np.maximum(first, 0) + np.maximum(second, 0)
+    below = np.minimum(first, 0) + np.minimum(second, 0)
+    largest: npt.NDArray[np.float32] = np.maximum(
+        above.max(axis=-1, initial=0), -below.min(axis=-1, initial=0)
+    )
+    return largest
 
 
 def _rounded_up(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.formats import Format
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.layers.activation import activate
+from divprune_edge.export.layers.activation import GATES, activate
 from divprune_edge.export.layers.linear import linear
 from divprune_edge.export.layers.norm import layer_norm
 from divprune_edge.export.signals import SignalTap
@@ -126,7 +126,8 @@ def _layer(
     y = layer_norm(g, x, weights, f"{name}.layer_norm2", spec.norm_eps)
     with g.scope("mlp"):
         y = linear(g, y, weights, f"{name}.mlp.fc1")
-        y = linear(g, activate(g, y, spec.activation, weights.dtype), weights, f"{name}.mlp.fc2")
+        y = activate(g, y, spec.activation, weights.dtype)
+        y = linear(g, y, weights, f"{name}.mlp.fc2", gated=spec.activation in GATES)
     return g.op("Add", x, y)
 
 
@@ -163,4 +164,4 @@ def _project(g: GraphBuilder, x: ir.Value, spec: LlavaSpec, weights: Weights) ->
     with g.scope("multi_modal_projector"):
         x = linear(g, x, weights, "linear_1")
         x = activate(g, x, spec.projector.activation, weights.dtype)
-        return linear(g, x, weights, "linear_2")
+        return linear(g, x, weights, "linear_2", gated=spec.projector.activation in GATES)

@@ -47,8 +47,13 @@ class Format(Protocol):
         """Return the bytes that a matrix [out, in] takes in the bundle; the output head may be stored otherwise."""
         ...
 
-    def linear(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
-        """Return ``x [..., in] @ W^T`` for the matrix ``name`` [out, in], without the bias."""
+    def linear(
+        self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, *, gated: bool = False
+    ) -> ir.Value:
+        """Return ``x [..., in] @ W^T`` for the matrix ``name`` [out, in], without the bias.
+
+        ``gated`` says that x comes from a function like GELU: hardly any of it is negative, and none of it much.
+        """
         ...
 
     def head(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:

@@ -68,7 +68,9 @@ class Int4:
         values = shape[0] * shape[1]
         return values // (1 if head else 2) + values // self.block_size * np.dtype(self.dtype).itemsize
 
-    def linear(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+    def linear(
+        self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, *, gated: bool = False
+    ) -> ir.Value:
         """Multiply with four bits."""
         levels = INT4 if self.dtype == "float32" else INT4_HALF
         return self._multiply(g, x, weights, name, "int4", levels)

@@ -30,7 +30,9 @@ class Plain:
         """See :class:`divprune_edge.export.formats.base.Format`, also for what follows."""
         return int(np.prod(shape)) * np.dtype(self.dtype).itemsize
 
-    def linear(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+    def linear(
+        self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, *, gated: bool = False
+    ) -> ir.Value:
         """Multiply with the transposed weight, the layout that MatMul reads."""
         return g.op("MatMul", x, weights.transposed(g, name))
 

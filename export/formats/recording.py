@@ -28,7 +28,9 @@ class Recording(Plain):
         """Output name -> full names of the weights that multiply it."""
         return self._readers
 
-    def linear(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+    def linear(
+        self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, *, gated: bool = False
+    ) -> ir.Value:
         """Multiply, and remember the input; q, k and v share one."""
         full = weights.full_name(name)
         known = next((output for value, output in self._taps if value is x), None)

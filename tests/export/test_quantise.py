@@ -13,6 +13,12 @@ from divprune_edge.export.quantise import INT4, INT4_HALF, INT8, INT8_PAIRS, Lev
 levels = pytest.mark.parametrize("levels", [INT4, INT4_HALF, INT8, INT8_PAIRS])
 
 
+def pair_sums(values: np.ndarray) -> np.ndarray:
+    """What two neighbours are together where they have one sign, or the larger of them."""
+    pairs = values[..., : values.shape[-1] // 2 * 2].reshape(*values.shape[:-1], -1, 2).astype(np.float64)
+    return np.maximum(np.maximum(pairs, 0).sum(axis=-1), -np.minimum(pairs, 0).sum(axis=-1))
+
+
 @levels
 @settings(max_examples=50, deadline=None)
 @given(
@@ -24,11 +30,13 @@ def test_within_half_a_step(levels: Levels, weight: np.ndarray, group: int) -> N
     assert values.dtype == np.int8 and scales.shape == (5, 8 // group)
     assert values.min() >= levels.low and values.max() <= levels.high
     assert (scales > 0).all()
-    peak = np.abs(weight.reshape(5, -1, group)).max(axis=-1, keepdims=True)
+    groups = weight.reshape(5, -1, group)
+    peak = np.abs(groups).max(axis=-1, keepdims=True)
+    step = np.maximum(peak / levels.reach, pair_sums(groups).max(axis=-1, keepdims=True) / levels.pair)
     error = np.abs(dequantise(values, scales) - weight).reshape(5, -1, group)
     # A float16 scale is the next number of its type: 2**-10 more at most, or where they lie densest 2**-24.
     gap = 2.0**-24 if levels is INT4_HALF else 1e-37
-    assert (error <= peak / levels.reach / 2 * 1.001 + gap).all()
+    assert (error <= step / 2 * 1.001 + gap).all()
 
 
 @levels
@@ -59,6 +67,25 @@ def test_a_group_of_zeros_stays_zero() -> None:
     assert not values.any() and (scales > 0).all()
 
 
-def test_pairs_of_products_fit_sixteen_bits() -> None:
-    assert 2 * 255 * INT8_PAIRS.high < 2**15
-    assert 2 * 255 * -INT8_PAIRS.low <= 2**15
+@settings(max_examples=100, deadline=None)
+@given(weight=arrays(np.float32, (3, 9), elements=st.floats(-1, 1, width=32)))
+def test_pairs_of_products_fit_sixteen_bits(weight: np.ndarray) -> None:
+    values, _ = quantise(weight, 9, INT8_PAIRS)
+    assert 255 * pair_sums(values).max(initial=0) < 2**15
+    assert np.abs(values.astype(int)).max() <= 127
+
+
+def test_pairs_on_the_bound_are_rounded_to_it() -> None:
+    # Sums of 128 steps, with every fraction: two roundings up must not make 129.
+    first = np.linspace(1, 127, 10001, dtype=np.float32)
+    weight = np.stack([first, 128 - first], axis=1).reshape(1, -1)
+    values, scales = quantise(np.concatenate([weight, -weight]), weight.shape[1], INT8_PAIRS)
+    assert pair_sums(values).max() == 128
+    assert (scales < 1.001).all()
+
+
+def test_steps_are_finer_than_half_of_the_range_would_give() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    _, scales = quantise(weight, 512, INT8_PAIRS)
+    halved = np.abs(weight).max(axis=1) / 64
+    assert np.median(scales[:, 0] / halved) < 0.75

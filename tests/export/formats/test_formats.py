@@ -24,13 +24,16 @@ NAME = "model.language_model.layers.0.mlp.up_proj"
 precisions = pytest.mark.parametrize("precision", ["int8", "int4", "vision=int8,language=int4"])
 
 
-def one_layer(folder: Path, checkpoint: Checkpoint, format: Format) -> Any:
+def one_layer(folder: Path, checkpoint: Checkpoint, format: Format, *, gated: bool = False) -> Any:
     """Return a session of ``x [batch, seq, 64] -> y``, one linear layer of the checkpoint."""
     g = GraphBuilder("one_layer")
     x = g.input("x", "float32", ["batch", "seq", 64])
     weights = Weights(checkpoint, "", format)
     g.output(
-        linear(g, x, weights, NAME), "y", "float32", ["batch", "seq", weights.shape(f"{NAME}.weight")[0]]
+        linear(g, x, weights, NAME, gated=gated),
+        "y",
+        "float32",
+        ["batch", "seq", weights.shape(f"{NAME}.weight")[0]],
     )
     write_graph(g.model(21, domains=format.domains), folder, "layer.onnx")
     return open_session(folder / "layer.onnx")
@@ -49,21 +52,39 @@ def rows(seed: int = 1) -> Any:
     return x
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 def test_int8_is_the_arithmetic_that_it_says(
-    tmp_path: Path, layer: tuple[Checkpoint, Any], fused: bool
+    tmp_path: Path, layer: tuple[Checkpoint, Any], fused: bool, gated: bool
 ) -> None:
     checkpoint, weight = layer
-    x = rows()
-    (y,) = one_layer(tmp_path, checkpoint, find_format("int8", 32, fused=fused)).run(None, {"x": x})
+    x = np.maximum(rows(), -0.2) if gated else rows()
+    zero = 24 if gated else 128
+    (y,) = one_layer(tmp_path, checkpoint, find_format("int8", 32, fused=fused), gated=gated).run(
+        None, {"x": x}
+    )
     values, scales = quantise(weight, 64, INT8_PAIRS)
-    peaks = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
-    integers = np.rint(x / peaks * np.float32(127)) @ values.T.astype(np.float64)
-    wanted = integers * peaks / 127 * scales[:, 0]
+    above, below = x.max(axis=-1, keepdims=True), -x.min(axis=-1, keepdims=True)
+    steps = np.maximum(np.maximum(above / (255 - zero), below / zero), np.finfo(np.float32).tiny)
+    integers = np.rint(x / steps)
+    assert (integers + zero >= 0).all() and (integers + zero <= 255).all()
+    wanted = integers @ values.T.astype(np.float64) * steps * scales[:, 0]
     # A tie may round either way in float32: one level of one activation.
-    assert np.abs(y - wanted).max() <= (peaks / 127 * np.abs(values).max() * scales.max()).max() * 1.01
+    assert np.abs(y - wanted).max() <= (steps * np.abs(values).max() * scales.max()).max() * 1.01
     assert np.median(np.abs(y - wanted) / (np.abs(wanted) + 1e-6)) < 1e-5
     assert np.isfinite(y).all() and not y[0, 3].any()
+
+
+def test_int8_has_finer_steps_behind_a_gate(tmp_path: Path, layer: tuple[Checkpoint, Any]) -> None:
+    checkpoint, weight = layer
+    x = np.maximum(np.random.default_rng(3).standard_normal((1, 200, 64)).astype(np.float32) * 2, -0.2)
+    values, scales = quantise(weight, 64, INT8_PAIRS)
+    wanted = x @ dequantise(values, scales).T
+    errors = []
+    for gated in (False, True):
+        (y,) = one_layer(tmp_path, checkpoint, find_format("int8", 32), gated=gated).run(None, {"x": x})
+        errors.append(np.linalg.norm(y - wanted))
+    assert errors[1] < 0.65 * errors[0]
 
 
 def test_int8_keeps_a_token_from_blurring_the_others(tmp_path: Path, layer: tuple[Checkpoint, Any]) -> None:
@@ -82,7 +103,8 @@ def test_int8_is_exact_at_the_extremes(tmp_path: Path, quantisable: Callable[...
     (y,) = one_layer(tmp_path, checkpoint, find_format("int8", 32)).run(
         None, {"x": np.ones((1, 3, 64), np.float32)}
     )
-    assert np.allclose(y, 64, rtol=1e-5)
+    # A step is wider by 1e-4 than the bound needs; see INT8_PAIRS.
+    assert np.allclose(y, 64, rtol=1e-4)
 
 
 @pytest.mark.parametrize("block", [32])
