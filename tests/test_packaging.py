@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from divprune_edge.export.package.wheel import runtime_wheel, wheel_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("export", "models", "runtime", "plugins")
@@ -87,6 +91,24 @@ def test_export_and_ask_from_an_installed_wheel(installed: Path, tmp_path: Path)
     answer = run_installed(installed, tmp_path, "runtime", "ask", "bundles/demo-divprune-58", *question)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
+
+
+def test_a_package_for_a_jetson_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    """The runtime's wheel in it is the one that a clone makes."""
+    options = ["--target", "orin-nano-8gb", "--package", "--no-verify", "--output", "demo"]
+    result = run_installed(installed, tmp_path, "export", "llava", *options)
+    assert result.returncode == 0, result.stderr
+    with tarfile.open(tmp_path / "demo-orin-nano-8gb.tar") as tar:
+        packed = tar.extractfile(f"demo-orin-nano-8gb/wheels/{wheel_name()}")
+        assert packed is not None
+        there, here = contents(packed.read()), contents(runtime_wheel())
+    assert there.keys() == here.keys()
+    assert [name for name in here if here[name] != there[name]] == []
+
+
+def contents(wheel: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 @pytest.mark.parametrize("module", ["models", "tests"])

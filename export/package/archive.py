@@ -160,8 +160,8 @@ class _Checked(io.RawIOBase):
             self._progress(self._member.name)
         if self._member.sha256 not in (None, self._digest.hexdigest()):
             raise UserError(
-                f"'{self._member.content}' is not the file that was exported (its sha256 differs from the "
-                "manifest's): export the bundle again."
+                f"'{self._member.name}' is not the file that was exported (its sha256 differs from the manifest's): "
+                "export the bundle again."
             )
 
     def close(self) -> None:
