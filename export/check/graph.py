@@ -70,14 +70,29 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A node that a model-local function stands for.
+
+    ``aliased`` are inputs of the function that go by the name of another value outside, ``missing`` those that the
+    node does not wire.
+    """
+
+    name: str
+    op: str
+    aliased: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class GraphView:
-    """All nodes of a file in order, and its opsets by domain (the standard one is "")."""
+    """All nodes of a file in order, its opsets by domain (the standard one is ""), and what calls functions."""
 
     nodes: tuple[Node, ...]
     opsets: Mapping[str, int]
     weights: Mapping[str, Tensor]
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    calls: tuple[Call, ...] = ()
 
     def everything(self) -> Iterator[Node]:
         """Yield all nodes, those of loops' bodies included."""
@@ -106,6 +121,7 @@ def read_graph(path: Path, dims: Mapping[str, int] | None = None) -> GraphView:
     if dims:  # declared shapes of outputs are symbolic: let inference find them
         for value in model.graph.output:
             value.type.tensor_type.ClearField("shape")
+    calls = _calls(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
@@ -117,7 +133,28 @@ def read_graph(path: Path, dims: Mapping[str, int] | None = None) -> GraphView:
         del model.graph.value_info[:]
         model.graph.value_info.extend([*kept, *(_value_info(t.name, t) for t in reader.loops)])
         view = _Reader(onnx.shape_inference.infer_shapes(model, data_prop=True), opsets).view()
-    return view
+    return replace(view, calls=calls)
+
+
+def _calls(model: Any) -> tuple[Call, ...]:
+    functions = {(function.domain, function.name): function for function in model.functions}
+    graph = model.graph
+    outside = {value.name for value in (*graph.input, *graph.initializer)}
+    outside |= {name for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        function = functions.get((node.domain, node.op_type))
+        if function is not None:
+            wired = dict(zip(function.input, node.input, strict=False))
+            found.append(
+                Call(
+                    name=node.name,
+                    op=node.op_type,
+                    aliased=tuple(i for i, o in wired.items() if i != o and i in outside),
+                    missing=tuple(i for i in function.input if not wired.get(i)),
+                )
+            )
+    return tuple(found)
 
 
 @dataclass

@@ -7,17 +7,17 @@ from collections.abc import Iterator
 import onnx
 
 from divprune_edge.export.check.findings import Finding, Severity, grouped
-from divprune_edge.export.check.graph import GraphView, Node, Tensor
+from divprune_edge.export.check.graph import Call, GraphView, Node, Tensor
 from divprune_edge.export.check.rules import violations
 from divprune_edge.export.check.tables import OperatorTable
 
 # Further inputs whose element type the list's column is about; elsewhere those of the first input's type.
 _MORE_INPUTS = {"Attention": (2,), "OneHot": (2,), "Pow": (1,), "Where": (1, 2)}
-# Operators whose output's element type is their own choice.
 _UNKNOWN = "Element types behind operators that are not standard cannot be inferred"
 _AS_BEFORE = (
     "Opset {opset} is beyond the listed range {first}–{last}; these nodes are used as they were before"
 )
+# Operators whose output's element type is their own choice.
 _OUTPUT_TOO = ("Cast", "CastLike", "Constant", "ConstantOfShape")
 
 
@@ -35,6 +35,9 @@ def lint_graph(
 
     def found() -> Iterator[Finding]:
         opset = view.opsets.get("", 0)
+        for call in view.calls:
+            for message in _call(call, table):
+                yield Finding(file, "error", "function", call.op, message, call.name)
         for node in view.everything():
             if node.domain and node.op in plugins:
                 continue
@@ -68,6 +71,15 @@ def _node(node: Node, table: OperatorTable, opset: int) -> Iterator[tuple[Severi
         yield "error", rule, message
 
 
+def _call(call: Call, table: OperatorTable) -> Iterator[str]:
+    """The parser's ways with model-local functions, from its source of 10.1; names were mended in 10.8."""
+    for name in call.missing:
+        yield f"{call.op} leaves out input '{name}' of its local function; every input must be wired"
+    if "function names" not in table.lifts:
+        for name in call.aliased:
+            yield f"{call.op}'s local function has an input '{name}' that is also another value's name outside"
+
+
 def _of(table: OperatorTable) -> str:
     return f"operator list of TensorRT {table.tensorrt}"
 
@@ -80,16 +92,14 @@ def _opset(node: Node, table: OperatorTable, opset: int) -> Iterator[tuple[Sever
     since = _schema(node.op, opset).since_version
     if since <= last:
         return
+    beyond = f"beyond the listed range {table.opsets[0]}–{last}"
+    message = f"{node.op} is used as defined in opset {since}, {beyond}"
+    if not onnx.defs.has(node.op, last, ""):
+        yield "warning", "opset", f"{message}; it is listed, but no older opset has it"
+        return
     old = _schema(node.op, last)
-    message = (
-        f"{node.op} is used as defined in opset {since}, beyond the listed range {table.opsets[0]}–{last}"
-    )
     if len(node.inputs) <= old.max_input and set(node.attributes) <= set(old.attributes):
-        yield (
-            "warning",
-            "opset",
-            f"{message}, but as it was before",
-        )
+        yield "warning", "opset", f"Opset {opset} is {beyond}, but these nodes are used as they were before"
     elif node.op == "DequantizeLinear" and node.inputs[0] is not None and node.inputs[0].dtype == "int4":
         # The list names INT4, which no older opset can express; the parser's source of 10.1 reads its blocks.
         yield "warning", "opset", f"{message}; but the list names int4, which opset 21 is the first to have"

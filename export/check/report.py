@@ -105,13 +105,10 @@ def show_report(report: Report) -> None:
     if report.refused is not None:
         console.print(f"[red]{report.refused}[/red]")
     bad = len(errors(report.findings))
+    why = [f"{bad} error{'s' * (bad != 1)}"] * bool(bad) + ["memory"] * (report.refused is not None)
     verdict = (
-        "[green]nothing against it[/green]"
-        if report.clean
-        else f"[red]refused ({bad} {'error' if bad == 1 else 'errors'})[/red]"
+        "[green]nothing against it[/green]" if report.clean else f"[red]refused[/red] ({', '.join(why)})"
     )
-    if not report.clean and not bad:
-        verdict = "[red]refused (memory)[/red]"
     console.print(f"Verdict: {verdict}. Evidence {evidence(report)}.")
 
 

@@ -69,10 +69,12 @@ def table_for(tensorrt: str) -> OperatorTable:
     used: list[str] = []
     lifts: set[str] = set()
     for entry in _load("additions.json")["additions"]:
-        if not parse_version(listed[-1]) < parse_version(entry["tensorrt"]) <= version:
+        if parse_version(entry["tensorrt"]) > version:
             continue
-        used.append(entry["tensorrt"])
         lifts.update(entry.get("lifts", ()))
+        if parse_version(entry["tensorrt"]) <= parse_version(listed[-1]):
+            continue  # the list itself has it
+        used.append(entry["tensorrt"])
         for name, types in {**entry.get("operators", {}), **entry.get("types", {})}.items():
             operators.setdefault(name, set()).update(types)
     return OperatorTable(

@@ -1,0 +1,77 @@
+"""Tables come from a published list, and a list that has changed or is damaged is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from divprune_edge.errors import UserError
+from divprune_edge.export.check.generate_tables import main, read_operators, table_json
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+LIST = """<!--- a comment -->
+
+# Supported ONNX Operators
+
+TensorRT 10.9 supports operators in the inclusive range of opset 9 to opset 22. More is elsewhere.
+
+| Not the table | of operators |
+|---|---|
+| Abs | N |
+
+| Operator   | Supported  | Supported Types | Restrictions |
+|------------|------------|-----------------|--------------|
+| Abs        | Y          | FP32, FP16, INT64 |
+| Selu       | Y          | FP32, | `alpha` must be something |
+| Bernoulli  | N          |
+| DequantizeLinear | Y | INT8, INT4 | `x_zero_point` must be zero |
+| Xor        | Y          | BOOL
+"""
+
+
+def test_a_list_becomes_a_table() -> None:
+    table = read_operators(LIST)
+    assert (table["tensorrt"], table["opsets"]) == ("10.9", [9, 22])
+    assert table["operators"] == {
+        "Abs": ["float32", "float16", "int64"],
+        "DequantizeLinear": ["int8", "int4"],
+        "Selu": ["float32"],
+        "Xor": ["bool"],
+    }
+    assert table["unsupported"] == ["Bernoulli"]
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    source, output = tmp_path / "operators.md", tmp_path / "table.json"
+    source.write_text(LIST, encoding="utf-8")
+    main([str(source), str(output), "--source", "a list", "--revision", REVISION, "--tensorrt", "10.10"])
+    table = json.loads(output.read_text(encoding="utf-8"))
+    assert (table["source"], table["revision"], table["tensorrt"]) == ("a list", REVISION, "10.10")
+    assert "must be" not in output.read_text(encoding="utf-8"), "no prose of the list is stored"
+    with pytest.raises(UserError, match=r"missing\.md' cannot be read"):
+        main([str(tmp_path / "missing.md"), str(output), "--revision", REVISION])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        ("opset 9 to opset 22", "many opsets", "does not say which TensorRT and which opsets"),
+        ("FP32, FP16, INT64", "FP32, FP12", "operator 'Abs' has the element type 'FP12', which is not known"),
+        ("| Bernoulli  | N          |", "| Bernoulli | maybe |", "row of operator 'Bernoulli' reads"),
+        ("| Xor        | Y          | BOOL", "| Xor | Y | , |", "'Xor' has no element types"),
+        ("| Bernoulli  | N          |", "| Abs | N |", "has operator 'Abs' twice"),
+        ("| Operator   | Supported  |", "| Op | Yes |", "has no table of operators"),
+    ],
+)
+def test_a_damaged_list_is_one_sentence(before: str, after: str, sentence: str) -> None:
+    assert before in LIST
+    with pytest.raises(UserError, match=sentence) as caught:
+        read_operators(LIST.replace(before, after))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_a_commit() -> None:
+    with pytest.raises(UserError, match="--revision 'main' is not a commit"):
+        table_json(LIST, "a list", "main")
