@@ -85,9 +85,10 @@ def write_page(panels: Sequence[Panel], questions: Sequence[str], title: str, pa
 def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:
     selection = panel.selection
     name = "no pruning" if selection.selector == UNPRUNED else selection.selector
-    facts = f"{len(selection.picks)} of {selection.tokens} visual tokens"
+    facts = [f"{len(selection.picks)} of {selection.tokens} visual tokens"]
     if selection.selector != UNPRUNED:
-        facts += f" · coverage radius {selection.coverage:.3f} · smallest distance {selection.smallest:.3f}"
+        facts += [f"coverage radius {selection.coverage:.3f}", f"smallest distance {selection.smallest:.3f}"]
+    said = " · ".join(f"<span>{fact}</span>" for fact in facts)
     rows = []
     for question, answer, whole in zip(questions, panel.answers, full.answers, strict=True):
         mark = (
@@ -103,7 +104,7 @@ def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:
     picture = _data_url(draw_selection(selection, caption=False))
     return (
         f'<article><h2>{escape(name)}</h2><img alt="{escape(selection.caption)}" src="{picture}">'
-        f"<p>{facts}</p><dl>{''.join(rows)}</dl></article>"
+        f"<p>{said}</p><dl>{''.join(rows)}</dl></article>"
     )
 
 
@@ -124,7 +125,7 @@ _PAGE = """<!doctype html>
 body {{ margin: 2rem auto; max-width: 1400px; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif;
   background: var(--paper); color: var(--ink); }}
 h1 {{ font-size: 1.4rem; margin: 0; }} h2 {{ font-size: 1.05rem; margin: 0 0 .5rem; }}
-p {{ color: var(--soft); margin: .4rem 0; }}
+p {{ color: var(--soft); margin: .4rem 0; }} article p span {{ white-space: nowrap; }}
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 1rem; margin-top: 1.2rem; }}
 article {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; }}
 img {{ width: 100%; height: auto; border-radius: 6px; display: block; }}

@@ -11,6 +11,8 @@ from divprune_edge.runtime.evaluation.sweep import Cost, Entry, pareto_front
 
 HEIGHT = 460
 _APART = 6
+# So many different costs at most get a tick each, where they are; more of them get round numbers.
+_FEW = 6
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 180, 40, 48
 
 _BASELINES = {"random": "#8a8a92", "uniform": "#5c5c63", UNPRUNED: "#18181b"}
@@ -24,7 +26,8 @@ def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
     high = max(entry.row.all.interval[1] for entry in entries) * 100
     y = Axis(max(0.0, low - 3), min(100.0, high + 3), HEIGHT - _BOTTOM, _TOP)
     colors = series_colors(entries)
-    parts = [_frame(x, y, title, unit)]
+    marks = sorted(set(costs)) if len(set(costs)) <= _FEW else x.ticks()
+    parts = [_frame(x, y, title, unit, marks), *_bands(x, y, costs)]
     front = pareto_front(entries, cost)
     shifts = {id(entry): shift for entry, shift in zip(entries, _dodge(costs), strict=True)}
     path = " ".join(
@@ -37,6 +40,19 @@ def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
         )
     parts.append(_legend(colors))
     return svg(title, HEIGHT, parts)
+
+
+def _bands(x: Axis, y: Axis, costs: Sequence[float]) -> list[str]:
+    """Return a band behind the points of each cost that several share: within it, left and right mean nothing."""
+    bands = []
+    for cost in dict.fromkeys(costs):
+        if (alike := costs.count(cost)) > 1:
+            width = _APART * (alike + 1)
+            bands.append(
+                f'<rect x="{x.at(cost) - width / 2:.1f}" width="{width}" y="{y.stop}" '
+                f'height="{y.start - y.stop}" fill="#000" opacity=".04"/>'
+            )
+    return bands
 
 
 def _dodge(costs: Sequence[float]) -> list[float]:
@@ -57,7 +73,7 @@ def series_colors(entries: Sequence[Entry]) -> dict[str, str]:
     return colors
 
 
-def _frame(x: Axis, y: Axis, title: str, unit: str) -> str:
+def _frame(x: Axis, y: Axis, title: str, unit: str, marks: Sequence[float]) -> str:
     parts = [
         f'<text class="title" x="{_LEFT}" y="22">{escape(title)}</text>',
     ]
@@ -69,7 +85,7 @@ def _frame(x: Axis, y: Axis, title: str, unit: str) -> str:
             f'<text class="tick" x="{x.start - 8}" y="{y.at(value) + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
     last = -100.0
-    for value in x.ticks():
+    for value in marks:
         if x.at(value) - last < 34:
             continue
         last = x.at(value)

@@ -27,21 +27,30 @@ def tokens_chart(entries: Sequence[Entry]) -> str:
 
 def latency_chart(entries: Sequence[Entry]) -> str:
     """Return the SVG of accuracy against TTFT; references stand for no graph and are left out."""
-    graphs = [entry for entry in entries if not entry.row.reference]
     return scatter(
-        graphs, time_to_first_token, LATENCY_TITLE, "median time to first token in ms, logarithmic"
+        _graphs(entries), time_to_first_token, LATENCY_TITLE, "median time to first token in ms, logarithmic"
     )
+
+
+def _graphs(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if not entry.row.reference]
 
 
 def sweep_page(entries: Sequence[Entry], about: dict[str, Any], verdict: str | None) -> str:
     """Return the whole page."""
     rows = [entry.row for entry in entries]
-    fronts = {id(e) for cost in (visual_tokens, time_to_first_token) for e in pareto_front(entries, cost)}
-    head = "".join(f"<th>{escape(text)}</th>" for text in ["precision", *tables.heads(rows)])
+    fronts = {id(entry) for entry in pareto_front(entries, visual_tokens)}
+    fronts |= {id(entry) for entry in pareto_front(_graphs(entries), time_to_first_token)}
+    # Bundles of several precisions are told apart by the last column; one precision is among the facts above.
+    several = len({entry.precision for entry in entries}) > 1
+    heads = [*tables.heads(rows), *(["precision"] if several else [])]
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = []
     for entry, line in zip(entries, tables.cells(rows), strict=True):
         mark = ' class="front"' if id(entry) in fronts else ""
-        cells = "".join(f"<td>{escape(text)}</td>" for text in [entry.precision, *line])
+        cells = "".join(
+            f"<td>{escape(text)}</td>" for text in [*line, *([entry.precision] if several else [])]
+        )
         body.append(f"<tr{mark}>{cells}</tr>")
     facts = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items())
     filled = _BODY.format(
@@ -63,4 +72,6 @@ _BODY = """<p>{facts}</p>
 {body}
 </tbody></table></div>
 <p>{note}</p>"""
-_STYLE = "th:nth-child(2), td:nth-child(2) { text-align: left; } tr.front td { font-weight: 600; background: #f1f1f4; }"
+_STYLE = """th, td { padding: .25rem .45rem; font-size: .85rem; }
+tr.front td { background: color-mix(in srgb, currentColor 7%, transparent); }
+tr.front td:first-child { font-weight: 600; }"""

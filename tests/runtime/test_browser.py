@@ -22,6 +22,18 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 
+# A page is looked at, nothing else: the browser asks nobody for updates, accounts or news.
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium to look at the pages with")
 
 
@@ -31,12 +43,10 @@ def screenshot(page: Path) -> tuple[Image.Image, list[str]]:
     result = subprocess.run(
         [
             str(BROWSER),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
+            *FLAGS,
             "--enable-logging=stderr",
             "--window-size=1200,900",
-            f"--user-data-dir={page.parent / 'profile'}",
+            f"--user-data-dir={page.parent / 'profile'}",  # a new one: the folder is the test's own
             f"--screenshot={picture}",
             page.as_uri(),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -91,6 +92,26 @@ def test_chart_is_valid_svg_with_everything_inside() -> None:
     for circle in root.iter("{http://www.w3.org/2000/svg}circle"):
         assert 0 < float(circle.get("cx", "")) < WIDTH
         assert 0 < float(circle.get("cy", "")) < HEIGHT
+
+
+def test_few_budgets_are_marked_where_they_are() -> None:
+    ticks = r'text-anchor="middle">([\d.]+)</text>'
+    by_tokens = scatter(ENTRIES, visual_tokens, "chart", "tokens")
+    assert re.findall(ticks, by_tokens) == ["58", "144", "576"]
+    assert by_tokens.count('opacity=".04"') == 2  # one budget is one method's alone
+    many = [entry("divprune", keep, 50, 10) for keep in range(10, 90, 10)]
+    assert re.findall(ticks, scatter(many, visual_tokens, "chart", "tokens")) == [
+        "10",
+        "20",
+        "30",
+        "50",
+        "70",
+    ]
+
+
+def test_precisions_are_told_apart() -> None:
+    assert "<th>precision</th>" in sweep_page(ENTRIES, {"model": "demo"}, None)
+    assert "<th>precision</th>" not in sweep_page(ENTRIES[:5], {"model": "demo"}, None)
 
 
 class _Fetches(HTMLParser):
