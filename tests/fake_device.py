@@ -203,14 +203,23 @@ class FakeDevice:
         self.ask(work)
 
     def capture(self, work: Work) -> FakeGraph:
-        self.counts["captures"] += 1
-        assert self.recording is None
-        self.graph = graph = FakeGraph()
-        self.recording = graph.work
+        self.begin_capture()
         try:
             work()
         finally:
-            self.recording = self.graph = None
+            graph = self.end_capture()
+        return graph
+
+    def begin_capture(self) -> None:
+        self.counts["captures"] += 1
+        assert self.recording is None
+        self.graph = FakeGraph()
+        self.recording = self.graph.work
+
+    def end_capture(self) -> FakeGraph:
+        graph = self.graph
+        assert graph is not None
+        self.recording = self.graph = None
         return graph
 
     def launch(self, graph: FakeGraph) -> None:

@@ -120,8 +120,7 @@ class CudaDevice:
         except BaseException:
             # Whatever went wrong, the stream must come out of its capture; what it holds is thrown away.
             _, unfinished = runtime.cudaStreamEndCapture(stream)
-            if unfinished is not None and int(unfinished) != 0:
-                runtime.cudaGraphDestroy(unfinished)
+            runtime.cudaGraphDestroy(unfinished)
             raise
         graph = self._call("end a CUDA graph", runtime.cudaStreamEndCapture, stream)
         try:

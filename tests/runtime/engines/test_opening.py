@@ -244,3 +244,28 @@ def read_facts(bundle: Path) -> Any:
 def test_engines_do_not_disturb_the_bundle(built: Path) -> None:
     Bundle.open(built, "always")
     assert read_record(engines_of(built)).schema_version == 1
+
+
+def test_a_selector_on_top_of_engines_that_are_loaded(build: Build, bundle: Path, here: Here) -> None:
+    """Only its own engine is read, from the same build; memory that the loaded ones take is not asked for again."""
+    build(bundle, selector="all")
+    opened = Bundle.open(bundle, "always")
+    loaded, selector = opened.manifest.selectors[:2]
+    first = open_engines(opened, loaded)
+    here.change(free_memory=0)
+    second = open_engines(opened, selector, before=first)
+    assert set(second.plans) == {selector.id}
+    assert second.folder == first.folder
+
+
+def test_a_selector_that_was_built_apart_is_refused(build: Build, bundle: Path) -> None:
+    build(bundle, selector="none")
+    opened = Bundle.open(bundle, "always")
+    first = open_engines(opened, None)
+    selector = opened.manifest.selectors[0]
+    build(bundle, selector=selector.id)
+    with pytest.raises(
+        UserError, match=r"were built apart from those in .*: build them together with"
+    ) as error:
+        open_engines(opened, selector, before=first)
+    assert error.value.exit_code == 2
