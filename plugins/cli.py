@@ -1,4 +1,4 @@
-"""``python -m plugins``: build the GPU library, look at it, and get the trtexec line that uses it."""
+"""``python -m plugins``: build the GPU library and look at it."""
 
 from __future__ import annotations
 
@@ -94,48 +94,6 @@ def info(library: LibraryFolder = None) -> None:
     print(f"CUDA           {record.cuda}")
     print(f"TensorRT       {record.tensorrt or 'not built in'}")
     print(f"sha256         {record.sha256}")
-
-
-@app.command()
-def trtexec(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.", show_default=False)],
-    tensorrt: Annotated[str, typer.Option(metavar="VERSION", help="TensorRT's version, such as 10.3.")],
-    selector: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID", help="Selector of the bundle, such as divprune-58.", show_default="its default"
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch of the engine.")] = 1,
-    embed: Annotated[bool, typer.Option("--embed", help="Store the library in the plan.")] = False,
-    library: LibraryFolder = None,
-) -> None:
-    """Print the trtexec line that builds a selector's engine with the plugin."""
-    from divprune_edge.errors import UserError
-    from divprune_edge.manifest import read_manifest
-    from divprune_edge.plugins.loader import find_library
-    from divprune_edge.plugins.trtexec import build_command, needs_stripped
-
-    manifest = read_manifest(bundle)
-    chosen = selector or manifest.default_selector
-    entry = next((entry for entry in manifest.selectors if entry.id == chosen), None)
-    if entry is None:
-        known = ", ".join(entry.id for entry in manifest.selectors) or "none"
-        raise UserError(f"'{bundle}' has no selector '{chosen}': it has {known}.")
-    graph = entry.file
-    if needs_stripped(tensorrt) and entry.keep < entry.candidates:
-        if entry.stripped is None:
-            raise UserError(
-                f"'{bundle}' has no file of '{chosen}' for TensorRT {tensorrt}: add it with 'python -m export selector "
-                f"{bundle} --selector {entry.name} --keep {entry.keep} --force'."
-            )
-        graph = entry.stripped
-    shapes = {
-        tensor.name: [batch if isinstance(size, str) else size for size in tensor.shape]
-        for tensor in entry.inputs
-    }
-    found = find_library(library)
-    print(build_command(tensorrt, found.path, bundle / graph, shapes, embed=embed))
 
 
 def main() -> NoReturn:

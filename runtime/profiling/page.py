@@ -13,7 +13,7 @@ from divprune_edge.runtime.profiling.measure import DECODE
 from divprune_edge.runtime.profiling.report import Report
 from divprune_edge.runtime.profiling.tables import Table, tables
 
-_STYLE = "p.note { font-size: 13px; max-width: 80ch; }"
+STYLE = "p.note { font-size: 13px; max-width: 80ch; }"
 
 
 def profile_page(report: Report) -> str:
@@ -26,7 +26,7 @@ def profile_page(report: Report) -> str:
         *(table_html(table) for table in tables(report)),
         notes_html(report.notes),
     ]
-    return page(f"Profile of {report.variants[0].bundle}", "\n".join(body), _STYLE)
+    return page(f"Profile of {report.variants[0].bundle}", "\n".join(body), STYLE)
 
 
 def write_file(text: str, path: Path, option: str) -> None:

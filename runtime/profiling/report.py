@@ -122,7 +122,7 @@ def _variant(
     steps = [step for answer in answers for step in answer.steps]
     if steps:
         times[DECODE] = steps
-    stated = costs(variant, measured.prompt_tokens, max(lengths))
+    stated = costs(variant.bundle, variant.selector, measured.prompt_tokens, max(lengths))
     rows = []
     for stage, values in times.items():
         summary = summarise(values)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from divprune_edge.manifest import GraphInfo, Manifest, Precision
+from divprune_edge.manifest import GraphInfo, Manifest, Precision, SelectorInfo
 from divprune_edge.models.cost import DecoderFlops, max_min_flops
 from divprune_edge.models.targets import Target
-from divprune_edge.runtime.profiling.measure import DECODE, Variant
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.profiling.measure import DECODE
 
 MEANING = (
     "The roofline is the larger of operations over the peak rate and bytes over the memory's bandwidth, with every "
@@ -22,7 +23,8 @@ MEANING = (
     "memory alone."
 )
 _RATES: dict[Precision, tuple[str, ...]] = {
-    "fp32": ("fp32", "tf32"),
+    # TF32 is switched off in every backend.
+    "fp32": ("fp32",),
     "fp16": ("fp16",),
     "int8": ("int8",),
     # Weights of 4 bits are multiplied with activations of 16.
@@ -88,16 +90,19 @@ def measure_host(threads: int | None) -> Machine:
     return Machine("cpu", "this CPU", bandwidth, {"fp32": rate}, source)
 
 
-def costs(variant: Variant, prompt_tokens: int, answer_tokens: int) -> dict[str, Cost]:
+def costs(
+    bundle: Bundle, selector: SelectorInfo | None, prompt_tokens: int, answer_tokens: int
+) -> dict[str, Cost]:
     """Return the cost of each stage that has one; bundles of older exports state none for vision and language.
 
     Args:
-        variant: bundle and selector.
+        bundle: the bundle.
+        selector: None keeps every visual token.
         prompt_tokens: prefilled, visual ones included.
         answer_tokens: length of the answer; a decode step is the one in its middle.
     """
-    manifest = variant.bundle.manifest
-    vision, language, selector = manifest.vision_encoder, manifest.language_model, variant.selector
+    manifest = bundle.manifest
+    vision, language = manifest.vision_encoder, manifest.language_model
     token_row = vision.width * np.dtype(manifest.token_dtype).itemsize
     found: dict[str, Cost] = {}
     if vision.flops is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from divprune_edge.runtime.profiling.report import Report, VariantReport
@@ -25,22 +26,29 @@ def tables(report: Report) -> list[Table]:
 
 def print_report(report: Report) -> None:
     """Print tables, the lines about savings, and the notes on standard output."""
+    print_tables(report.about, tables(report), [saving.sentence for saving in report.savings], report.notes)
+
+
+def print_tables(
+    about: Mapping[str, str], tables: Sequence[Table], sentences: Sequence[str], notes: Sequence[str]
+) -> None:
+    """Print facts, tables, the sentences that matter most, and notes on standard output."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as Drawn
 
     console = Console()
-    console.print(", ".join(f"{key} {value}" for key, value in report.about.items()), highlight=False)
-    for table in tables(report):
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
+    for table in tables:
         drawn = Drawn(box=SIMPLE_HEAD, title=table.title, title_justify="left", pad_edge=False)
         for i, head in enumerate(table.heads):
             drawn.add_column(head, justify="right" if i else "left", no_wrap=True)
         for row in table.rows:
             drawn.add_row(*row)
         console.print(drawn)
-    for saving in report.savings:
-        console.print(saving.sentence, highlight=False, style="bold", soft_wrap=True)
-    for note in report.notes:
+    for sentence in sentences:
+        console.print(sentence, highlight=False, style="bold", soft_wrap=True)
+    for note in notes:
         console.print(note, highlight=False, style="dim", soft_wrap=True)
 
 

@@ -1,0 +1,80 @@
+"""``trtexec.json`` beside the measurements: what they are of, so that a folder can be read without the bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Precision
+
+RECORD = "trtexec.json"
+
+
+class StageInfo(BaseModel):
+    """One measured stage: its engine, and what it costs, where the bundle says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    engine: str
+    flops: int | None = None
+    bytes: int | None = None
+    precision: Precision | None = None
+
+
+class RunInfo(BaseModel):
+    """The bundle, the version of TensorRT, the target, and the stages in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    bundle: str
+    tensorrt: str
+    target: str | None
+    precision: str
+    visual_tokens: int
+    prompt_tokens: int | None
+    stages: tuple[StageInfo, ...]
+    notes: tuple[str, ...] = ()
+
+
+def write_run(info: RunInfo, folder: Path) -> None:
+    """Write the record.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    text = json.dumps(info.model_dump(mode="json"), indent=1) + "\n"
+    try:
+        (folder / RECORD).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"'{folder}' cannot be written ({error.strerror or error}): choose another --output."
+        ) from None
+
+
+def read_run(folder: Path) -> RunInfo:
+    """Read the record.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / RECORD
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        return RunInfo.model_validate(data)
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output' wrote."
+        ) from None
+    except (OSError, ValidationError, ValueError) as error:
+        reason = (
+            error.errors()[0]["msg"] if isinstance(error, ValidationError) else " ".join(str(error).split())
+        )
+        raise UserError(
+            f"'{path}' cannot be read ({reason}): run the commands again with --output."
+        ) from None
