@@ -102,7 +102,13 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
                 plan = _build(bundle, graph, recipe, options, partial, report)
             report.done(graph.name, plan.seconds, plan.size, reused=graph.name in there)
             plans[graph.name] = plan
-        info = store.EnginesInfo(facts=facts, plans=plans)
+        asked = store.Asked(
+            selector=options.selector,
+            max_prompt=options.max_prompt,
+            workspace=options.workspace,
+            optimization_level=options.optimization_level,
+        )
+        info = store.EnginesInfo(facts=facts, asked=asked, plans=plans)
         return Built(store.publish(partial, info), info, tuple(there))
 
 

@@ -72,13 +72,19 @@ def open_engines(
             is missing, or there is too little memory. Nothing was deserialised.
     """
     check_dialect(bundle.manifest, bundle.path)
-    stores = read_stores(bundle.path)
+    stores, problems = read_stores(bundle.path)
+    if problems and not stores:
+        raise problems[0]
     if not stores:
         raise UserError(
             f"'{bundle.path}' has no engines: build them on this device with '{_command(bundle, selector)}'."
         )
     device = device_facts()
-    stored = _choose(bundle, selector, stores, device, before)
+    try:
+        stored = _choose(bundle, selector, stores, device, before)
+    except UserError as error:
+        # A folder that cannot be read may be the one that would have fitted.
+        raise (problems or [error])[0] from None
     names = [*([] if before else [VISION, LANGUAGE]), *([selector.id] if selector else [])]
     info = {name: stored.info.plans[name] for name in names}
     found = _check_plugin(bundle, selector, stored, library) if any(p.plugin for p in info.values()) else None
@@ -99,8 +105,8 @@ def _choose(
     rated = [(_misfits(bundle, selector, stored, device), stored) for stored in stores]
     fitting = [stored for misfits, stored in rated if not misfits]
     if before is not None:
-        # One language model serves all selectors of a pipeline: they must be of the build that it is of.
-        together = [stored for stored in fitting if stored.folder == before.folder]
+        # One language model serves all selectors of a pipeline: theirs must be the one that is loaded.
+        together = [stored for stored in fitting if _share_engines(stored, before)]
         if fitting and not together:
             raise UserError(
                 f"The engines in '{fitting[0].folder}' were built apart from those in '{before.folder}', which are "
@@ -114,6 +120,11 @@ def _choose(
         f"The engines in '{bundle.path / FOLDER}' {misfits[0]}: build them for this device with "
         f"'{_command(bundle, selector)}'."
     )
+
+
+def _share_engines(stored: Stored, before: Engines) -> bool:
+    """Whether two builds have the same engines but for their selectors, as where the later took over the earlier's."""
+    return all(stored.info.plans[name].sha256 == before.info[name].sha256 for name in (VISION, LANGUAGE))
 
 
 def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, device: DeviceFacts) -> list[str]:

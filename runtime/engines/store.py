@@ -75,11 +75,21 @@ class PlanInfo(_Model):
     seconds: float
 
 
+class Asked(_Model):
+    """The options of the build, as they were given; with them it can be repeated."""
+
+    selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._, -]*$")] | None = None
+    max_prompt: Annotated[int, Field(gt=0)] | None = None
+    workspace: Annotated[int, Field(gt=0)] | None = None
+    optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
+
+
 class EnginesInfo(_Model):
     """``engines.json``: the facts that all engines of a folder share, and the engines by name."""
 
     schema_version: Literal[1] = 1
     facts: Facts
+    asked: Asked
     plans: dict[str, PlanInfo]
 
     @model_validator(mode="after")
@@ -97,24 +107,36 @@ class Stored:
     info: EnginesInfo
 
 
-def rebuild_command(bundle: Path) -> str:
-    """Return the command that builds the engines of a bundle on this device."""
-    return f"python -m runtime build {bundle}"
+def rebuild_command(bundle: Path, asked: Asked | None = None) -> str:
+    """Return the command that builds the engines of a bundle on this device, with the options of another build."""
+    options = []
+    if asked is not None:
+        workspace = None if asked.workspace is None else asked.workspace >> 20
+        for name, value in (
+            ("selector", asked.selector and "".join(asked.selector.split())),
+            ("max-prompt", asked.max_prompt),
+            ("workspace", workspace),
+            ("optimization-level", asked.optimization_level),
+        ):
+            options += [] if value is None else [f"--{name} {value}"]
+    return " ".join([f"python -m runtime build {bundle}", *options])
 
 
-def read_stores(bundle: Path) -> list[Stored]:
-    """Return the folders of engines of a bundle, the newest first.
-
-    Raises:
-        UserError: a folder's record cannot be understood, or belongs to another folder.
-    """
+def read_stores(bundle: Path) -> tuple[list[Stored], list[UserError]]:
+    """Return the folders of engines of a bundle, the newest first, and what is wrong with those that are none."""
     folder = bundle / FOLDER
     try:
         found = [path for path in folder.iterdir() if re.fullmatch(rf"[0-9a-f]{{{DIGITS}}}", path.name)]
         found.sort(key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
     except FileNotFoundError:
-        return []
-    return [Stored(path, read_record(path)) for path in found]
+        return [], []
+    stores, problems = [], []
+    for path in found:
+        try:
+            stores.append(Stored(path, read_record(path)))
+        except UserError as error:
+            problems.append(error)
+    return stores, problems
 
 
 def read_record(folder: Path) -> EnginesInfo:
@@ -153,7 +175,8 @@ def map_plan(stored: Stored, name: str) -> mmap:
     """
     plan = stored.info.plans[name]
     path = stored.folder / plan.file
-    again = f"build the engines again with '{rebuild_command(stored.folder.parent.parent)} --force'"
+    command = rebuild_command(stored.folder.parent.parent, stored.info.asked)
+    again = f"build the engines again with '{command} --force'"
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -269,3 +269,42 @@ def test_a_selector_that_was_built_apart_is_refused(build: Build, bundle: Path) 
     ) as error:
         open_engines(opened, selector, before=first)
     assert error.value.exit_code == 2
+
+
+def test_a_folder_that_cannot_be_read_beside_one_that_can(build: Build, here: Here, built: Path) -> None:
+    other = built / "engines" / ("0" * 16)
+    other.mkdir()
+    assert open_it(built).folder == next(path for path in (built / "engines").iterdir() if path != other)
+    here.change(sm=90)
+    assert f"'{other / 'engines.json'}' cannot be read" in refusal(built)
+    build(built)
+    assert open_it(built).device.sm == 90, "what the sentence says helps"
+
+
+def test_the_command_repeats_the_build(build: Build, bundle: Path) -> None:
+    asked = {
+        "selector": "uniform, divprune-58",
+        "max_prompt": 200,
+        "workspace": 64 << 20,
+        "optimization_level": 2,
+    }
+    folder = build(bundle, **asked).folder
+    (folder / "uniform-58.plan").write_bytes(b"")
+    command = (
+        f"python -m runtime build {bundle} --selector uniform,divprune-58 --max-prompt 200 --workspace 64"
+    )
+    assert refusal(bundle, "uniform").endswith(f"again with '{command} --optimization-level 2 --force'.")
+    again = build(bundle, **(asked | {"selector": "uniform,divprune-58"}), force=True)
+    assert again.folder == folder
+    assert "uniform-58" in open_it(bundle, "uniform").plans
+
+
+def test_a_selector_beside_loaded_engines(build: Build, built: Path) -> None:
+    opened = Bundle.open(built, "always")
+    before = open_engines(opened, opened.selector())
+    build(built, selector="uniform")
+    more = open_engines(opened, opened.selector("uniform"), before=before)
+    assert set(more.plans) == {"uniform-58"}, "built later, around the same language model"
+    build(built, selector="divprune-144")
+    with pytest.raises(UserError, match=r"were built apart .* build them together"):
+        open_engines(opened, opened.selector("divprune-144"), before=before)
