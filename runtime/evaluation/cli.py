@@ -36,7 +36,8 @@ def evaluate_command(
 ) -> None:
     """Ask a set of questions with every selector of a bundle, at every budget, and with the baselines.
 
-    The unpruned model, 'random' and 'uniform' are always among them. Writes evaluation.md, .csv and .json.
+    The unpruned model, 'random' and 'uniform' are always among them. Writes evaluation.md, .csv
+    and .json, and pairs.csv with the differences between methods on the same questions.
     """
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.evaluation.dataset import LMMS, load_dataset
@@ -69,7 +70,8 @@ def sweep_command(
 ) -> None:
     """Measure selectors × budgets, and draw accuracy against visual tokens and against latency.
 
-    Writes sweep.csv, sweep.json, sweep.html and the two charts as SVG.
+    Writes sweep.csv, sweep.json, sweep.html, the two charts as SVG, and pairs.csv with the differences between methods
+    on the same questions.
     """
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.evaluation.dataset import load_dataset

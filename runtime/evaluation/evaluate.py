@@ -10,6 +10,7 @@ from typing import Any
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.evaluation.dataset import Dataset
 from divprune_edge.runtime.evaluation.methods import Method
+from divprune_edge.runtime.evaluation.pairs import PAIRS, compare_pairs, pairs_csv
 from divprune_edge.runtime.evaluation.results import Journal, Row, summarise
 from divprune_edge.runtime.evaluation.runner import Runner
 
@@ -27,7 +28,7 @@ def evaluate(
     max_tokens: int = 32,
     on_picture: OnPicture = lambda done, total: None,
 ) -> list[Row]:
-    """Ask what was not asked yet and return one row per method.
+    """Ask what was not asked yet, write how the methods differ, and return one row per method.
 
     Args:
         bundle: the opened bundle.
@@ -53,6 +54,8 @@ def evaluate(
             for record in runner.ask(picture, missing):
                 journal.add(record)
         on_picture(number, len(data.pictures))
+    pairs = compare_pairs(journal.records, methods, data)
+    (folder / PAIRS).write_text(pairs_csv(pairs), encoding="utf-8")
     return summarise(journal.records, methods, data)
 
 

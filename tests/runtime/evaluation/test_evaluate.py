@@ -19,6 +19,7 @@ from divprune_edge.runtime.evaluation.coverage import coverage_radius, smallest_
 from divprune_edge.runtime.evaluation.dataset import load_dataset
 from divprune_edge.runtime.evaluation.evaluate import evaluate
 from divprune_edge.runtime.evaluation.methods import choose_methods
+from divprune_edge.runtime.evaluation.pairs import PAIRS
 from divprune_edge.runtime.evaluation.results import RECORDS, summarise
 from divprune_edge.runtime.evaluation.runner import Runner
 from divprune_edge.runtime.evaluation.scoring import is_right, wilson
@@ -220,7 +221,13 @@ def test_command(demo_bundle: Path, folder: Path, tmp_path: Path, command: Calla
     )
     assert result.code == 0, result.err
     assert "divprune" in result.out
-    assert {p.name for p in out.iterdir()} == {RECORDS, "evaluation.md", "evaluation.csv", "evaluation.json"}
+    assert {p.name for p in out.iterdir()} == {
+        RECORDS,
+        PAIRS,
+        "evaluation.md",
+        "evaluation.csv",
+        "evaluation.json",
+    }
     again = command(
         "evaluate",
         demo_bundle,

@@ -140,6 +140,7 @@ def test_command(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any])
     assert result.code == 0, result.err
     assert "Within 60000 ms to the first token: no pruning (576 visual tokens" in result.out
     assert {p.name for p in out.iterdir()} == {
+        "pairs.csv",
         "records.jsonl",
         "sweep.csv",
         "sweep.html",
