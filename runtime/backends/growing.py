@@ -42,7 +42,7 @@ class GrowingBatch:
         start = rows or tuple(empty for _ in names)
         self._cache = [self._to_device(np.repeat(value, sequences, axis=0)) for value in start]
         self._real = np.ones((sequences, start[0].shape[2]), np.bool_)
-        self._lengths = self._real.sum(axis=1)
+        self._lengths = np.full(sequences, start[0].shape[2], np.int64)
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
