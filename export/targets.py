@@ -154,7 +154,7 @@ def check_memory(plan: Plan, target: Target) -> str | None:
         raise UserError(
             refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context))
         )
-    if not (known.fits and known.builds):
+    if not known.fits:
         sentence = refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context))
         return f"It will hardly fit. {sentence}"
     swap = f"; building its engines needs {human(known.swap)} of swap" if known.swap else ""

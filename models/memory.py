@@ -112,18 +112,13 @@ class Forecast:
 
     @property
     def build_device(self) -> int:
-        """Bytes on the GPU while the largest engine is built; swap is no help there."""
+        """Bytes on the GPU while the largest engine is built: never more than what runs later takes."""
         return self._largest + WORKSPACE + self.process
 
     @property
     def build_total(self) -> int:
         """Bytes of host and GPU together while the largest engine is built."""
         return self.build_device + (BUILD_COPIES - 1) * self._largest
-
-    @property
-    def builds(self) -> bool:
-        """Whether the largest engine can be built, with swap if need be."""
-        return self.build_device <= self.available
 
     @property
     def swap(self) -> int:
@@ -159,7 +154,7 @@ def would_fit(wanted: Forecast, elements: Elements, least_rows: int) -> list[str
     found = []
     for option, need in _smaller(wanted.need, elements, least_rows):
         tried = replace(wanted, need=need)
-        if tried.fits and tried.builds:
+        if tried.fits:
             note = f" (build with {human(tried.swap)} of swap)" if tried.swap else ""
             found.append(f"{option}, {human(tried.total)}{note}")
     if found:
@@ -170,7 +165,6 @@ def would_fit(wanted: Forecast, elements: Elements, least_rows: int) -> list[str
         if other.tensorrt == wanted.target.tensorrt
         and (larger := forecast(other, wanted.need)) is not None
         and larger.fits
-        and larger.builds
     ]
 
 
@@ -188,7 +182,13 @@ def _smaller(need: Need, elements: Elements, least_rows: int) -> Iterator[tuple[
         if smaller.language + smaller.vision < need.language + need.vision:
             yield option, smaller
     if least_rows < need.rows:
-        least = replace(need, rows=least_rows, cache=need.cache * least_rows // need.rows)
+        share = (least_rows, need.rows)
+        least = replace(
+            need,
+            rows=least_rows,
+            cache=need.cache * share[0] // share[1],
+            activations=need.activations * share[0] // share[1],  # scores shrink faster than that
+        )
         yield f"--capacity {least_rows}", least
         for option, smaller in _smaller(least, elements, least_rows):
             yield f"{option} --capacity {least_rows}", smaller
@@ -202,13 +202,7 @@ def refusal(asked: Forecast, elements: Elements, least_rows: int) -> str:
         f"{human(need.activations)}, workspace {human(WORKSPACE)}, process {human(asked.process)}"
     )
     there = f"{asked.target.title} has {human(asked.memory)} less {human(asked.system)} for the system"
-    if asked.fits:
-        start = (
-            f"The largest engine takes {human(asked.build_device)} on the GPU while it is built, but {there}, and an "
-            "engine cannot be built on another board"
-        )
-    else:
-        start = f"This takes {human(asked.total)} ({numbers}), but {there}"
+    start = f"This takes {human(asked.total)} ({numbers}), but {there}"
     options = would_fit(asked, elements, least_rows)
     return (
         f"{start}: what would fit is {' or '.join(options) or 'no variant of this checkpoint on any target'}."

@@ -59,7 +59,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Whether the list refuses nothing and the memory suffices, for running and for building."""
+        """Whether the list refuses nothing and the memory suffices."""
         return not errors(self.findings) and self.refused is None
 
 
@@ -108,7 +108,7 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Re
     known = forecast(target, need)
     least = least_capacity(manifest_keep(manifest), info.context) if info.capacity else need.rows
     refused = None
-    if known is not None and not (known.fits and known.builds):
+    if known is not None and not known.fits:
         refused = refusal(known, elements_of(vision, language), least)
     return Report(
         bundle=bundle,

@@ -59,7 +59,6 @@ def _memory(known: Forecast, report: Report) -> dict[str, Any]:
         "build": {
             "device": known.build_device,
             "total": known.build_total,
-            "possible": known.builds,
             "swap": known.swap,
         },
         "widest_node": report.widest.node,
