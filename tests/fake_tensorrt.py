@@ -287,8 +287,9 @@ def make_module(world: World) -> ModuleType:
             if not run_phases(config.progress_monitor):
                 return None
             if world.build_error:
+                self.logger.log(ILogger.ERROR, "a tactic that was passed over")
                 self.logger.log(ILogger.ERROR, world.build_error)
-                self.logger.log(ILogger.ERROR, "what follows from it")
+                self.logger.log(ILogger.ERROR, "what follows from it.")
                 return None
             assert config.cache is not None
             plan = {

@@ -54,8 +54,8 @@ class Log(trt.ILogger):
             print(f"[TensorRT] {msg}", file=sys.stderr)
 
     def reason(self) -> str:
-        """The first error: what follows it is mostly its consequence."""
-        return shorten(self._errors[0]) if self._errors else "it gives no reason"
+        """The last two errors: earlier ones are tactics that were passed over, the last may be a mere consequence."""
+        return "; ".join(map(shorten, self._errors[-2:])) or "it gives no reason"
 
 
 class Monitor(trt.IProgressMonitor):

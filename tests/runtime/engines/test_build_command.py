@@ -44,7 +44,7 @@ def test_verbose_shows_what_tensorrt_says(command: Command, here: Here, bundle: 
     failed = command("build", bundle, "--verbose")
     assert failed.code == 1
     assert "[TensorRT] no implementation" in failed.err
-    assert failed.err.splitlines()[-1].endswith("divprune-58.onnx': no implementation.")
+    assert failed.err.splitlines()[-1].endswith("divprune-58.onnx': no implementation; what follows from it.")
 
 
 def test_without_tensorrt(command: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
