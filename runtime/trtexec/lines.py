@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy.typing as npt
 
@@ -45,7 +46,7 @@ class Stage:
     name: str
     engine: str
     profile: int
-    inputs: Mapping[str, npt.NDArray[object]]
+    inputs: Mapping[str, npt.NDArray[Any]]
     cuda_graph: bool
 
 

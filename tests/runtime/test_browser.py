@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import run_module
 from PIL import Image
+from trtexec_made_up import made_up_layers, made_up_profile, made_up_times
 
 from divprune_edge.models.demo import PICTURE
 from divprune_edge.runtime.bundle import Bundle
@@ -17,6 +20,7 @@ from divprune_edge.runtime.evaluation.page import sweep_page
 from divprune_edge.runtime.evaluation.results import Row, Share
 from divprune_edge.runtime.evaluation.sweep import Entry
 from divprune_edge.runtime.pipeline import Pipeline
+from divprune_edge.runtime.trtexec.report import read_report
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -91,3 +95,29 @@ def test_comparison_page(demo_bundle: Path, tmp_path: Path) -> None:
     image, said = screenshot(page)
     assert said == []
     assert len(image.getcolors(1 << 20) or []) > 1000  # the pictures are there
+
+
+def test_profile_page(demo_bundle: Path, tmp_path: Path) -> None:
+    page = tmp_path / "profile.html"
+    options = ("--runs", "2", "--warmup", "1", "--answer-tokens", "1,3", "--html", str(page))
+    result = run_module("runtime", "profile", str(demo_bundle), *options)
+    assert result.returncode == 0, result.stderr
+    image, said = screenshot(page)
+    assert said == []
+    colors = {color for _, color in image.getcolors(1 << 20) or []}
+    assert {(0, 114, 178), (230, 159, 0), (204, 121, 167)} <= colors  # preprocess, vision and prefill
+
+
+def test_trtexec_page(tmp_path: Path) -> None:
+    layers = {f"/vision_encoder/layers.0/{part}/MatMul": 1.0 for part in ("q_proj", "k_proj")}
+    stage = {"name": "vision", "engine": "vision_encoder"}
+    facts = {"bundle": "b", "tensorrt": "10.3", "target": None, "precision": "fp16", "visual_tokens": 58}
+    (tmp_path / "trtexec.json").write_text(json.dumps({**facts, "prompt_tokens": None, "stages": [stage]}))
+    (tmp_path / "vision.times.json").write_text(made_up_times([3.0]))
+    (tmp_path / "vision.profile.json").write_text(made_up_profile(layers))
+    (tmp_path / "vision.layers.json").write_text(made_up_layers(list(layers)))
+    page = tmp_path / "trtexec.html"
+    page.write_text(read_report(tmp_path).to_html(), encoding="utf-8")
+    image, said = screenshot(page)
+    assert said == []
+    assert (0, 114, 178) in {color for _, color in image.getcolors(1 << 20) or []}
