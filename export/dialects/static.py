@@ -12,6 +12,8 @@ the mask hides must be finite numbers. Ragged batches are padded on the right.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from divprune_edge.export.dialects.base import Attention
@@ -54,7 +56,9 @@ class Static:
         past = cache_inputs(g, spec, dtype, self._capacity)
         cosine, sine = rope_tables(g, spec, dtype)
         # Without the attribute a float16 graph would have its softmax in float16.
-        precision = {} if dtype == "float32" else {"softmax_precision": int(DTYPES["float32"])}
+        precision: dict[str, Any] = (
+            {} if dtype == "float32" else {"softmax_precision": int(DTYPES["float32"])}
+        )
 
         def heads(g: GraphBuilder, x: ir.Value, count: int) -> ir.Value:
             return heads_first(g, split_heads(g, x, count, spec.head_dim))
