@@ -260,7 +260,8 @@ def test_an_engine_that_tensorrt_does_not_find(build: Build, here: Here, bundle:
         "[optimizer.cpp::computeCosts::3728] Error Code 10: no implementation for node {/a/b}."
     )
     with pytest.raises(
-        DivpruneError, match=r"cannot build an engine from '.*58\.onnx': \[optim.*no impl.*b}; what follows from it\.$"
+        DivpruneError,
+        match=r"cannot build an engine from '.*58\.onnx': \[optim.*no impl.*b}; what follows from it\.$",
     ):
         build(bundle)
     assert contents(bundle) == set()
