@@ -178,8 +178,8 @@ class CudaDevice:
         status, *values = function(*arguments)
         if status != self._runtime.cudaError_t.cudaSuccess:
             raise UserError(
-                f"CUDA could not {what} ({self._reason(status)}): check the NVIDIA driver and that cuda-python is of "
-                "its CUDA version or older, or use '--backend cpu'."
+                f"CUDA could not {what} ({self._reason(status)}): check the NVIDIA driver, and that cuda-bindings "
+                "are of its CUDA version or older, or use '--backend cpu'."
             )
         return values[0] if values else None
 
