@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.errors import UserError
 from divprune_edge.runtime.backends import CacheRows, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write_alone
 from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import to_pixels
+from divprune_edge.runtime.preprocess import encoder_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stopwatch import Stopwatch
@@ -174,15 +173,7 @@ class Pipeline:
 
     def _pixels(self, image: ImageSource, bgr: bool) -> npt.NDArray[np.uint8]:
         """Return the picture as the vision encoder takes it, uint8 [1, H, W, 3]."""
-        manifest = self.bundle.manifest
-        pixels = to_pixels(load_image(image, bgr), manifest.preprocessing)
-        vision = manifest.vision_encoder
-        if pixels.shape[1:3] != (vision.image_height, vision.image_width):
-            raise UserError(
-                f"The picture becomes {pixels.shape[2]} x {pixels.shape[1]} pixels, but the vision encoder "
-                f"takes {vision.image_width} x {vision.image_height}: crop it to that shape first."
-            )
-        return pixels
+        return encoder_pixels(load_image(image, bgr), self.bundle.manifest)
 
     def _encode_prompt(self, turns: Sequence[Turn]) -> PromptIds:
         return self._prompt.encode(turns, self.visual_tokens)

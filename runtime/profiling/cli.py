@@ -84,6 +84,13 @@ def profile_command(
     variants, lengths, notes = _fit(
         variants, lengths, question, chosen=against is not None, given=answer_tokens is not None
     )
+    for other in variants[1:]:
+        try:
+            other.backend.load(other.selector)
+        except UserError as error:
+            if against is not None:
+                raise
+            variants, notes = variants[:1], [*notes, f"It is not compared with no pruning: {error}"]
     workload = Workload(image or PICTURE, question, max(lengths))
     with Progress(transient=True) as bar:
         task = bar.add_task(f"{len(variants)} × {workload.tokens} tokens", total=warmup - 1 + runs)
@@ -141,7 +148,6 @@ def _variants(
             raise UserError(
                 f"--against {against} is what is measured already: name another selector, or --alone."
             )
-        main.backend.load(chosen)
         return [main, replace(main, title=_title(chosen), selector=chosen)]
     other = _open(Bundle.open(against), None, None, backend, threads)
     if other.bundle.path == bundle.path:

@@ -14,7 +14,7 @@ from divprune_edge.manifest import SelectorInfo
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import to_pixels
+from divprune_edge.runtime.preprocess import encoder_pixels
 from divprune_edge.runtime.profiling.memory import peak_bytes
 from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.sampling import Sampler
@@ -117,10 +117,8 @@ def measure(
 
 
 def answer(variant: Variant, workload: Workload) -> Answer:
-    """Answer once, greedily, and return what each part took."""
+    """Answer once, greedily, and return what each part took: a backend ends each stage before it returns."""
     manifest, backend = variant.bundle.manifest, variant.backend
-    # A backend that only queues work on a device says so by having this method.
-    finish: Callable[[], None] = getattr(backend, "synchronize", lambda: None)
     valid = np.ones((1, manifest.vision_encoder.tokens), np.bool_)
     sampler = Sampler(forbidden=manifest.prompt.forbidden_ids)
     clock = [time.perf_counter()]
@@ -128,14 +126,12 @@ def answer(variant: Variant, workload: Workload) -> Answer:
     def lap() -> None:
         clock.append(time.perf_counter())
 
-    pixels = to_pixels(load_image(workload.image, False), manifest.preprocessing)
+    pixels = encoder_pixels(load_image(workload.image), manifest)
     ids = variant.encode(workload.question).ids
     lap()
     encoded = backend.encode(pixels, variant.selector.signals if variant.selector else ())
-    finish()
     lap()
     visual, _ = backend.select(encoded, variant.selector, valid)
-    finish()
     lap()
     session = backend.language(visual)
     token = sampler(session.extend(ids))

@@ -18,7 +18,7 @@ from divprune_edge.runtime.backends.steps import STEPS, check_room
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.profiles import DECODE, LANGUAGE, PREFILL, VISION
 from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import to_pixels
+from divprune_edge.runtime.preprocess import encoder_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.trtexec.lines import CACHES, Files, Stage
 
@@ -34,7 +34,7 @@ class Inputs:
 
     def __init__(self, bundle: Bundle, selector: SelectorInfo | None, image: Path, question: str) -> None:
         self._bundle, self._selector, self._question = bundle, selector, question
-        self._pixels = to_pixels(load_image(image, False), bundle.manifest.preprocessing)
+        self._pixels = encoder_pixels(load_image(image), bundle.manifest)
         self._seen: tuple[dict[str, Array], Array] | None = None
         self.note = ""
 

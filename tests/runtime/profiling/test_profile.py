@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import run_module
+from fake_device import FakeDevice, FakeEngines
 
+from divprune_edge.errors import UserError
 from divprune_edge.models.targets import find_target
+from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.profiling.limit import savings
 from divprune_edge.runtime.profiling.measure import DECODE, STAGES, Answer, Measured, Variant
@@ -151,6 +155,74 @@ def test_bad_options(command: Run, demo_bundle: Path, options: list[object], par
     assert result.err.count("\n") == 1
     for part in parts:
         assert part in result.err
+
+
+@pytest.fixture(scope="module")
+def static_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint with a cache that has room for 58 visual tokens and not for 576."""
+    folder = tmp_path_factory.mktemp("bundles") / "static"
+    options = ("--prune", "0.9", "--no-verify", "--dialect", "static", "--output", str(folder))
+    result = run_module("export", "llava", *options)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_cache_without_room_for_the_unpruned_prompt(
+    command: Run, static_bundle: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "static.json"
+    result = command("profile", static_bundle, *FEW, "--json", file)
+    assert result.code == 0, result.err
+    report = json.loads(file.read_text())
+    assert [v["title"] for v in report["variants"]] == ["divprune-58"]
+    assert any("no room for the unpruned prompt" in note for note in report["notes"])
+    asked = command("profile", static_bundle, *FEW, "--against", "none")
+    assert asked.code == 2
+    assert "does not fit" in asked.err
+
+
+def test_the_tensorrt_backend_over_a_fake_device(
+    command: Run, static_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not TensorRT: what is shown is that every stage is measured through that backend as well."""
+    from divprune_edge.runtime import backends
+
+    def open_fake(bundle: Bundle, name: str, threads: int | None) -> TensorRtBackend:
+        return TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
+
+    monkeypatch.setattr(backends, "open_backend", open_fake)
+    file = tmp_path / "fake.json"
+    options = ("--backend", "tensorrt", "--target", "agx-orin-64gb", "--alone", "--json", file)
+    result = command("profile", static_bundle, *FEW, *options)
+    assert result.code == 0, result.err
+    report = json.loads(file.read_text())
+    assert report["about"]["backend"] == "tensorrt"
+    rows = {row["stage"]: row for row in report["variants"][0]["stages"]}
+    assert rows["prefill"]["ratio"] > 0
+    assert rows[DECODE]["ms"]["count"] == 4
+
+
+def test_engines_that_are_not_built(
+    command: Run, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not asked for by name is left out with a note; what was is an error."""
+    from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    load = OnnxRuntimeBackend.load
+
+    def only_pruned(self: OnnxRuntimeBackend, selector: Any) -> None:
+        if selector is None:
+            raise UserError("There is no engine: build it.")
+        load(self, selector)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "load", only_pruned)
+    file = tmp_path / "one.json"
+    result = command("profile", demo_bundle, *FEW, "--json", file)
+    assert result.code == 0, result.err
+    report = json.loads(file.read_text())
+    assert len(report["variants"]) == 1
+    assert "It is not compared with no pruning: There is no engine: build it." in report["notes"]
+    assert command("profile", demo_bundle, *FEW, "--against", "none").code == 2
 
 
 def test_a_report_that_cannot_be_written(command: Run, demo_bundle: Path, tmp_path: Path) -> None:
