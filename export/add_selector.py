@@ -13,6 +13,7 @@ from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
+from divprune_edge.models.budget import BESIDE_PICTURE_AT_LEAST
 from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
 
 
@@ -29,6 +30,7 @@ def add_selector(
     selector = find_selector(name)
     tokens, width = manifest.vision_encoder.tokens, manifest.vision_encoder.width
     keep = budget(keep, prune, tokens)
+    _require_room(bundle, manifest, keep)
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
     if len(others) != len(manifest.selectors) and not force:
@@ -83,11 +85,27 @@ def add_selectors(
         kept = [budget(int(part), None, manifest.vision_encoder.tokens) for part in budgets.split(",")]
     except ValueError:
         raise UserError(f"--keep is '{budgets}', expected whole numbers with commas between them.") from None
+    _require_room(bundle, manifest, max(kept))
     there = {entry.id for entry in manifest.selectors}
     for name in chosen:
         for keep in kept:
             if force or selector_id(name, keep) not in there:
                 yield add_selector(bundle, name, keep=keep, prune=None, force=force, verify=verify)
+
+
+def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
+    """Check that a cache of fixed size has room for ``keep`` visual tokens, a question and an answer.
+
+    Raises:
+        UserError: it has not.
+    """
+    rows = manifest.language_model.capacity
+    if rows is not None and keep + BESIDE_PICTURE_AT_LEAST > rows:
+        raise UserError(
+            f"The language model of '{bundle}' has a cache of {rows} rows, of which {keep} visual tokens would leave "
+            f"less than {BESIDE_PICTURE_AT_LEAST} for question and answer: keep fewer, or export with a larger "
+            "--capacity."
+        )
 
 
 def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> None:

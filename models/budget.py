@@ -32,7 +32,8 @@ def keep_from_prune(ratio: str | float, candidates: int) -> int:
 
 CAPACITY_STEP = 64
 _BESIDE_PICTURE = 192 + 256
-_AT_LEAST_BESIDE = 64
+BESIDE_PICTURE_AT_LEAST = 64
+"""Rows of a cache for the question and the answer, at the very least."""
 
 
 def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
@@ -55,15 +56,15 @@ def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
     least = least_capacity(keep, context)
     if not least <= asked <= context:
         raise UserError(
-            f"--capacity {asked} is out of range: with {keep} visual tokens and {_AT_LEAST_BESIDE} for question and "
-            f"answer the cache needs at least {least} rows, and the model's context ends at {context}."
+            f"--capacity {asked} is out of range: with {keep} visual tokens and {BESIDE_PICTURE_AT_LEAST} for question "
+            f"and answer the cache needs at least {least} rows, and the model's context ends at {context}."
         )
     return asked
 
 
 def least_capacity(keep: int, context: int) -> int:
     """Return the fewest rows of a KV cache of fixed size: K visual tokens, and a short question and answer."""
-    return min(keep + _AT_LEAST_BESIDE, context)
+    return min(keep + BESIDE_PICTURE_AT_LEAST, context)
 
 
 def check_keep(keep: int, candidates: int) -> int:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exporting import Bundle, open_session, pictures, see
+from exporting import Bundle, export, open_session, pictures, plan_of, see
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.add_selector import add_selector
+from divprune_edge.export.add_selector import add_selector, add_selectors
 from divprune_edge.export.llava import VerificationFailed
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.selectors.divprune import max_min_select
@@ -90,6 +90,21 @@ def test_unknown_selectors_and_bundles(target: Path, tmp_path: Path) -> None:
         add_selector(tmp_path / "nowhere", "divprune", **options)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"is not a bundle: it has no manifest\.json"):
         add_selector(tmp_path, "divprune", **options)  # type: ignore[arg-type]
+
+
+def test_a_budget_that_a_cache_of_fixed_size_cannot_hold(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    plan = plan_of(checkpoint("plain"), keep=9, dialect="decomposed", capacity=80)
+    target = export(plan, tmp_path / "bundle").folder
+    assert add(target, keep=16, verify=False) == "divprune-16"
+    for addition in (
+        lambda: add(target, keep=17),
+        lambda: list(add_selectors(target, "uniform", "3,17", force=False, verify=False)),
+    ):
+        with pytest.raises(UserError, match=r"cache of 80 rows, of which 17 visual tokens .* --capacity"):
+            addition()
+    assert [selector.id for selector in read_manifest(target).selectors] == ["divprune-9", "divprune-16"]
 
 
 def test_a_wrong_graph_is_not_added(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
