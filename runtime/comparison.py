@@ -88,7 +88,7 @@ def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:
     facts = [f"{len(selection.picks)} of {selection.tokens} visual tokens"]
     if selection.selector != UNPRUNED:
         facts += [f"coverage radius {selection.coverage:.3f}", f"smallest distance {selection.smallest:.3f}"]
-    said = " · ".join(f"<span>{fact}</span>" for fact in facts)
+    said = "".join(f"<span>{fact}</span>" for fact in facts)
     rows = []
     for question, answer, whole in zip(questions, panel.answers, full.answers, strict=True):
         mark = (
@@ -110,8 +110,9 @@ def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:
 
 def _data_url(image: Image.Image) -> str:
     stream = io.BytesIO()
-    image.save(stream, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    # PNG takes a second and a megabyte per noisy photograph; without subsampling, JPEG keeps the frames' colours.
+    image.save(stream, "JPEG", quality=90, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 _PAGE = """<!doctype html>
@@ -125,7 +126,7 @@ _PAGE = """<!doctype html>
 body {{ margin: 2rem auto; max-width: 1400px; padding: 0 1rem; font: 15px/1.5 system-ui, sans-serif;
   background: var(--paper); color: var(--ink); }}
 h1 {{ font-size: 1.4rem; margin: 0; }} h2 {{ font-size: 1.05rem; margin: 0 0 .5rem; }}
-p {{ color: var(--soft); margin: .4rem 0; }} article p span {{ white-space: nowrap; }}
+p {{ color: var(--soft); margin: .4rem 0; }} article p span {{ display: block; }}
 main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); gap: 1rem; margin-top: 1.2rem; }}
 article {{ background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; }}
 img {{ width: 100%; height: auto; border-radius: 6px; display: block; }}

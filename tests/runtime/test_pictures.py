@@ -126,7 +126,7 @@ def test_compare_selectors(demo_bundle: Path, tmp_path: Path, command: Callable[
     parser.feed(text)
     assert (parser.articles, parser.fetched) == (2, [])
     assert "Is a &lt; b &amp; c &gt; d?" in text
-    assert re.search(r"58 of 576 visual tokens</span> · <span>coverage radius 0\.\d{3}", text)
+    assert re.search(r"58 of 576 visual tokens</span><span>coverage radius 0\.\d{3}", text)
 
 
 def test_compare_refuses_what_is_not_there(demo_bundle: Path, tmp_path: Path) -> None:
