@@ -1,7 +1,7 @@
 """What building and running engines takes, compared with what there is, before it is taken.
 
-Lower bounds from what is known of the files; what TensorRT takes beside that depends on its tactics and is not
-predicted here.
+Estimates from the sizes of the files, not measured yet; what TensorRT takes beside that depends on its tactics and is
+not predicted here.
 """
 
 from __future__ import annotations

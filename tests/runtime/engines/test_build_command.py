@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from plugins_emulation import ROOT
 
+from divprune_edge.runtime.cli import app
 from divprune_edge.runtime.engines import builder
 
 Command = Any
@@ -82,3 +85,12 @@ def test_wrong_values(command: Command, here: Here, bundle: Path, wrong: tuple[A
     assert len(failed.err.splitlines()) == 1
     assert str(wrong[1]) in failed.err
     assert not (bundle / "engines").exists()
+
+
+def test_every_option_is_documented() -> None:
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    command = typer.main.get_command(app).commands["build"]  # type: ignore[attr-defined]
+    options = {name for option in command.params for name in option.opts if name.startswith("--")}
+    assert {"--selector", "--force"} <= options
+    for option in options - {"--verify-hashes", "--help"}:
+        assert f"| `{option}" in page
