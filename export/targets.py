@@ -103,13 +103,18 @@ def forecast_plan(plan: Plan, target: Target) -> Forecast | None:
     decoder, rows = plan.spec.decoder, plan.positions
     element = np.dtype(plan.language_dtype).itemsize
     vision, language = plan.graph_bytes
+    apart = (
+        plan.dialect.name == "decomposed"
+    )  # cache and new keys are two parts, and the new rows are handed out
+    new_rows = cache_size(decoder.layers, decoder.kv_heads, decoder.head_dim, rows, element, grows=False)
     need = Need(
         vision=vision,
         language=language,
-        cache=cache_size(
-            decoder.layers, decoder.kv_heads, decoder.head_dim, rows, element, grows=plan.capacity is None
-        ),
-        activations=prefill_activations(decoder.hidden, decoder.intermediate, decoder.heads, rows, element),
+        cache=new_rows * (2 if plan.dialect.name == "portable" else 1),
+        activations=prefill_activations(
+            decoder.hidden, decoder.intermediate, decoder.heads, rows, rows * (2 if apart else 1), element
+        )
+        + (new_rows if apart else 0),
         rows=rows,
     )
     return forecast(target, need)

@@ -221,12 +221,14 @@ def cache_size(
     return 2 * layers * kv_heads * head_dim * rows * element_bytes * (2 if grows else 1)
 
 
-def prefill_activations(hidden: int, intermediate: int, heads: int, tokens: int, element_bytes: int) -> int:
+def prefill_activations(
+    hidden: int, intermediate: int, heads: int, tokens: int, keys: int, element_bytes: int
+) -> int:
     """Return an estimate of a decoder's activations from its sizes alone, before there is a graph.
 
-    What is alive at the widest point: the residual and its norm, gate, up and their product; or residual, q, k, v and
-    scores over all tokens in float32 with their softmax, whichever is more.
+    What is alive at the widest point: residual, norm, gate, up and their product; or residual, norm, q, k, v and the
+    scores of ``tokens`` queries over ``keys`` keys in float32, before and after the softmax; whichever is more.
     """
     mlp = tokens * (2 * hidden + 3 * intermediate) * element_bytes
-    attention = tokens * 5 * hidden * element_bytes + 2 * heads * tokens * tokens * 4
+    attention = tokens * 5 * hidden * element_bytes + 2 * heads * tokens * keys * 4
     return max(mlp, attention)

@@ -28,11 +28,13 @@ CACHE = 2 * 32 * 32 * 128 * 512 * 2
 
 
 def llava(target: str, precision: str, *, rows: int = 512, block: int = 32) -> Forecast:
+    apart = TARGETS[target].dialect == "decomposed"  # scores in two parts, and the new rows of a prefill
+    cache = cache_size(32, 32, 128, rows, 2, grows=False)
     need = Need(
         vision=SEVEN.vision_bytes("fp16"),
         language=SEVEN.language_bytes(precision, block),
-        cache=cache_size(32, 32, 128, rows, 2, grows=False),
-        activations=prefill_activations(4096, 11008, 32, rows, 2),
+        cache=cache,
+        activations=prefill_activations(4096, 11008, 32, rows, (1 + apart) * rows, 2) + apart * cache,
         rows=rows,
     )
     found = forecast(TARGETS[target], need)
@@ -64,7 +66,7 @@ def test_seven_billion_in_int4_runs_on_8_gb_and_builds_with_swap() -> None:
     by_hand = 623_777_792 + 4_168_622_080 + CACHE + asked.need.activations + WORKSPACE + PROCESS_SHARED
     assert asked.total == by_hand
     assert asked.fits
-    assert 5.5 * GIB < asked.total < 6.1 * GIB
+    assert 6.0 * GIB < asked.total < 6.2 * GIB
     assert asked.build_total == 3 * 4_168_622_080 + WORKSPACE + PROCESS_SHARED
     assert asked.swap == asked.build_total - asked.available
     assert 6 * GIB < asked.swap < 7 * GIB
@@ -72,9 +74,9 @@ def test_seven_billion_in_int4_runs_on_8_gb_and_builds_with_swap() -> None:
 
 def test_the_larger_boards() -> None:
     narrow = llava("orin-nx-16gb", "fp16")
-    assert narrow.fits, "with 40 MiB to spare"
-    assert narrow.available - narrow.total < 64 * 2**20
-    assert narrow.swap > 24 * GIB
+    assert not narrow.fits
+    assert not narrow.hopeless, "by what is assumed of TensorRT, not by weights and cache"
+    assert would_fit(narrow, SEVEN, 122)[0].startswith("--precision vision=fp16,language=int4, 6.1")
     assert llava("orin-nx-16gb", "int4").swap == 0
     agx = llava("agx-orin-64gb", "fp16")
     assert agx.fits
@@ -85,10 +87,10 @@ def test_the_larger_boards() -> None:
 
 def test_a_refusal_has_the_numbers_and_what_would_fit() -> None:
     sentence = refusal(llava("orin-nano-8gb", "fp16"), SEVEN, 122)
-    assert sentence.startswith("This takes 14.4")
+    assert sentence.startswith("This takes 14.78 GiB")
     assert "weights 13.13 GiB, KV cache of 512 rows 256 MiB" in sentence
     assert "Jetson Orin Nano 8GB, JetPack 6.2 has 8.00 GiB less 1.50 GiB for the system" in sentence
-    assert "what would fit is --precision vision=fp16,language=int4, 5.8" in sentence
+    assert "what would fit is --precision vision=fp16,language=int4, 6.1" in sentence
     assert "of swap)" in sentence
     assert "\n" not in sentence
 
