@@ -132,7 +132,11 @@ def test_wrong_pointers(emulated: ctypes.CDLL) -> None:
         pointers: list[int | None] = [16, 16, 16]
         pointers[missing] = None
         assert emulated.divprune_append_rows(good, *pointers, None) == NULL
-    for pointers, status in (((8, 16, 16), MISALIGNED), ((16, 24, 16), MISALIGNED), ((16, 16, 12), MISALIGNED)):
+    for pointers, status in (
+        ((8, 16, 16), MISALIGNED),
+        ((16, 24, 16), MISALIGNED),
+        ((16, 16, 12), MISALIGNED),
+    ):
         assert emulated.divprune_append_rows(good, *pointers, None) == status
 
 

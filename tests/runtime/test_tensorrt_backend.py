@@ -227,6 +227,46 @@ def test_sessions_of_a_small_cache(tiny: dict[str, Bundle], dialect: str) -> Non
     both(7, 8)
 
 
+def test_rows_are_copied_again_where_they_were_written_over(tiny: dict[str, Bundle]) -> None:
+    """A cache that still begins with the rows is believed; one that another sequence used is not."""
+    bundle = tiny["static"]
+    device = FakeDevice()
+    backend = TensorRtBackend(bundle, device, FakeEngines(bundle))
+    backend.load(bundle.selector())
+    visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width), np.float32))
+    first = backend.language(visual)
+    first.extend([1, 7, 8, 9])
+    rows = first.rows(3)
+    first.truncate(3)
+    wanted = first.extend([4, 5]).copy()
+    del first
+    for before, copies in (([], 0), ([6, 6, 6, 6], 2 * bundle.manifest.language_model.layers)):
+        if before:
+            backend.language(visual).extend(before)
+        device.copies.clear()
+        session = backend.language(visual, rows)
+        assert len(device.copies) == copies
+        assert np.array_equal(session.extend([4, 5]), wanted)
+        del session
+
+
+def test_a_sequence_keeps_its_visual_tokens(tiny: dict[str, Bundle]) -> None:
+    """Whatever is encoded meanwhile, and whoever else held them."""
+    bundle = tiny["decomposed"]
+    backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
+    backend.load(bundle.selector())
+    rows = bundle.manifest.language_model.embedding_rows
+    random = np.random.default_rng(5).standard_normal((3, 1, 9, bundle.manifest.vision_encoder.width))
+    prompt = [1, *range(rows, rows + 9), 8]
+    session = backend.language(backend.to_device(random[0]))
+    first = session.extend(prompt).copy()
+    others = [backend.to_device(values) for values in random[1:]]
+    second = backend.language(others.pop()).extend(prompt).copy()
+    session.truncate(0)
+    assert np.array_equal(session.extend(prompt), first)
+    assert not np.allclose(first, second, atol=1e-3)
+
+
 def _after(backend: Any, visual: Any, rows: Any, ids: list[int]) -> Any:
     return backend.language(backend.to_device(visual), rows).extend(ids)
 
