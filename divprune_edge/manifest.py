@@ -10,7 +10,16 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from divprune_edge.errors import UserError
 
@@ -41,6 +50,46 @@ def _sha256(value: str) -> str:
     return value
 
 
+MOST_IDS = 1 << 24
+"""More ids than any vocabulary has: a bound on what a range may stand for."""
+
+
+def _spread(value: Any) -> Any:
+    """Return ids and inclusive ranges ``[first, last]`` as ids."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    ids: list[Any] = []
+    for entry in value:
+        if not isinstance(entry, (list, tuple)):
+            ids.append(entry)
+            continue
+        if len(entry) != 2 or not all(isinstance(end, int) for end in entry):
+            raise ValueError(f"{list(entry)} is not a range [first, last]")
+        first, last = entry
+        if not 0 <= first <= last < MOST_IDS:
+            raise ValueError(f"{list(entry)} is not a range of ids")
+        ids.extend(range(first, last + 1))
+    return tuple(ids)
+
+
+def _ranges(ids: tuple[int, ...]) -> list[int | list[int]]:
+    """Return runs of three or more consecutive ids as ``[first, last]``, all others as they are."""
+    runs: list[list[int]] = []
+    for i in ids:
+        if runs and i == runs[-1][1] + 1:
+            runs[-1][1] = i
+        else:
+            runs.append([i, i])
+    entries: list[int | list[int]] = []
+    for first, last in runs:
+        entries.extend([[first, last]] if last - first > 1 else range(first, last + 1))
+    return entries
+
+
+Ids = Annotated[
+    tuple[int, ...], BeforeValidator(_spread), PlainSerializer(_ranges, return_type=list, when_used="json")
+]
+"""Ids that are ranges in JSON: a padded vocabulary has thousands of rows without a token."""
 BundlePath = Annotated[str, AfterValidator(_inside)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -178,7 +227,7 @@ class Prompt(_Model):
     pad_token: str | None
     unk_token: str | None
     stop_ids: tuple[int, ...]
-    forbidden_ids: tuple[int, ...]
+    forbidden_ids: Ids
 
 
 class Source(_Model):

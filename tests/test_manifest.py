@@ -1,0 +1,57 @@
+"""The manifest's ids: ranges in JSON, a tuple in Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import MANIFEST, Prompt, read_manifest
+
+
+def prompt(ids: Any) -> Prompt:
+    return Prompt.model_validate(
+        {
+            "tokenizer": "tokenizer.json",
+            "chat_template": "chat_template.jinja",
+            "image_token": "<image>",
+            "image_token_id": 4,
+            "bos_token": None,
+            "eos_token": None,
+            "pad_token": None,
+            "unk_token": None,
+            "stop_ids": [2],
+            "forbidden_ids": ids,
+        }
+    )
+
+
+def test_thousands_of_rows_are_one_range() -> None:
+    ids = (4, 7, 8, *range(32002, 152064))
+    written = prompt(ids).model_dump(mode="json")["forbidden_ids"]
+    assert written == [4, 7, 8, [32002, 152063]]
+    assert prompt(json.loads(json.dumps(written))).forbidden_ids == ids
+    assert prompt(ids).model_dump()["forbidden_ids"] == ids
+
+
+@given(st.lists(st.integers(0, 60), unique=True))
+def test_any_ids_come_back(ids: list[int]) -> None:
+    """In their order, ascending or not; manifests that list every id read as before."""
+    assert prompt(ids).forbidden_ids == tuple(ids)
+    assert prompt(prompt(ids).model_dump(mode="json")["forbidden_ids"]).forbidden_ids == tuple(ids)
+
+
+@pytest.mark.parametrize("bad", [[3, 1], [-1, 2], [0, 1 << 40], [1], [1, 2, 3], ["1", 2]])
+def test_what_is_no_range_is_refused(bad: list[Any], demo_bundle: Path, tmp_path: Path) -> None:
+    data = json.loads((demo_bundle / MANIFEST).read_text(encoding="utf-8"))
+    data["prompt"]["forbidden_ids"] = [bad]
+    (tmp_path / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"does not fit the schema at 'prompt.forbidden_ids': .* is not a range"
+    ):
+        read_manifest(tmp_path)
