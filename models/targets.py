@@ -3,7 +3,8 @@
 Rates are *dense* ones (data sheets like to print those with 2:4 sparsity, twice as high), of the GPU alone: a
 Jetson's deep-learning accelerators (DLA) run none of our graphs. A Jetson's clocks depend on its power mode; the
 rates are those of the fastest mode, so that no measurement beats a roofline drawn from them, and ``sources`` says
-what the slower mode makes of them. A source that ends in "from memory" has not been compared with the document.
+what the slower mode makes of them. What a source calls "from memory" has not been compared with the document; other
+figures were, or with a page that quotes it.
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ _NX = _jetson(
     {"fp32": 2.40, "fp16": 19.2, "int8": 38.4},
     {
         "memory": "Jetson Orin NX Series data sheet DS-10712-001: 16 GB 128-bit LPDDR5, shared",
-        "bandwidth": "Jetson Orin NX Series data sheet DS-10712-001: 102.4 GB/s",
+        "bandwidth": "Jetson Orin NX Series data sheet DS-10712-001: 102.4 GB/s; from memory",
         "rates": "1024 CUDA cores and 32 tensor cores of the Jetson Orin NX Series data sheet, at the 1173 MHz of "
         "MAXN_SUPER (JetPack 6.2; clock from memory), computed as for the Orin Nano; 918 MHz without super modes: "
         "78 % of these rates. Without the DLAs, which are in the 157 (sparse) TOPS of the advertisement",
@@ -233,7 +234,7 @@ _AGX = _jetson(
     {"fp32": 5.3, "fp16": 42.5, "int8": 85.0},
     {
         "memory": "Jetson AGX Orin Series data sheet: 64 GB 256-bit LPDDR5, shared",
-        "bandwidth": "Jetson AGX Orin Series data sheet: 204.8 GB/s",
+        "bandwidth": "Jetson AGX Orin Series data sheet: 204.8 GB/s; from memory",
         "rates": "Jetson AGX Orin Series technical brief: 5.3 FP32 TFLOPS and 170 sparse INT8 TOPS of the GPU at "
         "1.3 GHz (MAXN), so 85 dense, half of it in FP16. Without the DLAs (105 sparse TOPS). The mode a fresh "
         "board starts in is slower (30 W; from memory)",
