@@ -1,6 +1,7 @@
 """A stand-in for the module ``tensorrt``: it builds nothing, and keeps its caller to the rules of the real one.
 
-A "graph" is a JSON file (see ``engine_bundles``), a "plan" is JSON that says what it was built from and how. Names
+A "graph" is a JSON file (see ``engine_bundles``) or a real ONNX file, a "plan" is JSON that says what it was built from
+and how; of a real graph it is one that ``fake_device`` runs. Names
 and signatures are those of the real bindings, which ``tests/runtime/engines/test_bindings.py`` holds the callers to;
 Polygraphy runs on this as it is.
 """
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import onnx
 
 VERSION = "10.3.0"
 
@@ -177,10 +180,10 @@ class Network:
 
 class OptimizationProfile:
     def __init__(self) -> None:
-        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
-        self.shapes[input] = [tuple(min), tuple(opt), tuple(max)]
+        self.shapes[input] = {"min": tuple(min), "opt": tuple(opt), "max": tuple(max)}
 
 
 class HostMemory(bytes):
@@ -294,6 +297,7 @@ def make_module(world: World) -> ModuleType:
             assert config.cache is not None
             plan = {
                 "graph": network.graph,
+                "file": network.graph,
                 "tensorrt": world.version,
                 "strongly_typed": network.get_flag(NetworkDefinitionCreationFlag.STRONGLY_TYPED),
                 "tf32": config.get_flag(BuilderFlag.TF32),
@@ -351,7 +355,7 @@ def make_module(world: World) -> ModuleType:
             if error is not None:
                 self._errors.append(error)
                 return False
-            graph = json.loads(Path(model).read_text(encoding="utf-8"))
+            graph = read_graph(Path(model))
             self._network.graph = model
             self._network.inputs = [
                 Tensor(name, shape, name in graph["shapes"]) for name, shape in graph["inputs"].items()
@@ -409,11 +413,27 @@ def version_of(world: World) -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def read_graph(path: Path) -> dict[str, Any]:
+    """Return the inputs of a graph, and whether it has the plugin's node and a local function."""
+    if path.read_bytes()[:1] == b"{":
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    model = onnx.load(path, load_external_data=False)
+    return {
+        "inputs": {
+            one.name: [size.dim_value or -1 for size in one.type.tensor_type.shape.dim]
+            for one in model.graph.input
+        },
+        "shapes": [],
+        "plugin": any(node.op_type == "MaxMinDiversity" for node in model.graph.node),
+        "function": bool(model.functions),
+    }
+
+
 def check_profile(network: Network, profile: OptimizationProfile) -> None:
     """Refuse what TensorRT refuses: an input without shapes, shapes out of order or against the graph."""
     assert set(profile.shapes) == {tensor.name for tensor in network.inputs}
     for tensor in network.inputs:
-        least, typical, most = profile.shapes[tensor.name]
+        least, typical, most = (profile.shapes[tensor.name][end] for end in ("min", "opt", "max"))
         for size, low, usual, high in zip(tensor.shape, least, typical, most, strict=True):
             assert 0 < low <= usual <= high, tensor.name
             assert size == -1 or low == high == size, tensor.name

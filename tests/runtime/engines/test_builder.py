@@ -198,7 +198,11 @@ def test_a_longer_prompt_is_another_language_model(build: Build, here: Here, bun
     build(bundle)
     shorter = build(bundle, max_prompt=128)
     assert set(shorter.reused) == {"vision_encoder", "divprune-58"}
-    assert here.world.built[-1]["profiles"][0]["input_ids"] == [(1, 1), (1, 122), (1, 128)]
+    assert here.world.built[-1]["profiles"][0]["input_ids"] == {
+        "min": (1, 1),
+        "opt": (1, 122),
+        "max": (1, 128),
+    }
 
 
 def test_progress_is_passed_on(build: Build, bundle: Path, report: Recorder) -> None:
