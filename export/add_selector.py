@@ -13,7 +13,7 @@ from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
-from divprune_edge.models.budget import BESIDE_PICTURE_AT_LEAST
+from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
 
 
@@ -99,12 +99,14 @@ def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
     Raises:
         UserError: it has not.
     """
-    rows = manifest.language_model.capacity
-    if rows is not None and keep + BESIDE_PICTURE_AT_LEAST > rows:
+    language = manifest.language_model
+    if language.capacity is None:
+        return
+    least = least_capacity(keep, language.context)
+    if least > language.capacity:
         raise UserError(
-            f"The language model of '{bundle}' has a cache of {rows} rows, of which {keep} visual tokens would leave "
-            f"less than {BESIDE_PICTURE_AT_LEAST} for question and answer: keep fewer, or export with a larger "
-            "--capacity."
+            f"The language model of '{bundle}' has a cache of {language.capacity} rows, but {keep} visual tokens with "
+            f"question and answer need at least {least}: keep fewer, or export with a larger --capacity."
         )
 
 

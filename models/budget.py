@@ -32,8 +32,7 @@ def keep_from_prune(ratio: str | float, candidates: int) -> int:
 
 CAPACITY_STEP = 64
 _BESIDE_PICTURE = 192 + 256
-BESIDE_PICTURE_AT_LEAST = 64
-"""Rows of a cache for the question and the answer, at the very least."""
+_AT_LEAST_BESIDE = 64
 
 
 def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
@@ -56,7 +55,7 @@ def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
     least = least_capacity(keep, context)
     if not least <= asked <= context:
         raise UserError(
-            f"--capacity {asked} is out of range: with {keep} visual tokens and {BESIDE_PICTURE_AT_LEAST} for question "
+            f"--capacity {asked} is out of range: with {keep} visual tokens and {_AT_LEAST_BESIDE} for question "
             f"and answer the cache needs at least {least} rows, and the model's context ends at {context}."
         )
     return asked
@@ -64,7 +63,7 @@ def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
 
 def least_capacity(keep: int, context: int) -> int:
     """Return the fewest rows of a KV cache of fixed size: K visual tokens, and a short question and answer."""
-    return min(keep + BESIDE_PICTURE_AT_LEAST, context)
+    return min(keep + _AT_LEAST_BESIDE, context)
 
 
 def check_keep(keep: int, candidates: int) -> int:

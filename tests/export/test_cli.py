@@ -75,6 +75,12 @@ def test_keep_out_of_range(refused: Callable[..., str], plain: str, keep: str) -
         (["--selector", "best"], "There is no selector 'best': known are"),
         (["--precision", "fp23"], "--precision fp23 is not known (did you mean 'fp32'?)"),
         (["--precision", "double"], "--precision double is not known: choose"),
+        (["--capacity", "128"], "--capacity 128 does not go with --dialect portable"),
+        (["--dialect", "static", "--capacity", "300"], "--capacity 300 is out of range"),
+        (
+            ["--dialect", "decomposed", "--precision", "int8"],
+            "vision=int8 does not go with --dialect decomposed",
+        ),
         (["--colour"], "No such option: --colour"),
     ],
 )
@@ -153,6 +159,13 @@ def test_export_says_what_it_did(command: Run, plain: str, tmp_path: Path) -> No
     assert code == 2
     assert "'out' exists already" in errors
     assert command("llava", "--model", plain, "--no-verify", "--output", "out", "--force")[0] == 0
+
+
+def test_a_cache_of_fixed_size(command: Run, plain: str, tmp_path: Path) -> None:
+    options = ("--keep", "9", "--dialect", "static", "--capacity", "90", "--no-verify", "--output", "out")
+    code, _, errors = command("llava", "--model", plain, *options)
+    assert code == 0, errors
+    assert read_manifest(tmp_path / "out").language_model.capacity == 90
 
 
 def test_verification_is_the_default_where_torch_is(command: Run, plain: str, tmp_path: Path) -> None:
