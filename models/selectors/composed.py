@@ -2,8 +2,8 @@
 
 A selector takes a mask of rows that count; what the first one keeps is the mask of the second. With class-token
 attention first and max-min second, tokens that nobody looks at are out, and what is left is spread out. This is
-the idea of methods that join importance and diversity, such as VisPruner (Zhang et al., ICCV 2025), not a copy of
-one of them.
+the idea of methods that join importance and diversity, such as VisPruner (Zhang et al., ICCV 2025, arXiv
+2412.01818v2), not a copy of one of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """DART at the level of embeddings: a few pivots, and for each the tokens that resemble it least.
 
-Wen et al.: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", 2025,
-arXiv 2502.11494. Pivots are the tokens with the largest L1 norm; then each pivot in turn adds its share of the
-remaining tokens, those with the lowest cosine similarity to it.
+Wen et al.: "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More",
+EMNLP 2025, arXiv 2502.11494. Pivots are the tokens with the largest L1 norm; then each pivot in turn adds its share
+of the remaining tokens, those with the lowest cosine similarity to it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def write_dart(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) ->
 DART = Selector(
     name="dart",
     op_type="PivotDuplication",
-    citation="Wen et al., DART, 2025, arXiv 2502.11494",
+    citation="Wen et al., DART, EMNLP 2025, arXiv 2502.11494",
     picks=dart_picks,
     body=write_dart,
     parameters={"pivots": PIVOTS},

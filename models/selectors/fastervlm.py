@@ -1,8 +1,8 @@
 """FasterVLM: keep the tokens that the vision encoder's class token attends to most.
 
 Zhang et al.: "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster",
-2024, arXiv 2412.01818. The score is the class token's attention in the layer that makes the feature, mean over
-heads; the K best are kept, in raster order.
+2024, arXiv 2412.01818v1 (later versions are another method, VisPruner). The score is the class token's attention in
+the layer that makes the feature, mean over heads; the K best are kept, in raster order.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _values(tokens: Tokens, valid: Valid, keep: int, *, cls_attention: npt.NDArr
 FASTERVLM = Selector(
     name="fastervlm",
     op_type="ClassAttention",
-    citation="Zhang et al., FasterVLM, 2024, arXiv 2412.01818",
+    citation="Zhang et al., FasterVLM, 2024, arXiv 2412.01818v1",
     picks=attention_picks,
     body=write_attention,
     signals=(CLS_ATTENTION,),

@@ -1,7 +1,7 @@
 """HiPrune: anchors where the middle of the encoder looks, their neighbours, and registers of global content.
 
 Liu et al.: "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models",
-2025, arXiv 2508.00553. Scores are the attention that a patch receives, mean over heads and queries:
+2025, arXiv 2508.00553v1. Scores are the attention that a patch receives, mean over heads and queries:
 
 1. anchors: the ``round(K alpha / 5)`` best by the object layer (the 9th of 24);
 2. buffers: the four neighbours of each anchor, by index: p - 1, p + 1, p - W, p + W, clamped to the picture;
@@ -100,7 +100,7 @@ def _check(candidates: int, keep: int) -> None:
 HIPRUNE = Selector(
     name="hiprune",
     op_type="HierarchicalAttention",
-    citation="Liu et al., HiPrune, 2025, arXiv 2508.00553",
+    citation="Liu et al., HiPrune, 2025, arXiv 2508.00553v1",
     picks=hiprune_picks,
     body=write_hiprune,
     signals=(ATTENTION_OBJECT, ATTENTION_RECEIVED),

@@ -1,8 +1,8 @@
 """ToDRE, stage 1: begin at the token the class token attends to most, then add the least similar ones.
 
-Li et al.: "ToDRE: Visual Token Pruning via Diversity and Task Awareness for Efficient Large Vision-Language
-Models", arXiv 2505.18757v2. With S the chosen tokens, each step picks ``argmin_i sum_{s in S} cos(x_i, x_s)``.
-(Version 1 of the paper used the maximum in place of the sum.)
+Li et al.: "ToDRE: Effective Visual Token Pruning via Token Diversity and Task Relevance", 2025, arXiv 2505.18757v2.
+With S the chosen tokens, each step picks ``argmin_i sum_{s in S} cos(x_i, x_s)``. (Version 1 of the paper, under
+another title, used the maximum in place of the sum.)
 
 Written with distances, as DivPrune is: ``argmax_i sum_s (1 - cos(x_i, x_s))`` picks the same tokens, and one
 kernel with another way to accumulate serves both.
