@@ -250,3 +250,44 @@ def test_every_dialect_of_a_target_is_one_that_its_list_takes(demo: Demo) -> Non
         for dialect in ("portable", "onnxruntime", "static", "decomposed"):
             clean = check_bundle(demo(dialect).folder, TARGETS[name]).clean
             assert clean == (dialect in dialects_of(TARGETS[name]))
+
+
+def rename_operator(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Bernoulli"
+
+
+def count_in_integers(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Max")
+    node.op_type = "Clip"
+    node.input.append(node.input[1])
+
+
+def compute_axes(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Unsqueeze")
+    axes = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    value = onnx.helper.make_tensor_value_info("axes", onnx.TensorProto.INT64, list(axes.dims))
+    model.graph.input.append(value)
+    node.input[1] = "axes"
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "op"),
+    [
+        (rename_operator, "operator", "Bernoulli"),
+        (count_in_integers, "dtype", "Clip"),
+        (compute_axes, "constant axes", "Unsqueeze"),
+    ],
+)
+def test_a_changed_graph_is_refused(
+    demo: Demo, tmp_path: Path, change: Callable[[onnx.ModelProto], None], rule: str, op: str
+) -> None:
+    """The clean language model with one node changed."""
+    folder = tmp_path / "copy"
+    shutil.copytree(demo("decomposed").folder, folder)
+    model = onnx.load(folder / "language_model.onnx", load_external_data=False)
+    change(model)
+    onnx.save(model, folder / "language_model.onnx")
+    report = check_bundle(folder, ORIN)
+    assert not report.clean
+    (finding,) = [f for f in report.findings if f.severity == "error"]
+    assert (finding.graph, finding.rule, finding.op) == ("language_model.onnx", rule, op)
