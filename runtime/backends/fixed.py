@@ -55,6 +55,7 @@ class FixedLanguage:
             self._binding.bind_ortvalue_input(f"past_key_values.{name}", value)
         # What lies behind bound values must live as long as they do.
         self._visual, self._step_inputs = visual, tuple[ort.OrtValue, ...]()
+        self._bind_outputs()
 
     @property
     def length(self) -> int:
@@ -92,6 +93,9 @@ class FixedLanguage:
         self._after_run(ids.shape[1])
         self._length += ids.shape[1]
 
+    def _bind_outputs(self) -> None:
+        """Bind what is the same in every step."""
+
     def _before_run(self, count: int) -> None:
         """Bind where ``count`` new rows go."""
 
@@ -112,15 +116,7 @@ class FixedLanguage:
 class StaticLanguage(FixedLanguage):
     """Dialect ``static``: the graph writes into the cache, which is bound as its output, too."""
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        device: str,
-        info: LanguageInfo,
-        visual: DeviceTensor,
-        rows: CacheRows | None = None,
-    ) -> None:
-        super().__init__(session, device, info, visual, rows)
+    def _bind_outputs(self) -> None:
         for name, value in zip(self._names, self._past, strict=True):
             self._binding.bind_ortvalue_output(f"present.{name}", value)
 
@@ -128,15 +124,7 @@ class StaticLanguage(FixedLanguage):
 class DecomposedLanguage(FixedLanguage):
     """Dialect ``decomposed``: the graph gives the new rows, and they are appended here."""
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        device: str,
-        info: LanguageInfo,
-        visual: DeviceTensor,
-        rows: CacheRows | None = None,
-    ) -> None:
-        super().__init__(session, device, info, visual, rows)
+    def _bind_outputs(self) -> None:
         self._new = self._block(0)
         self._new_values: list[ort.OrtValue] = []
 
