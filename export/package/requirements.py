@@ -6,8 +6,9 @@ two:
 * NumPy 1.26 on JetPack 6. The bindings of TensorRT 10.3 were compiled with a pybind11 that knows NumPy 1 only (they
   import ``numpy.core.multiarray``; those of 10.16 also ``numpy._core``). The runtime hands them no arrays, but
   other code on the board may.
-* cuda-bindings, the part of cuda-python that is needed, of the board's CUDA major version. There is no 12.6 of it
-  for this processor; CUDA's minor versions are compatible within a major one.
+* What gives Python CUDA. On JetPack 6 cuda-python 12.6, the toolkit's own version, whose ``cuda.bindings`` call the
+  driver alone. cuda-bindings from 12.8 on bring a CUDA runtime that is newer than the board's driver and made for
+  servers, which public reports show it to refuse (``cudaErrorInsufficientDriver``).
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ _BY_PYTHON = {
     "3.10": {"numpy": "1.26.4", "pillow": "12.3.0", "typer": "0.29.1"},
     "3.12": {"numpy": "2.4.6", "pillow": "13.0.0", "typer": "0.29.2"},
 }
-_CUDA_BINDINGS = {"12": "12.9.10", "13": "13.2.0"}
+_CUDA = {"12.6": ("cuda-python", "12.6.2.post1"), "13.2": ("cuda-bindings", "13.2.0")}
 
 
 def requirements(target: Target) -> dict[str, str]:
     """Return name -> version of what ``requirements.txt`` of a Jetson's package lists."""
     assert target.python is not None and target.cuda is not None, "a Jetson has both"
-    cuda = _CUDA_BINDINGS[target.cuda.split(".", maxsplit=1)[0]]
-    return dict(sorted({**_PINS, **_BY_PYTHON[target.python], "cuda-bindings": cuda}.items()))
+    return dict(sorted([*_PINS.items(), *_BY_PYTHON[target.python].items(), _CUDA[target.cuda]]))

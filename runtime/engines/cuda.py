@@ -175,7 +175,13 @@ class CudaDevice:
 
     def _open(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The same while the device is opened, where a failure says that none can be used."""
-        status, *values = function(*arguments)
+        try:
+            status, *values = function(*arguments)
+        except RuntimeError as error:  # cuda-python 12.6 where the driver's library is missing
+            raise UserError(
+                f"CUDA could not {what} ({error}): install the NVIDIA driver, start the container with it, or use "
+                "'--backend cpu'."
+            ) from error
         if status != self._runtime.cudaError_t.cudaSuccess:
             raise UserError(
                 f"CUDA could not {what} ({self._reason(status)}): check the NVIDIA driver, and that cuda-bindings "

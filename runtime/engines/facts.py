@@ -40,7 +40,10 @@ def device_facts() -> DeviceFacts:
     """
     trt = import_tensorrt()
     cudart = import_cuda()
-    count, status = _call(cudart, cudart.cudaGetDeviceCount())
+    try:
+        count, status = _call(cudart, cudart.cudaGetDeviceCount())
+    except RuntimeError as error:  # cuda-python 12.6 where the driver's library is missing
+        count, status = 0, str(error)
     if not count:
         raise UserError(
             f"There is no GPU that CUDA can use here ({status}): engines are built and run on the device itself; "
@@ -95,7 +98,7 @@ def import_cuda() -> Any:
     except ImportError as error:
         raise UserError(
             f"CUDA's Python bindings cannot be loaded ({error}): 'pip install cuda-bindings', with '<13' behind it for "
-            "CUDA 12 (JetPack 6)."
+            "CUDA 12; on JetPack 6 'pip install cuda-python==12.6.2.post1'."
         ) from error
     return runtime
 

@@ -327,19 +327,16 @@ build_plugin() {
 
 build_engines() {
   step "Engines: three graphs into three engines; this takes a while"
-  local said=$prefix/.engines.log
-  shown "$venv" -m runtime build "$prefix/bundle"
-  $dry && return
-  # The builder knows whether the engines that are there are the right ones, and says so instead of building.
-  if "$venv" -m runtime build "$prefix/bundle" 2> >(tee "$said" >&2); then
-    rm -f "$said"
-  elif grep -q 'holds these engines already' "$said"; then
-    rm -f "$said"
+  # Finds the engines of this device and this plugin and checks them, without loading any.
+  local check='import sys; from divprune_edge.runtime.bundle import Bundle; from divprune_edge.runtime.engines.opening import open_engines; bundle = Bundle.open(sys.argv[1]); open_engines(bundle, bundle.selector()); print("yes")'
+  local there
+  look there "$venv" -c "$check" "$prefix/bundle"
+  if [ "$there" = yes ]; then
     note "already there"
-  else
-    rm -f "$said"
-    fail "The engines were not built: the message above says why; if it was killed, add swap (README.txt) and run install.sh again." 1
+    return
   fi
+  run "$venv" -m runtime build "$prefix/bundle" \
+    || fail "The engines were not built: the message above says why; if it was killed, add swap (README.txt) and run install.sh again." 1
 }
 
 self_test() {

@@ -132,7 +132,7 @@ def test_what_is_done_is_not_done_again(board: Board) -> None:
     result = board.install("--yes")
     assert result.returncode == 0, result.stderr
     assert steps(result.stdout) == STEPS
-    for command in ("venv", "pip install", "plugins build"):
+    for command in ("venv", "pip install", "plugins build", "runtime build"):
         assert f"-m {command}" not in board.calls
     assert "sha256sum" not in result.stdout
     assert result.stdout.count("note: already there") == 5

@@ -120,12 +120,13 @@ def test_every_jetson_has_pins_that_the_tests_ran_with(target: Target) -> None:
     constraints = {
         r.name: str(r.specifier)[2:] for r in lines if not r.marker or r.marker.evaluate(environment)
     }
-    own = {"cuda-bindings"} | ({"numpy"} if target.python == "3.10" else set())
+    own = {"cuda-python", "numpy"} if target.python == "3.10" else {"cuda-bindings"}
     for name in set(pins) - own:
         assert pins[name] == constraints[name], name
     for entry in map(Requirement, DEPENDENCIES):
         assert entry.specifier.contains(pins[entry.name]), entry
-    assert pins["cuda-bindings"].split(".")[0] == str(target.cuda).split(".", maxsplit=1)[0]
+    bindings = pins.get("cuda-python") or pins["cuda-bindings"]
+    assert bindings.split(".")[:2] == str(target.cuda).split(".")
 
 
 def test_the_wheel_needs_what_the_project_says() -> None:

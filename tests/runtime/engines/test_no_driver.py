@@ -1,0 +1,33 @@
+"""cuda-python 12.6, JetPack 6's, raises where the driver's library is missing instead of returning a status."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import NoReturn
+
+import pytest
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.engines import cuda, facts
+
+
+def missing() -> NoReturn:
+    raise RuntimeError("Failed to dlopen libcuda.so.1")
+
+
+@pytest.fixture(autouse=True)
+def bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = SimpleNamespace(cudaGetDeviceCount=missing)
+    monkeypatch.setattr(facts, "import_cuda", lambda: made)
+    monkeypatch.setattr(cuda, "import_cuda", lambda: made)
+    monkeypatch.setattr(facts, "import_tensorrt", lambda: SimpleNamespace(__version__="10.3.0"))
+
+
+def test_the_facts_say_it() -> None:
+    with pytest.raises(UserError, match=r"no GPU that CUDA can use here \(Failed to dlopen libcuda\.so\.1\)"):
+        facts.device_facts()
+
+
+def test_the_device_says_it() -> None:
+    with pytest.raises(UserError, match=r"CUDA could not look for a GPU \(Failed to dlopen libcuda\.so\.1\)"):
+        cuda.CudaDevice()
