@@ -18,7 +18,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.evaluation.methods import Method
-from divprune_edge.runtime.evaluation.requests import Answers, Memory, Request
+from divprune_edge.runtime.evaluation.requests import Answers, Memory, Request, without_placeholder
 from divprune_edge.runtime.evaluation.results import Record
 from divprune_edge.runtime.evaluation.runner import Runner
 
@@ -104,6 +104,7 @@ class DivPruneEdge(lmms):
             return to_visual(self.task_dict[task][split][doc_id])
 
         name = f"{task}/{split}/{doc_id}"
+        text = without_placeholder(text, name)
         repetition = seen[name]  # a document asked several times is sampled with another seed each time
         seen[name] += 1
         return Request(f"{name}#{repetition}" if repetition else name, text, settings, visuals, repetition)

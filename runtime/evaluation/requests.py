@@ -20,6 +20,9 @@ from divprune_edge.runtime.generate import Decoding
 DEFAULT_TOKENS = 256
 """Longest answer where neither the task nor the user says."""
 
+PLACEHOLDER = "<image>"
+"""What stands for a picture in the texts of lmms-eval, whatever the model."""
+
 _UNDERSTOOD = frozenset(
     (
         "do_sample",
@@ -178,6 +181,23 @@ def decoding_of(
         repetition_penalty=float(settings.get("repetition_penalty") or 1.0),
         **drawn,  # type: ignore[arg-type]
     ), set(settings) - _UNDERSTOOD
+
+
+def without_placeholder(text: str, where: str) -> str:
+    """Return a question without the placeholder that some tasks put in front of it: the chat template has its own.
+
+    Raises:
+        UserError: a placeholder elsewhere in the text; the picture would not be where the task wants it.
+    """
+    asked = text.lstrip()
+    if asked.startswith(PLACEHOLDER):
+        text = asked.removeprefix(PLACEHOLDER).lstrip()
+    if PLACEHOLDER in text:
+        raise UserError(
+            f"'{where}' puts a picture inside its text, expected in front of it: choose a task with one picture per "
+            "question."
+        )
+    return text
 
 
 def _texts(given: object) -> tuple[str, ...]:

@@ -22,7 +22,13 @@ from divprune_edge.models.demo.render import render
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.evaluation.lmms import evaluate_task, find_task, manifest
 from divprune_edge.runtime.evaluation.methods import Method
-from divprune_edge.runtime.evaluation.requests import Answers, Memory, Request, decoding_of
+from divprune_edge.runtime.evaluation.requests import (
+    Answers,
+    Memory,
+    Request,
+    decoding_of,
+    without_placeholder,
+)
 from divprune_edge.runtime.evaluation.results import Record
 from divprune_edge.runtime.evaluation.tables import cells, footnote, heads, markdown, to_csv
 from divprune_edge.runtime.evaluation.task_results import Score, scores_of, task_row
@@ -123,6 +129,14 @@ def test_what_is_not_one_picture_is_refused(visuals: Any, said: str) -> None:
         Answers(Fake(), METHODS, Memory()).of([request("a", visuals)], METHODS[0])
 
 
+def test_placeholders() -> None:
+    assert without_placeholder("What?\n", "a") == "What?\n"
+    assert without_placeholder(" <image>\nWhat?", "a") == "What?"
+    for text in ("<image><image>What?", "Look at <image>: what?"):
+        with pytest.raises(UserError, match="'a' puts a picture inside its text"):
+            without_placeholder(text, "a")
+
+
 def test_scores() -> None:
     results = {
         "all": {"alias": "all", "samples": 3, "acc,none": np.float64(0.5), "acc_stderr,none": "N/A"},
@@ -175,7 +189,7 @@ def two_documents(model: Any) -> dict[str, Any]:
     asked = [
         lmms_interface.Instance(
             "generate_until",
-            (QUESTION, settings, lambda doc: [Image.fromarray(doc)], i, "two", "test"),
+            (f"<image>\n{QUESTION}", settings, lambda doc: [Image.fromarray(doc)], i, "two", "test"),
             0,
             {"task": "two", "doc_id": i, "repeats": 1},
         )
