@@ -134,6 +134,6 @@ class Runner:
             ),
             decoding,
             stop_ids=frozenset(facts.stop_ids),
-            context=self._manifest.language_model.context,
+            context=self._manifest.language_model.positions,
         )
         return result.text, result.prefill_ms, result.decode_ms
