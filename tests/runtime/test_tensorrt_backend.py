@@ -300,6 +300,31 @@ def test_rows_are_appended_by_the_kernel_itself(
     assert device.counts["appends"] > 12
 
 
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_float16_and_signals_of_the_encoder(
+    dialect: str, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a cache that are no multiple of 16 bytes; a selector that reads more than visual tokens."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    options = {"selector": "visionzip", "keep": 12, "precision": "fp16"}
+    for name in (dialect, "portable"):
+        export(plan_of(checkpoint, dialect=name, **options), tmp_path / name)
+    ours, _ = over_fake(Bundle.open(tmp_path / dialect), monkeypatch)
+    assert ours.selector is not None
+    assert len(ours.selector.signals) == 3
+    sessions = []
+    for one in (ours, Pipeline(tmp_path / "portable", threads=1)):
+        answer = one.ask(picture, "what is there ?", max_tokens=4, ignore_eos=True)
+        width = one.bundle.manifest.vision_encoder.width
+        visual = np.random.default_rng(2).standard_normal((1, 12, width)).astype(np.float16)
+        session = one._backend.language(one._backend.to_device(visual))
+        rows = one.bundle.manifest.language_model.embedding_rows
+        steps = [session.extend([1, *range(rows, rows + 12), 8]).copy(), session.extend([9]).copy()]
+        sessions.append((answer.kept_indices, *steps))
+    for found, wanted in zip(*sessions, strict=True):
+        assert np.allclose(found, wanted, atol=0.05)
+
+
 def test_selectors_change_on_loaded_engines(
     demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

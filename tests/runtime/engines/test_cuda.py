@@ -21,8 +21,9 @@ from divprune_edge.plugins.loader import find_library
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines import cuda, plan
+from divprune_edge.runtime.engines import cuda, opening, plan
 from divprune_edge.runtime.engines.cuda import CudaDevice
+from divprune_edge.runtime.pipeline import Pipeline
 
 GIB = 1 << 30
 
@@ -83,6 +84,25 @@ def test_a_sequence_through_both_layers(here: Here, bundles: dict[str, Bundle], 
         assert np.allclose(ours, wanted, atol=2e-4)
     assert here.tensorrt.host_code == [False] * 3
     assert here.fake.counts["launches"] >= 3
+
+
+def test_a_pipeline_opens_the_backend_by_its_name(
+    here: Here, bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From ``backend="tensorrt"`` down to the fakes; only where engines come from is told."""
+
+    def engines(bundle: Bundle, selector: Any, *, before: Any) -> Any:
+        return FakeEngines(bundle)(selector, before=before)
+
+    monkeypatch.setattr(opening, "open_engines", engines)
+    picture = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    options = {"max_tokens": 5, "ignore_eos": True}
+    answers = [
+        Pipeline(bundles[dialect], backend=backend).ask(picture, "what is there ?", **options)
+        for dialect, backend in (("static", "tensorrt"), ("portable", "cpu"))
+    ]
+    assert answers[0].token_ids == answers[1].token_ids
+    assert answers[0].backend == "tensorrt"
 
 
 def test_memory_is_freed_with_its_object(here: Here) -> None:
