@@ -12,9 +12,9 @@ from divprune_edge.runtime.profiling.measure import STAGES, Measured
 
 MEANING = (
     "The limit is Amdahl's law: the unpruned answer's time over that time without its prefill, as if the pruned "
-    "prefill were free. It leaves out that a shorter cache also makes decode steps cheaper, which shows where the "
-    "measured factor comes near the limit or passes it. The measured factor is the median over rounds of one answer's "
-    "time over the other's, with its quartiles."
+    "prefill were free. A shorter cache also makes decode steps cheaper, which the limit leaves out: where the "
+    "measured factor passes it, the rest comes from there. The measured factor is the median over rounds of one "
+    "answer's time over the other's, with its quartiles."
 )
 _PREFILL = STAGES.index("prefill")
 
@@ -23,7 +23,8 @@ _PREFILL = STAGES.index("prefill")
 class Saving:
     """An answer of ``tokens`` tokens: prefill's share without pruning, and end-to-end factors at most and as measured.
 
-    ``limit`` is None where the variants differ in more than pruning: then the law says nothing about them.
+    ``limit`` is of what prefill can give; it is None where the variants differ in more than pruning: then the law says
+    nothing about them. ``step_ms`` and ``full_step_ms`` are their decode steps, None for one token.
     """
 
     tokens: int
@@ -33,6 +34,8 @@ class Saving:
     measured: float
     low: float
     high: float
+    step_ms: float | None
+    full_step_ms: float | None
 
     @property
     def sentence(self) -> str:
@@ -42,8 +45,13 @@ class Saving:
         measured = f"measured {self.measured:.2f}× [{self.low:.2f}, {self.high:.2f}]"
         if self.limit is None:
             return f"{start}; {measured} end to end."
-        most = f"{100 * self.dropped:.0f} % pruning can save at most {self.limit:.2f}× end to end"
-        return f"{start}, so {most}; {measured}."
+        most = f"{100 * self.dropped:.0f} % pruning can save at most {self.limit:.2f}× end to end through it"
+        if self.step_ms is None or self.full_step_ms is None:
+            return f"{start}, so {most}; {measured}."
+        return (
+            f"{start}, so {most}; {measured} with decode steps of {self.step_ms:.3g} ms instead of "
+            f"{self.full_step_ms:.3g} ms."
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the sentence."""
@@ -68,5 +76,12 @@ def savings(pruned: Measured, full: Measured, lengths: Sequence[int]) -> list[Sa
         share = min(prefill / total, 0.999)
         low, middle, high = np.percentile(np.divide(before, after), [25, 50, 75])
         limit = 1 / (1 - share) if only_pruning else None
-        found.append(Saving(tokens, dropped, share, limit, float(middle), float(low), float(high)))
+        steps = [_step(measured, tokens) for measured in (pruned, full)]
+        found.append(Saving(tokens, dropped, share, limit, float(middle), float(low), float(high), *steps))
     return found
+
+
+def _step(measured: Measured, tokens: int) -> float | None:
+    """Return the median decode step of answers of ``tokens`` tokens."""
+    steps = [step for answer in measured.answers for step in answer.steps[: tokens - 1]]
+    return float(np.median(steps)) if steps else None

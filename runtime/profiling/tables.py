@@ -68,7 +68,7 @@ def _stages(variant: VariantReport) -> Table:
 
 def _answers(report: Report) -> Table:
     lengths = list(report.variants[0].totals)
-    heads = ["median ms", "first token", *(f"{n} tokens" for n in lengths if n > 1), "tokens/s", "peak MiB"]
+    heads = ["median ms", "TTFT", *(f"{n} tok" for n in lengths if n > 1), "tok/s", "peak MiB"]
     rows = []
     for variant in report.variants:
         totals = [shown(variant.totals[n].median) for n in lengths if n > 1]

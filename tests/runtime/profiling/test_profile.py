@@ -18,6 +18,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.models.targets import find_target
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.profiling import roofline
 from divprune_edge.runtime.profiling.limit import savings
 from divprune_edge.runtime.profiling.measure import DECODE, STAGES, Answer, Measured, Variant
 from divprune_edge.runtime.profiling.roofline import Cost, Machine, bound, costs, machine_of
@@ -26,6 +27,13 @@ from divprune_edge.runtime.profiling.samples import summarise
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Run = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "SECONDS", 0.02)
+
+
 FEW = ("--runs", 2, "--warmup", 1, "--answer-tokens", "1,3", "--threads", 1)
 
 
@@ -246,9 +254,11 @@ def test_what_pruning_saves_by_hand(demo_bundle: Path) -> None:
     assert three.limit == pytest.approx(130 / 70)
     assert three.measured == pytest.approx(130 / 70)
     assert three.sentence.startswith(
-        "Answer of 3 tokens: prefill is 46 % of this workload, so 90 % pruning can save at most 1.86× end to end; "
-        "measured 1.86×"
+        "Answer of 3 tokens: prefill is 46 % of this workload, so 90 % pruning can save at most 1.86× end to end "
+        "through it; measured 1.86×"
     )
+    assert three.sentence.endswith("with decode steps of 25 ms instead of 30 ms.")
+    assert "steps" not in one.sentence
 
 
 def test_rooflines_by_hand() -> None:
