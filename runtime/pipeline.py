@@ -74,7 +74,7 @@ class Pipeline:
         bundle: an opened bundle or the path of one.
         selector: id or name of a selector in the bundle, or ``none``; None takes the bundle's default.
         keep: number of visual tokens to keep, if the name alone does not say.
-        backend: ``cpu`` or ``cuda``.
+        backend: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: CPU threads of one operator; None takes all cores.
 
     Raises:

@@ -31,7 +31,7 @@ class Runner:
     Args:
         bundle: the opened bundle.
         methods: what will be asked for.
-        backend: ``cpu`` or ``cuda``.
+        backend: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: CPU threads; None takes all cores.
         max_tokens: longest answer.
     """

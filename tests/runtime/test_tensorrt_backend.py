@@ -25,6 +25,8 @@ from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.evaluation import runner
+from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.pipeline import Pipeline
 
 DIALECTS = ("static", "decomposed")
@@ -285,6 +287,21 @@ def test_an_answer_ends_where_the_cache_does(
     assert answer.token_ids == wanted.token_ids
     with pytest.raises(UserError, match=f"room for {ROWS}|{ROWS}"):
         ours.ask(picture, "what is in the picture ? " * 12)
+
+
+def test_an_evaluation_goes_on_where_the_cache_ends(
+    tiny: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny["static"]
+    backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
+    backend.load(bundle.selector())
+    monkeypatch.setattr(runner, "open_backend", lambda *_: backend)
+    prompt = bundle.manifest.prompt.model_copy(update={"stop_ids": ()})
+    endless = Bundle(bundle.path, bundle.manifest.model_copy(update={"prompt": prompt}))
+    visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width)))
+    asked = runner.Runner(endless, [])
+    text, _, _ = asked._answer(visual, "what is there ?", 9, Decoding(max_tokens=300))
+    assert 40 < len(text.split()) < ROWS
 
 
 def test_rows_are_appended_by_the_kernel_itself(
