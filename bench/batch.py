@@ -2,18 +2,19 @@
 
 Every round asks the same questions one by one and in batches, so that a drift of the machine hits both. Prompts are
 random ids of slightly different lengths; every answer has the same number of tokens, so that both do the same work.
+On a machine with other work, ``--processor-time --threads 1`` counts what this process alone used.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from bench.engines.base import Clock
-from divprune_edge.runtime.backends import BatchBackend
+from divprune_edge.runtime.backends import BatchBackend, DeviceTensor
 from divprune_edge.runtime.pipeline import Pipeline
 
 STAGES = ("vision and selection", "prefill", "decode")
@@ -28,8 +29,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-vision", action="store_true", help="random visual tokens")
+    parser.add_argument("--processor-time", action="store_true", help="instead of the clock's")
     arguments = parser.parse_args()
-    bench = _Bench(arguments.bundle, arguments.text, arguments.tokens, arguments.threads)
+    bench = _Bench(arguments)
     sizes = [int(size) for size in arguments.sizes.split(",")]
     times: dict[tuple[int, bool], list[list[float]]] = {}
     for turn in range(arguments.rounds + 1):
@@ -49,12 +52,14 @@ def main() -> None:
 
 
 class _Bench:
-    def __init__(self, bundle: Path, text: int, tokens: int, threads: int) -> None:
-        self._pipeline = Pipeline(bundle, threads=threads)
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._pipeline = Pipeline(arguments.bundle, threads=arguments.threads)
         backend = self._pipeline._backend
         assert isinstance(backend, BatchBackend)
         self._backend = backend
-        self._text, self._tokens = text, tokens
+        self._text, self._tokens = arguments.text, arguments.tokens
+        self._sees = not arguments.no_vision
+        self._clock = time.process_time if arguments.processor_time else time.perf_counter
         self._random = np.random.default_rng(0)
 
     def one_by_one(self, size: int) -> list[float]:
@@ -65,31 +70,37 @@ class _Bench:
         """Return the milliseconds of each stage."""
         return self._run(size, 0)
 
+    def _see(self, size: int) -> DeviceTensor:
+        vision = self._pipeline.bundle.manifest.vision_encoder
+        if not self._sees:
+            shape = (size, self._pipeline.visual_tokens, vision.width)
+            return self._backend.to_device(self._random.standard_normal(shape).astype(np.float32))
+        pixels = (size, vision.image_height, vision.image_width, 3)
+        encoded = self._backend.encode(self._random.integers(0, 256, pixels, dtype=np.uint8))
+        valid = np.ones((size, vision.tokens), np.bool_)
+        return self._backend.select(encoded, self._pipeline.selector, valid)[0]
+
     def _run(self, size: int, first: int) -> list[float]:
-        manifest, backend = self._pipeline.bundle.manifest, self._backend
-        vision, rows = manifest.vision_encoder, manifest.language_model.embedding_rows
-        shape = (size, vision.image_height, vision.image_width, 3)
-        pixels = self._random.integers(0, 256, shape, dtype=np.uint8)
-        clock = Clock()
-        kept, _ = backend.select(
-            backend.encode(pixels), self._pipeline.selector, np.ones((size, vision.tokens), np.bool_)
-        )
-        seen = clock.lap()
+        backend, rows = self._backend, self._pipeline.bundle.manifest.language_model.embedding_rows
+        times = [self._clock()]
+        kept = self._see(size)
+        times.append(self._clock())
         visual = range(rows, rows + self._pipeline.visual_tokens)
         prompts = [[5] * 4 + [*visual] + [7] * (self._text - 4 + 2 * (first + i)) for i in range(size)]
         if size == 1:
             session = backend.language(kept)
             session.extend(prompts[0])
-            prefilled = clock.lap()
+            times.append(self._clock())
             for _ in range(self._tokens - 1):
                 session.extend((9,))
         else:
             batch = backend.language_batch(kept)
             batch.extend(prompts)
-            prefilled = clock.lap()
+            times.append(self._clock())
             for _ in range(self._tokens - 1):
                 batch.extend([(9,)] * size)
-        return [seen, prefilled, clock.lap()]
+        times.append(self._clock())
+        return (1e3 * np.diff(times)).tolist()
 
 
 if __name__ == "__main__":
