@@ -40,8 +40,8 @@ def profile_command(
     alone: Annotated[bool, typer.Option("--alone", help="Measure nothing beside it.")] = False,
     backend: Annotated[str, typer.Option(help="As for 'ask'.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
-    runs: Annotated[int, typer.Option(metavar="N", help="Measured rounds.")] = 20,
-    warmup: Annotated[int, typer.Option(metavar="N", help="Rounds before them.")] = 3,
+    runs: Annotated[int, typer.Option(metavar="N", help="Measured rounds.")] = 10,
+    warmup: Annotated[int, typer.Option(metavar="N", help="Rounds before them.")] = 2,
     answer_tokens: Annotated[
         str | None,
         typer.Option(metavar="LIST", help="Lengths of answers to report.", show_default=LENGTHS),

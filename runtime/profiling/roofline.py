@@ -86,10 +86,11 @@ def measure_host(threads: int | None) -> Machine:
     target = np.zeros_like(piece)
     with ThreadPoolExecutor(workers) as pool:
         bandwidth = 2 * piece.nbytes / _fastest(lambda: list(pool.map(np.copyto, target, piece)))
+    copies = f"{workers} thread{'s' if workers > 1 else ''}"
     source = (
         f"measured here, the fastest within {SECONDS} s: {rate / 1e9:.0f} GFLOP/s (NumPy with its own threads, "
-        f"float32, {_SIDE} × {_SIDE}), {bandwidth / 1e9:.1f} GB/s (copy by {workers} thread{'s' if workers > 1 else ''}); a "
-        "ratio below 1 says that the engine multiplies faster than NumPy"
+        f"float32, {_SIDE} × {_SIDE}), {bandwidth / 1e9:.1f} GB/s (copy by {copies}); a ratio below 1 says that the "
+        "engine multiplies faster than NumPy"
     )
     return Machine("cpu", "this CPU", bandwidth, {"fp32": rate}, source)
 
