@@ -7,6 +7,7 @@ is what the language model reads. See docs/tensorrt-backend.md.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -118,10 +119,11 @@ class TensorRtBackend:
         return self._model.session(visual, rows)
 
     def _load_plans(self, engines: Engines) -> None:
-        self._engines = self._engines or engines
         for name, plan in engines.plans.items():
             library = engines.library if engines.info[name].plugin else None
             self._plans[name] = self._device.load(plan, name, library)
+        # What was deserialised is not needed as bytes any more.
+        self._engines = self._engines or replace(engines, plans={})
 
     @property
     def _model(self) -> TensorRtLanguage:

@@ -172,12 +172,16 @@ class Slot:
             context.set_address(_VISUAL, visual.address)
 
     def warm_up(self) -> None:
-        """Run a decode step on nothing and capture it, so that no question pays for that."""
-        if self._graph is None:
-            nothing = self._model.step(np.zeros((1, 1), np.int64), 0, self._model.capacity)
-            self.intact = 0
-            self.decode(nothing)
-            self.decode(nothing)
+        """Run both kinds of steps on nothing and capture decode's, so that no question pays for that."""
+        if self._graph is not None:
+            return
+        model = self._model
+        self.intact = 0
+        nothing, two = (model.step(np.zeros((1, n), np.int64), 0, model.capacity) for n in (1, 2))
+        if model.longest > 1:
+            self.prefill(two, 2)
+        self.decode(nothing)
+        self.decode(nothing)
 
     def decode(self, inputs: StepInputs) -> None:
         """Run a step of one id; from the second on, one launch of a graph."""
