@@ -75,22 +75,45 @@ def replay_regret(distances: npt.NDArray[np.floating[Any]], valid: Valid, chosen
 
     Max-min is replayed in float64 on the full matrix, but allowed to pick only from ``chosen``. At each step
     the regret is the best candidate's value over all rows less the best within the set; the largest one, the
-    first pick included, is returned. Unlike a bound on the smallest kept distance, it rejects random sets.
+    first pick included, is counted. Unlike a bound on the smallest kept distance, it rejects random sets.
+
+    Rounding decides between candidates that are as far as each other, and everything after follows from that: the
+    first pick is such a tie wherever the two loneliest tokens are each other's nearest. So each of them is tried, and
+    the smallest regret is returned.
     """
     d = distances.astype(np.float64)
     inside = np.zeros(valid.size, dtype=bool)
     inside[chosen] = True
     others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
     value = np.where(valid, np.where(others, d, _FAR).min(axis=1), _TAKEN)
-    regret = 0.0
-    for step in range(len(chosen)):
-        best_inside = np.where(inside, value, -np.inf)
-        pick = int(np.argmax(best_inside))
-        regret = max(regret, float(value.max() - best_inside[pick]))
-        inside[pick] = False
-        value = np.where(valid, d[pick], _TAKEN) if step == 0 else np.minimum(value, d[pick])
-        value[pick] = _TAKEN
-    return regret
+    best = np.inf
+    ways = [(0, inside, value, 0.0)]
+    for _ in range(_WAYS * len(chosen)):
+        if not ways or best <= _TIE:
+            break
+        step, inside, value, regret = ways.pop()
+        candidates = np.where(inside, value, -np.inf)
+        order = np.argsort(-candidates, kind="stable")
+        regret = max(regret, float(value.max() - candidates[order[0]]))
+        if regret >= best:
+            continue
+        if step == len(chosen) - 1:
+            best = regret
+            continue
+        for pick in reversed(order[candidates[order] >= candidates[order[0]] - _TIE]):
+            left, after = inside.copy(), np.where(valid, d[pick], _TAKEN)
+            left[pick] = False
+            if step:
+                after = np.minimum(value, after)
+            after[pick] = _TAKEN
+            ways.append((step + 1, left, after, regret))
+    return float(best)
+
+
+# Distances that differ by less are the same in float32, whose last place is 1.2e-7 at 1.
+_TIE = 1e-6
+# How many orders of tied picks are tried at most; the first is the likeliest.
+_WAYS = 64
 
 
 def write_selection(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:

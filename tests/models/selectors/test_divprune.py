@@ -149,6 +149,28 @@ def test_one_wrong_pick_has_regret() -> None:
         assert replay_regret(distances, valid, wrong) > 1e-4
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_either_of_two_loneliest_tokens_may_come_first(seed: int) -> None:
+    """They are each other's nearest, so rounding decides which comes first."""
+    random = np.random.default_rng(seed)
+    tokens = np.concatenate([np.full((40, 1), 4), np.zeros((40, 1)), random.normal(size=(40, 6))], axis=1)
+    tokens[[11, 30]] = 0
+    tokens[11, 1], tokens[30, :2] = 1, (-0.9, 0.5)  # an angle of 61 degrees, and more to the rest
+    tokens = tokens.astype(np.float32)
+    distances, valid = cosine_distances(tokens), np.ones(40, bool)
+    nearest = np.where(np.eye(40, dtype=bool), 9, distances).min(axis=1)
+    assert set(np.argsort(nearest)[-2:]) == {11, 30}
+    for first, second in ((11, 30), (30, 11)):
+        rounded = distances.copy()
+        rounded[first, second] = rounded[second, first] = nearest.max()
+        rounded[first, second] += np.float32(1e-7)
+        chosen = np.sort(max_min_picks(rounded, valid, 8))
+        assert max_min_picks(rounded, valid, 8)[0] == first
+        assert replay_regret(distances, valid, chosen) <= 1e-6
+        wrong = np.setdiff1d(np.append(chosen, np.setdiff1d(np.arange(40), chosen)[0]), chosen[3:4])
+        assert replay_regret(distances, valid, wrong) > 1e-4
+
+
 def test_identical_tokens_are_taken_from_the_front() -> None:
     tokens, valid = np.ones((8, 4), np.float32), np.ones(8, bool)
     assert max_min_select(tokens, valid, 3).tolist() == [0, 1, 2]
