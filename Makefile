@@ -11,6 +11,8 @@ TREE := build/tree
 BINDINGS := build/bindings/10.16.1.11 build/bindings/11.4.0.106
 BINDINGS_JETPACK_6 := build/bindings/10.3.0
 BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
+# Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
+BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
 .PHONY: demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector clean help
 
@@ -36,7 +38,7 @@ types: $(TREE)
 imports: $(TREE)
 	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml)
 
-bindings: $(BINDINGS) $(BINDINGS_JETPACK_6) $(BINDINGS_CUDA)  ## Fetch TensorRT's and CUDA's Python bindings for the tests (x86-64).
+bindings: $(BINDINGS) $(BINDINGS_JETPACK_6) $(BINDINGS_CUDA) $(BINDINGS_CUDA_12_6)  ## Fetch TensorRT's and CUDA's Python bindings for the tests (x86-64).
 
 $(BINDINGS): build/bindings/%: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial tensorrt-cu13-bindings==$*
@@ -48,6 +50,10 @@ $(BINDINGS_JETPACK_6): build/bindings/%: | $(VENV)/.dev
 
 $(BINDINGS_CUDA): build/cuda-bindings/%: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial cuda-bindings==$* cuda-pathfinder
+	mv $@.partial $@
+
+$(BINDINGS_CUDA_12_6): build/cuda-bindings/%: | $(VENV)/.dev
+	$(PIP) install --quiet --no-deps --target $@.partial cuda-python==$*
 	mv $@.partial $@
 
 cuda12: build/cuda-12.6  ## Fetch CUDA 12.6's runtime compiler for the test that JetPack 6 can build the kernels (x86-64).

@@ -97,7 +97,7 @@ def import_cuda() -> Any:
         from cuda.bindings import runtime
     except ImportError as error:
         raise UserError(
-            f"CUDA's Python bindings cannot be loaded ({error}): 'pip install cuda-bindings', with '<13' behind it for "
+            f"CUDA's Python bindings cannot be loaded ({error}): 'pip install cuda-python', with '<13' behind it for "
             "CUDA 12; on JetPack 6 'pip install cuda-python==12.6.2.post1'."
         ) from error
     return runtime

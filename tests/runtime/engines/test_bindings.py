@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("tensorrt")
 HERE = Path(__file__).resolve().parent
 ENGINES = ROOT / "runtime" / "engines"
 VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
-CUDA_VERSIONS = ("12.9.10", "13.2.0")
+CUDA_VERSIONS = ("12.6.2.post1", "12.9.10", "13.2.0")
 
 OBJECTS = {"_tensorrt": "", "tensorrt": "", "trt": "", "_runtime": "Runtime", "runtime": "Runtime"}
 OBJECTS |= {"engine": "ICudaEngine", "_engine": "ICudaEngine", "inspector": "EngineInspector"}

@@ -99,7 +99,7 @@ def test_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_cudas_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda", None)
-    with pytest.raises(UserError, match=r"cannot be loaded \(.*pip install cuda-bindings'.*<13"):
+    with pytest.raises(UserError, match=r"cannot be loaded \(.*pip install cuda-python'.*<13"):
         import_cuda()
 
 
