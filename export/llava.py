@@ -16,7 +16,6 @@ from divprune_edge.errors import DivpruneError
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import Plan
-from divprune_edge.export.precision import QUANTISED
 from divprune_edge.export.selector import signal_inputs, write_selector
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import (
@@ -171,8 +170,9 @@ def _language_cost(plan: Plan, folder: Path, graph: GraphInfo) -> LanguageCost:
     """Return what a step costs; a step looks up a few rows of the embedding, unless the head multiplies with it."""
     flops = decoder_parts(plan.spec.decoder, plan.vocabulary)
     stored = sum((folder / name).stat().st_size for name in (graph.file, *graph.data))
-    is_head = plan.names.tied and plan.precisions.language not in QUANTISED
-    itemsize = np.dtype(plan.language_format().dtype).itemsize
+    format = plan.language_format()
+    is_head = plan.names.tied and not format.quantises_head
+    itemsize = np.dtype(format.dtype).itemsize
     embedding = 0 if is_head else plan.embedding_rows * plan.spec.width * itemsize
     return LanguageCost(
         token_flops=flops.token,

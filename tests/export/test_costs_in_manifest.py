@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,19 @@ def test_the_manifest_says_what_a_step_costs(tmp_path: Path, tied: bool, precisi
     stored = sum(info.size for name, info in manifest.files.items() if name.startswith("language_model."))
     table = plan.vocabulary * plan.spec.width * (2 if precision == "fp16" else 4)
     assert cost.weight_bytes == stored - (0 if tied else table)
+
+
+@pytest.mark.parametrize(("dialect", "both"), [("portable", False), ("decomposed", True)])
+def test_a_tied_head_in_int4(
+    quantisable: Callable[..., Path], tmp_path: Path, dialect: str, both: bool
+) -> None:
+    """Where the head keeps its type, a step multiplies with the embedding and reads all of it."""
+    plan = plan_of(
+        quantisable(tied=True), precision="vision=fp32,language=int4", dialect=dialect, block_size=32
+    )
+    with plan.checkpoint:
+        manifest = export(plan, tmp_path / "bundle").manifest
+    stored = sum(info.size for name, info in manifest.files.items() if name.startswith("language_model."))
+    table = plan.vocabulary * plan.spec.width * (2 if dialect == "decomposed" else 4)
+    assert manifest.language_model.cost is not None
+    assert manifest.language_model.cost.weight_bytes == stored - (0 if both else table)
