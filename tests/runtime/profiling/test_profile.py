@@ -283,6 +283,17 @@ def test_costs_of_the_stages(demo_bundle: Path) -> None:
     assert full[DECODE].bytes - pruned[DECODE].bytes == (588 - 70) * row
 
 
+def test_this_cpu_is_measured() -> None:
+    machine = roofline.measure_host(1)
+    assert machine.rates["fp32"] > 1e8
+    assert (machine.rates["fp16"], machine.rates["int8"]) == (
+        2 * machine.rates["fp32"],
+        4 * machine.rates["fp32"],
+    )
+    assert machine.bandwidth > 1e8
+    assert f"{machine.bandwidth / 1e9:.1f} GB/s (copy by 1 thread)" in machine.source
+
+
 def test_machines_of_targets() -> None:
     orin = find_target("agx-orin-64gb")
     machine = machine_of(orin)
