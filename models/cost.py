@@ -23,7 +23,7 @@ class DecoderFlops:
     logits: int
 
     def of(self, new: int, cached: int = 0) -> int:
-        """Return the FLOPs of a step that appends ``new`` tokens to ``cached`` ones, logits of one position included."""
+        """Return the FLOPs of a step that appends ``new`` tokens to ``cached`` ones, one position's logits included."""
         return self.token * new + self.pair * new * (cached + new) + self.logits
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.evaluation.options import RunOptions, with_run_options
 
 if TYPE_CHECKING:
@@ -140,6 +141,12 @@ def run_with_progress(
     from divprune_edge.runtime.evaluation.evaluate import evaluate
 
     said = f"{len(data.pictures)} pictures, {data.questions} questions, {len(methods)} methods; results in {folder}."
+    if all(method.name != UNPRUNED for method in methods):
+        tokens, room = bundle.manifest.vision_encoder.tokens, bundle.manifest.language_model.positions
+        said += (
+            f" The unpruned model is not among them: its {tokens} visual tokens need more than the cache's {room} "
+            "rows; export with a larger --capacity."
+        )
     with _progress(said) as bar:
         line = bar.add_task("pictures", total=len(data.pictures))
         return evaluate(

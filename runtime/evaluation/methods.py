@@ -41,6 +41,8 @@ def choose_methods(
 ) -> list[Method]:
     """Return the unpruned model, then for each budget the chosen selectors and both baselines.
 
+    The unpruned model is missing where a cache of fixed capacity has no room for all visual tokens.
+
     Args:
         bundle: holds the selectors' graphs.
         names: algorithms; None takes all that the bundle has.
@@ -58,7 +60,7 @@ def choose_methods(
     chosen = list(dict.fromkeys(names if names is not None else (name for name, _ in there)))
     for name in chosen:
         find_selector(name)
-    methods = [Method(UNPRUNED, tokens, None)]
+    methods = [Method(UNPRUNED, tokens, None)] if tokens < bundle.manifest.language_model.positions else []
     for keep in kept:
         for name in dict.fromkeys([*chosen, *BASELINES]):
             graph = there.get((name, keep))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_coverage_by_hand() -> None:
     assert smallest_distance(distances, np.array([-1, 0, 1])) == pytest.approx(0.5, abs=1e-6)
     assert coverage_radius(distances, np.array([-1])) == 2
     assert smallest_distance(distances, np.array([-1, 0])) == 2
+
+
+@pytest.mark.parametrize(("capacity", "there"), [(None, True), (577, True), (576, False), (512, False)])
+def test_a_small_cache_leaves_the_unpruned_model_out(
+    demo_bundle: Path, capacity: int | None, there: bool
+) -> None:
+    bundle = Bundle.open(demo_bundle)
+    language = bundle.manifest.language_model.model_copy(update={"capacity": capacity})
+    small = replace(bundle, manifest=bundle.manifest.model_copy(update={"language_model": language}))
+    ids = [method.id for method in choose_methods(small)]
+    assert ids == ["none"] * there + ["divprune-58", "random-58", "uniform-58"]
 
 
 def test_baselines_and_the_unpruned_model_are_always_there(demo_bundle: Path) -> None:
