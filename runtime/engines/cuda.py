@@ -1,4 +1,4 @@
-"""The device as CUDA gives it, through ``cuda.bindings`` (cuda-python 12.6 or newer): no torch.
+"""The device as CUDA gives it, through ``cuda.bindings`` (cuda-bindings 12.8 or newer): no torch.
 
 What is special about Jetson is in :meth:`CudaDevice.free_bytes` alone: there, CPU and GPU share one memory.
 """
