@@ -148,8 +148,10 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = self._threads or 0
-        # Three pools share the cores: one that has finished its run must not spin against the next.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if graph is not self._bundle.manifest.language_model:
+            # Three pools share the cores: one that has finished its run must not spin against the next. What follows
+            # a step of the language model is its next step, which finds the threads awake.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         provider = _PROVIDERS[self._device]
         # fp32 means fp32: TF32 would change which tokens a selector keeps.
         settings = {"use_tf32": "0"} if self._device == "cuda" else {}

@@ -133,6 +133,25 @@ def test_silent_fallback_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPa
     assert ("CUDAExecutionProvider", {"use_tf32": "0"}) in asked
 
 
+def test_only_the_language_model_keeps_its_threads_awake(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    awake: dict[str, bool] = {}
+    cpu_only = types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    def open_session(path: str, options: ort.SessionOptions, providers: list[object]) -> object:
+        try:
+            stops = options.get_session_config_entry("session.force_spinning_stop")
+        except RuntimeError:  # not set
+            stops = "0"
+        awake[Path(path).name] = stops == "0"
+        return cpu_only
+
+    monkeypatch.setattr(module.ort, "InferenceSession", open_session)
+    open_backend(bundle, "cpu").load(bundle.manifest.selectors[0])
+    assert awake == {"vision_encoder.onnx": False, "divprune-58.onnx": False, "language_model.onnx": True}
+
+
 def test_graph_that_cannot_be_loaded_is_one_sentence(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "vision_encoder.onnx").write_bytes(b"not a graph")
     (tmp_path / "language_model.onnx").write_bytes(b"not a graph")
