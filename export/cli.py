@@ -62,8 +62,13 @@ def llava(
         ),
     ] = None,
     block_size: Annotated[
-        int, typer.Option(metavar="32|128", help="Values that share a scale in int4.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            metavar="32|64|128",
+            help="Values that share a scale in int4.",
+            show_default="32; for TensorRT the largest that divides",
+        ),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Pictures to round int4 weights by (GPTQ), a few dozen."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,10 +12,10 @@ from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Dialect, find_dialect
 from divprune_edge.export.formats import Format, Moments, find_format
 from divprune_edge.export.precision import (
-    DEFAULT_BLOCK_SIZE,
     Precisions,
     activation_type,
     check_for_tensorrt,
+    largest_block,
     parse_precisions,
 )
 from divprune_edge.manifest import Precision, Preprocessing
@@ -134,6 +134,19 @@ class Plan:
                 if is_matrix(name, shape):
                     format.check(name, shape)
 
+    @property
+    def block_widths(self) -> set[int]:
+        """Row widths of the matrices that are stored in blocks."""
+        return {
+            shape[1]
+            for precision, (_, shapes) in zip(
+                (self.precisions.vision, self.precisions.language), self._graphs(), strict=True
+            )
+            if precision == "int4"
+            for name, shape in shapes.items()
+            if is_matrix(name, shape)
+        }
+
     def _graphs(self) -> list[tuple[Format, Shapes]]:
         """Return each graph's format and the weights in it."""
         shapes = self.names.parameters(self.spec, self.embedding_rows, self.vocabulary)
@@ -165,7 +178,7 @@ def plan_llava(
     keep: int | None,
     prune: str | None,
     precision: str,
-    block_size: int = DEFAULT_BLOCK_SIZE,
+    block_size: int | None = None,
     dialect: str = DEFAULT_DIALECT,
     capacity: int | None = None,
     signals: str = NONE,
@@ -174,7 +187,8 @@ def plan_llava(
     """Read a LLaVA-1.5 checkpoint and settle the export.
 
     ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
-    ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``target`` is
+    ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``block_size`` of
+    int4 is 32 where it is None; for TensorRT the largest that divides. ``target`` is
     noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled.
 
     Raises:
@@ -187,7 +201,7 @@ def plan_llava(
     spec = read_llava(checkpoint.config)
     written.check(spec.decoder)
     if written.for_tensorrt:
-        check_for_tensorrt(precisions, dialect)
+        check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:
         raise UserError(
             f"--capacity {capacity} does not go with --dialect {dialect}, whose cache grows as it is needed: leave "
@@ -221,6 +235,8 @@ def plan_llava(
         rows,
         target,
     )
+    if written.for_tensorrt and block_size is None:
+        plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))
     plan.check_formats()
     return plan
 

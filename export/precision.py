@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -14,7 +15,9 @@ from divprune_edge.manifest import Precision
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 QUANTISED: tuple[Precision, ...] = ("int8", "int4")
 GRAPHS = ("vision", "language")
-BLOCK_SIZES = (32, 128)
+BLOCK_SIZES = (32, 64, 128)
+TENSORRT_BLOCK_SIZES = (64, 128)
+"""What TensorRT takes for int4, by the page "Quantization Schemes" of its documentation."""
 DEFAULT_BLOCK_SIZE = 32
 
 
@@ -46,12 +49,17 @@ def activation_type(precision: Precision, *, tensorrt: bool = False) -> str:
     return "float16" if half else "float32"
 
 
-def check_for_tensorrt(precisions: Precisions, dialect: str) -> None:
-    """Check that TensorRT can read graphs in ``precisions``.
+def check_for_tensorrt(precisions: Precisions, block_size: int | None, dialect: str) -> None:
+    """Check that TensorRT can read graphs in ``precisions``, with int4 in blocks as asked for.
 
     Raises:
-        UserError: int8, for which its parser has no operator.
+        UserError: int8, for which its parser has no operator, or blocks of a size that it does not take.
     """
+    if precisions.has_blocks and block_size is not None and block_size not in TENSORRT_BLOCK_SIZES:
+        raise UserError(
+            f"--block-size {block_size} does not go with --dialect {dialect}: TensorRT takes int4 in blocks of "
+            f"{' or '.join(map(str, TENSORRT_BLOCK_SIZES))}; leave it out for the largest that divides."
+        )
     for graph in GRAPHS:
         if getattr(precisions, graph) == "int8":
             raise UserError(
@@ -60,16 +68,23 @@ def check_for_tensorrt(precisions: Precisions, dialect: str) -> None:
             )
 
 
-def parse_precisions(text: str, block_size: int = DEFAULT_BLOCK_SIZE) -> Precisions:
+def largest_block(widths: Collection[int]) -> int:
+    """Return the largest block that TensorRT takes and that divides rows of these widths; none does: the smallest."""
+    fitting = [size for size in TENSORRT_BLOCK_SIZES if not any(width % size for width in widths)]
+    return max(fitting, default=TENSORRT_BLOCK_SIZES[0])
+
+
+def parse_precisions(text: str, block_size: int | None = None) -> Precisions:
     """Read ``--precision``: one name for both graphs, or ``vision=int8,language=int4``.
 
     Raises:
         UserError: an unknown or missing graph or precision, or another block size.
     """
+    block_size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
     if block_size not in BLOCK_SIZES:
+        *others, last = map(str, BLOCK_SIZES)
         raise UserError(
-            f"--block-size {block_size} is not offered: int4 weights come in blocks of "
-            f"{' or '.join(map(str, BLOCK_SIZES))}."
+            f"--block-size {block_size} is not offered: int4 weights come in blocks of {', '.join(others)} or {last}."
         )
     if "=" not in text:
         name = _known(text, text)

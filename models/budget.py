@@ -31,7 +31,9 @@ def keep_from_prune(ratio: str | float, candidates: int) -> int:
 
 
 CAPACITY_STEP = 64
-_BESIDE_PICTURE = 192 + 256
+PROMPT = 192
+"""Tokens of a usual prompt, at most: system prompt, question, a few turns; the picture is counted apart."""
+_ANSWER = 256
 _AT_LEAST_BESIDE = 64
 
 
@@ -50,7 +52,7 @@ def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
         UserError: ``asked`` leaves no room for a question and an answer, or is beyond the context.
     """
     if asked is None:
-        usual = -(-(keep + _BESIDE_PICTURE) // CAPACITY_STEP) * CAPACITY_STEP
+        usual = -(-(keep + PROMPT + _ANSWER) // CAPACITY_STEP) * CAPACITY_STEP
         return min(usual, context)
     least = least_capacity(keep, context)
     if not least <= asked <= context:

@@ -39,7 +39,7 @@ class Elements:
     matrices: int
     rest: int
 
-    def language_bytes(self, precision: str, block: int = 32) -> int:
+    def language_bytes(self, precision: str, block: int = 128) -> int:
         """Return the size of the language graph's weights; int4 has a float16 scale per block."""
         if precision == "int4":
             return self.matrices // 2 + self.matrices // block * 2 + self.rest * 2
@@ -143,8 +143,8 @@ def forecast(target: Target, need: Need) -> Forecast | None:
 def would_fit(wanted: Forecast, elements: Elements, least_rows: int) -> list[str]:
     """Return what would fit instead, best first, as ends of the sentence "what would fit: …".
 
-    Tried are float16, then int4 for the language model in blocks of 32 and of 128, each with the cache as it is and
-    with the smallest one; and if nothing is left, other devices as they are asked for.
+    Tried are float16, then int4 for the language model (in blocks of 128, the default there), each with the cache
+    as it is and with the smallest one; and if nothing is left, other devices as they are asked for.
 
     Args:
         wanted: what does not fit.
@@ -169,15 +169,11 @@ def would_fit(wanted: Forecast, elements: Elements, least_rows: int) -> list[str
 
 
 def _smaller(need: Need, elements: Elements, least_rows: int) -> Iterator[tuple[str, Need]]:
-    for option, precision, block in (
-        (f"--precision {HALF}", "fp16", 32),
-        (f"--precision {INT4}", "int4", 32),
-        (f"--precision {INT4} --block-size 128", "int4", 128),
-    ):
+    for option, precision in ((f"--precision {HALF}", "fp16"), (f"--precision {INT4}", "int4")):
         smaller = replace(
             need,
             vision=min(need.vision, elements.vision_bytes("fp16")),
-            language=elements.language_bytes(precision, block),
+            language=elements.language_bytes(precision),
         )
         if smaller.language + smaller.vision < need.language + need.vision:
             yield option, smaller

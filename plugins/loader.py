@@ -26,13 +26,18 @@ class Library:
     record: Record
 
 
+def default_path() -> Path:
+    """Return where ``python -m plugins build`` puts the library; it need not be there yet."""
+    return Path(__file__).resolve().parent / "lib" / LIBRARY
+
+
 def find_library(folder: Path | None = None) -> Library:
     """Return the library in ``folder``, by default the one that ``python -m plugins build`` puts into the package.
 
     Raises:
         UserError: there is none, it is of another version, or it is not the file that was built.
     """
-    path = (folder or Path(__file__).resolve().parent / "lib") / LIBRARY
+    path = folder / LIBRARY if folder else default_path()
     if not path.is_file():
         raise UserError(f"There is no plugin library at '{path}': build it with '{BUILD}'.")
     record = read_record(path.parent)

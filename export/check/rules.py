@@ -1,7 +1,8 @@
 """Restrictions of TensorRT's ONNX parser that its list states in words, as far as our graphs can meet them.
 
 Each rule takes a node and the table and yields one sentence per violation. Facts from ``docs/operators.md`` of
-onnx/onnx-tensorrt (10.1 and 10.15), the changelog of NVIDIA/TensorRT, and for int4 the parser's source of 10.1.
+onnx/onnx-tensorrt (10.1 and 10.15), the changelog of NVIDIA/TensorRT, and for int4 the parser's source of 10.1 and
+the page "Quantization Schemes" of TensorRT's documentation.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from divprune_edge.export.check.graph import Node, Tensor
 from divprune_edge.export.check.tables import OperatorTable
+from divprune_edge.export.precision import TENSORRT_BLOCK_SIZES
 
 Rule = Callable[[Node, OperatorTable], Iterator[str]]
 
@@ -107,7 +109,7 @@ def tensor_scatter(node: Node, table: OperatorTable) -> Iterator[str]:
 
 
 def dequantize(node: Node, table: OperatorTable) -> Iterator[str]:
-    """Symmetric; one scale per block for int4 only, blocks along one axis, an even last dimension."""
+    """Symmetric; one scale per block for int4 only, 64 or 128 values along one axis, an even last dimension."""
     if node.op != "DequantizeLinear":
         return
     data, scale, zero = (node.input(i) for i in range(3))
@@ -120,6 +122,9 @@ def dequantize(node: Node, table: OperatorTable) -> Iterator[str]:
     )
     if blocked and data.dtype != "int4":
         yield f"DequantizeLinear has a scale per block of {data.dtype}; blocks are for int4 only"
+    size = node.attributes.get("block_size")
+    if blocked and data.dtype == "int4" and size is not None and size not in TENSORRT_BLOCK_SIZES:
+        yield f"DequantizeLinear has int4 in blocks of {size}; TensorRT takes 64 or 128 (export with --block-size)"
     if blocked and len(scale.shape) == len(data.shape):
         differ = sum(a != b for a, b in zip(data.shape, scale.shape, strict=True))
         if differ > 1:

@@ -27,7 +27,7 @@ def build_command(
         typer.Option(
             metavar="TOKENS",
             help="Longest piece of a prompt fed at once.",
-            show_default="all there is room for",
+            show_default="the visual tokens and 192 more",
         ),
     ] = None,
     workspace: Annotated[

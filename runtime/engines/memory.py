@@ -26,16 +26,15 @@ def graph_bytes(manifest: Manifest, file: str, data: Iterable[str]) -> int:
     return sum(manifest.files[name].size for name in (file, *data))
 
 
-def cache_bytes(info: LanguageInfo) -> int:
-    """Return the size of a KV cache of the graph's capacity."""
-    return (
-        2
-        * info.layers
-        * info.kv_heads
-        * (info.capacity or info.context)
-        * info.head_dim
-        * np.dtype(info.cache_dtype).itemsize
-    )
+def cache_bytes(info: LanguageInfo, longest: int) -> int:
+    """Return the size of a KV cache of the graph's capacity, and of the new rows that wait to be appended.
+
+    Args:
+        info: the language model; only dialect ``decomposed`` hands out new rows.
+        longest: tokens of a prefill, at most.
+    """
+    rows = (info.capacity or info.context) + (longest if info.dialect == "decomposed" else 0)
+    return 2 * info.layers * info.kv_heads * rows * info.head_dim * np.dtype(info.cache_dtype).itemsize
 
 
 def check_disk(folder: Path, graphs: Iterable[int]) -> None:
@@ -78,7 +77,9 @@ def check_build_memory(graphs: Iterable[int], workspace: int | None, device: Dev
             )
 
 
-def check_run_memory(plans: Iterable[PlanInfo], info: LanguageInfo, device: DeviceFacts) -> None:
+def check_run_memory(
+    plans: Iterable[PlanInfo], info: LanguageInfo, longest: int, device: DeviceFacts
+) -> None:
     """Check that engines can be opened side by side: their weights, the activations, and the KV cache.
 
     Raises:
@@ -87,7 +88,7 @@ def check_run_memory(plans: Iterable[PlanInfo], info: LanguageInfo, device: Devi
     listed = list(plans)
     weights = sum(plan.size for plan in listed)
     activations = sum(max(plan.device_memory, default=0) for plan in listed)
-    cache = cache_bytes(info)
+    cache = cache_bytes(info, longest)
     needed = weights + activations + cache
     if device.free_memory < needed:
         raise UserError(

@@ -89,7 +89,8 @@ def open_engines(
     info = {name: stored.info.plans[name] for name in names}
     found = _check_plugin(bundle, selector, stored, library) if any(p.plugin for p in info.values()) else None
     if before is None:
-        check_run_memory(info.values(), bundle.manifest.language_model, device)
+        longest = stored.info.facts.limits.max_prompt
+        check_run_memory(info.values(), bundle.manifest.language_model, longest, device)
     plans = {name: map_plan(stored, name) for name in names}
     return Engines(stored.folder, device, stored.info.facts.limits, plans, info, found)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo
+from divprune_edge.models.budget import PROMPT
 
 VISION, LANGUAGE = "vision_encoder", "language_model"
 """Names of the engines that every bundle has; a selector's engine is called by the selector's id."""
@@ -59,8 +60,8 @@ def make_limits(
     Args:
         manifest: of the bundle.
         selectors: the first is what the engine is tuned for.
-        max_prompt: longest piece of a prompt that is fed at once, visual tokens included; None takes all that
-            there is room for.
+        max_prompt: longest piece of a prompt that is fed at once, visual tokens included; longer prompts are fed in
+            pieces. None takes the visual tokens and :data:`~divprune_edge.models.budget.PROMPT` more.
 
     Raises:
         UserError: ``max_prompt`` is not positive, or larger than what there is room for.
@@ -72,7 +73,8 @@ def make_limits(
             f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "
             f"from 1 to {info.positions}, or export with a larger --capacity."
         )
-    return Limits(max_prompt=max_prompt or info.positions, kept=(min(kept), kept[0], max(kept)))
+    usual = min(max(kept) + PROMPT, info.positions)
+    return Limits(max_prompt=max_prompt or usual, kept=(min(kept), kept[0], max(kept)))
 
 
 def vision_profiles(manifest: Manifest) -> tuple[Profile]:

@@ -33,7 +33,7 @@ def trtexec_command(
     stage: Annotated[str, typer.Option(metavar="STAGE", help="vision, selector, language or all.")] = "all",
     max_prompt: Annotated[
         int | None,
-        typer.Option(metavar="TOKENS", help="As for 'build'.", show_default="all there is room for"),
+        typer.Option(metavar="TOKENS", help="As for 'build'.", show_default="the visual tokens and 192 more"),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="The picture to see.", show_default="the demo's")] = None,
     question: Annotated[str, typer.Option(help="The question of the prompt.")] = QUESTION,

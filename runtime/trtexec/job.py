@@ -7,7 +7,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import GraphInfo, SelectorInfo
-from divprune_edge.plugins.loader import find_library
+from divprune_edge.plugins.loader import BUILD, default_path, find_library
 from divprune_edge.plugins.trtexec import needs_stripped
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import Graph
@@ -66,7 +66,7 @@ def make_job(
         image: the picture.
         question: of the prompt.
         output: folder for inputs, engines and measurements.
-        library: folder of the plugin.
+        library: folder of the plugin; None is the package's, which need not be built yet to print the lines.
 
     Raises:
         UserError: something does not fit together or is missing.
@@ -88,8 +88,16 @@ def make_job(
     files = Files((output or path / _FOLDER).absolute())
     check_folder(files.folder)
     graphs = _graphs(bundle, path, chosen, stage, max_prompt, version)
-    plugin = find_library(library).path if any(graph.plugin for graph, _ in graphs) else Path()
     inputs = Inputs(bundle, chosen, image, question)
+    notes = [inputs.note] if inputs.note else []
+    plugin = default_path()
+    if any(graph.plugin for graph, _ in graphs):
+        if program is None and library is None and not plugin.exists():
+            notes.append(
+                f"The plugin library that the lines name is not there yet: build it with '{BUILD}' first."
+            )
+        else:
+            plugin = find_library(library).path
     lines: list[Line] = []
     stages: list[Stage] = []
     for graph, info in graphs:
@@ -104,9 +112,8 @@ def make_job(
         lines += [measure_line(version, graph, one, info.inputs, files, plugin) for one in mine]
         stages += mine
     write_inputs(stages, files)
-    notes = (inputs.note,) if inputs.note else ()
-    _record(bundle, chosen, version, stages, files, notes)
-    return Job(version, files, tuple(lines), notes)
+    _record(bundle, chosen, version, stages, files, tuple(notes))
+    return Job(version, files, tuple(lines), tuple(notes))
 
 
 def _graphs(

@@ -49,13 +49,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str],
 
 @pytest.fixture(scope="session")
 def quantisable(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a checkpoint whose rows divide into blocks of 32, its head tied or not."""
+    """Return a checkpoint whose rows divide into blocks of 32 and of 64, its head tied or not."""
     made: dict[bool, Path] = {}
 
     def get(tied: bool = False) -> Path:
         if tied not in made:
-            text = {"hidden_size": 64, "intermediate_size": 96, "num_key_value_heads": 2}
-            vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+            text = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
+            vision = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
             made[tied] = make_checkpoint(
                 tmp_path_factory.mktemp("quantisable") / "tiny",
                 text={**text, "tie_word_embeddings": tied},

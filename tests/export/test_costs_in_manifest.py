@@ -36,9 +36,7 @@ def test_a_tied_head_in_int4(
     quantisable: Callable[..., Path], tmp_path: Path, dialect: str, both: bool
 ) -> None:
     """Where the head keeps its type, a step multiplies with the embedding and reads all of it."""
-    plan = plan_of(
-        quantisable(tied=True), precision="vision=fp32,language=int4", dialect=dialect, block_size=32
-    )
+    plan = plan_of(quantisable(tied=True), precision="vision=fp32,language=int4", dialect=dialect)
     with plan.checkpoint:
         manifest = export(plan, tmp_path / "bundle").manifest
     stored = sum(info.size for name, info in manifest.files.items() if name.startswith("language_model."))

@@ -11,7 +11,7 @@ from exporting import Bundle, export, plan_of
 from onnx import TensorProto
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.precision import Precisions, activation_type, parse_precisions
+from divprune_edge.export.precision import Precisions, activation_type, largest_block, parse_precisions
 from divprune_edge.export.verify.weights import GraphFile
 
 BITS = {TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.INT8: 8, TensorProto.INT4: 4}
@@ -67,14 +67,28 @@ def test_mistakes_are_one_sentence(text: str, said: str) -> None:
 
 def test_another_block_size_is_refused() -> None:
     with pytest.raises(
-        UserError, match="--block-size 64 is not offered: int4 weights come in blocks of 32 or 128"
+        UserError, match="--block-size 48 is not offered: int4 weights come in blocks of 32, 64 or 128"
     ):
-        parse_precisions("int4", 64)
+        parse_precisions("int4", 48)
 
 
 def test_a_block_size_that_does_not_divide_is_refused(checkpoint: Callable[[str], Path]) -> None:
     with pytest.raises(UserError, match=r"Rows of '.*' have \d+ values, which blocks of 32 do not divide"):
         plan_of(checkpoint("plain"), precision="int4")
+
+
+def test_blocks_for_tensorrt(quantisable: Callable[..., Path]) -> None:
+    """The largest that divides; one that TensorRT does not take is refused before any work."""
+    assert [largest_block(widths) for widths in ((256, 128), (192, 384), (96,), ())] == [128, 64, 64, 128]
+    chosen = plan_of(quantisable(False), precision="vision=fp16,language=int4", dialect="decomposed")
+    assert chosen.block_widths == {64, 128}
+    assert chosen.precisions.block_size == 64
+    assert plan_of(quantisable(False), precision="int4").precisions.block_size == 32
+    with pytest.raises(
+        UserError,
+        match="--block-size 32 does not go with --dialect decomposed: TensorRT takes int4 in blocks of 64 or 128",
+    ):
+        plan_of(quantisable(False), precision="int4", dialect="decomposed", block_size=32)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", "vision=int8,language=int4"])

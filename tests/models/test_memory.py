@@ -27,12 +27,12 @@ SEVEN = Elements(vision=311_888_896, matrices=32 * 202_375_168, rest=2 * 131_334
 CACHE = 2 * 32 * 32 * 128 * 512 * 2
 
 
-def llava(target: str, precision: str, *, rows: int = 512, block: int = 32) -> Forecast:
+def llava(target: str, precision: str, *, rows: int = 512) -> Forecast:
     apart = TARGETS[target].dialect == "decomposed"  # scores in two parts, and the new rows of a prefill
     cache = cache_size(32, 32, 128, rows, 2, grows=False)
     need = Need(
         vision=SEVEN.vision_bytes("fp16"),
-        language=SEVEN.language_bytes(precision, block),
+        language=SEVEN.language_bytes(precision),
         cache=cache,
         activations=prefill_activations(4096, 11008, 32, rows, (1 + apart) * rows, 2) + apart * cache,
         rows=rows,
@@ -46,9 +46,9 @@ def test_sizes_by_hand() -> None:
     assert SEVEN.vision + SEVEN.matrices + SEVEN.rest == 7_050_828_800
     assert SEVEN.vision_bytes("fp16") == 623_777_792
     assert SEVEN.language_bytes("fp16") == 13_477_879_808
-    # Half a byte each and a float16 scale per 32; tables and norms in float16.
-    assert SEVEN.language_bytes("int4") == 3_238_002_688 + 404_750_336 + 525_869_056 == 4_168_622_080
-    assert SEVEN.language_bytes("int4", 128) == 3_238_002_688 + 101_187_584 + 525_869_056
+    # Half a byte each and a float16 scale per 128; tables and norms in float16.
+    assert SEVEN.language_bytes("int4") == 3_238_002_688 + 101_187_584 + 525_869_056 == 3_865_059_328
+    assert SEVEN.language_bytes("int4", 32) == 3_238_002_688 + 404_750_336 + 525_869_056
     assert llava("orin-nano-8gb", "int4").need.cache == CACHE == 268_435_456
     assert cache_size(32, 32, 128, 512, 2, grows=True) == 2 * CACHE
 
@@ -63,20 +63,20 @@ def test_seven_billion_in_float16_does_not_fit_8_gb() -> None:
 
 def test_seven_billion_in_int4_runs_on_8_gb_and_builds_with_swap() -> None:
     asked = llava("orin-nano-8gb", "int4")
-    by_hand = 623_777_792 + 4_168_622_080 + CACHE + asked.need.activations + WORKSPACE + PROCESS_SHARED
+    by_hand = 623_777_792 + 3_865_059_328 + CACHE + asked.need.activations + WORKSPACE + PROCESS_SHARED
     assert asked.total == by_hand
     assert asked.fits
-    assert 6.0 * GIB < asked.total < 6.2 * GIB
-    assert asked.build_total == 3 * 4_168_622_080 + WORKSPACE + PROCESS_SHARED
+    assert 5.7 * GIB < asked.total < 5.9 * GIB
+    assert asked.build_total == 3 * 3_865_059_328 + WORKSPACE + PROCESS_SHARED
     assert asked.swap == asked.build_total - asked.available
-    assert 6 * GIB < asked.swap < 7 * GIB
+    assert 5 * GIB < asked.swap < 6 * GIB
 
 
 def test_the_larger_boards() -> None:
     narrow = llava("orin-nx-16gb", "fp16")
     assert not narrow.fits
     assert not narrow.hopeless, "by what is assumed of TensorRT, not by weights and cache"
-    assert would_fit(narrow, SEVEN, 122)[0].startswith("--precision vision=fp16,language=int4, 6.1")
+    assert would_fit(narrow, SEVEN, 122)[0].startswith("--precision vision=fp16,language=int4, 5.8")
     assert llava("orin-nx-16gb", "int4").swap == 0
     agx = llava("agx-orin-64gb", "fp16")
     assert agx.fits
@@ -90,13 +90,13 @@ def test_a_refusal_has_the_numbers_and_what_would_fit() -> None:
     assert sentence.startswith("This takes 14.78 GiB")
     assert "weights 13.13 GiB, KV cache of 512 rows 256 MiB" in sentence
     assert "Jetson Orin Nano 8GB, JetPack 6.2 has 8.00 GiB less 1.50 GiB for the system" in sentence
-    assert "what would fit is --precision vision=fp16,language=int4, 6.1" in sentence
+    assert "what would fit is --precision vision=fp16,language=int4, 5.8" in sentence
     assert "of swap)" in sentence
     assert "\n" not in sentence
 
 
 def test_a_smaller_cache_is_named_where_it_is_what_helps() -> None:
-    asked = llava("orin-nano-8gb", "int4", block=128, rows=4096)
+    asked = llava("orin-nano-8gb", "int4", rows=4096)
     assert not asked.fits
     smaller = replace_rows(asked, 122)
     (option,) = would_fit(asked, SEVEN, 122)
@@ -113,7 +113,7 @@ def test_other_devices_where_nothing_smaller_fits() -> None:
     """Ten times the model: no variant fits the NX, and the AGX takes it in int4 alone."""
     seventy = Elements(SEVEN.vision, 10 * SEVEN.matrices, 4 * SEVEN.rest)
     asked = llava("orin-nx-16gb", "fp16")
-    large = replace(asked, need=replace(asked.need, language=seventy.language_bytes("int4", 128)))
+    large = replace(asked, need=replace(asked.need, language=seventy.language_bytes("int4")))
     assert would_fit(large, seventy, large.need.rows) == ["--target agx-orin-64gb"]
     none = replace(asked, need=replace(asked.need, language=500 * GIB))
     wide = Elements(SEVEN.vision, 500 * GIB, 0)

@@ -353,7 +353,7 @@ self_test() {
 
 show_profile() {
   step "Profile: how long each stage takes"
-  run "$venv" -m runtime profile "$prefix/bundle" --backend tensorrt --target "$TARGET" --html "$prefix/profile.html" \
+  run "$venv" -m runtime profile "$prefix/bundle" --backend tensorrt --target "$TARGET" --runs 5 --answer-tokens 1,16,64 --html "$prefix/profile.html" \
     || fail "The profile could not be taken: the message above says why; everything before it is installed." 1
 }
 

@@ -149,22 +149,26 @@ def test_tensor_scatter(one_node: Make) -> None:
     assert len(lint(scatter(one_node, rank=3), NEW)) == 2
 
 
-def blocks(one_node: Make, dtype: str, shape: tuple[int, int] = (64, 8), zero: bool = False) -> Path:
+def blocks(
+    one_node: Make, dtype: str, shape: tuple[int, int] = (128, 8), zero: bool = False, size: int = 64
+) -> Path:
     kind = {"int4": ir.DataType.INT4, "int8": ir.DataType.INT8}[dtype]
     data = ir.serde.serialize_tensor(ir.tensor(np.ones(shape, kind.numpy()), dtype=kind, name="w"))
-    scale = const("scale", np.ones((shape[0] // 32, shape[1])), "float16")
+    scale = const("scale", np.ones((shape[0] // size, shape[1])), "float16")
     constants = [data, scale]
     if zero:
-        ones = np.ones((shape[0] // 32, shape[1]), kind.numpy())
+        ones = np.ones((shape[0] // size, shape[1]), kind.numpy())
         constants.append(ir.serde.serialize_tensor(ir.tensor(ones, dtype=kind, name="z")))
-    return one_node("DequantizeLinear", [], constants=constants, opset=21, block_size=32, axis=0)
+    return one_node("DequantizeLinear", [], constants=constants, opset=21, block_size=size, axis=0)
 
 
 def test_blocks_are_for_int4(one_node: Make) -> None:
     assert lint(blocks(one_node, "int4"), NEW) == []
     assert "blocks are for int4 only" in only(lint(blocks(one_node, "int8"), NEW)).message
-    assert "last dimension of 7" in only(lint(blocks(one_node, "int4", (64, 7)), NEW)).message
+    assert "last dimension of 7" in only(lint(blocks(one_node, "int4", (128, 7)), NEW)).message
     assert "zero point" in only(lint(blocks(one_node, "int4", zero=True), NEW)).message
+    small = only(lint(blocks(one_node, "int4", size=32), NEW))
+    assert "int4 in blocks of 32; TensorRT takes 64 or 128" in small.message
 
 
 def test_opset_21_for_int4_is_a_warning_and_for_others_an_error(one_node: Make) -> None:

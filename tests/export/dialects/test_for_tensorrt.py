@@ -235,7 +235,7 @@ def test_int4_is_blocks_of_float16_and_a_head_that_is_not_quantised(
     for node in quantised:
         values, scales = (kinds[name] for name in node.input)
         assert values[0] == onnx.TensorProto.INT4 and scales[0] == onnx.TensorProto.FLOAT16
-        assert scales[1] == (values[1][0] // 32, values[1][1])
+        assert scales[1] == (values[1][0] // 64, values[1][1])
         assert not node.name.startswith("/lm_head")
     (head,) = (node for node in graph.node if node.name.startswith("/lm_head"))
     assert (head.op_type, kinds[head.input[1]][0]) == ("Gemm", onnx.TensorProto.FLOAT16)

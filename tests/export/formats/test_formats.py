@@ -99,7 +99,7 @@ def test_int8_keeps_a_token_from_blurring_the_others(tmp_path: Path, layer: tupl
 def test_int8_is_exact_at_the_extremes(tmp_path: Path, quantisable: Callable[..., Path]) -> None:
     """All weights and activations at their largest: kernels that saturate in 16 bits would be far off."""
     checkpoint = Checkpoint(quantisable(), "tiny")
-    checkpoint.read = lambda name: np.ones((96, 64), np.float32)  # type: ignore[method-assign]
+    checkpoint.read = lambda name: np.ones((128, 64), np.float32)  # type: ignore[method-assign]
     (y,) = one_layer(tmp_path, checkpoint, find_format("int8", 32)).run(
         None, {"x": np.ones((1, 3, 64), np.float32)}
     )
@@ -107,7 +107,7 @@ def test_int8_is_exact_at_the_extremes(tmp_path: Path, quantisable: Callable[...
     assert np.allclose(y, 64, rtol=1e-4)
 
 
-@pytest.mark.parametrize("block", [32])
+@pytest.mark.parametrize("block", [32, 64])
 def test_int4_multiplies_the_dequantised_weight(
     tmp_path: Path, layer: tuple[Checkpoint, Any], block: int
 ) -> None:

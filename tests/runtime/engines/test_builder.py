@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_bundles import CAPACITY, make_bundle, refresh
+from engine_bundles import make_bundle, refresh
 from fake_tensorrt import World, install
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.budget import PROMPT
 from divprune_edge.plugins.record import LIBRARY, read_record, sha256
 from divprune_edge.runtime.engines import memory, store
 from divprune_edge.runtime.engines.fingerprint import fingerprint
@@ -50,7 +51,7 @@ def test_a_build_writes_the_store(build: Build, here: Here, bundle: Path, report
     facts = built.info.facts
     assert (facts.sm, facts.cuda, facts.tensorrt) == (87, "12.6", "10.3.0")
     assert facts.plugin is not None
-    assert (facts.limits.max_prompt, facts.limits.kept) == (CAPACITY, (58, 58, 58))
+    assert (facts.limits.max_prompt, facts.limits.kept) == (58 + PROMPT, (58, 58, 58))
     assert json.loads((built.folder / "engines.json").read_text()) == built.info.model_dump(mode="json")
     assert store.read_record(built.folder) == built.info
     language = built.info.plans["language_model"]

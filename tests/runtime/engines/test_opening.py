@@ -16,6 +16,7 @@ from engine_bundles import make_bundle, refresh
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.budget import PROMPT
 from divprune_edge.plugins.record import LIBRARY, sha256
 from divprune_edge.plugins.record import read_record as read_library_record
 from divprune_edge.runtime.bundle import Bundle
@@ -63,7 +64,7 @@ def test_engines_that_fit(built: Path, here: Here) -> None:
         assert bytes(plan) == (engines.folder / info.file).read_bytes()
     assert engines.library is not None
     assert engines.library.path.parent == here.library
-    assert engines.limits.max_prompt == 512
+    assert engines.limits.max_prompt == 58 + PROMPT
     assert engines.device == here.facts
 
 
@@ -227,7 +228,7 @@ def test_a_record_that_cannot_be_read(built: Path, content: bytes) -> None:
 def test_a_damaged_record_can_be_built_anew(build: Build, built: Path) -> None:
     (engines_of(built) / "engines.json").write_bytes(b"{")
     build(built, force=True)
-    assert open_it(built).limits.max_prompt == 512
+    assert open_it(built).limits.max_prompt == 58 + PROMPT
 
 
 def test_a_folder_under_another_name(built: Path) -> None:
@@ -272,9 +273,10 @@ def test_a_selector_that_was_built_apart_is_refused(build: Build, bundle: Path) 
 
 
 def test_a_folder_that_cannot_be_read_beside_one_that_can(build: Build, here: Here, built: Path) -> None:
+    mine = engines_of(built)
     other = built / "engines" / ("0" * 16)
     other.mkdir()
-    assert open_it(built).folder == next(path for path in (built / "engines").iterdir() if path != other)
+    assert open_it(built).folder == mine
     here.change(sm=90)
     assert f"'{other / 'engines.json'}' cannot be read" in refusal(built)
     build(built)

@@ -19,6 +19,7 @@ from engine_bundles import (
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest, read_manifest
+from divprune_edge.models.budget import PROMPT
 from divprune_edge.runtime.backends.steps import STEPS
 from divprune_edge.runtime.engines.profiles import (
     DECODE,
@@ -56,9 +57,9 @@ def test_a_selector_is_fixed_with_its_signals() -> None:
 
 def test_prefill_and_decode_share_an_engine(manifest: Manifest) -> None:
     limits = make_limits(manifest, [SELECTORS[0]], None)
-    assert limits == Limits(max_prompt=CAPACITY, kept=(58, 58, 58))
+    assert limits == Limits(max_prompt=58 + PROMPT, kept=(58, 58, 58))
     profiles = language_profiles(manifest.language_model, limits)
-    assert three(profiles[PREFILL], "input_ids") == [(1, 1), (1, 58 + 64), (1, CAPACITY)]
+    assert three(profiles[PREFILL], "input_ids") == [(1, 1), (1, 58 + 64), (1, 58 + PROMPT)]
     assert three(profiles[DECODE], "input_ids") == [(1, 1)] * 3
     for profile in profiles:
         assert list(profile) == [one.name for one in manifest.language_model.inputs]

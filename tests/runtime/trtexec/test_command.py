@@ -222,9 +222,28 @@ def test_dialects_that_tensorrt_cannot_take(
     refused(command("trtexec"), "either a BUNDLE")
 
 
-def test_the_plugin_must_be_there(command: Any, dialect_bundle: Get, tmp_path: Path) -> None:
+def test_a_plugin_that_is_named_must_be_there(command: Any, dialect_bundle: Get, tmp_path: Path) -> None:
     options = ("--tensorrt", "10.3", "--library", tmp_path, "--output", tmp_path)
     refused(command("trtexec", dialect_bundle("decomposed"), *options), "python -m plugins build")
+
+
+def test_lines_before_the_plugin_is_built(
+    command: Any, dialect_bundle: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They name where it will lie, and say that it is not there; running them is another matter."""
+    missing = tmp_path / "lib" / "libplugin.so"
+    monkeypatch.setattr("divprune_edge.runtime.trtexec.job.default_path", lambda: missing)
+    monkeypatch.setattr("divprune_edge.plugins.loader.default_path", lambda: missing)
+    options = (dialect_bundle("decomposed"), "--tensorrt", "10.3", "--output", tmp_path / "out")
+    result = command("trtexec", *options)
+    assert result.code == 0, result.err
+    assert result.out.count(f"--dynamicPlugins={missing}") == 2
+    assert "not there yet: build it with 'python -m plugins build' first" in result.err
+    program = tmp_path / "trtexec"
+    program.write_text("#!/bin/sh\necho '&&&& RUNNING TensorRT.trtexec [TensorRT v100300]'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    refused(command("trtexec", *options, "--run"), "no plugin library", "python -m plugins build")
 
 
 def test_trtexec_that_is_not_there(
