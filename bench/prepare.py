@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,20 @@ from typing import Any
 from bench.random_checkpoint import CLIP_L_336, LM_04B, TINY_LM, TINY_VISION, write_random_checkpoint
 
 TEXT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A form of the model: ``block`` is that of int4 weights, None the default."""
+
+    precision: str
+    dialect: str
+    block: int | None = None
+
+    @property
+    def what(self) -> str:
+        """The precision, and the blocks if they are not the default's."""
+        return self.precision if self.block is None else f"{self.precision} in blocks of {self.block}"
 
 
 @dataclass(frozen=True)
@@ -26,14 +40,21 @@ class Sizes:
         """Visual tokens of one picture."""
         return int((self.vision["image_size"] // self.vision["patch_size"]) ** 2)
 
+    def takes(self, variant: Variant, *, language_alone: bool = False) -> bool:
+        """Whether a variant's blocks divide the rows."""
+        seen = variant.precision == "int4" and not language_alone
+        graphs = (self.text, self.vision) if seen else (self.text,)
+        widths = [graph[name] for graph in graphs for name in ("hidden_size", "intermediate_size")]
+        return variant.block is None or not any(width % variant.block for width in widths)
+
 
 FULL = Sizes(CLIP_L_336, LM_04B, decode=16)
 # Blocks of 32 divide these sizes, and the peers' kernels take them.
 TINY = Sizes(TINY_VISION, TINY_LM | {"hidden_size": 128, "intermediate_size": 256}, decode=4)
 
 
-def prepare(sizes: Sizes, folder: Path, bundles: list[tuple[str, str]]) -> Path:
-    """Write the checkpoint and a bundle for each (precision, dialect) under ``folder``, unless they are there."""
+def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
+    """Write the checkpoint and a bundle for each variant under ``folder``, unless they are there."""
     from divprune_edge.export.checkpoint import Checkpoint
     from divprune_edge.export.llava import export_llava
     from divprune_edge.export.plan import Plan, plan_llava
@@ -46,22 +67,33 @@ def prepare(sizes: Sizes, folder: Path, bundles: list[tuple[str, str]]) -> Path:
     checkpoint = folder / "checkpoint"
     if not (checkpoint / "model.safetensors.index.json").is_file():
         write_random_checkpoint(checkpoint, sizes.vision, sizes.text)
-    for precision, dialect in bundles:
-        target = bundle_folder(folder, precision, dialect)
+    for variant in bundles:
+        target = bundle_folder(folder, variant)
         if (target / "manifest.json").is_file():
             continue
-        print(f"exporting {precision}, {dialect}", flush=True)
+        print(f"exporting {variant.what}, {variant.dialect}", flush=True)
         with Checkpoint(checkpoint, name="random") as opened:
             plan = plan_llava(
-                opened, selector="divprune", keep=None, prune="0.9", precision=precision, dialect=dialect
+                opened,
+                selector="divprune",
+                keep=None,
+                prune="0.9",
+                precision=variant.precision,
+                dialect=variant.dialect,
+                block_size=variant.block,
             )
             export_llava(plan, target, force=False, verify=unverified, report=ConsoleReporter())
     return checkpoint
 
 
-def bundle_folder(folder: Path, precision: str, dialect: str) -> Path:
-    """Return where the bundle of a precision and dialect lies."""
-    return folder / "bundles" / f"{precision.replace('=', '-').replace(',', '_')}-{dialect}"
+def bundle_folder(folder: Path, variant: Variant) -> Path:
+    """Return where the bundle of a variant lies."""
+    blocks = "" if variant.block is None else f"-{variant.block}"
+    return (
+        folder
+        / "bundles"
+        / f"{variant.precision.replace('=', '-').replace(',', '_')}{blocks}-{variant.dialect}"
+    )
 
 
 def prepare_decoder(checkpoint: Path, folder: Path) -> Path:

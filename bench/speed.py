@@ -23,17 +23,29 @@ from typing import Any
 from bench.chart import chart
 from bench.engines import genai_, llamacpp_
 from bench.engines.base import Job
-from bench.prepare import FULL, TEXT_TOKENS, TINY, Sizes, bundle_folder, once, prepare, prepare_decoder
+from bench.prepare import (
+    FULL,
+    TEXT_TOKENS,
+    TINY,
+    Sizes,
+    Variant,
+    bundle_folder,
+    once,
+    prepare,
+    prepare_decoder,
+)
 from bench.results import show, summarise
 
 OURS = (
-    ("fp32", "onnxruntime"),
-    ("int8", "onnxruntime"),
-    ("int8", "portable"),
-    ("vision=int8,language=int4", "onnxruntime"),
-    ("vision=int8,language=int4", "portable"),
+    Variant("fp32", "onnxruntime"),
+    Variant("int8", "onnxruntime"),
+    Variant("int8", "portable"),
+    Variant("vision=int8,language=int4", "onnxruntime"),
+    Variant("vision=int8,language=int4", "portable"),
+    Variant("vision=int8,language=int4", "onnxruntime", 128),
 )
-OPENVINO = (("fp32", "portable"), ("int4", "portable"))
+OPENVINO = (Variant("fp32", "portable"), Variant("int4", "portable"), Variant("int4", "portable", 128))
+GENAI_BLOCKS = (32, 128)
 
 
 def main() -> None:
@@ -76,9 +88,9 @@ def plan_jobs(
     def chosen(label: str) -> bool:
         return not wanted or any(part in label for part in wanted)
 
-    ours = [(p, d) for p, d in OURS if chosen(_ours(p, d))]
-    theirs = [(p, d) for p, d in OPENVINO if chosen(f"OpenVINO {p}") and find_spec("openvino")]
-    checkpoint = prepare(sizes, folder, sorted({*ours, *theirs}))
+    ours = [variant for variant in OURS if sizes.takes(variant) and chosen(_ours(variant))]
+    theirs = [variant for variant in OPENVINO if sizes.takes(variant) and chosen(f"OpenVINO {variant.what}")]
+    checkpoint = prepare(sizes, folder, dict.fromkeys([*ours, *(theirs if find_spec("openvino") else ())]))
     keep = max(1, round(0.1 * sizes.visual))
     jobs: list[Job] = []
     skipped: list[dict[str, str]] = []
@@ -114,34 +126,38 @@ def plan_jobs(
             output = getattr(error, "stderr", None) or str(error)
             skipped.append({"label": label, "reason": " ".join(str(output).split())[-300:]})
 
-    for precision, dialect in ours:
-        add("ours", _ours(precision, dialect), bundle_folder(folder, precision, dialect))
+    for variant in ours:
+        add("ours", _ours(variant), bundle_folder(folder, variant))
     for dtype, name in (("float32", "fp32"), ("bfloat16", "bf16")):
         label = f"transformers {name} sdpa"
         peer(label, "transformers", lambda a=label, b=dtype: add("transformers", a, checkpoint, dtype=b))
-    for precision, dialect in OPENVINO:
-        target = bundle_folder(folder, precision, dialect)
-        label = f"OpenVINO {precision}"
+    for variant in theirs:
+        target = bundle_folder(folder, variant)
+        label = f"OpenVINO {variant.what}"
         peer(label, "openvino", lambda a=label, b=target: add("openvino", a, b))
 
-    def genai() -> None:
+    def genai(label: str, block: int) -> None:
         decoder = prepare_decoder(checkpoint, folder)
-        target = once(folder / "genai-int4", lambda partial: genai_.prepare(decoder, partial))
-        add("genai", "onnxruntime-genai int4 (LM only)", target)
+        target = once(folder / f"genai-int4-{block}", lambda partial: genai_.prepare(decoder, partial, block))
+        add("genai", label, target)
 
     def llama_cpp(kind: str) -> None:
         decoder = prepare_decoder(checkpoint, folder)
         file = once(folder / f"{kind}.gguf", lambda partial: llamacpp_.prepare(decoder, partial, kind))
         add("llamacpp", f"llama.cpp {kind} (LM only)", file)
 
-    peer("onnxruntime-genai int4 (LM only)", "onnxruntime_genai", genai)
+    for block in GENAI_BLOCKS:
+        variant = Variant("int4", "", None if block == GENAI_BLOCKS[0] else block)
+        label = f"onnxruntime-genai {variant.what} (LM only)"
+        if sizes.takes(variant, language_alone=True):
+            peer(label, "onnxruntime_genai", lambda a=label, b=block: genai(a, b))
     for kind in ("Q4_0", "Q8_0"):
         peer(f"llama.cpp {kind} (LM only)", "llama_cpp", lambda k=kind: llama_cpp(k))
     return jobs, skipped
 
 
-def _ours(precision: str, dialect: str) -> str:
-    return f"ours {precision} {dialect}"
+def _ours(variant: Variant) -> str:
+    return f"ours {variant.what} {variant.dialect}"
 
 
 def measure(

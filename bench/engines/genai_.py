@@ -10,10 +10,11 @@ from pathlib import Path
 from bench.engines.base import Clock, Engine, Job, Times, text_ids
 
 
-def prepare(language: Path, folder: Path) -> None:
-    """Build an int4 model for the CPU from a Hugging Face decoder."""
+def prepare(language: Path, folder: Path, block: int) -> None:
+    """Build an int4 model for the CPU from a Hugging Face decoder, in blocks of ``block`` (its own default is 32)."""
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     what = ["-i", str(language), "-o", str(folder), "-p", "int4", "-e", "cpu", "-c", str(folder / "cache")]
+    what += ["--extra_options", f"int4_block_size={block}"]
     subprocess.run([*builder, *what], check=True, capture_output=True, text=True)
 
 
