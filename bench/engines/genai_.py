@@ -14,7 +14,7 @@ def prepare(language: Path, folder: Path, block: int) -> None:
     """Build an int4 model for the CPU from a Hugging Face decoder, in blocks of ``block`` (its own default is 32)."""
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     what = ["-i", str(language), "-o", str(folder), "-p", "int4", "-e", "cpu", "-c", str(folder / "cache")]
-    what += ["--extra_options", f"int4_block_size={block}"]
+    what += ["--extra_options", f"block_size={block}"]
     subprocess.run([*builder, *what], check=True, capture_output=True, text=True)
 
 
