@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.export.arrays import widen
+
 
 @dataclass(frozen=True)
 class Levels:
@@ -55,7 +57,7 @@ def quantise(
     values = np.empty((out, inner), np.int8)
     scales = np.empty((out, inner // group), np.float32)
     for start in range(0, out, _STRIP):
-        rows = weight[start : start + _STRIP].astype(np.float32).reshape(-1, inner // group, group)
+        rows = widen(weight[start : start + _STRIP]).reshape(-1, inner // group, group)
         scale = steps(rows, levels)
         rows /= scale[..., None]
         np.rint(rows, out=rows)
@@ -67,7 +69,7 @@ def quantise(
 
 def steps(groups: npt.NDArray[np.float32], levels: Levels) -> npt.NDArray[np.float32]:
     """Return the step of each group, float32 [...], of weights [..., group]."""
-    peak = np.maximum(groups.max(axis=-1), -groups.min(axis=-1))
+    peak = np.abs(groups).max(axis=-1)
     scale: npt.NDArray[np.float32] = np.maximum(peak / np.float32(levels.reach), _TINY)
     if levels.pair < inf:
         scale = np.maximum(scale, _largest_pair(groups) / np.float32(levels.pair))

@@ -1,10 +1,11 @@
-"""Writing gigabytes: while one weight goes to disk, the next is computed and what is written already is hashed.
+"""Writing gigabytes: while one weight goes to disk, the next two are computed and what is written is hashed.
 
-Both are one thread each, so at most two weights are in memory, and the file is hashed while the system still holds it.
+So at most three weights are in memory, and the file is hashed while the system still holds it.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,14 +15,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 _CHUNK = 4 * 2**20
+# Values and scales of a weight are two, and of these one waits for the other: four are two weights.
+_AHEAD = 4
 
 
 @contextmanager
 def computed_ahead(model: ir.Model) -> Iterator[None]:
-    """Compute each lazy weight of the main graph while the one before it is used; they are used in graph order."""
+    """Compute each lazy weight of the main graph while those before it are used; they are used in graph order."""
     values = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.LazyTensor)]
     lazy = [value.const_value for value in values]
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=_AHEAD) as pool:
         ahead = _Ahead(pool, [tensor.raw for tensor in lazy if isinstance(tensor, ir.LazyTensor)])
         for i, (value, tensor) in enumerate(zip(values, lazy, strict=True)):
             assert tensor is not None
@@ -35,29 +38,35 @@ def computed_ahead(model: ir.Model) -> Iterator[None]:
 
 
 class _Ahead:
-    """Results of functions, each begun when the one before it is taken."""
+    """Results of functions; when one is taken, those after it are begun."""
 
     def __init__(self, pool: ThreadPoolExecutor, functions: list[Callable[[], ir.TensorProtocol]]) -> None:
         self._pool = pool
         self._functions = functions
-        self._begun: tuple[int, Future[ir.TensorProtocol]] | None = None
+        self._begun: dict[int, Future[ir.TensorProtocol]] = {}
 
     def taker(self, index: int) -> Callable[[], ir.TensorProtocol]:
         """Return a function that returns what the function ``index`` does."""
 
         def take() -> ir.TensorProtocol:
-            begun, self._begun = self._begun, None
-            expected = begun is not None and begun[0] == index
-            result = begun[1].result() if begun is not None and expected else self._functions[index]()
-            if index + 1 < len(self._functions):
-                self._begun = index + 1, self._pool.submit(self._functions[index + 1])
+            wanted = range(index + 1, min(index + 1 + _AHEAD, len(self._functions)))
+            mine = self._begun.pop(index, None)
+            # What was begun for another order is let go.
+            self._begun = {i: future for i, future in self._begun.items() if i in wanted}
+            result = mine.result() if mine is not None else self._functions[index]()
+            for i in wanted:
+                if i not in self._begun:
+                    self._begun[i] = self._pool.submit(self._functions[i])
             return result
 
         return take
 
 
 class FollowingHash:
-    """The sha256 of a file that is being written from front to back; a context that ends with the writing."""
+    """The sha256 of a file that is being written from front to back; a context that ends with the writing.
+
+    The file may be written in a folder beside it, ``.NAME.…``, and moved when it is whole, as onnx_ir does.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -83,11 +92,17 @@ class FollowingHash:
         return self._digest.hexdigest()
 
     def _advance(self, offset: int) -> None:
-        if not self._path.exists():
+        path = self._path if self._path.exists() else self._unfinished()
+        if path is None:
             return
-        with self._path.open("rb", buffering=0) as stream:
+        with path.open("rb", buffering=0) as stream:
             stream.seek(self._read)
             # What the writer still holds back is missing here and comes with the next call.
             while self._read < offset and (data := stream.read(min(_CHUNK, offset - self._read))):
                 self._digest.update(data)
                 self._read += len(data)
+
+    def _unfinished(self) -> Path | None:
+        return next(
+            self._path.parent.glob(f".{glob.escape(self._path.name)}.*/{glob.escape(self._path.name)}"), None
+        )

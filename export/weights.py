@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from divprune_edge.export.arrays import cast_weight, check_weight, transpose
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.graph import DTYPES, GraphBuilder
-from divprune_edge.export.precision import cast_weight, transpose
 from divprune_edge.export.quantise import Levels, quantise
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Weights:
             return known[0], known[1]
 
         def compute() -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
-            weight = cast_weight(full, self._checkpoint.read(full), "float32")
+            weight = check_weight(full, self._checkpoint.read(full))
             values, steps = quantiser(weight, group or inner, levels)
             return values, cast_weight(full, steps, levels.scales)
 
@@ -123,7 +124,7 @@ class Weights:
 
 
 class _Quantised:
-    """Values and scales of one weight. They are written one after the other and computed once for both."""
+    """Values and scales of one weight: computed once for both, whichever of two threads comes first."""
 
     def __init__(
         self,
@@ -135,19 +136,25 @@ class _Quantised:
         self._compute = compute
         self._dtype = dtype
         self._flat = flat
-        self._scales: npt.NDArray[Any] | None = None
+        self._lock = Lock()
+        self._parts: dict[str, npt.NDArray[Any]] = {}
 
     def values(self) -> npt.NDArray[Any]:
-        """Return [in, out]; keeps the scales for their turn."""
-        values, self._scales = self._compute()
-        return transpose(values).astype(self._dtype, copy=False)
+        """Return [in, out]."""
+        return transpose(self._take("values")).astype(self._dtype, copy=False)
 
     def scales(self) -> npt.NDArray[Any]:
-        """Return [groups, out], or [out]; forgets them."""
-        scales, self._scales = self._scales, None
-        if scales is None:
-            _, scales = self._compute()
+        """Return [groups, out], or [out]."""
+        scales = self._take("scales")
         return scales[:, 0] if self._flat else transpose(scales)
+
+    def _take(self, part: str) -> npt.NDArray[Any]:
+        """Return one part and forget it; the other waits for its turn."""
+        with self._lock:
+            if part not in self._parts:
+                values, scales = self._compute()
+                self._parts = {"values": values, "scales": scales}
+            return self._parts.pop(part)
 
 
 def _lazy(

@@ -11,7 +11,12 @@ from exporting import Bundle, export, plan_of
 from onnx import TensorProto
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.precision import Precisions, activation_type, largest_block, parse_precisions
+from divprune_edge.export.precision import (
+    Precisions,
+    activation_type,
+    largest_block,
+    parse_precisions,
+)
 from divprune_edge.export.verify.weights import GraphFile
 
 BITS = {TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.INT8: 8, TensorProto.INT4: 4}

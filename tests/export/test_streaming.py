@@ -1,4 +1,4 @@
-"""Computing ahead and hashing behind: the same bytes, at most two weights in memory, errors where they belong."""
+"""Computing ahead and hashing behind: the same bytes, few weights in memory, errors where they belong."""
 
 from __future__ import annotations
 
@@ -50,22 +50,22 @@ def test_weights_are_computed_once_and_in_order(tmp_path: Path) -> None:
     loads = Loads()
     hashed: dict[str, FileInfo] = {}
     graph = write_graph(loads.model(7), tmp_path, "g.onnx", hashed=hashed)
-    assert loads.computed == list(range(7))
-    assert threading.get_ident() in loads.threads and len(loads.threads) == 2
+    assert sorted(loads.computed) == list(range(7))
+    assert threading.get_ident() in loads.threads and len(loads.threads) > 1
     stored = np.fromfile(tmp_path / "g.data", np.float32).reshape(7, SIZE)
     assert (stored == np.arange(7)[:, None]).all()
     assert graph.data == ("g.data",)
     assert hashed == {"g.data": file_info(tmp_path / "g.data")}
 
 
-def test_one_weight_ahead_and_no_more() -> None:
+def test_four_weights_ahead_and_no_more() -> None:
     loads = Loads()
-    model = loads.model(5)
+    model = loads.model(9)
     with computed_ahead(model):
         tensors = [value.const_value for value in model.graph.initializers.values()]
         assert tensors[0] is not None
         tensors[0].numpy()
-    assert loads.computed in ([0], [0, 1])
+    assert set(loads.computed) <= {0, 1, 2, 3, 4}
 
 
 def test_another_order_is_right_too() -> None:
@@ -92,6 +92,30 @@ def test_a_hash_follows_a_growing_file(tmp_path: Path, piece: int) -> None:
                 stream.write(content[start : start + piece])
                 following.reach(start + piece)  # some of it may still be in the writer's buffer
         assert following.finish() == hashlib.sha256(content).hexdigest()
+
+
+def test_a_graph_is_hashed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file lies in a folder of its own until it is whole; most of it has been read by then."""
+    ahead: list[float] = []
+    finish = FollowingHash.finish
+
+    def finishing(self: FollowingHash) -> str:
+        if self._last is not None:
+            self._last.result()
+        ahead.append(self._read / self._path.stat().st_size)
+        return finish(self)
+
+    monkeypatch.setattr(FollowingHash, "finish", finishing)
+    reach = FollowingHash.reach
+
+    def reaching(self: FollowingHash, offset: int) -> None:
+        reach(self, offset)
+        if self._last is not None:
+            self._last.result()
+
+    monkeypatch.setattr(FollowingHash, "reach", reaching)
+    write_graph(Loads().model(40), tmp_path, "g.onnx", hashed={})
+    assert ahead[0] > 0.8
 
 
 def test_holes_are_zeros(tmp_path: Path) -> None:
