@@ -209,7 +209,8 @@ _NANO = _jetson(
         "(Jetson Orin Nano Series data sheet)",
         "rates": "Jetson Orin Nano Super Developer Kit data sheet: 67 sparse INT8 TOPS at 1020 MHz, so 33.4 dense, "
         "half of it in FP16; 1024 CUDA cores. Mode MAXN_SUPER; up to 15 W the GPU ends at 625 MHz: 61 % of these "
-        "rates (40 sparse, 20 dense INT8 TOPS). Which mode a fresh board starts in: from memory, not this one",
+        "rates (40 sparse, 20 dense INT8 TOPS). A board that was flashed for the super modes starts in 25 W, another "
+        "in 15 W (Jetson Linux Developer Guide 36.4)",
     },
 )
 _NX = _jetson(
@@ -220,10 +221,10 @@ _NX = _jetson(
     {"fp32": 2.40, "fp16": 19.2, "int8": 38.4},
     {
         "memory": "Jetson Orin NX Series data sheet DS-10712-001: 16 GB 128-bit LPDDR5, shared",
-        "bandwidth": "Jetson Orin NX Series data sheet DS-10712-001: 102.4 GB/s; from memory",
+        "bandwidth": "Jetson Orin NX Series data sheet DS-10712-001: 128 bits at 3200 MHz, printed as 102 GB/s",
         "rates": "1024 CUDA cores and 32 tensor cores of the Jetson Orin NX Series data sheet, at the 1173 MHz of "
-        "MAXN_SUPER (JetPack 6.2; clock from memory), computed as for the Orin Nano; 918 MHz without super modes: "
-        "78 % of these rates. Without the DLAs, which are in the 157 (sparse) TOPS of the advertisement",
+        "MAXN_SUPER (NVIDIA's announcement of JetPack 6.2), computed as for the Orin Nano; 918 MHz without super modes "
+        "(data sheet): 78 % of these rates. Without the DLAs, which are in the 157 (sparse) TOPS of the advertisement",
     },
 )
 _AGX = _jetson(
@@ -234,10 +235,10 @@ _AGX = _jetson(
     {"fp32": 5.3, "fp16": 42.5, "int8": 85.0},
     {
         "memory": "Jetson AGX Orin Series data sheet: 64 GB 256-bit LPDDR5, shared",
-        "bandwidth": "Jetson AGX Orin Series data sheet: 204.8 GB/s; from memory",
+        "bandwidth": "Jetson AGX Orin Series data sheet DS-10662-001: up to 204.8 GB/s",
         "rates": "Jetson AGX Orin Series technical brief: 5.3 FP32 TFLOPS and 170 sparse INT8 TOPS of the GPU at "
-        "1.3 GHz (MAXN), so 85 dense, half of it in FP16. Without the DLAs (105 sparse TOPS). The mode a fresh "
-        "board starts in is slower (30 W; from memory)",
+        "1.3 GHz (MAXN), so 85 dense, half of it in FP16. Without the DLAs (105 sparse TOPS). A fresh board starts in "
+        "30 W, which is slower (Jetson Linux Developer Guide 36.4)",
     },
 )
 _THOR = Target(
@@ -261,10 +262,10 @@ _THOR = Target(
             "software": _JETPACK_7,
             "sm": _CAPABILITY,
             "memory": "Jetson AGX Thor developer kit, NVIDIA's product page: 128 GB LPDDR5X, shared",
-            "bandwidth": "Jetson Thor Series Modules data sheet: 273 GB/s; from memory",
-            "rates": "NVIDIA's announcement: 2070 sparse FP4 TFLOPS; dense half, FP8 and FP16 each half again; FP32 "
-            "from 2560 CUDA cores (20 SMs) at 1575 MHz (clock from memory). MAXN; INT8 left out, not published "
-            "where it was looked for",
+            "bandwidth": "Jetson Thor technical brief TB-12572-001: 273 GB/s",
+            "rates": "Jetson Thor technical brief TB-12572-001: 1035 dense FP4 and 517 dense FP8 TFLOPS, FP16 half of "
+            "that again; FP32 from 2560 CUDA cores (20 SMs) at 1575 MHz, printed as 1.57 GHz. MAXN; INT8 left out, no "
+            "engine here computes in it",
         }
     ),
 )
