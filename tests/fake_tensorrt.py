@@ -54,6 +54,15 @@ class LayerType(enum.IntEnum):
     PLUGIN_V3 = 3
 
 
+class NewLayerType(enum.IntEnum):
+    """The same from 10.14 on."""
+
+    SHAPE = 1
+    MATRIX_MULTIPLY = 2
+    PLUGIN_V3 = 3
+    ATTENTION_INPUT = 4
+
+
 class PreviewFeature(enum.IntEnum):
     PROFILE_SHARING_0806 = 0
 
@@ -146,8 +155,20 @@ class Tensor:
 
 
 class Layer:
-    def __init__(self, type: LayerType) -> None:
+    def __init__(self, type: enum.IntEnum) -> None:
         self.type, self.name, self.precision_is_set = type, type.name, False
+
+
+class Attention:
+    decomposable = False
+
+
+class IAttentionInputLayer(Layer):
+    """What a layer of that type has to be told to be, before it shows its attention."""
+
+    @property
+    def attention(self) -> Attention:
+        return self._attention  # type: ignore[attr-defined, no-any-return]
 
 
 class Network:
@@ -181,6 +202,7 @@ class Network:
 class OptimizationProfile:
     def __init__(self) -> None:
         self.shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self.extra_memory_target = 1.0
 
     def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
         self.shapes[input] = {"min": tuple(min), "opt": tuple(opt), "max": tuple(max)}
@@ -299,6 +321,11 @@ def make_module(world: World) -> ModuleType:
                 "graph": network.graph,
                 "file": network.graph,
                 "tensorrt": world.version,
+                "decomposable": [
+                    layer._attention.decomposable  # type: ignore[attr-defined]
+                    for layer in network.layers
+                    if layer.type == NewLayerType.ATTENTION_INPUT
+                ],
                 "strongly_typed": network.get_flag(NetworkDefinitionCreationFlag.STRONGLY_TYPED),
                 "tf32": config.get_flag(BuilderFlag.TF32),
                 "verbosity": config.profiling_verbosity.name,
@@ -306,6 +333,7 @@ def make_module(world: World) -> ModuleType:
                 "level": config.builder_optimization_level,
                 "from_cache": network.graph in config.cache.names,
                 "profiles": [profile.shapes for profile in config.profiles],
+                "extra_memory": [profile.extra_memory_target for profile in config.profiles],
             }
             config.cache.names.add(network.graph)
             world.built.append(plan)
@@ -362,6 +390,10 @@ def make_module(world: World) -> ModuleType:
             ]
             self._network.layers = [Layer(LayerType.MATRIX_MULTIPLY)]
             plain_first = version_of(world) <= (10, 6) and graph["function"]
+            for _ in range(graph.get("attention", 0)):
+                layer = Layer(NewLayerType.ATTENTION_INPUT)
+                layer._attention = Attention()  # type: ignore[attr-defined]
+                self._network.layers.append(layer)
             if graph["plugin"] and world.registry.loaded and not plain_first:
                 self._network.layers.append(Layer(LayerType.PLUGIN_V3))
             return True
@@ -400,9 +432,12 @@ def make_module(world: World) -> ModuleType:
         *(NetworkDefinitionCreationFlag, BuilderFlag, MemoryPoolType, ProfilingVerbosity, LayerType),
         *(LayerInformationFormat, PreviewFeature, QuantizationFlag, TacticSource, DeviceType),
         *(EngineCapability, ILogger, IProgressMonitor, Builder, OnnxParser, Runtime),
+        IAttentionInputLayer,
     ):
         setattr(module, thing.__name__, thing)
     module.__version__ = world.version  # type: ignore[attr-defined]
+    if version_of(world) >= (10, 14):
+        module.LayerType = NewLayerType  # type: ignore[attr-defined]
     module.Logger = ILogger  # type: ignore[attr-defined]
     module.get_plugin_registry = lambda: world.registry  # type: ignore[attr-defined]
     return module
@@ -426,6 +461,7 @@ def read_graph(path: Path) -> dict[str, Any]:
         "shapes": [],
         "plugin": any(node.op_type == "MaxMinDiversity" for node in model.graph.node),
         "function": bool(model.functions),
+        "attention": sum(node.op_type == "Attention" for node in model.graph.node),
     }
 
 

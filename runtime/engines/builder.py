@@ -86,6 +86,7 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
     recipes = {graph.name: _recipe(graph, facts, options) for graph in graphs}
     there = {} if options.force else _find_plans(bundle.path, recipes)
     missing = [graph for graph in graphs if graph.name not in there]
+    shared = bundle.path / store.FOLDER / store.timing_cache(facts)
     sizes = [graph_bytes(manifest, graph.file, graph.data) for graph in missing]
     check_disk(bundle.path, sizes)
     if sizes:
@@ -99,7 +100,7 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
             if graph.name in there:
                 plan = _reuse(there[graph.name], graph.name, partial)
             else:
-                plan = _build(bundle, graph, recipe, options, partial, report)
+                plan = _build(bundle, graph, recipe, options, partial, shared, report)
             report.done(graph.name, plan.seconds, plan.size, reused=graph.name in there)
             plans[graph.name] = plan
         asked = store.Asked(
@@ -160,9 +161,9 @@ def _prepare(bundle: Bundle, graphs: Sequence[Graph], plugin: Library | None, op
 
 
 def _build(
-    bundle: Bundle, graph: Graph, recipe: str, options: Options, partial: Path, report: Report
+    bundle: Bundle, graph: Graph, recipe: str, options: Options, partial: Path, shared: Path, report: Report
 ) -> store.PlanInfo:
-    cache, shared = partial / store.TIMING_CACHE, bundle.path / store.FOLDER / store.TIMING_CACHE
+    cache = partial / store.TIMING_CACHE
     if shared.is_file() and not cache.is_file():
         shutil.copyfile(shared, cache)
     path, layers = _files(partial, graph.name)
@@ -217,6 +218,7 @@ def _job(bundle: Bundle, graph: Graph, options: Options) -> Job:
         graph.plugin,
         options.workspace,
         options.optimization_level,
+        tuple(bundle.file(name) for name in graph.data),
     )
 
 

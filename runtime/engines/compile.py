@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import SupportsInt
+from typing import Any, SupportsInt
 
 import tensorrt as trt
 from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork
@@ -23,6 +23,7 @@ from polygraphy.logger import G_LOGGER
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.loader import Library, register
 from divprune_edge.runtime.engines.graphs import Job
+from divprune_edge.runtime.engines.memory import forget
 from divprune_edge.runtime.engines.profiles import Profile
 from divprune_edge.runtime.engines.progress import Interrupt, Report
 
@@ -56,6 +57,16 @@ class Log(trt.ILogger):
     def reason(self) -> str:
         """The last two errors: earlier ones are tactics that were passed over, the last may be a mere consequence."""
         return "; ".join(map(shorten, self._errors[-2:])) or "it gives no reason"
+
+
+class SharedWeights(PolygraphyProfile):
+    """A profile that takes the first one's weights as they lie; by TensorRT's default each may bring its own copies."""
+
+    def to_trt(self, builder: trt.Builder, network: trt.INetworkDefinition) -> trt.IOptimizationProfile:
+        """Called by Polygraphy. TensorRT ignores the target in the first profile, and takes it for a hint in others."""
+        made: trt.IOptimizationProfile = super().to_trt(builder, network)
+        made.extra_memory_target = 0.0
+        return made
 
 
 class Monitor(trt.IProgressMonitor):
@@ -115,6 +126,7 @@ def compile_engine(job: Job, plan: Path, cache: Path, report: Report, *, verbose
     """
     log = Log(verbose)
     parsed = _parse(job, log)
+    forget(job.data)
     with Interrupt() as interrupt, _polygraphy():
         config = CreateConfig(
             # Off, so that float32 is float32: another rounding would pick other tokens.
@@ -177,7 +189,23 @@ def _parse(job: Job, log: Log) -> tuple[trt.Builder, trt.INetworkDefinition, trt
                 f"TensorRT {trt.__version__} takes the values of input '{tensor.name}' of '{job.graph}' for a shape, "
                 "which no profile covers: export the bundle again."
             )
+    _let_attention_split(network)
     return builder, network, parser
+
+
+def _let_attention_split(network: trt.INetworkDefinition) -> None:
+    """Allow attention in several kernels: as parsed, TensorRT refuses where it has no single one for it.
+
+    That is so for float32, and for head sizes or lengths that its fused kernels lack on a GPU. The ONNX node could say
+    it with an attribute, which no other runtime accepts. TensorRT before 10.14 knows neither node nor layer.
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_INPUT", None)
+    for index in range(network.num_layers if kind is not None else 0):
+        layer: Any = network.get_layer(index)
+        if layer.type == kind:
+            # The bindings hand every layer out as the base class.
+            layer.__class__ = getattr(trt, "IAttentionInputLayer", None)
+            layer.attention.decomposable = True
 
 
 def _parser_errors(parser: trt.OnnxParser) -> str:
@@ -196,7 +224,7 @@ def _has_plugin(network: trt.INetworkDefinition) -> bool:
 
 
 def _profile(profile: Profile) -> PolygraphyProfile:
-    made = PolygraphyProfile()
+    made = SharedWeights()
     for name, shapes in profile.items():
         made.add(name, min=shapes.min, opt=shapes.opt, max=shapes.max)
     return made

@@ -53,6 +53,7 @@ class Job:
         plugin: a node of the graph is the plugin's.
         workspace: most bytes that a tactic may take; None leaves it to TensorRT.
         optimization_level: 0 to 5; None leaves it to TensorRT.
+        data: the graph's external data.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Job:
     plugin: bool
     workspace: int | None
     optimization_level: int | None
+    data: tuple[Path, ...] = ()
 
 
 def chosen_selectors(bundle: Bundle, asked: str | None) -> list[SelectorInfo | None]:

@@ -6,6 +6,7 @@ not predicted here.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +51,17 @@ def check_disk(folder: Path, graphs: Iterable[int]) -> None:
             f"The engines take about {_mib(needed)} MiB on the disk of '{folder}', which has {_mib(free)} MiB free: "
             "make room there."
         )
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Let the system drop its copies of files that were read.
+
+    On a Jetson they lie in the GPU's memory, CUDA does not count them as free, and TensorRT passes over kernels that
+    want more than it finds free.
+    """
+    for path in files if hasattr(os, "posix_fadvise") else ():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def check_build_memory(graphs: Iterable[int], workspace: int | None, device: DeviceFacts) -> None:

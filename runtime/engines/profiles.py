@@ -16,8 +16,8 @@ from divprune_edge.models.budget import PROMPT
 
 VISION, LANGUAGE = "vision_encoder", "language_model"
 """Names of the engines that every bundle has; a selector's engine is called by the selector's id."""
-PREFILL, DECODE = 0, 1
-"""Indices of the language model's optimisation profiles."""
+DECODE, PREFILL = 0, 1
+"""Indices of the language model's optimisation profiles; the first decides how the weights lie in memory."""
 QUESTION = 64
 """Tokens of a typical prompt beside the visual ones: LLaVA-1.5's system prompt and one question."""
 
@@ -88,11 +88,11 @@ def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
 
 
 def language_profiles(info: LanguageInfo, limits: Limits) -> tuple[Profile, Profile]:
-    """Two profiles of one engine, :data:`PREFILL` and :data:`DECODE`, which share its weights."""
+    """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights."""
     typical = min(limits.max_prompt, limits.kept[1] + QUESTION)
     sizes = {"batch": (1, 1, 1), "visual": limits.kept}
-    prefill = _profile(info.inputs, {**sizes, "seq": (1, typical, limits.max_prompt)})
-    return prefill, _profile(info.inputs, {**sizes, "seq": (1, 1, 1)})
+    decode = _profile(info.inputs, {**sizes, "seq": (1, 1, 1)})
+    return decode, _profile(info.inputs, {**sizes, "seq": (1, typical, limits.max_prompt)})
 
 
 def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, Span]) -> Profile:

@@ -2,7 +2,7 @@
 
 ::
 
-    engines/timing.cache                    measured kernels, shared by all builds on this device
+    engines/timing-<versions>.cache         measured kernels, shared by all builds on this device
     engines/<fingerprint>/engines.json      facts, and size and sha256 of every plan
     engines/<fingerprint>/<engine>.plan     what TensorRT deserialises
     engines/<fingerprint>/<engine>.layers.json
@@ -33,6 +33,11 @@ PLANS = "plans"
 """Folder inside a partial one that becomes the folder of a fingerprint."""
 _PARTIAL = ".partial-"
 _CHUNK = 1 << 24
+
+
+def timing_cache(facts: Facts) -> str:
+    """Return the name of the measurements that builds on this device share: TensorRT ignores those of another."""
+    return f"timing-{facts.tensorrt}-{facts.cuda}-{facts.sm}.cache"
 
 
 def plain_name(name: str) -> str:
@@ -87,7 +92,7 @@ class Asked(_Model):
 class EnginesInfo(_Model):
     """``engines.json``: the facts that all engines of a folder share, and the engines by name."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     facts: Facts
     asked: Asked
     plans: dict[str, PlanInfo]

@@ -14,7 +14,8 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import TensorInfo
 from divprune_edge.plugins.trtexec import plugin_options
 from divprune_edge.runtime.engines.graphs import Graph
-from divprune_edge.runtime.trtexec.options import build_options, measure_options
+from divprune_edge.runtime.engines.profiles import LANGUAGE
+from divprune_edge.runtime.trtexec.options import attention_options, build_options, measure_options
 
 CACHE, CACHES = "past_key_values.", "past_key_values.*"
 """What the names of a cache's inputs begin with, and the pattern that stands for all of them in trtexec."""
@@ -117,6 +118,7 @@ def build_line(
         f"--saveEngine={files.plan(graph.name)}",
         *(plugin_options(library) if graph.plugin else []),
         *build_options(version),
+        *(attention_options(version) if graph.name == LANGUAGE else []),
         f"--timingCacheFile={files.folder / 'timing.cache'}",
         *shapes,
         "--skipInference",

@@ -49,6 +49,12 @@ def build_options(version: str) -> list[str]:
     return [*typed, "--noTF32", "--profilingVerbosity=detailed"]
 
 
+def attention_options(version: str) -> list[str]:
+    """Return what lets attention take several kernels, as ``python -m runtime build`` does, where it is an option."""
+    name = "--decomposableAttentions"
+    return [f"{name}=*"] if name in known_options(version) else []
+
+
 def measure_options(version: str, *, cuda_graph: bool) -> list[str]:
     """Return what decides what is measured, the same for every version.
 

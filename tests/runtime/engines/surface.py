@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import tensorrt as trt
-from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork, Profile
+from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.runtime.engines import plan
-from divprune_edge.runtime.engines.compile import Log, Monitor, check_graph, register_plugin
+from divprune_edge.runtime.engines.compile import Log, Monitor, SharedWeights, check_graph, register_plugin
 from divprune_edge.runtime.engines.graphs import Job
 from divprune_edge.runtime.engines.progress import Interrupt
 
@@ -57,14 +57,23 @@ print("monitor: a subclass of IProgressMonitor that goes on, and stops")
 
 config = CreateConfig(
     tf32=False,
-    profiles=[Profile().add("x", (1,), (1,), (1,))],
+    profiles=[SharedWeights().add("x", (1,), (1,), (1,))],
     profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
     memory_pool_limits={trt.MemoryPoolType.WORKSPACE: 1 << 20},
     builder_optimization_level=3,
     progress_monitor=monitor,
 )
 EngineBytesFromNetwork((None, None), config=config, save_timing_cache="timing.cache")
+assert trt.IOptimizationProfile.extra_memory_target.fset is not None
 print("Polygraphy: takes this TensorRT, and every option")
+
+if hasattr(trt.LayerType, "ATTENTION_INPUT"):
+    assert issubclass(trt.IAttentionInputLayer, trt.ILayer)
+    assert isinstance(trt.IAttentionInputLayer.attention, property)
+    assert trt.IAttention.decomposable.fset is not None
+    print("attention: a layer of that type shows one that may be split")
+else:
+    assert tuple(map(int, trt.__version__.split(".")[:2])) < (10, 14)
 
 try:
     check_graph(Job("x", Path("x.onnx"), (), plugin=False, workspace=None, optimization_level=None))

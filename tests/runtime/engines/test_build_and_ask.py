@@ -49,6 +49,10 @@ def test_the_same_answer_as_on_the_cpu(
     bundle = exported(dialect)
     built = command("build", bundle, "--selector", "all,none")
     assert built.code == 0, built.err
+    (language,) = (plan for plan in newer.world.built if plan["graph"].endswith("language_model.onnx"))
+    assert language["extra_memory"] == [0, 0], "both profiles use one copy of the weights"
+    split = language["decomposable"]
+    assert (bool(split), all(split)) == (dialect == "static", True), "attention may take several kernels"
     for selector in ("divprune-58", "none"):
         answers = []
         for backend in ("cpu", "tensorrt"):

@@ -21,7 +21,9 @@ from divprune_edge.models.budget import PROMPT
 from divprune_edge.plugins.record import LIBRARY, read_record, sha256
 from divprune_edge.runtime.engines import memory, store
 from divprune_edge.runtime.engines.fingerprint import fingerprint
+from divprune_edge.runtime.engines.profiles import PREFILL
 
+TIMINGS = "timing-10.3.0-12.6-87.cache"
 Build = Any
 Here = Any
 Recorder = Any
@@ -43,7 +45,7 @@ def test_a_build_writes_the_store(build: Build, here: Here, bundle: Path, report
     assert built.folder.name == fingerprint(built.info.facts)
     names = ["divprune-58", "vision_encoder", "language_model"]
     files = {f"{name}{end}" for name in names for end in (".plan", ".layers.json")}
-    expected = {"timing.cache", built.folder.name, f"{built.folder.name}/engines.json"}
+    expected = {TIMINGS, built.folder.name, f"{built.folder.name}/engines.json"}
     assert contents(bundle) == expected | {f"{built.folder.name}/{file}" for file in files}
     assert report.engines() == names
     assert built.reused == ()
@@ -152,7 +154,7 @@ def test_the_timing_cache_is_used_again(build: Build, here: Here, bundle: Path) 
     assert len(here.world.timed) == 3
     build(bundle, force=True)
     assert len(here.world.timed) == 3, "the second time everything comes from the cache"
-    timed = json.loads((bundle / "engines" / "timing.cache").read_bytes())
+    timed = json.loads((bundle / "engines" / TIMINGS).read_bytes())
     assert [Path(name).name for name in timed] == [
         "language_model.onnx",
         "divprune-58.onnx",
@@ -199,7 +201,7 @@ def test_a_longer_prompt_is_another_language_model(build: Build, here: Here, bun
     build(bundle)
     shorter = build(bundle, max_prompt=128)
     assert set(shorter.reused) == {"vision_encoder", "divprune-58"}
-    assert here.world.built[-1]["profiles"][0]["input_ids"] == {
+    assert here.world.built[-1]["profiles"][PREFILL]["input_ids"] == {
         "min": (1, 1),
         "opt": (1, 122),
         "max": (1, 128),
@@ -231,7 +233,7 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing_but_timings(build: Build, here
     with pytest.raises(KeyboardInterrupt):
         build(bundle)
     assert len(here.world.built) == 1
-    assert contents(bundle) == {"timing.cache"}
+    assert contents(bundle) == {TIMINGS}
     here.world.on_step = lambda step: None
     assert build(bundle).folder.is_dir()
     assert len(here.world.timed) == 3, "what was timed before the interruption was not timed again"
@@ -296,6 +298,23 @@ def test_polygraphy_is_missing(build: Build, bundle: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(UserError, match=r"Polygraphy, which builds engines, cannot be loaded.*pip install"):
         build(bundle)
+
+
+def test_weights_that_were_read_leave_the_file_cache(
+    build: Build, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Jetson it lies in the GPU's memory, and CUDA does not count it as free."""
+    dropped = []
+
+    def advise(file: int, offset: int, length: int, advice: int) -> None:
+        assert (offset, length, advice) == (0, 0, os.POSIX_FADV_DONTNEED), "the whole file"
+        dropped.append(Path(f"/proc/self/fd/{file}").readlink().relative_to(bundle.resolve()).as_posix())
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    build(bundle)
+    manifest = read_manifest(bundle)
+    assert dropped == [*manifest.vision_encoder.data, *manifest.language_model.data]
+    assert dropped
 
 
 @pytest.mark.parametrize(

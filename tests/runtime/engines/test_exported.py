@@ -11,7 +11,7 @@ from exporting import export, open_session, plan_of
 
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import chosen_selectors, graphs_of
-from divprune_edge.runtime.engines.profiles import make_limits
+from divprune_edge.runtime.engines.profiles import DECODE, make_limits
 
 
 @pytest.fixture(scope="module", params=["static", "decomposed"])
@@ -51,7 +51,7 @@ def test_a_shape_beyond_the_profile_is_noticed(bundle: Bundle) -> None:
     selectors = chosen_selectors(bundle, None)
     graph = graphs_of(bundle, selectors, make_limits(bundle.manifest, selectors, None), "10.16.2")[-1]
     session = open_session(bundle.file(graph.file))
-    shapes = {name: shapes.max for name, shapes in graph.profiles[1].items()}
+    shapes = {name: shapes.max for name, shapes in graph.profiles[DECODE].items()}
     batch, heads, rows, width = shapes["past_key_values.0.key"]
     with pytest.raises(Exception, match=r"past_key_values\.0\.key"):
         run_with(session, shapes | {"past_key_values.0.key": (batch, heads, rows + 1, width)})

@@ -201,7 +201,7 @@ def test_a_dialect_that_is_not_for_tensorrt(here: Here, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda data: data.update(schema_version=2), "does not fit the schema at 'schema_version'"),
+        (lambda data: data.update(schema_version=1), "does not fit the schema at 'schema_version'"),
         (lambda data: data["plans"]["vision_encoder"].update(file="../x"), "is not a plain file name"),
         (lambda data: data["plans"]["vision_encoder"].update(file="/etc/passwd"), "is not a plain file name"),
         (lambda data: data["plans"].pop("vision_encoder"), "the plans are not those of the facts"),
@@ -244,7 +244,7 @@ def read_facts(bundle: Path) -> Any:
 
 def test_engines_do_not_disturb_the_bundle(built: Path) -> None:
     Bundle.open(built, "always")
-    assert read_record(engines_of(built)).schema_version == 1
+    assert read_record(engines_of(built)).schema_version == 2
 
 
 def test_a_selector_on_top_of_engines_that_are_loaded(build: Build, bundle: Path, here: Here) -> None:

@@ -83,7 +83,7 @@ def test_every_step_that_the_host_feeds_fits_its_profile(manifest: Manifest) -> 
 def test_limits_span_the_budgets(manifest: Manifest) -> None:
     limits = make_limits(manifest, [SELECTORS[1], SELECTORS[3], None], 300)
     assert limits == Limits(max_prompt=300, kept=(29, 144, TOKENS))
-    prefill, decode = language_profiles(manifest.language_model, limits)
+    decode, prefill = language_profiles(manifest.language_model, limits)
     assert three(prefill, "input_ids") == [(1, 1), (1, 208), (1, 300)]
     assert three(decode, "visual_tokens") == [(1, 29, WIDTH), (1, 144, WIDTH), (1, TOKENS, WIDTH)]
 

@@ -7,6 +7,7 @@ import pytest
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.trtexec.generate_options import read_options
 from divprune_edge.runtime.trtexec.options import (
+    attention_options,
     build_options,
     known_options,
     measure_options,
@@ -71,6 +72,12 @@ def test_every_release_is_told_what_to_measure(version: str, graph: bool) -> Non
     # A CUDA graph is the default from 11 on: it is asked for before, and refused afterwards.
     assert ("--useCudaGraph" in options) == (old and graph)
     assert ("--noCudaGraph" in options) == (not old and not graph)
+
+
+def test_attention_may_be_split_where_trtexec_can_say_so() -> None:
+    assert attention_options("10.3") == []
+    for version in ("10.16.2", "11.0", "11.4"):
+        assert attention_options(version) == ["--decomposableAttentions=*"]
 
 
 def test_options_are_read_from_the_source() -> None:
