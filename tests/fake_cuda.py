@@ -145,6 +145,9 @@ class FakeRuntime:
         self.device.launch(ready)
         return ()
 
+    def cudaGetLastError(self) -> tuple[()]:
+        return ()
+
     def cudaGetErrorString(self, error: cudaError_t) -> bytes:
         return b"what CUDA says"
 

@@ -1,4 +1,4 @@
-"""The language model on TensorRT: a KV cache of fixed size, prefill by profile 0, decode as one CUDA graph.
+"""The language model on TensorRT: a KV cache of fixed size, prefill by a profile of its own, decode as one CUDA graph.
 
 Everything that a sequence needs lies in a :class:`Slot`: it is allocated once, and the next sequence takes over the
 slot of one that is gone. What the host feeds per step travels in one copy, so a decode step on the host is: write
@@ -7,6 +7,7 @@ some hundred bytes, launch one graph, wait, read the logits.
 
 from __future__ import annotations
 
+import logging
 import math
 import weakref
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import LanguageInfo, TensorInfo
 from divprune_edge.plugins.abi import Append
 from divprune_edge.runtime.backends.base import CacheRows
@@ -25,6 +26,7 @@ from divprune_edge.runtime.engines.device import Context, Device, Graph, Memory,
 from divprune_edge.runtime.engines.pool import Tensor
 from divprune_edge.runtime.engines.profiles import DECODE, PREFILL
 
+_log = logging.getLogger("divprune_edge")
 _VISUAL, _LOGITS, _PAST = "visual_tokens", "logits", "past_key_values."
 
 
@@ -57,6 +59,8 @@ class TensorRtLanguage:
         self.row_bytes = info.head_dim * self.cache_dtype.itemsize
         self.cache_stride = aligned(info.kv_heads * self.capacity * self.row_bytes)
         self.in_place = info.dialect == "static"
+        # TensorRT may choose kernels that a CUDA graph cannot hold; whether it did is known at the first capture.
+        self.capturable = True
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
 
@@ -184,14 +188,13 @@ class Slot:
         self.decode(nothing)
 
     def decode(self, inputs: StepInputs) -> None:
-        """Run a step of one id; from the second on, one launch of a graph."""
+        """Run a step of one id; from the second on, one launch of a graph where the engine allows it."""
         for name, view in self._decode_views.items():
             view[...] = inputs[name]
         if self._graph is not None:
             self._device.launch(self._graph)
-        elif self._warm:
-            self._graph = self._device.capture(self._decode_step)
-            self._device.launch(self._graph)
+        elif self._warm and self._model.capturable:
+            self._capture()
         else:
             # TensorRT sets a context up in its first run, which cannot be captured.
             self._decode_step()
@@ -204,6 +207,22 @@ class Slot:
             view[...] = inputs[name]
         self._run(self._prefill, count, self._model.places(count)[1])
         self._device.synchronize()
+
+    def _capture(self) -> None:
+        """Record the step and do it; where it cannot be recorded, say so once and do it."""
+        try:
+            self._graph = self._device.capture(self._decode_step)
+        except UserError:
+            raise
+        except DivpruneError as error:
+            self._model.capturable = False
+            _log.warning(
+                "Decode steps are slower than they could be: the engine cannot be recorded as a CUDA graph (%s).",
+                str(error).rstrip("."),
+            )
+            self._decode_step()
+        else:
+            self._device.launch(self._graph)
 
     def _decode_step(self) -> None:
         self._run(self._decode, 1, self._decode_bytes)

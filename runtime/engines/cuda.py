@@ -118,11 +118,18 @@ class CudaDevice:
         try:
             work()
         except BaseException:
-            # Whatever went wrong, the stream must come out of its capture; what it holds is thrown away.
-            _, unfinished = runtime.cudaStreamEndCapture(stream)
-            runtime.cudaGraphDestroy(unfinished)
+            # Whatever went wrong, the stream must come out of its capture; what it holds is thrown away, and so is
+            # CUDA's note of the failure, which TensorRT's next call could take for its own.
+            status, unfinished = runtime.cudaStreamEndCapture(stream)
+            if status == runtime.cudaError_t.cudaSuccess:
+                runtime.cudaGraphDestroy(unfinished)
+            runtime.cudaGetLastError()
             raise
-        graph = self._call("end a CUDA graph", runtime.cudaStreamEndCapture, stream)
+        try:
+            graph = self._call("end a CUDA graph", runtime.cudaStreamEndCapture, stream)
+        except DivpruneError:
+            runtime.cudaGetLastError()
+            raise
         try:
             ready = self._call("instantiate a CUDA graph", runtime.cudaGraphInstantiate, graph, 0)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from exporting import export, plan_of
 from fake_device import FakeDevice, FakeEngines
 from plugins_emulation import EMULATED, compile_emulated
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins import abi
 from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends import open_backend
@@ -150,6 +151,28 @@ def test_one_launch_per_decode_step_and_nothing_of_a_token_through_the_host(
     assert len(uploads) == 3 + decoded
     token = vision.width * np.dtype(manifest.token_dtype).itemsize
     assert step < 58 * token
+
+
+def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(
+    demo: Bundle,
+    pipeline: Pipeline,
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """TensorRT may choose kernels that no CUDA graph holds: slower, the same answers, and one warning."""
+
+    class Refusing(FakeDevice):
+        def capture(self, work: Callable[[], None]) -> Any:
+            super().capture(work)
+            raise DivpruneError("The GPU could not end a CUDA graph (invalidated).")
+
+    ours, device = over_fake(demo, monkeypatch, Refusing())
+    for question in QUESTIONS:
+        same(ours.ask(picture, question, max_tokens=6), pipeline.ask(picture, question, max_tokens=6))
+    assert (device.counts["captures"], device.counts["launches"]) == (1, 0)
+    (warning,) = caplog.messages
+    assert warning.endswith("recorded as a CUDA graph (The GPU could not end a CUDA graph (invalidated)).")
 
 
 def test_a_chunked_prefill(

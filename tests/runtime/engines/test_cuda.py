@@ -183,7 +183,14 @@ def test_a_failed_capture_leaves_the_stream_usable(here: Here) -> None:
 
     with pytest.raises(DivpruneError, match="in the middle"):
         device.capture(fails)
-    assert here.runtime.calls[-2:] == ["cudaStreamEndCapture", "cudaGraphDestroy"]
+    assert here.runtime.calls[-3:] == ["cudaStreamEndCapture", "cudaGraphDestroy", "cudaGetLastError"]
+    here.runtime.fail["cudaStreamEndCapture"] = cudaError_t.cudaErrorIllegalAddress
+    for work in (fails, lambda: None):
+        with pytest.raises(DivpruneError):
+            device.capture(work)
+        assert here.runtime.calls[-1] == "cudaGetLastError", "the next call does not find this failure"
+        here.fake.end_capture()
+    here.runtime.fail.clear()
     device.capture(lambda: None)
     made = [name for name in here.runtime.calls if name in ("cudaGraphInstantiate", "cudaGraphUpload")]
     assert made == ["cudaGraphInstantiate", "cudaGraphUpload"]
