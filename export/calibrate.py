@@ -56,10 +56,12 @@ def calibrated(plan: Plan, folder: Path) -> Plan:
     with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
         encoder, language, recording = _open(plan, Path(temporary))
         for i, file in enumerate(files):
-            tokens = encoder.run(["visual_tokens"], {"pixels": _pixels(plan, file)})[0]
-            if i % 2 == 0:
-                kept = plan.selector.reference(tokens[0], np.ones(tokens.shape[1], bool), plan.keep)
-                tokens = tokens[:, kept]
+            outputs = ["visual_tokens", *plan.selector.signals]
+            tokens, *seen = encoder.run(outputs, {"pixels": _pixels(plan, file)})
+            if i % 2 == 0 and plan.keep < tokens.shape[1]:
+                signals = {name: value[0] for name, value in zip(outputs[1:], seen, strict=True)}
+                valid = np.ones(tokens.shape[1], bool)
+                tokens = plan.selector.kept(tokens[0], valid, plan.keep, **signals)[None]
             ids = _prompt(plan, QUESTIONS[i % len(QUESTIONS)], tokens.shape[1])
             for output, rows in _inputs(plan, language, recording, ids, tokens):
                 x = rows.astype(np.float64)
@@ -81,7 +83,12 @@ def _open(plan: Plan, folder: Path) -> tuple[Any, Any, Recording]:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the two take turns
     vision = build_vision_encoder(
-        plan.spec, plan.names, plan.checkpoint, plan.preprocessing, Plain("float32")
+        plan.spec,
+        plan.names,
+        plan.checkpoint,
+        plan.preprocessing,
+        Plain("float32"),
+        plan.selector.signals,
     )
     recording = Recording()
     language = build_language_model(

@@ -112,6 +112,14 @@ def test_its_layers_are_closer_than_rounded_to_the_nearest(
     assert (ratios <= 1.001).all() and ratios.mean() < 0.8
 
 
+@pytest.mark.parametrize(("selector", "keep"), [("fastervlm", 9), ("visionzip", 9), ("visionzip", 25)])
+def test_selectors_that_need_signals_or_merge(
+    selector: str, keep: int, quantisable: Callable[..., Path], photos: Path, rounded: Bundle
+) -> None:
+    plan = calibrated(plan_of(quantisable(), keep, precision="int4", selector=selector), photos)
+    assert plan.moments.keys() == rounded.plan.moments.keys()
+
+
 def test_nothing_to_calibrate_is_refused(
     quantisable: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
