@@ -21,7 +21,10 @@ _AHEAD = 4
 
 @contextmanager
 def computed_ahead(model: ir.Model) -> Iterator[None]:
-    """Compute each lazy weight of the main graph while those before it are used; they are used in graph order."""
+    """Compute each lazy weight of the main graph while those before it are used; they are used in graph order.
+
+    Afterwards the model has the weights that it had before.
+    """
     values = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.LazyTensor)]
     lazy = [value.const_value for value in values]
     with ThreadPoolExecutor(max_workers=_AHEAD) as pool:
@@ -35,6 +38,8 @@ def computed_ahead(model: ir.Model) -> Iterator[None]:
             yield
         finally:
             pool.shutdown(cancel_futures=True)
+            for value, tensor in zip(values, lazy, strict=True):
+                value.const_value = tensor
 
 
 class _Ahead:
