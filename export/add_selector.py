@@ -78,13 +78,15 @@ def add_selectors(
         UserError: as :func:`add_selector`, before anything is added.
     """
     manifest = read_manifest(bundle)
-    chosen = list(SELECTORS) if names == "all" else [name.strip() for name in names.split(",")]
+    asked = list(SELECTORS) if names == "all" else [name.strip() for name in names.split(",")]
+    chosen = list(dict.fromkeys(asked))
     for name in chosen:
         _require_signals(bundle, manifest, find_selector(name))
     try:
-        kept = [budget(int(part), None, manifest.vision_encoder.tokens) for part in budgets.split(",")]
+        numbers = dict.fromkeys(int(part) for part in budgets.split(","))
     except ValueError:
         raise UserError(f"--keep is '{budgets}', expected whole numbers with commas between them.") from None
+    kept = [budget(number, None, manifest.vision_encoder.tokens) for number in numbers]
     _require_room(bundle, manifest, max(kept))
     there = {entry.id for entry in manifest.selectors}
     for name in chosen:

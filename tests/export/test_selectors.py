@@ -173,6 +173,7 @@ def test_several_selectors_at_several_budgets(bundle_with_signals: Bundle) -> No
     added = [entry.id for _, entry, _ in add_selectors(folder, "uniform, dart", "5,3", **options)]
     assert added == ["uniform-5", "uniform-3", "dart-5", "dart-3"]
     assert [entry.id for _, entry, _ in add_selectors(folder, "dart", "5,4", **options)] == ["dart-4"]
+    assert [entry.id for _, entry, _ in add_selectors(folder, "dart,dart", "6,6", **options)] == ["dart-6"]
     assert len(list(add_selectors(folder, "all", "2", **options))) == len(SELECTORS)
     for names, budgets, message in (
         ("darts", "5", "no selector 'darts'"),
