@@ -75,7 +75,7 @@ class Bundle:
             raise UserError(
                 f"Selector 'none' keeps all {tokens} tokens, not {keep}: leave one of the two out."
             )
-        if name == UNPRUNED or keep == tokens:
+        if name == UNPRUNED:
             return None
         if name is None and keep is None:
             return self._by_id(self.manifest.default_selector)
@@ -86,6 +86,8 @@ class Bundle:
             raise UserError(
                 f"Selector '{name}' keeps {exact[0].keep} tokens, not {keep}: leave one of the two out."
             )
+        if keep == tokens and (name is None or name in {s.name for s in self.manifest.selectors}):
+            return None
         return self._by_algorithm(name, keep)
 
     def _by_id(self, name: str) -> SelectorInfo | None:

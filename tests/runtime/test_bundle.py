@@ -186,6 +186,8 @@ def test_selector_is_found(demo_bundle: Path, name: str | None, keep: int | None
         (None, 60, r"--selector divprune --keep 60'"),
         ("divprun", None, r"did you mean 'divprune'"),
         ("divprune-58", 57, "keeps 58 tokens, not 57"),
+        ("divprune-58", 576, "keeps 58 tokens, not 576"),
+        ("divprun", 576, r"did you mean 'divprune'"),
         ("none", 58, "keeps all 576 tokens, not 58"),
         (None, 0, "0 visual tokens are to be kept, expected 1 to 576"),
         (None, 577, "expected 1 to 576"),
