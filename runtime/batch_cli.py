@@ -84,7 +84,8 @@ def read_questions(file: Path) -> list[dict[str, Any]]:
     from divprune_edge.errors import UserError
 
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a JSON text may hold other characters that end a line.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{file}' cannot be read as UTF-8 text ({error}).") from None
     asked = []

@@ -106,7 +106,8 @@ def _folder(folder: Path) -> list[Picture]:
     if len(files) != 1:
         raise UserError(f"'{folder}' holds {len(files)} files '*.jsonl', expected one with the questions.")
     try:
-        lines = files[0].read_text(encoding="utf-8").splitlines()
+        # Not splitlines: a JSON text may hold other characters that end a line.
+        lines = files[0].read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"'{files[0]}' cannot be read as UTF-8 text ({error}).") from None
     asked: dict[str, list[Question]] = {}

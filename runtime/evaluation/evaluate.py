@@ -46,10 +46,12 @@ def evaluate(
     runner = Runner(bundle, methods, backend, threads, max_tokens)
     journal = Journal(folder, run_facts(bundle, data.name, runner.backend, threads, max_tokens))
     done = journal.done(data)
-    if any((picture.name, method.id) not in done for picture in data.pictures[:1] for method in methods):
-        runner.ask(data.pictures[0], methods)  # the first run of a session is slower than the rest
+    warm = False
     for number, picture in enumerate(data.pictures, start=1):
         missing = [method for method in methods if (picture.name, method.id) not in done]
+        if missing and not warm:
+            runner.ask(picture, methods)  # the first run of a session is slower than the rest
+            warm = True
         if missing:
             for record in runner.ask(picture, missing):
                 journal.add(record)

@@ -53,7 +53,7 @@ def choose_methods(
     """
     tokens = bundle.manifest.vision_encoder.tokens
     there = {(entry.name, entry.keep): entry for entry in bundle.manifest.selectors if entry.keep < tokens}
-    kept = sorted(budgets if budgets is not None else {keep for _, keep in there}, reverse=True)
+    kept = sorted(set(budgets) if budgets is not None else {keep for _, keep in there}, reverse=True)
     for keep in kept:
         if not 1 <= keep < tokens:
             raise UserError(f"A budget of {keep} visual tokens was asked for, expected 1 to {tokens - 1}.")

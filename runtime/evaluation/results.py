@@ -60,9 +60,10 @@ class Journal:
             ) from None
 
     def _resume(self, facts: dict[str, Any]) -> None:
-        text = self._path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # a line that was being written when the run ended is lost
-        lines = whole.splitlines()
+        written = self._path.read_bytes()
+        # A line that was being written when the run ended is lost.
+        whole = written[: written.rfind(b"\n") + 1]
+        lines = whole.splitlines()  # of bytes: of a text, other characters would end lines as well
         try:
             if not lines or json.loads(lines[0]) != json.loads(json.dumps(facts)):
                 raise UserError(
@@ -72,8 +73,8 @@ class Journal:
             self.records = [Record(**json.loads(line)) for line in lines[1:]]
         except (ValueError, TypeError) as error:
             raise UserError(f"'{self._path}' is damaged ({error}): delete it to begin again.") from None
-        if whole != text:
-            os.truncate(self._path, len(whole.encode("utf-8")))
+        if whole != written:
+            os.truncate(self._path, len(whole))
 
     def add(self, record: Record) -> None:
         """Write one record; it is on disk when this returns."""

@@ -18,6 +18,7 @@ from divprune_edge.runtime import batch as module
 from divprune_edge.runtime.backends.growing import GrowingBatch
 from divprune_edge.runtime.backends.in_place import InPlaceBatch
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from divprune_edge.runtime.batch_cli import read_questions
 from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 QUESTIONS = (
@@ -221,6 +222,14 @@ def test_lines_in_and_lines_out(asked: Pipeline, pairs: list, command: Callable[
     assert [{name: line[name] for name in lines[0]} for line in found] == lines
     wanted = alone(asked, pairs, max_tokens=6)
     assert [line["token_ids"] for line in found] == [list(answer.token_ids) for answer in wanted]
+
+
+def test_a_question_may_hold_what_ends_a_line_for_python(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    line = {"image": "a.png", "question": "one\u2028two\x85three?"}
+    text = json.dumps(line, ensure_ascii=False)
+    (tmp_path / "q.jsonl").write_text(f"{text}\n\n{text}\r\n", encoding="utf-8")
+    assert read_questions(tmp_path / "q.jsonl") == [line, line]
 
 
 @pytest.mark.parametrize(
