@@ -13,6 +13,7 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import Graph
 from divprune_edge.runtime.engines.profiles import (
     LANGUAGE,
+    PREFILL,
     VISION,
     language_profiles,
     make_limits,
@@ -105,6 +106,7 @@ def make_job(
             mine: tuple[Stage, ...] = (inputs.vision(),)
         elif info is manifest.language_model:
             mine = inputs.language()
+            _check_prompt(mine[0], graph)
         else:
             mine = (inputs.select(),)
         onnx = path.absolute() / graph.file
@@ -136,6 +138,20 @@ def _graphs(
         both = language_profiles(language, limits)
         found.append((Graph(LANGUAGE, language.file, language.data, both, plugin=False), language))
     return found
+
+
+def _check_prompt(prefill: Stage, graph: Graph) -> None:
+    """Check that the prompt, which trtexec gets in one piece, is within the engine's shapes.
+
+    Raises:
+        UserError: it is longer.
+    """
+    length, most = prefill.inputs["input_ids"].shape[1], graph.profiles[PREFILL]["input_ids"].max[1]
+    if length > most:
+        raise UserError(
+            f"The prompt has {length} tokens, but the engine is for up to {most} at once: ask a shorter --question, or "
+            f"give --max-prompt {length}."
+        )
 
 
 def _record(

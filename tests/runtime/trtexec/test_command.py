@@ -191,6 +191,7 @@ def test_shapes_of_unlike_caches_stay_apart() -> None:
         (["--tensorrt", "10.3", "--selector", "divprune-9"], ["no selector 'divprune-9'"]),
         (["--tensorrt", "10.3", "--selector", "none", "--stage", "selector"], ["no selector to measure"]),
         (["--tensorrt", "10.3", "--max-prompt", "9999"], ["--max-prompt is 9999"]),
+        (["--tensorrt", "10.3", "--max-prompt", "64"], ["--max-prompt", "for up to 64"]),
         (["--tensorrt", "10.3", "--output", "a,b"], ["a,b", "another --output"]),
         (["--tensorrt", "10.3", "--json", "x.json"], ["--json and --html belong to --run or --read"]),
         (["--tensorrt", "10.3", "--image", "/no/such.png"], ["There is no image"]),
