@@ -25,6 +25,8 @@ from divprune_edge.errors import UserError
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
+DEMO = "demo"
+"""``Source.model`` of the bundled checkpoint, which is exported where none is given."""
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
@@ -237,6 +239,13 @@ class Source(_Model):
     revision: str | None
     licence: str | None
     config_sha256: Annotated[str, AfterValidator(_sha256)]
+
+    @property
+    def export_command(self) -> str:
+        """The command that exports this checkpoint anew; where a folder lay is not known and left to the reader."""
+        if self.model == DEMO:
+            return "python -m export llava"
+        return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}"
 
 
 class Check(_Model):

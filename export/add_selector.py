@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.checkpoint import DEMO
 from divprune_edge.export.llava import VerificationFailed
 from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
@@ -116,9 +115,7 @@ def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> No
     there = {output.name for output in manifest.vision_encoder.outputs}
     missing = [name for name in selector.signals if name not in there]
     if missing:
-        source = manifest.source.model
-        model = "" if source == DEMO else f" --model {source}"
         raise UserError(
             f"'{selector.name}' needs {', '.join(missing)} of the vision encoder, which '{bundle}' does not give: "
-            f"export it again with 'python -m export llava{model} --signals all --output {bundle} --force'."
+            f"export it again with '{manifest.source.export_command} --signals all --output {bundle} --force'."
         )

@@ -16,8 +16,6 @@ from divprune_edge.errors import UserError
 from divprune_edge.models.clip import Shapes
 from divprune_edge.models.files import CheckpointFiles
 
-DEMO = "demo"
-"""Name of the bundled checkpoint, which is exported where none is given."""
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

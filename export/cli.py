@@ -115,7 +115,8 @@ def llava(
     dialect, precision = settle(target, dialect, precision)
     report = ConsoleReporter()
     if model is None:
-        from divprune_edge.export.checkpoint import DEMO, Checkpoint
+        from divprune_edge.export.checkpoint import Checkpoint
+        from divprune_edge.manifest import DEMO
         from divprune_edge.models.demo import CHECKPOINT
 
         demo_notice(f"python -m export llava --model {HUB_EXAMPLE} --prune {prune or '0.9'}")

@@ -1,4 +1,4 @@
-"""The manifest's ids: ranges in JSON, a tuple in Python."""
+"""The manifest's ids: ranges in JSON, a tuple in Python; and how its checkpoint is exported again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import MANIFEST, Prompt, read_manifest
+from divprune_edge.manifest import MANIFEST, Prompt, Source, read_manifest
 
 
 def prompt(ids: Any) -> Prompt:
@@ -55,3 +55,17 @@ def test_what_is_no_range_is_refused(bad: list[Any], demo_bundle: Path, tmp_path
         UserError, match=r"does not fit the schema at 'prompt.forbidden_ids': .* is not a range"
     ):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("demo", ""),
+        ("llava-hf/llava-1.5-7b-hf", " --model llava-hf/llava-1.5-7b-hf"),
+        ("my-llava", " --model PATH/my-llava"),
+    ],
+)
+def test_the_command_that_exports_it_again(model: str, options: str) -> None:
+    """The demo needs no name, and of a folder the name alone is known: it must not pass for a path."""
+    source = Source(model=model, revision=None, licence=None, config_sha256="0" * 64)
+    assert source.export_command == f"python -m export llava{options}"

@@ -168,7 +168,7 @@ def _tokens(info: LanguageInfo, context: int | None) -> int:
     if context is None:
         return info.positions
     if not 1 <= context <= info.positions:
-        hint = f" (export with --capacity {context})" if context <= info.context else ""
+        hint = f" (export with --capacity {context})" if info.positions < context <= info.context else ""
         raise UserError(
             f"--context {context} is out of range: the bundle's language model has room for {info.positions} tokens"
             f"{hint}."

@@ -78,7 +78,7 @@ def evidence(report: Report) -> str:
     """Say how much the report is worth."""
     if report.target.tensorrt is None:
         return "what is known of ONNX Runtime's kernels (docs/architecture.md); run the bundle to be sure"
-    return f"{EVIDENCE}: held against published operator lists and rules; nothing of it has run on the target"
+    return f"{EVIDENCE}, held against published operator lists and rules; nothing of it has run on the target"
 
 
 def show_report(report: Report) -> None:
@@ -108,7 +108,7 @@ def show_report(report: Report) -> None:
     verdict = (
         "[green]nothing against it[/green]" if report.clean else f"[red]refused[/red] ({', '.join(why)})"
     )
-    console.print(f"Verdict: {verdict}. Evidence {evidence(report)}.")
+    console.print(f"Verdict: {verdict}. Evidence: {evidence(report)}.")
 
 
 def _graphs(report: Report) -> Table:

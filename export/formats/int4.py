@@ -25,6 +25,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.gptq import quantise_for
 from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.precision import BLOCK_SIZES, TENSORRT_BLOCK_SIZES
 from divprune_edge.export.quantise import INT4, INT4_HALF, INT8, Levels, quantise
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ class Int4:
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Rows must divide into blocks."""
         if shape[1] % self.block_size:
+            offered = BLOCK_SIZES if self.dtype == "float32" else TENSORRT_BLOCK_SIZES
+            fitting = [f"--block-size {size}" for size in offered if not shape[1] % size]
+            wider = "int8" if self.dtype == "float32" else "fp16"
             raise UserError(
                 f"Rows of '{name}' have {shape[1]} values, which blocks of {self.block_size} do not divide: choose "
-                f"another --block-size, or {'int8' if self.dtype == 'float32' else 'fp16'} for that graph."
+                f"{' or '.join([*fitting, wider])} for that graph."
             )
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:

@@ -91,14 +91,14 @@ def _check_fits(bundle: Path, manifest: Manifest, target: Target) -> None:
     if made_for is not None and (made_for.sm, made_for.tensorrt) != (target.sm, target.tensorrt):
         raise UserError(
             f"'{bundle}' was exported for {made_for.title}, which is not like {target.title}: export it again with "
-            f"'python -m export llava --target {target.name}'."
+            f"'{manifest.source.export_command} --target {target.name}'."
         )
     # What TensorRT 10.3 reads, newer releases read too.
     if dialect in (target.dialect, "decomposed"):
         return
     raise UserError(
         f"'{bundle}' has a language model in the dialect '{dialect}', but TensorRT {target.tensorrt} of "
-        f"{target.title} needs '{target.dialect}': export it again with 'python -m export llava --target "
+        f"{target.title} needs '{target.dialect}': export it again with '{manifest.source.export_command} --target "
         f"{target.name}'."
     )
 

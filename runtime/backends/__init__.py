@@ -17,6 +17,8 @@ from divprune_edge.runtime.backends.base import (
 from divprune_edge.runtime.bundle import Bundle
 
 BACKENDS = ("cpu", "cuda", "tensorrt")
+MOST_THREADS = 1024
+"""More than any machine's cores; ONNX Runtime starts as many as it is told, and is busy with them for minutes."""
 
 __all__ = [
     "BACKENDS",
@@ -48,6 +50,8 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
         )
     if threads is not None and threads < 1:
         raise UserError(f"{threads} threads were asked for, expected at least 1.")
+    if threads is not None and threads > MOST_THREADS:
+        raise UserError(f"{threads} threads were asked for, expected at most {MOST_THREADS}.")
     if name == "tensorrt":
         return _open_tensorrt(bundle, threads)
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend

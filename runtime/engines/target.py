@@ -23,7 +23,8 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
     if dialect not in OLDEST:
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "
-            f"and newer) or 'decomposed': export it with '{_export(manifest)} --target NAME' or '--dialect decomposed'."
+            f"and newer) or 'decomposed': export it with '{manifest.source.export_command} --target NAME' or "
+            "'--dialect decomposed'."
         )
 
 
@@ -38,7 +39,8 @@ def check_version(manifest: Manifest, bundle: Path, tensorrt: str) -> None:
     if _version(tensorrt) < oldest:
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', which needs TensorRT {oldest[0]}.{oldest[1]}, "
-            f"but this is TensorRT {tensorrt}: export it with '{_export(manifest)} --dialect decomposed'."
+            f"but this is TensorRT {tensorrt}: export it with '{manifest.source.export_command} --dialect "
+            "decomposed'."
         )
 
 
@@ -55,7 +57,7 @@ def check_target(manifest: Manifest, bundle: Path, asked: str | None, device: De
 
 
 def _check_device(target: Target, origin: str, manifest: Manifest, device: DeviceFacts) -> None:
-    export = f"export for this device with '{_export(manifest)} --target NAME'"
+    export = f"export for this device with '{manifest.source.export_command} --target NAME'"
     if target.tensorrt is None or target.sm is None:
         raise UserError(f"{origin} is {target.title}, which does not run TensorRT: {export}.")
     if target.sm != device.sm or _version(target.tensorrt) != _version(device.tensorrt):
@@ -63,10 +65,6 @@ def _check_device(target: Target, origin: str, manifest: Manifest, device: Devic
             f"{origin} is {target.title} (sm_{target.sm}, TensorRT {target.tensorrt}), but this device is "
             f"sm_{device.sm} with TensorRT {device.tensorrt}: build on the target itself, or {export}."
         )
-
-
-def _export(manifest: Manifest) -> str:
-    return f"python -m export llava --model {manifest.source.model}"
 
 
 def _version(version: str) -> tuple[int, int]:

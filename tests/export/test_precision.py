@@ -78,7 +78,10 @@ def test_another_block_size_is_refused() -> None:
 
 
 def test_a_block_size_that_does_not_divide_is_refused(checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(UserError, match=r"Rows of '.*' have \d+ values, which blocks of 32 do not divide"):
+    with pytest.raises(
+        UserError,
+        match=r"Rows of '.*' have \d+ values, which blocks of 32 do not divide: choose int8 for that graph",
+    ):
         plan_of(checkpoint("plain"), precision="int4")
 
 

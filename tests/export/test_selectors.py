@@ -153,7 +153,7 @@ def test_missing_signals_get_the_command_that_adds_them(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"'visionzip' needs cls_attention, keys, cls_token of the vision encoder, .* export it again with "
-        r"'python -m export llava --model checkpoint --signals all --output .*bundle --force'",
+        r"'python -m export llava --model PATH/checkpoint --signals all --output .*bundle --force'",
     ):
         add_selector(bundle.folder, "visionzip", keep=7, prune=None, force=False, verify=True)
 

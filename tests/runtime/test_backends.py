@@ -109,6 +109,8 @@ def test_unknown_backend_and_threads(bundle: Bundle) -> None:
         open_backend(bundle, "cdua")
     with pytest.raises(UserError, match="0 threads"):
         open_backend(bundle, "cpu", threads=0)
+    with pytest.raises(UserError, match="99999 threads were asked for, expected at most 1024"):
+        open_backend(bundle, "cpu", threads=99999)
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is there")

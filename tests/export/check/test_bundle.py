@@ -167,6 +167,8 @@ def test_a_context_that_there_is_no_room_for(demo: Demo) -> None:
         UserError, match=r"--context 1000 is out of range: .* room for 512 tokens \(export with"
     ):
         check_bundle(folder, ORIN, 1000)
+    with pytest.raises(UserError, match=r"--context -5 is out of range: .* room for 512 tokens\.$"):
+        check_bundle(folder, ORIN, -5)
     whole, half = check_bundle(folder, ORIN), check_bundle(folder, ORIN, 100)
     assert whole.forecast
     assert half.forecast
@@ -226,7 +228,7 @@ def test_the_report_for_people(demo: Demo, capsys: pytest.CaptureFixture[str]) -
         "additions of 10.3",
         "selectors/stripped",
         "KV cache, 512 rows",
-        "Verdict: nothing against it. Evidence E2",
+        "Verdict: nothing against it. Evidence: E2",
     ):
         assert part in shown
     show_report(check_bundle(demo("portable").folder, ORIN))

@@ -296,7 +296,9 @@ def test_a_package_that_is_there(tmp_path: Path) -> None:
 
 
 def test_a_bundle_in_another_dialect(demo_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dialect 'portable'.*'decomposed'.*--target agx-orin-64gb"):
+    with pytest.raises(
+        UserError, match=r"dialect 'portable'.*'decomposed'.*export llava --target agx-orin-64gb"
+    ):
         write_package(demo_bundle, ORIN, tmp_path / "package.tar", force=False, report=Silent())
 
 
