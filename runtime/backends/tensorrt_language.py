@@ -103,9 +103,11 @@ class TensorRtLanguage:
         if self._slots and not self._free:
             return  # sequences are under way: whether there will be one more, nobody knows
         slot = self._take()
-        slot.bind(visual)
-        slot.warm_up()
-        self._free.append(slot)
+        try:
+            slot.bind(visual)
+            slot.warm_up()
+        finally:
+            self._free.append(slot)
 
     def session(self, visual: Tensor, rows: CacheRows | None) -> TensorRtSession:
         """Begin a sequence in a slot that is free, else in a new one.
@@ -115,7 +117,11 @@ class TensorRtLanguage:
         """
         self._check_kept(visual)
         slot = self._take()
-        session = TensorRtSession(self, slot, visual, rows)
+        try:
+            session = TensorRtSession(self, slot, visual, rows)
+        except BaseException:
+            self._free.append(slot)
+            raise
         weakref.finalize(session, self._free.append, slot).atexit = False
         return session
 
@@ -170,10 +176,11 @@ class Slot:
         if self._visual == wanted:
             return
         # A context must not change under a graph that was captured of it.
-        self._graph, self._warm, self._visual = None, False, wanted
+        self._graph, self._warm, self._visual = None, False, None
         for context in (self._prefill, self._decode):
             context.set_shape(_VISUAL, visual.shape)
             context.set_address(_VISUAL, visual.address)
+        self._visual = wanted
 
     def warm_up(self) -> None:
         """Run both kinds of steps on nothing and capture decode's, so that no question pays for that."""
@@ -329,6 +336,7 @@ class TensorRtSession:
         model, slot = self._model, self._slot
         piece, whole = self._length * model.row_bytes, model.capacity * model.row_bytes
         held = [np.ascontiguousarray(array) for array in rows]
+        slot.intact = 0
         if piece:
             for i, array in enumerate(held):
                 to = slot.cache.address + i * model.cache_stride

@@ -25,6 +25,7 @@ from divprune_edge.plugins import abi
 from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
+from divprune_edge.runtime.backends.tensorrt_language import Slot
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.evaluation import runner
 from divprune_edge.runtime.generate import Decoding
@@ -273,6 +274,30 @@ def test_rows_are_copied_again_where_they_were_written_over(tiny: dict[str, Bund
         assert len(device.copies) == copies
         assert np.array_equal(session.extend([4, 5]), wanted)
         del session
+
+
+def test_a_sequence_that_fails_to_begin_gives_its_memory_back(tiny: dict[str, Bundle]) -> None:
+    """Whatever fails in it, the next sequence needs no second cache."""
+    bundle = tiny["static"]
+    device = FakeDevice()
+    backend = TensorRtBackend(bundle, device, FakeEngines(bundle))
+
+    def fail(*_: object) -> None:
+        raise DivpruneError("The GPU could not.")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slot, "warm_up", fail)
+        with pytest.raises(DivpruneError, match="could not"):
+            backend.load(bundle.selector())
+    backend.load(bundle.selector())
+    visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width), np.float32))
+    rows = backend.language(visual).rows(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Slot, "bind", fail)
+        with pytest.raises(DivpruneError, match="could not"):
+            backend.language(visual, rows)
+    backend.language(visual).extend([1, 7])
+    assert len(backend._model._slots) == 1
 
 
 def test_a_sequence_keeps_its_visual_tokens(tiny: dict[str, Bundle]) -> None:
