@@ -22,6 +22,7 @@ from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import Plan
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
+from divprune_edge.models.prompt import TOKENIZER_FILE
 
 QUESTIONS = (
     "What is in the picture?",
@@ -119,7 +120,7 @@ def _prompt(plan: Plan, question: str, visual: int) -> npt.NDArray[np.int64]:
     """Return the ids of a question about a picture, in the form of LLaVA-1.5, within the context."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / TOKENIZER_FILE))
     before = tokenizer.encode("USER: ").ids
     after = tokenizer.encode(f"\n{question} ASSISTANT:", add_special_tokens=False).ids
     rows = plan.embedding_rows

@@ -41,11 +41,10 @@ from divprune_edge.manifest import (
 )
 from divprune_edge.models.cost import decoder_parts, projector_flops, vision_flops
 from divprune_edge.models.llava import FAMILY
-from divprune_edge.models.prompt import TEMPLATE_FILE
+from divprune_edge.models.prompt import TOKENIZER_FILE
 
 VISION_FILE = "vision_encoder.onnx"
 LANGUAGE_FILE = "language_model.onnx"
-TOKENIZER_FILE = "tokenizer.json"
 
 Verify = Callable[[Plan, Path], Verification]
 
@@ -188,20 +187,9 @@ def _fields(graph: GraphInfo) -> dict[str, object]:
 
 def _prompt(plan: Plan, folder: Path) -> Prompt:
     facts = plan.prompt
-    shutil.copyfile(plan.checkpoint.folder / TOKENIZER_FILE, folder / TOKENIZER_FILE)
-    (folder / TEMPLATE_FILE).write_text(facts.chat_template, encoding="utf-8")
-    return Prompt(
-        tokenizer=TOKENIZER_FILE,
-        chat_template=TEMPLATE_FILE,
-        image_token=facts.image_token,
-        image_token_id=facts.image_token_id,
-        bos_token=facts.bos_token,
-        eos_token=facts.eos_token,
-        pad_token=facts.pad_token,
-        unk_token=facts.unk_token,
-        stop_ids=facts.stop_ids,
-        forbidden_ids=facts.forbidden_ids,
-    )
+    shutil.copyfile(plan.checkpoint.folder / TOKENIZER_FILE, folder / facts.entry.tokenizer)
+    (folder / facts.entry.chat_template).write_text(facts.template, encoding="utf-8")
+    return facts.entry
 
 
 def _copy_licence(checkpoint: Checkpoint, folder: Path) -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import Prompt
 from divprune_edge.models.files import CheckpointFiles, Config
 
-TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer.json", "chat_template.jinja"
+"""Names in the bundle, and in checkpoints."""
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}"
@@ -24,21 +26,14 @@ VICUNA_TEMPLATE = (
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """Everything about the prompt but the tokenizer itself.
+    """Everything about the prompt but the tokenizer itself: the manifest's entry, and the template that it names.
 
     ``template_source`` names the file that the template came from, or says that it is the family's default.
     """
 
-    chat_template: str
+    entry: Prompt
+    template: str
     template_source: str
-    image_token: str
-    image_token_id: int
-    bos_token: str | None
-    eos_token: str | None
-    pad_token: str | None
-    unk_token: str | None
-    stop_ids: tuple[int, ...]
-    forbidden_ids: tuple[int, ...]
 
 
 def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, vocabulary: int) -> PromptFacts:
@@ -61,9 +56,9 @@ def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, voc
         )
     special = _special_tokens(files)
     template, source = _chat_template(files)
-    return PromptFacts(
-        chat_template=template,
-        template_source=source,
+    entry = Prompt(
+        tokenizer=TOKENIZER_FILE,
+        chat_template=TEMPLATE_FILE,
         image_token=tokens[image_token_id],
         image_token_id=image_token_id,
         bos_token=special["bos_token"],
@@ -73,11 +68,12 @@ def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, voc
         stop_ids=_stop_ids(files, config, {text: i for i, text in tokens.items()}, special["eos_token"]),
         forbidden_ids=tuple(i for i in range(vocabulary) if i == image_token_id or i not in tokens),
     )
+    return PromptFacts(entry, template, source)
 
 
 def _tokens(files: CheckpointFiles) -> dict[int, str]:
     """Return id -> token of ``tokenizer.json``."""
-    data = files.json("tokenizer.json")
+    data = files.json(TOKENIZER_FILE)
     if data is None:
         raise UserError(
             f"'{files.folder}' has no tokenizer.json: make one with transformers' "

@@ -21,6 +21,7 @@ from divprune_edge.export.verify.graphs import AnyLanguageGraph
 from divprune_edge.export.verify.oracle import Answer, Oracle
 from divprune_edge.export.verify.weights import GraphFile
 from divprune_edge.manifest import Check
+from divprune_edge.models.prompt import TOKENIZER_FILE
 
 Array = npt.NDArray[Any]
 
@@ -124,7 +125,7 @@ def check_rope(language: GraphFile, oracle: Oracle, context: int, dtype: str) ->
 def sample_prompts(plan: Plan, kept: Array) -> list[Case]:
     """Return a question about a picture, one of random tokens, and a text without a picture."""
     random = np.random.default_rng(5)
-    forbidden = set(plan.prompt.forbidden_ids)
+    forbidden = set(plan.prompt.entry.forbidden_ids)
     usable = np.array([i for i in range(min(plan.embedding_rows, plan.vocabulary)) if i not in forbidden])
     before, after = (
         _tokenise(plan, text, usable) for text in ("USER: ", "\nWhat is in the picture? ASSISTANT:")
@@ -145,7 +146,7 @@ def _tokenise(plan: Plan, text: str, usable: Array) -> Array:
     """Return the text's ids; those without an embedding row (none, in a sound checkpoint) are left out."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / TOKENIZER_FILE))
     ids = np.array(tokenizer.encode(text, add_special_tokens=True).ids, dtype=np.int64)
     ids = ids[np.isin(ids, usable)]
     return ids if len(ids) else usable[:1]

@@ -41,15 +41,15 @@ def read(
 
 def test_tokens_and_ids(tmp_path: Path) -> None:
     facts = read(tmp_path, {})
-    assert (facts.image_token, facts.image_token_id) == ("<image>", 6)
-    assert (facts.bos_token, facts.eos_token, facts.pad_token, facts.unk_token) == (
+    assert (facts.entry.image_token, facts.entry.image_token_id) == ("<image>", 6)
+    assert (facts.entry.bos_token, facts.entry.eos_token, facts.entry.pad_token, facts.entry.unk_token) == (
         "<s>",
         "</s>",
         "<pad>",
         "<unk>",
     )
-    assert facts.forbidden_ids == (6, 7, 8), "the placeholder and the rows that no token has"
-    assert facts.stop_ids == (2,)
+    assert facts.entry.forbidden_ids == (6, 7, 8), "the placeholder and the rows that no token has"
+    assert facts.entry.stop_ids == (2,)
 
 
 def test_unigram_vocabularies_are_lists(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_unigram_vocabularies_are_lists(tmp_path: Path) -> None:
         "added_tokens": [{"id": 6, "content": "<image>"}],
     }
     facts = read(tmp_path, {"tokenizer.json": tokenizer}, rows=7)
-    assert facts.forbidden_ids == (4, 5, 6)
+    assert facts.entry.forbidden_ids == (4, 5, 6)
 
 
 def test_tokens_written_as_objects_and_in_the_other_file(tmp_path: Path) -> None:
@@ -68,7 +68,12 @@ def test_tokens_written_as_objects_and_in_the_other_file(tmp_path: Path) -> None
         "special_tokens_map.json": {"eos_token": {"content": "</s>"}, "bos_token": "<unk>"},
     }
     facts = read(tmp_path, files)
-    assert (facts.bos_token, facts.eos_token, facts.pad_token, facts.unk_token) == ("<s>", "</s>", None, None)
+    assert (facts.entry.bos_token, facts.entry.eos_token, facts.entry.pad_token, facts.entry.unk_token) == (
+        "<s>",
+        "</s>",
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_tokens_written_as_objects_and_in_the_other_file(tmp_path: Path) -> None
     ],
 )
 def test_stop_ids(tmp_path: Path, generation: Any, config: dict[str, Any], stops: tuple[int, ...]) -> None:
-    assert read(tmp_path, {"generation_config.json": generation}, config).stop_ids == stops
+    assert read(tmp_path, {"generation_config.json": generation}, config).entry.stop_ids == stops
 
 
 def test_nothing_ends_an_answer(tmp_path: Path) -> None:
@@ -105,7 +110,7 @@ def test_template_in_each_of_its_places(tmp_path: Path, place: str, with_bos: bo
     if place == "tokenizer_config.json":
         content |= SPECIAL
     facts = read(tmp_path, {place: content})
-    assert (facts.chat_template, facts.template_source) == (template, place)
+    assert (facts.template, facts.template_source) == (template, place)
 
 
 @pytest.mark.parametrize(("first", "second"), list(pairwise(PLACES)))
@@ -114,7 +119,7 @@ def test_precedence(tmp_path: Path, first: str, second: str) -> None:
         place: place if place.endswith(".jinja") else {**SPECIAL, "chat_template": place}
         for place in (first, second)
     }
-    assert read(tmp_path, files).chat_template == first
+    assert read(tmp_path, files).template == first
 
 
 def test_precedence_is_that_of_transformers(tmp_path: Path) -> None:
@@ -131,21 +136,19 @@ def test_precedence_is_that_of_transformers(tmp_path: Path) -> None:
         processor = LlavaProcessor.from_pretrained(folder, backend="pil")
         stock = processor.chat_template or processor.tokenizer.chat_template
         config = json.loads((folder / "config.json").read_text())
-        assert read_prompt(CheckpointFiles(folder), config, 4, 50).chat_template == stock == place
+        assert read_prompt(CheckpointFiles(folder), config, 4, 50).template == stock == place
 
 
 def test_named_templates(tmp_path: Path) -> None:
     named = [{"name": "rag", "template": "R"}, {"name": "default", "template": "D"}]
-    assert read(tmp_path, {"tokenizer_config.json": {**SPECIAL, "chat_template": named}}).chat_template == "D"
+    assert read(tmp_path, {"tokenizer_config.json": {**SPECIAL, "chat_template": named}}).template == "D"
     mapping = {"rag": "R", "default": "E"}
-    assert (
-        read(tmp_path, {"tokenizer_config.json": {**SPECIAL, "chat_template": mapping}}).chat_template == "E"
-    )
+    assert read(tmp_path, {"tokenizer_config.json": {**SPECIAL, "chat_template": mapping}}).template == "E"
 
 
 def test_no_template_is_the_family_default(tmp_path: Path) -> None:
     facts = read(tmp_path, {})
-    assert facts.chat_template == VICUNA_TEMPLATE
+    assert facts.template == VICUNA_TEMPLATE
     assert facts.template_source == "the LLaVA-1.5 default"
 
 
