@@ -22,19 +22,39 @@ def add_selector(
     """Add the selector ``name`` with a budget to ``bundle``; return the new manifest, its entry and its checks.
 
     Raises:
-        UserError: no such bundle or selector, a budget out of range, or it is there already.
+        UserError: no such bundle or selector, a budget out of range, it is there already, or the bundle cannot be
+            written.
         VerificationFailed: the graph does not pick what the reference picks.
     """
     manifest = read_manifest(bundle)
     selector = find_selector(name)
-    tokens, width = manifest.vision_encoder.tokens, manifest.vision_encoder.width
-    keep = budget(keep, prune, tokens)
+    keep = budget(keep, prune, manifest.vision_encoder.tokens)
     _require_room(bundle, manifest, keep)
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
     if len(others) != len(manifest.selectors) and not force:
         raise UserError(f"'{bundle}' has the selector '{new}' already: replace it with --force.")
     _require_signals(bundle, manifest, selector)
+    try:
+        return _add(bundle, manifest, others, selector, keep, verify=verify)
+    except OSError as error:
+        raise UserError(
+            f"'{bundle}' cannot be written ({error.strerror or error}): make it writable or make room, or copy the "
+            "bundle to where it is."
+        ) from error
+
+
+def _add(
+    bundle: Path,
+    manifest: Manifest,
+    others: tuple[SelectorInfo, ...],
+    selector: Selector,
+    keep: int,
+    *,
+    verify: bool,
+) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
+    """Write the graph aside, check it, and move it and a new manifest into the bundle."""
+    tokens, width = manifest.vision_encoder.tokens, manifest.vision_encoder.width
     with tempfile.TemporaryDirectory(prefix=".selector.", suffix=".partial", dir=bundle) as partial:
         folder = Path(partial)
         signals = signal_inputs(selector, manifest.vision_encoder)
@@ -47,7 +67,7 @@ def add_selector(
             failed = [check for check in checks if not check.passed]
             if failed:
                 raise VerificationFailed(
-                    f"The graph of '{new}' does not pick what its reference picks ({failed[0].name}: "
+                    f"The graph of '{entry.id}' does not pick what its reference picks ({failed[0].name}: "
                     f"{failed[0].detail or failed[0].value}); the bundle is unchanged."
                 )
         written = [path for path in (entry.file, entry.stripped) if path is not None]

@@ -110,6 +110,7 @@ def llava(
     from divprune_edge.export.report import ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification
+    from divprune_edge.export.writer import check_output
 
     _one_budget(prune, keep)
     dialect, precision = settle(target, dialect, precision)
@@ -142,6 +143,7 @@ def llava(
             from divprune_edge.export.package.command import check_before_export
 
             check_before_export(target, folder, plan.weight_bytes, force=force)
+        check_output(folder, force)
         announce_memory(plan)
         check = chosen_verification(verify, report)
         if calibrate is not None:

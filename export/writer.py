@@ -105,8 +105,13 @@ def _replace(folder: Path, output: Path) -> None:
         return
     retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
     output.rename(retired / "bundle")
-    folder.rename(output)
-    shutil.rmtree(retired)
+    try:
+        folder.rename(output)
+    except BaseException:
+        (retired / "bundle").rename(output)
+        retired.rmdir()
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_graph(

@@ -109,6 +109,16 @@ def test_a_budget_that_a_cache_of_fixed_size_cannot_hold(
     assert [selector.id for selector in read_manifest(target).selectors] == ["divprune-9", "divprune-16"]
 
 
+def test_a_bundle_that_cannot_be_written(target: Path) -> None:
+    manifest = read_manifest(target)
+    (target / "selectors").rename(target / "gone")
+    (target / "selectors").write_text("a file in the folder's place")
+    with pytest.raises(UserError, match=r"cannot be written \(.*\): make it writable"):
+        add(target, keep=5)
+    assert read_manifest(target) == manifest
+    assert not list(target.glob(".*"))
+
+
 def test_a_wrong_graph_is_not_added(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph of a budget of 7 under the name of 8: its indices are too few."""
     import divprune_edge.export.selector as module

@@ -158,6 +158,9 @@ def test_export_says_what_it_did(command: Run, plain: str, tmp_path: Path) -> No
     code, _, errors = command("llava", "--model", plain, "--no-verify", "--output", "out")
     assert code == 2
     assert "'out' exists already" in errors
+    # Before anything that takes long, such as calibration, which has something to say of its own.
+    again = ("llava", "--model", plain, "--no-verify", "--output", "out", "--calibrate", str(tmp_path))
+    assert "'out' exists already" in command(*again)[2]
     assert command("llava", "--model", plain, "--no-verify", "--output", "out", "--force")[0] == 0
 
 
