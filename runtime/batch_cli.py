@@ -83,6 +83,8 @@ def read_questions(file: Path) -> list[dict[str, Any]]:
     """
     from divprune_edge.errors import UserError
 
+    if not file.is_file():
+        raise UserError(f"There is no file '{file}': give a JSONL with a question on each line.")
     try:
         # Not splitlines: a JSON text may hold other characters that end a line.
         lines = file.read_text(encoding="utf-8").split("\n")

@@ -71,8 +71,8 @@ def sweep_command(
 ) -> None:
     """Measure selectors × budgets, and draw accuracy against visual tokens and against latency.
 
-    Writes sweep.csv, sweep.json, sweep.html, the two charts as SVG, and pairs.csv with the differences between methods
-    on the same questions.
+    Writes sweep.md, .csv, .json and .html, the two charts as SVG, and pairs.csv with the differences between methods on
+    the same questions.
     """
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.evaluation.dataset import load_dataset

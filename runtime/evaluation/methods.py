@@ -60,6 +60,13 @@ def choose_methods(
     chosen = list(dict.fromkeys(names if names is not None else (name for name, _ in there)))
     for name in chosen:
         find_selector(name)
+    for keep in kept:
+        if names is None and not any((name, keep) in there for name in chosen):
+            raise UserError(
+                f"The bundle has no selector that keeps {keep} visual tokens: it has "
+                f"{', '.join(f'{name}-{k}' for name, k in there) or 'none'}; add one with 'python -m export selector "
+                f"{bundle.path} --keep {keep}'."
+            )
     methods = [Method(UNPRUNED, tokens, None)] if tokens < bundle.manifest.language_model.positions else []
     for keep in kept:
         for name in dict.fromkeys([*chosen, *BASELINES]):

@@ -56,7 +56,7 @@ class RunOptions:
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Longest answer, in tokens.", show_default="32, or what the task says"),
+        typer.Option(min=1, help="Longest answer, in tokens.", show_default="32, or what the task says"),
     ] = None
 
     def names(self) -> list[str] | None:

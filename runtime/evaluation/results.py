@@ -67,8 +67,8 @@ class Journal:
         try:
             if not lines or json.loads(lines[0]) != json.loads(json.dumps(facts)):
                 raise UserError(
-                    f"'{self._path}' holds results of another bundle, question set or backend: choose another "
-                    "--output, or delete it."
+                    f"'{self._path}' holds results of another bundle, question set, backend, number of threads or "
+                    "longest answer: choose another --output, or delete it."
                 )
             self.records = [Record(**json.loads(line)) for line in lines[1:]]
         except (ValueError, TypeError) as error:

@@ -250,3 +250,6 @@ def test_a_file_of_questions_is_checked_before_anything_is_loaded(
     assert outcome.code == 2
     assert re.search(message, outcome.err)
     assert command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0).code == 2
+    missing = command("batch", tmp_path, tmp_path / "none.jsonl")
+    assert missing.code == 2
+    assert re.search(r"There is no file '.*none\.jsonl'", missing.err)

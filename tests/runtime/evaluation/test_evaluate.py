@@ -146,6 +146,10 @@ def test_baselines_and_the_unpruned_model_are_always_there(demo_bundle: Path) ->
         choose_methods(bundle, ["divprun"])
     with pytest.raises(UserError, match="budget of 576 visual tokens was asked for, expected 1 to 575"):
         choose_methods(bundle, None, [576])
+    with pytest.raises(
+        UserError, match=r"no selector that keeps 40 .* it has .*export selector .* --keep 40'"
+    ):
+        choose_methods(bundle, None, [40])
 
 
 def test_answers_are_those_of_ask(demo_bundle: Path, folder: Path, tmp_path: Path) -> None:
@@ -219,7 +223,7 @@ def test_an_interrupted_run_goes_on(
     (folder / "questions.jsonl").write_text(lines)
     evaluate(bundle, load_dataset(str(folder)), methods, out, max_tokens=2)
     assert asked == [("b.png", 2), ("b.png", 2)]
-    with pytest.raises(UserError, match="holds results of another bundle, question set or backend"):
+    with pytest.raises(UserError, match=r"results of another bundle, question set, .* or longest answer"):
         evaluate(bundle, data, methods, out, max_tokens=3)
 
 
@@ -281,6 +285,9 @@ def test_command(demo_bundle: Path, folder: Path, tmp_path: Path, command: Calla
         "--json",
     )
     assert json.loads(again.out)["questions"] == 3
+    none = command("evaluate", demo_bundle, "--data", folder, "--output", out, "--max-tokens", 0)
+    assert (none.code, none.out) == (2, "")
+    assert "Invalid value for '--max-tokens'" in none.err
     bad = command("evaluate", demo_bundle, "--data", folder, "--keep", "58,many")
     assert (bad.code, bad.err) == (
         2,
