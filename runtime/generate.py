@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from divprune_edge.errors import UserError
+from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stop import StopStrings
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from divprune_edge.runtime.backends.base import LanguageBatch, LanguageSession
     from divprune_edge.runtime.detokenize import Detokenizer
     from divprune_edge.runtime.prompt import PromptIds
-    from divprune_edge.runtime.sampling import Sampler
 
 OnText = Callable[[str], None]
 FinishReason = Literal["stop", "stop_string", "length", "context"]
@@ -71,6 +71,12 @@ class Decoding:
             raise UserError(
                 f"repetition_penalty is {self.repetition_penalty}, expected more than 0 (1 is none)."
             )
+
+    def sampler(self, forbidden: Sequence[int]) -> Sampler:
+        """Return a fresh sampler that never draws an id of ``forbidden``."""
+        return Sampler(
+            self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty
+        )
 
 
 @dataclass(frozen=True)

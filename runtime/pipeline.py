@@ -24,7 +24,6 @@ from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, O
 from divprune_edge.runtime.images import load_image
 from divprune_edge.runtime.preprocess import encoder_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
-from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -184,14 +183,7 @@ class Pipeline:
         return Writer(
             prompt,
             Detokenizer(self._prompt.tokenizer.model),
-            Sampler(
-                options.temperature,
-                options.top_p,
-                options.seed,
-                facts.forbidden_ids,
-                options.top_k,
-                options.repetition_penalty,
-            ),
+            options.sampler(facts.forbidden_ids),
             options,
             stop_ids=frozenset(facts.stop_ids),
             context=self.bundle.manifest.language_model.positions,

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
 
 DeviceTensor = Any
@@ -25,6 +26,20 @@ class Encoded:
 
     tokens: DeviceTensor
     signals: Mapping[str, DeviceTensor] = field(default_factory=dict)
+
+
+def check_rows(selector: SelectorInfo, valid: npt.NDArray[np.bool_]) -> None:
+    """Check that every picture has as many rows that count, in ``valid`` [batch, N], as a selector keeps.
+
+    Raises:
+        UserError: one has fewer.
+    """
+    rows = int(valid.sum(axis=1).min())
+    if rows < selector.keep:
+        raise UserError(
+            f"Selector '{selector.id}' keeps {selector.keep} tokens, but the picture has only {rows} "
+            "that count: choose a smaller budget with --keep."
+        )
 
 
 CacheRows = tuple[npt.NDArray[Any], ...]

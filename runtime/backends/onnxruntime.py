@@ -22,6 +22,7 @@ from divprune_edge.runtime.backends.base import (
     Encoded,
     LanguageBatch,
     LanguageSession,
+    check_rows,
 )
 from divprune_edge.runtime.backends.binding import Binding
 from divprune_edge.runtime.backends.fixed import DecomposedLanguage, StaticLanguage, check_device
@@ -89,12 +90,7 @@ class OnnxRuntimeBackend:
         """Return the kept tokens on the device and their indices on the host."""
         if selector is None:
             return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
-        rows = int(valid.sum(axis=1).min())
-        if rows < selector.keep:
-            raise UserError(
-                f"Selector '{selector.id}' keeps {selector.keep} tokens, but the picture has only {rows} "
-                "that count: choose a smaller budget with --keep."
-            )
+        check_rows(selector, valid)
         binding = Binding(self._session(selector), self._device)
         binding.input("visual_tokens", encoded.tokens)
         binding.input("valid", ort.OrtValue.ortvalue_from_numpy(valid))

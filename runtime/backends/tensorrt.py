@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, SelectorInfo
-from divprune_edge.runtime.backends.base import CacheRows, Encoded, LanguageSession
+from divprune_edge.runtime.backends.base import CacheRows, Encoded, LanguageSession, check_rows
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
@@ -91,12 +91,7 @@ class TensorRtBackend:
         """Return the kept tokens on the device; the indices alone come to the host, where the answer reports them."""
         if selector is None:
             return encoded.tokens, np.arange(valid.shape[1], dtype=np.int64)[None]
-        rows = int(valid.sum(axis=1).min())
-        if rows < selector.keep:
-            raise UserError(
-                f"Selector '{selector.id}' keeps {selector.keep} tokens, but the picture has only {rows} "
-                "that count: choose a smaller budget with --keep."
-            )
+        check_rows(selector, valid)
         inputs = {"visual_tokens": encoded.tokens, "valid": self._upload("valid", valid), **encoded.signals}
         outputs = self._run(
             selector.id, selector, {tensor.name: inputs[tensor.name] for tensor in selector.inputs}

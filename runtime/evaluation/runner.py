@@ -22,7 +22,6 @@ from divprune_edge.runtime.generate import Decoding, generate
 from divprune_edge.runtime.images import load_image
 from divprune_edge.runtime.preprocess import to_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, Turn
-from divprune_edge.runtime.sampling import Sampler
 
 
 class Runner:
@@ -124,14 +123,7 @@ class Runner:
             self._backend.language(visual),
             prompt,
             Detokenizer(self._prompt.tokenizer.model),
-            Sampler(
-                decoding.temperature,
-                decoding.top_p,
-                decoding.seed,
-                facts.forbidden_ids,
-                decoding.top_k,
-                decoding.repetition_penalty,
-            ),
+            decoding.sampler(facts.forbidden_ids),
             decoding,
             stop_ids=frozenset(facts.stop_ids),
             context=self._manifest.language_model.positions,
