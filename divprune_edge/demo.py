@@ -30,7 +30,7 @@ def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpo
     start = time.perf_counter()
     pruned = Pipeline(bundle)
     full = pruned.with_selector(UNPRUNED)
-    print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The picture: {PICTURE}")
+    print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The picture: {_from_here(PICTURE)}")
     for pipeline in (pruned, full):  # a session's first run is slower than the rest
         pipeline.ask(PICTURE, questions[0]["question"], max_tokens=1)
     for entry in questions:
@@ -38,8 +38,14 @@ def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpo
         for pipeline in (full, pruned):
             answer = pipeline.ask(PICTURE, entry["question"], max_tokens=_LONGEST_ANSWER)
             print(_line(answer, full.visual_tokens), flush=True)
-    print(f"\nThe bundle lies in {bundle.resolve()}; its graphs: python -m runtime info {bundle}")
+    print(f"\nThe bundle lies in {_from_here(bundle)}; its graphs: .venv/bin/python -m runtime info {bundle}")
     print(f'Ask more: .venv/bin/python -m runtime ask {bundle} --image PICTURE "…"')
+
+
+def _from_here(path: Path) -> Path:
+    """Return the path as it is written from this folder, if it lies in it."""
+    path, here = path.resolve(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _line(answer: Answer, candidates: int) -> str:

@@ -14,11 +14,16 @@ from divprune_edge.export.check.host import host_findings
 from divprune_edge.export.check.lint import lint_graph
 from divprune_edge.export.check.tables import OperatorTable, table_for
 from divprune_edge.export.selector import PLUGINS
-from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, read_manifest
+from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, VisionInfo, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.memory import Elements, Forecast, Need, cache_size, forecast, refusal
+from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.targets import Target
 from divprune_edge.plugins.trtexec import needs_stripped
+
+PLUGIN_TOKENS = 32768
+PLUGIN_WIDTHS = range(8, 65536 + 1, 8)
+"""What ``plugins/csrc`` refuses otherwise, when an engine is built (docs/plugin.md)."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Re
             graphs.append(GraphReport(file, _count(view), view.opsets.get("", 0)))
             findings += lint_graph(plain, table, file=file)
         for selector in manifest.selectors:
-            graph, found = _selector(bundle, selector, table)
+            graph, found = _selector(bundle, manifest.vision_encoder, selector, table)
             graphs.append(graph)
             findings += found
     activations = {file: live_activations(view) for file, view in views.items()}
@@ -153,7 +158,9 @@ def _elements(shape: tuple[int | None, ...] | None) -> int:
     return total
 
 
-def _selector(bundle: Path, info: SelectorInfo, table: OperatorTable) -> tuple[GraphReport, list[Finding]]:
+def _selector(
+    bundle: Path, vision: VisionInfo, info: SelectorInfo, table: OperatorTable
+) -> tuple[GraphReport, list[Finding]]:
     """Look at the variant of a selector that this TensorRT needs."""
     file = info.file
     plugin = info.stripped is not None
@@ -161,6 +168,12 @@ def _selector(bundle: Path, info: SelectorInfo, table: OperatorTable) -> tuple[G
         file = info.stripped
     view = read_graph(_existing(bundle, file))
     found = [] if plugin and file == info.file else lint_graph(view, table, file=file, plugins=PLUGINS)
+    if plugin and (vision.width not in PLUGIN_WIDTHS or info.candidates > PLUGIN_TOKENS):
+        message = (
+            f"the plugin takes up to {PLUGIN_TOKENS} tokens whose width is a multiple of {PLUGIN_WIDTHS.step}, up to "
+            f"{PLUGIN_WIDTHS[-1]}, but there are {info.candidates} of width {vision.width}"
+        )
+        found.append(Finding(file, "error", "plugin", find_selector(info.name).op_type, message))
     return GraphReport(file, _count(view), view.opsets.get("", 0), plugin), found
 
 

@@ -88,6 +88,19 @@ def test_the_selector_variant_that_is_needed(demo: Demo) -> None:
     ]
 
 
+@pytest.mark.parametrize("target", [ORIN, ORIN_7], ids=lambda target: target.name)
+def test_tokens_that_the_plugin_refuses(demo: Demo, tmp_path: Path, target: Target) -> None:
+    """Only the selector that has a plugin: it would fail when the engine is built, on the board."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(demo("decomposed").folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest["vision_encoder"]["width"] = 42
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    (finding,) = check_bundle(folder, target).findings
+    assert (finding.severity, finding.rule, finding.op) == ("error", "plugin", "MaxMinDiversity")
+    assert finding.message.endswith("a multiple of 8, up to 65536, but there are 576 of width 42")
+
+
 def test_onnx_runtime_on_cuda(demo: Demo) -> None:
     cuda = TARGETS["cuda"]
     assert check_bundle(demo("onnxruntime").folder, cuda).clean
