@@ -5,6 +5,7 @@ The only part of the export, beside verification, that runs a model.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,7 +44,7 @@ def calibrated(plan: Plan, folder: Path) -> Plan:
     Every other prompt has the pruned budget, the rest all visual tokens.
 
     Raises:
-        UserError: nothing to calibrate, no pictures there, or no ONNX Runtime.
+        UserError: nothing to calibrate, no pictures there, no ONNX Runtime, or no room for the graphs in float32.
     """
     if plan.precisions.language != "int4":
         raise UserError(
@@ -55,6 +56,7 @@ def calibrated(plan: Plan, folder: Path) -> Plan:
         raise UserError(f"'{folder}' has no pictures to calibrate with: give a folder of PNG or JPEG files.")
     moments: dict[str, npt.NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
+        _check_room(plan, Path(temporary))
         encoder, language, recording = _open(plan, Path(temporary))
         for i, file in enumerate(files):
             outputs = ["visual_tokens", *plan.selector.signals]
@@ -70,6 +72,17 @@ def calibrated(plan: Plan, folder: Path) -> Plan:
                 moments[first] = moments.get(first, 0) + x.T @ x
                 moments.update(dict.fromkeys(others, moments[first]))
     return replace(plan, moments=moments)
+
+
+def _check_room(plan: Plan, folder: Path) -> None:
+    shapes = plan.names.parameters(plan.spec, plan.embedding_rows, plan.vocabulary)
+    needed = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"--calibrate writes both graphs in float32, {needed >> 20} MiB, but '{folder.parent}' has only "
+            f"{free >> 20} MiB free: make room there, or name another folder in TMPDIR."
+        )
 
 
 def _open(plan: Plan, folder: Path) -> tuple[Any, Any, Recording]:

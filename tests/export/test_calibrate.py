@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,6 +120,17 @@ def test_selectors_that_need_signals_or_merge(
 ) -> None:
     plan = calibrated(plan_of(quantisable(), keep, precision="int4", selector=selector), photos)
     assert plan.moments.keys() == rounded.plan.moments.keys()
+
+
+def test_too_little_room_for_the_graphs_in_float32(
+    quantisable: Callable[..., Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are several times as large as the bundle, and lie where temporary files do."""
+    plan = plan_of(quantisable(), precision="int4")
+    written = 4 * sum(int(np.prod(tensor.shape)) for tensor in plan.checkpoint.tensors.values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=written // 2))
+    with pytest.raises(UserError, match=r"--calibrate writes both graphs in float32, \d+ MiB, .* TMPDIR"):
+        calibrated(plan, photos)
 
 
 def test_nothing_to_calibrate_is_refused(
