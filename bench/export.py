@@ -1,4 +1,4 @@
-"""Memory and time of exporting a checkpoint of LLaVA-1.5-7B's size: 13.5 GB of float16 shards of random bytes.
+"""Memory and time of exporting a checkpoint of LLaVA-1.5-7B's size: 14.1 GB of float16 shards of random bytes.
 
 Each precision is exported by the command in a process of its own, whose anonymous memory (RssAnon) is sampled, and
 compared with a copy of the checkpoint's files on the same disk. Both start with a cold page cache where that is

@@ -29,7 +29,7 @@ LM_7B = {
     "vocab_size": 32064,
     "rms_norm_eps": 1e-5,
 }
-"""Of LLaVA-1.5-7B: with CLIP_L_336 and the projector 13.5 GB of float16."""
+"""Of LLaVA-1.5-7B: with CLIP_L_336 and the projector 14.1 GB of float16."""
 LM_04B = {
     "model_type": "llama",
     "hidden_size": 1024,

@@ -41,6 +41,10 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
         fail(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except ImportError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        code = INTERRUPTED  # Ctrl-C while a compiled module, such as ONNX Runtime's, was being loaded
     except BrokenPipeError:
         sys.exit(0)
     if code == INTERRUPTED:  # newer typer returns this itself

@@ -77,12 +77,18 @@ def test_nothing_asked_shows_the_help_without_an_error(capsys: pytest.CaptureFix
 
 def test_interrupting_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome(raising(KeyboardInterrupt()), capsys, "work") == (130, "interrupted\n")
+    loading = ImportError("initialization failed")
+    loading.__cause__ = KeyboardInterrupt()
+    assert outcome(raising(loading), capsys, "work") == (130, "interrupted\n"), (
+        "ONNX Runtime's way to pass it on"
+    )
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), ImportError("No module named 'x'")])
+def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
     app = typer.Typer()
-    app.command()(raising(ZeroDivisionError()))
-    with pytest.raises(ZeroDivisionError):
+    app.command()(raising(bug))
+    with pytest.raises(type(bug)):
         run(app, [], program="program")
 
 

@@ -100,10 +100,12 @@ def sweep_command(
 def write_sweep(entries: list[Entry], folder: Path, about: dict[str, object], sentence: str | None) -> None:
     """Write the page and its charts."""
     from divprune_edge.runtime.evaluation.page import latency_chart, sweep_page, tokens_chart
+    from divprune_edge.runtime.evaluation.results import writing
 
-    (folder / "sweep.html").write_text(sweep_page(entries, about, sentence), encoding="utf-8")
-    (folder / "sweep-tokens.svg").write_text(tokens_chart(entries) + "\n", encoding="utf-8")
-    (folder / "sweep-latency.svg").write_text(latency_chart(entries) + "\n", encoding="utf-8")
+    with writing(folder):
+        (folder / "sweep.html").write_text(sweep_page(entries, about, sentence), encoding="utf-8")
+        (folder / "sweep-tokens.svg").write_text(tokens_chart(entries) + "\n", encoding="utf-8")
+        (folder / "sweep-latency.svg").write_text(latency_chart(entries) + "\n", encoding="utf-8")
 
 
 def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *, as_json: bool) -> None:
@@ -199,10 +201,12 @@ def report(
     from rich.table import Table
 
     from divprune_edge.runtime.evaluation import tables
+    from divprune_edge.runtime.evaluation.results import writing
 
     text = tables.to_json(rows, about)
     for ending, content in (("json", text), ("csv", tables.to_csv(rows)), ("md", tables.markdown(rows))):
-        (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
+        with writing(folder / f"{name}.{ending}"):
+            (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
     if as_json:
         print(text, end="")
         return

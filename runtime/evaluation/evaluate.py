@@ -11,7 +11,7 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.evaluation.dataset import Dataset
 from divprune_edge.runtime.evaluation.methods import Method
 from divprune_edge.runtime.evaluation.pairs import PAIRS, compare_pairs, pairs_csv
-from divprune_edge.runtime.evaluation.results import Journal, Row, summarise
+from divprune_edge.runtime.evaluation.results import Journal, Row, summarise, writing
 from divprune_edge.runtime.evaluation.runner import Runner
 
 OnPicture = Callable[[int, int], None]
@@ -57,7 +57,8 @@ def evaluate(
                 journal.add(record)
         on_picture(number, len(data.pictures))
     pairs = compare_pairs(journal.records, methods, data)
-    (folder / PAIRS).write_text(pairs_csv(pairs), encoding="utf-8")
+    with writing(folder / PAIRS):
+        (folder / PAIRS).write_text(pairs_csv(pairs), encoding="utf-8")
     return summarise(journal.records, methods, data)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ class Record:
     smallest: float
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while ``path`` is written into one sentence.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror}): choose another --output.") from None
+
+
 class Journal:
     """The file of records: appended to line by line, so that an interrupted run keeps what it has.
 
@@ -48,16 +62,12 @@ class Journal:
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         self._path = folder / RECORDS
         self.records: list[Record] = []
-        try:
+        with writing(self._path):
             folder.mkdir(parents=True, exist_ok=True)
             if self._path.exists():
                 self._resume(facts)
             else:
                 self._append(facts)
-        except OSError as error:
-            raise UserError(
-                f"'{self._path}' cannot be written ({error.strerror}): choose another --output."
-            ) from None
 
     def _resume(self, facts: dict[str, Any]) -> None:
         written = self._path.read_bytes()
@@ -77,8 +87,13 @@ class Journal:
             os.truncate(self._path, len(whole))
 
     def add(self, record: Record) -> None:
-        """Write one record; it is on disk when this returns."""
-        self._append(asdict(record))
+        """Write one record; it is on disk when this returns.
+
+        Raises:
+            UserError: it cannot be written, for want of rights or of room.
+        """
+        with writing(self._path):
+            self._append(asdict(record))
         self.records.append(record)
 
     def _append(self, entry: dict[str, Any]) -> None:

@@ -98,7 +98,7 @@ def make_job(
                 f"The plugin library that the lines name is not there yet: build it with '{BUILD}' first."
             )
         else:
-            plugin = find_library(library).path
+            plugin = find_library(library).path.absolute()
     lines: list[Line] = []
     stages: list[Stage] = []
     for graph, info in graphs:

@@ -240,6 +240,15 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
         Journal(tmp_path, {"data": "set"})
 
 
+def test_a_journal_that_can_no_longer_be_written(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {"data": "set"})
+    (tmp_path / RECORDS).unlink()
+    (tmp_path / RECORDS).mkdir()
+    with pytest.raises(UserError, match=r"records\.jsonl' cannot be written \(.*\): choose another --output"):
+        journal.add(Record("a.png", "0", "none", ["one"], [True], [1.0], [2.0], {}, 0.0, 2.0))
+    assert journal.records == []
+
+
 def test_a_question_may_hold_what_ends_a_line_for_python(tmp_path: Path, folder: Path) -> None:
     line = {"image": "a.png", "question": "how\u2028many?", "answer": "3"}
     text = json.dumps(line, ensure_ascii=False)
@@ -285,6 +294,13 @@ def test_command(demo_bundle: Path, folder: Path, tmp_path: Path, command: Calla
         "--json",
     )
     assert json.loads(again.out)["questions"] == 3
+    (out / "evaluation.md").unlink()
+    (out / "evaluation.md").mkdir()
+    barred = command(
+        "evaluate", demo_bundle, "--data", folder, "--output", out, "--max-tokens", 2, "--threads", 1
+    )
+    assert barred.code == 2
+    assert "evaluation.md' cannot be written" in barred.err
     none = command("evaluate", demo_bundle, "--data", folder, "--output", out, "--max-tokens", 0)
     assert (none.code, none.out) == (2, "")
     assert "Invalid value for '--max-tokens'" in none.err
