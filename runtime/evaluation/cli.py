@@ -81,6 +81,7 @@ def sweep_command(
 
     target = None if target_ttft is None else parse_milliseconds(target_ttft)
     opened = [Bundle.open(path) for path in bundles]
+    _require_one_model(opened)
     chosen = [choose_methods(bundle, options.names(), options.budgets()) for bundle in opened]
     questions = load_dataset(options.data, options.pictures)
     folder = options.folder(opened[0].path.name, questions.name)
@@ -95,6 +96,18 @@ def sweep_command(
     write_sweep(entries, folder, about, sentence)
     report([entry.row for entry in entries], folder, about, "sweep", as_json=False)
     print(f"Charts: {folder / 'sweep.html'}" + (f"\n{sentence}" if sentence else ""))
+
+
+def _require_one_model(bundles: Sequence[Bundle]) -> None:
+    from divprune_edge.errors import UserError
+
+    first = bundles[0]
+    for other in bundles[1:]:
+        if other.manifest.source.config_sha256 != first.manifest.source.config_sha256:
+            raise UserError(
+                f"'{other.path}' is of another model than '{first.path}' ({other.manifest.source.model}, "
+                f"{first.manifest.source.model}): sweep one at a time, or give several bundles of one model."
+            )
 
 
 def write_sweep(entries: list[Entry], folder: Path, about: dict[str, object], sentence: str | None) -> None:

@@ -187,14 +187,15 @@ def _fit(
                 "There is no room for the unpruned prompt in this bundle's cache, so it is not compared."
             )
             variants = variants[:1]
-    room = min(_room(variant, question) for variant in variants)
+    room, tightest = min((max(_room(variant, question), 0), variant.title) for variant in variants)
     fitting = [length for length in lengths if length <= room]
     if len(fitting) < len(lengths):
         longest = next(length for length in reversed(lengths) if length > room)
         if given or not fitting:
+            shorter = "give shorter ones with --answer-tokens, " if room else ""
             raise UserError(
-                f"An answer of {longest} tokens does not fit: beside the prompt there is room for {max(room, 0)}; give "
-                "shorter ones with --answer-tokens, keep fewer visual tokens, or export with a larger --capacity."
+                f"An answer of {longest} token{'s' * (longest != 1)} does not fit: beside the prompt of '{tightest}' "
+                f"there is room for {room}; {shorter}keep fewer visual tokens, or export with a larger --capacity."
             )
         notes.append(f"Answers of more than {room} tokens do not fit beside the prompt and are left out.")
     return variants, fitting, notes

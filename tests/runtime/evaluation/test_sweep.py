@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import MANIFEST
 from divprune_edge.runtime.charts import WIDTH, Axis
 from divprune_edge.runtime.evaluation.charts import HEIGHT, scatter
 from divprune_edge.runtime.evaluation.page import sweep_page
@@ -153,3 +155,17 @@ def test_command(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any])
     assert [row["method"] for row in rows] == ["none", "divprune-58", "random-58", "uniform-58"]
     assert json.loads((out / "sweep.json").read_text())["pictures"] == 1
     ET.fromstring((out / "sweep-latency.svg").read_text())
+
+
+def test_bundles_of_two_models(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    """One chart would compare what cannot be compared."""
+    other = tmp_path / "other"
+    shutil.copytree(demo_bundle, other)
+    manifest = json.loads((other / MANIFEST).read_text(encoding="utf-8"))
+    manifest["source"] |= {"model": "tiny", "config_sha256": "0" * 64}
+    (other / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    out = tmp_path / "out"
+    result = command("sweep", demo_bundle, other, "--pictures", 1, "--output", out)
+    assert (result.code, out.exists()) == (2, False)
+    assert "is of another model than" in result.err
+    assert "(tiny, demo)" in result.err

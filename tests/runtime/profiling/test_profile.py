@@ -186,7 +186,7 @@ def test_a_cache_without_room_for_the_unpruned_prompt(
     assert any("no room for the unpruned prompt" in note for note in report["notes"])
     asked = command("profile", static_bundle, *FEW, "--against", "none")
     assert asked.code == 2
-    assert "does not fit" in asked.err
+    assert "does not fit: beside the prompt of 'no pruning' there is room for 0; keep fewer" in asked.err
 
 
 def test_the_tensorrt_backend_over_a_fake_device(
