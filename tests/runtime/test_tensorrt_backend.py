@@ -25,7 +25,7 @@ from divprune_edge.plugins import abi
 from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
-from divprune_edge.runtime.backends.tensorrt_language import Slot
+from divprune_edge.runtime.backends.tensorrt_slot import Slot
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.evaluation import runner
 from divprune_edge.runtime.generate import Decoding
