@@ -113,10 +113,15 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
         return Built(store.publish(partial, info), info, tuple(there))
 
 
+_BUILDER = 1
+"""Counts changes of :mod:`~divprune_edge.runtime.engines.compile` that make other plans of the same graph."""
+
+
 def _recipe(graph: Graph, facts: Facts, options: Options) -> str:
     """Return a digest of all that a plan follows from, the builder's options included."""
     shapes = [{name: shapes.model_dump() for name, shapes in profile.items()} for profile in graph.profiles]
     parts = (
+        _BUILDER,
         facts.onnx[graph.name],
         facts.tensorrt,
         facts.cuda,

@@ -67,11 +67,12 @@ def run_facts(
 ) -> dict[str, Any]:
     """Return what makes two evaluations the same: only then do their records belong together.
 
-    Selectors may be added to a bundle between runs; its encoder and language model may not change.
+    Selectors may be added to a bundle between runs; its encoder, tokenizer, chat template and language model may not
+    change.
     """
     manifest = bundle.manifest
-    graphs = (manifest.vision_encoder, manifest.language_model)
-    sums = sorted(manifest.files[name].sha256 for graph in graphs for name in (graph.file, *graph.data))
+    selectors = {name for one in manifest.selectors for name in (one.file, one.stripped, *one.data)}
+    sums = sorted(info.sha256 for name, info in manifest.files.items() if name not in selectors)
     return {
         "bundle": hashlib.sha256("".join(sums).encode()).hexdigest()[:16],
         "data": data,

@@ -18,7 +18,7 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.evaluation import evaluate as module
 from divprune_edge.runtime.evaluation.coverage import coverage_radius, smallest_distance
 from divprune_edge.runtime.evaluation.dataset import load_dataset
-from divprune_edge.runtime.evaluation.evaluate import evaluate
+from divprune_edge.runtime.evaluation.evaluate import evaluate, run_facts
 from divprune_edge.runtime.evaluation.methods import choose_methods
 from divprune_edge.runtime.evaluation.pairs import PAIRS
 from divprune_edge.runtime.evaluation.results import RECORDS, Journal, Record, summarise
@@ -225,6 +225,22 @@ def test_an_interrupted_run_goes_on(
     assert asked == [("b.png", 2), ("b.png", 2)]
     with pytest.raises(UserError, match=r"results of another bundle, question set, .* or longest answer"):
         evaluate(bundle, data, methods, out, max_tokens=3)
+
+
+def test_what_makes_two_runs_the_same(demo_bundle: Path) -> None:
+    """Selectors come and go; any other file of the bundle may change answers."""
+    bundle = Bundle.open(demo_bundle)
+    manifest = bundle.manifest
+
+    def facts(changed: str) -> dict[str, Any]:
+        files = {**manifest.files, changed: manifest.files[changed].model_copy(update={"sha256": "0" * 64})}
+        other = replace(bundle, manifest=manifest.model_copy(update={"files": files}))
+        return run_facts(other, "demo", "cpu", 1, None)
+
+    same = run_facts(bundle, "demo", "cpu", 1, None)
+    differ = {name for name in manifest.files if facts(name) != same}
+    assert {"tokenizer.json", manifest.vision_encoder.file, *manifest.language_model.data} <= differ
+    assert manifest.files.keys() - differ == {n for n in manifest.files if n.startswith("selectors/")}
 
 
 def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
