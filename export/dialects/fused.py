@@ -39,10 +39,10 @@ class OnnxRuntime:
 
     @staticmethod
     def check(spec: DecoderSpec) -> None:
-        """GroupQueryAttention wants heads of a multiple of eight."""
-        if spec.head_dim % 8:
+        """GroupQueryAttention that rotates, as it does here, wants heads of a multiple of sixteen."""
+        if spec.head_dim % 16:
             raise UserError(
-                f"Dialect 'onnxruntime' needs heads whose size is a multiple of 8, but head_dim is {spec.head_dim}: "
+                f"Dialect 'onnxruntime' needs heads whose size is a multiple of 16, but head_dim is {spec.head_dim}: "
                 "use --dialect portable."
             )
 

@@ -74,6 +74,9 @@ def test_an_unknown_dialect_is_refused(checkpoint: Callable[[str], Path]) -> Non
         plan_of(checkpoint("plain"), dialect="onnxrt")
 
 
-def test_heads_of_another_size_are_refused(checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(UserError, match="multiple of 8, but head_dim is 10: use --dialect portable"):
-        plan_of(checkpoint("plain"), dialect="onnxruntime")
+@pytest.mark.parametrize("size", [10, 24])
+def test_heads_of_another_size_are_refused(tmp_path: Path, size: int) -> None:
+    """A multiple of 8 is not enough: the operator rotates, and refuses 24 when it runs."""
+    make_checkpoint(tmp_path, text={"head_dim": size})
+    with pytest.raises(UserError, match=f"multiple of 16, but head_dim is {size}: use --dialect portable"):
+        plan_of(tmp_path, dialect="onnxruntime")
