@@ -70,7 +70,7 @@ class _Ahead:
 class FollowingHash:
     """The sha256 of a file that is being written from front to back; a context that ends with the writing.
 
-    The file may be written in a folder beside it, ``.NAME.…``, and moved when it is whole, as onnx_ir does.
+    Until it is whole, onnx_ir writes it in a folder beside it, ``.NAME.…``; what lies at ``path`` meanwhile is older.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,18 +88,17 @@ class FollowingHash:
 
     def reach(self, offset: int) -> None:
         """Hash what lies before ``offset``, in the background; nothing there will change any more."""
-        if self._last is None or self._last.done():
-            self._last = self._pool.submit(self._advance, offset)
+        unfinished = self._unfinished()
+        # Where it is moved before it is opened, the future keeps the error to itself and finish() goes on.
+        if unfinished is not None and (self._last is None or self._last.done()):
+            self._last = self._pool.submit(self._advance, unfinished, offset)
 
     def finish(self) -> str:
         """Return the hash in hexadecimal, once the file is complete."""
-        self._pool.submit(self._advance, self._path.stat().st_size).result()
+        self._pool.submit(self._advance, self._path, self._path.stat().st_size).result()
         return self._digest.hexdigest()
 
-    def _advance(self, offset: int) -> None:
-        path = self._path if self._path.exists() else self._unfinished()
-        if path is None:
-            return
+    def _advance(self, path: Path, offset: int) -> None:
         with path.open("rb", buffering=0) as stream:
             stream.seek(self._read)
             # What the writer still holds back is missing here and comes with the next call.

@@ -15,7 +15,6 @@ from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD, Record, s
 from divprune_edge.plugins.toolchain import Compiler, Headers, find_cmake
 
 SOURCE = Path(__file__).resolve().parent
-DEFAULT_OUTPUT = SOURCE / "lib"
 
 
 def build(

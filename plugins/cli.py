@@ -52,15 +52,14 @@ def build(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the compiler's output.")] = False,
 ) -> None:
     """Compile the library with nvcc; needs no GPU and no torch."""
-    from divprune_edge.plugins.build import DEFAULT_OUTPUT
     from divprune_edge.plugins.build import build as build_library
-    from divprune_edge.plugins.record import LIBRARY
+    from divprune_edge.plugins.record import DEFAULT_FOLDER, LIBRARY
     from divprune_edge.plugins.toolchain import choose_architectures, find_compiler, find_headers
 
     compiler = find_compiler()
     headers = find_headers(tensorrt_include)
     architectures = choose_architectures(arch, compiler)
-    folder = output or DEFAULT_OUTPUT
+    folder = output or DEFAULT_FOLDER
     print(f"nvcc {compiler.version} for sm_{', sm_'.join(map(str, architectures))} ...")
     build_library(
         compiler,

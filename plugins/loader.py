@@ -11,7 +11,7 @@ from typing import Any
 
 from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, Record, read_record, sha256
+from divprune_edge.plugins.record import ABI_VERSION, DEFAULT_FOLDER, LIBRARY, Record, read_record, sha256
 
 BUILD = "python -m plugins build"
 PLUGIN = ("MaxMinDiversity", "1", "")
@@ -28,7 +28,7 @@ class Library:
 
 def default_path() -> Path:
     """Return where ``python -m plugins build`` puts the library; it need not be there yet."""
-    return Path(__file__).resolve().parent / "lib" / LIBRARY
+    return DEFAULT_FOLDER / LIBRARY
 
 
 def find_library(folder: Path | None = None) -> Library:

@@ -11,6 +11,8 @@ from divprune_edge.errors import UserError
 
 LIBRARY = "libdivprune_plugins.so"
 RECORD = "libdivprune_plugins.json"
+DEFAULT_FOLDER = Path(__file__).resolve().parent / "lib"
+"""Where both are, in the package, unless another folder is named."""
 ABI_VERSION = 2
 """The C interface that the Python code expects; ``DIVPRUNE_ABI_VERSION`` in ``csrc/max_min.h``."""
 

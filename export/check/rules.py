@@ -124,7 +124,8 @@ def dequantize(node: Node, table: OperatorTable) -> Iterator[str]:
         yield f"DequantizeLinear has a scale per block of {data.dtype}; blocks are for int4 only"
     size = node.attributes.get("block_size")
     if blocked and data.dtype == "int4" and size is not None and size not in TENSORRT_BLOCK_SIZES:
-        yield f"DequantizeLinear has int4 in blocks of {size}; TensorRT takes 64 or 128 (export with --block-size)"
+        sizes = " or ".join(map(str, TENSORRT_BLOCK_SIZES))
+        yield f"DequantizeLinear has int4 in blocks of {size}; TensorRT takes {sizes} (export with --block-size)"
     if blocked and len(scale.shape) == len(data.shape):
         differ = sum(a != b for a, b in zip(data.shape, scale.shape, strict=True))
         if differ > 1:

@@ -96,13 +96,15 @@ def test_an_error_ahead_reaches_the_writer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("piece", [1, 1000, 3_000_000])
 def test_a_hash_follows_a_growing_file(tmp_path: Path, piece: int) -> None:
     content = np.random.default_rng(0).bytes(20 * piece)
-    path = tmp_path / "file"
+    path, unfinished = tmp_path / "file", tmp_path / ".file.x" / "file"
     with FollowingHash(path) as following:
         following.reach(10)  # not there yet
-        with path.open("wb") as stream:
+        unfinished.parent.mkdir()
+        with unfinished.open("wb") as stream:
             for start in range(0, len(content), piece):
                 stream.write(content[start : start + piece])
                 following.reach(start + piece)  # some of it may still be in the writer's buffer
+        unfinished.rename(path)
         assert following.finish() == hashlib.sha256(content).hexdigest()
 
 
@@ -131,11 +133,24 @@ def test_a_graph_is_hashed_while_it_is_written(tmp_path: Path, monkeypatch: pyte
 
 
 def test_holes_are_zeros(tmp_path: Path) -> None:
-    path = tmp_path / "file"
+    path, unfinished = tmp_path / "file", tmp_path / ".file.x" / "file"
+    unfinished.parent.mkdir()
     with FollowingHash(path) as following:
-        with path.open("wb") as stream:
+        with unfinished.open("wb") as stream:
             stream.write(b"a")
             following.reach(4096)
             stream.seek(4096)
             stream.write(b"b")
+        unfinished.rename(path)
         assert following.finish() == hashlib.sha256(b"a" + bytes(4095) + b"b").hexdigest()
+
+
+def test_what_was_there_before_is_not_hashed(tmp_path: Path) -> None:
+    """A graph is written over an older one: the hash is of the new file from its first byte on."""
+    write_graph(Loads().model(40), tmp_path, "g.onnx")
+    old = (tmp_path / "g.data").read_bytes()
+    (tmp_path / "g.data").write_bytes(bytes(reversed(old)))
+    hashed: dict[str, FileInfo] = {}
+    write_graph(Loads().model(40), tmp_path, "g.onnx", hashed=hashed)
+    assert (tmp_path / "g.data").read_bytes() == old
+    assert hashed == {"g.data": file_info(tmp_path / "g.data")}
