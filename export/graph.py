@@ -127,11 +127,13 @@ class GraphBuilder:
         states = [ir.Value(name=self._unique("carried")) for _ in carried]
         inner._inputs = [iteration, going, *states]
         following, stacked = body(inner, states)
-        inner._outputs = [inner.op("Identity", going), *following, *stacked]
+        # The trip count alone ends the loop: of a condition beside it, TensorRT would make a second limit. The body has
+        # to give one all the same, and may not read the one that nobody hands in.
+        inner._outputs = [inner.op("Identity", self.constant(True, "bool")), *following, *stacked]
         results = self.ops(
             "Loop",
             self.constant(trips),
-            self.constant(True, "bool"),
+            None,
             *carried,
             outputs=len(following) + len(stacked),
             body=inner.graph({}),

@@ -12,8 +12,6 @@ the mask hides must be finite numbers. Ragged batches are padded on the right.
 
 from __future__ import annotations
 
-from typing import Any
-
 import onnx_ir as ir
 
 from divprune_edge.export.dialects.base import Attention
@@ -24,7 +22,7 @@ from divprune_edge.export.dialects.cache import (
     merge_heads,
     split_heads,
 )
-from divprune_edge.export.graph import DTYPES, GraphBuilder
+from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, rms_norm
 from divprune_edge.export.layers.rope import rope_tables
 from divprune_edge.export.weights import Weights
@@ -55,10 +53,6 @@ class Static:
         rows = g.input("write_indices", "int64", ["batch"])
         past = cache_inputs(g, spec, dtype, self._capacity)
         cosine, sine = rope_tables(g, spec, dtype)
-        # Without the attribute a float16 graph would have its softmax in float16.
-        precision: dict[str, Any] = (
-            {} if dtype == "float32" else {"softmax_precision": int(DTYPES["float32"])}
-        )
 
         def heads(g: GraphBuilder, x: ir.Value, count: int) -> ir.Value:
             return heads_first(g, split_heads(g, x, count, spec.head_dim))
@@ -80,7 +74,8 @@ class Static:
                 for cache, new in zip(past[2 * layer : 2 * layer + 2], (k, v), strict=True)
             )
             self._present += [key, value]
-            y = g.op("Attention", q, key, value, mask, **precision)
+            # No softmax_precision: TensorRT's parser refuses the node for it, and ONNX Runtime does not heed it.
+            y = g.op("Attention", q, key, value, mask)
             return merge_heads(g, y, spec.heads * spec.head_dim)
 
         return attention

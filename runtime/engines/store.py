@@ -42,7 +42,7 @@ def timing_cache(facts: Facts) -> str:
 
 def plain_name(name: str) -> str:
     """Return ``name`` if it is good for a file in the folder, else raise ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", name):
         raise ValueError(f"'{name}' is not a plain file name")
     return name
 
@@ -83,7 +83,7 @@ class PlanInfo(_Model):
 class Asked(_Model):
     """The options of the build, as they were given; with them it can be repeated."""
 
-    selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._, -]*$")] | None = None
+    selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+, -]*$")] | None = None
     max_prompt: Annotated[int, Field(gt=0)] | None = None
     workspace: Annotated[int, Field(gt=0)] | None = None
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
