@@ -199,7 +199,6 @@ def plan_llava(
     chosen = find_selector(selector)
     outputs = parse_signals(signals, chosen.signals)
     spec = read_llava(checkpoint.config)
-    written.check(spec.decoder)
     if written.for_tensorrt:
         check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:
@@ -207,6 +206,7 @@ def plan_llava(
             f"--capacity {capacity} does not go with --dialect {dialect}, whose cache grows as it is needed: leave "
             "it out, or choose --dialect static or decomposed."
         )
+    written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.for_tensorrt))
     if outputs:
         signal_layers(spec.vision)  # refuses a tower without attention
     keep = budget(keep, prune, spec.tokens)

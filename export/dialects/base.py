@@ -38,8 +38,8 @@ class Dialect(Protocol):
         ...
 
     @staticmethod
-    def check(spec: DecoderSpec) -> None:
-        """Check that the dialect can write this decoder.
+    def check(spec: DecoderSpec, dtype: str) -> None:
+        """Check that the dialect can write this decoder, whose activations are of type ``dtype``.
 
         Raises:
             UserError: it cannot; the sentence says which one can.

@@ -49,7 +49,7 @@ class Decomposed:
         self._new: list[ir.Value] = []
 
     @staticmethod
-    def check(spec: DecoderSpec) -> None:
+    def check(spec: DecoderSpec, dtype: str) -> None:
         """Every decoder will do."""
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:

@@ -38,7 +38,7 @@ class OnnxRuntime:
         self._present: list[ir.Value] = []
 
     @staticmethod
-    def check(spec: DecoderSpec) -> None:
+    def check(spec: DecoderSpec, dtype: str) -> None:
         """GroupQueryAttention that rotates, as it does here, wants heads of a multiple of sixteen."""
         if spec.head_dim % 16:
             raise UserError(

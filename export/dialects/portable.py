@@ -31,7 +31,7 @@ class Portable:
         self._present: list[ir.Value] = []
 
     @staticmethod
-    def check(spec: DecoderSpec) -> None:
+    def check(spec: DecoderSpec, dtype: str) -> None:
         """Every decoder will do."""
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from divprune_edge.errors import UserError
 from divprune_edge.export.dialects.base import Attention
 from divprune_edge.export.dialects.cache import (
     cache_inputs,
@@ -43,8 +44,13 @@ class Static:
         self._present: list[ir.Value] = []
 
     @staticmethod
-    def check(spec: DecoderSpec) -> None:
-        """Every decoder will do."""
+    def check(spec: DecoderSpec, dtype: str) -> None:
+        """TensorRT has no 16-bit kernel for heads of other sizes, whole or split."""
+        if dtype != "float32" and spec.head_dim % 8:
+            raise UserError(
+                f"Dialect 'static' in {dtype} needs heads whose size is a multiple of 8, but head_dim is "
+                f"{spec.head_dim}: use --dialect decomposed."
+            )
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
         """Declare mask, positions, rows to write and past."""

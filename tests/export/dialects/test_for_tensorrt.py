@@ -117,10 +117,17 @@ def test_verification_passes(dialect: str, name: str, made: Callable[..., Bundle
 def test_other_precisions_verify(
     dialect: str, made: Callable[..., Bundle], narrow: Callable[..., Bundle]
 ) -> None:
-    for bundle in (made(dialect, precision="fp16"), narrow(dialect), narrow(dialect, "int4", tied=True)):
+    for bundle in (made(dialect, "explicit head_dim", "fp16"), narrow(dialect), narrow(dialect, "int4", tied=True)):
         assert failures(bundle.plan, bundle.folder) == set()
         assert bundle.plan.language_dtype == bundle.manifest.language_model.cache_dtype == "float16"
         assert bundle.plan.token_dtype == bundle.manifest.token_dtype == "float16"
+
+
+def test_sixteen_bits_want_heads_of_a_multiple_of_eight(checkpoint: Callable[[str], Path]) -> None:
+    """TensorRT's builder fails on others; in float32, and in dialect ``decomposed``, it takes any size."""
+    assert plan_of(checkpoint("plain"), dialect="decomposed", precision="fp16").spec.decoder.head_dim == 10
+    with pytest.raises(UserError, match=r"'static' in float16 .*multiple of 8, but head_dim is 10: .*decomposed"):
+        plan_of(checkpoint("plain"), dialect="static", precision="fp16")
 
 
 @DIALECTS
@@ -205,7 +212,7 @@ def check_types(bundle: Bundle) -> None:
 def test_static_uses_what_tensorrt_turns_into_an_update_in_place(
     precision: str, made: Callable[..., Bundle]
 ) -> None:
-    model = model_of(made("static", precision=precision))
+    model = model_of(made("static", "explicit head_dim", precision))
     assert (model.opset_import[0].version, model.ir_version) == (24, 12)
     inputs, outputs = ({value.name for value in values} for values in (model.graph.input, model.graph.output))
     nodes = {
@@ -224,7 +231,7 @@ def test_static_uses_what_tensorrt_turns_into_an_update_in_place(
 
 def test_softmax_without_its_precision_named(made: Callable[..., Bundle], tmp_path: Path) -> None:
     """ONNX Runtime 1.31 heeds the attribute as little as TensorRT takes it: not one bit of the logits moves."""
-    bundle = made("static", precision="fp16")
+    bundle = made("static", "explicit head_dim", "fp16")
     named = Path(shutil.copytree(bundle.folder, tmp_path / "named")) / "language_model.onnx"
     model = onnx.load(named, load_external_data=False)
     attention = [node for node in model.graph.node if node.op_type == "Attention"]
