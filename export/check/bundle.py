@@ -44,6 +44,7 @@ class Report:
         bundle: its folder.
         target: the device.
         provenance: which operator list, None for a target without TensorRT.
+        attributes: which checkers of attributes, None for a target without TensorRT.
         graphs: what was looked at.
         findings: what is against it.
         forecast: memory, None where the target has none of its own.
@@ -55,6 +56,7 @@ class Report:
     bundle: Path
     target: Target
     provenance: str | None
+    attributes: str | None
     graphs: tuple[GraphReport, ...]
     findings: tuple[Finding, ...]
     forecast: Forecast | None
@@ -119,6 +121,7 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Re
         bundle=bundle,
         target=target,
         provenance=None if table is None else table.provenance,
+        attributes=None if table is None else table.checkers.provenance,
         graphs=tuple(graphs),
         findings=tuple(grouped(findings)),
         forecast=known,

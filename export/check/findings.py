@@ -17,8 +17,8 @@ class Finding:
 
     Attributes:
         graph: the file in the bundle.
-        severity: an ``error`` is refused by the list; a ``warning`` is outside of what the list promises.
-        rule: ``operator``, ``dtype``, ``opset``, ``rank`` or the name of a rule.
+        severity: an ``error`` is refused by list or checkers; a ``warning`` is outside of what they promise.
+        rule: ``operator``, ``dtype``, ``opset``, ``attribute`` or the name of a rule.
         op: the operator.
         message: one sentence.
         node: the first node's name.

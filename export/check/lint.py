@@ -1,4 +1,4 @@
-"""One graph against one table: operators, element types, opset, and the rules."""
+"""One graph against one table: operators, element types, opset, attributes, and the rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx
 
 from divprune_edge.export.check.findings import Finding, Severity, grouped
 from divprune_edge.export.check.graph import Call, GraphView, Node, Tensor
-from divprune_edge.export.check.rules import violations
+from divprune_edge.export.check.rules import listed_constraints, violations
 from divprune_edge.export.check.tables import OperatorTable
 
 # Further inputs whose element type the list's column is about; elsewhere those of the first input's type.
@@ -42,7 +42,7 @@ def lint_graph(
             if node.domain and node.op in plugins:
                 continue
             for severity, rule, message in _node(node, table, opset):
-                op = "" if severity == "warning" else node.op
+                op = node.op if severity == "error" or rule == "attribute" else ""
                 yield Finding(file, severity, rule, op, message, node.name)
 
     return grouped(found())
@@ -67,8 +67,19 @@ def _node(node: Node, table: OperatorTable, opset: int) -> Iterator[tuple[Severi
             types = ", ".join(sorted(listed))
             yield "error", "dtype", f"{node.op} of {tensor.dtype} is not in the {_of(table)}: it has {types}"
     yield from _opset(node, table, opset)
+    for severity, message in _attributes(node, table):
+        yield severity, "attribute", message
     for rule, message in violations(node, table):
         yield "error", rule, message
+
+
+def _attributes(node: Node, table: OperatorTable) -> Iterator[tuple[Severity, str]]:
+    """What the checkers refuse; what they leave open, the list may still refuse in words."""
+    found = table.checkers.findings(node)
+    for subject, clause in listed_constraints(node.op).violations(node).items():
+        if subject not in found or found[subject][0] == "warning":
+            found[subject] = "error", f"{clause}, by the {_of(table)}"
+    yield from found.values()
 
 
 def _call(call: Call, table: OperatorTable) -> Iterator[str]:

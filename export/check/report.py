@@ -23,6 +23,7 @@ def report_json(report: Report) -> str:
         "target": target.name,
         "tensorrt": target.tensorrt,
         "operators": report.provenance,
+        "attributes": report.attributes,
         "evidence": evidence(report),
         "clean": report.clean,
         "selector_variant": variant(report),
@@ -89,6 +90,7 @@ def show_report(report: Report) -> None:
     console.print(f"[bold]{report.bundle}[/bold] on [bold]{target.title}[/bold]{version}")
     if report.provenance is not None:
         console.print(f"Operators: {report.provenance}.")
+        console.print(f"Attributes: {report.attributes}.")
         console.print(f"Selector files: {variant(report)} (the plugin takes their node where there is one).")
     console.print(_graphs(report))
     for finding in report.findings:

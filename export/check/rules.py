@@ -1,8 +1,10 @@
 """Restrictions of TensorRT's ONNX parser that its list states in words, as far as our graphs can meet them.
 
-Each rule takes a node and the table and yields one sentence per violation. Facts from ``docs/operators.md`` of
-onnx/onnx-tensorrt (10.1 and 10.15), the changelog of NVIDIA/TensorRT, and for int4 the parser's source of 10.1 and
-the page "Quantization Schemes" of TensorRT's documentation.
+Each rule takes a node and the table and yields one sentence per violation. What the list says of attributes and
+outputs has the form of the checkers' tables (:mod:`divprune_edge.export.check.attributes`): it is said where those
+leave it open. Facts from ``docs/operators.md`` of onnx/onnx-tensorrt (10.1 and 10.15), the changelog of
+NVIDIA/TensorRT, and for int4 the parser's source of 10.1 and the page "Quantization Schemes" of TensorRT's
+documentation.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from divprune_edge.export.check.attributes import Constraints
 from divprune_edge.export.check.graph import Node, Tensor
 from divprune_edge.export.check.tables import OperatorTable
 from divprune_edge.export.precision import TENSORRT_BLOCK_SIZES
@@ -30,6 +33,18 @@ _AXES = {
         for name in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
     },
 }
+_LISTED = {
+    "Attention": Constraints(values={"softcap": (0,), "qk_matmul_output_mode": (0,)}, outputs=1),
+    "LayerNormalization": Constraints(outputs=1),
+    "ScatterND": Constraints(values={"reduction": ("none",)}),
+    "TensorScatter": Constraints(values={"axis": (-2, 2), "mode": ("linear",)}),
+    "TopK": Constraints(values={"sorted": (1,)}),
+}
+
+
+def listed_constraints(op: str) -> Constraints:
+    """Return what the list says in words of an operator's attributes and outputs."""
+    return _LISTED.get(op, Constraints())
 
 
 def violations(node: Node, table: OperatorTable) -> Iterator[tuple[str, str]]:
@@ -51,7 +66,7 @@ def constant_axes(node: Node, table: OperatorTable) -> Iterator[str]:
 
 
 def top_k(node: Node, table: OperatorTable) -> Iterator[str]:
-    """K is a constant below 3840, results are sorted."""
+    """K is a constant below 3840."""
     if node.op != "TopK":
         return
     k = node.input(1)
@@ -59,8 +74,6 @@ def top_k(node: Node, table: OperatorTable) -> Iterator[str]:
         yield "TopK has a K that is computed; it must be a constant, or shapes behind it are not static"
     elif k is not None and k.constant is not None and int(k.constant.reshape(-1)[0]) >= TOPK_LIMIT:
         yield f"TopK has K = {int(k.constant.reshape(-1)[0])}; it must be less than {TOPK_LIMIT}"
-    if node.attributes.get("sorted", 1) != 1:
-        yield "TopK has sorted = 0; it must be 1"
 
 
 def uint8(node: Node, table: OperatorTable) -> Iterator[str]:
@@ -71,7 +84,7 @@ def uint8(node: Node, table: OperatorTable) -> Iterator[str]:
 
 
 def attention(node: Node, table: OperatorTable) -> Iterator[str]:
-    """Q, K, V and the mask have four dimensions; no cache inputs, no further outputs, no softcap."""
+    """Q, K, V and the mask have four dimensions; no cache inputs."""
     if node.op != "Attention":
         return
     for position, name in enumerate(("Q", "K", "V", "attn_mask")):
@@ -81,26 +94,16 @@ def attention(node: Node, table: OperatorTable) -> Iterator[str]:
     for position, name in ((4, "past_key"), (5, "past_value"), (6, "nonpad_kv_seqlen")):
         if node.input(position) is not None:
             yield f"Attention's input {name} is not taken"
-    if any(tensor is not None for tensor in node.outputs[1:]):
-        yield "Attention's outputs behind the first are not given"
-    for name in ("softcap", "qk_matmul_output_mode"):
-        if node.attributes.get(name):
-            yield f"Attention's attribute {name} is not taken"
 
 
 def tensor_scatter(node: Node, table: OperatorTable) -> Iterator[str]:
-    """Four dimensions, axis -2, linear; the cache is an input of static size and the result an output."""
+    """Four dimensions; the cache is an input of static size and the result an output."""
     if node.op != "TensorScatter":
         return
     for position, name in ((0, "past_cache"), (1, "update")):
         tensor = node.input(position)
         if tensor is not None and tensor.rank not in (None, 4):
             yield f"TensorScatter's {name} has {tensor.rank} dimensions; it must have 4"
-    axis = node.attributes.get("axis", -2)
-    if axis not in (-2, 2):
-        yield f"TensorScatter has axis {axis}; it must be -2"
-    if node.attributes.get("mode", b"linear") not in (b"linear", "linear"):
-        yield "TensorScatter's mode must be linear"
     cache = node.input(0)
     if cache is not None and (not cache.is_input or (cache.shape is not None and cache.shape[-2] is None)):
         yield "TensorScatter's cache must be an input of the graph with a size that is known"
@@ -149,18 +152,6 @@ def loop(node: Node, table: OperatorTable) -> Iterator[str]:
             yield f"Loop carries a value of shape {_show(before)} into {_show(after)}; it must stay the same"
 
 
-def layer_normalization(node: Node, table: OperatorTable) -> Iterator[str]:
-    """Only the first output."""
-    if node.op == "LayerNormalization" and any(tensor is not None for tensor in node.outputs[1:]):
-        yield "LayerNormalization's outputs behind the first are not given"
-
-
-def scatter(node: Node, table: OperatorTable) -> Iterator[str]:
-    """ScatterND without a reduction."""
-    if node.op == "ScatterND" and node.attributes.get("reduction", b"none") not in (b"none", "none"):
-        yield "ScatterND's reduction is not taken"
-
-
 _RULES: dict[str, Rule] = {
     "constant axes": constant_axes,
     "TopK": top_k,
@@ -169,8 +160,6 @@ _RULES: dict[str, Rule] = {
     "TensorScatter": tensor_scatter,
     "DequantizeLinear": dequantize,
     "Loop": loop,
-    "LayerNormalization": layer_normalization,
-    "ScatterND": scatter,
 }
 
 

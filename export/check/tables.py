@@ -1,4 +1,4 @@
-"""What a TensorRT version's ONNX parser lists: operators, element types, opsets.
+"""What a TensorRT version's ONNX parser lists: operators, element types, opsets; and what its checkers ask.
 
 Two published lists are at hand (10.1 and 10.15). A version is held against the newest list that is not newer than
 itself, with the additions that the changelog names in between: 10.3 against 10.1's list, 10.16 and 11.x against
@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.check.attributes import Checkers, checkers_for
 from divprune_edge.plugins.trtexec import parse_version
 
 LISTS = ("10.1", "10.15")
@@ -33,6 +34,7 @@ class OperatorTable:
         opsets: first and last opset.
         operators: standard operator -> element types.
         lifts: restrictions that a later version lifted, such as ``Slice axes``.
+        checkers: what is asked of attributes.
     """
 
     tensorrt: str
@@ -43,6 +45,7 @@ class OperatorTable:
     opsets: tuple[int, int]
     operators: Mapping[str, frozenset[str]]
     lifts: frozenset[str]
+    checkers: Checkers
 
     @property
     def provenance(self) -> str:
@@ -86,6 +89,7 @@ def table_for(tensorrt: str) -> OperatorTable:
         opsets=(base["opsets"][0], base["opsets"][1]),
         operators={name: frozenset(types) for name, types in operators.items()},
         lifts=frozenset(lifts),
+        checkers=checkers_for(tensorrt),
     )
 
 
