@@ -14,7 +14,7 @@ BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector bench-startup clean help
+.PHONY: demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -81,6 +81,9 @@ bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4
 bench-startup: $(VENV)/.demo  ## Measure the start of the command line: the help texts and a question.
 	test -d $(DEMO_BUNDLE) || $(BIN)/python -m export llava --prune 0.9 --output $(DEMO_BUNDLE)
 	$(BIN)/python -m bench.startup $(DEMO_BUNDLE)
+
+evidence: $(VENV)/.dev  ## Write the tables of what is known from docs/evidence.toml into README and docs.
+	$(BIN)/python docs/generate_evidence.py
 
 clean:  ## Remove what the other targets made.
 	rm -rf build bundles $(VENV)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import pytest
 from conftest import ROOT
 
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.signals import SIGNALS
+from docs.generate_evidence import DATA, MARKED, PAGES, read, rewritten
+
+EVIDENCE = read()
 
 
 def words(text: str) -> str:
@@ -23,3 +30,38 @@ def test_every_selector_with_its_node_source_and_deviations() -> None:
             assert words(selector.citation) in text
     for signal, meaning in SIGNALS.items():
         assert f"| `{signal}` | {meaning} |" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_of_evidence_are_those_of_the_data(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert rewritten(text, EVIDENCE) == text, "run make evidence"
+    assert text.count("<!-- evidence: ") == text.count("<!-- /evidence -->") == len(MARKED.findall(text))
+
+
+def test_every_component_is_told_on_a_page() -> None:
+    texts = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+    markers = [found[1] for text in texts.values() for found in MARKED.finditer(text)]
+    assert {"summary", "levels", *EVIDENCE.components} == {
+        part for name in markers for part in name.split(", ")
+    }
+    assert all(component.page in texts for component in EVIDENCE.components.values())
+
+
+def test_evidence_can_be_repeated() -> None:
+    """The tests that a statement names exist; what ran on a GPU names it, and a real TensorRT its version."""
+    for component in EVIDENCE.components.values():
+        for known in component.known:
+            for path in re.findall(r"`(tests/[\w/.]+)", known.how):
+                assert (ROOT / path).exists(), (known.what, path)
+            assert known.level != "E3" or "NVIDIA" in known.how
+            assert known.level != "E2b" or "TensorRT-RTX 1." in known.how
+
+
+@pytest.mark.parametrize("wrong", ['level = "E9"', 'targets = ["mars"]\nlevel = "E2"'])
+def test_a_level_or_target_that_is_not_defined(wrong: str, tmp_path: Path) -> None:
+    data = tmp_path / "evidence.toml"
+    text = DATA.read_text(encoding="utf-8")
+    data.write_text(f'{text}\n[[component.known]]\nwhat = "x"\nhow = "y"\n{wrong}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="not defined"):
+        read(data)

@@ -1,0 +1,118 @@
+"""Write the tables of what is known, and how, from ``docs/evidence.toml`` into README, CONTRIBUTING and docs/*.md.
+
+A table stands between ``<!-- evidence: NAME -->`` and ``<!-- /evidence -->``, where NAME is ``levels``, ``summary``, or
+the components whose statements it lists: ``make evidence``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "docs" / "evidence.toml"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
+MARKED = re.compile(r"(?<=<!-- evidence: )([\w, -]+?)( -->\n).*?(?=<!-- /evidence -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Known:
+    """One statement: what was checked, how, at which level, and the ids of the targets that it speaks of."""
+
+    what: str
+    how: str
+    level: str
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the project, the page of docs/ that describes it, and all that is known of it."""
+
+    title: str
+    page: str
+    known: tuple[Known, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The data: meanings of levels, titles and architectures of targets, components by their id."""
+
+    levels: dict[str, str]
+    targets: dict[str, tuple[str, str]]
+    components: dict[str, Component]
+
+    def table(self, name: str) -> str:
+        """Return the table that a marker asks for."""
+        if name == "levels":
+            return _table(["level", "meaning"], self.levels.items())
+        if name == "summary":
+            rows = ([f"[{c.title}](docs/{c.page})", *self._last(c)] for c in self.components.values())
+            return _table(["", *(f"{title} ({sm})" for title, sm in self.targets.values())], rows)
+        components = [self.components[part] for part in name.split(", ")]
+        first = 0 if len(components) > 1 else 1  # a single part needs no column of its own
+        statements = (
+            [component.title, known.what, known.how, self._architectures(known), known.level][first:]
+            for component in components
+            for known in component.known
+        )
+        return _table(["part", "statement", "how it is known", "for", "level"][first:], statements)
+
+    def _last(self, component: Component) -> list[str]:
+        order = list(self.levels)
+        levels = {
+            target: [k.level for k in component.known if target in k.targets] for target in self.targets
+        }
+        return [max(found, key=order.index, default=order[0]) for found in levels.values()]
+
+    def _architectures(self, known: Known) -> str:
+        everything = set(known.targets) == set(self.targets)
+        return "any" if everything else ", ".join(self.targets[target][1] for target in known.targets)
+
+
+def read(path: Path = DATA) -> Evidence:
+    """Read the data; a level or target that is not defined is a ValueError."""
+    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    levels = {level["name"]: level["meaning"] for level in data["level"]}
+    targets = {target["id"]: (target["title"], target["sm"]) for target in data["target"]}
+    components = {
+        entry["id"]: Component(
+            entry["title"],
+            entry["page"],
+            tuple(
+                Known(known["what"], known["how"], known["level"], tuple(known.get("targets", targets)))
+                for known in entry["known"]
+            ),
+        )
+        for entry in data["component"]
+    }
+    for name, component in components.items():
+        for known in component.known:
+            if known.level not in levels or not set(known.targets) <= set(targets):
+                raise ValueError(
+                    f"'{name}' has level '{known.level}' for {known.targets}: one is not defined."
+                )
+    return Evidence(levels, targets, components)
+
+
+def rewritten(text: str, evidence: Evidence) -> str:
+    """Return a page with its tables as the data has them."""
+    return MARKED.sub(lambda found: f"{found[1]}{found[2]}{evidence.table(found[1])}", text)
+
+
+def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text(encoding="utf-8"), read()), encoding="utf-8")
