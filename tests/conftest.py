@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many tests only a GPU would have run."""
-    skipped = [
-        report for report in terminalreporter.stats.get("skipped", []) if "tests/gpu/" in report.nodeid
-    ]
-    if skipped:
-        terminalreporter.write_line(f"{len(skipped)} tests of tests/gpu were skipped: they need a CUDA GPU.")
+    """Say how many tests only a GPU would have run, and what stays unproven for want of something else."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    gpu = sum("tests/gpu/" in report.nodeid for report in skipped)
+    if gpu:
+        terminalreporter.write_line(f"{gpu} tests of tests/gpu were skipped: they need a CUDA GPU.")
+    reasons = (report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in Counter(reasons).items():
+        if reason.startswith("unproven:"):
+            terminalreporter.write_line(f"{count} tests were skipped, {reason}.")

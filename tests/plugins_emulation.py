@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from selection_cases import Case
 from divprune_edge import __version__
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, Record, sha256
+from divprune_edge.plugins.toolchain import TENSORRT_VARIABLE, Headers, find_headers
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "plugins" / "csrc"
@@ -32,6 +34,20 @@ def need(tool: str) -> str:
     if found is None:
         pytest.skip(f"{tool} is not installed")
     return found
+
+
+def need_headers() -> Headers:
+    """Return TensorRT's headers, or skip the test: nothing else brings them."""
+    headers = find_headers(None)
+    if headers is None:
+        pytest.skip(f"unproven: no TensorRT headers ({TENSORRT_VARIABLE})")
+    return headers
+
+
+def need_rtx() -> None:
+    """Skip the test where TensorRT-RTX is not installed; only x86-64 has it."""
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("unproven: no TensorRT-RTX (pip install tensorrt-rtx-cu13)")
 
 
 def compile_cpp(output: Path, sources: list[Path], *flags: str) -> Path:

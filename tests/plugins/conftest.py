@@ -5,14 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+from pathlib import Path
 
 import pytest
-from plugins_emulation import EMULATED, compile_emulated, need
+from plugins_emulation import EMULATED, compile_emulated, need, need_headers
 
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.build import build
 from divprune_edge.plugins.loader import Library, find_library
-from divprune_edge.plugins.toolchain import find_compiler
+from divprune_edge.plugins.toolchain import Headers, find_compiler
 
 
 @pytest.fixture(scope="session")
@@ -32,9 +33,18 @@ def emulated(emulated_libraries: dict[int, ctypes.CDLL]) -> ctypes.CDLL:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """The library as users build it, for one architecture and without TensorRT's headers."""
+    return build_for_87(tmp_path_factory.mktemp("built"), None)
+
+
+@pytest.fixture(scope="session")
+def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The library with the wrapper for TensorRT."""
+    return build_for_87(tmp_path_factory.mktemp("wrapped"), need_headers())
+
+
+def build_for_87(folder: Path, headers: Headers | None) -> Library:
     need("cmake")
     if shutil.which("nvcc") is None and "CUDACXX" not in os.environ:
         pytest.skip("nvcc is not installed")
-    folder = tmp_path_factory.mktemp("built")
-    build(find_compiler(), None, (87,), folder)
+    build(find_compiler(), headers, (87,), folder)
     return find_library(folder)

@@ -1,6 +1,7 @@
 // Drives the TensorRT wrapper as a builder and a runtime would, without TensorRT: creator, shape inference, format
 // negotiation, serialization, execution and everything that is to be refused. It is not TensorRT: it shows that the
-// wrapper keeps its side of the interface, nothing about the other side.
+// wrapper keeps its side of the interface, nothing about the other side. A real registry and parser create the plugin in
+// test_rtx.py; TensorRT-RTX has no layer for it, so what a layer does is driven only here.
 //
 // Kernels run on the CPU through the emulator, so an execution here has a result.
 

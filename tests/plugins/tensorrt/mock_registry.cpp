@@ -1,10 +1,9 @@
-// A stand-in for TensorRT's plugin registry that loads libraries and answers as the real one is documented to.
+// A stand-in for TensorRT's plugin registry, which hands our creators to TensorRT's Python bindings. How the registry
+// itself loads and finds them is TensorRT-RTX's to prove (test_rtx.py): it has the classes of TensorRT 11, but those of
+// TensorRT 10 and its bindings only meet here.
 
 #include <NvInfer.h>
 #include <dlfcn.h>
-
-#include <cstring>
-#include <vector>
 
 namespace {
 
@@ -14,34 +13,16 @@ class MockRegistry final : public IPluginRegistry {
 public:
     PluginLibraryHandle loadLibrary(AsciiChar const* path) noexcept override {
         void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        if (library == nullptr) {
-            return nullptr;
-        }
         using GetCreators = IPluginCreatorInterface* const* (*)(int32_t&);
-        const auto get_creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
-        if (get_creators == nullptr) {
-            return nullptr;
-        }
-        int32_t count = 0;
-        IPluginCreatorInterface* const* creators = get_creators(count);
-        creators_.insert(creators_.end(), creators, creators + count);
+        creators_ = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"))(count_);
         return library;
     }
     IPluginCreatorInterface* const* getAllCreators(int32_t* count) const noexcept override {
-        *count = static_cast<int32_t>(creators_.size());
-        return creators_.data();
+        *count = count_;
+        return creators_;
     }
-    IPluginCreatorInterface* getCreator(AsciiChar const* name, AsciiChar const* version,
-                                        AsciiChar const* space) noexcept override {
-        for (IPluginCreatorInterface* candidate : creators_) {
-            auto* creator = static_cast<IPluginCreatorV3One*>(candidate);
-            if (std::strcmp(creator->getPluginName(), name) == 0 &&
-                std::strcmp(creator->getPluginVersion(), version) == 0 &&
-                std::strcmp(creator->getPluginNamespace(), space) == 0) {
-                return candidate;
-            }
-        }
-        return nullptr;
+    IPluginCreatorInterface* getCreator(AsciiChar const*, AsciiChar const*, AsciiChar const*) noexcept override {
+        return creators_ == nullptr ? nullptr : creators_[0];
     }
 
     void setErrorRecorder(IErrorRecorder*) noexcept override {}
@@ -53,9 +34,11 @@ public:
     bool deregisterCreator(IPluginCreatorInterface const&) noexcept override { return false; }
     IPluginResource* acquirePluginResource(AsciiChar const*, IPluginResource*) noexcept override { return nullptr; }
     int32_t releasePluginResource(AsciiChar const*) noexcept override { return 0; }
+#if NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR > 3
     IPluginCreatorInterface* const* getAllCreatorsRecursive(int32_t* count) noexcept override {
         return getAllCreators(count);
     }
+#endif
 #if NV_TENSORRT_MAJOR < 11
     bool registerCreator(IPluginCreator&, AsciiChar const*) noexcept override { return false; }
     IPluginCreator* const* getPluginCreatorList(int32_t* count) const noexcept override {
@@ -69,7 +52,8 @@ public:
 #endif
 
 private:
-    std::vector<IPluginCreatorInterface*> creators_;
+    IPluginCreatorInterface* const* creators_ = nullptr;
+    int32_t count_ = 0;
 };
 
 }  // namespace
