@@ -49,4 +49,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = (report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
     for reason, count in Counter(reasons).items():
         if reason.startswith("unproven:"):
-            terminalreporter.write_line(f"{count} tests were skipped, {reason}.")
+            terminalreporter.write_line(f"{count} skipped, {reason}.")
