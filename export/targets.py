@@ -55,15 +55,15 @@ def dialects_of(target: Target) -> tuple[Dialect, ...]:
     """Return the dialects that a target can run, its own first."""
     if target.tensorrt is None:
         return ("onnxruntime", "portable", "static", "decomposed")
-    if parse_version(target.tensorrt) < FIRST_STATIC:
+    if target.backend == "tensorrt" and parse_version(target.tensorrt) < FIRST_STATIC:
         return ("decomposed",)
     return ("static", "decomposed")
 
 
 _WHY_NOT = {
-    "portable": "TensorRT {tensorrt} takes no Attention with cache inputs",
+    "portable": "{software} takes no Attention with cache inputs",
     "onnxruntime": "its fused operators are ONNX Runtime's own",
-    "static": "TensorRT {tensorrt} has no TensorScatter, which came with 10.15",
+    "static": "{software} has no TensorScatter, which came with 10.15",
 }
 
 
@@ -72,7 +72,7 @@ def _check_dialect(target: Target, dialect: str) -> None:
     if dialect in _WHY_NOT and dialect not in possible:  # an unknown one is refused by name elsewhere
         raise UserError(
             f"--dialect {dialect} cannot run on --target {target.name}: "
-            f"{_WHY_NOT[dialect].format(tensorrt=target.tensorrt)}; leave --dialect out or give "
+            f"{_WHY_NOT[dialect].format(software=target.software)}; leave --dialect out or give "
             f"{' or '.join(possible)}."
         )
 
@@ -84,7 +84,7 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
     if "int8" in (chosen.vision, chosen.language):
         why = (
             "TensorRT's parser has no MatMulInteger"
-            if target.backend == "tensorrt"
+            if target.tensorrt is not None
             else "ONNX Runtime has no CUDA kernel for it"
         )
         raise UserError(

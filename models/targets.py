@@ -31,9 +31,9 @@ class Target:
         name: as given to ``--target``.
         title: for people.
         backend: what runs the graphs.
-        sm: CUDA compute capability times ten.
+        sm: CUDA compute capability times ten; None where it is any of :attr:`sms`.
         jetpack: the Jetson release that the versions come from.
-        tensorrt: version, major and minor.
+        tensorrt: version, major and minor; of TensorRT-RTX where that is the backend.
         cuda: version of the toolkit that belongs to it; None where several do.
         python: version of the interpreter that TensorRT's bindings come for; None where several.
         memory_bytes: as sold; on a Jetson shared by CPU, GPU and system.
@@ -49,7 +49,7 @@ class Target:
 
     name: str
     title: str
-    backend: Literal["cpu", "cuda", "tensorrt"]
+    backend: Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
     sm: int | None
     jetpack: str | None
     tensorrt: str | None
@@ -63,6 +63,18 @@ class Target:
     precision: str
     opset: int
     sources: Mapping[str, str]
+
+    @property
+    def sms(self) -> tuple[int, ...]:
+        """The compute capabilities that engines for it are for: one, those of every RTX card, or none."""
+        if self.sm is not None:
+            return (self.sm,)
+        return RTX_SMS if self.backend == "tensorrt-rtx" else ()
+
+    @property
+    def software(self) -> str:
+        """What runs its engines, with the version."""
+        return f"{'TensorRT-RTX' if self.backend == 'tensorrt-rtx' else 'TensorRT'} {self.tensorrt}"
 
 
 def find_target(name: str) -> Target:
@@ -84,6 +96,9 @@ _JETPACK_6 = (
 )
 _JETPACK_7 = "JetPack 7.2 release notes: CUDA 13.2, TensorRT 10.16, Ubuntu 24.04 with Python 3.12"
 _TENSORRT = "chosen: the newest 10.x, as in JetPack 7.2; support matrix of TensorRT 10.16"
+_TENSORRT_RTX = "package tensorrt-rtx-cu13 1.7.1: its parser and builder take these graphs, on any machine (docs/engines.md)"
+RTX_SMS = (80, 86, 89, 120, 121)
+"""What TensorRT-RTX 1.7 builds our graphs for; for sm_75 it has no product of float32 matrices, which selectors need."""
 _CAPABILITY = "NVIDIA, list of CUDA GPUs and their compute capability"
 _ORT = "docs/performance.md of this project"
 
@@ -182,6 +197,18 @@ def _card(
         precision=_precision(gigabytes * 10**9),
         opset=24,
         sources=MappingProxyType({"software": _TENSORRT, "sm": _CAPABILITY, **sources}),
+    )
+
+
+def _rtx(target: Target, *, shared: bool = False) -> Target:
+    """The same card with TensorRT-RTX."""
+    sources = {**target.sources, "software": _TENSORRT_RTX}
+    return replace(
+        target,
+        backend="tensorrt-rtx",
+        tensorrt="1.7",
+        shared_memory=shared,
+        sources=MappingProxyType(sources),
     )
 
 
@@ -340,19 +367,94 @@ _ALL = (
             "clocks that these need do not last (from memory)",
         },
     ),
-    _card(
-        "rtx4090",
-        "GeForce RTX 4090 24GB",
-        89,
-        24,
-        1008,
-        {"fp32": 82.6, "tf32": 82.6, "fp16": 165.2, "fp8": 330.3, "int8": 660.6},
-        {
-            "memory": "NVIDIA Ada GPU Architecture white paper: 24 GB GDDR6X",
-            "bandwidth": "NVIDIA Ada GPU Architecture white paper: 1008 GB/s",
-            "rates": "NVIDIA Ada GPU Architecture white paper: without sparsity, FP16 and FP8 with FP32 accumulation "
-            "(twice as fast with FP16 accumulation)",
-        },
+    _rtx(
+        _card(
+            "rtx3090",
+            "GeForce RTX 3090 24GB",
+            86,
+            24,
+            936,
+            {"fp32": 35.6, "tf32": 35.6, "fp16": 71.0, "int8": 284.0},
+            {
+                "memory": "NVIDIA Ampere GA102 GPU Architecture white paper: 24 GB GDDR6X (from memory)",
+                "bandwidth": "NVIDIA Ampere GA102 GPU Architecture white paper: 936 GB/s (from memory)",
+                "rates": "NVIDIA Ampere GA102 GPU Architecture white paper: without sparsity, FP16 with FP32 "
+                "accumulation (from memory)",
+            },
+        )
+    ),
+    _rtx(
+        _card(
+            "rtx4090",
+            "GeForce RTX 4090 24GB",
+            89,
+            24,
+            1008,
+            {"fp32": 82.6, "tf32": 82.6, "fp16": 165.2, "fp8": 330.3, "int8": 660.6},
+            {
+                "memory": "NVIDIA Ada GPU Architecture white paper: 24 GB GDDR6X",
+                "bandwidth": "NVIDIA Ada GPU Architecture white paper: 1008 GB/s",
+                "rates": "NVIDIA Ada GPU Architecture white paper: without sparsity, FP16 and FP8 with FP32 accumulation "
+                "(twice as fast with FP16 accumulation)",
+            },
+        )
+    ),
+    _rtx(
+        _card(
+            "rtx5090",
+            "GeForce RTX 5090 32GB",
+            120,
+            32,
+            1792,
+            {"fp32": 104.8, "tf32": 104.8, "fp16": 209.5, "fp8": 419.0, "int8": 838.0, "fp4": 1676.0},
+            {
+                "memory": "NVIDIA RTX Blackwell GPU Architecture white paper: 32 GB GDDR7, as reviews quote it",
+                "bandwidth": "NVIDIA RTX Blackwell GPU Architecture white paper: 1792 GB/s, as reviews quote it",
+                "rates": "NVIDIA RTX Blackwell GPU Architecture white paper: without sparsity, FP16 and FP8 with FP32 "
+                "accumulation (from memory; reviews quote 3352 sparse FP4 TOPS)",
+            },
+        )
+    ),
+    _rtx(
+        _card(
+            "dgx-spark",
+            "DGX Spark 128GB (GB10)",
+            121,
+            128,
+            273,
+            {"fp32": 31.0, "fp16": 125.0, "fp8": 250.0, "fp4": 500.0},
+            {
+                "memory": "NVIDIA DGX Spark, product page: 128 GB LPDDR5x, shared by CPU and GPU",
+                "bandwidth": "NVIDIA DGX Spark, product page: 273 GB/s",
+                "rates": "NVIDIA DGX Spark, product page: 1 PFLOP of sparse FP4, so 500 TFLOPS dense, FP8 and FP16 half "
+                "and a quarter of it (computed); 31 TFLOPS in FP32 from NVIDIA's talk at Hot Chips 2025, as reported",
+            },
+        ),
+        shared=True,
+    ),
+    replace(
+        _THOR,
+        name="rtx",
+        title="RTX cards of compute capability 8.0 to 12.1",
+        backend="tensorrt-rtx",
+        sm=None,
+        jetpack=None,
+        tensorrt="1.7",
+        cuda=None,
+        python=None,
+        memory_bytes=None,
+        shared_memory=False,
+        bandwidth=None,
+        rates=MappingProxyType({}),
+        dialect="static",
+        precision=HALF,
+        opset=24,
+        sources=MappingProxyType(
+            {
+                "software": _TENSORRT_RTX,
+                "precision": "chosen: whatever the card; INT4 halves what a 7B model takes",
+            }
+        ),
     ),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}

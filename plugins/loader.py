@@ -65,7 +65,8 @@ def register(registry: Any, tensorrt_version: str, library: Library | None = Non
         UserError: the library has no wrapper, or one for another major version.
         DivpruneError: TensorRT does not accept it.
     """
-    if registry.get_creator(*PLUGIN) is not None:
+    # Not by get_creator: where there is none, TensorRT logs that as an error.
+    if any((c.name, c.plugin_version, c.plugin_namespace) == PLUGIN for c in registry.all_creators):
         return
     library = library or find_library()
     headers = library.record.tensorrt

@@ -161,7 +161,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Return where this user's caches belong on this system."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
@@ -175,7 +175,7 @@ def _cache_folder() -> Path:
 def _stamp_path(root: Path) -> Path | None:
     """Return where the stamp of a bundle lies, outside of it; None where this user has no home."""
     try:
-        return _cache_folder() / "verified" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()}.json"
+        return cache_folder() / "verified" / f"{hashlib.sha256(os.fsencode(root)).hexdigest()}.json"
     except RuntimeError:
         return None
 

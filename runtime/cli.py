@@ -53,7 +53,7 @@ def ask(
         typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
     ] = None,
     keep: Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")] = None,
-    backend: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
@@ -145,7 +145,7 @@ def compare_selectors(
     ] = None,
     keep: Annotated[int | None, typer.Option(help="Only selectors with this budget.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
-    backend: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
     """Write a page with what each selector keeps of a picture and the answers that follow."""

@@ -16,7 +16,7 @@ from divprune_edge.runtime.backends.base import (
 )
 from divprune_edge.runtime.bundle import Bundle
 
-BACKENDS = ("cpu", "cuda", "tensorrt")
+BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
 MOST_THREADS = 1024
 """More than any machine's cores; ONNX Runtime starts as many as it is told, and is busy with them for minutes."""
 
@@ -38,36 +38,41 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
 
     Args:
         bundle: the opened bundle.
-        name: ``cpu`` or ``cuda`` (both ONNX Runtime), or ``tensorrt``.
-        threads: CPU threads of one operator; None leaves it to the backend, and ``tensorrt`` has none.
+        name: ``cpu`` or ``cuda`` (both ONNX Runtime), ``tensorrt``, or ``tensorrt-rtx``.
+        threads: CPU threads of one operator; None leaves it to the backend, and the last two have none.
 
     Raises:
         UserError: no such backend, or it cannot be used on this machine.
     """
     if name not in BACKENDS:
         raise UserError(
-            f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use cpu, cuda or tensorrt."
+            f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use {', '.join(BACKENDS[:-1])} or "
+            f"{BACKENDS[-1]}."
         )
     if threads is not None and threads < 1:
         raise UserError(f"{threads} threads were asked for, expected at least 1.")
     if threads is not None and threads > MOST_THREADS:
         raise UserError(f"{threads} threads were asked for, expected at most {MOST_THREADS}.")
-    if name == "tensorrt":
-        return _open_tensorrt(bundle, threads)
+    if name not in ("cpu", "cuda"):
+        return _open_tensorrt(bundle, name, threads)
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, name, threads)
 
 
-def _open_tensorrt(bundle: Bundle, threads: int | None) -> Backend:
+def _open_tensorrt(bundle: Bundle, name: str, threads: int | None) -> Backend:
     if threads is not None:
         raise UserError(
-            f"{threads} threads were asked for, but backend 'tensorrt' computes on the GPU: leave --threads out."
+            f"{threads} threads were asked for, but backend '{name}' computes on the GPU: leave --threads out."
         )
     from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
     from divprune_edge.runtime.engines.cuda import CudaDevice
+    from divprune_edge.runtime.engines.edition import EDITIONS
     from divprune_edge.runtime.engines.opening import open_engines
-    from divprune_edge.runtime.engines.target import check_dialect
+    from divprune_edge.runtime.engines.target import check_backend, check_dialect
 
+    edition = EDITIONS[name]
     check_dialect(bundle.manifest, bundle.path)
-    return TensorRtBackend(bundle, CudaDevice(), partial(open_engines, bundle))
+    check_backend(bundle.manifest, bundle.path, edition)
+    engines = partial(open_engines, bundle, edition=edition)
+    return TensorRtBackend(bundle, CudaDevice(edition), engines, edition.name)

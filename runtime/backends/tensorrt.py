@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, SelectorInfo
+from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.runtime.backends.base import CacheRows, Encoded, LanguageSession, check_rows
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
+from divprune_edge.runtime.engines.edition import Name
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
 from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION
@@ -41,10 +43,13 @@ class TensorRtBackend:
         bundle: with a language model in dialect ``static`` or ``decomposed``.
         device: what they run on.
         open_engines: where their engines come from.
+        name: of the edition of TensorRT.
     """
 
-    def __init__(self, bundle: Bundle, device: Device, open_engines: OpenEngines) -> None:
-        self._bundle, self._device, self._open = bundle, device, open_engines
+    def __init__(
+        self, bundle: Bundle, device: Device, open_engines: OpenEngines, name: Name = "tensorrt"
+    ) -> None:
+        self._bundle, self._device, self._open, self._name = bundle, device, open_engines, name
         self._pool = Pool(device)
         self._engines: Engines | None = None
         self._plans: dict[str, Plan] = {}
@@ -52,23 +57,29 @@ class TensorRtBackend:
         self._scratch: Memory | None = None
         self._language: TensorRtLanguage | None = None
         self._host: dict[str, HostMemory] = {}
+        # Selectors that are our kernel and no engine, and the workspace that it takes.
+        self._kernels: dict[str, int] = {}
 
     @property
     def name(self) -> str:
         """See :class:`~divprune_edge.runtime.backends.base.Backend`, also for what follows."""
-        return "tensorrt"
+        return self._name
 
     def load(self, selector: SelectorInfo | None) -> None:
         """Deserialise what is missing, and allocate all that a question with ``selector`` needs."""
         manifest = self._bundle.manifest
         vision, tokens = manifest.vision_encoder, manifest.vision_encoder.tokens
         names = (VISION, LANGUAGE, *([selector.id] if selector else []))
-        if any(name not in self._plans for name in names):
-            self._load_plans(self._open(selector, before=self._engines))
+        if any(name not in self._plans and name not in self._kernels for name in names):
+            engines = self._open(selector, before=self._engines)
+            self._load_plans(engines)
+            if selector is not None and engines.kernel:
+                self._kernels[selector.id] = self._device.max_min_bytes(self._sizes(selector))
         pixels = (1, vision.image_height, vision.image_width, 3)
         tensors: list[tuple[Shape, Any]] = [*self._outputs(vision), (pixels, np.uint8)]
         if selector is not None:
             tensors += [*self._outputs(selector), ((1, tokens), np.bool_)]
+            tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
         scratch = self._allocate(tensors)
         keep = selector.keep if selector else tokens
         visual = self._pool.take((1, keep, vision.width), manifest.token_dtype)
@@ -77,7 +88,9 @@ class TensorRtBackend:
     def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
         """Run the vision encoder; its outputs stay on the device."""
         if len(pixels) != 1:
-            raise UserError(f"There are {len(pixels)} pictures, but backend 'tensorrt' takes one at a time.")
+            raise UserError(
+                f"There are {len(pixels)} pictures, but backend '{self._name}' takes one at a time."
+            )
         graph = self._bundle.manifest.vision_encoder
         read = self._upload("pixels", pixels)
         outputs = self._run(VISION, graph, {"pixels": read})
@@ -93,9 +106,8 @@ class TensorRtBackend:
             return encoded.tokens, np.arange(valid.shape[1], dtype=np.int64)[None]
         check_rows(selector, valid)
         inputs = {"visual_tokens": encoded.tokens, "valid": self._upload("valid", valid), **encoded.signals}
-        outputs = self._run(
-            selector.id, selector, {tensor.name: inputs[tensor.name] for tensor in selector.inputs}
-        )
+        run = self._pick if selector.id in self._kernels else self._run
+        outputs = run(selector.id, selector, {tensor.name: inputs[tensor.name] for tensor in selector.inputs})
         return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
 
     def to_host(self, tensor: Tensor) -> npt.NDArray[Any]:
@@ -116,7 +128,7 @@ class TensorRtBackend:
     def _load_plans(self, engines: Engines) -> None:
         for name, plan in engines.plans.items():
             library = engines.library if engines.info[name].plugin else None
-            self._plans[name] = self._device.load(plan, name, library)
+            self._plans[name] = self._device.load(plan, name, engines.info[name].sha256, library)
         # What was deserialised is not needed as bytes any more.
         self._engines = self._engines or replace(engines, plans={})
 
@@ -173,6 +185,20 @@ class TensorRtBackend:
             context.set_address(tensor, value.address)
         context.enqueue()
         return outputs
+
+    def _pick(self, name: str, graph: SelectorInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Do what :meth:`_run` does, by the kernel."""
+        outputs = {
+            tensor.name: self._pool.take(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs
+        }
+        workspace = self._pool.take((self._kernels[name],), np.uint8)
+        places = (inputs["visual_tokens"], inputs["valid"], outputs["kept_tokens"], outputs["kept_indices"])
+        self._device.max_min(self._sizes(graph), workspace.memory, *(tensor.address for tensor in places))
+        return outputs
+
+    def _sizes(self, selector: SelectorInfo) -> Problem:
+        vision, dtype = self._bundle.manifest.vision_encoder, self._bundle.manifest.token_dtype
+        return Problem(1, selector.candidates, vision.width, selector.keep, DTYPES[dtype], 0, 0)
 
     def _upload(self, use: str, array: npt.NDArray[Any]) -> Tensor:
         tensor = self._pool.take(array.shape, array.dtype)

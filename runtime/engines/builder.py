@@ -14,14 +14,13 @@ from types import ModuleType
 from divprune_edge.errors import UserError
 from divprune_edge.plugins.loader import Library, find_library
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines import store
-from divprune_edge.runtime.engines.facts import device_facts
+from divprune_edge.runtime.engines import edition, store
 from divprune_edge.runtime.engines.fingerprint import Facts, digest, fingerprint
 from divprune_edge.runtime.engines.graphs import Graph, Job, chosen_selectors, facts_of, graphs_of
 from divprune_edge.runtime.engines.memory import check_build_memory, check_disk, graph_bytes
 from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, make_limits
 from divprune_edge.runtime.engines.progress import Report
-from divprune_edge.runtime.engines.target import check_dialect, check_target, check_version
+from divprune_edge.runtime.engines.target import check_dialect, check_version, facts_to_build_for
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Options:
 
     Attributes:
         selector: ids or names with commas between them, ``all``, ``none``; None is the bundle's default.
-        target: name of the device that this is supposed to be.
+        target: name of the device that this is supposed to be, or that engines are built for ahead of time.
         max_prompt: longest piece of a prompt fed at once, in tokens.
         workspace: most bytes that a tactic may take.
         optimization_level: TensorRT's, 0 to 5.
@@ -57,7 +56,7 @@ class Built:
 
 
 def build_engines(bundle: Bundle, options: Options, report: Report, library: Path | None = None) -> Built:
-    """Build the engines of a bundle on this device.
+    """Build the engines of a bundle: on the device that runs them, or ahead of time where the target's edition can.
 
     Args:
         bundle: an opened bundle with a language model in dialect ``static`` or ``decomposed``.
@@ -74,10 +73,10 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
     check_dialect(manifest, bundle.path)
     selectors = chosen_selectors(bundle, options.selector)
     limits = make_limits(manifest, selectors, options.max_prompt)
-    device = device_facts()
-    check_target(manifest, bundle.path, options.target, device)
-    check_version(manifest, bundle.path, device.tensorrt)
-    graphs = graphs_of(bundle, selectors, limits, device.tensorrt)
+    device = facts_to_build_for(manifest, bundle.path, options.target)
+    edition.use(device.edition)
+    check_version(manifest, bundle.path, device.tensorrt, device.edition)
+    graphs = graphs_of(bundle, selectors, limits, device.tensorrt, device.edition)
     plugin = find_library(library) if any(graph.plugin for graph in graphs) else None
     facts = facts_of(bundle, graphs, limits, device, plugin)
     place = bundle.path / store.FOLDER / fingerprint(facts)
@@ -91,7 +90,7 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
     check_disk(bundle.path, sizes)
     if sizes:
         check_build_memory(sizes, options.workspace, device)
-        _prepare(bundle, missing, plugin, options)
+        _prepare(bundle, missing, plugin, options, facts)
     with store.partial_folder(bundle.path) as partial:
         plans = {}
         for at, graph in enumerate(graphs, start=1):
@@ -100,10 +99,11 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
             if graph.name in there:
                 plan = _reuse(there[graph.name], graph.name, partial)
             else:
-                plan = _build(bundle, graph, recipe, options, partial, shared, report)
+                plan = _build(bundle, graph, recipe, options, facts, partial, shared, report)
             report.done(graph.name, plan.seconds, plan.size, reused=graph.name in there)
             plans[graph.name] = plan
         asked = store.Asked(
+            target=options.target,
             selector=options.selector,
             max_prompt=options.max_prompt,
             workspace=options.workspace,
@@ -113,7 +113,7 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
         return Built(store.publish(partial, info), info, tuple(there))
 
 
-_BUILDER = 1
+_BUILDER = 2
 """Counts changes of :mod:`~divprune_edge.runtime.engines.compile` that make other plans of the same graph."""
 
 
@@ -123,9 +123,10 @@ def _recipe(graph: Graph, facts: Facts, options: Options) -> str:
     parts = (
         _BUILDER,
         facts.onnx[graph.name],
+        facts.edition,
         facts.tensorrt,
         facts.cuda,
-        facts.sm,
+        facts.sms,
         facts.plugin if graph.plugin else None,
         shapes,
         options.workspace,
@@ -155,18 +156,27 @@ def _is_whole(stored: store.Stored, name: str) -> bool:
     return True
 
 
-def _prepare(bundle: Bundle, graphs: Sequence[Graph], plugin: Library | None, options: Options) -> None:
+def _prepare(
+    bundle: Bundle, graphs: Sequence[Graph], plugin: Library | None, options: Options, facts: Facts
+) -> None:
     """Find out what TensorRT cannot build while that is cheap: the plugin, and the selectors' nodes."""
     compiler = _compiler()
     if plugin is not None:
         compiler.register_plugin(plugin)
     for graph in graphs:
         if graph.name not in (VISION, LANGUAGE):
-            compiler.check_graph(_job(bundle, graph, options))
+            compiler.check_graph(_job(bundle, graph, options, facts))
 
 
 def _build(
-    bundle: Bundle, graph: Graph, recipe: str, options: Options, partial: Path, shared: Path, report: Report
+    bundle: Bundle,
+    graph: Graph,
+    recipe: str,
+    options: Options,
+    facts: Facts,
+    partial: Path,
+    shared: Path,
+    report: Report,
 ) -> store.PlanInfo:
     cache = partial / store.TIMING_CACHE
     if shared.is_file() and not cache.is_file():
@@ -174,10 +184,11 @@ def _build(
     path, layers = _files(partial, graph.name)
     start = time.monotonic()
     described = _compiler().compile_engine(
-        _job(bundle, graph, options), path, cache, report, verbose=options.verbose
+        _job(bundle, graph, options, facts), path, cache, report, verbose=options.verbose
     )
     seconds = time.monotonic() - start
-    layers.write_text(described.layers, encoding="utf-8")
+    if described is not None:
+        layers.write_text(described.layers, encoding="utf-8")
     size, sha256 = store.plan_digest(path)
     if cache.is_file():
         # After each engine, so that a build which is interrupted later has not measured for nothing.
@@ -186,13 +197,13 @@ def _build(
         copy.replace(shared)
     return store.PlanInfo(
         file=path.name,
-        layers=layers.name,
+        layers=None if described is None else layers.name,
         size=size,
         sha256=sha256,
         graph=graph.file,
         recipe=recipe,
         profiles=graph.profiles,
-        device_memory=described.device_memory,
+        device_memory=() if described is None else described.device_memory,
         plugin=graph.plugin,
         seconds=round(seconds, 3),
     )
@@ -202,12 +213,14 @@ def _reuse(stored: store.Stored, name: str, partial: Path) -> store.PlanInfo:
     """Take over a plan of another folder, without a second copy where the disk allows that."""
     plan = stored.info.plans[name]
     for source, target in zip((plan.file, plan.layers), _files(partial, name), strict=True):
+        if source is None:
+            continue
         try:
             os.link(stored.folder / source, target)
         except OSError:
             shutil.copyfile(stored.folder / source, target)
     path, layers = _files(partial, name)
-    return plan.model_copy(update={"file": path.name, "layers": layers.name})
+    return plan.model_copy(update={"file": path.name, "layers": plan.layers and layers.name})
 
 
 def _files(partial: Path, name: str) -> tuple[Path, Path]:
@@ -215,7 +228,7 @@ def _files(partial: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.plan", folder / f"{name}.layers.json"
 
 
-def _job(bundle: Bundle, graph: Graph, options: Options) -> Job:
+def _job(bundle: Bundle, graph: Graph, options: Options, facts: Facts) -> Job:
     return Job(
         graph.name,
         bundle.file(graph.file),
@@ -224,6 +237,7 @@ def _job(bundle: Bundle, graph: Graph, options: Options) -> Job:
         options.workspace,
         options.optimization_level,
         tuple(bundle.file(name) for name in graph.data),
+        facts.sms if edition.EDITIONS[facts.edition].ahead_of_time else (),
     )
 
 

@@ -20,7 +20,12 @@ def build_command(
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Refuse to build where this is not that device.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Build for this device: an RTX card ahead of time on any machine, any other on the device itself.",
+            show_default="the bundle's",
+        ),
     ] = None,
     max_prompt: Annotated[
         int | None,
@@ -45,9 +50,11 @@ def build_command(
         typer.Option(help="'auto' hashes new or touched files, 'always' hashes all of them.", metavar="WHEN"),
     ] = "auto",
 ) -> None:
-    """Build the TensorRT engines of a bundle, on the device that will run them."""
+    """Build the TensorRT engines of a bundle: on the device that will run them, or for RTX cards anywhere."""
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.engines.builder import Options, build_engines
+    from divprune_edge.runtime.engines.edition import EDITIONS
+    from divprune_edge.runtime.engines.fingerprint import sm_names
     from divprune_edge.runtime.engines.progress import ConsoleReport
 
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
@@ -66,5 +73,6 @@ def build_command(
     least, _, most = facts.limits.kept
     kept = str(least) if least == most else f"{least} to {most}"
     print(f"{built.folder}")
-    print(f"sm_{facts.sm}, TensorRT {facts.tensorrt}, CUDA {facts.cuda}")
+    library = f"{EDITIONS[facts.edition].title} {facts.tensorrt}"
+    print(", ".join([sm_names(facts.sms), library, *([f"CUDA {facts.cuda}"] if facts.cuda else [])]))
     print(f"prompts of up to {facts.limits.max_prompt} tokens at once, {kept} of them visual")

@@ -1,33 +1,40 @@
 """The calls that make an engine: Polygraphy configures and builds, TensorRT parses and describes.
 
-The only module of the build that imports TensorRT; it is imported when a build begins. What it uses of TensorRT is
-checked against the real bindings of two major versions (``tests/runtime/engines/test_bindings.py``).
+It is imported when a build begins, for the edition that this process builds with. What it uses of either is checked
+against the real bindings (``tests/runtime/engines/test_bindings.py``).
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, SupportsInt
+from typing import TYPE_CHECKING, Any, SupportsInt
 
-import tensorrt as trt
-from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork
+from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork, PostprocessConfig
 from polygraphy.backend.trt import Profile as PolygraphyProfile
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.loader import Library, register
+from divprune_edge.runtime.engines.edition import in_use
 from divprune_edge.runtime.engines.graphs import Job
+from divprune_edge.runtime.engines.log import logger_of, shorten
 from divprune_edge.runtime.engines.memory import forget
 from divprune_edge.runtime.engines.profiles import Profile
 from divprune_edge.runtime.engines.progress import Interrupt, Report
 
-_LONGEST = 300
+EDITION = in_use()
+if TYPE_CHECKING:
+    import tensorrt as trt
+else:
+    trt = EDITION.load()
+
+_WHO = f"{EDITION.title} {trt.__version__}"
 _SILENT = G_LOGGER.CRITICAL + 1
 
 
@@ -39,24 +46,8 @@ class Described:
     device_memory: tuple[int, ...]
 
 
-class Log(trt.ILogger):
-    """Keeps TensorRT's errors for the sentence that ends the build, and shows the rest if asked to."""
-
-    def __init__(self, verbose: bool = False) -> None:
-        super().__init__()
-        self._verbose = verbose
-        self._errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Called by TensorRT, from any thread."""
-        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-            self._errors.append(msg)
-        if self._verbose and severity != trt.ILogger.VERBOSE:
-            print(f"[TensorRT] {msg}", file=sys.stderr)
-
-    def reason(self) -> str:
-        """The last two errors: earlier ones are tactics that were passed over, the last may be a mere consequence."""
-        return "; ".join(map(shorten, self._errors[-2:])) or "it gives no reason"
+def _log() -> Any:
+    return logger_of(trt)
 
 
 class SharedWeights(PolygraphyProfile):
@@ -106,31 +97,33 @@ def check_graph(job: Job) -> None:
     Raises:
         UserError: it does not; the sentence names the node.
     """
-    _parse(job, Log())
+    _parse(job)
 
 
-def compile_engine(job: Job, plan: Path, cache: Path, report: Report, *, verbose: bool = False) -> Described:
+def compile_engine(
+    job: Job, plan: Path, cache: Path, report: Report, *, verbose: bool = False
+) -> Described | None:
     """Build an engine and write it to ``plan``.
 
     Args:
         job: what to build.
         plan: file to write.
-        cache: TensorRT's measurements; read if it is there, and written.
+        cache: TensorRT's measurements; read if it is there, and written where there are any.
         report: is told about the progress.
         verbose: print what TensorRT says.
+
+    Returns:
+        What TensorRT says of the plan; None of one that was built ahead of time, for only its GPU can load it.
 
     Raises:
         UserError: the graph cannot be parsed.
         DivpruneError: TensorRT finds no engine.
         KeyboardInterrupt: Ctrl-C ended the build.
     """
-    log = Log(verbose)
-    parsed = _parse(job, log)
+    parsed = _parse(job, verbose=verbose)
     forget(job.data)
     with Interrupt() as interrupt, _polygraphy():
-        config = CreateConfig(
-            # Off, so that float32 is float32: another rounding would pick other tokens.
-            tf32=False,
+        config = _config_for(job.sms)(
             profiles=[_profile(profile) for profile in job.profiles],
             load_timing_cache=str(cache) if cache.is_file() else None,
             profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
@@ -141,52 +134,49 @@ def compile_engine(job: Job, plan: Path, cache: Path, report: Report, *, verbose
             progress_monitor=Monitor(report, interrupt),
         )
         try:
-            memory = EngineBytesFromNetwork(parsed, config=config, save_timing_cache=str(cache))()
+            config = PostprocessConfig(config, _without_tf32)
+            # What is built ahead of time is not timed.
+            timings = None if job.sms else str(cache)
+            memory = EngineBytesFromNetwork(parsed, config=config, save_timing_cache=timings)()
         except PolygraphyException:
             memory = None
     if interrupt.seen:
         raise KeyboardInterrupt
     if memory is None:
-        raise DivpruneError(
-            f"TensorRT {trt.__version__} cannot build an engine from '{job.graph}': {log.reason()}."
-        )
+        raise DivpruneError(f"{_WHO} cannot build an engine from '{job.graph}': {_log().reason()}.")
     with plan.open("wb") as file:
         file.write(memory)
     # The network holds the weights once more, and describing the plan loads it.
     del memory, parsed
-    return _describe(plan, log)
+    return None if job.sms else _describe(plan)
 
 
-def shorten(message: str) -> str:
-    """Return a message on one line, without its end where it is long."""
-    line = " ".join(message.split()).rstrip(".")
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
-
-
-def _parse(job: Job, log: Log) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
+def _parse(job: Job, *, verbose: bool = False) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
+    log = _log()
+    log.begin(verbose=verbose)
     try:
         builder = trt.Builder(log)
     except TypeError as error:
-        raise DivpruneError(f"TensorRT {trt.__version__} does not start: {log.reason()}.") from error
+        raise DivpruneError(f"{_WHO} does not start: {log.reason()}.") from error
     # From 11 on networks know no other way; until then they have to be told that the graph decides on types.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     # By its path, so that the parser finds the external data.
     if not parser.parse_from_file(str(job.graph)) or parser.num_errors:
         raise UserError(
-            f"TensorRT {trt.__version__} cannot read '{job.graph}': {_parser_errors(parser) or log.reason()}; "
-            "'python -m export check BUNDLE --target NAME' says what a target's version lacks."
+            f"{_WHO} cannot read '{job.graph}': {_parser_errors(parser) or log.reason()}; "
+            "'python -m export check BUNDLE' says more; a bundle of an older release is exported again."
         )
     if job.plugin and not _has_plugin(network):
         raise UserError(
-            f"TensorRT {trt.__version__} did not take the plugin for '{job.graph}' but the slow form that the graph "
+            f"{_WHO} did not take the plugin for '{job.graph}' but the slow form that the graph "
             "has for other runtimes: build the plugin for this TensorRT with 'python -m plugins build'."
         )
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
             raise UserError(
-                f"TensorRT {trt.__version__} takes the values of input '{tensor.name}' of '{job.graph}' for a shape, "
+                f"{_WHO} takes the values of input '{tensor.name}' of '{job.graph}' for a shape, "
                 "which no profile covers: export the bundle again."
             )
     _let_attention_split(network)
@@ -230,15 +220,28 @@ def _profile(profile: Profile) -> PolygraphyProfile:
     return made
 
 
-def _describe(plan: Path, log: Log) -> Described:
+def _config_for(sms: tuple[int, ...]) -> Callable[..., Any]:
+    """Return what makes a configuration for these GPUs, all of which one engine serves; for none, the one here."""
+    make: Callable[..., Any] = CreateConfig
+    if sms:
+        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+
+        make = partial(CreateConfigRTX, compute_capabilities=[divmod(sm, 10) for sm in sms])
+    return make
+
+
+def _without_tf32(builder: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig) -> None:
+    """Float32 is float32: another rounding would pick other tokens."""
+    config.clear_flag(trt.BuilderFlag.TF32)
+
+
+def _describe(plan: Path) -> Described:
     """Load the plan that was just built, which also shows that it loads."""
-    runtime = trt.Runtime(log)
+    runtime = trt.Runtime(_log())
     with plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
         engine = runtime.deserialize_cuda_engine(mapped)
     if engine is None:
-        raise DivpruneError(
-            f"TensorRT {trt.__version__} cannot load the engine that it built: {log.reason()}."
-        )
+        raise DivpruneError(f"{_WHO} cannot load the engine that it built: {_log().reason()}.")
     count = engine.num_optimization_profiles
     inspector = engine.create_engine_inspector()
     return Described(

@@ -17,9 +17,11 @@ import numpy.typing as npt
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.loader import Library, find_library
+from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import host_memory, import_cuda
 
 if TYPE_CHECKING:
+    from divprune_edge.runtime.engines.device import Memory
     from divprune_edge.runtime.engines.plan import Plans, TensorRtPlan
 
 _FIRST = 0
@@ -29,11 +31,15 @@ _FIRST = 0
 class CudaDevice:
     """The first visible GPU and a stream of its own.
 
+    Args:
+        edition: of the TensorRT that loads plans.
+
     Raises:
         UserError: cuda-python is not installed, or there is no GPU that it can use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, edition: Edition = TENSORRT) -> None:
+        self._edition = edition
         self._runtime = import_cuda()
         count = self._open("look for a GPU", self._runtime.cudaGetDeviceCount)
         if count == 0:
@@ -110,6 +116,23 @@ class CudaDevice:
         status = self._library.divprune_append_rows(sizes, new_rows, caches, position, self.stream)
         abi.check(self._library, status)
 
+    def max_min_bytes(self, sizes: abi.Problem) -> int:
+        """Ask the plugin library."""
+        return abi.workspace_bytes(self._library, sizes)
+
+    def max_min(
+        self,
+        sizes: abi.Problem,
+        workspace: Memory,
+        tokens: int,
+        valid: int,
+        kept_tokens: int,
+        kept_indices: int,
+    ) -> None:
+        """The kernels of the plugin library."""
+        places = (tokens, valid, kept_tokens, kept_indices, workspace.address, workspace.nbytes)
+        abi.check(self._library, self._library.divprune_max_min(sizes, *places, self.stream))
+
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         """Capture what this thread asks for; another thread may go on allocating."""
         runtime, stream = self._runtime, self._stream
@@ -145,15 +168,15 @@ class CudaDevice:
         """``cudaStreamSynchronize``."""
         self._call("finish what it was given", self._runtime.cudaStreamSynchronize, self._stream)
 
-    def load(self, plan: Any, title: str, library: Library | None = None) -> TensorRtPlan:
+    def load(self, plan: Any, title: str, key: str, library: Library | None = None) -> TensorRtPlan:
         """Through TensorRT's runtime, on this device's stream."""
-        return self._plans.load(plan, title, library)
+        return self._plans.load(plan, title, key, library)
 
     @cached_property
     def _plans(self) -> Plans:
         from divprune_edge.runtime.engines.plan import Plans
 
-        return Plans(self.stream, self.synchronize)
+        return Plans(self.stream, self.synchronize, self._edition)
 
     @cached_property
     def _library(self) -> ctypes.CDLL:

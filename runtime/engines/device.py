@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.plugins.abi import Append
+from divprune_edge.plugins.abi import Append, Problem
 from divprune_edge.plugins.loader import Library
 
 ALIGNMENT = 256
@@ -158,6 +158,20 @@ class Device(Protocol):
         """Run ``divprune_append_rows`` on device memory; ``position`` is the address of an int64."""
         ...
 
+    def max_min_bytes(self, sizes: Problem) -> int:
+        """Return the workspace that :meth:`max_min` needs.
+
+        Raises:
+            UserError: the kernel does not take these sizes.
+        """
+        ...
+
+    def max_min(
+        self, sizes: Problem, workspace: Memory, tokens: int, valid: int, kept_tokens: int, kept_indices: int
+    ) -> None:
+        """Run ``divprune_max_min`` on device memory."""
+        ...
+
     def capture(self, work: Callable[[], None]) -> Graph:
         """Record what ``work`` asks for instead of doing it.
 
@@ -178,12 +192,13 @@ class Device(Protocol):
         """
         ...
 
-    def load(self, plan: Any, title: str, library: Library | None = None) -> Plan:
+    def load(self, plan: Any, title: str, key: str, library: Library | None = None) -> Plan:
         """Deserialise an engine. It may not bring host code along, so its plugin must be known before.
 
         Args:
             plan: its bytes, anything with the buffer protocol; already checked to be what was built.
             title: what it is, for messages.
+            key: a digest of it, under which what is made of it here may be kept.
             library: of the plugin that is in it; None if there is none.
 
         Raises:

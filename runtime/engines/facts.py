@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.runtime.engines.edition import Edition
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -16,29 +17,47 @@ class DeviceFacts:
     """The GPU that the engines are built and run on, and what it comes with.
 
     Attributes:
-        sm: compute capability times ten.
-        cuda: version that the driver offers, such as ``12.6``.
-        tensorrt: version, such as ``10.3.0``.
+        edition: of TensorRT.
+        sms: its compute capability times ten; those of all GPUs that engines are built for ahead of time.
+        cuda: version that the driver offers, such as ``12.6``; None where the driver finishes the engines itself, so
+            that they do not depend on it.
+        tensorrt: the edition's version, such as ``10.3.0``.
         shared_memory: CPU and GPU share the memory, as on a Jetson.
-        free_memory: bytes that an allocation on the GPU can get.
+        free_memory: bytes that an allocation on the GPU can get; 0 where no GPU is asked.
         host_memory: bytes that the CPU can get, swap included.
     """
 
-    sm: int
-    cuda: str
+    edition: Edition
+    sms: tuple[int, ...]
+    cuda: str | None
     tensorrt: str
     shared_memory: bool
     free_memory: int
     host_memory: int
 
+    @property
+    def library(self) -> str:
+        """Edition and version, for messages."""
+        return f"{self.edition.title} {self.tensorrt}"
 
-def device_facts() -> DeviceFacts:
+
+def facts_ahead(edition: Edition, sms: tuple[int, ...]) -> DeviceFacts:
+    """Return the facts of GPUs that need not be here, to build engines for.
+
+    Raises:
+        UserError: TensorRT is not there.
+    """
+    available, swap = host_memory()
+    return DeviceFacts(edition, sms, None, str(edition.load().__version__), False, 0, available + swap)
+
+
+def device_facts(edition: Edition) -> DeviceFacts:
     """Ask CUDA and TensorRT about the first GPU.
 
     Raises:
         UserError: one of them is not there; the sentence says how to get it.
     """
-    trt = import_tensorrt()
+    trt = edition.load()
     cudart = import_cuda()
     try:
         count, status = _call(cudart, cudart.cudaGetDeviceCount())
@@ -61,30 +80,15 @@ def device_facts() -> DeviceFacts:
     free, _ = _need(cudart, cudart.cudaMemGetInfo())
     available, swap = host_memory()
     return DeviceFacts(
-        sm=10 * major + minor,
-        cuda=f"{version // 1000}.{version % 1000 // 10}",
+        edition=edition,
+        sms=(10 * major + minor,),
+        cuda=None if edition.ahead_of_time else f"{version // 1000}.{version % 1000 // 10}",
         tensorrt=str(trt.__version__),
         shared_memory=bool(shared),
         # Where memory is shared, CUDA does not count what the system's file cache would give back.
         free_memory=max(free, available) if shared else free,
         host_memory=available + swap,
     )
-
-
-def import_tensorrt() -> Any:
-    """Return the module ``tensorrt``.
-
-    Raises:
-        UserError: it is not installed, or does not load.
-    """
-    try:
-        import tensorrt
-    except ImportError as error:
-        raise UserError(
-            f"TensorRT's Python module cannot be loaded ({error}): on a Jetson it comes with JetPack, for an "
-            "environment made with 'python3 -m venv --system-site-packages'; elsewhere 'pip install tensorrt'."
-        ) from error
-    return tensorrt
 
 
 def import_cuda() -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 from divprune_edge.manifest import Manifest
+from divprune_edge.runtime.engines.edition import EDITIONS, Name
+from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.profiles import Limits
 
 DIGITS = 16
@@ -18,9 +20,10 @@ class Facts(BaseModel):
 
     Attributes:
         onnx: engine -> sha256 over the graph that it was built from, with its external data.
+        edition: of TensorRT.
         tensorrt: version, all parts of it.
-        cuda: version that the driver offers, major and minor.
-        sm: the GPU's compute capability times ten.
+        cuda: version that the driver offers, major and minor; None where the driver finishes engines itself.
+        sms: compute capabilities, times ten, of the GPUs that they are for.
         plugin: sha256 of the plugin library; None where no selector here needs it.
         limits: shapes that the language model was built for.
     """
@@ -28,9 +31,10 @@ class Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     onnx: dict[str, str]
+    edition: Name
     tensorrt: str
-    cuda: str
-    sm: int
+    cuda: str | None
+    sms: tuple[int, ...]
     plugin: str | None
     limits: Limits
 
@@ -50,24 +54,34 @@ def graph_digest(manifest: Manifest, file: str, data: tuple[str, ...] = ()) -> s
     return digest("\n".join(f"{manifest.files[name].sha256} {name}" for name in (file, *sorted(data))))
 
 
-def differences(built: Facts, here: Mapping[str, object]) -> list[str]:
+def differences(built: Facts, here: DeviceFacts, graphs: Mapping[str, str]) -> list[str]:
     """Return what differs between the engines' facts and this device, each as ``built with A, this is B``.
 
     Args:
         built: the stored facts.
-        here: some fields of :class:`Facts` -> their values now; of ``onnx`` only the engines given are compared.
+        here: this device.
+        graphs: engine -> sha256 of its graph now; of the engines that count.
     """
-    found = []
-    for name, title in (("sm", "sm_{}"), ("tensorrt", "TensorRT {}"), ("cuda", "CUDA {}")):
-        before, now = getattr(built, name), here[name]
-        if before != now:
-            found.append(f"were built with {title.format(before)}, but this is {title.format(now)}")
-    graphs = here["onnx"]
-    assert isinstance(graphs, dict)
+    library = f"{EDITIONS[built.edition].title} {built.tensorrt}"
+    found = [
+        f"were built with {before}, but this is {now}"
+        for same, before, now in (
+            (set(here.sms) <= set(built.sms), sm_names(built.sms), sm_names(here.sms)),
+            (library == here.library, library, here.library),
+            (built.cuda == here.cuda, f"CUDA {built.cuda}", f"CUDA {here.cuda}"),
+        )
+        if not same
+    ]
     for engine, now in graphs.items():
         before = built.onnx.get(engine)
         if before is not None and before != now:
             found.append(
-                f"were built from another graph of '{engine}' (sha256 {before[:12]}…, now {str(now)[:12]}…)"
+                f"were built from another graph of '{engine}' (sha256 {before[:12]}…, now {now[:12]}…)"
             )
     return found
+
+
+def sm_names(sms: Iterable[int]) -> str:
+    """Return ``sm_80, sm_86 or sm_89``."""
+    names = [f"sm_{sm}" for sm in sms]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -11,6 +11,7 @@ from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.plugins.loader import Library
 from divprune_edge.plugins.trtexec import needs_stripped
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.fingerprint import Facts, graph_digest
 from divprune_edge.runtime.engines.profiles import (
@@ -54,6 +55,7 @@ class Job:
         workspace: most bytes that a tactic may take; None leaves it to TensorRT.
         optimization_level: 0 to 5; None leaves it to TensorRT.
         data: the graph's external data.
+        sms: GPUs to build for ahead of time; empty for the one that is here.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Job:
     workspace: int | None
     optimization_level: int | None
     data: tuple[Path, ...] = ()
+    sms: tuple[int, ...] = ()
 
 
 def chosen_selectors(bundle: Bundle, asked: str | None) -> list[SelectorInfo | None]:
@@ -86,30 +89,33 @@ def chosen_selectors(bundle: Bundle, asked: str | None) -> list[SelectorInfo | N
 
 
 def graphs_of(
-    bundle: Bundle, selectors: Sequence[SelectorInfo | None], limits: Limits, tensorrt: str
+    bundle: Bundle,
+    selectors: Sequence[SelectorInfo | None],
+    limits: Limits,
+    tensorrt: str,
+    edition: Edition = TENSORRT,
 ) -> list[Graph]:
-    """Return the graphs to build for this TensorRT, the smallest first: what fails, fails early."""
+    """Return the graphs to build for this version of TensorRT, the smallest first: what fails, fails early."""
     manifest = bundle.manifest
     vision, language = manifest.vision_encoder, manifest.language_model
-    graphs = [_selector_graph(bundle, entry, tensorrt) for entry in selectors if entry is not None]
+    graphs = [_selector_graph(entry, tensorrt, edition) for entry in selectors if entry is not None]
     graphs.append(Graph(VISION, vision.file, vision.data, vision_profiles(manifest), plugin=False))
     profiles = language_profiles(language, limits)
     graphs.append(Graph(LANGUAGE, language.file, language.data, profiles, plugin=False))
     return graphs
 
 
-def _selector_graph(bundle: Bundle, entry: SelectorInfo, tensorrt: str) -> Graph:
+def _selector_graph(entry: SelectorInfo, tensorrt: str, edition: Edition) -> Graph:
     try:
         plain_name(entry.id)
     except ValueError as error:
         raise UserError(
             f"Selector {error}, so its engine cannot be stored: export it under another name."
         ) from error
-    file = entry.file
     # The exporter writes a stripped file for each graph whose node is the plugin's, and for no other.
-    if entry.stripped is not None and needs_stripped(tensorrt):
-        file = entry.stripped
-    return Graph(entry.id, file, entry.data, selector_profiles(entry), plugin=entry.stripped is not None)
+    plugin = edition.plugins and entry.stripped is not None
+    stripped = entry.stripped if plugin and needs_stripped(tensorrt) else None
+    return Graph(entry.id, stripped or entry.file, entry.data, selector_profiles(entry), plugin)
 
 
 def facts_of(
@@ -118,9 +124,10 @@ def facts_of(
     """Return what the engines of these graphs depend on here."""
     return Facts(
         onnx={graph.name: graph.digest(bundle.manifest) for graph in graphs},
+        edition=device.edition.name,
         tensorrt=device.tensorrt,
         cuda=device.cuda,
-        sm=device.sm,
+        sms=device.sms,
         plugin=plugin.record.sha256 if plugin else None,
         limits=limits,
     )

@@ -6,6 +6,7 @@ here, and nothing that fails here, hands a byte of a plan to TensorRT.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from mmap import mmap
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
-from divprune_edge.plugins.loader import Library, find_library
+from divprune_edge.plugins.loader import BUILD, Library, default_path, find_library
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts
 from divprune_edge.runtime.engines.fingerprint import differences
 from divprune_edge.runtime.engines.graphs import Graph, graphs_of
@@ -28,7 +30,9 @@ from divprune_edge.runtime.engines.store import (
     read_stores,
     rebuild_command,
 )
-from divprune_edge.runtime.engines.target import check_dialect
+from divprune_edge.runtime.engines.target import check_backend, check_dialect
+
+_log = logging.getLogger("divprune_edge")
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Engines:
         plans: engine -> its bytes, mapped: ``vision_encoder``, ``language_model``, and the selector's id if there
             is one. Those that were opened before are left out.
         info: engine -> what is known of it.
-        library: the plugin library to register before a plan is loaded; None where none needs it.
+        library: the plugin library to register before a plan is loaded, or to call between the engines; None where none
+            needs it.
+        kernel: the selector is no plan but the library's kernel, called between the engines.
     """
 
     folder: Path
@@ -51,6 +57,7 @@ class Engines:
     plans: Mapping[str, mmap]
     info: Mapping[str, PlanInfo]
     library: Library | None
+    kernel: bool = False
 
 
 def open_engines(
@@ -58,6 +65,7 @@ def open_engines(
     selector: SelectorInfo | None,
     library: Path | None = None,
     before: Engines | None = None,
+    edition: Edition = TENSORRT,
 ) -> Engines:
     """Find and check the engines of a bundle for this device.
 
@@ -66,33 +74,55 @@ def open_engines(
         selector: what prunes; None for no pruning.
         library: folder of the plugin library; None is where ``python -m plugins build`` puts it.
         before: engines that are loaded already: only a selector's comes on top, and from the same build.
+        edition: of TensorRT. Where it has no plugins, a selector that has one elsewhere is our kernel, if that is built,
+            else its engine.
 
     Raises:
         UserError: there are none, they were built for something else, one is damaged or was changed, the plugin
             is missing, or there is too little memory. Nothing was deserialised.
     """
     check_dialect(bundle.manifest, bundle.path)
-    stores, problems = read_stores(bundle.path)
+    check_backend(bundle.manifest, bundle.path, edition)
+    everything, problems = read_stores(bundle.path)
+    stores = [stored for stored in everything if stored.info.facts.edition == edition.name]
     if problems and not stores:
         raise problems[0]
     if not stores:
         raise UserError(
-            f"'{bundle.path}' has no engines: build them on this device with '{_command(bundle, selector)}'."
+            f"'{bundle.path}' has no engines{'' if edition is TENSORRT else f' for {edition.title}'}: build them on "
+            f"this device with '{_command(bundle, selector, edition)}'."
         )
-    device = device_facts()
+    device = device_facts(edition)
     try:
         stored = _choose(bundle, selector, stores, device, before)
     except UserError as error:
         # A folder that cannot be read may be the one that would have fitted.
         raise (problems or [error])[0] from None
-    names = [*([] if before else [VISION, LANGUAGE]), *([selector.id] if selector else [])]
+    called = _called_kernel(selector, library, edition)
+    names = [*([] if before else [VISION, LANGUAGE]), *([selector.id] if selector and not called else [])]
     info = {name: stored.info.plans[name] for name in names}
-    found = _check_plugin(bundle, selector, stored, library) if any(p.plugin for p in info.values()) else None
+    found = called
+    if any(plan.plugin for plan in info.values()):
+        found = _check_plugin(bundle, selector, stored, library)
     if before is None:
         longest = stored.info.facts.limits.max_prompt
         check_run_memory(info.values(), bundle.manifest.language_model, longest, device)
     plans = {name: map_plan(stored, name) for name in names}
-    return Engines(stored.folder, device, stored.info.facts.limits, plans, info, found)
+    return Engines(stored.folder, device, stored.info.facts.limits, plans, info, found, called is not None)
+
+
+def _called_kernel(selector: SelectorInfo | None, library: Path | None, edition: Edition) -> Library | None:
+    """Return the library whose kernel is called in a selector's place, None where its engine is run."""
+    if edition.plugins or selector is None or selector.stripped is None:
+        return None
+    if library is None and not default_path().is_file():
+        _log.warning(
+            "The selection runs as a loop of %s, which is many times slower than our kernel: build that with '%s'.",
+            edition.title,
+            BUILD,
+        )
+        return None
+    return find_library(library)
 
 
 def _choose(
@@ -119,7 +149,7 @@ def _choose(
     misfits, _ = min(rated, key=lambda one: len(one[0]))
     raise UserError(
         f"The engines in '{bundle.path / FOLDER}' {misfits[0]}: build them for this device with "
-        f"'{_command(bundle, selector)}'."
+        f"'{_command(bundle, selector, device.edition)}'."
     )
 
 
@@ -131,11 +161,9 @@ def _share_engines(stored: Stored, before: Engines) -> bool:
 def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, device: DeviceFacts) -> list[str]:
     """Return why engines do not serve this device and this selector; an empty list if they do."""
     built = stored.info.facts
-    graphs: list[Graph] = graphs_of(bundle, [selector], built.limits, device.tensorrt)
+    graphs: list[Graph] = graphs_of(bundle, [selector], built.limits, device.tensorrt, device.edition)
     now = {graph.name: graph.digest(bundle.manifest) for graph in graphs}
-    found = differences(
-        built, {"sm": device.sm, "tensorrt": device.tensorrt, "cuda": device.cuda, "onnx": now}
-    )
+    found = differences(built, device, now)
     missing = [name for name in now if name not in built.onnx]
     if missing:
         there = ", ".join(sorted(set(built.onnx) - {VISION, LANGUAGE})) or "no selector"
@@ -162,8 +190,10 @@ def _check_plugin(
     return found
 
 
-def _command(bundle: Bundle, selector: SelectorInfo | None) -> str:
+def _command(bundle: Bundle, selector: SelectorInfo | None, edition: Edition = TENSORRT) -> str:
     """Return the command that builds what was asked for."""
     asked = selector.id if selector else "none"
     more = "" if asked == bundle.manifest.default_selector else f" --selector {asked}"
+    if edition.ahead_of_time and bundle.manifest.target is None:
+        more += " --target rtx"
     return rebuild_command(bundle.path) + more

@@ -37,7 +37,7 @@ _CHUNK = 1 << 24
 
 def timing_cache(facts: Facts) -> str:
     """Return the name of the measurements that builds on this device share: TensorRT ignores those of another."""
-    return f"timing-{facts.tensorrt}-{facts.cuda}-{facts.sm}.cache"
+    return f"timing-{facts.tensorrt}-{facts.cuda}-{'-'.join(map(str, facts.sms))}.cache"
 
 
 def plain_name(name: str) -> str:
@@ -59,17 +59,19 @@ class PlanInfo(_Model):
 
     Attributes:
         file: name of the plan in the folder.
-        layers: name of the file with TensorRT's description of the layers.
+        layers: name of the file with TensorRT's description of the layers; None of a plan that was built ahead of
+            time, as only its GPU can load it.
         graph: what it was built from, relative to the bundle.
         recipe: a digest of all that the plan follows from; equal recipes give interchangeable plans.
         profiles: shapes by optimisation profile.
-        device_memory: bytes that an execution context needs beside the weights, by optimisation profile.
+        device_memory: bytes that an execution context needs beside the weights, by optimisation profile; empty where
+            the plan was built ahead of time.
         plugin: its graph uses the plugin.
         seconds: the build took.
     """
 
     file: PlainName
-    layers: PlainName
+    layers: PlainName | None
     size: Annotated[int, Field(gt=0)]
     sha256: str
     graph: str
@@ -83,6 +85,7 @@ class PlanInfo(_Model):
 class Asked(_Model):
     """The options of the build, as they were given; with them it can be repeated."""
 
+    target: str | None = None
     selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+, -]*$")] | None = None
     max_prompt: Annotated[int, Field(gt=0)] | None = None
     workspace: Annotated[int, Field(gt=0)] | None = None
@@ -92,7 +95,7 @@ class Asked(_Model):
 class EnginesInfo(_Model):
     """``engines.json``: the facts that all engines of a folder share, and the engines by name."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     facts: Facts
     asked: Asked
     plans: dict[str, PlanInfo]
@@ -118,6 +121,7 @@ def rebuild_command(bundle: Path, asked: Asked | None = None) -> str:
     if asked is not None:
         workspace = None if asked.workspace is None else asked.workspace >> 20
         for name, value in (
+            ("target", asked.target),
             ("selector", asked.selector and "".join(asked.selector.split())),
             ("max-prompt", asked.max_prompt),
             ("workspace", workspace),

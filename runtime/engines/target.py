@@ -1,16 +1,52 @@
-"""Whether this device, a bundle and a target of ``--target`` fit together, before anything is built."""
+"""Whether the GPUs to build for, a bundle and a target of ``--target`` fit together, before anything is built."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Dialect, Manifest
+from divprune_edge.manifest import Manifest
 from divprune_edge.models.targets import Target, find_target
-from divprune_edge.runtime.engines.facts import DeviceFacts
+from divprune_edge.runtime.engines.edition import EDITIONS, TENSORRT, Edition, major_minor
+from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts, facts_ahead
+from divprune_edge.runtime.engines.fingerprint import sm_names
 
-OLDEST: dict[Dialect, tuple[int, int]] = {"static": (10, 15), "decomposed": (10, 0)}
-"""The dialects that TensorRT can build, and the version from which on."""
+
+def facts_to_build_for(manifest: Manifest, bundle: Path, asked: str | None) -> DeviceFacts:
+    """Return the facts of the GPUs that engines are to be built for: those of a target that needs none here, or this one.
+
+    Raises:
+        UserError: they are not what was asked for, or what the bundle was made for; or something is not installed.
+    """
+    targets = [
+        (find_target(name), origin)
+        for name, origin in ((asked, f"--target {asked}"), (manifest.target, f"The target of '{bundle}'"))
+        if name is not None
+    ]
+    edition = edition_of(targets[0][0]) if targets else TENSORRT
+    facts = facts_ahead(edition, targets[0][0].sms) if edition.ahead_of_time else device_facts(edition)
+    for target, origin in targets:
+        _check_device(target, origin, manifest, facts)
+    return facts
+
+
+def edition_of(target: Target) -> Edition:
+    """Return the edition of TensorRT that runs a target's engines; TensorRT where none does."""
+    return EDITIONS.get(target.backend, TENSORRT)
+
+
+def check_backend(manifest: Manifest, bundle: Path, edition: Edition) -> None:
+    """Check that a bundle that was made for a target is run by that target's edition of TensorRT.
+
+    Raises:
+        UserError: it is not.
+    """
+    target = None if manifest.target is None else find_target(manifest.target)
+    if target is not None and target.backend in EDITIONS and target.backend != edition.name:
+        raise UserError(
+            f"'{bundle}' was made for {target.title}, which {EDITIONS[target.backend].title} serves: use --backend "
+            f"{target.backend}."
+        )
 
 
 def check_dialect(manifest: Manifest, bundle: Path) -> None:
@@ -20,7 +56,7 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
         UserError: it is not; the sentence has the export that makes one that is.
     """
     dialect = manifest.language_model.dialect
-    if dialect not in OLDEST:
+    if dialect not in TENSORRT.dialects:
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "
             f"and newer) or 'decomposed': export it with '{manifest.source.export_command} --target NAME' or "
@@ -28,45 +64,35 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
         )
 
 
-def check_version(manifest: Manifest, bundle: Path, tensorrt: str) -> None:
+def check_version(manifest: Manifest, bundle: Path, version: str, edition: Edition = TENSORRT) -> None:
     """Check that this TensorRT is new enough for the language model's dialect.
 
     Raises:
         UserError: it is not.
     """
     dialect = manifest.language_model.dialect
-    oldest = OLDEST[dialect]
-    if _version(tensorrt) < oldest:
+    oldest = edition.dialects[dialect]
+    if major_minor(version) < oldest:
         raise UserError(
-            f"'{bundle}' has its language model in dialect '{dialect}', which needs TensorRT {oldest[0]}.{oldest[1]}, "
-            f"but this is TensorRT {tensorrt}: export it with '{manifest.source.export_command} --dialect "
-            "decomposed'."
+            f"'{bundle}' has its language model in dialect '{dialect}', which needs {edition.title} {oldest[0]}."
+            f"{oldest[1]}, but this is {edition.title} {version}: export it with '{manifest.source.export_command} "
+            "--dialect decomposed'."
         )
 
 
-def check_target(manifest: Manifest, bundle: Path, asked: str | None, device: DeviceFacts) -> None:
-    """Check this device against the target that was asked for, and against the one that the bundle was made for.
-
-    Raises:
-        UserError: GPU or TensorRT are not the target's; both sides are named.
-    """
-    if asked is not None:
-        _check_device(find_target(asked), f"--target {asked}", manifest, device)
-    if manifest.target is not None:
-        _check_device(find_target(manifest.target), f"The target of '{bundle}'", manifest, device)
-
-
-def _check_device(target: Target, origin: str, manifest: Manifest, device: DeviceFacts) -> None:
+def _check_device(target: Target, origin: str, manifest: Manifest, facts: DeviceFacts) -> None:
     export = f"export for this device with '{manifest.source.export_command} --target NAME'"
-    if target.tensorrt is None or target.sm is None:
+    if target.tensorrt is None:
         raise UserError(f"{origin} is {target.title}, which does not run TensorRT: {export}.")
-    if target.sm != device.sm or _version(target.tensorrt) != _version(device.tensorrt):
+    version = major_minor(target.tensorrt) == major_minor(facts.tensorrt)
+    if edition_of(target) is not facts.edition or not set(facts.sms) <= set(target.sms) or not version:
+        which = "engines for" if facts.edition.ahead_of_time else "this device is"
         raise UserError(
-            f"{origin} is {target.title} (sm_{target.sm}, TensorRT {target.tensorrt}), but this device is "
-            f"sm_{device.sm} with TensorRT {device.tensorrt}: build on the target itself, or {export}."
+            f"{origin} is {target.title} ({sm_names(target.sms)}, {target.software}), but {which} "
+            f"{sm_names(facts.sms)} with {facts.library}"
+            + (
+                f" are asked for: {export}."
+                if facts.edition.ahead_of_time
+                else f": build on the target itself, or {export}."
+            )
         )
-
-
-def _version(version: str) -> tuple[int, int]:
-    major, minor = (int(part) for part in version.split(".")[:2])
-    return major, minor

@@ -52,7 +52,7 @@ class RunOptions:
             show_default="evaluations/BUNDLE-DATA",
         ),
     ] = None
-    backend: Annotated[str, typer.Option(help="cpu, cuda or tensorrt.")] = "cpu"
+    backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu"
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None
     max_tokens: Annotated[
         int | None,

@@ -1,0 +1,112 @@
+"""The two libraries that are called TensorRT, and the facts in which they differ: nothing else asks which one it is.
+
+TensorRT comes with JetPack and for datacenter GPUs, times kernels on the GPU that it builds for, and takes plugins.
+TensorRT-RTX is for GeForce and RTX cards: the same API under another module, engines that are built ahead of time on any
+machine, kernels that are made on the card when an engine is first run, and no plugins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Literal
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.manifest import Dialect
+
+Name = Literal["tensorrt", "tensorrt-rtx"]
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One of the two.
+
+    Attributes:
+        name: of the backend that runs its engines.
+        title: for people.
+        module: what Python imports.
+        install: what to do where the module is missing.
+        dialects: of a language model that it takes, and the version from which on.
+        ahead_of_time: engines are built for GPUs that are named, where there may be none, and finished on the card by
+            its driver. Else they are built on the GPU that will run them.
+        plugins: a network may hold plugin layers. Without, our kernel is called between the engines.
+    """
+
+    name: Name
+    title: str
+    module: str
+    install: str
+    dialects: Mapping[Dialect, tuple[int, int]]
+    ahead_of_time: bool
+    plugins: bool
+
+    def load(self) -> Any:
+        """Return the module.
+
+        Raises:
+            UserError: it is not installed, or does not load.
+        """
+        try:
+            return importlib.import_module(self.module)
+        except ImportError as error:
+            raise UserError(
+                f"{self.title}'s Python module cannot be loaded ({error}): {self.install}."
+            ) from error
+
+
+TENSORRT = Edition(
+    name="tensorrt",
+    title="TensorRT",
+    module="tensorrt",
+    install="on a Jetson it comes with JetPack, for an environment made with 'python3 -m venv "
+    "--system-site-packages'; elsewhere 'pip install tensorrt'",
+    dialects=MappingProxyType({"static": (10, 15), "decomposed": (10, 0)}),
+    ahead_of_time=False,
+    plugins=True,
+)
+TENSORRT_RTX = Edition(
+    name="tensorrt-rtx",
+    title="TensorRT-RTX",
+    module="tensorrt_rtx",
+    install="'pip install tensorrt-rtx-cu13', which is in '.[rtx]'",
+    # The oldest that was tried.
+    dialects=MappingProxyType({"static": (1, 7), "decomposed": (1, 7)}),
+    ahead_of_time=True,
+    plugins=False,
+)
+EDITIONS: Mapping[str, Edition] = MappingProxyType({one.name: one for one in (TENSORRT, TENSORRT_RTX)})
+
+_in_use = TENSORRT
+_BUILDER = "divprune_edge.runtime.engines.compile"
+_POLYGRAPHY = "POLYGRAPHY_USE_TENSORRT_RTX"
+
+
+def use(edition: Edition) -> None:
+    """Settle which edition this process builds with; Polygraphy knows only one.
+
+    Raises:
+        DivpruneError: the process has built with the other one already.
+    """
+    global _in_use
+    if edition is not _in_use and _BUILDER in sys.modules:
+        raise DivpruneError(
+            f"This process has built engines with {_in_use.title}, so it cannot build with {edition.title}: use "
+            "another process."
+        )
+    _in_use = edition
+    os.environ[_POLYGRAPHY] = "0" if edition is TENSORRT else "1"
+
+
+def in_use() -> Edition:
+    """Return the edition that this process builds with; TensorRT where nobody said."""
+    return _in_use
+
+
+def major_minor(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version such as ``10.16.2``."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
