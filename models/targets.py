@@ -96,9 +96,11 @@ _JETPACK_6 = (
 )
 _JETPACK_7 = "JetPack 7.2 release notes: CUDA 13.2, TensorRT 10.16, Ubuntu 24.04 with Python 3.12"
 _TENSORRT = "chosen: the newest 10.x, as in JetPack 7.2; support matrix of TensorRT 10.16"
-_TENSORRT_RTX = "package tensorrt-rtx-cu13 1.7.1: its parser and builder take these graphs, on any machine (docs/engines.md)"
+_TENSORRT_RTX = (
+    "package tensorrt-rtx-cu13 1.7.1, whose parser and builder take these graphs (docs/engines.md)"
+)
 RTX_SMS = (80, 86, 89, 120, 121)
-"""What TensorRT-RTX 1.7 builds our graphs for; for sm_75 it has no product of float32 matrices, which selectors need."""
+"""What TensorRT-RTX 1.7 builds our graphs for; for sm_75 it lacks the product of float32 matrices."""
 _CAPABILITY = "NVIDIA, list of CUDA GPUs and their compute capability"
 _ORT = "docs/performance.md of this project"
 
@@ -394,8 +396,8 @@ _ALL = (
             {
                 "memory": "NVIDIA Ada GPU Architecture white paper: 24 GB GDDR6X",
                 "bandwidth": "NVIDIA Ada GPU Architecture white paper: 1008 GB/s",
-                "rates": "NVIDIA Ada GPU Architecture white paper: without sparsity, FP16 and FP8 with FP32 accumulation "
-                "(twice as fast with FP16 accumulation)",
+                "rates": "NVIDIA Ada GPU Architecture white paper: without sparsity, FP16 and FP8 with FP32 "
+                "accumulation (twice as fast with FP16 accumulation)",
             },
         )
     ),
@@ -426,8 +428,8 @@ _ALL = (
             {
                 "memory": "NVIDIA DGX Spark, product page: 128 GB LPDDR5x, shared by CPU and GPU",
                 "bandwidth": "NVIDIA DGX Spark, product page: 273 GB/s",
-                "rates": "NVIDIA DGX Spark, product page: 1 PFLOP of sparse FP4, so 500 TFLOPS dense, FP8 and FP16 half "
-                "and a quarter of it (computed); 31 TFLOPS in FP32 from NVIDIA's talk at Hot Chips 2025, as reported",
+                "rates": "NVIDIA DGX Spark, product page: 1 PFLOP of sparse FP4, so 500 TFLOPS dense, FP8 and FP16 "
+                "half and a quarter of it (computed); 31 TFLOPS in FP32 from NVIDIA's talk at Hot Chips 2025, as reported",
             },
         ),
         shared=True,

@@ -1,8 +1,8 @@
 """The two libraries that are called TensorRT, and the facts in which they differ: nothing else asks which one it is.
 
 TensorRT comes with JetPack and for datacenter GPUs, times kernels on the GPU that it builds for, and takes plugins.
-TensorRT-RTX is for GeForce and RTX cards: the same API under another module, engines that are built ahead of time on any
-machine, kernels that are made on the card when an engine is first run, and no plugins.
+TensorRT-RTX is for GeForce and RTX cards: the same API under another module, engines that are built ahead of time on
+any machine, kernels that are made on the card when an engine is first run, and no plugins.
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ TENSORRT_RTX = Edition(
 )
 EDITIONS: Mapping[str, Edition] = MappingProxyType({one.name: one for one in (TENSORRT, TENSORRT_RTX)})
 
-_in_use = TENSORRT
 _BUILDER = "divprune_edge.runtime.engines.compile"
 _POLYGRAPHY = "POLYGRAPHY_USE_TENSORRT_RTX"
 
@@ -91,19 +90,18 @@ def use(edition: Edition) -> None:
     Raises:
         DivpruneError: the process has built with the other one already.
     """
-    global _in_use
-    if edition is not _in_use and _BUILDER in sys.modules:
+    before = in_use()
+    if edition is not before and _BUILDER in sys.modules:
         raise DivpruneError(
-            f"This process has built engines with {_in_use.title}, so it cannot build with {edition.title}: use "
-            "another process."
+            f"This process has built engines with {before.title}, so it cannot build with {edition.title}: use another "
+            "process."
         )
-    _in_use = edition
-    os.environ[_POLYGRAPHY] = "0" if edition is TENSORRT else "1"
+    os.environ[_POLYGRAPHY] = str(int(edition is TENSORRT_RTX))
 
 
 def in_use() -> Edition:
     """Return the edition that this process builds with; TensorRT where nobody said."""
-    return _in_use
+    return TENSORRT if os.environ.get(_POLYGRAPHY, "0") == "0" else TENSORRT_RTX
 
 
 def major_minor(version: str) -> tuple[int, int]:

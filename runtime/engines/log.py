@@ -13,8 +13,8 @@ _LONGEST = 300
 def logger_of(tensorrt: Any) -> Any:
     """Return this process's logger: an ``ILogger`` of the module that keeps errors, and shows the rest if asked to.
 
-    It has ``begin(verbose=False)``, which forgets earlier errors, and ``reason()``, which tells the last two and forgets
-    them.
+    It has ``begin(verbose=False)``, which forgets earlier errors, and ``reason()``, which tells the last two and
+    forgets them.
     """
 
     class Log(tensorrt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]

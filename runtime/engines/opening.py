@@ -74,8 +74,8 @@ def open_engines(
         selector: what prunes; None for no pruning.
         library: folder of the plugin library; None is where ``python -m plugins build`` puts it.
         before: engines that are loaded already: only a selector's comes on top, and from the same build.
-        edition: of TensorRT. Where it has no plugins, a selector that has one elsewhere is our kernel, if that is built,
-            else its engine.
+        edition: of TensorRT. Where it has no plugins, a selector that has one elsewhere is our kernel, if that is
+            built, else its engine.
 
     Raises:
         UserError: there are none, they were built for something else, one is damaged or was changed, the plugin

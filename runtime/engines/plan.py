@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.plugins.loader import Library, register
-from divprune_edge.runtime.bundle import cache_folder
 from divprune_edge.runtime.engines.edition import Edition
+from divprune_edge.runtime.engines.finish import finish_on_the_card
 from divprune_edge.runtime.engines.log import logger_of
-from divprune_edge.runtime.engines.profiles import PREFILL
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.engines.device import Memory, Shape
@@ -63,53 +58,13 @@ class Plans:
         """Make an execution context whose activations lie in ``scratch``."""
         how = self._tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._edition.ahead_of_time:
-            how = self._finishing(engine, profile, how, _kernels_path(key, profile))
+            how = finish_on_the_card(self._tensorrt, engine, profile, how, key)
         context = engine.create_execution_context(how)
         if context is None or not context.set_optimization_profile_async(profile, self._stream):
             raise DivpruneError(f"TensorRT made no context for the engine of {title} ({self._log.reason()}).")
         self._synchronize()
         context.set_device_memory(scratch.address, scratch.nbytes)
         return TensorRtContext(context, scratch, self._stream, f"the engine of {title}", self._log)
-
-    def _finishing(self, engine: Any, profile: int, allocation: Any, path: Path | None) -> Any:
-        """Return how TensorRT-RTX makes the kernels of an engine that was built ahead of time.
-
-        Kernels for the shapes at hand are made before they are first used, so that a CUDA graph of a decode step holds
-        them and not the slower ones that serve all shapes; but for prefill, where every length of a prompt is another
-        shape, in the background. TensorRT-RTX captures nothing itself: the step that we capture has copies in it, too.
-        What was made is kept in this user's cache folder, as code that no bundle brings along.
-        """
-        runtime_config = engine.create_runtime_config()
-        runtime_config.set_execution_context_allocation_strategy(allocation)
-        strategies = self._tensorrt.DynamicShapesKernelSpecializationStrategy
-        runtime_config.dynamic_shapes_kernel_specialization_strategy = (
-            strategies.LAZY if profile == PREFILL else strategies.EAGER
-        )
-        runtime_config.cuda_graph_strategy = self._tensorrt.CudaGraphStrategy.DISABLED
-        if path is not None:
-            runtime_cache = runtime_config.create_runtime_cache()
-            with suppress(OSError):
-                runtime_cache.deserialize(path.read_bytes())
-            runtime_config.set_runtime_cache(runtime_cache)
-            weakref.finalize(engine, _keep_kernels, runtime_cache, path)
-        return runtime_config
-
-
-def _kernels_path(key: str, profile: int) -> Path | None:
-    """Return where the kernels of an engine are kept; None where this user has no home."""
-    try:
-        return cache_folder() / "kernels" / f"{key}-{profile}.bin"
-    except RuntimeError:
-        return None
-
-
-def _keep_kernels(runtime_cache: Any, path: Path) -> None:
-    """Write what was made; a cache that cannot be written only costs the next start its time."""
-    with suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_bytes(bytes(runtime_cache.serialize()))
-        temporary.replace(path)
 
 
 class TensorRtPlan:

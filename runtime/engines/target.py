@@ -13,7 +13,7 @@ from divprune_edge.runtime.engines.fingerprint import sm_names
 
 
 def facts_to_build_for(manifest: Manifest, bundle: Path, asked: str | None) -> DeviceFacts:
-    """Return the facts of the GPUs that engines are to be built for: those of a target that needs none here, or this one.
+    """Return the facts of the GPUs to build for: those of a target that need not be here, or the one that is.
 
     Raises:
         UserError: they are not what was asked for, or what the bundle was made for; or something is not installed.
