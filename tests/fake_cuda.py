@@ -179,8 +179,11 @@ class FakeTensorRt:
             self.loaded_libraries.append(path)
             return object()
 
+        creator = SimpleNamespace(name="MaxMinDiversity", plugin_version="1", plugin_namespace="")
         return SimpleNamespace(
-            get_creator=lambda *_: object() if self.loaded_libraries else None, load_library=load_library
+            all_creators=[creator] if self.loaded_libraries else [],
+            get_creator=lambda *_: creator,
+            load_library=load_library,
         )
 
     def _ok(self, name: str, act: Callable[[], Any]) -> bool:
@@ -196,7 +199,7 @@ class FakeTensorRt:
             self.log.log(2, "a warning")
             self.log.log(1, "magic tag does not match")
             return None
-        return self._engine(self.device.load(data, "an engine"))
+        return self._engine(self.device.load(data, "an engine", "a digest"))
 
     def _engine(self, plan: FakePlan) -> Any:
         return SimpleNamespace(

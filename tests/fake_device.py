@@ -235,7 +235,7 @@ class FakeDevice:
         for work in queue:
             work()
 
-    def load(self, plan: Any, title: str, library: Any = None) -> FakePlan:
+    def load(self, plan: Any, title: str, key: str, library: Any = None) -> FakePlan:
         self.counts[f"load {title}"] += 1
         return FakePlan(self, json.loads(bytes(plan)), title)
 
@@ -371,6 +371,7 @@ class FakePlanInfo:
     """The part of ``PlanInfo`` that the backend reads."""
 
     plugin: bool
+    sha256: str
 
 
 class FakeEngines:
@@ -396,7 +397,7 @@ class FakeEngines:
             plans[LANGUAGE] = self._plan(manifest.language_model, language)
         if selector is not None:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))
-        info = {name: FakePlanInfo(plugin=False) for name in plans}
+        info = {name: FakePlanInfo(plugin=False, sha256=f"digest of {name}") for name in plans}
         return Engines(Path("fake"), None, self.limits, plans, info, None)  # type: ignore[arg-type]
 
     def _plan(self, graph: GraphInfo, profiles: Any) -> bytes:

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
@@ -122,11 +122,15 @@ class Registry:
         return object() if Path(plugin_path).is_file() else None
 
     def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> object | None:
-        return (
-            object()
-            if self.loaded and (type, version, plugin_namespace) == ("MaxMinDiversity", "1", "")
-            else None
+        wanted = (type, version, plugin_namespace)
+        return next(
+            (c for c in self.all_creators if (c.name, c.plugin_version, c.plugin_namespace) == wanted), None
         )
+
+    @property
+    def all_creators(self) -> list[Any]:
+        creator = SimpleNamespace(name="MaxMinDiversity", plugin_version="1", plugin_namespace="")
+        return [creator] if self.loaded else []
 
 
 class World:

@@ -63,6 +63,15 @@ def test_a_file_that_is_no_library(tmp_path: Path) -> None:
         abi.load(find_library(write_library(tmp_path)).path)
 
 
+@dataclasses.dataclass(frozen=True)
+class FakeCreator:
+    """Stands in for a plugin's creator, of another plugin unless told."""
+
+    name: str = "Another"
+    plugin_version: str = "1"
+    plugin_namespace: str = ""
+
+
 class FakeRegistry:
     """Stands in for ``tensorrt.IPluginRegistry``."""
 
@@ -70,9 +79,13 @@ class FakeRegistry:
         self.loaded: list[str] = []
         self._accepts, self._has_creator = accepts, has_creator
 
-    def get_creator(self, type: str, version: str, plugin_namespace: str) -> object | None:
-        assert (type, version, plugin_namespace) == PLUGIN
-        return object() if self.loaded and self._has_creator else None
+    @property
+    def all_creators(self) -> list[FakeCreator]:
+        return [FakeCreator(), *([FakeCreator(*PLUGIN)] if self.loaded and self._has_creator else [])]
+
+    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> FakeCreator | None:
+        assert self.loaded, "TensorRT logs it as an error where there is none"
+        return FakeCreator(*PLUGIN) if self._has_creator else None
 
     def load_library(self, plugin_path: str) -> object | None:
         if self._accepts:

@@ -15,7 +15,8 @@ from plugins_emulation import write_library
 
 from divprune_edge.plugins import loader
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines import builder, opening
+from divprune_edge.runtime.engines import builder, opening, target
+from divprune_edge.runtime.engines.edition import TENSORRT
 from divprune_edge.runtime.engines.facts import DeviceFacts
 
 GIB = 1 << 30
@@ -28,7 +29,8 @@ class Here:
         self.world = world
         self.library = library
         self.facts = DeviceFacts(
-            sm=87,
+            edition=TENSORRT,
+            sms=(87,),
             cuda="12.6",
             tensorrt=world.version,
             shared_memory=True,
@@ -73,8 +75,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
     folder = tmp_path / "library"
     folder.mkdir()
     made = Here(world, write_library(folder))
+    # What a build says of the edition ends with the test.
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "0")
+    for module in (target, opening):
+        monkeypatch.setattr(module, "device_facts", lambda edition: made.facts)
     for module in (builder, opening):
-        monkeypatch.setattr(module, "device_facts", lambda: made.facts)
         monkeypatch.setattr(
             module, "find_library", lambda given=None: loader.find_library(given or made.library)
         )

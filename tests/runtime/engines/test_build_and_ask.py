@@ -38,7 +38,7 @@ def newer(here: Here, monkeypatch: pytest.MonkeyPatch) -> Here:
     here.world = World("10.16.2")
     install(here.world, monkeypatch)
     here.change(tensorrt="10.16.2")
-    monkeypatch.setattr(cuda, "CudaDevice", FakeDevice)
+    monkeypatch.setattr(cuda, "CudaDevice", lambda edition: FakeDevice())
     return here
 
 
@@ -90,7 +90,7 @@ def test_engines_that_do_not_fit_are_not_loaded(
         assert f"'{plan}'" in refused.err
         assert len(refused.err.splitlines()) == 1
     plan.write_bytes(whole)
-    newer.change(sm=90)
+    newer.change(sms=(90,))
     refused = command(*ask)
     assert refused.code == 2
     assert "were built with sm_87, but this is sm_90" in refused.err

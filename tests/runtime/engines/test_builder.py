@@ -51,7 +51,7 @@ def test_a_build_writes_the_store(build: Build, here: Here, bundle: Path, report
     assert built.reused == ()
 
     facts = built.info.facts
-    assert (facts.sm, facts.cuda, facts.tensorrt) == (87, "12.6", "10.3.0")
+    assert (facts.edition, facts.sms, facts.cuda, facts.tensorrt) == ("tensorrt", (87,), "12.6", "10.3.0")
     assert facts.plugin is not None
     assert (facts.limits.max_prompt, facts.limits.kept) == (58 + PROMPT, (58, 58, 58))
     assert json.loads((built.folder / "engines.json").read_text()) == built.info.model_dump(mode="json")
@@ -255,7 +255,8 @@ def test_a_graph_that_tensorrt_cannot_parse(build: Build, here: Here, bundle: Pa
         build(bundle, selector="all")
     sentence = (
         f"TensorRT 10.3.0 cannot read '{bundle / 'selectors/uniform-58.onnx'}': node '/select/CumSum' (CumSum): In "
-        "node 3: no integers; 'python -m export check BUNDLE --target NAME' says what a target's version lacks."
+        "node 3: no integers; 'python -m export check BUNDLE' says more; a bundle of an older release is exported "
+        "again."
     )
     assert str(error.value) == sentence
     assert here.world.built == [], "all selectors are parsed before anything is built"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from divprune_edge.plugins.loader import find_library
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines import cuda, opening, plan
+from divprune_edge.runtime.engines import cuda, opening
 from divprune_edge.runtime.engines.cuda import CudaDevice
+from divprune_edge.runtime.engines.edition import Edition
 from divprune_edge.runtime.pipeline import Pipeline
 
 GIB = 1 << 30
@@ -36,7 +38,7 @@ class Here:
         self.fake = self.runtime.device
         self.tensorrt = FakeTensorRt(self.fake)
         monkeypatch.setattr(cuda, "import_cuda", lambda: self.runtime)
-        monkeypatch.setattr(plan, "import_tensorrt", lambda: self.tensorrt)
+        monkeypatch.setitem(sys.modules, "tensorrt", self.tensorrt)
 
     def open(self) -> CudaDevice:
         device = CudaDevice()
@@ -91,7 +93,7 @@ def test_a_pipeline_opens_the_backend_by_its_name(
 ) -> None:
     """From ``backend="tensorrt"`` down to the fakes; only where engines come from is told."""
 
-    def engines(bundle: Bundle, selector: Any, *, before: Any) -> Any:
+    def engines(bundle: Bundle, selector: Any, *, before: Any, edition: Edition) -> Any:
         return FakeEngines(bundle)(selector, before=before)
 
     monkeypatch.setattr(opening, "open_engines", engines)
@@ -204,9 +206,9 @@ def test_what_tensorrt_refuses_is_one_sentence(here: Here, bundles: dict[str, Bu
     with pytest.raises(
         DivpruneError, match=r"did not accept the engine of vision \(magic tag does not match\)\."
     ):
-        device.load(data, "vision")
+        device.load(data, "vision", "a digest")
     here.tensorrt.refuse = {"profile"}
-    loaded, scratch = partial(device.load, data, "vision"), device.allocate(4096)
+    loaded, scratch = partial(device.load, data, "vision", "a digest"), device.allocate(4096)
     with pytest.raises(DivpruneError, match=r"no context for the engine of vision \(profile was refused\)\."):
         loaded().context(0, scratch)
     here.tensorrt.refuse = set()
@@ -231,15 +233,15 @@ def test_the_plugin_is_registered_before_its_plan(
     bundle = bundles["static"]
     plans = FakeEngines(bundle)(bundle.selector(), before=None).plans
     device = here.open()
-    device.load(plans["vision_encoder"], "vision")
+    device.load(plans["vision_encoder"], "vision", "a digest")
     assert here.tensorrt.loaded_libraries == []
     library = find_library(write_library(tmp_path))
-    device.load(plans["divprune-9"], "divprune-9", library)
+    device.load(plans["divprune-9"], "divprune-9", "a digest", library)
     assert here.tensorrt.loaded_libraries == [str(library.path)]
     here.tensorrt.__version__ = "11.4.0"  # type: ignore[misc]
     here.tensorrt.loaded_libraries.clear()
     with pytest.raises(UserError, match=r"was built for TensorRT 10\.16\.0, but TensorRT 11\.4\.0 is"):
-        device.load(plans["divprune-9"], "divprune-9", library)
+        device.load(plans["divprune-9"], "divprune-9", "a digest", library)
 
 
 def test_a_kernel_that_is_not_built_is_a_sentence(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.engines import facts
-from divprune_edge.runtime.engines.facts import device_facts, host_memory, import_cuda, import_tensorrt
+from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
+from divprune_edge.runtime.engines.facts import device_facts, facts_ahead, host_memory, import_cuda
 
 GIB = 1 << 30
 
@@ -59,42 +60,73 @@ class FakeCuda:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     made = FakeCuda()
     monkeypatch.setattr(facts, "import_cuda", lambda: made)
-    monkeypatch.setattr(facts, "import_tensorrt", lambda: SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1.116"))
     monkeypatch.setattr(facts, "host_memory", lambda: (5 * GIB, 2 * GIB))
     return made
 
 
 def test_a_jetson_counts_what_the_file_cache_gives_back(cuda: FakeCuda) -> None:
-    found = device_facts()
-    assert (found.sm, found.cuda, found.tensorrt, found.shared_memory) == (87, "12.6", "10.3.0", True)
+    found = device_facts(TENSORRT)
+    assert (found.sms, found.cuda, found.tensorrt, found.shared_memory) == ((87,), "12.6", "10.3.0", True)
     assert (found.free_memory, found.host_memory) == (5 * GIB, 7 * GIB)
 
 
 def test_a_card_has_memory_of_its_own(cuda: FakeCuda) -> None:
     cuda.attributes.update(major=12, minor=0, integrated=0)
-    found = device_facts()
-    assert (found.sm, found.shared_memory, found.free_memory) == (120, False, 3 * GIB)
+    found = device_facts(TENSORRT)
+    assert (found.sms, found.shared_memory, found.free_memory) == ((120,), False, 3 * GIB)
 
 
 @pytest.mark.parametrize("count", [(Error.cudaErrorInsufficientDriver, None), (Error.cudaSuccess, 0)])
 def test_no_gpu(cuda: FakeCuda, count: tuple[Any, ...]) -> None:
     cuda.count = count
     with pytest.raises(UserError, match=r"There is no GPU that CUDA can use here.*--backend cpu"):
-        device_facts()
+        device_facts(TENSORRT)
 
 
 def test_cuda_fails(cuda: FakeCuda) -> None:
     cuda.memory = (Error.cudaErrorMemoryAllocation, None, None)
     with pytest.raises(UserError, match=r"CUDA does not tell about the GPU \(out of memory\)"):
-        device_facts()
+        device_facts(TENSORRT)
 
 
-def test_without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(UserError, match=r"cannot be loaded \(.*--system-site-packages.*pip install tensorrt"):
-        import_tensorrt()
-    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
-    assert import_tensorrt() is sys.modules["tensorrt"]
+def test_an_rtx_card_finishes_engines_itself(cuda: FakeCuda) -> None:
+    """Nothing depends on the CUDA version that the driver offers."""
+    cuda.attributes.update(major=12, minor=0, integrated=0)
+    found = device_facts(TENSORRT_RTX)
+    assert (found.sms, found.cuda, found.library) == ((120,), None, "TensorRT-RTX 1.7.1.116")
+
+
+def test_gpus_that_are_not_here(cuda: FakeCuda) -> None:
+    """CUDA is not asked, and no memory on the GPU can be counted."""
+    cuda.count = (Error.cudaErrorInsufficientDriver, None)
+    found = facts_ahead(TENSORRT_RTX, (86, 120))
+    assert (found.sms, found.cuda, found.free_memory, found.host_memory) == ((86, 120), None, 0, 7 * GIB)
+    assert found.library == "TensorRT-RTX 1.7.1.116"
+
+
+@pytest.mark.parametrize(
+    ("edition", "words"),
+    [
+        (
+            TENSORRT,
+            r"TensorRT's Python module cannot be loaded \(.*--system-site-packages.*pip install tensorrt",
+        ),
+        (
+            TENSORRT_RTX,
+            r"TensorRT-RTX's Python module cannot be loaded \(.*tensorrt-rtx-cu13', .* '\.\[rtx\]'\.$",
+        ),
+    ],
+    ids=["tensorrt", "tensorrt-rtx"],
+)
+def test_without_tensorrt(edition: Edition, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, edition.module, None)
+    for ask in (device_facts, lambda edition: facts_ahead(edition, (89,))):
+        with pytest.raises(UserError, match=words):
+            ask(edition)
+    monkeypatch.setitem(sys.modules, edition.module, ModuleType(edition.module))
+    assert edition.load() is sys.modules[edition.module]
 
 
 def test_without_cudas_bindings(monkeypatch: pytest.MonkeyPatch) -> None:

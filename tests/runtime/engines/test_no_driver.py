@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import NoReturn
 
@@ -9,6 +10,7 @@ import pytest
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.engines import cuda, facts
+from divprune_edge.runtime.engines.edition import TENSORRT
 
 
 def missing() -> NoReturn:
@@ -20,12 +22,12 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     made = SimpleNamespace(cudaGetDeviceCount=missing)
     monkeypatch.setattr(facts, "import_cuda", lambda: made)
     monkeypatch.setattr(cuda, "import_cuda", lambda: made)
-    monkeypatch.setattr(facts, "import_tensorrt", lambda: SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
 
 
 def test_the_facts_say_it() -> None:
     with pytest.raises(UserError, match=r"no GPU that CUDA can use here \(Failed to dlopen libcuda\.so\.1\)"):
-        facts.device_facts()
+        facts.device_facts(TENSORRT)
 
 
 def test_the_device_says_it() -> None:

@@ -87,11 +87,11 @@ def test_what_was_checked_is_what_is_handed_on(built: Path) -> None:
 
 def test_the_engines_of_this_device_among_several(build: Build, here: Here, bundle: Path) -> None:
     first = build(bundle).folder
-    here.change(sm=90, shared_memory=False)
+    here.change(sms=(90,), shared_memory=False)
     second = build(bundle).folder
     assert first != second
     assert open_it(bundle).folder == second
-    here.change(sm=87)
+    here.change(sms=(87,))
     assert open_it(bundle).folder == first
 
 
@@ -105,7 +105,7 @@ def test_there_are_none(here: Here, bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "sides"),
     [
-        ({"sm": 90}, "were built with sm_87, but this is sm_90"),
+        ({"sms": (90,)}, "were built with sm_87, but this is sm_90"),
         ({"tensorrt": "10.3.1"}, "were built with TensorRT 10.3.0, but this is TensorRT 10.3.1"),
         ({"cuda": "12.8"}, "were built with CUDA 12.6, but this is CUDA 12.8"),
     ],
@@ -205,7 +205,7 @@ def test_a_dialect_that_is_not_for_tensorrt(here: Here, tmp_path: Path) -> None:
         (lambda data: data["plans"]["vision_encoder"].update(file="../x"), "is not a plain file name"),
         (lambda data: data["plans"]["vision_encoder"].update(file="/etc/passwd"), "is not a plain file name"),
         (lambda data: data["plans"].pop("vision_encoder"), "the plans are not those of the facts"),
-        (lambda data: data["facts"].update(sm=90), "but lies in"),
+        (lambda data: data["facts"].update(sms=[90]), "but lies in"),
         (lambda data: data.clear(), "does not fit the schema at 'facts'"),
     ],
 )
@@ -244,7 +244,7 @@ def read_facts(bundle: Path) -> Any:
 
 def test_engines_do_not_disturb_the_bundle(built: Path) -> None:
     Bundle.open(built, "always")
-    assert read_record(engines_of(built)).schema_version == 2
+    assert read_record(engines_of(built)).schema_version == 3
 
 
 def test_a_selector_on_top_of_engines_that_are_loaded(build: Build, bundle: Path, here: Here) -> None:
@@ -277,10 +277,10 @@ def test_a_folder_that_cannot_be_read_beside_one_that_can(build: Build, here: He
     other = built / "engines" / ("0" * 16)
     other.mkdir()
     assert open_it(built).folder == mine
-    here.change(sm=90)
+    here.change(sms=(90,))
     assert f"'{other / 'engines.json'}' cannot be read" in refusal(built)
     build(built)
-    assert open_it(built).device.sm == 90, "what the sentence says helps"
+    assert open_it(built).device.sms == (90,), "what the sentence says helps"
 
 
 def test_the_command_repeats_the_build(build: Build, bundle: Path) -> None:

@@ -29,7 +29,7 @@ def test_what_fits_is_built(build: Build, here: Here, tmp_path: Path, target: st
 
 
 def test_another_gpu_than_the_target(build: Build, here: Here, bundle: Path) -> None:
-    here.change(sm=90)
+    here.change(sms=(90,))
     with pytest.raises(UserError) as error:
         build(bundle, target="agx-orin-64gb")
     assert str(error.value) == (
@@ -52,7 +52,7 @@ def test_a_bundle_for_another_device(build: Build, here: Here, tmp_path: Path) -
         UserError, match=rf"The target of '{folder}' is .*H100.* \(sm_90, .*but this device is sm_87"
     ):
         build(folder)
-    here.change(sm=90, tensorrt="10.16.2")
+    here.change(sms=(90,), tensorrt="10.16.2")
     with pytest.raises(UserError, match="--target thor is"):
         build(folder, target="thor")
 
