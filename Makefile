@@ -14,7 +14,7 @@ BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector bench-startup evidence clean help
+.PHONY: tensorrt demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ build/cuda-12.6: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial nvidia-cuda-nvrtc-cu12==12.6.85 \
 	    nvidia-cuda-nvcc-cu12==12.6.85 nvidia-cuda-runtime-cu12==12.6.77
 	mv $@.partial $@
+
+tensorrt: $(VENV)/.dev  ## Parse and build every graph with TensorRT-RTX, which needs no GPU for it (3 minutes).
+	$(BIN)/python tests/tensorrt_matrix.py
 
 bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the CPU forms without one.
 	$(BIN)/python -m bench.selector --json bench/selector.json

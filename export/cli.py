@@ -218,14 +218,21 @@ def check(
             show_default="all that there is room for",
         ),
     ] = None,
+    build: Annotated[
+        bool,
+        typer.Option(help="Let TensorRT-RTX build what it parses, where it is installed (no GPU is needed)."),
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check a bundle against a device: operators of its TensorRT, and memory. Exit code 1 if anything is refused."""
+    """Check a bundle against a device: operators, TensorRT's own parser and builder, and memory.
+
+    Exit code 1 if anything is refused.
+    """
     from divprune_edge.export.check.bundle import check_bundle
     from divprune_edge.export.check.report import report_json, show_report
     from divprune_edge.export.targets import target_of
 
-    report = check_bundle(bundle, target_of(bundle, target), context)
+    report = check_bundle(bundle, target_of(bundle, target), context, build=build)
     if json:
         typer.echo(report_json(report))
     else:

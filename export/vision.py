@@ -49,15 +49,16 @@ def build_vision_encoder(
     with g.scope("vision_tower"):
         states = _states(g, _normalise(g, pixels, preprocessing, dtype), spec.vision, tower, tap)
         features = _features(g, states, spec.vision)
-    tokens = _project(g, features, spec, projector)
+    if CLS_TOKEN in signals:
+        # Projected together: over a second use of int4 weights behind a Concat, TensorRT's builder ends the process.
+        projected = _project(g, features, spec, projector)
+        tokens, tap.found[CLS_TOKEN] = _patches(g, projected, spec.vision), _rows(g, projected, 0, 1)
+    else:
+        tokens = _project(g, _patches(g, features, spec.vision), spec, projector)
     g.output(tokens, "visual_tokens", dtype, ["tiles", spec.tokens, spec.width])
     for name in signals:
-        if name == CLS_TOKEN:
-            value = _project(g, _class_token(g, states, spec.vision), spec, projector)
-        else:
-            value = tap.found[name]
         kind = dtype if name == CLS_TOKEN else "float32"
-        g.output(value, name, kind, ["tiles", *signal_shape(name, spec)])
+        g.output(tap.found[name], name, kind, ["tiles", *signal_shape(name, spec)])
     return g.model(max(OPSET, format.opset), domains=format.domains)
 
 
@@ -84,21 +85,20 @@ def _states(
 
 
 def _features(g: GraphBuilder, states: Sequence[ir.Value], spec: ClipVisionSpec) -> ir.Value:
-    """Hidden states to the feature [t, N, feature width]."""
+    """Hidden states to the feature [t, 1 + patches, feature width], the class token in front."""
     with g.scope("select"):
         chosen = [states[i] for i in spec.feature_states]
-        features = chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
-        if spec.keep_cls:
-            return features
-        return g.op("Slice", features, g.constant([1]), g.constant([spec.patches + 1]), g.constant([1]))
+        return chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
 
 
-def _class_token(g: GraphBuilder, states: Sequence[ir.Value], spec: ClipVisionSpec) -> ir.Value:
-    """Hidden states to the feature's class token [t, 1, feature width]."""
+def _patches(g: GraphBuilder, rows: ir.Value, spec: ClipVisionSpec) -> ir.Value:
+    """Class token and patches to the rows that the checkpoint's language model reads."""
+    return rows if spec.keep_cls else _rows(g, rows, 1, spec.patches + 1)
+
+
+def _rows(g: GraphBuilder, x: ir.Value, begin: int, end: int) -> ir.Value:
     with g.scope("select"):
-        chosen = [states[i] for i in spec.feature_states]
-        features = chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
-        return g.op("Slice", features, g.constant([0]), g.constant([1]), g.constant([1]))
+        return g.op("Slice", x, g.constant([begin]), g.constant([end]), g.constant([1]))
 
 
 def _embed(g: GraphBuilder, image: ir.Value, spec: ClipVisionSpec, weights: Weights) -> ir.Value:

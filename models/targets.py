@@ -429,7 +429,7 @@ _ALL = (
                 "memory": "NVIDIA DGX Spark, product page: 128 GB LPDDR5x, shared by CPU and GPU",
                 "bandwidth": "NVIDIA DGX Spark, product page: 273 GB/s",
                 "rates": "NVIDIA DGX Spark, product page: 1 PFLOP of sparse FP4, so 500 TFLOPS dense, FP8 and FP16 "
-                "half and a quarter of it (computed); 31 TFLOPS in FP32 from NVIDIA's talk at Hot Chips 2025, as reported",
+                "half and a quarter of it (computed); 31 in FP32 from NVIDIA's talk at Hot Chips 2025, as reported",
             },
         ),
         shared=True,

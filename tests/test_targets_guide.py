@@ -26,13 +26,14 @@ GUIDE = (ROOT / "docs/targets.md").read_text(encoding="utf-8")
 # LLaVA-1.5-7B: tests/models/test_memory.py has where these come from.
 SEVEN = Elements(vision=311_888_896, matrices=32 * 202_375_168, rest=2 * 131_334_144 + 65 * 4096)
 ROWS = 512
-DEVICES = [target for target in TARGETS.values() if target.tensorrt]
+DEVICES = [target for target in TARGETS.values() if target.memory_bytes]
 
 
 def target_row(target: Target) -> str:
     """One row of the table of targets."""
-    sm = "" if target.sm is None else str(target.sm)
-    software = " / ".join(part or "any" for part in (target.tensorrt, target.cuda, target.python))
+    sm = ", ".join(map(str, target.sms))
+    library = f"RTX {target.tensorrt}" if target.backend == "tensorrt-rtx" else target.tensorrt
+    software = " / ".join(part or "any" for part in (library, target.cuda, target.python))
     memory = "" if target.memory_bytes is None else f"{target.memory_bytes / 2**30:.0f} GiB"
     if target.memory_bytes is not None and not target.shared_memory:
         memory = f"{target.memory_bytes / 1e9:.0f} GB"

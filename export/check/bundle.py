@@ -8,10 +8,12 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.activations import Activations, live_activations, size_of
+from divprune_edge.export.check.asked import Asked, ask_tensorrt
 from divprune_edge.export.check.findings import Finding, errors, grouped
 from divprune_edge.export.check.graph import GraphView, read_graph
 from divprune_edge.export.check.host import host_findings
 from divprune_edge.export.check.lint import lint_graph
+from divprune_edge.export.check.rtx import FOR_TENSORRT, answer_findings, rtx_findings
 from divprune_edge.export.check.tables import OperatorTable, table_for
 from divprune_edge.export.selector import PLUGINS
 from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, VisionInfo, read_manifest
@@ -51,6 +53,7 @@ class Report:
         stored: bytes of all weights as the files have them.
         widest: the language graph's activations at their widest point.
         refused: the sentence for what does not fit, None where it does.
+        asked: what TensorRT-RTX itself said; None where it was not asked.
     """
 
     bundle: Path
@@ -63,20 +66,22 @@ class Report:
     stored: int
     widest: Activations
     refused: str | None
+    asked: Asked | None = None
 
     @property
     def clean(self) -> bool:
-        """Whether the list refuses nothing and the memory suffices."""
+        """Whether neither list nor TensorRT-RTX refuses anything, and the memory suffices."""
         return not errors(self.findings) and self.refused is None
 
 
-def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Report:
+def check_bundle(bundle: Path, target: Target, context: int | None = None, *, build: bool = True) -> Report:
     """Check a bundle for a target.
 
     Args:
         bundle: its folder.
         target: the device.
         context: tokens of prompt and answer; None takes all that there is room for.
+        build: let TensorRT-RTX build what it parsed, where it is installed.
 
     Raises:
         UserError: no bundle, a graph that cannot be read, or a context that there is no room for.
@@ -89,9 +94,9 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Re
     vision, language = views[manifest.vision_encoder.file], views[info.file]
     graphs: list[GraphReport] = []
     findings: list[Finding] = []
-    table = None if target.tensorrt is None else table_for(target.tensorrt)
+    table = table_for(target.tensorrt) if target.tensorrt and target.backend == "tensorrt" else None
     if table is None:
-        findings += host_findings(manifest, target)
+        findings += host_findings(manifest, target) if target.tensorrt is None else rtx_findings(manifest)
         graphs += [GraphReport(file, _count(view), view.opsets.get("", 0)) for file, view in views.items()]
     else:
         for file, view in views.items():
@@ -102,6 +107,10 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Re
             graph, found = _selector(bundle, manifest.vision_encoder, selector, table)
             graphs.append(graph)
             findings += found
+    asked = None
+    if target.tensorrt is not None and info.dialect in FOR_TENSORRT:
+        asked = ask_tensorrt(bundle, target, build=build)
+        findings += answer_findings(asked, target)
     activations = {file: live_activations(view) for file, view in views.items()}
     need = Need(
         vision=_held(vision),
@@ -128,6 +137,7 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None) -> Re
         stored=sum(_stored(view) for view in views.values()),
         widest=activations[info.file],
         refused=refused,
+        asked=asked,
     )
 
 

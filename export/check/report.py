@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from divprune_edge.export.check.asked import EVIDENCE as BUILT
+from divprune_edge.export.check.asked import Answer, Asked
 from divprune_edge.export.check.bundle import Report
 from divprune_edge.export.check.findings import EVIDENCE, Finding, errors
+from divprune_edge.export.check.rtx import INSTALL
 from divprune_edge.models.memory import ASSUMPTIONS, Forecast, human
+from divprune_edge.models.targets import Target
 from divprune_edge.plugins.trtexec import needs_stripped
 
 
@@ -24,6 +29,7 @@ def report_json(report: Report) -> str:
         "tensorrt": target.tensorrt,
         "operators": report.provenance,
         "attributes": report.attributes,
+        "tensorrt_rtx": None if report.asked is None else asdict(report.asked),
         "evidence": evidence(report),
         "clean": report.clean,
         "selector_variant": variant(report),
@@ -70,7 +76,7 @@ def _memory(known: Forecast, report: Report) -> dict[str, Any]:
 
 def variant(report: Report) -> str | None:
     """Return which selector files this TensorRT needs."""
-    if report.target.tensorrt is None:
+    if report.provenance is None or report.target.tensorrt is None:
         return None
     return "selectors/stripped" if needs_stripped(report.target.tensorrt) else "selectors"
 
@@ -79,19 +85,33 @@ def evidence(report: Report) -> str:
     """Say how much the report is worth."""
     if report.target.tensorrt is None:
         return "what is known of ONNX Runtime's kernels (docs/architecture.md); run the bundle to be sure"
-    return f"{EVIDENCE}, held against published operator lists and rules; nothing of it has run on the target"
+    known = []
+    if report.provenance is not None:
+        known.append(f"{EVIDENCE}, held against published operator lists and rules")
+    asked = report.asked
+    if asked is not None and asked.unbuilt is None and all(answer.words is None for answer in asked.answers):
+        known.append(f"{BUILT}, parsed and built by {asked.library} for {_sms(asked)}")
+        if not set(asked.sms) <= set(report.target.sms):
+            known[-1] += f", which proves no engine for {_sms(report.target)}"
+    return "; ".join([*known, "nothing of it has run on the target"])
+
+
+def _sms(of: Asked | Target) -> str:
+    return ", ".join(f"sm_{sm}" for sm in of.sms)
 
 
 def show_report(report: Report) -> None:
     """Print the report."""
     console = Console(highlight=False, soft_wrap=True)
     target = report.target
-    version = "" if target.tensorrt is None else f", TensorRT {target.tensorrt}"
+    version = "" if target.tensorrt is None else f", {target.software}"
     console.print(f"[bold]{report.bundle}[/bold] on [bold]{target.title}[/bold]{version}")
     if report.provenance is not None:
         console.print(f"Operators: {report.provenance}.")
         console.print(f"Attributes: {report.attributes}.")
         console.print(f"Selector files: {variant(report)} (the plugin takes their node where there is one).")
+    if target.tensorrt is not None:
+        console.print(_who_was_asked(report.asked))
     console.print(_graphs(report))
     for finding in report.findings:
         console.print(_line(finding))
@@ -113,15 +133,39 @@ def show_report(report: Report) -> None:
     console.print(f"Verdict: {verdict}. Evidence: {evidence(report)}.")
 
 
+def _who_was_asked(asked: Asked | None) -> str:
+    if asked is None:
+        return (
+            f"TensorRT itself was not asked: TensorRT-RTX is its parser and builder without a GPU, {INSTALL}."
+        )
+    if asked.unbuilt is None:
+        return f"Asked: {asked.library}, its parser, and its builder for {_sms(asked)}."
+    return f"Asked: {asked.library}, its parser alone (not built: {asked.unbuilt.rstrip('.')})."
+
+
+def _answer(answer: Answer | None) -> str:
+    if answer is None:
+        return ""
+    if answer.words is not None:
+        return "refused"
+    return "parsed" if answer.size is None else f"built, {answer.seconds:.1f} s, {human(answer.size)}"
+
+
 def _graphs(report: Report) -> Table:
+    answers = {} if report.asked is None else {answer.file: answer for answer in report.asked.answers}
     table = Table(title="Graphs", title_justify="left")
-    for column in ("file", "opset", "nodes", "errors", "warnings", ""):
-        table.add_column(column, justify="left" if column in ("file", "") else "right", overflow="fold")
+    for column in ("file", "opset", "nodes", "errors", "warnings", "", *["TensorRT-RTX"] * bool(answers)):
+        table.add_column(
+            column, justify="left" if column in ("file", "", "TensorRT-RTX") else "right", overflow="fold"
+        )
     for graph in report.graphs:
         of = [f for f in report.findings if f.graph == graph.file]
         bad = len(errors(of))
         note = "plugin" if graph.plugin else ""
-        table.add_row(graph.file, str(graph.opset), str(graph.nodes), str(bad), str(len(of) - bad), note)
+        row = [graph.file, str(graph.opset), str(graph.nodes), str(bad), str(len(of) - bad), note]
+        # Of a selector it was asked about the file with the local function, whatever the target's TensorRT needs.
+        told = answers.get(graph.file) or answers.get(graph.file.replace("/stripped/", "/"))
+        table.add_row(*row, *[_answer(told)] * bool(answers))
     return table
 
 

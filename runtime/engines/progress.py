@@ -37,6 +37,25 @@ class Report(Protocol):
         ...
 
 
+class Silent:
+    """A report that shows nothing."""
+
+    def begin(self, engine: str, at: int, of: int) -> None:
+        """See :class:`Report`, also for what follows."""
+
+    def done(self, engine: str, seconds: float, size: int, *, reused: bool) -> None:
+        """Nothing."""
+
+    def phase(self, name: str, parent: str | None, steps: int) -> None:
+        """Nothing."""
+
+    def step(self, name: str, at: int) -> None:
+        """Nothing."""
+
+    def finished(self, name: str) -> None:
+        """Nothing."""
+
+
 class ConsoleReport:
     """A line per engine on standard error, and under it the phases as bars where someone looks on."""
 

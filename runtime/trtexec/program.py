@@ -79,7 +79,13 @@ def choose_version(asked: str | None, manifest: Manifest, program: Path | None) 
 
         return str(tensorrt.__version__)
     except ImportError:
-        stated = find_target(manifest.target).tensorrt if manifest.target else None
+        target = find_target(manifest.target) if manifest.target else None
+        if target is not None and target.backend == "tensorrt-rtx":
+            raise UserError(
+                f"trtexec is TensorRT's, but the bundle was made for {target.title}, which TensorRT-RTX serves: name a "
+                "TensorRT version with --tensorrt, such as 10.16, to measure the same graphs there."
+            ) from None
+        stated = target.tensorrt if target else None
     if stated is None:
         raise UserError(
             "TensorRT is not installed here and the bundle was not made for a target with it: name the version with "

@@ -20,6 +20,14 @@ from exporting import Bundle, export, plan_of
 MakeBundle = Callable[..., Bundle]
 
 
+@pytest.fixture(autouse=True)
+def _tensorrt_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``export check`` asks TensorRT-RTX in processes of its own alone (``check/test_asked.py``): it takes seconds."""
+    from divprune_edge.export.check import bundle
+
+    monkeypatch.setattr(bundle, "ask_tensorrt", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the folder of a variation; nobody may write to it."""

@@ -117,7 +117,11 @@ def test_verification_passes(dialect: str, name: str, made: Callable[..., Bundle
 def test_other_precisions_verify(
     dialect: str, made: Callable[..., Bundle], narrow: Callable[..., Bundle]
 ) -> None:
-    for bundle in (made(dialect, "explicit head_dim", "fp16"), narrow(dialect), narrow(dialect, "int4", tied=True)):
+    for bundle in (
+        made(dialect, "explicit head_dim", "fp16"),
+        narrow(dialect),
+        narrow(dialect, "int4", tied=True),
+    ):
         assert failures(bundle.plan, bundle.folder) == set()
         assert bundle.plan.language_dtype == bundle.manifest.language_model.cache_dtype == "float16"
         assert bundle.plan.token_dtype == bundle.manifest.token_dtype == "float16"
@@ -126,7 +130,9 @@ def test_other_precisions_verify(
 def test_sixteen_bits_want_heads_of_a_multiple_of_eight(checkpoint: Callable[[str], Path]) -> None:
     """TensorRT's builder fails on others; in float32, and in dialect ``decomposed``, it takes any size."""
     assert plan_of(checkpoint("plain"), dialect="decomposed", precision="fp16").spec.decoder.head_dim == 10
-    with pytest.raises(UserError, match=r"'static' in float16 .*multiple of 8, but head_dim is 10: .*decomposed"):
+    with pytest.raises(
+        UserError, match=r"'static' in float16 .*multiple of 8, but head_dim is 10: .*decomposed"
+    ):
         plan_of(checkpoint("plain"), dialect="static", precision="fp16")
 
 

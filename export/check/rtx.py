@@ -1,0 +1,41 @@
+"""What TensorRT-RTX's answers mean for a bundle, and what is known of its targets without asking it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from divprune_edge.export.check.asked import Asked
+from divprune_edge.export.check.findings import Finding
+from divprune_edge.export.dialects import DIALECTS
+from divprune_edge.manifest import Manifest
+from divprune_edge.models.targets import Target
+
+FOR_TENSORRT = tuple(name for name, dialect in DIALECTS.items() if dialect.for_tensorrt)
+INSTALL = "'pip install .[rtx]'"
+
+
+def answer_findings(asked: Asked | None, target: Target) -> list[Finding]:
+    """Return its refusals; where it was not asked, a warning for those targets of which nothing else is known."""
+    if asked is not None:
+        refusals = [(answer.file, answer.words) for answer in asked.answers if answer.words is not None]
+        return [Finding(file, "error", asked.library, "", words.rstrip(".")) for file, words in refusals]
+    if target.backend != "tensorrt-rtx":
+        return []
+    message = f"nothing is known of what TensorRT-RTX takes where it is not installed: {INSTALL}"
+    return [Finding("bundle", "warning", "not asked", "", message)]
+
+
+def rtx_findings(manifest: Manifest) -> list[Finding]:
+    """Return what is against a bundle on a card with TensorRT-RTX before that is asked."""
+    return list(_unfit(manifest))
+
+
+def _unfit(manifest: Manifest) -> Iterator[Finding]:
+    language = manifest.language_model
+    if language.dialect not in FOR_TENSORRT:
+        message = f"dialect {language.dialect} is not for TensorRT: export with --dialect {FOR_TENSORRT[0]}"
+        yield Finding(language.file, "error", "dialect", "", message)
+    for graph in (manifest.vision_encoder, language):
+        if graph.precision == "int8":
+            message = "TensorRT's parser has no MatMulInteger: export with --precision fp16"
+            yield Finding(graph.file, "error", "dtype", "MatMulInteger", message)

@@ -1,0 +1,159 @@
+"""``export check`` where TensorRT-RTX is installed: its parser and builder are asked, and heard."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from conftest import run_module
+from exporting import Bundle
+
+from divprune_edge.export.check.asked import Answer, Asked, ask_tensorrt
+from divprune_edge.export.check.bundle import check_bundle
+from divprune_edge.export.check.report import show_report
+from divprune_edge.export.check.rtx import answer_findings
+from divprune_edge.models.targets import RTX_SMS, TARGETS
+from divprune_edge.runtime.engines import facts
+
+Demo = Callable[..., Bundle]
+real = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="unproven: no TensorRT-RTX (pip install '.[rtx]')",
+)
+REFUSAL = "Setting softmax precision is not supported"
+
+
+def check(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    """Run the command in a process of its own; return its exit code and what it said."""
+    done = run_module("export", "check", str(folder), "--json", *options)
+    assert done.stderr == "", done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.fixture
+def spoilt(demo: Demo, tmp_path: Path) -> Path:
+    """A bundle as it was written when attention named the precision of its softmax."""
+    folder = Path(shutil.copytree(demo("static").folder, tmp_path / "spoilt"))
+    path = folder / "language_model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            node.attribute.append(onnx.helper.make_attribute("softmax_precision", onnx.TensorProto.FLOAT))
+    onnx.save(model, path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["language_model.onnx"] = {
+        "size": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@real
+@pytest.mark.parametrize(
+    ("dialect", "target", "sms"),
+    [
+        ("static", "thor", [89]),
+        ("static", "rtx5090", [120]),
+        ("static", "rtx", list(RTX_SMS)),
+        ("decomposed", "orin-nano-8gb", [86]),
+    ],
+)
+def test_every_graph_is_built(demo: Demo, dialect: str, target: str, sms: list[int]) -> None:
+    bundle = demo(dialect)
+    code, said = check(bundle.folder, "--target", target)
+    assert (code, said["clean"]) == (0, True), said["findings"]
+    asked = said["tensorrt_rtx"]
+    assert asked["library"].startswith("TensorRT-RTX 1.")
+    assert (asked["sms"], asked["unbuilt"]) == (sms, None)
+    # Of a selector, the file that has its local function: TensorRT-RTX takes no plugin.
+    assert {one["file"] for one in asked["answers"]} == {
+        "vision_encoder.onnx",
+        "language_model.onnx",
+        *(path.relative_to(bundle.folder).as_posix() for path in bundle.folder.glob("selectors/*.onnx")),
+    }
+    assert all(one["size"] > 1000 and one["words"] is None for one in asked["answers"])
+    assert "E2b, parsed and built by TensorRT-RTX" in said["evidence"]
+    own = target.startswith("rtx")
+    assert ("which proves no engine for sm_" in said["evidence"]) == (not own)
+    assert ("E2, held against" in said["evidence"]) == (not own)
+
+
+@real
+@pytest.mark.parametrize("target", ["thor", "h100", "rtx4090"])
+def test_what_the_parser_refuses_is_an_error_in_its_words(spoilt: Path, target: str) -> None:
+    for more in ((), ("--no-build",)):
+        code, said = check(spoilt, "--target", target, *more)
+        assert (code, said["clean"]) == (1, False)
+        (refusal,) = (one for one in said["findings"] if REFUSAL in one["message"])
+        assert (refusal["graph"], refusal["severity"]) == ("language_model.onnx", "error")
+        assert refusal["rule"].startswith("TensorRT-RTX")
+        assert "E2b" not in said["evidence"]
+        # The generated tables of attributes say it, too, where they are asked.
+        assert any(one["rule"] == "attribute" for one in said["findings"]) == (target != "rtx4090")
+
+
+@real
+def test_parsed_and_not_built(demo: Demo) -> None:
+    code, said = check(demo("static").folder, "--target", "rtx4090", "--no-build")
+    assert code == 0
+    assert said["tensorrt_rtx"]["unbuilt"] == "--no-build"
+    assert {one["size"] for one in said["tensorrt_rtx"]["answers"]} == {None}
+    assert "E2b" not in said["evidence"]
+
+
+@real
+def test_too_little_memory_to_build(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsing goes on. In this process, so only parsing: nothing is built with it here."""
+    monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
+    for name in [
+        name for name in sys.modules if name.startswith("polygraphy") or name.endswith("engines.compile")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(facts, "host_memory", lambda: (1000, 0))
+    asked = ask_tensorrt(demo("static").folder, TARGETS["rtx4090"])
+    assert asked is not None
+    assert "Building the largest engine takes at least" in (asked.unbuilt or "")
+    assert all(answer.words is None and answer.size is None for answer in asked.answers)
+    for name in [
+        name for name in sys.modules if name.startswith("polygraphy") or name.endswith("engines.compile")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_not_installed_is_said(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    for target in ("thor", "rtx4090"):
+        report = check_bundle(demo("static").folder, TARGETS[target])
+        assert (report.asked, report.clean) == (None, True)
+        show_report(report)
+        assert "TensorRT itself was not asked: TensorRT-RTX is" in capsys.readouterr().out
+        unknown = [
+            one for one in report.findings if "nothing is known of what TensorRT-RTX takes" in one.message
+        ]
+        assert len(unknown) == (target == "rtx4090")
+
+
+def test_an_answer_becomes_a_finding() -> None:
+    answers = (Answer("a.onnx", 1.0, 10), Answer("b.onnx", words="No."))
+    (found,) = answer_findings(Asked("TensorRT-RTX 9", (89,), answers), TARGETS["thor"])
+    assert (found.graph, found.severity, found.rule, found.message) == (
+        "b.onnx",
+        "error",
+        "TensorRT-RTX 9",
+        "No",
+    )
+
+
+@pytest.mark.parametrize(("dialect", "precision"), [("portable", "fp16"), ("portable", "int8")])
+def test_what_is_not_for_tensorrt_is_refused_on_an_rtx_card(demo: Demo, dialect: str, precision: str) -> None:
+    report = check_bundle(demo(dialect, precision).folder, TARGETS["rtx4090"])
+    rules = [one.rule for one in report.findings if one.severity == "error"]
+    assert rules == ["dialect"] + ["dtype"] * (2 * (precision == "int8"))

@@ -1,0 +1,199 @@
+"""Every graph that can become an engine, parsed and built by a real TensorRT: TensorRT-RTX, which needs no GPU for it.
+
+    python tests/tensorrt_matrix.py                       all of it, as a table (make tensorrt)
+    python tests/tensorrt_matrix.py --cover --json FILE   cases in which every pair of choices comes at least once
+
+A case is a checkpoint, a precision, a graph and a GPU. What does not build fails with TensorRT's own words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
+
+from checkpoints import make_checkpoint
+from exporting import export, plan_of
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.export.add_selector import add_selector
+from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.selectors import SELECTORS
+from divprune_edge.models.targets import RTX_SMS
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines import edition
+from divprune_edge.runtime.engines.graphs import Graph, Job, chosen_selectors, graphs_of
+from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, make_limits
+from divprune_edge.runtime.engines.progress import Silent
+
+DIALECTS = ("static", "decomposed")
+PRECISIONS = ("fp32", "fp16", "int4")
+GRAPHS = (VISION, *(f"{LANGUAGE} {dialect}" for dialect in DIALECTS), *SELECTORS)
+_SMALL = {"hidden_size": 64, "intermediate_size": 128}
+CHECKPOINTS: dict[str, dict[str, Any]] = {
+    "demo": {},
+    # Biases, tied embeddings, grouped queries; a picture that is no multiple of its patches.
+    "odd qwen2": {
+        "kind": "qwen2",
+        "tied": True,
+        "text": {**_SMALL, "num_key_value_heads": 2, "tie_word_embeddings": True},
+        "vision": {**_SMALL, "num_attention_heads": 2, "image_size": 38},
+    },
+    # Heads of 48 that do not add up to the width, one for all keys and values; other activations; a patched RoPE.
+    "odd llama": {
+        "text": {
+            **_SMALL,
+            "head_dim": 48,
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "hidden_act": "gelu_pytorch_tanh",
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        },
+        "vision": {**_SMALL, "num_attention_heads": 4, "hidden_act": "gelu"},
+        "llava": {"projector_hidden_act": "relu", "vision_feature_layer": [-3, -1]},
+    },
+}
+"""Name -> arguments of :func:`checkpoints.make_checkpoint`; the demo is there already."""
+
+
+@dataclass(frozen=True)
+class Case:
+    checkpoint: str
+    precision: str
+    graph: str
+    sm: int
+
+    @property
+    def choices(self) -> tuple[tuple[str, object], ...]:
+        return tuple(asdict(self).items())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: seconds and bytes of its engine, or TensorRT's words."""
+
+    case: Case
+    seconds: float = 0.0
+    size: int = 0
+    words: str = ""
+
+
+def all_cases() -> list[Case]:
+    return list(itertools.starmap(Case, itertools.product(CHECKPOINTS, PRECISIONS, GRAPHS, RTX_SMS)))
+
+
+def covering_cases() -> list[Case]:
+    """Return cases in which every pair of two choices occurs, taken greedily."""
+    cases, chosen = all_cases(), []
+    missing = {pair for case in cases for pair in itertools.combinations(case.choices, 2)}
+    while missing:
+        best = max(cases, key=lambda case: len(missing.intersection(itertools.combinations(case.choices, 2))))
+        missing.difference_update(itertools.combinations(best.choices, 2))
+        chosen.append(best)
+    return chosen
+
+
+def run(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
+    """Export what the cases need, each bundle once, and build."""
+    edition.use(edition.TENSORRT_RTX)
+    order = {case: at for at, case in enumerate(all_cases())}
+    ordered = sorted(cases, key=order.__getitem__)
+    for (checkpoint, precision), group in itertools.groupby(
+        ordered, key=lambda c: (c.checkpoint, c.precision)
+    ):
+        place = folder / f"{checkpoint}-{precision}".replace(" ", "-")
+        graphs = export_graphs(checkpoint, precision, place)
+        for case in group:
+            yield build(case, *graphs[case.graph], place)
+
+
+def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tuple[Bundle, Graph]]:
+    """Return the graph of every name of :data:`GRAPHS`."""
+    source = folder / "checkpoint"
+    source = CHECKPOINT if checkpoint == "demo" else make_checkpoint(source, **CHECKPOINTS[checkpoint])
+    keep = 58 if checkpoint == "demo" else 9
+    found = {}
+    for dialect in DIALECTS:
+        plan = plan_of(source, keep, precision=precision, dialect=dialect, signals="all")
+        place = export(plan, folder / dialect).folder
+        if dialect == DIALECTS[0]:
+            for name in SELECTORS:
+                add_selector(place, name, keep=keep, prune=None, force=True, verify=False)
+        bundle = Bundle.open(place)
+        selectors = chosen_selectors(bundle, "all,none")
+        limits = make_limits(bundle.manifest, selectors, None)
+        for graph in graphs_of(bundle, selectors, limits, "1.7", edition.TENSORRT_RTX):
+            name = graph.name.removesuffix(f"-{keep}")
+            found.setdefault(f"{name} {dialect}" if name == LANGUAGE else name, (bundle, graph))
+    return found
+
+
+def build(case: Case, bundle: Bundle, graph: Graph, folder: Path) -> Outcome:
+    from divprune_edge.runtime.engines import compile as compiler
+
+    data = tuple(map(bundle.file, graph.data))
+    job = Job(graph.name, bundle.file(graph.file), graph.profiles, False, None, None, data, (case.sm,))
+    plan, start = folder / "engine.plan", time.perf_counter()
+    try:
+        compiler.compile_engine(job, plan, folder / "none", Silent())
+    except (UserError, DivpruneError) as error:
+        return Outcome(case, words=str(error))
+    return Outcome(case, time.perf_counter() - start, plan.stat().st_size)
+
+
+def print_table(outcomes: Iterable[Outcome]) -> None:
+    """One row per checkpoint, precision and graph, one column per GPU."""
+    head = f"{'checkpoint':11}{'precision':11}{'graph':27}" + "".join(f"{f'sm_{sm}':>16}" for sm in RTX_SMS)
+    print(head + "\n" + "-" * len(head))
+    for key, row in itertools.groupby(
+        outcomes, key=lambda o: (o.case.checkpoint, o.case.precision, o.case.graph)
+    ):
+        cells = {o.case.sm: "REFUSED" if o.words else f"{o.seconds:.1f} s {o.size / 1e6:.1f} MB" for o in row}
+        name = f"{key[0]:11}{key[1]:11}{key[2]:27}"
+        print(name + "".join(f"{cells.get(sm, ''):>16}" for sm in RTX_SMS), flush=True)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build every graph with TensorRT-RTX.")
+    parser.add_argument(
+        "--cover", action="store_true", help="only so many cases that every pair of choices occurs"
+    )
+    parser.add_argument("--checkpoint", choices=CHECKPOINTS, help="only its cases")
+    parser.add_argument("--json", type=Path, help="write the outcomes")
+    options = parser.parse_args()
+    cases = covering_cases() if options.cover else all_cases()
+    cases = [case for case in cases if options.checkpoint in (None, case.checkpoint)]
+    outcomes: list[Outcome] = []
+    trt = edition.TENSORRT_RTX.load()
+    with _folder() as folder:
+        print(f"TensorRT-RTX {trt.__version__}: parsed and built, not run (E2b).")
+        print_table(outcomes.append(one) or one for one in run(cases, folder))
+    refused = [one for one in outcomes if one.words]
+    for one in refused:
+        print(f"{one.case}: {one.words}")
+    print(f"{len(outcomes) - len(refused)} of {len(cases)} built.")
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(one) for one in outcomes], indent=1), encoding="utf-8")
+    return int(bool(refused))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
