@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divprune_edge.errors import UserError
@@ -39,6 +39,7 @@ def test_thousands_of_rows_are_one_range() -> None:
     assert prompt(ids).model_dump()["forbidden_ids"] == ids
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 60), unique=True))
 def test_any_ids_come_back(ids: list[int]) -> None:
     """In their order, ascending or not; manifests that list every id read as before."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from divprune_edge.runtime.stop import StopStrings
@@ -34,6 +34,7 @@ def test_text_is_held_back_only_while_it_could_be_a_stop_string() -> None:
     assert stops.push("A") == "USA"
 
 
+@settings(deadline=None)
 @given(
     text=st.text("abc", max_size=30),
     strings=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3),
