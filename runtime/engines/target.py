@@ -86,13 +86,8 @@ def _check_device(target: Target, origin: str, manifest: Manifest, facts: Device
         raise UserError(f"{origin} is {target.title}, which does not run TensorRT: {export}.")
     version = major_minor(target.tensorrt) == major_minor(facts.tensorrt)
     if edition_of(target) is not facts.edition or not set(facts.sms) <= set(target.sms) or not version:
-        which = "engines for" if facts.edition.ahead_of_time else "this device is"
-        raise UserError(
-            f"{origin} is {target.title} ({sm_names(target.sms)}, {target.software}), but {which} "
-            f"{sm_names(facts.sms)} with {facts.library}"
-            + (
-                f" are asked for: {export}."
-                if facts.edition.ahead_of_time
-                else f": build on the target itself, or {export}."
-            )
-        )
+        asked_for = f"{sm_names(facts.sms)} with {facts.library}"
+        which = f"{origin} is {target.title} ({sm_names(target.sms)}, {target.software})"
+        if facts.edition.ahead_of_time:
+            raise UserError(f"{which}, but engines for {asked_for} are asked for: {export}.")
+        raise UserError(f"{which}, but this device is {asked_for}: build on the target itself, or {export}.")
