@@ -1,12 +1,14 @@
-"""Bundles for the tests of engines: a real manifest over files that only ``fake_tensorrt`` reads."""
+"""Bundles for the tests of engines: the demo's, and made-up ones of which nothing can be built."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from exporting import export, plan_of
+
+from divprune_edge.export.add_selector import add_selector
 from divprune_edge.manifest import (
     FileInfo,
     LanguageInfo,
@@ -19,6 +21,7 @@ from divprune_edge.manifest import (
     Verification,
     VisionInfo,
 )
+from divprune_edge.models.demo import CHECKPOINT
 
 TOKENS, WIDTH, CAPACITY, CONTEXT, LAYERS = 576, 64, 512, 2048, 2
 KV_HEADS, HEAD_DIM, VOCABULARY = 2, 16, 100
@@ -86,16 +89,17 @@ SELECTORS = (
 )
 
 
-def write_graph(path: Path, inputs: tuple[TensorInfo, ...], **facts: Any) -> None:
-    """Write a "graph" of ``fake_tensorrt``: shapes of the inputs, and what a parser would find out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shapes = {one.name: [-1 if isinstance(size, str) else size for size in one.shape] for one in inputs}
-    graph = {"inputs": shapes, "shapes": [], "plugin": False, "function": False, **facts}
-    path.write_text(json.dumps(graph), encoding="utf-8")
+def export_demo(folder: Path, dialect: str) -> Path:
+    """Export the demo checkpoint with four selectors and return the folder."""
+    plan = plan_of(CHECKPOINT, 58, dialect=dialect, capacity=704, precision="fp16", signals="all")
+    export(plan, folder)
+    for name, keep in (("divprune", 144), ("uniform", 58), ("vtc-cls", 29)):
+        add_selector(folder, name, keep=keep, prune=None, force=False, verify=False)
+    return folder
 
 
 def make_bundle(folder: Path, dialect: str = "decomposed", **changes: Any) -> Path:
-    """Write a bundle and return its folder; ``changes`` are fields of the manifest."""
+    """Write a manifest over files that are none and return the folder; ``changes`` are fields of the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     vision = VisionInfo(
         file="vision_encoder.onnx",
@@ -126,16 +130,11 @@ def make_bundle(folder: Path, dialect: str = "decomposed", **changes: Any) -> Pa
         context=CONTEXT,
         capacity=None if dialect == "portable" else CAPACITY,
     )
-    write_graph(folder / vision.file, vision.inputs)
-    write_graph(folder / language.file, language.inputs)
-    (folder / "language_model.data").write_bytes(bytes(5000))
     selectors = changes.pop("selectors", SELECTORS)
-    for entry in selectors:
-        plugin = entry.stripped is not None
-        write_graph(folder / entry.file, entry.inputs, plugin=plugin, function=True)
-        if entry.stripped is not None:
-            write_graph(folder / entry.stripped, entry.inputs, plugin=True)
-    for name in ("tokenizer.json", "chat_template.jinja"):
+    stripped = [entry.stripped for entry in selectors if entry.stripped]
+    files = [vision.file, language.file, *language.data, *(entry.file for entry in selectors), *stripped]
+    for name in (*files, "tokenizer.json", "chat_template.jinja"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}", encoding="utf-8")
     fields: dict[str, Any] = {
         "family": "llava",

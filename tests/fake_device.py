@@ -5,6 +5,8 @@ work is done when it is waited for and not before; every tensor is bound, on 256
 shape that its profile allows; nothing is written over what is read but a cache in place; a graph holds the addresses
 that it was captured with, and dies with a change of its context; nothing that waits or allocates is captured.
 
+A plan is one of ``FakeEngines``; or, with a bundle, one that was built: its ONNX file is run in its place.
+
 What was allocated holds no numbers until it is written, what was freed does not either, and what was cleared holds
 a finite value instead of zero: whoever reads a row that is not alive gets another answer.
 """
@@ -12,6 +14,7 @@ a finite value instead of zero: whoever reads a row that is not alive gets anoth
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import math
 import weakref
@@ -25,7 +28,9 @@ import numpy as np
 import onnxruntime as ort
 
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
-from divprune_edge.plugins.abi import Append
+from divprune_edge.models.selectors.divprune import DIVPRUNE
+from divprune_edge.plugins import abi
+from divprune_edge.plugins.abi import Append, Problem
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import ALIGNMENT
 from divprune_edge.runtime.engines.opening import Engines
@@ -74,7 +79,9 @@ class FakeDevice:
 
     name = "a fake device"
 
-    def __init__(self, free: int = 1 << 40, library: Any = None, run: bool = True) -> None:
+    def __init__(
+        self, free: int = 1 << 40, library: Any = None, run: bool = True, bundle: Path | None = None
+    ) -> None:
         self.live: dict[int, FakeMemory] = {}
         # Freed memory is kept, so that its address cannot come back and hide a use of it.
         self.freed: list[FakeMemory] = []
@@ -83,7 +90,7 @@ class FakeDevice:
         self.graph: FakeGraph | None = None
         self.counts: Counter[str] = Counter()
         self.copies: list[tuple[str, int]] = []
-        self.library, self.run = library, run
+        self.library, self.run, self.bundle = library, run, bundle
         self._free = free
 
     def free_bytes(self) -> int:
@@ -202,6 +209,39 @@ class FakeDevice:
 
         self.ask(work)
 
+    def max_min_bytes(self, sizes: Problem) -> int:
+        return SCRATCH if self.library is None else abi.workspace_bytes(self.library, sizes)
+
+    def max_min(
+        self, sizes: Problem, workspace: Any, tokens: int, valid: int, kept_tokens: int, kept_indices: int
+    ) -> None:
+        (dtype,) = (np.dtype(name) for name, code in abi.DTYPES.items() if code == sizes.dtype)
+        row = sizes.width * dtype.itemsize
+        places = {
+            tokens: sizes.candidates * row,
+            valid: sizes.candidates,
+            kept_tokens: sizes.keep * row,
+            kept_indices: 8 * sizes.keep,
+            workspace.address: self.max_min_bytes(sizes),
+        }
+
+        def work() -> None:
+            self.counts["max_min"] += 1
+            read, mask, kept, indices, scratch = (self.at(*place, "device") for place in places.items())
+            scratch.fill(NOT_A_NUMBER)
+            if self.library is not None:
+                size = workspace.nbytes
+                abi.check(self.library, self.library.divprune_max_min(sizes, *places, size, None))
+                return
+            rows = read.view(dtype).reshape(sizes.candidates, sizes.width)
+            picks = DIVPRUNE.reference(rows, mask.view(np.bool_), sizes.keep)
+            indices.view(np.int64)[:] = picks
+            kept.view(dtype).reshape(sizes.keep, sizes.width)[:] = rows[picks]
+
+        for place in places.items():
+            self.at(*place, "device")
+        self.ask(work)
+
     def capture(self, work: Work) -> FakeGraph:
         self.begin_capture()
         try:
@@ -237,7 +277,20 @@ class FakeDevice:
 
     def load(self, plan: Any, title: str, key: str, library: Any = None) -> FakePlan:
         self.counts[f"load {title}"] += 1
-        return FakePlan(self, json.loads(bytes(plan)), title)
+        return FakePlan(
+            self, self._built(bytes(plan), key) if self.bundle else json.loads(bytes(plan)), title
+        )
+
+    def _built(self, plan: bytes, key: str) -> dict[str, Any]:
+        """Return what a plan was built from, as the bundle's record says: a stripped file's sibling can be run."""
+        assert hashlib.sha256(plan).hexdigest() == key
+        assert self.bundle is not None
+        records = [json.loads(path.read_text()) for path in self.bundle.glob("engines/*/engines.json")]
+        info = next(one for record in records for one in record["plans"].values() if one["sha256"] == key)
+        return {
+            "file": str(self.bundle / info["graph"].replace("/stripped/", "/")),
+            "profiles": info["profiles"],
+        }
 
 
 @dataclass
@@ -268,7 +321,7 @@ class FakePlan:
         found = self.shapes[profile][name]
         return tuple(found["min"]), tuple(found["max"])
 
-    def context(self, profile: int, scratch: Any) -> FakeContext:
+    def context(self, profile: int, scratch: Any, *, varying: bool = False) -> FakeContext:
         assert scratch.nbytes >= self.scratch_bytes
         assert scratch.address % ALIGNMENT == 0
         return FakeContext(self, profile, scratch)

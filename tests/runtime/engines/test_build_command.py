@@ -2,60 +2,143 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from engine_bundles import refresh
 from plugins_emulation import ROOT
 
+from divprune_edge.manifest import read_manifest
 from divprune_edge.runtime.cli import app
 from divprune_edge.runtime.engines import builder
+from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 
+RTX = "1.7.1.116"
+EVERY = "sm_80, sm_86, sm_89, sm_120 or sm_121"
 Command = Any
 Here = Any
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def test_a_build(command: Command, here: Here, bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("edition", "line"),
+    [(TENSORRT, "sm_87, TensorRT 10.3.0, CUDA 12.6"), (TENSORRT_RTX, f"sm_89, TensorRT-RTX {RTX}")],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_build(command: Command, here: Here, bundle: Path, edition: Edition, line: str) -> None:
     done = command("build", bundle, "--max-prompt", 200, "--workspace", 64, "--optimization-level", 2)
     assert done.code == 0, done.err
     folder, device, limits = done.out.splitlines()
     assert Path(folder).parent == bundle / "engines"
-    assert device == "sm_87, TensorRT 10.3.0, CUDA 12.6"
+    assert device == line
     assert limits == "prompts of up to 200 tokens at once, 58 of them visual"
     assert [line for line in done.err.splitlines() if "..." in line] == [
         "(1 of 3) divprune-58 ...",
         "(2 of 3) vision_encoder ...",
         "(3 of 3) language_model ...",
     ]
-    assert here.world.built[0]["workspace"] == 64 << 20
-    assert here.world.built[0]["level"] == 2
+    asked = json.loads((Path(folder) / "engines.json").read_text())["asked"]
+    assert (asked["workspace"], asked["optimization_level"]) == (64 << 20, 2)
     again = command("build", bundle, "--max-prompt", 200)
     assert (again.code, again.out) == (2, "")
     assert again.err.startswith(f"error: '{folder}' holds these engines already")
-    assert command("build", bundle, "--max-prompt", 200, "--force", "--selector", "all").code == 0
+    assert command("build", bundle, "--max-prompt", 200, "--force", "--selector", "uniform").code == 0
 
 
-def test_verbose_shows_what_tensorrt_says(command: Command, here: Here, bundle: Path) -> None:
-    here.world.build_error = "no implementation"
+@pytest.mark.parametrize(
+    ("target", "sms"),
+    [
+        ("rtx3090", "sm_86"),
+        ("rtx4090", "sm_89"),
+        ("rtx5090", "sm_120"),
+        ("dgx-spark", "sm_121"),
+        ("rtx", EVERY),
+    ],
+)
+def test_a_build_for_cards_that_are_not_here(
+    command: Command, here: Here, bundle: Path, target: str, sms: str
+) -> None:
+    """No GPU is asked; one engine of each graph serves all that were named."""
+    refresh(bundle, read_manifest(bundle), target=None)
+    here.facts = None
+    done = command("build", bundle, "--target", target, "--selector", "none")
+    assert done.code == 0, done.err
+    folder, device, _ = done.out.splitlines()
+    assert device == f"{sms}, TensorRT-RTX {RTX}"
+    assert len(list(Path(folder).glob("*.plan"))) == 2
+    assert list((bundle / "engines").iterdir()) == [Path(folder)], "nothing was timed"
+
+
+def test_the_bundles_own_target_is_the_default(command: Command, here: Here, bundle: Path) -> None:
+    refresh(bundle, read_manifest(bundle), target="rtx")
+    done = command("build", bundle, "--selector", "none")
+    assert done.out.splitlines()[1] == f"{EVERY}, TensorRT-RTX {RTX}"
+    one = command("build", bundle, "--selector", "none", "--target", "rtx5090")
+    assert one.out.splitlines()[1] == f"sm_120, TensorRT-RTX {RTX}"
+
+
+@pytest.mark.parametrize(
+    ("made_for", "asked", "words"),
+    [
+        (
+            "rtx4090",
+            "rtx",
+            "is GeForce RTX 4090 24GB (sm_89, TensorRT-RTX 1.7), but engines for sm_80, sm_86,",
+        ),
+        (
+            "rtx4090",
+            "h100",
+            "--target h100 is H100 80GB SXM (sm_90, TensorRT 10.16), but this device is sm_89",
+        ),
+        ("rtx4090", "rtx5090", "(sm_89, TensorRT-RTX 1.7), but engines for sm_120 with TensorRT-RTX"),
+        ("h100", "rtx", "is H100 80GB SXM (sm_90, TensorRT 10.16), but engines for sm_80,"),
+    ],
+)
+def test_a_target_that_the_bundle_was_not_made_for(
+    command: Command, here: Here, bundle: Path, made_for: str, asked: str, words: str
+) -> None:
+    refresh(bundle, read_manifest(bundle), target=made_for)
+    failed = command("build", bundle, "--target", asked)
+    assert (failed.code, failed.out) == (2, "")
+    assert len(failed.err.splitlines()) == 1
+    assert words in failed.err
+    assert not (bundle / "engines").exists()
+
+
+@pytest.mark.parametrize("edition", [TENSORRT])
+def test_verbose_shows_what_tensorrt_says(
+    command: Command, here: Here, bundle: Path, edition: Edition
+) -> None:
+    here.world.capability = "SM75"
     failed = command("build", bundle, "--verbose")
     assert failed.code == 1
-    assert "[TensorRT] no implementation" in failed.err
-    assert failed.err.splitlines()[-1].endswith("divprune-58.onnx': no implementation; what follows from it.")
+    told = [line for line in failed.err.splitlines() if line.startswith("[TensorRT] ")]
+    assert [line for line in told if "FP32 GEMM is not supported" in line]
+    assert "cannot build an engine from" in failed.err.splitlines()[-1]
 
 
-def test_without_tensorrt(command: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
+@pytest.mark.parametrize(
+    ("edition", "words"),
+    [
+        (TENSORRT, "TensorRT's Python module cannot be loaded ("),
+        (TENSORRT_RTX, "TensorRT-RTX's Python module cannot be loaded ("),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_without_tensorrt(
+    command: Command, here: Here, bundle: Path, monkeypatch: pytest.MonkeyPatch, edition: Edition, words: str
+) -> None:
+    # The device has not been faked away here.
+    monkeypatch.undo() if edition is TENSORRT else None
+    monkeypatch.setitem(sys.modules, edition.module, None)
     failed = command("build", bundle)
     assert (failed.code, failed.out) == (2, "")
-    assert failed.err.startswith("error: TensorRT's Python module cannot be loaded (")
+    assert failed.err.startswith(f"error: {words}")
     assert len(failed.err.splitlines()) == 1
+    assert ("'.[rtx]'" in failed.err) == (edition is TENSORRT_RTX)
     assert not (bundle / "engines").exists()
 
 

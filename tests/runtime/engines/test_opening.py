@@ -1,43 +1,49 @@
-"""What keeps an engine from being opened: one sentence, exit code 2, and nothing deserialised."""
+"""What keeps an engine from being opened: one sentence, exit code 2, and nothing deserialised.
+
+The engines are TensorRT-RTX's; what is TensorRT's own is in test_opening_tensorrt.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_bundles import make_bundle, refresh
+from plugins_emulation import write_library
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.budget import PROMPT
-from divprune_edge.plugins.record import LIBRARY, sha256
-from divprune_edge.plugins.record import read_record as read_library_record
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.engines.fingerprint import Facts, fingerprint
 from divprune_edge.runtime.engines.opening import Engines, open_engines
 from divprune_edge.runtime.engines.store import read_record
 
+RTX = "1.7.1.116"
 Build = Any
 Here = Any
 
 
 def open_it(folder: Path, selector: str | None = None) -> Engines:
     bundle = Bundle.open(folder, "always")
-    return open_engines(bundle, bundle.selector(selector))
+    return open_engines(bundle, bundle.selector(selector), edition=TENSORRT_RTX)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_deserialized(here: Here) -> Iterator[None]:
+def _nothing_is_deserialized(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening never hands a plan to TensorRT, whether it succeeds or not."""
-    yield
-    assert here.world.deserialized == len(here.world.built), "only the builder looked at its own plans"
+    import tensorrt_rtx
+
+    def deserialize(*_: object) -> None:
+        raise AssertionError("a plan was handed to TensorRT")
+
+    monkeypatch.setattr(tensorrt_rtx.Runtime, "deserialize_cuda_engine", deserialize)
 
 
 def engines_of(bundle: Path) -> Path:
@@ -62,18 +68,50 @@ def test_engines_that_fit(built: Path, here: Here) -> None:
         info = engines.info[name]
         assert hashlib.sha256(bytes(plan)).hexdigest() == info.sha256
         assert bytes(plan) == (engines.folder / info.file).read_bytes()
-    assert engines.library is not None
-    assert engines.library.path.parent == here.library
+    assert (engines.library, engines.kernel) == (None, False)
     assert engines.limits.max_prompt == 58 + PROMPT
     assert engines.device == here.facts
 
 
-def test_without_pruning_no_selector_and_no_plugin(build: Build, bundle: Path, here: Here) -> None:
+def test_without_pruning_no_selector_and_no_kernel(build: Build, bundle: Path, here: Here) -> None:
     build(bundle, selector="none")
-    shutil.rmtree(here.library)
+    write_library(here.library)
     engines = open_it(bundle, "none")
     assert set(engines.plans) == {"vision_encoder", "language_model"}
-    assert engines.library is None
+    assert (engines.library, engines.kernel) == (None, False)
+
+
+def test_our_kernel_in_the_place_of_the_selectors_engine(
+    built: Path, here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT-RTX takes no plugins: the library's kernel is called between the engines, where it is built."""
+    open_it(built)
+    (warning,) = caplog.messages
+    assert warning == (
+        "The selection runs as a loop of TensorRT-RTX, which is many times slower than our kernel: build that with "
+        "'python -m plugins build'."
+    )
+    caplog.clear()
+    write_library(here.library)
+    engines = open_it(built)
+    assert set(engines.plans) == set(engines.info) == {"vision_encoder", "language_model"}
+    assert engines.kernel
+    assert engines.library is not None
+    assert engines.library.path.parent == here.library
+    assert caplog.messages == []
+
+
+def test_a_library_that_is_not_what_was_built_is_refused(built: Path, here: Here) -> None:
+    write_library(here.library, sha256="0" * 64)
+    assert "is not the file that was built" in refusal(built)
+
+
+def test_a_selector_without_a_kernel_is_an_engine(build: Build, bundle: Path, here: Here) -> None:
+    build(bundle, selector="uniform")
+    write_library(here.library)
+    engines = open_it(bundle, "uniform")
+    assert "uniform-58" in engines.plans
+    assert (engines.library, engines.kernel) == (None, False)
 
 
 def test_what_was_checked_is_what_is_handed_on(built: Path) -> None:
@@ -86,40 +124,48 @@ def test_what_was_checked_is_what_is_handed_on(built: Path) -> None:
 
 
 def test_the_engines_of_this_device_among_several(build: Build, here: Here, bundle: Path) -> None:
-    first = build(bundle).folder
-    here.change(sms=(90,), shared_memory=False)
-    second = build(bundle).folder
+    refresh(bundle, read_manifest(bundle), target=None)
+    first = build(bundle, target="rtx4090").folder
+    second = build(bundle, target="rtx5090").folder
     assert first != second
-    assert open_it(bundle).folder == second
-    here.change(sms=(87,))
     assert open_it(bundle).folder == first
-
-
-def test_there_are_none(here: Here, bundle: Path) -> None:
-    assert refusal(bundle) == (
-        f"'{bundle}' has no engines: build them on this device with 'python -m runtime build {bundle}'."
-    )
-    assert f"'python -m runtime build {bundle} --selector uniform-58'" in refusal(bundle, "uniform")
+    here.change(sms=(120,))
+    assert open_it(bundle).folder == second
 
 
 @pytest.mark.parametrize(
     ("facts", "sides"),
     [
-        ({"sms": (90,)}, "were built with sm_87, but this is sm_90"),
-        ({"tensorrt": "10.3.1"}, "were built with TensorRT 10.3.0, but this is TensorRT 10.3.1"),
-        ({"cuda": "12.8"}, "were built with CUDA 12.6, but this is CUDA 12.8"),
+        ({"sms": (90,)}, "were built with sm_80, sm_86, sm_89, sm_120 or sm_121, but this is sm_90"),
+        ({"tensorrt": "1.8.0.1"}, rf"were built with TensorRT-RTX {RTX}, but this is TensorRT-RTX 1.8.0.1"),
     ],
 )
-def test_another_device(built: Path, here: Here, facts: dict[str, Any], sides: str) -> None:
+def test_one_build_for_every_rtx_card(
+    build: Build, here: Here, bundle: Path, facts: dict[str, Any], sides: str
+) -> None:
+    """And for no other GPU, and no other TensorRT-RTX: its engines do not outlive a version."""
+    refresh(bundle, read_manifest(bundle), target="rtx")
+    folder = build(bundle, selector="none").folder
+    for sm in (80, 86, 89, 120, 121):
+        here.change(sms=(sm,))
+        assert open_it(bundle, "none").folder == folder
     here.change(**facts)
-    assert refusal(built) == (
-        f"The engines in '{built / 'engines'}' {sides}: build them for this device with "
-        f"'python -m runtime build {built}'."
+    assert refusal(bundle, "none") == (
+        f"The engines in '{bundle / 'engines'}' {sides}: build them for this device with 'python -m runtime build "
+        f"{bundle} --selector none'."
     )
 
 
+def test_there_are_none(here: Here, bundle: Path) -> None:
+    assert refusal(bundle) == (
+        f"'{bundle}' has no engines for TensorRT-RTX: build them on this device with 'python -m runtime build "
+        f"{bundle}'."
+    )
+    assert f"'python -m runtime build {bundle} --selector uniform-58'" in refusal(bundle, "uniform")
+
+
 def test_another_graph(built: Path) -> None:
-    (built / "language_model.data").write_bytes(bytes(4999) + b"\x01")
+    (built / "language_model.data").write_bytes(b"other weights")
     refresh(built, read_manifest(built))
     assert "were built from another graph of 'language_model' (sha256 " in refusal(built)
 
@@ -135,9 +181,10 @@ def test_another_budget(built: Path) -> None:
 
 
 def test_of_several_the_closest_is_named(build: Build, here: Here, bundle: Path) -> None:
-    build(bundle)
-    here.change(tensorrt="10.3.9")
-    build(bundle, selector="uniform")
+    refresh(bundle, read_manifest(bundle), target=None)
+    build(bundle, target="rtx4090", selector="none")
+    build(bundle, target="rtx5090", selector="uniform")
+    here.change(sms=(120,))
     assert "were built with uniform-58, but not with 'divprune-58'" in refusal(bundle)
 
 
@@ -167,29 +214,11 @@ def test_a_damaged_plan(built: Path, damage: Callable[[Path], object], sentence:
     assert told.endswith(f"build the engines again with 'python -m runtime build {built} --force'.")
 
 
-def test_the_plugin_is_missing(built: Path, here: Here) -> None:
-    shutil.rmtree(here.library)
-    assert "There is no plugin library at" in refusal(built)
-    assert "'python -m plugins build'" in refusal(built)
-
-
-def test_another_plugin(built: Path, here: Here) -> None:
-
-    path = here.library / LIBRARY
-    path.write_bytes(b"another")
-    dataclasses.replace(read_library_record(here.library), sha256=sha256(path)).write(here.library)
-    sentence = refusal(built)
-    assert "were built with another plugin library (sha256 " in sentence
-    assert sha256(path)[:12] in sentence
-    assert sentence.endswith(f"'python -m runtime build {built}'.")
-
-
 def test_too_little_memory(built: Path, here: Here) -> None:
     here.change(free_memory=1 << 16)
-    sentence = refusal(built)
-    assert (
-        "The engines take 1 MiB (weights 1, activations 1, KV cache 1), but the GPU has 1 MiB free"
-        in sentence
+    assert re.search(
+        r"The engines take \d+ MiB \(weights \d+, activations 0, KV cache \d\), but the GPU has 1 MiB free",
+        refusal(built),
     )
 
 
@@ -252,9 +281,9 @@ def test_a_selector_on_top_of_engines_that_are_loaded(build: Build, bundle: Path
     build(bundle, selector="all")
     opened = Bundle.open(bundle, "always")
     loaded, selector = opened.manifest.selectors[:2]
-    first = open_engines(opened, loaded)
+    first = open_engines(opened, loaded, edition=TENSORRT_RTX)
     here.change(free_memory=0)
-    second = open_engines(opened, selector, before=first)
+    second = open_engines(opened, selector, before=first, edition=TENSORRT_RTX)
     assert set(second.plans) == {selector.id}
     assert second.folder == first.folder
 
@@ -262,13 +291,13 @@ def test_a_selector_on_top_of_engines_that_are_loaded(build: Build, bundle: Path
 def test_a_selector_that_was_built_apart_is_refused(build: Build, bundle: Path) -> None:
     build(bundle, selector="none")
     opened = Bundle.open(bundle, "always")
-    first = open_engines(opened, None)
+    first = open_engines(opened, None, edition=TENSORRT_RTX)
     selector = opened.manifest.selectors[0]
     build(bundle, selector=selector.id)
     with pytest.raises(
         UserError, match=r"were built apart from those in .*: build them together with"
     ) as error:
-        open_engines(opened, selector, before=first)
+        open_engines(opened, selector, before=first, edition=TENSORRT_RTX)
     assert error.value.exit_code == 2
 
 
@@ -277,10 +306,11 @@ def test_a_folder_that_cannot_be_read_beside_one_that_can(build: Build, here: He
     other = built / "engines" / ("0" * 16)
     other.mkdir()
     assert open_it(built).folder == mine
-    here.change(sms=(90,))
+    refresh(built, read_manifest(built), target=None)
+    here.change(sms=(120,))
     assert f"'{other / 'engines.json'}' cannot be read" in refusal(built)
-    build(built)
-    assert open_it(built).device.sms == (90,), "what the sentence says helps"
+    build(built, target="rtx5090")
+    assert open_it(built).device.sms == (120,), "what the sentence says helps"
 
 
 def test_the_command_repeats_the_build(build: Build, bundle: Path) -> None:
@@ -303,10 +333,10 @@ def test_the_command_repeats_the_build(build: Build, bundle: Path) -> None:
 
 def test_a_selector_beside_loaded_engines(build: Build, built: Path) -> None:
     opened = Bundle.open(built, "always")
-    before = open_engines(opened, opened.selector())
+    before = open_engines(opened, opened.selector(), edition=TENSORRT_RTX)
     build(built, selector="uniform")
-    more = open_engines(opened, opened.selector("uniform"), before=before)
+    more = open_engines(opened, opened.selector("uniform"), before=before, edition=TENSORRT_RTX)
     assert set(more.plans) == {"uniform-58"}, "built later, around the same language model"
     build(built, selector="divprune-144")
     with pytest.raises(UserError, match=r"were built apart .* build them together"):
-        open_engines(opened, opened.selector("divprune-144"), before=before)
+        open_engines(opened, opened.selector("divprune-144"), before=before, edition=TENSORRT_RTX)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engine_bundles import make_bundle
+from engine_bundles import make_bundle, refresh
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import read_manifest
+from divprune_edge.models.targets import find_target
+from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
+from divprune_edge.runtime.engines.target import check_backend, edition_of, facts_to_build_for
 
+RTX = "1.7.1.116"
 Build = Any
 Here = Any
+
+
+@pytest.fixture
+def edition() -> Edition:
+    return TENSORRT
 
 
 @pytest.fixture(autouse=True)
@@ -23,15 +36,15 @@ def _nothing_is_built(here: Here, bundle: Path, request: pytest.FixtureRequest) 
 
 
 @pytest.mark.parametrize("target", [None, "agx-orin-64gb", "orin-nano-8gb"])
-def test_what_fits_is_built(build: Build, here: Here, tmp_path: Path, target: str | None) -> None:
-    folder = make_bundle(tmp_path / "made-for", target="agx-orin-64gb")
-    assert build(folder, target=target).folder.is_dir()
+def test_what_fits_is_built(build: Build, here: Here, bundle: Path, target: str | None) -> None:
+    refresh(bundle, read_manifest(bundle), target="agx-orin-64gb")
+    assert build(bundle, target=target, selector="none").folder.is_dir()
 
 
-def test_another_gpu_than_the_target(build: Build, here: Here, bundle: Path) -> None:
+def test_another_gpu_than_the_target(build: Build, here: Here, tmp_path: Path) -> None:
     here.change(sms=(90,))
     with pytest.raises(UserError) as error:
-        build(bundle, target="agx-orin-64gb")
+        build(make_bundle(tmp_path / "made-up"), target="agx-orin-64gb")
     assert str(error.value) == (
         "--target agx-orin-64gb is Jetson AGX Orin 64GB, JetPack 6.2 (sm_87, TensorRT 10.3), but this device is sm_90 "
         "with TensorRT 10.3.0: build on the target itself, or export for this device with 'python -m export llava "
@@ -92,6 +105,70 @@ def test_a_dialect_for_a_newer_tensorrt(build: Build, here: Here, tmp_path: Path
         build(folder)
 
 
-def test_a_dialect_fits_the_tensorrt_it_needs(build: Build, here: Here, tmp_path: Path) -> None:
-    here.change(tensorrt="10.16.2")
-    assert build(make_bundle(tmp_path / "static", "static"), selector="uniform").folder.is_dir()
+def test_a_dialect_fits_the_tensorrt_it_needs(
+    build: Build, here: Here, exported: Any, tmp_path: Path
+) -> None:
+    here.update("10.16.2")
+    folder = Path(shutil.copytree(exported("static"), tmp_path / "static"))
+    assert build(folder, selector="none").folder.is_dir()
+
+
+def refusal(folder: Path, asked: str | None) -> str:
+    with pytest.raises(UserError) as error:
+        facts_to_build_for(read_manifest(folder), folder, asked)
+    return str(error.value)
+
+
+def test_more_gpus_than_a_bundle_was_made_for(here: Here, tmp_path: Path) -> None:
+    """What it holds was chosen for one card: engines for others are another export's."""
+    folder = make_bundle(tmp_path / "made-for", target="rtx4090")
+    assert refusal(folder, "rtx") == (
+        f"The target of '{folder}' is GeForce RTX 4090 24GB (sm_89, TensorRT-RTX 1.7), but engines for sm_80, sm_86, "
+        f"sm_89, sm_120 or sm_121 with TensorRT-RTX {RTX} are asked for: export for this device with 'python -m export "
+        "llava --model tiny/llava --target NAME'."
+    )
+
+
+def test_fewer_gpus_than_a_bundle_was_made_for_fit(here: Here, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "made-for", target="rtx")
+    for asked, sms in (("dgx-spark", (121,)), (None, (80, 86, 89, 120, 121))):
+        facts = facts_to_build_for(read_manifest(folder), folder, asked)
+        assert (facts.edition, facts.sms, facts.cuda) == (TENSORRT_RTX, sms, None)
+
+
+def test_the_other_edition_than_a_bundle_was_made_for(here: Here, tmp_path: Path) -> None:
+    rtx, h100 = (make_bundle(tmp_path / name, target=name) for name in ("rtx4090", "h100"))
+    here.change(sms=(90,), tensorrt="10.16.2")
+    assert refusal(rtx, "h100") == (
+        f"The target of '{rtx}' is GeForce RTX 4090 24GB (sm_89, TensorRT-RTX 1.7), but this device is sm_90 with "
+        "TensorRT 10.16.2: build on the target itself, or export for this device with 'python -m export llava --model "
+        "tiny/llava --target NAME'."
+    )
+    assert f"The target of '{h100}' is H100 80GB SXM (sm_90, TensorRT 10.16), but engines for" in refusal(
+        h100, "rtx"
+    )
+
+
+def test_a_version_of_tensorrt_rtx_that_the_target_does_not_have(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.8.0.1"))
+    sentence = refusal(make_bundle(tmp_path / "made-for", target="rtx4090"), None)
+    assert (
+        "(sm_89, TensorRT-RTX 1.7), but engines for sm_89 with TensorRT-RTX 1.8.0.1 are asked for" in sentence
+    )
+
+
+def test_a_targets_edition_runs_its_bundles(tmp_path: Path) -> None:
+    assert edition_of(find_target("rtx")) is TENSORRT_RTX
+    assert edition_of(find_target("thor")) is edition_of(find_target("cpu")) is TENSORRT
+    for name, mine, other in (("rtx4090", TENSORRT_RTX, TENSORRT), ("thor", TENSORRT, TENSORRT_RTX)):
+        folder = make_bundle(tmp_path / name, target=name)
+        manifest = read_manifest(folder)
+        check_backend(manifest, folder, mine)
+        with pytest.raises(UserError, match=rf"which {mine.title} serves: use --backend {mine.name}\.$"):
+            check_backend(manifest, folder, other)
+    for target in (None, "cpu"):
+        folder = make_bundle(tmp_path / str(target), target=target)
+        for edition in (TENSORRT, TENSORRT_RTX):
+            check_backend(read_manifest(folder), folder, edition)

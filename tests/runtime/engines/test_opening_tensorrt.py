@@ -1,0 +1,112 @@
+"""What opening TensorRT's engines has of its own: the plugin, the driver's CUDA, and a version of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_bundles import refresh
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import read_manifest
+from divprune_edge.plugins.record import LIBRARY, read_record, sha256
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.edition import TENSORRT, Edition
+from divprune_edge.runtime.engines.opening import Engines, open_engines
+
+Build = Any
+Here = Any
+
+
+@pytest.fixture
+def edition() -> Edition:
+    return TENSORRT
+
+
+def open_it(folder: Path, selector: str | None = None) -> Engines:
+    bundle = Bundle.open(folder, "always")
+    return open_engines(bundle, bundle.selector(selector))
+
+
+def refusal(folder: Path) -> str:
+    """Return the sentence with which opening ends."""
+    with pytest.raises(UserError) as error:
+        open_it(folder)
+    return str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_deserialized(here: Here) -> Iterator[None]:
+    """Opening never hands a plan to TensorRT, whether it succeeds or not."""
+    yield
+    assert here.world.deserialized == len(here.world.built), "only the builder looked at its own plans"
+
+
+def test_engines_that_fit(built: Path, here: Here) -> None:
+    engines = open_it(built)
+    assert set(engines.plans) == {"vision_encoder", "language_model", "divprune-58"}
+    assert engines.library is not None
+    assert engines.library.path.parent == here.library
+    assert not engines.kernel, "the plugin is in the engine"
+    assert engines.device == here.facts
+
+
+def test_without_pruning_no_selector_and_no_plugin(build: Build, bundle: Path, here: Here) -> None:
+    build(bundle, selector="none")
+    shutil.rmtree(here.library)
+    engines = open_it(bundle, "none")
+    assert set(engines.plans) == {"vision_encoder", "language_model"}
+    assert engines.library is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "sides"),
+    [
+        ({"sms": (90,)}, "were built with sm_87, but this is sm_90"),
+        ({"tensorrt": "10.3.1"}, "were built with TensorRT 10.3.0, but this is TensorRT 10.3.1"),
+        ({"cuda": "12.8"}, "were built with CUDA 12.6, but this is CUDA 12.8"),
+    ],
+)
+def test_another_device(built: Path, here: Here, facts: dict[str, Any], sides: str) -> None:
+    here.change(**facts)
+    assert refusal(built) == (
+        f"The engines in '{built / 'engines'}' {sides}: build them for this device with "
+        f"'python -m runtime build {built}'."
+    )
+
+
+def test_engines_of_the_other_edition_do_not_count(built: Path, here: Here) -> None:
+    for path in (built / "engines").glob("*/engines.json"):
+        path.write_text(path.read_text().replace('"edition": "tensorrt"', '"edition": "tensorrt-rtx"'))
+    assert "states facts with the fingerprint" in refusal(built)
+    shutil.rmtree(built / "engines")
+    assert refusal(built) == (
+        f"'{built}' has no engines: build them on this device with 'python -m runtime build {built}'."
+    )
+
+
+def test_a_bundle_for_an_rtx_card(built: Path) -> None:
+    refresh(built, read_manifest(built), target="rtx4090")
+    assert refusal(built) == (
+        f"'{built}' was made for GeForce RTX 4090 24GB, which TensorRT-RTX serves: use --backend tensorrt-rtx."
+    )
+
+
+def test_the_plugin_is_missing(built: Path, here: Here) -> None:
+    shutil.rmtree(here.library)
+    assert "There is no plugin library at" in refusal(built)
+    assert "'python -m plugins build'" in refusal(built)
+
+
+def test_another_plugin(built: Path, here: Here) -> None:
+    path = here.library / LIBRARY
+    path.write_bytes(b"another")
+    dataclasses.replace(read_record(here.library), sha256=sha256(path)).write(here.library)
+    sentence = refusal(built)
+    assert "were built with another plugin library (sha256 " in sentence
+    assert sha256(path)[:12] in sentence
+    assert sentence.endswith(f"'python -m runtime build {built}'.")
