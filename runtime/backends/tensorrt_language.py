@@ -48,7 +48,8 @@ class TensorRtLanguage:
         self.device, self.plan, self.info = device, plan, info
         self.capacity = info.capacity
         self.step = STEPS[info.dialect]
-        self.longest = plan.limits("input_ids", PREFILL)[1][1]
+        self.prefill = min(PREFILL, plan.profiles - 1)
+        self.longest = plan.limits("input_ids", self.prefill)[1][1]
         self.tensors = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
         self.cache_dtype = np.dtype(info.cache_dtype)
         self.row_bytes = info.head_dim * self.cache_dtype.itemsize

@@ -18,7 +18,7 @@ from divprune_edge.runtime.backends.base import CacheRows
 from divprune_edge.runtime.backends.steps import StepInputs
 from divprune_edge.runtime.engines.device import Context, Graph, Memory, Shape
 from divprune_edge.runtime.engines.pool import Tensor
-from divprune_edge.runtime.engines.profiles import DECODE, PREFILL
+from divprune_edge.runtime.engines.profiles import DECODE
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
@@ -45,7 +45,8 @@ class Slot:
         count = model.info.vocabulary
         self._logits, self._host_logits = device.allocate(4 * count), device.pinned(4 * count)
         self.logits = self._host_logits.array[: 4 * count].view(np.float32)
-        self._prefill, self._decode = (model.plan.context(p, scratch) for p in (PREFILL, DECODE))
+        self._prefill = model.plan.context(model.prefill, scratch, varying=True)
+        self._decode = model.plan.context(DECODE, scratch)
         for context in (self._prefill, self._decode):
             self._bind_cache(context)
         self._decode_views = self._bind_step(self._decode, 1)

@@ -113,7 +113,7 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
         return Built(store.publish(partial, info), info, tuple(there))
 
 
-_BUILDER = 2
+_BUILDER = 3
 """Counts changes of :mod:`~divprune_edge.runtime.engines.compile` that make other plans of the same graph."""
 
 

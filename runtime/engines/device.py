@@ -97,8 +97,8 @@ class Plan(Protocol):
         """Return the smallest and the largest shape of an input in a profile."""
         ...
 
-    def context(self, profile: int, scratch: Memory) -> Context:
-        """Make a context that keeps its activations in ``scratch``."""
+    def context(self, profile: int, scratch: Memory, *, varying: bool = False) -> Context:
+        """Make a context that keeps its activations in ``scratch``; ``varying`` says that its shapes change often."""
         ...
 
 

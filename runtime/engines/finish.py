@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from divprune_edge.runtime.bundle import cache_folder
-from divprune_edge.runtime.engines.profiles import PREFILL
 
 
-def finish_on_the_card(tensorrt: Any, engine: Any, profile: int, allocation: Any, key: str) -> Any:
+def finish_on_the_card(tensorrt: Any, engine: Any, allocation: Any, key: str, *, varying: bool) -> Any:
     """Return the ``IRuntimeConfig`` with which to make a context.
 
     Kernels for the shapes at hand are made before they are first used, so that a CUDA graph of a decode step holds them
@@ -23,18 +22,18 @@ def finish_on_the_card(tensorrt: Any, engine: Any, profile: int, allocation: Any
     Args:
         tensorrt: the module.
         engine: an ``ICudaEngine``.
-        profile: the optimisation profile of the context.
-        allocation: where its activations lie.
+        allocation: where the activations lie.
         key: a digest of the engine.
+        varying: the shapes of the context change often.
     """
     runtime_config = engine.create_runtime_config()
     runtime_config.set_execution_context_allocation_strategy(allocation)
     strategies = tensorrt.DynamicShapesKernelSpecializationStrategy
     runtime_config.dynamic_shapes_kernel_specialization_strategy = (
-        strategies.LAZY if profile == PREFILL else strategies.EAGER
+        strategies.LAZY if varying else strategies.EAGER
     )
     runtime_config.cuda_graph_strategy = tensorrt.CudaGraphStrategy.DISABLED
-    path = _kernels(key, profile)
+    path = _kernels(key, varying)
     if path is not None:
         runtime_cache = runtime_config.create_runtime_cache()
         with suppress(OSError):
@@ -44,10 +43,10 @@ def finish_on_the_card(tensorrt: Any, engine: Any, profile: int, allocation: Any
     return runtime_config
 
 
-def _kernels(key: str, profile: int) -> Path | None:
+def _kernels(key: str, varying: bool) -> Path | None:
     """Return where the kernels of an engine are kept; None where this user has no home."""
     try:
-        return cache_folder() / "kernels" / f"{key}-{profile}.bin"
+        return cache_folder() / "kernels" / f"{key}{'-varying' if varying else ''}.bin"
     except RuntimeError:
         return None
 

@@ -100,7 +100,7 @@ def graphs_of(
     vision, language = manifest.vision_encoder, manifest.language_model
     graphs = [_selector_graph(entry, tensorrt, edition) for entry in selectors if entry is not None]
     graphs.append(Graph(VISION, vision.file, vision.data, vision_profiles(manifest), plugin=False))
-    profiles = language_profiles(language, limits)
+    profiles = language_profiles(language, limits, apart=edition.shares_weights)
     graphs.append(Graph(LANGUAGE, language.file, language.data, profiles, plugin=False))
     return graphs
 

@@ -53,12 +53,12 @@ class Plans:
         return result
 
     def make_context(
-        self, engine: Any, title: str, key: str, profile: int, scratch: Memory
+        self, engine: Any, title: str, key: str, profile: int, scratch: Memory, varying: bool
     ) -> TensorRtContext:
         """Make an execution context whose activations lie in ``scratch``."""
         how = self._tensorrt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._edition.ahead_of_time:
-            how = finish_on_the_card(self._tensorrt, engine, profile, how, key)
+            how = finish_on_the_card(self._tensorrt, engine, how, key, varying=varying)
         context = engine.create_execution_context(how)
         if context is None or not context.set_optimization_profile_async(profile, self._stream):
             raise DivpruneError(f"TensorRT made no context for the engine of {title} ({self._log.reason()}).")
@@ -93,9 +93,10 @@ class TensorRtPlan:
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
         return tuple(smallest), tuple(largest)
 
-    def context(self, profile: int, scratch: Memory) -> TensorRtContext:
+    def context(self, profile: int, scratch: Memory, *, varying: bool = False) -> TensorRtContext:
         """Make a context."""
-        return self._plans.make_context(self._engine, self._title, self._key, profile, scratch)
+        how = profile, scratch, varying
+        return self._plans.make_context(self._engine, self._title, self._key, *how)
 
 
 class TensorRtContext:

@@ -17,7 +17,8 @@ from divprune_edge.models.budget import PROMPT
 VISION, LANGUAGE = "vision_encoder", "language_model"
 """Names of the engines that every bundle has; a selector's engine is called by the selector's id."""
 DECODE, PREFILL = 0, 1
-"""Indices of the language model's optimisation profiles; the first decides how the weights lie in memory."""
+"""Indices of the language model's optimisation profiles; the first decides how the weights lie in memory. Where
+there is one alone, it is both."""
 QUESTION = 64
 """Tokens of a typical prompt beside the visual ones: LLaVA-1.5's system prompt and one question."""
 
@@ -87,12 +88,13 @@ def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
     return (_profile(selector.inputs, {"batch": (1, 1, 1), "tiles": (1, 1, 1)}),)
 
 
-def language_profiles(info: LanguageInfo, limits: Limits) -> tuple[Profile, Profile]:
-    """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights."""
+def language_profiles(info: LanguageInfo, limits: Limits, *, apart: bool = True) -> tuple[Profile, ...]:
+    """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights; or one for both."""
     typical = min(limits.max_prompt, limits.kept[1] + QUESTION)
     sizes = {"batch": (1, 1, 1), "visual": limits.kept}
     decode = _profile(info.inputs, {**sizes, "seq": (1, 1, 1)})
-    return decode, _profile(info.inputs, {**sizes, "seq": (1, typical, limits.max_prompt)})
+    prefill = _profile(info.inputs, {**sizes, "seq": (1, typical, limits.max_prompt)})
+    return (decode, prefill) if apart else (prefill,)
 
 
 def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, Span]) -> Profile:
