@@ -76,6 +76,13 @@ class Case:
     sm: int
 
     @property
+    def place(self) -> tuple[int, ...]:
+        """Where it stands in the table."""
+        names = (list(CHECKPOINTS), PRECISIONS, GRAPHS)
+        values = (self.checkpoint, self.precision, self.graph)
+        return (*(known.index(value) for known, value in zip(names, values, strict=True)), self.sm)
+
+    @property
     def choices(self) -> tuple[tuple[str, object], ...]:
         return tuple(asdict(self).items())
 
@@ -108,8 +115,7 @@ def covering_cases() -> list[Case]:
 def run(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
     """Export what the cases need, each bundle once, and build."""
     edition.use(edition.TENSORRT_RTX)
-    order = {case: at for at, case in enumerate(all_cases())}
-    ordered = sorted(cases, key=order.__getitem__)
+    ordered = sorted(cases, key=lambda case: case.place)
     for (checkpoint, precision), group in itertools.groupby(
         ordered, key=lambda c: (c.checkpoint, c.precision)
     ):
