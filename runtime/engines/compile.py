@@ -205,7 +205,7 @@ def _parser_errors(parser: trt.OnnxParser) -> str:
     error: trt.ParserError = parser.get_error(0)
     name, operator = error.node_name(), error.node_operator()
     where = f"node '{name}' ({operator}): " if name or operator else ""
-    return where + shorten(error.desc())
+    return f"{where}{shorten(error.desc())}"
 
 
 def _has_plugin(network: trt.INetworkDefinition) -> bool:

@@ -53,8 +53,11 @@ def _kernels(key: str, varying: bool) -> Path | None:
 
 def _keep(runtime_cache: Any, path: Path) -> None:
     """Write what was made; a cache that cannot be written only costs the next start its time."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_bytes(bytes(runtime_cache.serialize()))
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(bytes(runtime_cache.serialize()))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
