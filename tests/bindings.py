@@ -1,4 +1,4 @@
-"""TensorRT's real Python bindings over stub libraries, and what their type stubs say."""
+"""TensorRT's real Python bindings over stub libraries, TensorRT-RTX's as they are, and what their type stubs say."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from plugins_emulation import ROOT, compile_cpp
+from plugins_emulation import ROOT, compile_cpp, need_rtx
 
 STUB = ROOT / "tests" / "plugins" / "tensorrt" / "stub.cpp"
 SONAMES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
+RTX = "RTX"
 
 
 @dataclass(frozen=True)
 class Bindings:
-    """The environment in which ``import tensorrt`` gives the bindings."""
+    """The environment in which ``import tensorrt``, or ``tensorrt_rtx``, gives the bindings."""
 
     version: str
     environment: dict[str, str]
     folder: Path
+    module: str = "tensorrt_bindings.tensorrt"
 
     def run(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
         """Run Python with these bindings; skip the test where they are for another Python."""
@@ -42,15 +44,16 @@ class Bindings:
         """Return a folder with stubs of a module ``tensorrt``, written from the bindings' own signatures."""
         out = self.folder / "stubs"
         main = "import sys; from mypy.stubgen import main; main(sys.argv[1:])"
-        command = ["-c", main, "--inspect-mode", "-m", "tensorrt_bindings.tensorrt", "-o", out]
+        command = ["-c", main, "--inspect-mode", "-m", self.module, "-o", out]
         result = self.run(*command)
         assert result.returncode == 0, result.stdout + result.stderr
-        made = out / "tensorrt_bindings" / "tensorrt.pyi"
+        package, name = self.module.split(".")
+        made = out / package / f"{name}.pyi"
         lines = made.read_text(encoding="utf-8").splitlines()
         made.write_text("\n".join(map(mended, lines)) + "\n", encoding="utf-8")
         made.with_name("__init__.pyi").write_text("", encoding="utf-8")
         (out / "tensorrt").mkdir()
-        text = "from tensorrt_bindings.tensorrt import *\n__version__: str\n"
+        text = f"from {self.module} import *\n__version__: str\n"
         (out / "tensorrt" / "__init__.pyi").write_text(text, encoding="utf-8")
         return out
 
@@ -67,7 +70,14 @@ def mended(line: str) -> str:
 
 
 def open_bindings(version: str, folder: Path) -> Bindings:
-    """Make stub libraries for the bindings of ``make bindings``; skip the test where these are missing."""
+    """Make stub libraries for the bindings of ``make bindings``; skip the test where these are missing.
+
+    TensorRT-RTX is all there, and needs none.
+    """
+    if version == RTX:
+        need_rtx()
+        environment = {"POLYGRAPHY_USE_TENSORRT_RTX": "1", "PYTHONPATH": str(ROOT)}
+        return Bindings(RTX, environment, folder, "tensorrt_rtx_bindings.tensorrt_rtx")
     bindings = ROOT / "build" / "bindings" / version
     if not bindings.is_dir() or platform.machine() != "x86_64":
         pytest.skip(f"no bindings in {bindings.relative_to(ROOT)} (make bindings)")
@@ -90,7 +100,8 @@ Methods = dict[str, list[ast.arguments] | None]
 
 def classes_of(stubs: Path) -> dict[str, Methods]:
     """Return what the stubs say of each class, and under the empty name of the module."""
-    tree = ast.parse((stubs / "tensorrt_bindings" / "tensorrt.pyi").read_text(encoding="utf-8"))
+    (stub,) = stubs.glob("*_bindings/tensorrt*.pyi")
+    tree = ast.parse(stub.read_text(encoding="utf-8"))
     found = {"": members_of(tree.body)}
     found |= {node.name: members_of(node.body) for node in tree.body if isinstance(node, ast.ClassDef)}
     return found

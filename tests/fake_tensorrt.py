@@ -25,37 +25,13 @@ from typing import Any
 
 import onnx
 import tensorrt_rtx as real
+from fake_cuda import PluginRegistry
 
 from divprune_edge.plugins.loader import PLUGIN
 from divprune_edge.runtime.engines import log
 from divprune_edge.runtime.engines.edition import major_minor
 
 VERSION = "10.3.0"
-
-
-class PluginCreator:
-    """Of our plugin."""
-
-    name, plugin_version, plugin_namespace = PLUGIN
-
-
-class PluginRegistry:
-    """Accepts any file that is there."""
-
-    def __init__(self) -> None:
-        self._loaded: list[str] = []
-
-    @property
-    def all_creators(self) -> list[PluginCreator]:
-        return [PluginCreator()] if self._loaded else []
-
-    def load_library(self, plugin_path: str) -> object | None:
-        self._loaded.append(plugin_path)
-        return object() if Path(plugin_path).is_file() else None
-
-    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> PluginCreator | None:
-        assert self._loaded, "TensorRT logs it as an error where there is none"
-        return PluginCreator() if (type, version, plugin_namespace) == PLUGIN else None
 
 
 @dataclass(frozen=True)
@@ -90,7 +66,7 @@ class World:
 class PluginLayer:
     """Where the network has the function's layers."""
 
-    type, name, precision_is_set = real.LayerType.PLUGIN_V3, "plugin", False
+    type = real.LayerType.PLUGIN_V3
 
 
 class Network:
@@ -125,7 +101,10 @@ class EngineInspector:
 class CudaEngine:
     def __init__(self, built: Built) -> None:
         self._built = built
-        self.num_optimization_profiles = len(built.extra_memory)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._built.extra_memory)
 
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self._built)
@@ -191,7 +170,7 @@ def make_module(world: World) -> ModuleType:
 
         def parse_from_file(self, model: str) -> bool:
             path = self._network._graph = Path(model)
-            if world.registry.all_creators and has_plugin(path, world.version):
+            if world.registry.loaded and has_plugin(path, world.version):
                 self._network._plugin = True
                 path = path.parent.parent / path.name if path.parent.name == "stripped" else path
             return bool(super().parse_from_file(str(path)))

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_cuda import PluginRegistry
 from plugins_emulation import RECORDED, write_library
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins import abi
-from divprune_edge.plugins.loader import PLUGIN, Library, find_library, register
+from divprune_edge.plugins.loader import Library, find_library, register
 from divprune_edge.plugins.record import LIBRARY, RECORD
 
 
@@ -63,43 +64,13 @@ def test_a_file_that_is_no_library(tmp_path: Path) -> None:
         abi.load(find_library(write_library(tmp_path)).path)
 
 
-@dataclasses.dataclass(frozen=True)
-class FakeCreator:
-    """Stands in for a plugin's creator, of another plugin unless told."""
-
-    name: str = "Another"
-    plugin_version: str = "1"
-    plugin_namespace: str = ""
-
-
-class FakeRegistry:
-    """Stands in for ``tensorrt.IPluginRegistry``."""
-
-    def __init__(self, *, accepts: bool = True, has_creator: bool = True) -> None:
-        self.loaded: list[str] = []
-        self._accepts, self._has_creator = accepts, has_creator
-
-    @property
-    def all_creators(self) -> list[FakeCreator]:
-        return [FakeCreator(), *([FakeCreator(*PLUGIN)] if self.loaded and self._has_creator else [])]
-
-    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> FakeCreator | None:
-        assert self.loaded, "TensorRT logs it as an error where there is none"
-        return FakeCreator(*PLUGIN) if self._has_creator else None
-
-    def load_library(self, plugin_path: str) -> object | None:
-        if self._accepts:
-            self.loaded.append(plugin_path)
-        return object() if self._accepts else None
-
-
 @pytest.fixture
 def library(tmp_path: Path) -> Library:
     return find_library(write_library(tmp_path))
 
 
 def test_registering_once(library: Library) -> None:
-    registry = FakeRegistry()
+    registry = PluginRegistry()
     register(registry, "10.3.0", library)
     register(registry, "10.3.0", library)
     assert registry.loaded == [str(library.path)]
@@ -109,10 +80,10 @@ def test_registering_what_does_not_fit(library: Library) -> None:
     with pytest.raises(
         UserError, match=r"built for TensorRT 10\.16\.0, but TensorRT 11\.4\.0\.106 is running"
     ):
-        register(FakeRegistry(), "11.4.0.106", library)
+        register(PluginRegistry(), "11.4.0.106", library)
     bare = Library(library.path, dataclasses.replace(library.record, tensorrt=None))
     with pytest.raises(UserError, match="was built without TensorRT's headers"):
-        register(FakeRegistry(), "10.3.0", bare)
-    for registry in (FakeRegistry(accepts=False), FakeRegistry(has_creator=False)):
+        register(PluginRegistry(), "10.3.0", bare)
+    for registry in (PluginRegistry(accepts=False), PluginRegistry(has_creator=False)):
         with pytest.raises(DivpruneError, match="did not accept the plugin library"):
             register(registry, "10.3.0", library)

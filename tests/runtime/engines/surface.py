@@ -1,28 +1,38 @@
-"""Run on TensorRT's real Python bindings over stub libraries: what the builder and the loader do without a GPU.
+"""Run on the real Python bindings: TensorRT's over stub libraries, TensorRT-RTX's as they are.
 
-``surface.py``, with a module ``tensorrt`` that is the bindings on the path; prints a line for each thing that was
-seen to work.
+``surface.py``, for the edition that the environment names; prints a line for each thing of the builder and the loader
+that was seen to work without a GPU.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import tensorrt as trt
-from polygraphy.backend.trt import CreateConfig, EngineBytesFromNetwork
+from polygraphy.backend.trt import EngineBytesFromNetwork
 
 from divprune_edge.errors import DivpruneError
-from divprune_edge.runtime.engines import plan
-from divprune_edge.runtime.engines.compile import Log, Monitor, SharedWeights, check_graph, register_plugin
+from divprune_edge.runtime.engines.compile import (
+    Monitor,
+    SharedWeights,
+    _config_for,
+    check_graph,
+    register_plugin,
+)
+from divprune_edge.runtime.engines.edition import in_use
 from divprune_edge.runtime.engines.graphs import Job
+from divprune_edge.runtime.engines.log import logger_of
 from divprune_edge.runtime.engines.progress import Interrupt
 
-for log in (Log(), plan._make_log(trt)):
-    assert isinstance(log, trt.ILogger)
-    log.log(trt.ILogger.WARNING, "a warning")
-    log.log(trt.ILogger.ERROR, "an error")
-    assert "an error" in log.reason()
-print("loggers: subclasses of ILogger that keep the error")
+edition = in_use()
+trt = edition.load()
+log = logger_of(trt)
+assert isinstance(log, trt.ILogger)
+assert logger_of(trt) is log
+log.log(trt.ILogger.WARNING, "a warning")
+log.log(trt.ILogger.ERROR, "an error")
+assert log.reason() == "an error"
+assert log.reason() == "it gives no reason"
+print("logger: a subclass of ILogger that keeps the error, one for the process")
 
 
 class Report:
@@ -55,8 +65,7 @@ assert Monitor(report, Pressed()).step_complete("Building", 1) is False  # type:
 assert report.told[:3] == [("Building", None, 3), ("Building", 0), ("Building",)]
 print("monitor: a subclass of IProgressMonitor that goes on, and stops")
 
-config = CreateConfig(
-    tf32=False,
+config = _config_for((89, 120) if edition.ahead_of_time else ())(
     profiles=[SharedWeights().add("x", (1,), (1,), (1,))],
     profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
     memory_pool_limits={trt.MemoryPoolType.WORKSPACE: 1 << 20},
@@ -73,19 +82,25 @@ if hasattr(trt.LayerType, "ATTENTION_INPUT"):
     assert trt.IAttention.decomposable.fset is not None
     print("attention: a layer of that type shows one that may be split")
 else:
+    assert not edition.ahead_of_time
     assert tuple(map(int, trt.__version__.split(".")[:2])) < (10, 14)
 
 try:
     check_graph(Job("x", Path("x.onnx"), (), plugin=False, workspace=None, optimization_level=None))
 except DivpruneError as error:
-    assert f"TensorRT {trt.__version__} does not start" in str(error)
+    begins = "cannot read 'x.onnx': " if edition.ahead_of_time else "does not start"
+    assert str(error).startswith(f"{edition.title} {trt.__version__} {begins}"), error
 else:
-    raise AssertionError("a builder without TensorRT")
-print("builder: without TensorRT behind the bindings, one sentence")
+    raise AssertionError("a graph that is not there")
+print("builder: what it cannot do is one sentence")
 
 try:
     register_plugin(None)  # type: ignore[arg-type]
 except (AttributeError, DivpruneError):
     print("registry: there, and without the plugin")
 
-print(f"TensorRT {trt.__version__}")
+if edition.ahead_of_time:
+    assert trt.ICudaEngine.__weakrefoffset__
+    print("engine: what was made for it can be kept when it goes")
+
+print(f"{edition.title} {trt.__version__}")

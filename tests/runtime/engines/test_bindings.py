@@ -7,6 +7,7 @@ points, CUDA's without a driver. ``make bindings`` fetches them; without, these 
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import subprocess
@@ -15,18 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bindings import Bindings, classes_of, fits, open_bindings
+from bindings import RTX, Bindings, classes_of, fits, open_bindings
+from fake_cuda import FakeRuntime
 from plugins_emulation import ROOT
 
 pytestmark = pytest.mark.xdist_group("tensorrt")
 HERE = Path(__file__).resolve().parent
 ENGINES = ROOT / "runtime" / "engines"
-VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106")
+VERSIONS = ("10.3.0", "10.16.1.11", "11.4.0.106", RTX)
 CUDA_VERSIONS = ("12.6.2.post1", "12.9.10", "13.2.0")
 
 OBJECTS = {"_tensorrt": "", "tensorrt": "", "trt": "", "_runtime": "Runtime", "runtime": "Runtime"}
 OBJECTS |= {"engine": "ICudaEngine", "_engine": "ICudaEngine", "inspector": "EngineInspector"}
 OBJECTS |= {"context": "IExecutionContext", "_context": "IExecutionContext"}
+OBJECTS |= {"runtime_config": "IRuntimeConfig", "runtime_cache": "IRuntimeCache"}
 OBJECTS |= {"builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser"}
 """What a name in the modules that call TensorRT stands for: a class of it, or the module."""
 
@@ -57,7 +60,8 @@ def test_what_runs_without_a_gpu(bindings: Bindings) -> None:
     result = bindings.run(HERE / "surface.py")
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.splitlines()[-1] == f"TensorRT {bindings.version}"
+    version = "-RTX 1.7.1.116" if bindings.version == RTX else f" {bindings.version}"
+    assert result.stdout.splitlines()[-1] == f"TensorRT{version}"
 
 
 def test_the_builder_fits_the_types(bindings: Bindings, stubs: Path, tmp_path: Path) -> None:
@@ -126,11 +130,18 @@ def problems(source: str, stubs: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ["compile.py", "plan.py"])
-def test_every_name_is_there(stubs: Path, module: str) -> None:
+USES = {"compile.py": 10, "plan.py": 10, "log.py": 2, "finish.py": 10}
+"""Module -> more uses of TensorRT than this."""
+
+
+@pytest.mark.parametrize("module", USES)
+def test_every_name_is_there(stubs: Path, bindings: Bindings, module: str) -> None:
     source = (ENGINES / module).read_text(encoding="utf-8")
-    assert len(list(uses_in(source))) > 10, "the walk finds what the module uses"
-    assert problems(source, stubs) == []
+    assert len(list(uses_in(source))) > USES[module], "the walk finds what the module uses"
+    if module == "finish.py" and bindings.version != RTX:
+        assert problems(source, stubs), "finishing is TensorRT-RTX's alone"
+    else:
+        assert problems(source, stubs) == []
 
 
 @pytest.mark.parametrize(
@@ -161,12 +172,12 @@ def test_all_modules_with_tensorrt_are_looked_at() -> None:
         for path in [*ENGINES.glob("*.py"), *(ROOT / "runtime" / "backends").glob("*.py")]
         if any(kind or attribute != "__version__" for kind, attribute, *_ in uses_of_tensorrt(path))
     }
-    assert using == {"compile.py", "plan.py"}
+    assert using == set(USES)
 
 
 def uses_of_tensorrt(path: Path) -> list[tuple[str, str, ast.Call | None, int]]:
     source = path.read_text(encoding="utf-8")
-    if "import tensorrt" not in source and "import_tensorrt" not in source:
+    if not any(words in source for words in ("import tensorrt", ".load()", "tensorrt: Any")):
         return []
     return list(uses_in(source))
 
@@ -226,9 +237,10 @@ def test_every_name_of_cuda_is_there(version: str) -> None:
         for name, counts in cuda_uses((ENGINES / module).read_text(encoding="utf-8")).items():
             uses.setdefault(name, set()).update(counts)
     assert len(uses) > 20
+    fakes = [name for name in vars(FakeRuntime) if name.startswith("cuda")]
     result = subprocess.run(
         [sys.executable, "-c", CUDA_CHECK],
-        input=json.dumps([*uses, "cudaNoSuchThing"]),
+        input=json.dumps([*uses, *fakes, "cudaNoSuchThing"]),
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
@@ -243,6 +255,11 @@ def test_every_name_of_cuda_is_there(version: str) -> None:
     assert missing == ["cudaNoSuchThing"]
     called = {name: counts - {None} for name, counts in uses.items() if counts - {None}}
     assert called
+    for name in fakes:
+        # Beside the functions it has what a call is given.
+        value = getattr(FakeRuntime, name)
+        if callable(value) and not isinstance(value, type):
+            called.setdefault(name, set()).add(len(inspect.signature(value).parameters) - 1)
     for name, counts in called.items():
         (signature,) = answer["found"][name]
         assert counts == {arity(signature)}, signature

@@ -1,4 +1,4 @@
-"""``build`` and then ``ask``: TensorRT-RTX really builds the engines; a FAKE device runs their graphs in their place."""
+"""``build`` and then ``ask``: engines that TensorRT-RTX really builds; a FAKE device runs their graphs instead."""
 
 from __future__ import annotations
 

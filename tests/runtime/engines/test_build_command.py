@@ -14,7 +14,7 @@ from plugins_emulation import ROOT
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.runtime.cli import app
-from divprune_edge.runtime.engines import builder
+from divprune_edge.runtime.engines import builder, facts, target
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 
 RTX = "1.7.1.116"
@@ -88,11 +88,6 @@ def test_the_bundles_own_target_is_the_default(command: Command, here: Here, bun
             "rtx",
             "is GeForce RTX 4090 24GB (sm_89, TensorRT-RTX 1.7), but engines for sm_80, sm_86,",
         ),
-        (
-            "rtx4090",
-            "h100",
-            "--target h100 is H100 80GB SXM (sm_90, TensorRT 10.16), but this device is sm_89",
-        ),
         ("rtx4090", "rtx5090", "(sm_89, TensorRT-RTX 1.7), but engines for sm_120 with TensorRT-RTX"),
         ("h100", "rtx", "is H100 80GB SXM (sm_90, TensorRT 10.16), but engines for sm_80,"),
     ],
@@ -131,8 +126,7 @@ def test_verbose_shows_what_tensorrt_says(
 def test_without_tensorrt(
     command: Command, here: Here, bundle: Path, monkeypatch: pytest.MonkeyPatch, edition: Edition, words: str
 ) -> None:
-    # The device has not been faked away here.
-    monkeypatch.undo() if edition is TENSORRT else None
+    monkeypatch.setattr(target, "device_facts", facts.device_facts)
     monkeypatch.setitem(sys.modules, edition.module, None)
     failed = command("build", bundle)
     assert (failed.code, failed.out) == (2, "")

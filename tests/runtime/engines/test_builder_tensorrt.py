@@ -68,7 +68,7 @@ def test_attention_may_take_several_kernels(build: Build, here: Here, exported: 
 
 def test_the_plugin_is_registered_and_stays_outside(build: Build, here: Here, bundle: Path) -> None:
     built = build(bundle)
-    assert here.world.registry._loaded == [str(here.library / LIBRARY)]
+    assert here.world.registry.loaded == [str(here.library / LIBRARY)]
     assert [name for name, plan in built.info.plans.items() if plan.plugin] == ["divprune-58"]
 
 
@@ -87,7 +87,7 @@ def test_a_selector_without_plugin_needs_no_library(build: Build, here: Here, bu
     shutil.rmtree(here.library)
     built = build(bundle, selector="uniform")
     assert built.info.facts.plugin is None
-    assert here.world.registry._loaded == []
+    assert here.world.registry.loaded == []
     assert not built.info.plans["uniform-58"].plugin
 
 

@@ -234,12 +234,12 @@ def test_the_plugin_is_registered_before_its_plan(
     plans = FakeEngines(bundle)(bundle.selector(), before=None).plans
     device = here.open()
     device.load(plans["vision_encoder"], "vision", "a digest")
-    assert here.tensorrt.loaded_libraries == []
+    assert here.tensorrt.registry.loaded == []
     library = find_library(write_library(tmp_path))
     device.load(plans["divprune-9"], "divprune-9", "a digest", library)
-    assert here.tensorrt.loaded_libraries == [str(library.path)]
+    assert here.tensorrt.registry.loaded == [str(library.path)]
     here.tensorrt.__version__ = "11.4.0"  # type: ignore[misc]
-    here.tensorrt.loaded_libraries.clear()
+    here.tensorrt.registry.loaded.clear()
     with pytest.raises(UserError, match=r"was built for TensorRT 10\.16\.0, but TensorRT 11\.4\.0 is"):
         device.load(plans["divprune-9"], "divprune-9", "a digest", library)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
+from fake_cuda import FakeRuntime, cudaError_t
+from fake_device import FakeDevice
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.engines import facts
@@ -18,47 +18,11 @@ from divprune_edge.runtime.engines.facts import device_facts, facts_ahead, host_
 GIB = 1 << 30
 
 
-class Error(enum.IntEnum):
-    cudaSuccess = 0  # noqa: N815
-    cudaErrorMemoryAllocation = 2  # noqa: N815
-    cudaErrorInsufficientDriver = 35  # noqa: N815
-
-
-class FakeCuda:
-    """Stands in for ``cuda.bindings.runtime``: an Orin with 3 GiB that are plainly free."""
-
-    cudaError_t = Error  # noqa: N815
-    cudaDeviceAttr = SimpleNamespace(  # noqa: N815
-        cudaDevAttrComputeCapabilityMajor="major",
-        cudaDevAttrComputeCapabilityMinor="minor",
-        cudaDevAttrIntegrated="integrated",
-    )
-
-    def __init__(self) -> None:
-        self.attributes = {"major": 8, "minor": 7, "integrated": 1}
-        self.count: tuple[Any, ...] = (Error.cudaSuccess, 1)
-        self.memory: tuple[Any, ...] = (Error.cudaSuccess, 3 * GIB, 8 * GIB)
-
-    def cudaGetDeviceCount(self) -> tuple[Any, ...]:  # noqa: N802
-        return self.count
-
-    def cudaDeviceGetAttribute(self, attr: str, device: int) -> tuple[Any, ...]:  # noqa: N802
-        assert device == 0
-        return Error.cudaSuccess, self.attributes[attr]
-
-    def cudaDriverGetVersion(self) -> tuple[Any, ...]:  # noqa: N802
-        return Error.cudaSuccess, 12060
-
-    def cudaMemGetInfo(self) -> tuple[Any, ...]:  # noqa: N802
-        return self.memory
-
-    def cudaGetErrorString(self, error: Error) -> tuple[Any, ...]:  # noqa: N802
-        return Error.cudaSuccess, {35: b"driver too old", 2: b"out of memory"}[int(error)]
-
-
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    made = FakeCuda()
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
+    """An Orin with 3 GiB that are plainly free."""
+    made = FakeRuntime(FakeDevice(free=3 * GIB))
+    made.integrated = 1
     monkeypatch.setattr(facts, "import_cuda", lambda: made)
     monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.3.0"))
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.7.1.116"))
@@ -66,41 +30,41 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return made
 
 
-def test_a_jetson_counts_what_the_file_cache_gives_back(cuda: FakeCuda) -> None:
+def test_a_jetson_counts_what_the_file_cache_gives_back(cuda: FakeRuntime) -> None:
     found = device_facts(TENSORRT)
     assert (found.sms, found.cuda, found.tensorrt, found.shared_memory) == ((87,), "12.6", "10.3.0", True)
     assert (found.free_memory, found.host_memory) == (5 * GIB, 7 * GIB)
 
 
-def test_a_card_has_memory_of_its_own(cuda: FakeCuda) -> None:
-    cuda.attributes.update(major=12, minor=0, integrated=0)
+def test_a_card_has_memory_of_its_own(cuda: FakeRuntime) -> None:
+    cuda.capability, cuda.integrated = (12, 0), 0
     found = device_facts(TENSORRT)
     assert (found.sms, found.shared_memory, found.free_memory) == ((120,), False, 3 * GIB)
 
 
-@pytest.mark.parametrize("count", [(Error.cudaErrorInsufficientDriver, None), (Error.cudaSuccess, 0)])
-def test_no_gpu(cuda: FakeCuda, count: tuple[Any, ...]) -> None:
-    cuda.count = count
+@pytest.mark.parametrize("fail", [{"cudaGetDeviceCount": cudaError_t.cudaErrorInsufficientDriver}, {}])
+def test_no_gpu(cuda: FakeRuntime, fail: dict[str, cudaError_t]) -> None:
+    cuda.fail, cuda.count = fail, 0
     with pytest.raises(UserError, match=r"There is no GPU that CUDA can use here.*--backend cpu"):
         device_facts(TENSORRT)
 
 
-def test_cuda_fails(cuda: FakeCuda) -> None:
-    cuda.memory = (Error.cudaErrorMemoryAllocation, None, None)
-    with pytest.raises(UserError, match=r"CUDA does not tell about the GPU \(out of memory\)"):
+def test_cuda_fails(cuda: FakeRuntime) -> None:
+    cuda.fail["cudaMemGetInfo"] = cudaError_t.cudaErrorMemoryAllocation
+    with pytest.raises(UserError, match=r"CUDA does not tell about the GPU \(what CUDA says\)"):
         device_facts(TENSORRT)
 
 
-def test_an_rtx_card_finishes_engines_itself(cuda: FakeCuda) -> None:
+def test_an_rtx_card_finishes_engines_itself(cuda: FakeRuntime) -> None:
     """Nothing depends on the CUDA version that the driver offers."""
-    cuda.attributes.update(major=12, minor=0, integrated=0)
+    cuda.capability, cuda.integrated = (12, 0), 0
     found = device_facts(TENSORRT_RTX)
     assert (found.sms, found.cuda, found.library) == ((120,), None, "TensorRT-RTX 1.7.1.116")
 
 
-def test_gpus_that_are_not_here(cuda: FakeCuda) -> None:
+def test_gpus_that_are_not_here(cuda: FakeRuntime) -> None:
     """CUDA is not asked, and no memory on the GPU can be counted."""
-    cuda.count = (Error.cudaErrorInsufficientDriver, None)
+    cuda.fail["cudaGetDeviceCount"] = cudaError_t.cudaErrorInsufficientDriver
     found = facts_ahead(TENSORRT_RTX, (86, 120))
     assert (found.sms, found.cuda, found.free_memory, found.host_memory) == ((86, 120), None, 0, 7 * GIB)
     assert found.library == "TensorRT-RTX 1.7.1.116"
