@@ -11,10 +11,13 @@ from divprune_edge.errors import UserError
 from divprune_edge.models.llava import WeightNames, read_llava
 from divprune_edge.models.targets import SEVEN_BILLION, TARGETS, Target, find_target
 
-DEVICES = [target for target in TARGETS.values() if target.backend == "tensorrt"]
+RTX = [target for target in TARGETS.values() if target.backend == "tensorrt-rtx"]
+DEVICES = [
+    target for target in TARGETS.values() if target.backend.startswith("tensorrt") and target.name != "rtx"
+]
 NAMES = (
     "cpu cuda orin-nano-8gb orin-nx-16gb agx-orin-64gb orin-nano-8gb-jp7 orin-nx-16gb-jp7 agx-orin-64gb-jp7 "
-    "thor a100 h100 h200 l4 rtx4090"
+    "thor a100 h100 h200 l4 rtx3090 rtx4090 rtx5090 dgx-spark rtx"
 )
 
 
@@ -32,13 +35,17 @@ def test_every_fact_of_a_device_has_a_source(target: Target) -> None:
 
 @pytest.mark.parametrize("target", DEVICES, ids=lambda target: target.name)
 def test_rates_are_dense_and_in_order(target: Target) -> None:
-    """A sparse rate slipped in would be twice its neighbours'."""
-    rates = target.rates
+    """A sparse rate slipped in would be twice its neighbours'; a GeForce halves FP16 with FP32 accumulation."""
+    rates, geforce = target.rates, target.name.startswith("rtx")
     assert rates["fp32"] < rates["fp16"]
     if "int8" in rates:
-        assert rates["int8"] / rates["fp16"] == pytest.approx(4 if target.name == "rtx4090" else 2, rel=0.01)
+        assert rates["int8"] / rates["fp16"] == pytest.approx(4 if geforce else 2, rel=0.01)
     if "tf32" in rates and target.name != "l4":
         assert rates["fp16"] / rates["tf32"] == pytest.approx(2, rel=0.01)
+    if "fp8" in rates:
+        assert rates["fp8"] / rates["fp16"] == pytest.approx(2, rel=0.01)
+    if "fp4" in rates:
+        assert rates["fp4"] / rates["fp8"] == pytest.approx(4 if geforce else 2, rel=0.01)
 
 
 def test_orin_rates_follow_from_cores_and_clocks() -> None:
@@ -61,7 +68,39 @@ def test_software_decides_the_dialect() -> None:
         assert (target.python, target.cuda) == {"6.2": ("3.10", "12.6"), "7.2": ("3.12", "13.2")}.get(
             target.jetpack or "", (None, None)
         )
-        assert target.shared_memory == (target.jetpack is not None)
+        assert target.shared_memory == (target.jetpack is not None or target.name == "dgx-spark")
+
+
+def test_rtx_cards_are_tensorrt_rtxs() -> None:
+    """Each is one compute capability, and ``rtx`` all that its engines are built for."""
+    every = (80, 86, 89, 120, 121)
+    assert {target.name: target.sms for target in RTX} == {
+        "rtx3090": (86,),
+        "rtx4090": (89,),
+        "rtx5090": (120,),
+        "dgx-spark": (121,),
+        "rtx": every,
+    }
+    assert {target.software for target in RTX} == {"TensorRT-RTX 1.7"}
+    assert TARGETS["l4"].software == "TensorRT 10.16", "the same sm_89, but a card for datacenters"
+    assert (TARGETS["l4"].sms, TARGETS["cpu"].sms, TARGETS["cuda"].sms) == ((89,), (), ())
+
+
+def test_every_rtx_card_at_once_has_no_figures() -> None:
+    target = TARGETS["rtx"]
+    assert (target.sm, target.memory_bytes, target.bandwidth, dict(target.rates)) == (None, None, None, {})
+    assert {"software", "precision"} <= set(target.sources)
+    assert (target.jetpack, target.cuda, target.python, target.shared_memory) == (None, None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "clock"), [("rtx3090", 82, 1.695), ("rtx4090", 128, 2.52), ("rtx5090", 170, 2.407)]
+)
+def test_geforce_rates_follow_from_cores_and_clocks(name: str, sms: int, clock: float) -> None:
+    """128 FP32 lanes per SM; tensor cores do twice that in FP16 with FP32 accumulation, and eight times in INT8."""
+    rates = TARGETS[name].rates
+    for dtype, per_clock in (("fp32", 256), ("fp16", 512), ("int8", 2048)):
+        assert rates[dtype] == pytest.approx(sms * per_clock * clock * 1e9, rel=0.01)
 
 
 def test_jetpack_7_changes_only_the_software() -> None:
@@ -72,7 +111,7 @@ def test_jetpack_7_changes_only_the_software() -> None:
 
 def test_float16_where_a_7b_model_takes_at_most_half_of_the_memory() -> None:
     halves = {target.name.removesuffix("-jp7") for target in DEVICES if target.precision == "fp16"}
-    assert halves == {"agx-orin-64gb", "thor", "a100", "h100", "h200"}
+    assert halves == {"agx-orin-64gb", "thor", "a100", "h100", "h200", "rtx5090", "dgx-spark"}
     rest = {target.precision for target in DEVICES} - {"fp16"}
     assert rest == {"vision=fp16,language=int4"}
 

@@ -105,7 +105,10 @@ def test_sequences_do_not_share_a_cache(backend: Backend, bundle: Bundle, pixels
 
 
 def test_unknown_backend_and_threads(bundle: Bundle) -> None:
-    with pytest.raises(UserError, match=r"no backend 'cdua' .*did you mean 'cuda'"):
+    with pytest.raises(
+        UserError,
+        match=r"no backend 'cdua' .*did you mean 'cuda'\?\): use cpu, cuda, tensorrt or tensorrt-rtx\.$",
+    ):
         open_backend(bundle, "cdua")
     with pytest.raises(UserError, match="0 threads"):
         open_backend(bundle, "cpu", threads=0)
