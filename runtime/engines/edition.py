@@ -87,7 +87,6 @@ TENSORRT_RTX = Edition(
 )
 EDITIONS: Mapping[str, Edition] = MappingProxyType({one.name: one for one in (TENSORRT, TENSORRT_RTX)})
 
-_BUILDER = "divprune_edge.runtime.engines.compile"
 _POLYGRAPHY = "POLYGRAPHY_USE_TENSORRT_RTX"
 
 
@@ -95,13 +94,13 @@ def use(edition: Edition) -> None:
     """Settle which edition this process builds with; Polygraphy knows only one.
 
     Raises:
-        DivpruneError: the process has built with the other one already.
+        DivpruneError: the process has loaded Polygraphy for the other one already, as the builder does.
     """
     before = in_use()
-    if edition is not before and _BUILDER in sys.modules:
+    if edition is not before and sys.modules.get("polygraphy"):
         raise DivpruneError(
-            f"This process has built engines with {before.title}, so it cannot build with {edition.title}: use another "
-            "process."
+            f"This process has loaded Polygraphy for {before.title}, so it cannot build with {edition.title}: use "
+            "another process."
         )
     os.environ[_POLYGRAPHY] = str(int(edition is TENSORRT_RTX))
 

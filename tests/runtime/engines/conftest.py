@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +66,17 @@ class Here:
 
         self.world: Any = World(version)
         install(self.world, self._monkeypatch)
-        forget_builder(self._monkeypatch)
+        forget_builder()
         self.change(tensorrt=version)
 
 
-def forget_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_builder() -> None:
     """A process builds with one TensorRT; that of the tests begins anew."""
     package = importlib.import_module("divprune_edge.runtime.engines")
-    monkeypatch.delattr(package, "compile", raising=False)
+    vars(package).pop("compile", None)
     for name in list(sys.modules):
         if name == f"{package.__name__}.compile" or name.split(".")[0] == "polygraphy":
-            monkeypatch.delitem(sys.modules, name)
+            del sys.modules[name]
 
 
 class Recorder:
@@ -113,12 +113,12 @@ def edition() -> Edition:
 
 
 @pytest.fixture
-def here(edition: Edition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+def here(edition: Edition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     """A device of the edition."""
     need_rtx()
     # What a build says of its edition ends with the test.
     monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "0")
-    forget_builder(monkeypatch)
+    forget_builder()
     (tmp_path / "library").mkdir()
     made = Here(edition, tmp_path / "library", monkeypatch)
     for module in (target, opening):
@@ -128,7 +128,8 @@ def here(edition: Edition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
             module, "find_library", lambda given=None: loader.find_library(given or made.library)
         )
     monkeypatch.setattr(opening, "default_path", lambda: made.library / LIBRARY)
-    return made
+    yield made
+    forget_builder()
 
 
 Exported = Callable[[str], Path]

@@ -17,10 +17,8 @@ from engine_bundles import refresh
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.budget import PROMPT
-from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition as editions
-from divprune_edge.runtime.engines import facts, memory, store, target
-from divprune_edge.runtime.engines.builder import Options, build_engines
+from divprune_edge.runtime.engines import facts, memory, store
 from divprune_edge.runtime.engines.fingerprint import fingerprint
 
 Build = Any
@@ -272,17 +270,18 @@ def test_a_bundle_that_cannot_be_written_to(build: Build, bundle: Path) -> None:
         build(bundle)
 
 
-def test_one_process_builds_with_one_edition(
-    build: Build, here: Here, built: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Polygraphy knows one TensorRT."""
-    build(built, selector="none")
-    orin = facts.DeviceFacts(editions.TENSORRT, (87,), "12.6", "10.3.0", True, 8 << 30, 9 << 30)
-    monkeypatch.setattr(target, "device_facts", lambda edition: orin)
-    refresh(built, read_manifest(built), target=None)
+@pytest.mark.parametrize(
+    "edition", [editions.TENSORRT, editions.TENSORRT_RTX], ids=lambda edition: edition.name
+)
+def test_one_process_builds_with_one_edition(build: Build, bundle: Path, edition: editions.Edition) -> None:
+    """Polygraphy knows one TensorRT, from its import on."""
+    build(bundle, selector="none")
+    (other,) = (one for one in editions.EDITIONS.values() if one is not edition)
     with pytest.raises(DivpruneError) as error:
-        build_engines(Bundle.open(built, "always"), Options(), None)  # type: ignore[arg-type]
+        editions.use(other)
     assert str(error.value) == (
-        "This process has built engines with TensorRT-RTX, so it cannot build with TensorRT: use another process."
+        f"This process has loaded Polygraphy for {edition.title}, so it cannot build with {other.title}: use another "
+        "process."
     )
-    assert editions.in_use() is editions.TENSORRT_RTX
+    assert editions.in_use() is edition
+    editions.use(edition)
