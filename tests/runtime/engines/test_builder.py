@@ -59,6 +59,31 @@ def test_a_build_writes_the_store(build: Build, bundle: Path, report: Recorder) 
         assert len(plan.profiles) == 1, "each would hold the weights once more"
 
 
+def test_how_the_engines_are_built(build: Build, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorrt_rtx as trt
+
+    told = []
+    really = trt.Builder.build_serialized_network
+
+    def listen(builder: Any, network: Any, config: Any) -> Any:
+        told.append(
+            (
+                config.get_flag(trt.BuilderFlag.TF32),
+                config.profiling_verbosity.name,
+                config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE),
+                config.builder_optimization_level,
+                [config.get_compute_capability(i).name for i in range(config.num_compute_capabilities)],
+            )
+        )
+        return really(builder, network, config)
+
+    monkeypatch.setattr(trt.Builder, "build_serialized_network", listen)
+    refresh(bundle, read_manifest(bundle), target="rtx")
+    build(bundle, selector="none", workspace=64 << 20, optimization_level=2)
+    every = ["SM80", "SM86", "SM89", "SM120", "SM121"]
+    assert told == [(False, "DETAILED", 64 << 20, 2, every)] * 2, "float32 is float32, one engine is for all"
+
+
 @pytest.mark.parametrize(
     ("asked", "engines", "kept"),
     [
@@ -167,8 +192,14 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(build: Build, bundle: Path, re
         signal.signal(signal.SIGINT, before)
     assert report.engines() == ["divprune-58"]
     assert contents(bundle) == set()
+    cut_short = len(report.events) - report.events.index(("begin", "vision_encoder", 2, 3))
     report.on_step = lambda: None
+    report.events.clear()
     assert build(bundle).folder.is_dir()
+    whole = report.events.index(("done", "vision_encoder", False)) - report.events.index(
+        ("begin", "vision_encoder", 2, 3)
+    )
+    assert cut_short < whole / 2, "TensorRT itself was stopped"
 
 
 def test_a_build_that_died_is_cleared_away(build: Build, bundle: Path) -> None:
