@@ -4,8 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_BUNDLE := bundles/demo
-# The package as users get it: the checks of types and imports read this copy.
-TREE := build/tree
 
 # TensorRT's Python bindings, without TensorRT, and CUDA's, without a driver: what plugin and engines must fit.
 BINDINGS := build/bindings/10.16.1.11 build/bindings/11.4.0.106
@@ -32,11 +30,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(TREE)
-	cd $(TREE) && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p divprune_edge
+types: $(VENV)/.dev
+	$(BIN)/mypy -p divprune_edge
 
-imports: $(TREE)
-	cd $(TREE) && $(abspath $(BIN))/lint-imports --config $(abspath pyproject.toml)
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
 
 bindings: $(BINDINGS) $(BINDINGS_JETPACK_6) $(BINDINGS_CUDA) $(BINDINGS_CUDA_12_6)  ## Fetch TensorRT's and CUDA's Python bindings for the tests (x86-64).
 
@@ -103,8 +101,3 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the tests need (torch and transformers included) into $(VENV) ..."
 	$(PIP) install --progress-bar on -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.demo
-
-.PHONY: $(TREE)
-$(TREE): $(VENV)/.dev
-	rm -rf $(TREE) build/lib build/bdist.*
-	$(PIP) install --quiet --no-deps --no-build-isolation --target $(TREE) .

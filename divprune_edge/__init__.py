@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,11 +13,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "UserError", "__version__"]
-
-# In a clone the sub-packages are the top-level folders beside this one; an installed wheel has them inside.
-_CLONE = Path(__file__).resolve().parent.parent
-if not (Path(__file__).parent / "export").is_dir() and (_CLONE / "shims").is_dir():
-    __path__.append(str(_CLONE))
 
 
 def __getattr__(name: str) -> Any:

@@ -27,9 +27,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The working tree without what git ignores: an old build folder must not leak into the wheel.
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(lambda name: (ROOT / name).is_file(), files.splitlines()):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, source / name)
+    for name in files.splitlines():
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, source / name, follow_symlinks=False)
     command = [
         sys.executable,
         "-m",
