@@ -76,9 +76,8 @@ class _Bench:
             shape = (size, self._pipeline.visual_tokens, vision.width)
             return self._backend.to_device(self._random.standard_normal(shape).astype(np.float32))
         pixels = (size, vision.image_height, vision.image_width, 3)
-        encoded = self._backend.encode(self._random.integers(0, 256, pixels, dtype=np.uint8))
-        valid = np.ones((size, vision.tokens), np.bool_)
-        return self._backend.select(encoded, self._pipeline.selector, valid)[0]
+        images = self._random.integers(0, 256, pixels, dtype=np.uint8)
+        return self._pipeline._vision.see(images, self._pipeline.selector).tokens
 
     def _run(self, size: int, first: int) -> list[float]:
         backend, rows = self._backend, self._pipeline.bundle.manifest.language_model.embedding_rows

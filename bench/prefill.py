@@ -27,6 +27,7 @@ from divprune_edge.manifest import Verification
 from divprune_edge.models.cost import decoder_flops
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.vision import Vision
 
 TEXT_TOKENS = 64
 
@@ -70,17 +71,17 @@ def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, 
     size = plan.spec.vision.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     text = np.random.default_rng(1).integers(0, plan.embedding_rows, TEXT_TOKENS)
-    valid = np.ones((1, plan.spec.tokens), np.bool_)
-    tokens = backend.encode(pixels)
+    vision = Vision(bundle, backend)
+    tokens = vision.encode(pixels, [])
     samples: dict[str, dict[str, list[float]]] = {}
     for i in range(repeats + 1):
         start = time.perf_counter()
-        tokens = backend.encode(pixels)
-        vision = time.perf_counter() - start
+        tokens = vision.encode(pixels, [])
+        encoded = time.perf_counter() - start
         for keep in (plan.keep, plan.spec.tokens):
             selector = bundle.selector(None, keep)
             start = time.perf_counter()
-            kept, _ = backend.select(tokens, selector, valid)
+            kept = vision.select(tokens, selector).tokens
             selected = time.perf_counter()
             ids = np.concatenate([text[:4], plan.embedding_rows + np.arange(keep), text[4:]])
             session = backend.language(kept)
@@ -93,7 +94,7 @@ def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, 
                     str(keep), {"vision": [], "select": [], "prefill": [], "decode": []}
                 )
                 for stage, seconds in (
-                    ("vision", vision),
+                    ("vision", encoded),
                     ("select", selected - start),
                     ("prefill", prefilled - selected),
                     ("decode", decoded - prefilled),

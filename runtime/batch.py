@@ -42,7 +42,7 @@ def ask_batch(
         first.setdefault(_key(image), i)
     order = {key: number for number, key in enumerate(first)}
     pictures = [order[_key(image)] for image, _ in questions]
-    kept, indices = _see(pipeline, backend, [(i + 1, questions[i][0]) for i in first.values()], bgr, watch)
+    kept, indices = _see(pipeline, [(i + 1, questions[i][0]) for i in first.values()], bgr, watch)
     rows = _common_rows(pipeline, backend, prompts, kept[:1])
     writers = [pipeline._writer(prompt, options) for prompt in prompts]
     batch = backend.language_batch(backend.to_device(kept[pictures]), rows)
@@ -79,7 +79,6 @@ def _key(image: ImageSource) -> Hashable:
 
 def _see(
     pipeline: Pipeline,
-    backend: BatchBackend,
     pictures: Sequence[tuple[int, ImageSource]],
     bgr: bool,
     watch: Stopwatch,
@@ -88,20 +87,16 @@ def _see(
 
     Returns the kept tokens [pictures, K, D] and their indices int64 [pictures, K].
     """
-    selector, tokens = pipeline.selector, pipeline.bundle.manifest.vision_encoder.tokens
     kept, indices = [], []
     for start in range(0, len(pictures), PICTURES_AT_ONCE):
         pixels = []
         for number, image in pictures[start : start + PICTURES_AT_ONCE]:
             with _question(number):
-                pixels.append(pipeline._pixels(image, bgr))
+                pixels.append(pipeline._vision.pixels(image, bgr=bgr))
         watch.lap("preprocess")
-        encoded = backend.encode(np.concatenate(pixels), selector.signals if selector else ())
-        watch.lap("vision")
-        tensor, picked = backend.select(encoded, selector, np.ones((len(pixels), tokens), np.bool_))
-        kept.append(backend.to_host(tensor))
-        indices.append(picked)
-        watch.lap("select")
+        seen = pipeline._vision.see(np.concatenate(pixels), pipeline.selector, watch.lap)
+        kept.append(pipeline._backend.to_host(seen.tokens))
+        indices.append(seen.kept_indices)
     return np.concatenate(kept), np.concatenate(indices)
 
 

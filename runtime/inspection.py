@@ -14,8 +14,6 @@ from divprune_edge.manifest import UNPRUNED
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.runtime.evaluation.coverage import coverage_radius, smallest_distance
-from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import to_pixels
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.images import ImageSource
@@ -54,19 +52,17 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
     Raises:
         UserError: the picture cannot be used, or its tokens are no square grid.
     """
-    manifest, selector = pipeline.bundle.manifest, pipeline.selector
-    tokens = manifest.vision_encoder.tokens
+    selector, tokens = pipeline.selector, pipeline.bundle.manifest.vision_encoder.tokens
     patches, first = _grid(tokens)
-    pixels = to_pixels(load_image(image), manifest.preprocessing)
-    backend = pipeline._backend
-    encoded = backend.encode(pixels, selector.signals if selector else ())
-    valid = np.ones((1, tokens), np.bool_)
-    _, kept = backend.select(encoded, selector, valid)
-    rows = backend.to_host(encoded.tokens)[0]
-    picks = kept[0]
+    vision, backend = pipeline._vision, pipeline._backend
+    pixels = vision.pixels(image)
+    seen = vision.see(pixels, selector)
+    rows = backend.to_host(seen.encoded.tokens)[0]
+    picks = kept = seen.kept_indices[0]
     if selector is not None and selector.name in SELECTORS:
-        signals = {name: backend.to_host(encoded.signals[name])[0] for name in selector.signals}
-        picks = _ordered(kept[0], SELECTORS[selector.name].picks(rows, valid[0], selector.keep, **signals))
+        signals = {name: backend.to_host(seen.encoded.signals[name])[0] for name in selector.signals}
+        reference = SELECTORS[selector.name].picks(rows, vision.valid()[0], selector.keep, **signals)
+        picks = _ordered(kept, reference)
     distances = cosine_distances(rows)
     return Selection(
         selector=selector.id if selector else UNPRUNED,
@@ -75,8 +71,8 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
         picks=picks,
         patches=patches,
         first=first,
-        coverage=coverage_radius(distances, kept[0]),
-        smallest=smallest_distance(distances, kept[0]),
+        coverage=coverage_radius(distances, kept),
+        smallest=smallest_distance(distances, kept),
     )
 
 

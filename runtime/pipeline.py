@@ -21,10 +21,9 @@ from divprune_edge.runtime.backends import CacheRows, LanguageSession, open_back
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write_alone
-from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import encoder_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.stopwatch import Stopwatch
+from divprune_edge.runtime.vision import Vision
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.images import ImageSource
@@ -91,6 +90,7 @@ class Pipeline:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.selector = self.bundle.selector(selector, keep)
         self._backend = open_backend(self.bundle, backend, threads)
+        self._vision = Vision(self.bundle, self._backend)
         self._prompt = PromptEncoder(self.bundle)
         self._backend.load(self.selector)
         # Shared by all copies: what comes before the picture does not depend on it.
@@ -167,12 +167,8 @@ class Pipeline:
             UserError: the picture cannot be used.
         """
         started = time.perf_counter()
-        pixels = self._pixels(image, bgr)
+        pixels = self._vision.pixels(image, bgr=bgr)
         return Chat(self, pixels, (time.perf_counter() - started) * 1000)
-
-    def _pixels(self, image: ImageSource, bgr: bool) -> npt.NDArray[np.uint8]:
-        """Return the picture as the vision encoder takes it, uint8 [1, H, W, 3]."""
-        return encoder_pixels(load_image(image, bgr), self.bundle.manifest)
 
     def _encode_prompt(self, turns: Sequence[Turn]) -> PromptIds:
         return self._prompt.encode(turns, self.visual_tokens)
@@ -250,16 +246,11 @@ class Chat:
         return answer
 
     def _open_session(self, prompt: PromptIds, watch: Stopwatch) -> LanguageSession:
-        backend, selector = self._pipeline._backend, self._pipeline.selector
-        encoded = backend.encode(self._pixels, selector.signals if selector else ())
-        watch.lap("vision")
-        valid = np.ones((1, self._pipeline.bundle.manifest.vision_encoder.tokens), np.bool_)
-        visual, indices = backend.select(encoded, selector, valid)
-        watch.lap("select")
-        self._kept = indices[0]
+        seen = self._pipeline._vision.see(self._pixels, self._pipeline.selector, watch.lap)
+        self._kept = seen.kept_indices[0]
         before = prompt.before_picture
         rows = self._pipeline._prefix.get(before)
-        self._session = backend.language(visual, rows)
+        self._session = self._pipeline._backend.language(seen.tokens, rows)
         self._cached = before if rows is not None else ()
         return self._session
 

@@ -18,10 +18,12 @@ class Ours:
     def __init__(self, job: Job) -> None:
         from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
         from divprune_edge.runtime.bundle import Bundle
+        from divprune_edge.runtime.vision import Vision
 
         self._job = job
         self._bundle = Bundle.open(job.folder)
         self._backend = OnnxRuntimeBackend(self._bundle, "cpu", job.threads)
+        self._vision = Vision(self._bundle, self._backend)
         self._pixels, self._text = pixels(job), text_ids(job)
 
     def versions(self) -> dict[str, str]:
@@ -32,17 +34,11 @@ class Ours:
 
     def measure(self, visual: int) -> Times:
         """Encode, select, prefill, decode."""
-        job, backend = self._job, self._backend
+        job, times, clock = self._job, {}, Clock()
         selector = self._bundle.selector(None, visual)
-        valid = np.ones((1, job.all_visual), np.bool_)
-        clock = Clock()
-        tokens = backend.encode(self._pixels)
-        vision = clock.lap()
-        kept, _ = backend.select(tokens, selector, valid)
-        select = clock.lap()
+        seen = self._vision.see(self._pixels, selector, lambda stage: times.update({stage: clock.lap()}))
         ids = np.concatenate([self._text[:4], job.rows + np.arange(visual), self._text[4:]])
-        session = backend.language(kept)
+        session = self._backend.language(seen.tokens)
         session.extend(ids.tolist())
-        prefill = clock.lap()
-        decode = decode_ms(job, lambda token: session.extend((token,)))
-        return {"vision": vision, "select": select, "prefill": prefill, "decode": decode}
+        times["prefill"] = clock.lap()
+        return {**times, "decode": decode_ms(job, lambda token: session.extend((token,)))}

@@ -19,9 +19,8 @@ from divprune_edge.runtime.evaluation.methods import Method
 from divprune_edge.runtime.evaluation.results import Record
 from divprune_edge.runtime.evaluation.scoring import is_right
 from divprune_edge.runtime.generate import Decoding, generate
-from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import to_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, Turn
+from divprune_edge.runtime.vision import Vision
 
 
 class Runner:
@@ -45,12 +44,12 @@ class Runner:
     ) -> None:
         self._manifest = bundle.manifest
         self._backend = open_backend(bundle, backend, threads)
+        self._vision = Vision(bundle, self._backend)
         self._prompt = PromptEncoder(bundle)
         self._decoding = Decoding(max_tokens=max_tokens)
-        self._signals: set[str] = set()
-        for method in methods:
-            self._backend.load(method.graph)
-            self._signals.update(method.graph.signals if method.graph else ())
+        self._graphs = [method.graph for method in methods]
+        for graph in self._graphs:
+            self._backend.load(graph)
 
     @property
     def backend(self) -> str:
@@ -68,9 +67,9 @@ class Runner:
             UserError: the picture cannot be used.
         """
         started = time.perf_counter()
-        pixels = to_pixels(load_image(picture.open()), self._manifest.preprocessing)
+        pixels = self._vision.pixels(picture.open())
         preprocessed = time.perf_counter()
-        encoded = self._backend.encode(pixels, sorted(self._signals))
+        encoded = self._vision.encode(pixels, self._graphs)
         seen = time.perf_counter()
         before = (seen - started) * 1000
         tokens = self._backend.to_host(encoded.tokens)[0]
@@ -106,12 +105,11 @@ class Runner:
         return records
 
     def _select(self, encoded: Encoded, method: Method) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
-        valid = np.ones((1, self._manifest.vision_encoder.tokens), np.bool_)
         if not method.is_reference:
-            visual, indices = self._backend.select(encoded, method.graph, valid)
-            return visual, indices[0]
+            seen = self._vision.select(encoded, method.graph)
+            return seen.tokens, seen.kept_indices[0]
         tokens = self._backend.to_host(encoded.tokens)
-        kept = find_selector(method.name).reference(tokens[0], valid[0], method.keep)
+        kept = find_selector(method.name).reference(tokens[0], self._vision.valid()[0], method.keep)
         return self._backend.to_device(tokens[:, kept]), kept
 
     def _answer(

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import encoder_pixels
 from divprune_edge.runtime.profiling.memory import peak_bytes
 from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.sampling import Sampler
+from divprune_edge.runtime.vision import Vision
 
 STAGES = ("preprocess", "vision", "select", "prefill")
 """Stages before the first token; each later token is a decode step."""
@@ -118,22 +115,17 @@ def measure(
 
 def answer(variant: Variant, workload: Workload) -> Answer:
     """Answer once, greedily, and return what each part took: a backend ends each stage before it returns."""
-    manifest, backend = variant.bundle.manifest, variant.backend
-    valid = np.ones((1, manifest.vision_encoder.tokens), np.bool_)
-    sampler = Sampler(forbidden=manifest.prompt.forbidden_ids)
+    vision = Vision(variant.bundle, variant.backend)
+    sampler = Sampler(forbidden=variant.bundle.manifest.prompt.forbidden_ids)
     clock = [time.perf_counter()]
 
-    def lap() -> None:
+    def lap(stage: str = "") -> None:
         clock.append(time.perf_counter())
 
-    pixels = encoder_pixels(load_image(workload.image), manifest)
+    pixels = vision.pixels(workload.image)
     ids = variant.encode(workload.question).ids
     lap()
-    encoded = backend.encode(pixels, variant.selector.signals if variant.selector else ())
-    lap()
-    visual, _ = backend.select(encoded, variant.selector, valid)
-    lap()
-    session = backend.language(visual)
+    session = variant.backend.language(vision.see(pixels, variant.selector, lap).tokens)
     token = sampler(session.extend(ids))
     lap()
     for _ in range(workload.tokens - 1):

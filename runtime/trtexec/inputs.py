@@ -21,6 +21,7 @@ from divprune_edge.runtime.images import load_image
 from divprune_edge.runtime.preprocess import encoder_pixels
 from divprune_edge.runtime.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.trtexec.lines import CACHES, Files, Stage
+from divprune_edge.runtime.vision import Vision
 
 Array = npt.NDArray[Any]
 MADE_UP = (
@@ -80,18 +81,16 @@ class Inputs:
     def _look(self) -> tuple[dict[str, Array], Array]:
         manifest = self._bundle.manifest
         valid = np.ones((1, manifest.vision_encoder.tokens), np.bool_)
-        signals = self._selector.signals if self._selector else ()
         try:
             from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
         except ImportError:
             self.note = MADE_UP
             return self._make_up(valid)
         backend = OnnxRuntimeBackend(self._bundle, "cpu", None)
-        encoded = backend.encode(self._pixels, signals)
-        kept, _ = backend.select(encoded, self._selector, valid)
-        named = {name: np.array(backend.to_host(value)) for name, value in encoded.signals.items()}
-        tokens = np.array(backend.to_host(encoded.tokens))
-        return {"visual_tokens": tokens, "valid": valid, **named}, np.array(backend.to_host(kept))
+        seen = Vision(self._bundle, backend).see(self._pixels, self._selector)
+        found = {"visual_tokens": seen.encoded.tokens, **seen.encoded.signals}
+        values = {name: np.array(backend.to_host(value)) for name, value in found.items()}
+        return {"valid": valid, **values}, np.array(backend.to_host(seen.tokens))
 
     def _make_up(self, valid: Array) -> tuple[dict[str, Array], Array]:
         manifest, random = self._bundle.manifest, np.random.default_rng(0)

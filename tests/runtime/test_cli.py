@@ -134,7 +134,7 @@ def refused(result: Any, *parts: str) -> None:
         (["--keep", 60], ["keeping 60 tokens", "python -m export selector", "--keep 60"]),
         (["--keep", 0], ["expected 1 to 576"]),
         (["--keep", 577], ["expected 1 to 576"]),
-        (["--backend", "tpu"], ["no backend 'tpu'", "cpu, cuda or tensorrt"]),
+        (["--backend", "tpu"], ["no backend 'tpu'", "cpu, cuda, tensorrt or tensorrt-rtx"]),
         (["--verify-hashes", "never"], ["'never'", "'auto' or 'always'"]),
         (["--nonsense"], ["--nonsense", "--help"]),
         (["a second question"], ["2 questions", "--chat"]),
