@@ -20,10 +20,10 @@ from divprune_edge.export.report import ConsoleReporter
 from divprune_edge.manifest import Verification
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.evaluation.dataset import Dataset, load_dataset
-from divprune_edge.runtime.evaluation.methods import Method
-from divprune_edge.runtime.evaluation.runner import Runner
-from divprune_edge.runtime.evaluation.scoring import wilson
+from divprune_edge.runtime.lab.evaluation.dataset import Dataset, load_dataset
+from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.runner import Runner
+from divprune_edge.runtime.lab.evaluation.scoring import wilson
 
 REFERENCE = "fp32"
 PRECISIONS = (REFERENCE, "int8", "int4", "vision=int8,language=int4", "vision=fp32,language=int4")

@@ -11,9 +11,9 @@ import typer
 
 from divprune_edge.runtime.batch_cli import batch_command
 from divprune_edge.runtime.engines.cli import build_command
-from divprune_edge.runtime.evaluation.cli import evaluate_command, sweep_command
-from divprune_edge.runtime.profiling.cli import profile_command
-from divprune_edge.runtime.trtexec.cli import trtexec_command
+from divprune_edge.runtime.lab.evaluation.cli import evaluate_command, sweep_command
+from divprune_edge.runtime.lab.profiling.cli import profile_command
+from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer, Pipeline
@@ -150,8 +150,8 @@ def compare_selectors(
 ) -> None:
     """Write a page with what each selector keeps of a picture and the answers that follow."""
     from divprune_edge.runtime.bundle import Bundle
-    from divprune_edge.runtime.comparison import compare, write_page
-    from divprune_edge.runtime.evaluation.options import split_names
+    from divprune_edge.runtime.lab.comparison import compare, write_page
+    from divprune_edge.runtime.lab.evaluation.options import split_names
     from divprune_edge.runtime.pipeline import Pipeline
 
     asked = questions or [DEFAULT_QUESTION]
@@ -192,8 +192,8 @@ def _questions_from_stdin() -> Iterator[str]:
 
 def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:
     from divprune_edge.errors import UserError
-    from divprune_edge.runtime.drawing import draw_selection
-    from divprune_edge.runtime.inspection import inspect_selection
+    from divprune_edge.runtime.lab.drawing import draw_selection
+    from divprune_edge.runtime.lab.inspection import inspect_selection
 
     drawing = draw_selection(inspect_selection(pipeline, image))
     try:

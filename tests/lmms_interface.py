@@ -111,6 +111,6 @@ def install(monkeypatch: pytest.MonkeyPatch, tasks: dict[str, Callable[[Any], di
             setattr(module, name, globals()[name])
         monkeypatch.setitem(sys.modules, path, module)
     # The model subclasses the stand-in: it is read anew, and what was there before comes back after the test.
-    adapter = "divprune_edge.runtime.evaluation.lmms_model"
+    adapter = "divprune_edge.runtime.lab.evaluation.lmms_model"
     monkeypatch.setitem(sys.modules, adapter, ModuleType(adapter))
     del sys.modules[adapter]

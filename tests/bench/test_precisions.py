@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from bench.precisions import compare, show
-from divprune_edge.runtime.evaluation.dataset import load_dataset
+from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
 
 
 def test_same_and_right_are_counted_against_fp32(capsys: pytest.CaptureFixture[str]) -> None:

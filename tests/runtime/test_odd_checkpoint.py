@@ -17,7 +17,7 @@ from PIL import Image
 
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.evaluation.runner import Runner
+from divprune_edge.runtime.lab.evaluation.runner import Runner
 from divprune_edge.runtime.pipeline import Pipeline
 
 TOKENS, KEPT = 49, (17, 5)
@@ -78,8 +78,8 @@ def test_evaluate_then_sweep(
 
 def test_answers_are_the_pipelines(odd_bundle: Path, questions: Path) -> None:
     """What an evaluation asks is what a user gets."""
-    from divprune_edge.runtime.evaluation.dataset import load_dataset
-    from divprune_edge.runtime.evaluation.methods import choose_methods
+    from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
+    from divprune_edge.runtime.lab.evaluation.methods import choose_methods
 
     bundle = Bundle.open(odd_bundle)
     methods = choose_methods(bundle)

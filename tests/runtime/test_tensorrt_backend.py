@@ -27,8 +27,8 @@ from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.backends.tensorrt_slot import Slot
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.evaluation import runner
 from divprune_edge.runtime.generate import Decoding
+from divprune_edge.runtime.lab.evaluation import runner
 from divprune_edge.runtime.pipeline import Pipeline
 
 DIALECTS = ("static", "decomposed")

@@ -1,0 +1,236 @@
+"""``python -m runtime evaluate`` and ``python -m runtime sweep``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from divprune_edge.manifest import UNPRUNED
+from divprune_edge.runtime.lab.evaluation.options import RunOptions, with_run_options
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.lab.evaluation.dataset import Dataset
+    from divprune_edge.runtime.lab.evaluation.methods import Method
+    from divprune_edge.runtime.lab.evaluation.results import Row
+    from divprune_edge.runtime.lab.evaluation.sweep import Entry
+    from divprune_edge.runtime.lab.evaluation.tables import AnyRow
+
+BundleArgument = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")
+]
+SHORT = 32
+"""Longest answer, in tokens, where nothing else is said."""
+
+
+@with_run_options
+def evaluate_command(
+    bundle: BundleArgument,
+    options: RunOptions,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Ask a set of questions with every selector of a bundle, at every budget, and with the baselines.
+
+    The unpruned model, 'random' and 'uniform' are always among them. Writes evaluation.md, .csv
+    and .json, and pairs.csv with the differences between methods on the same questions.
+    """
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.lab.evaluation.dataset import LMMS, load_dataset
+    from divprune_edge.runtime.lab.evaluation.methods import choose_methods
+
+    opened = Bundle.open(bundle)
+    methods = choose_methods(opened, options.names(), options.budgets())
+    if options.data.startswith(LMMS):
+        evaluate_lmms(opened, methods, options, as_json=as_json)
+        return
+    questions = load_dataset(options.data, options.pictures)
+    folder = options.folder(opened.path.name, questions.name)
+    rows = run_with_progress(opened, questions, methods, folder, options)
+    report(rows, folder, facts(opened, questions, options.backend), "evaluation", as_json=as_json)
+
+
+@with_run_options
+def sweep_command(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE…", help="Bundles of one model; several to compare precisions."),
+    ],
+    options: RunOptions,
+    target_ttft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Name the largest budget within this time to first token, as in 150ms."
+        ),
+    ] = None,
+) -> None:
+    """Measure selectors × budgets, and draw accuracy against visual tokens and against latency.
+
+    Writes sweep.md, .csv, .json and .html, the two charts as SVG, and pairs.csv with the differences between methods on
+    the same questions.
+    """
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
+    from divprune_edge.runtime.lab.evaluation.methods import choose_methods
+    from divprune_edge.runtime.lab.evaluation.sweep import Entry, parse_milliseconds, verdict
+
+    target = None if target_ttft is None else parse_milliseconds(target_ttft)
+    opened = [Bundle.open(path) for path in bundles]
+    _require_one_model(opened)
+    chosen = [choose_methods(bundle, options.names(), options.budgets()) for bundle in opened]
+    questions = load_dataset(options.data, options.pictures)
+    folder = options.folder(opened[0].path.name, questions.name)
+    entries: list[Entry] = []
+    for bundle, methods in zip(opened, chosen, strict=True):
+        place = folder if len(opened) == 1 else folder / bundle.path.name
+        rows = run_with_progress(bundle, questions, methods, place, options)
+        entries += [Entry(bundle.manifest.precision, row) for row in rows]
+    about = facts(opened[0], questions, options.backend)
+    about["precision"] = ", ".join(dict.fromkeys(bundle.manifest.precision for bundle in opened))
+    sentence = None if target is None else verdict(entries, target)
+    write_sweep(entries, folder, about, sentence)
+    report([entry.row for entry in entries], folder, about, "sweep", as_json=False)
+    print(f"Charts: {folder / 'sweep.html'}" + (f"\n{sentence}" if sentence else ""))
+
+
+def _require_one_model(bundles: Sequence[Bundle]) -> None:
+    from divprune_edge.errors import UserError
+
+    first = bundles[0]
+    for other in bundles[1:]:
+        if other.manifest.source.config_sha256 != first.manifest.source.config_sha256:
+            raise UserError(
+                f"'{other.path}' is of another model than '{first.path}' ({other.manifest.source.model}, "
+                f"{first.manifest.source.model}): sweep one at a time, or give several bundles of one model."
+            )
+
+
+def write_sweep(entries: list[Entry], folder: Path, about: dict[str, object], sentence: str | None) -> None:
+    """Write the page and its charts."""
+    from divprune_edge.runtime.lab.evaluation.page import latency_chart, sweep_page, tokens_chart
+    from divprune_edge.runtime.lab.evaluation.results import writing
+
+    with writing(folder):
+        (folder / "sweep.html").write_text(sweep_page(entries, about, sentence), encoding="utf-8")
+        (folder / "sweep-tokens.svg").write_text(tokens_chart(entries) + "\n", encoding="utf-8")
+        (folder / "sweep-latency.svg").write_text(latency_chart(entries) + "\n", encoding="utf-8")
+
+
+def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *, as_json: bool) -> None:
+    """Run a task of lmms-eval and write its tables."""
+    from divprune_edge.runtime.lab.evaluation.lmms import evaluate_task, find_task
+
+    task = find_task(options.data)
+    folder = options.folder(bundle.path.name, task.name)
+    with _progress(f"{task.name}, {len(methods)} methods; results in {folder}.") as bar:
+        line = bar.add_task("questions", total=None)
+        rows, ignored = evaluate_task(
+            bundle,
+            task,
+            methods,
+            folder,
+            backend=options.backend,
+            threads=options.threads,
+            max_tokens=options.max_tokens,
+            limit=options.pictures,
+            on_asked=lambda done, total: bar.update(line, completed=done, total=total),
+        )
+    about = _facts(bundle, options.data, options.backend) | {
+        "questions": max(row.questions for row in rows),
+        "ignored_settings": ignored,
+    }
+    report(rows, folder, about, "evaluation", as_json=as_json)
+    if ignored:
+        print(f"Settings of the task without a meaning here: {', '.join(ignored)}.", file=sys.stderr)
+
+
+def run_with_progress(
+    bundle: Bundle, data: Dataset, methods: list[Method], folder: Path, options: RunOptions
+) -> list[Row]:
+    """Evaluate with a bar on standard error."""
+    from divprune_edge.runtime.lab.evaluation.evaluate import evaluate
+
+    said = f"{len(data.pictures)} pictures, {data.questions} questions, {len(methods)} methods; results in {folder}."
+    if all(method.name != UNPRUNED for method in methods):
+        tokens, room = bundle.manifest.vision_encoder.tokens, bundle.manifest.language_model.positions
+        said += (
+            f" The unpruned model is not among them: its {tokens} visual tokens need more than the cache's {room} "
+            "rows; export with a larger --capacity."
+        )
+    with _progress(said) as bar:
+        line = bar.add_task("pictures", total=len(data.pictures))
+        return evaluate(
+            bundle,
+            data,
+            methods,
+            folder,
+            backend=options.backend,
+            threads=options.threads,
+            max_tokens=options.max_tokens or SHORT,
+            on_picture=lambda done, total: bar.update(line, completed=done),
+        )
+
+
+def _progress(said: str) -> Progress:
+    """Return a bar on standard error, after a line that says what is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(said)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, disable=not console.is_terminal)
+
+
+def facts(bundle: Bundle, data: Dataset, backend: str) -> dict[str, object]:
+    """Return what a result was measured on."""
+    return _facts(bundle, data.name, backend) | {
+        "pictures": len(data.pictures),
+        "questions": data.questions,
+    }
+
+
+def _facts(bundle: Bundle, data: str, backend: str) -> dict[str, object]:
+    manifest = bundle.manifest
+    return {
+        "model": manifest.source.model,
+        "precision": manifest.precision,
+        "data": data,
+        "backend": backend,
+        "visual_tokens": manifest.vision_encoder.tokens,
+    }
+
+
+def report(
+    rows: Sequence[AnyRow], folder: Path, about: dict[str, object], name: str, *, as_json: bool
+) -> None:
+    """Write the tables beside the records and print one of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from divprune_edge.runtime.lab.evaluation import tables
+    from divprune_edge.runtime.lab.evaluation.results import writing
+
+    text = tables.to_json(rows, about)
+    for ending, content in (("json", text), ("csv", tables.to_csv(rows)), ("md", tables.markdown(rows))):
+        with writing(folder / f"{name}.{ending}"):
+            (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
+    if as_json:
+        print(text, end="")
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    lines = tables.cells(rows, by_type=False)
+    table = Table()
+    for i, head in enumerate(tables.heads(rows, by_type=False)):
+        width = max(len(head), *(len(line[i]) for line in lines))  # a table that is cut short says nothing
+        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True, min_width=width)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+    console.print(tables.footnote(rows))
+    console.print(f"Written: {folder / name}.md, .csv, .json")

@@ -1,0 +1,207 @@
+"""Results of an evaluation: one line per picture and method, written as they come, read to go on or to report."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.lab.evaluation.dataset import Dataset
+from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.scoring import wilson
+
+RECORDS = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Record:
+    """All questions about one picture with one method; lists run over the questions, times are milliseconds.
+
+    ``asked`` is the digest of the questions. ``ttft_ms`` lasts from the picture's file to the first token:
+    preprocessing, encoder, selector and prefill.
+    """
+
+    picture: str
+    asked: str
+    method: str
+    answers: list[str]
+    right: list[bool]
+    ttft_ms: list[float]
+    total_ms: list[float]
+    timings_ms: dict[str, float]
+    coverage: float
+    smallest: float
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while ``path`` is written into one sentence.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written ({error.strerror}): choose another --output.") from None
+
+
+class Journal:
+    """The file of records: appended to line by line, so that an interrupted run keeps what it has.
+
+    Raises:
+        UserError: the file holds results of another evaluation, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
+        self._path = folder / RECORDS
+        self.records: list[Record] = []
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                self._resume(facts)
+            else:
+                self._append(facts)
+
+    def _resume(self, facts: dict[str, Any]) -> None:
+        written = self._path.read_bytes()
+        # A line that was being written when the run ended is lost.
+        whole = written[: written.rfind(b"\n") + 1]
+        lines = whole.splitlines()  # of bytes: of a text, other characters would end lines as well
+        try:
+            if not lines or json.loads(lines[0]) != json.loads(json.dumps(facts)):
+                raise UserError(
+                    f"'{self._path}' holds results of another bundle, question set, backend, number of threads or "
+                    "longest answer: choose another --output, or delete it."
+                )
+            self.records = [Record(**json.loads(line)) for line in lines[1:]]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"'{self._path}' is damaged ({error}): delete it to begin again.") from None
+        if whole != written:
+            os.truncate(self._path, len(whole))
+
+    def add(self, record: Record) -> None:
+        """Write one record; it is on disk when this returns.
+
+        Raises:
+            UserError: it cannot be written, for want of rights or of room.
+        """
+        with writing(self._path):
+            self._append(asdict(record))
+        self.records.append(record)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def done(self, data: Dataset) -> set[tuple[str, str]]:
+        """Return (picture, method) of every record about the questions of ``data``."""
+        asked = {picture.name: picture.digest for picture in data.pictures}
+        return {(r.picture, r.method) for r in self.records if asked.get(r.picture) == r.asked}
+
+
+@dataclass(frozen=True)
+class Share:
+    """Right answers among questions, with the 95 % Wilson interval."""
+
+    right: int
+    questions: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share, 0 of nothing."""
+        return self.right / self.questions if self.questions else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        return wilson(self.right, self.questions)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over the whole set; times are medians in milliseconds, distances means over pictures."""
+
+    method: str
+    name: str
+    keep: int
+    reference: bool
+    all: Share
+    kinds: dict[str, Share]
+    macro: float
+    ttft_ms: float
+    total_ms: float
+    coverage: float
+    smallest: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, ready for JSON."""
+        kinds = {kind: _share(share) for kind, share in self.kinds.items()}
+        fields = {
+            name: getattr(self, name)
+            for name in (
+                "method",
+                "name",
+                "keep",
+                "reference",
+                "macro",
+                "ttft_ms",
+                "total_ms",
+                "coverage",
+                "smallest",
+            )
+        }
+        return {**fields, **_share(self.all), "kinds": kinds}
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {
+        "right": share.right,
+        "questions": share.questions,
+        "accuracy": share.accuracy,
+        "interval": list(share.interval),
+    }
+
+
+def summarise(records: Iterable[Record], methods: Sequence[Method], data: Dataset) -> list[Row]:
+    """Return one row per method that has results, in the order of ``methods``."""
+    kinds = {picture.name: [question.kind for question in picture.questions] for picture in data.pictures}
+    asked = {picture.name: picture.digest for picture in data.pictures}
+    by_method: dict[str, list[Record]] = {}
+    for record in records:
+        if asked.get(record.picture) == record.asked:
+            by_method.setdefault(record.method, []).append(record)
+    rows = []
+    for method in methods:
+        found = by_method.get(method.id, [])
+        counts: dict[str, list[int]] = {}
+        for record in found:
+            for kind, right in zip(kinds[record.picture], record.right, strict=True):
+                count = counts.setdefault(kind, [0, 0])
+                count[0] += right
+                count[1] += 1
+        if not counts:
+            continue
+        shares = {kind: Share(*counts[kind]) for kind in sorted(counts)}
+        rows.append(
+            Row(
+                method=method.id,
+                name=method.name,
+                keep=method.keep,
+                reference=method.is_reference,
+                all=Share(sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values())),
+                kinds=shares,
+                macro=statistics.fmean(share.accuracy for share in shares.values()),
+                ttft_ms=statistics.median(ms for record in found for ms in record.ttft_ms),
+                total_ms=statistics.median(ms for record in found for ms in record.total_ms),
+                coverage=statistics.fmean(record.coverage for record in found),
+                smallest=statistics.fmean(record.smallest for record in found),
+            )
+        )
+    return rows

@@ -1,0 +1,129 @@
+"""Asking every question of a set with every method, picture by picture, so that all see the same conditions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.models.selectors import find_selector
+from divprune_edge.models.selectors.divprune import cosine_distances
+from divprune_edge.runtime.backends import DeviceTensor, Encoded, open_backend
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.detokenize import Detokenizer
+from divprune_edge.runtime.generate import Decoding, generate
+from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
+from divprune_edge.runtime.lab.evaluation.dataset import Picture
+from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.results import Record
+from divprune_edge.runtime.lab.evaluation.scoring import is_right
+from divprune_edge.runtime.prompt import PromptEncoder, Turn
+from divprune_edge.runtime.vision import Vision
+
+
+class Runner:
+    """One backend with the sessions of all methods; every question is a sequence of its own, prefilled in full.
+
+    Args:
+        bundle: the opened bundle.
+        methods: what will be asked for.
+        backend: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: CPU threads; None takes all cores.
+        max_tokens: longest answer.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        methods: Sequence[Method],
+        backend: str = "cpu",
+        threads: int | None = None,
+        max_tokens: int = 32,
+    ) -> None:
+        self._manifest = bundle.manifest
+        self._backend = open_backend(bundle, backend, threads)
+        self._vision = Vision(bundle, self._backend)
+        self._prompt = PromptEncoder(bundle)
+        self._decoding = Decoding(max_tokens=max_tokens)
+        self._graphs = [method.graph for method in methods]
+        for graph in self._graphs:
+            self._backend.load(graph)
+
+    @property
+    def backend(self) -> str:
+        """What runs the graphs."""
+        return self._backend.name
+
+    def ask(
+        self, picture: Picture, methods: Sequence[Method], decoding: Decoding | None = None
+    ) -> list[Record]:
+        """Ask every question about ``picture`` with every method, greedily or as ``decoding`` says.
+
+        The encoder runs once; its time is part of every answer's.
+
+        Raises:
+            UserError: the picture cannot be used.
+        """
+        started = time.perf_counter()
+        pixels = self._vision.pixels(picture.open())
+        preprocessed = time.perf_counter()
+        encoded = self._vision.encode(pixels, self._graphs)
+        seen = time.perf_counter()
+        before = (seen - started) * 1000
+        tokens = self._backend.to_host(encoded.tokens)[0]
+        distances = cosine_distances(tokens)
+        records = []
+        for method in methods:
+            clock = time.perf_counter()
+            visual, kept = self._select(encoded, method)
+            select_ms = (time.perf_counter() - clock) * 1000
+            timings = {"preprocess": (preprocessed - started) * 1000, "vision": (seen - preprocessed) * 1000}
+            records.append(
+                Record(
+                    picture=picture.name,
+                    asked=picture.digest,
+                    method=method.id,
+                    answers=[],
+                    right=[],
+                    ttft_ms=[],
+                    total_ms=[],
+                    timings_ms={**timings, "select": select_ms},
+                    coverage=coverage_radius(distances, kept),
+                    smallest=smallest_distance(distances, kept),
+                )
+            )
+            for question in picture.questions:
+                text, prefill_ms, decode_ms = self._answer(
+                    visual, question.text, len(kept), decoding or self._decoding
+                )
+                records[-1].answers.append(text)
+                records[-1].right.append(is_right(text, question.answers))
+                records[-1].ttft_ms.append(before + select_ms + prefill_ms)
+                records[-1].total_ms.append(before + select_ms + prefill_ms + decode_ms)
+        return records
+
+    def _select(self, encoded: Encoded, method: Method) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
+        if not method.is_reference:
+            seen = self._vision.select(encoded, method.graph)
+            return seen.tokens, seen.kept_indices[0]
+        tokens = self._backend.to_host(encoded.tokens)
+        kept = find_selector(method.name).reference(tokens[0], self._vision.valid()[0], method.keep)
+        return self._backend.to_device(tokens[:, kept]), kept
+
+    def _answer(
+        self, visual: DeviceTensor, question: str, kept: int, decoding: Decoding
+    ) -> tuple[str, float, float]:
+        prompt = self._prompt.encode([Turn("user", question, image=True)], kept)
+        facts = self._manifest.prompt
+        result = generate(
+            self._backend.language(visual),
+            prompt,
+            Detokenizer(self._prompt.tokenizer.model),
+            decoding.sampler(facts.forbidden_ids),
+            decoding,
+            stop_ids=frozenset(facts.stop_ids),
+            context=self._manifest.language_model.positions,
+        )
+        return result.text, result.prefill_ms, result.decode_ms

@@ -1,0 +1,135 @@
+"""Answers timed stage by stage, with several variants in turn so that a drift of the machine hits all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from divprune_edge.manifest import SelectorInfo
+from divprune_edge.runtime.backends import Backend
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.lab.profiling.memory import peak_bytes
+from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
+from divprune_edge.runtime.sampling import Sampler
+from divprune_edge.runtime.vision import Vision
+
+STAGES = ("preprocess", "vision", "select", "prefill")
+"""Stages before the first token; each later token is a decode step."""
+DECODE = "decode step"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every variant is asked: a question about a picture, answered with ``tokens`` tokens, past any stop id."""
+
+    image: Path
+    question: str
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One bundle with one selector on one backend; None keeps every visual token. ``title`` is for reports."""
+
+    title: str
+    bundle: Bundle
+    selector: SelectorInfo | None
+    backend: Backend
+    prompt: PromptEncoder
+
+    @property
+    def visual_tokens(self) -> int:
+        """K: visual tokens that the language model sees."""
+        return self.selector.keep if self.selector else self.bundle.manifest.vision_encoder.tokens
+
+    def encode(self, question: str) -> PromptIds:
+        """Return the prompt's ids."""
+        return self.prompt.encode([Turn("user", question, image=True)], self.visual_tokens)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Milliseconds of one answer: one for each of :data:`STAGES`, and one for each token after the first."""
+
+    stages: tuple[float, ...]
+    steps: tuple[float, ...]
+
+    @property
+    def first_token(self) -> float:
+        """TTFT: from the picture's file to the first token."""
+        return sum(self.stages)
+
+    def total(self, tokens: int) -> float:
+        """Return the time until ``tokens`` tokens are there, at most as many as were made."""
+        return self.first_token + sum(self.steps[: tokens - 1])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The answers of one variant in the order of rounds, and the process's peak memory once it had answered first.
+
+    ``peak_bytes`` counts what was loaded before it, too: the variants share a process.
+    """
+
+    variant: Variant
+    prompt_tokens: int
+    answers: tuple[Answer, ...]
+    peak_bytes: int
+
+
+def measure(
+    variants: Sequence[Variant],
+    workload: Workload,
+    runs: int,
+    warmup: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Measured]:
+    """Answer ``runs`` times with every variant in turn, after ``warmup`` unmeasured rounds.
+
+    Every answer starts from an empty cache: none of the prompt is reused from the one before. Rounds alternate the
+    order of the variants. ``progress`` is told the number of finished rounds.
+
+    Raises:
+        UserError: the picture or the question cannot be used.
+    """
+    peaks: list[int] = []
+    for variant in variants:
+        answer(variant, workload)
+        peaks.append(peak_bytes())
+    answers: list[list[Answer]] = [[] for _ in variants]
+    order = list(range(len(variants)))
+    for done in range(warmup - 1 + runs):
+        for i in order if done % 2 == 0 else reversed(order):
+            timed = answer(variants[i], workload)
+            if done >= warmup - 1:
+                answers[i].append(timed)
+        progress(done + 1)
+    return [
+        Measured(variant, len(variant.encode(workload.question)), tuple(found), peak)
+        for variant, found, peak in zip(variants, answers, peaks, strict=True)
+    ]
+
+
+def answer(variant: Variant, workload: Workload) -> Answer:
+    """Answer once, greedily, and return what each part took: a backend ends each stage before it returns."""
+    vision = Vision(variant.bundle, variant.backend)
+    sampler = Sampler(forbidden=variant.bundle.manifest.prompt.forbidden_ids)
+    clock = [time.perf_counter()]
+
+    def lap(stage: str = "") -> None:
+        clock.append(time.perf_counter())
+
+    pixels = vision.pixels(workload.image)
+    ids = variant.encode(workload.question).ids
+    lap()
+    session = variant.backend.language(vision.see(pixels, variant.selector, lap).tokens)
+    token = sampler(session.extend(ids))
+    lap()
+    for _ in range(workload.tokens - 1):
+        token = sampler(session.extend((token,)))
+        lap()
+    times = [1000 * (after - before) for before, after in pairwise(clock)]
+    return Answer(tuple(times[: len(STAGES)]), tuple(times[len(STAGES) :]))

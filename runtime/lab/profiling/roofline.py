@@ -1,0 +1,154 @@
+"""The least time that a stage can take: its operations at the peak rate, or its bytes at the memory's bandwidth."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from divprune_edge.manifest import GraphInfo, Manifest, Precision, SelectorInfo
+from divprune_edge.models.cost import DecoderFlops, max_min_flops
+from divprune_edge.models.targets import Target
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.lab.profiling.measure import DECODE
+
+MEANING = (
+    "The roofline is the larger of operations over the peak rate and bytes over the memory's bandwidth, with every "
+    "weight and every row of the cache read once and activations not counted. Only a model that stays in a CPU's "
+    "caches from run to run can beat it. Where the rate for an element type is not known, it is that of the "
+    "memory alone."
+)
+_RATES: dict[Precision, tuple[str, ...]] = {
+    # TF32 is switched off in every backend.
+    "fp32": ("fp32",),
+    "fp16": ("fp16",),
+    "int8": ("int8",),
+    # Weights of 4 bits are multiplied with activations of 16.
+    "int4": ("fp16",),
+}
+_SIDE = 512
+SECONDS = 1.5
+"""How long each rate of this CPU is looked for: other programs leave it alone only now and then."""
+_COPY_BYTES = 1 << 26
+_MAX_MIN = "divprune"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Peak rates in operations per second by element type, bandwidth in bytes per second, and where they are from."""
+
+    name: str
+    title: str
+    bandwidth: float
+    rates: Mapping[str, float]
+    source: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations and bytes that a stage cannot do without."""
+
+    flops: int
+    bytes: int
+    precision: Precision
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time of a stage in milliseconds, and what sets it: ``compute`` or ``memory``."""
+
+    ms: float
+    by: str
+
+
+def machine_of(target: Target) -> Machine | None:
+    """Return a target's machine; None where the table states no rates."""
+    if target.bandwidth is None or not target.rates:
+        return None
+    source = "; ".join(target.sources[fact] for fact in ("rates", "bandwidth") if fact in target.sources)
+    return Machine(target.name, target.title, target.bandwidth, target.rates, source)
+
+
+def measure_host(threads: int | None) -> Machine:
+    """Measure this CPU: a float32 matrix product of NumPy's, and a copy by as many threads as the profile uses.
+
+    It takes a few hundred MiB, so it comes after what reports peak memory.
+    """
+    workers = threads or os.cpu_count() or 1
+    left = np.random.default_rng(0).standard_normal((_SIDE, _SIDE), dtype=np.float32)
+    out = np.empty_like(left)
+    rate = 2 * _SIDE**3 / _fastest(lambda: np.matmul(left, left, out=out))
+    piece = np.zeros((workers, _COPY_BYTES // 8 // workers), np.float64)
+    target = np.zeros_like(piece)
+    with ThreadPoolExecutor(workers) as pool:
+        bandwidth = 2 * piece.nbytes / _fastest(lambda: list(pool.map(np.copyto, target, piece)))
+    copies = f"{workers} thread{'s' if workers > 1 else ''}"
+    source = (
+        f"measured here, the fastest within {SECONDS} s: {rate / 1e9:.0f} GFLOP/s (NumPy with its own threads, "
+        f"float32, {_SIDE} × {_SIDE}), {bandwidth / 1e9:.1f} GB/s (copy by {copies}); types of 16 and 8 bits counted "
+        "as 2 and 4 times as fast; a ratio below 1 says that the engine multiplies faster than NumPy"
+    )
+    return Machine("cpu", "this CPU", bandwidth, {"fp32": rate, "fp16": 2 * rate, "int8": 4 * rate}, source)
+
+
+def costs(
+    bundle: Bundle, selector: SelectorInfo | None, prompt_tokens: int, answer_tokens: int
+) -> dict[str, Cost]:
+    """Return the cost of each stage that has one; bundles of older exports state none for vision and language.
+
+    Args:
+        bundle: the bundle.
+        selector: None keeps every visual token.
+        prompt_tokens: prefilled, visual ones included.
+        answer_tokens: length of the answer; a decode step is the one in its middle.
+    """
+    manifest = bundle.manifest
+    vision, language = manifest.vision_encoder, manifest.language_model
+    token_row = vision.width * np.dtype(manifest.token_dtype).itemsize
+    found: dict[str, Cost] = {}
+    if vision.flops is not None:
+        pixels = vision.image_height * vision.image_width * 3
+        moved = _stored(manifest, vision) + pixels + vision.tokens * token_row
+        found["vision"] = Cost(vision.flops, moved, vision.precision)
+    if selector is not None and selector.name == _MAX_MIN:
+        flops = max_min_flops(selector.candidates, vision.width, selector.keep)
+        found["select"] = Cost(flops, (selector.candidates + selector.keep) * token_row, "fp32")
+    if language.cost is not None:
+        cost = language.cost
+        parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
+        row = 2 * language.layers * language.kv_heads * language.head_dim
+        row *= np.dtype(language.cache_dtype).itemsize
+
+        def step(new: int, cached: int) -> Cost:
+            # A cache of fixed size is read whole, however little of it is filled.
+            moved = cost.weight_bytes + row * (new + (language.capacity or cached)) + new * token_row
+            return Cost(parts.of(new, cached), moved, language.precision)
+
+        found["prefill"] = step(prompt_tokens, 0)
+        found[DECODE] = step(1, prompt_tokens + answer_tokens // 2)
+    return found
+
+
+def bound(cost: Cost, machine: Machine) -> Bound:
+    """Return the roofline of a cost; where the rate for its element type is not known, that of the memory."""
+    rates = [machine.rates[name] for name in _RATES[cost.precision] if name in machine.rates]
+    compute, memory = cost.flops / max(rates) if rates else 0.0, cost.bytes / machine.bandwidth
+    return Bound(1000 * max(compute, memory), "compute" if compute > memory else "memory")
+
+
+def _stored(manifest: Manifest, graph: GraphInfo) -> int:
+    return sum(manifest.files[name].size for name in (graph.file, *graph.data))
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    taken: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while not taken or time.perf_counter() < end:
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)

@@ -1,0 +1,187 @@
+"""From a bundle to the trtexec commands for it: graphs, inputs, lines, and a record of what they are of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.manifest import GraphInfo, SelectorInfo
+from divprune_edge.plugins.loader import BUILD, default_path, find_library
+from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.graphs import Graph
+from divprune_edge.runtime.engines.profiles import (
+    LANGUAGE,
+    PREFILL,
+    VISION,
+    language_profiles,
+    make_limits,
+    selector_profiles,
+    vision_profiles,
+)
+from divprune_edge.runtime.engines.target import check_dialect, check_version
+from divprune_edge.runtime.lab.profiling.measure import DECODE
+from divprune_edge.runtime.lab.profiling.roofline import Cost, costs
+from divprune_edge.runtime.lab.trtexec.inputs import Inputs, write_inputs
+from divprune_edge.runtime.lab.trtexec.lines import Files, Line, Stage, build_line, check_folder, measure_line
+from divprune_edge.runtime.lab.trtexec.options import known_options
+from divprune_edge.runtime.lab.trtexec.program import choose_version
+from divprune_edge.runtime.lab.trtexec.stages import RunInfo, StageInfo, write_run
+
+STAGES = ("vision", "selector", "language", "all")
+_FOLDER = "trtexec"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The commands in order, for one version of TensorRT; their inputs are written."""
+
+    version: str
+    files: Files
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+
+
+def make_job(
+    path: Path,
+    tensorrt: str | None,
+    program: Path | None,
+    selector: str | None,
+    stage: str,
+    max_prompt: int | None,
+    image: Path,
+    question: str,
+    output: Path | None,
+    library: Path | None,
+) -> Job:
+    """Write the inputs and return the commands.
+
+    Args:
+        path: of the bundle.
+        tensorrt: version; None asks the program, the installation, and the bundle's target, in this order.
+        program: the trtexec that will run them, if one will.
+        selector: of the bundle; None is its default.
+        stage: one of :data:`STAGES`.
+        max_prompt: longest piece of a prompt, as for ``python -m runtime build``.
+        image: the picture.
+        question: of the prompt.
+        output: folder for inputs, engines and measurements.
+        library: folder of the plugin; None is the package's, which need not be built yet to print the lines.
+
+    Raises:
+        UserError: something does not fit together or is missing.
+    """
+    if stage not in STAGES:
+        raise UserError(
+            f"There is no stage '{stage}'{did_you_mean(stage, STAGES)}: choose among {', '.join(STAGES)}."
+        )
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    version = choose_version(tensorrt, manifest, program)
+    known_options(version)
+    chosen = bundle.selector(selector)
+    if stage == "selector" and chosen is None:
+        raise UserError("Without pruning there is no selector to measure: name one with --selector.")
+    if stage in ("language", "all"):
+        check_dialect(manifest, path)
+        check_version(manifest, path, version)
+    files = Files((output or path / _FOLDER).absolute())
+    check_folder(files.folder)
+    graphs = _graphs(bundle, path, chosen, stage, max_prompt, version)
+    inputs = Inputs(bundle, chosen, image, question)
+    notes = [inputs.note] if inputs.note else []
+    plugin = default_path()
+    if any(graph.plugin for graph, _ in graphs):
+        if program is None and library is None and not plugin.exists():
+            notes.append(
+                f"The plugin library that the lines name is not there yet: build it with '{BUILD}' first."
+            )
+        else:
+            plugin = find_library(library).path.absolute()
+    lines: list[Line] = []
+    stages: list[Stage] = []
+    for graph, info in graphs:
+        if info is manifest.vision_encoder:
+            mine: tuple[Stage, ...] = (inputs.vision(),)
+        elif info is manifest.language_model:
+            mine = inputs.language()
+            _check_prompt(mine[0], graph)
+        else:
+            mine = (inputs.select(),)
+        onnx = path.absolute() / graph.file
+        lines.append(build_line(version, graph, onnx, info.inputs, files, plugin))
+        lines += [measure_line(version, graph, one, info.inputs, files, plugin) for one in mine]
+        stages += mine
+    write_inputs(stages, files)
+    _record(bundle, chosen, version, stages, files, tuple(notes))
+    return Job(version, files, tuple(lines), tuple(notes))
+
+
+def _graphs(
+    bundle: Bundle, path: Path, chosen: SelectorInfo | None, stage: str, max_prompt: int | None, version: str
+) -> list[tuple[Graph, GraphInfo]]:
+    """Return the graphs of the stages with the profiles that ``python -m runtime build`` gives their engines."""
+    manifest = bundle.manifest
+    vision, language = manifest.vision_encoder, manifest.language_model
+    found: list[tuple[Graph, GraphInfo]] = []
+    if stage in ("vision", "all"):
+        profiles = vision_profiles(manifest)
+        found.append((Graph(VISION, vision.file, vision.data, profiles, plugin=False), vision))
+    if stage in ("selector", "all") and chosen is not None:
+        file = chosen.stripped if chosen.stripped is not None and needs_stripped(version) else chosen.file
+        plugin = chosen.stripped is not None
+        graph = Graph(chosen.id, file, chosen.data, selector_profiles(chosen), plugin=plugin)
+        found.append((graph, chosen))
+    if stage in ("language", "all"):
+        limits = make_limits(manifest, [chosen], max_prompt)
+        both = language_profiles(language, limits)
+        found.append((Graph(LANGUAGE, language.file, language.data, both, plugin=False), language))
+    return found
+
+
+def _check_prompt(prefill: Stage, graph: Graph) -> None:
+    """Check that the prompt, which trtexec gets in one piece, is within the engine's shapes.
+
+    Raises:
+        UserError: it is longer.
+    """
+    length, most = prefill.inputs["input_ids"].shape[1], graph.profiles[PREFILL]["input_ids"].max[1]
+    if length > most:
+        raise UserError(
+            f"The prompt has {length} tokens, but the engine is for up to {most} at once: ask a shorter --question, or "
+            f"give --max-prompt {length}."
+        )
+
+
+def _record(
+    bundle: Bundle,
+    chosen: SelectorInfo | None,
+    version: str,
+    stages: list[Stage],
+    files: Files,
+    notes: tuple[str, ...],
+) -> None:
+    manifest = bundle.manifest
+    prompt = next((one.inputs["input_ids"].shape[1] for one in stages if one.name == "prefill"), None)
+    stated = costs(bundle, chosen, prompt or 1, 1)
+
+    def described(one: Stage) -> StageInfo:
+        cost: Cost | None = stated.get(DECODE if one.name == "decode" else one.name)
+        if cost is None:
+            return StageInfo(name=one.name, engine=one.engine)
+        return StageInfo(
+            name=one.name, engine=one.engine, flops=cost.flops, bytes=cost.bytes, precision=cost.precision
+        )
+
+    info = RunInfo(
+        bundle=bundle.path.name,
+        tensorrt=version,
+        target=manifest.target,
+        precision=manifest.precision,
+        visual_tokens=chosen.keep if chosen else manifest.vision_encoder.tokens,
+        prompt_tokens=prompt,
+        stages=tuple(described(one) for one in stages),
+        notes=notes,
+    )
+    write_run(info, files.folder)
