@@ -152,7 +152,7 @@ def _language(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, File
     return LanguageInfo(
         **_fields(graph),
         precision=plan.precisions.language,
-        dialect=dialect.name,
+        dialect=dialect.facts.name,
         layers=decoder.layers,
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,

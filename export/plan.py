@@ -52,12 +52,12 @@ class Plan:
     @property
     def token_dtype(self) -> str:
         """Element type of visual tokens: what the vision encoder computes in."""
-        return activation_type(self.precisions.vision, tensorrt=self.dialect.for_tensorrt)
+        return activation_type(self.precisions.vision, tensorrt=self.dialect.facts.for_tensorrt)
 
     @property
     def language_dtype(self) -> str:
         """Element type of the language model's activations and cache."""
-        return activation_type(self.precisions.language, tensorrt=self.dialect.for_tensorrt)
+        return activation_type(self.precisions.language, tensorrt=self.dialect.facts.for_tensorrt)
 
     def language_dialect(self) -> Dialect:
         """Return a dialect for the language graph."""
@@ -91,7 +91,7 @@ class Plan:
             precision,
             self.precisions.block_size,
             fused=bool(self.dialect.domains),
-            tensorrt=self.dialect.for_tensorrt,
+            tensorrt=self.dialect.facts.for_tensorrt,
             moments=self.moments,
         )
 
@@ -199,18 +199,18 @@ def plan_llava(
     chosen = find_selector(selector)
     outputs = parse_signals(signals, chosen.signals)
     spec = read_llava(checkpoint.config)
-    if written.for_tensorrt:
+    if written.facts.for_tensorrt:
         check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:
         raise UserError(
             f"--capacity {capacity} does not go with --dialect {dialect}, whose cache grows as it is needed: leave "
             "it out, or choose --dialect static or decomposed."
         )
-    written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.for_tensorrt))
+    written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
     if outputs:
         signal_layers(spec.vision)  # refuses a tower without attention
     keep = budget(keep, prune, spec.tokens)
-    rows = cache_capacity(keep, spec.decoder.context, capacity) if written.for_tensorrt else None
+    rows = cache_capacity(keep, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
     preprocessing = read_preprocessing(checkpoint.files, spec.vision.image_size)
     names = find_weights(checkpoint.tensors, _tied(checkpoint))
     checkpoint.check(
@@ -235,7 +235,7 @@ def plan_llava(
         rows,
         target,
     )
-    if written.for_tensorrt and block_size is None:
+    if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))
     plan.check_formats()
     return plan

@@ -9,25 +9,22 @@ from rich.console import Console
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import DEFAULT_DIALECT, Plan, is_matrix
-from divprune_edge.export.precision import parse_precisions
+from divprune_edge.export.precision import activation_type, parse_precisions
 from divprune_edge.manifest import Dialect, Precision, read_manifest
 from divprune_edge.models.budget import least_capacity
+from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.models.memory import (
     Elements,
     Forecast,
     Need,
-    cache_size,
     forecast,
     human,
     prefill_activations,
     refusal,
 )
 from divprune_edge.models.targets import TARGETS, Target, find_target
-from divprune_edge.plugins.trtexec import parse_version
 
 DEFAULT_PRECISION: Precision = "fp32"
-FIRST_STATIC = (10, 15)
-"""The first TensorRT whose parser has TensorScatter and the other operators of dialect ``static``."""
 
 
 def settle(name: str | None, dialect: str | None, precision: str | None) -> tuple[str, str]:
@@ -53,26 +50,20 @@ def settle(name: str | None, dialect: str | None, precision: str | None) -> tupl
 
 def dialects_of(target: Target) -> tuple[Dialect, ...]:
     """Return the dialects that a target can run, its own first."""
-    if target.tensorrt is None:
-        return ("onnxruntime", "portable", "static", "decomposed")
-    if target.backend == "tensorrt" and parse_version(target.tensorrt) < FIRST_STATIC:
-        return ("decomposed",)
-    return ("static", "decomposed")
-
-
-_WHY_NOT = {
-    "portable": "{software} takes no Attention with cache inputs",
-    "onnxruntime": "its fused operators are ONNX Runtime's own",
-    "static": "{software} has no TensorScatter, which came with 10.15",
-}
+    found = [
+        facts.name
+        for facts in DIALECTS.values()
+        if target.tensorrt is None or facts.taken_by(target.backend, target.tensorrt)
+    ]
+    return tuple(sorted(found, key=lambda name: name != target.dialect))
 
 
 def _check_dialect(target: Target, dialect: str) -> None:
     possible = dialects_of(target)
-    if dialect in _WHY_NOT and dialect not in possible:  # an unknown one is refused by name elsewhere
+    if dialect in DIALECTS and dialect not in possible:  # an unknown one is refused by name elsewhere
         raise UserError(
             f"--dialect {dialect} cannot run on --target {target.name}: "
-            f"{_WHY_NOT[dialect].format(software=target.software)}; leave --dialect out or give "
+            f"{DIALECTS[dialect].refusal.format(software=target.software)}; leave --dialect out or give "
             f"{' or '.join(possible)}."
         )
 
@@ -91,10 +82,11 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
             f"--precision {precision} cannot run on --target {target.name}: {why}; leave --precision out for "
             f"{target.precision}."
         )
-    if target.backend == "cuda" and dialect == "onnxruntime" and chosen.language != "fp16":
+    kernels = DIALECTS[dialect].cuda if dialect in DIALECTS else frozenset()
+    if kernels and activation_type(chosen.language, tensorrt=False) not in kernels:
         raise UserError(
-            f"--precision {precision} cannot run on --target cuda in dialect onnxruntime: its GroupQueryAttention "
-            "for CUDA takes float16 only; leave --precision out for fp16, or add --dialect portable."
+            f"--precision {precision} cannot run on --target cuda in dialect {dialect}: its attention for CUDA takes "
+            f"{' or '.join(kernels)} only; leave --precision out for fp16, or add --dialect portable."
         )
 
 
@@ -103,18 +95,16 @@ def forecast_plan(plan: Plan, target: Target) -> Forecast | None:
     decoder, rows = plan.spec.decoder, plan.positions
     element = np.dtype(plan.language_dtype).itemsize
     vision, language = plan.graph_bytes
-    apart = (
-        plan.dialect.name == "decomposed"
-    )  # cache and new keys are two parts, and the new rows are handed out
-    new_rows = cache_size(decoder.layers, decoder.kv_heads, decoder.head_dim, rows, element, grows=False)
+    facts = plan.dialect.facts
+    row = row_bytes(decoder.layers, decoder.kv_heads, decoder.head_dim, element)
+    # Where new rows are handed out, cache and new keys are two parts.
+    keys = rows + facts.rows_beside(rows)
+    sizes = (decoder.hidden, decoder.intermediate, decoder.heads)
     need = Need(
         vision=vision,
         language=language,
-        cache=new_rows * (2 if plan.dialect.name == "portable" else 1),
-        activations=prefill_activations(
-            decoder.hidden, decoder.intermediate, decoder.heads, rows, rows * (2 if apart else 1), element
-        )
-        + (new_rows if apart else 0),
+        cache=facts.cache_rows(rows) * row,
+        activations=prefill_activations(*sizes, rows, keys, element) + facts.rows_beside(rows) * row,
         rows=rows,
     )
     return forecast(target, need)

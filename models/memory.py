@@ -210,13 +210,6 @@ def human(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{-(-size // MIB)} MiB"
 
 
-def cache_size(
-    layers: int, kv_heads: int, head_dim: int, rows: int, element_bytes: int, *, grows: bool
-) -> int:
-    """Return the bytes of a KV cache; one that grows is there twice, before and after a step."""
-    return 2 * layers * kv_heads * head_dim * rows * element_bytes * (2 if grows else 1)
-
-
 def prefill_activations(
     hidden: int, intermediate: int, heads: int, tokens: int, keys: int, element_bytes: int
 ) -> int:

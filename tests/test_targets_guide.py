@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT
 
 from divprune_edge.export.check.tables import LISTS, table_for
+from divprune_edge.models.dialects import row_bytes
 from divprune_edge.models.memory import (
     PROCESS_CARD,
     PROCESS_SHARED,
@@ -15,7 +16,6 @@ from divprune_edge.models.memory import (
     Elements,
     Forecast,
     Need,
-    cache_size,
     forecast,
     human,
     prefill_activations,
@@ -59,7 +59,7 @@ def target_row(target: Target) -> str:
 
 def forecast_of(target: Target, precision: str) -> Forecast:
     apart = target.dialect == "decomposed"
-    cache = cache_size(32, 32, 128, ROWS, 2, grows=False)
+    cache = ROWS * row_bytes(32, 32, 128, 2)
     need = Need(
         vision=SEVEN.vision_bytes("fp16"),
         language=SEVEN.language_bytes(precision),

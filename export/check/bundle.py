@@ -13,12 +13,13 @@ from divprune_edge.export.check.findings import Finding, errors, grouped
 from divprune_edge.export.check.graph import GraphView, read_graph
 from divprune_edge.export.check.host import host_findings
 from divprune_edge.export.check.lint import lint_graph
-from divprune_edge.export.check.rtx import FOR_TENSORRT, answer_findings, rtx_findings
+from divprune_edge.export.check.rtx import answer_findings, rtx_findings
 from divprune_edge.export.check.tables import OperatorTable, table_for
 from divprune_edge.export.selector import PLUGINS
 from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, VisionInfo, read_manifest
 from divprune_edge.models.budget import least_capacity
-from divprune_edge.models.memory import Elements, Forecast, Need, cache_size, forecast, refusal
+from divprune_edge.models.dialects import DIALECTS, FOR_TENSORRT, row_bytes
+from divprune_edge.models.memory import Elements, Forecast, Need, forecast, refusal
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.targets import Target
 from divprune_edge.plugins.trtexec import needs_stripped
@@ -88,6 +89,7 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None, *, bu
     """
     manifest = read_manifest(bundle)
     info = manifest.language_model
+    dialect = DIALECTS[info.dialect]
     tokens = _tokens(info, context)
     dims = _dims(manifest, tokens)
     views = {file: read_graph(_existing(bundle, file), dims) for file in _main_files(manifest)}
@@ -115,10 +117,10 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None, *, bu
     need = Need(
         vision=_held(vision),
         language=_held(language),
-        cache=_cache(info, tokens),
+        cache=dialect.cache_rows(info.capacity or tokens) * _row(info),
         activations=sum(a.peak for a in activations.values())
         + _selectors_peak(bundle, manifest)
-        + _new_rows(info, tokens),
+        + dialect.rows_beside(tokens) * _row(info),
         rows=info.capacity or tokens,
     )
     known = forecast(target, need)
@@ -248,18 +250,10 @@ def _held(view: GraphView) -> int:
     return _stored(view) + twice
 
 
-def _cache(info: LanguageInfo, tokens: int) -> int:
+def _row(info: LanguageInfo) -> int:
+    """Return the bytes of keys and values of one position."""
     element = {"float32": 4, "float16": 2}[info.cache_dtype]
-    rows, grows = info.capacity or tokens, info.dialect == "portable"
-    return cache_size(info.layers, info.kv_heads, info.head_dim, rows, element, grows=grows)
-
-
-def _new_rows(info: LanguageInfo, tokens: int) -> int:
-    """Return the bytes of the new rows of a prefill, which dialect decomposed hands out beside the cache."""
-    if info.dialect != "decomposed":
-        return 0
-    element = {"float32": 4, "float16": 2}[info.cache_dtype]
-    return cache_size(info.layers, info.kv_heads, info.head_dim, tokens, element, grows=False)
+    return row_bytes(info.layers, info.kv_heads, info.head_dim, element)
 
 
 def _selectors_peak(bundle: Path, manifest: Manifest) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from divprune_edge.export.check.findings import Finding
 from divprune_edge.manifest import Manifest
+from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.targets import Target
 
 
@@ -16,7 +17,8 @@ def host_findings(manifest: Manifest, target: Target) -> list[Finding]:
 
 def _cuda(manifest: Manifest) -> Iterator[Finding]:
     language = manifest.language_model
-    if language.dialect == "onnxruntime" and language.cache_dtype == "float32":
+    kernels = DIALECTS[language.dialect].cuda
+    if kernels and language.cache_dtype not in kernels:
         yield Finding(
             language.file,
             "error",

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 from divprune_edge.export.check.asked import Asked
 from divprune_edge.export.check.findings import Finding
-from divprune_edge.export.dialects import DIALECTS
 from divprune_edge.manifest import Manifest
+from divprune_edge.models.dialects import FOR_TENSORRT
 from divprune_edge.models.targets import Target
 
-FOR_TENSORRT = tuple(name for name, dialect in DIALECTS.items() if dialect.for_tensorrt)
 INSTALL = "'pip install .[rtx]'"
 
 

@@ -10,7 +10,7 @@ from divprune_edge.export.dialects.portable import Portable
 from divprune_edge.export.dialects.static import Static
 
 DIALECTS: dict[str, type[Dialect]] = {
-    dialect.name: dialect for dialect in (Portable, OnnxRuntime, Static, Decomposed)
+    dialect.facts.name: dialect for dialect in (Portable, OnnxRuntime, Static, Decomposed)
 }
 
 __all__ = ["DIALECTS", "Decomposed", "Dialect", "OnnxRuntime", "Portable", "Static", "find_dialect"]

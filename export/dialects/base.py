@@ -9,6 +9,7 @@ import onnx_ir as ir
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.dialects import DialectFacts
 
 
 class Attention(Protocol):
@@ -24,14 +25,12 @@ class Attention(Protocol):
 class Dialect(Protocol):
     """One way to write norms, rotary embedding, attention and KV cache. An instance serves one graph.
 
-    ``for_tensorrt`` says what its graphs are for, and with it that the cache has a fixed capacity, that the matrices
-    may not be int8 (TensorRT's parser has no integer product), and that int4 ones are multiplied in float16.
+    ``facts`` is what everybody else knows of it.
     """
 
-    name: str
+    facts: DialectFacts
     opset: int
     domains: tuple[str, ...]
-    for_tensorrt: bool
 
     def __init__(self, capacity: int | None = None) -> None:
         """Begin a graph whose cache has ``capacity`` rows; None where it grows."""

@@ -29,6 +29,7 @@ from divprune_edge.export.layers.norm import add, plain_rms_norm
 from divprune_edge.export.layers.rope import PlainRope
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.dialects import DIALECTS
 
 # Added to the scores of hidden keys. Finite: an infinite one less itself would be no number.
 _HIDDEN = float(np.finfo(np.float32).min / 2)
@@ -38,10 +39,9 @@ _END = int(np.iinfo(np.int64).max)
 class Decomposed:
     """See the module's text."""
 
-    name = "decomposed"
+    facts = DIALECTS["decomposed"]
     opset = 20
     domains: tuple[str, ...] = ()
-    for_tensorrt = True
 
     def __init__(self, capacity: int | None = None) -> None:
         assert capacity is not None, "the cache's size is part of the graph"

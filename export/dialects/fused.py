@@ -22,6 +22,7 @@ from divprune_edge.export.layers.norm import rms_norm
 from divprune_edge.export.layers.rope import rope_tables
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.dialects import DIALECTS
 
 DOMAIN = "com.microsoft"
 
@@ -29,10 +30,9 @@ DOMAIN = "com.microsoft"
 class OnnxRuntime:
     """See the module's text."""
 
-    name = "onnxruntime"
+    facts = DIALECTS["onnxruntime"]
     opset = 23
     domains: tuple[str, ...] = (DOMAIN,)
-    for_tensorrt = False
 
     def __init__(self, capacity: int | None = None) -> None:
         self._present: list[ir.Value] = []

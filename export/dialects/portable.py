@@ -17,15 +17,15 @@ from divprune_edge.export.layers.norm import add, rms_norm
 from divprune_edge.export.layers.rope import rope_tables
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.dialects import DIALECTS
 
 
 class Portable:
     """See the module's text."""
 
-    name = "portable"
+    facts = DIALECTS["portable"]
     opset = 23
     domains: tuple[str, ...] = ()
-    for_tensorrt = False
 
     def __init__(self, capacity: int | None = None) -> None:
         self._present: list[ir.Value] = []

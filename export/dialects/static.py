@@ -28,15 +28,15 @@ from divprune_edge.export.layers.norm import add, rms_norm
 from divprune_edge.export.layers.rope import rope_tables
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.dialects import DIALECTS
 
 
 class Static:
     """See the module's text."""
 
-    name = "static"
+    facts = DIALECTS["static"]
     opset = 24
     domains: tuple[str, ...] = ()
-    for_tensorrt = True
 
     def __init__(self, capacity: int | None = None) -> None:
         assert capacity is not None, "the cache's size is part of the graph"

@@ -21,6 +21,7 @@ from divprune_edge.export.package.requirements import requirements
 from divprune_edge.export.package.wheel import plugin_sources, runtime_wheel, wheel_name
 from divprune_edge.manifest import MANIFEST, Manifest, read_manifest
 from divprune_edge.models.demo import PICTURE, PICTURE_FACTS
+from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.targets import TARGETS, Target, find_target
 
 BUNDLE = "bundle"
@@ -93,8 +94,8 @@ def _check_fits(bundle: Path, manifest: Manifest, target: Target) -> None:
             f"'{bundle}' was exported for {made_for.title}, which is not like {target.title}: export it again with "
             f"'{manifest.source.export_command} --target {target.name}'."
         )
-    # What TensorRT 10.3 reads, newer releases read too.
-    if dialect in (target.dialect, "decomposed"):
+    assert target.tensorrt is not None, "a Jetson"
+    if DIALECTS[dialect].taken_by(target.backend, target.tensorrt):
         return
     raise UserError(
         f"'{bundle}' has a language model in the dialect '{dialect}', but TensorRT {target.tensorrt} of "

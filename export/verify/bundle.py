@@ -76,12 +76,17 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))
         tolerance = TOLERANCES[plan.precisions.language]
         checks += check_language(
-            plan, open_language(run.path, plan.dialect.name), oracle, kept, tolerance=tolerance, report=report
+            plan,
+            open_language(run.path, plan.dialect.facts.name),
+            oracle,
+            kept,
+            tolerance=tolerance,
+            report=report,
         )
         if run.is_quantised():
             report("what the precision costs")
             whole = Oracle(plan.checkpoint.folder, layers)
-            checks += cost_of_precision(plan, open_language(run.path, plan.dialect.name), whole, kept)
+            checks += cost_of_precision(plan, open_language(run.path, plan.dialect.facts.name), whole, kept)
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 
 

@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
+from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.runtime.backends.base import (
     CacheRows,
     DeviceTensor,
@@ -55,6 +56,7 @@ class OnnxRuntimeBackend:
         self._sessions: dict[str, ort.InferenceSession] = {}
         _require_provider(_PROVIDERS[device])
         _require_kernels(bundle.manifest, device)
+        self._dialect = DIALECTS[bundle.manifest.language_model.dialect]
 
     @property
     def name(self) -> str:
@@ -116,17 +118,16 @@ class OnnxRuntimeBackend:
     @property
     def batch_takes_rows(self) -> bool:
         """See :class:`~divprune_edge.runtime.backends.base.BatchBackend`, also for what follows."""
-        return self._bundle.manifest.language_model.dialect == "portable"
+        return self._dialect.batch == "in pieces"
 
     def check_batch(self, chunk: int | None) -> None:
         """A cache of fixed size holds one sequence; GroupQueryAttention prefills a batch in one piece."""
-        dialect = self._bundle.manifest.language_model.dialect
-        if dialect not in _BATCHES:
+        if self._dialect.batch is None:
             raise UserError(
-                f"The bundle's language model is in dialect '{dialect}', which takes one sequence at a time: ask "
-                f"one by one, or export with --dialect {' or '.join(_BATCHES)}."
+                f"The bundle's language model is in dialect '{self._dialect.name}', which takes one sequence at a "
+                f"time: ask one by one, or export with --dialect {' or '.join(_BATCHES)}."
             )
-        if dialect == "onnxruntime":
+        if self._dialect.batch == "in one piece":
             check_one_piece(chunk)
 
     def language_batch(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageBatch:
@@ -186,10 +187,10 @@ def _require_kernels(manifest: Manifest, device: str) -> None:
         return
     language = manifest.language_model
     check_device(language, device)
-    if language.dialect == "onnxruntime" and language.cache_dtype == "float32":
+    if language.cache_dtype not in DIALECTS[language.dialect].cuda:
         raise UserError(
-            "The bundle's language model is in dialect 'onnxruntime' with a float32 cache, for which ONNX Runtime "
-            "has no CUDA kernel: export it with --precision fp16, or with --dialect portable."
+            f"The bundle's language model is in dialect '{language.dialect}' with a {language.cache_dtype} cache, for "
+            "which ONNX Runtime has no CUDA kernel: export it with --precision fp16, or with --dialect portable."
         )
     if "int8" in (manifest.vision_encoder.precision, language.precision):
         raise UserError(

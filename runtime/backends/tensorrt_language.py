@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, TensorInfo
+from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.runtime.backends.base import CacheRows
 from divprune_edge.runtime.backends.steps import STEPS, check_room, pieces
 from divprune_edge.runtime.backends.tensorrt_slot import PAST, VISUAL, Slot
@@ -54,7 +55,7 @@ class TensorRtLanguage:
         self.cache_dtype = np.dtype(info.cache_dtype)
         self.row_bytes = info.head_dim * self.cache_dtype.itemsize
         self.cache_stride = aligned(info.kv_heads * self.capacity * self.row_bytes)
-        self.in_place = info.dialect == "static"
+        self.in_place = not DIALECTS[info.dialect].hands_out_rows
         # TensorRT may choose kernels that a CUDA graph cannot hold; whether it did is known at the first capture.
         self.capturable = True
         self._slots: list[Slot] = []

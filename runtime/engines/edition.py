@@ -16,7 +16,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.manifest import Dialect
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -30,7 +29,6 @@ class Edition:
         title: for people.
         module: what Python imports.
         install: what to do where the module is missing.
-        dialects: of a language model that it takes, and the version from which on.
         ahead_of_time: engines are built for GPUs that are named, where there may be none, and finished on the card by
             its driver. Else they are built on the GPU that will run them.
         plugins: a network may hold plugin layers. Without, our kernel is called between the engines.
@@ -42,7 +40,6 @@ class Edition:
     title: str
     module: str
     install: str
-    dialects: Mapping[Dialect, tuple[int, int]]
     ahead_of_time: bool
     plugins: bool
     shares_weights: bool
@@ -67,7 +64,6 @@ TENSORRT = Edition(
     module="tensorrt",
     install="on a Jetson it comes with JetPack, for an environment made with 'python3 -m venv "
     "--system-site-packages'; elsewhere 'pip install tensorrt'",
-    dialects=MappingProxyType({"static": (10, 15), "decomposed": (10, 0)}),
     ahead_of_time=False,
     plugins=True,
     # It is asked to (extra_memory_target), which is a hint.
@@ -78,8 +74,6 @@ TENSORRT_RTX = Edition(
     title="TensorRT-RTX",
     module="tensorrt_rtx",
     install="'pip install tensorrt-rtx-cu13', which is in '.[rtx]'",
-    # The oldest that was tried.
-    dialects=MappingProxyType({"static": (1, 7), "decomposed": (1, 7)}),
     ahead_of_time=True,
     plugins=False,
     # Measured: with 1.7, an engine of two profiles is as large as two engines, whatever the hint.
@@ -108,9 +102,3 @@ def use(edition: Edition) -> None:
 def in_use() -> Edition:
     """Return the edition that this process builds with; TensorRT where nobody said."""
     return TENSORRT if os.environ.get(_POLYGRAPHY, "0") == "0" else TENSORRT_RTX
-
-
-def major_minor(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version such as ``10.16.2``."""
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)

@@ -15,6 +15,7 @@ import numpy as np
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, Manifest
+from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.store import PlanInfo
 
@@ -31,11 +32,12 @@ def cache_bytes(info: LanguageInfo, longest: int) -> int:
     """Return the size of a KV cache of the graph's capacity, and of the new rows that wait to be appended.
 
     Args:
-        info: the language model; only dialect ``decomposed`` hands out new rows.
+        info: the language model.
         longest: tokens of a prefill, at most.
     """
-    rows = (info.capacity or info.context) + (longest if info.dialect == "decomposed" else 0)
-    return 2 * info.layers * info.kv_heads * rows * info.head_dim * np.dtype(info.cache_dtype).itemsize
+    rows = DIALECTS[info.dialect].cache_rows(info.capacity or info.context, longest)
+    element = np.dtype(info.cache_dtype).itemsize
+    return rows * row_bytes(info.layers, info.kv_heads, info.head_dim, element)
 
 
 def check_disk(folder: Path, graphs: Iterable[int]) -> None:

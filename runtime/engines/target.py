@@ -6,8 +6,9 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest
+from divprune_edge.models.dialects import DIALECTS, FOR_TENSORRT, major_minor
 from divprune_edge.models.targets import Target, find_target
-from divprune_edge.runtime.engines.edition import EDITIONS, TENSORRT, Edition, major_minor
+from divprune_edge.runtime.engines.edition import EDITIONS, TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts, facts_ahead
 from divprune_edge.runtime.engines.fingerprint import sm_names
 
@@ -56,7 +57,7 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
         UserError: it is not; the sentence has the export that makes one that is.
     """
     dialect = manifest.language_model.dialect
-    if dialect not in TENSORRT.dialects:
+    if dialect not in FOR_TENSORRT:
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "
             f"and newer) or 'decomposed': export it with '{manifest.source.export_command} --target NAME' or "
@@ -71,8 +72,9 @@ def check_version(manifest: Manifest, bundle: Path, version: str, edition: Editi
         UserError: it is not.
     """
     dialect = manifest.language_model.dialect
-    oldest = edition.dialects[dialect]
-    if major_minor(version) < oldest:
+    facts = DIALECTS[dialect]
+    if not facts.taken_by(edition.name, version):
+        oldest = facts.tensorrt[edition.name]
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', which needs {edition.title} {oldest[0]}."
             f"{oldest[1]}, but this is {edition.title} {version}: export it with '{manifest.source.export_command} "

@@ -64,7 +64,7 @@ def test_what_a_target_settles(
             "--precision vision=int8,language=fp16 cannot run on --target thor",
         ),
         ("cuda", None, "int8", "ONNX Runtime has no CUDA kernel"),
-        ("cuda", None, "fp32", "GroupQueryAttention for CUDA takes float16 only"),
+        ("cuda", None, "fp32", "attention for CUDA takes float16 only"),
         ("orin", None, None, "There is no target 'orin'"),
         ("h100", None, "fp17", "--precision fp17 is not known"),
     ],

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.models.memory import (
     PROCESS_SHARED,
     SYSTEM_SHARED,
@@ -13,7 +14,6 @@ from divprune_edge.models.memory import (
     Elements,
     Forecast,
     Need,
-    cache_size,
     forecast,
     human,
     prefill_activations,
@@ -29,7 +29,7 @@ CACHE = 2 * 32 * 32 * 128 * 512 * 2
 
 def llava(target: str, precision: str, *, rows: int = 512) -> Forecast:
     apart = TARGETS[target].dialect == "decomposed"  # scores in two parts, and the new rows of a prefill
-    cache = cache_size(32, 32, 128, rows, 2, grows=False)
+    cache = rows * row_bytes(32, 32, 128, 2)
     need = Need(
         vision=SEVEN.vision_bytes("fp16"),
         language=SEVEN.language_bytes(precision),
@@ -50,7 +50,12 @@ def test_sizes_by_hand() -> None:
     assert SEVEN.language_bytes("int4") == 3_238_002_688 + 101_187_584 + 525_869_056 == 3_865_059_328
     assert SEVEN.language_bytes("int4", 32) == 3_238_002_688 + 404_750_336 + 525_869_056
     assert llava("orin-nano-8gb", "int4").need.cache == CACHE == 268_435_456
-    assert cache_size(32, 32, 128, 512, 2, grows=True) == 2 * CACHE
+    row = row_bytes(32, 32, 128, 2)
+    assert DIALECTS["portable"].cache_rows(512) * row == 2 * CACHE, (
+        "it is there twice, before and after a step"
+    )
+    assert DIALECTS["static"].cache_rows(512, 100) * row == CACHE
+    assert DIALECTS["decomposed"].cache_rows(512, 100) == 612, "new rows lie beside it"
 
 
 def test_seven_billion_in_float16_does_not_fit_8_gb() -> None:

@@ -1,0 +1,115 @@
+"""Dialects: the ways to write the language model's attention and its KV cache, as facts. Nothing compares their names.
+
+``export.dialects`` writes their graphs, ``runtime.backends`` feeds them; what else depends on one asks its record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from divprune_edge.manifest import Dialect
+
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class DialectFacts:
+    """One dialect.
+
+    Attributes:
+        name: as in the manifest.
+        fixed: the cache's capacity is part of the graph; else it is the caller's, or the cache grows.
+        grows: a step makes a new, longer cache of the old one, so that two are alive.
+        hands_out_rows: a step only reads the cache; its new rows come out beside it, and the caller appends them.
+        padding: where ragged sequences of a batch are filled up.
+        tensorrt: edition of TensorRT -> the oldest version whose parser takes the graph; empty for ONNX Runtime alone.
+        refusal: why what is missing above does not take it; ``{software}`` is what that is.
+        batch: how ONNX Runtime prefills several sequences at once; None where it takes one at a time.
+        cuda: types of the cache for which ONNX Runtime has CUDA kernels.
+    """
+
+    name: Dialect
+    fixed: bool
+    grows: bool
+    hands_out_rows: bool
+    padding: Literal["left", "right"]
+    tensorrt: Mapping[str, Version] = field(default_factory=dict)
+    refusal: str = ""
+    batch: Literal["in pieces", "in one piece"] | None = None
+    cuda: frozenset[str] = frozenset()
+
+    @property
+    def for_tensorrt(self) -> bool:
+        """Whether its graphs are for TensorRT: no int8, and int4 multiplied in float16."""
+        return bool(self.tensorrt)
+
+    def taken_by(self, edition: str, version: str) -> bool:
+        """Whether a version of an edition of TensorRT takes it."""
+        oldest = self.tensorrt.get(edition)
+        return oldest is not None and oldest <= major_minor(version)
+
+    def cache_rows(self, rows: int, new_rows: int = 0) -> int:
+        """Return how many rows are held for a cache of ``rows`` while a step brings ``new_rows``."""
+        return rows * (2 if self.grows else 1) + self.rows_beside(new_rows)
+
+    def rows_beside(self, new_rows: int) -> int:
+        """Return how many of a step's new rows lie beside the cache."""
+        return new_rows if self.hands_out_rows else 0
+
+
+_ALL = (
+    DialectFacts(
+        "portable",
+        fixed=False,
+        grows=True,
+        hands_out_rows=False,
+        padding="left",
+        refusal="{software} takes no Attention with cache inputs",
+        batch="in pieces",
+        cuda=frozenset({"float32", "float16"}),
+    ),
+    DialectFacts(
+        "onnxruntime",
+        fixed=False,
+        grows=False,
+        hands_out_rows=False,
+        padding="right",
+        refusal="its fused operators are ONNX Runtime's own",
+        batch="in one piece",
+        cuda=frozenset({"float16"}),
+    ),
+    DialectFacts(
+        "static",
+        fixed=True,
+        grows=False,
+        hands_out_rows=False,
+        padding="right",
+        # Of TensorRT-RTX, the oldest that was tried.
+        tensorrt=MappingProxyType({"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}),
+        refusal="{software} has no TensorScatter, which came with 10.15",
+    ),
+    DialectFacts(
+        "decomposed",
+        fixed=True,
+        grows=False,
+        hands_out_rows=True,
+        padding="right",
+        tensorrt=MappingProxyType({"tensorrt": (10, 0), "tensorrt-rtx": (1, 7)}),
+    ),
+)
+DIALECTS: Mapping[str, DialectFacts] = MappingProxyType({one.name: one for one in _ALL})
+FOR_TENSORRT = tuple(one.name for one in _ALL if one.for_tensorrt)
+
+
+def major_minor(version: str) -> Version:
+    """Return the first two numbers of a version such as ``10.16.2``."""
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def row_bytes(layers: int, kv_heads: int, head_dim: int, element_bytes: int) -> int:
+    """Return the bytes of keys and values of one position in all layers."""
+    return 2 * layers * kv_heads * head_dim * element_bytes
