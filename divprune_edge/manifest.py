@@ -303,6 +303,11 @@ class Manifest(_Model):
     tools: dict[str, str]
     files: dict[BundlePath, FileInfo]
 
+    @property
+    def encoder_input(self) -> tuple[Preprocessing, int, int]:
+        """How an image becomes the vision encoder's input, and its height and width."""
+        return self.preprocessing, self.vision_encoder.image_height, self.vision_encoder.image_width
+
     @model_validator(mode="after")
     def _names_agree(self) -> Manifest:
         ids = [selector.id for selector in self.selectors]

@@ -24,6 +24,9 @@ from divprune_edge.export.plan import Plan
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
 from divprune_edge.models.prompt import TOKENIZER_FILE
+from divprune_edge.processing.images import load_image
+from divprune_edge.processing.preprocess import encoder_pixels
+from divprune_edge.processing.prompt import PromptEncoder, Turn
 
 QUESTIONS = (
     "What is in the picture?",
@@ -58,6 +61,7 @@ def calibrated(plan: Plan, folder: Path) -> Plan:
     with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
         _check_room(plan, Path(temporary))
         encoder, language, recording = _open(plan, Path(temporary))
+        prompts = _prompts(plan)
         for i, file in enumerate(files):
             outputs = ["visual_tokens", *plan.selector.signals]
             tokens, *seen = encoder.run(outputs, {"pixels": _pixels(plan, file)})
@@ -65,7 +69,8 @@ def calibrated(plan: Plan, folder: Path) -> Plan:
                 signals = {name: value[0] for name, value in zip(outputs[1:], seen, strict=True)}
                 valid = np.ones(tokens.shape[1], bool)
                 tokens = plan.selector.kept(tokens[0], valid, plan.keep, **signals)[None]
-            ids = _prompt(plan, QUESTIONS[i % len(QUESTIONS)], tokens.shape[1])
+            turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], image=True)
+            ids = np.asarray(prompts.encode([turn], tokens.shape[1]).ids, np.int64)
             for output, rows in _inputs(plan, language, recording, ids, tokens):
                 x = rows.astype(np.float64)
                 first, *others = recording.readers[output]
@@ -116,29 +121,18 @@ def _open(plan: Plan, folder: Path) -> tuple[Any, Any, Recording]:
 
 
 def _pixels(plan: Plan, file: Path) -> npt.NDArray[np.uint8]:
-    """Return uint8 [1, H, W, 3]; statistics do not mind how a picture is fitted into the square."""
-    from PIL import Image
-
+    """Return uint8 [1, H, W, 3], as the runtime will make it."""
     size = plan.spec.vision.image_size
-    try:
-        with Image.open(file) as picture:
-            return np.asarray(picture.convert("RGB").resize((size, size)), np.uint8)[None]
-    except OSError as error:
-        raise UserError(
-            f"'{file}' cannot be read as a picture ({error}): take it out of the folder."
-        ) from error
+    return encoder_pixels(load_image(file), plan.preprocessing, size, size)
 
 
-def _prompt(plan: Plan, question: str, visual: int) -> npt.NDArray[np.int64]:
-    """Return the ids of a question about a picture, in the form of LLaVA-1.5, within the context."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / TOKENIZER_FILE))
-    before = tokenizer.encode("USER: ").ids
-    after = tokenizer.encode(f"\n{question} ASSISTANT:", add_special_tokens=False).ids
-    rows = plan.embedding_rows
-    ids = [*(i for i in before if i < rows), *range(rows, rows + visual), *(i for i in after if i < rows)]
-    return np.asarray(ids[: plan.spec.decoder.context], np.int64)
+def _prompts(plan: Plan) -> PromptEncoder:
+    """Return what turns questions into ids, as the runtime will."""
+    facts, context = plan.prompt, plan.spec.decoder.context
+    tokenizer = plan.checkpoint.folder / TOKENIZER_FILE
+    return PromptEncoder(
+        facts.entry, facts.template, tokenizer, rows=plan.embedding_rows, room=context, fixed=False
+    )
 
 
 def _inputs(

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
+from divprune_edge.processing.prompt import PromptIds, Turn
 from divprune_edge.runtime.backends import BatchBackend, CacheRows
 from divprune_edge.runtime.generate import Decoding, write
-from divprune_edge.runtime.prompt import PromptIds, Turn
 from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.images import ImageSource
+    from divprune_edge.processing.images import ImageSource
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 PICTURES_AT_ONCE = 4

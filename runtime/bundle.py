@@ -8,10 +8,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import MANIFEST, UNPRUNED, FileInfo, Manifest, SelectorInfo, read_manifest
+
+if TYPE_CHECKING:
+    from divprune_edge.processing.prompt import PromptEncoder
 
 VerifyHashes = Literal["auto", "always"]
 Stamp = dict[str, list[int | str]]
@@ -89,6 +92,24 @@ class Bundle:
         if keep == tokens and (name is None or name in {s.name for s in self.manifest.selectors}):
             return None
         return self._by_algorithm(name, keep)
+
+    def prompt_encoder(self) -> PromptEncoder:
+        """Return what turns conversations into ids.
+
+        Raises:
+            UserError: the bundle's template or tokenizer cannot be used.
+        """
+        from divprune_edge.processing.prompt import PromptEncoder
+
+        prompt, language = self.manifest.prompt, self.manifest.language_model
+        return PromptEncoder(
+            prompt,
+            self.file(prompt.chat_template).read_text(encoding="utf-8"),
+            self.file(prompt.tokenizer),
+            rows=language.embedding_rows,
+            room=language.positions,
+            fixed=language.capacity is not None,
+        )
 
     def _by_id(self, name: str) -> SelectorInfo | None:
         return next((s for s in self.manifest.selectors if s.id == name), None)

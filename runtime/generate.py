@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from divprune_edge.processing.prompt import PromptIds
     from divprune_edge.runtime.backends.base import LanguageBatch, LanguageSession
     from divprune_edge.runtime.detokenize import Detokenizer
-    from divprune_edge.runtime.prompt import PromptIds
 
 OnText = Callable[[str], None]
 FinishReason = Literal["stop", "stop_string", "length", "context"]

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.processing.prompt import PromptIds, Turn
 from divprune_edge.runtime.backends import CacheRows, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write_alone
-from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.stopwatch import Stopwatch
 from divprune_edge.runtime.vision import Vision
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.images import ImageSource
+    from divprune_edge.processing.images import ImageSource
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Pipeline:
         self.selector = self.bundle.selector(selector, keep)
         self._backend = open_backend(self.bundle, backend, threads)
         self._vision = Vision(self.bundle, self._backend)
-        self._prompt = PromptEncoder(self.bundle)
+        self._prompt = self.bundle.prompt_encoder()
         self._backend.load(self.selector)
         # Shared by all copies: what comes before the picture does not depend on it.
         self._prefix: dict[tuple[int, ...], CacheRows] = {}

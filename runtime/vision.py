@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.processing.images import load_image
+from divprune_edge.processing.preprocess import encoder_pixels
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.images import load_image
-from divprune_edge.runtime.preprocess import encoder_pixels
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.images import ImageSource
+    from divprune_edge.processing.images import ImageSource
 
 Pixels = npt.NDArray[np.uint8]
 OnStage = Callable[[str], None]
@@ -50,7 +50,7 @@ class Vision:
         Raises:
             UserError: the image cannot be used.
         """
-        return encoder_pixels(load_image(image, bgr), self._manifest)
+        return encoder_pixels(load_image(image, bgr), *self._manifest.encoder_input)
 
     def see(
         self, pixels: Pixels, selector: SelectorInfo | None, on_stage: OnStage = lambda stage: None

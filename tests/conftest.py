@@ -8,7 +8,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from tokenizer_kinds import KINDS
+from tokenizers import Tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,6 +42,21 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run_module("export", "llava", "--prune", "0.9", "--no-verify", "--output", str(bundle))
     assert result.returncode == 0, result.stderr
     return bundle
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A noisy landscape picture as PNG."""
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    pixels = np.random.default_rng(7).integers(0, 256, (90, 140, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="session", params=list(KINDS))
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    """One tokenizer of each kind."""
+    return KINDS[request.param]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -27,9 +27,9 @@ import onnx
 import tensorrt_rtx as real
 from fake_cuda import PluginRegistry
 
+from divprune_edge.models.dialects import major_minor
 from divprune_edge.plugins.loader import PLUGIN
 from divprune_edge.runtime.engines import log
-from divprune_edge.runtime.engines.edition import major_minor
 
 VERSION = "10.3.0"
 

@@ -20,7 +20,7 @@ from divprune_edge import __version__
 
 DISTRIBUTION = "divprune-edge-runtime"
 PACKAGE = "divprune_edge"
-PARTS = ("models", "plugins", "runtime")
+PARTS = ("models", "plugins", "processing", "runtime")
 """Sub-packages that the runtime consists of, beside the modules of ``divprune_edge`` itself."""
 SHIMS = ("plugins", "runtime")
 PLUGIN_SOURCES = ("CMakeLists.txt", "csrc")

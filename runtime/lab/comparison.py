@@ -19,7 +19,7 @@ from divprune_edge.runtime.pipeline import Answer, Pipeline
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune_edge.runtime.images import ImageSource
+    from divprune_edge.processing.images import ImageSource
 
 
 @dataclass(frozen=True)

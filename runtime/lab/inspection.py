@@ -16,7 +16,7 @@ from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.images import ImageSource
+    from divprune_edge.processing.images import ImageSource
     from divprune_edge.runtime.pipeline import Pipeline
 
 

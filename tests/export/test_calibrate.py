@@ -142,5 +142,5 @@ def test_nothing_to_calibrate_is_refused(
     with pytest.raises(UserError, match="has no pictures to calibrate with"):
         calibrated(plan, tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"broken\.png' cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"broken\.png' \(10 bytes\) is not a picture"):
         calibrated(plan, tmp_path)

@@ -14,11 +14,11 @@ from exporting import export, plan_of
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import Backend, fixed, open_backend, steps
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.prompt import Turn
 
 CAPACITY = 192
 DIALECTS = pytest.mark.parametrize("dialect", ["static", "decomposed"])

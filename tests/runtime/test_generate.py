@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
+from divprune_edge.processing.prompt import PromptIds
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, Generation, generate
-from divprune_edge.runtime.prompt import PromptIds
 from divprune_edge.runtime.sampling import Sampler
 
 STOP = 2

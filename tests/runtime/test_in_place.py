@@ -9,12 +9,12 @@ import pytest
 from conftest import run_module
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import Backend, in_place, open_backend
 from divprune_edge.runtime.backends.binding import run_bound
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.prompt import Turn
 
 
 @pytest.fixture(scope="module")

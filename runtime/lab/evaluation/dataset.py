@@ -15,7 +15,7 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.images import ImageSource
+    from divprune_edge.processing.images import ImageSource
 
 DEMO = "demo"
 LMMS = "lmms:"

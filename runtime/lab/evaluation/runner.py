@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.selectors.divprune import cosine_distances
+from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import DeviceTensor, Encoded, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
@@ -19,7 +20,6 @@ from divprune_edge.runtime.lab.evaluation.dataset import Picture
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.lab.evaluation.scoring import is_right
-from divprune_edge.runtime.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.vision import Vision
 
 
@@ -45,7 +45,7 @@ class Runner:
         self._manifest = bundle.manifest
         self._backend = open_backend(bundle, backend, threads)
         self._vision = Vision(bundle, self._backend)
-        self._prompt = PromptEncoder(bundle)
+        self._prompt = bundle.prompt_encoder()
         self._decoding = Decoding(max_tokens=max_tokens)
         self._graphs = [method.graph for method in methods]
         for graph in self._graphs:

@@ -162,12 +162,11 @@ def _open(
 ) -> Variant:
     from divprune_edge.runtime.backends import open_backend
     from divprune_edge.runtime.lab.profiling.measure import Variant
-    from divprune_edge.runtime.prompt import PromptEncoder
 
     chosen = bundle.selector(selector, keep)
     engine = open_backend(bundle, backend, threads)
     engine.load(chosen)
-    return Variant(_title(chosen), bundle, chosen, engine, PromptEncoder(bundle))
+    return Variant(_title(chosen), bundle, chosen, engine, bundle.prompt_encoder())
 
 
 def _title(selector: SelectorInfo | None) -> str:

@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.processing.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.profiling.memory import peak_bytes
-from divprune_edge.runtime.prompt import PromptEncoder, PromptIds, Turn
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.vision import Vision
 

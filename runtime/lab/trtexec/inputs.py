@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.processing.images import load_image
+from divprune_edge.processing.preprocess import encoder_pixels
+from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends.steps import STEPS, check_room
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.profiles import DECODE, LANGUAGE, PREFILL, VISION
-from divprune_edge.runtime.images import load_image
 from divprune_edge.runtime.lab.trtexec.lines import CACHES, Files, Stage
-from divprune_edge.runtime.preprocess import encoder_pixels
-from divprune_edge.runtime.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.vision import Vision
 
 Array = npt.NDArray[Any]
@@ -35,7 +35,7 @@ class Inputs:
 
     def __init__(self, bundle: Bundle, selector: SelectorInfo | None, image: Path, question: str) -> None:
         self._bundle, self._selector, self._question = bundle, selector, question
-        self._pixels = encoder_pixels(load_image(image), bundle.manifest)
+        self._pixels = encoder_pixels(load_image(image), *bundle.manifest.encoder_input)
         self._seen: tuple[dict[str, Array], Array] | None = None
         self.note = ""
 
@@ -56,7 +56,7 @@ class Inputs:
         assert info.capacity is not None
         _, kept = self._tokens()
         turns = [Turn("user", self._question, image=True)]
-        ids = np.array([PromptEncoder(self._bundle).encode(turns, kept.shape[1]).ids], np.int64)
+        ids = np.array([self._bundle.prompt_encoder().encode(turns, kept.shape[1]).ids], np.int64)
         length = ids.shape[1]
         check_room(info, length, 1)
         step = STEPS[info.dialect]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing
-from divprune_edge.runtime.preprocess import to_pixels
+from divprune_edge.processing.preprocess import to_pixels
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 FACTS: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "mean": MEAN, "std": (0.27, 0.26, 0.28)}

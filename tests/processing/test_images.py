@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime import images
-from divprune_edge.runtime.images import load_image
+from divprune_edge.processing import images
+from divprune_edge.processing.images import load_image
 
 RNG = np.random.default_rng(3)
 
@@ -204,7 +204,7 @@ def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pict
 
 def test_common_formats_do_not_import_every_reader(picture: Path) -> None:
     code = (
-        "import sys\nfrom divprune_edge.runtime.images import load_image\n"
+        "import sys\nfrom divprune_edge.processing.images import load_image\n"
         f"load_image({str(picture)!r})\nsys.exit('PIL.TiffImagePlugin' in sys.modules)"
     )
     root = Path(__file__).resolve().parents[2]

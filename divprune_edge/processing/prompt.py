@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.template import ChatTemplate, Message
-from divprune_edge.runtime.tokenizer import PromptTokenizer, stand_in, without_stand_ins
+from divprune_edge.manifest import Prompt
+from divprune_edge.processing.template import ChatTemplate, Message
+from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,26 @@ class PromptIds:
 
 
 class PromptEncoder:
-    """Turns to :class:`PromptIds` for one bundle."""
+    """Turns to :class:`PromptIds` for one language model.
 
-    def __init__(self, bundle: Bundle) -> None:
-        prompt = bundle.manifest.prompt
-        language = bundle.manifest.language_model
+    Args:
+        prompt: what is known of its prompts.
+        template: source of the chat template.
+        tokenizer: its ``tokenizer.json``.
+        rows: V of the token table.
+        room: most tokens of prompt and answer.
+        fixed: the room is the cache's, and not the model's own.
+
+    Raises:
+        UserError: a template or tokenizer that cannot be used.
+    """
+
+    def __init__(
+        self, prompt: Prompt, template: str, tokenizer: Path, *, rows: int, room: int, fixed: bool
+    ) -> None:
         self._image_token = prompt.image_token
         self._image_id = prompt.image_token_id
-        self._rows = language.embedding_rows
-        self._room = language.positions
-        self._fixed = language.capacity is not None
+        self._rows, self._room, self._fixed = rows, room, fixed
         named = {
             "bos_token": prompt.bos_token,
             "eos_token": prompt.eos_token,
@@ -56,11 +67,10 @@ class PromptEncoder:
             "unk_token": prompt.unk_token,
             "image_token": prompt.image_token,
         }
-        source = bundle.file(prompt.chat_template).read_text(encoding="utf-8")
         self._template = ChatTemplate(
-            source, {name: text for name, text in named.items() if text is not None}
+            template, {name: text for name, text in named.items() if text is not None}
         )
-        self.tokenizer = PromptTokenizer(bundle.file(prompt.tokenizer), prompt.bos_token)
+        self.tokenizer = PromptTokenizer(tokenizer, prompt.bos_token)
         self._parts = self._takes_parts()
 
     def encode(self, turns: Sequence[Turn], visual_tokens: int) -> PromptIds:

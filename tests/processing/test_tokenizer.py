@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.tokenizer import PromptTokenizer, stand_in, without_stand_ins
+from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
 
 
 @pytest.fixture

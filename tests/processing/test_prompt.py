@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.demo import __file__ as demo_file
+from divprune_edge.processing.prompt import PromptEncoder, Turn
+from divprune_edge.processing.tokenizer import stand_in
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.prompt import PromptEncoder, Turn
-from divprune_edge.runtime.tokenizer import stand_in
 
 LIST_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m.role }}: {% for p in m.content %}"
@@ -46,7 +46,7 @@ def make(demo_bundle: Path, tmp_path: Path, tokenizer: Tokenizer) -> MakeEncoder
         )
         language = manifest.language_model.model_copy(update={"embedding_rows": rows, "context": context})
         changed = manifest.model_copy(update={"prompt": prompt, "language_model": language})
-        return PromptEncoder(Bundle(tmp_path, changed))
+        return Bundle(tmp_path, changed).prompt_encoder()
 
     return build
 
@@ -170,5 +170,5 @@ def test_equals_transformers_on_the_demo_checkpoint(demo_bundle: Path) -> None:
     for count in (1, 3):
         text = reference.apply_chat_template(messages[:count], tokenize=False, add_generation_prompt=True)
         expected = reference(text)["input_ids"]
-        ids = PromptEncoder(bundle).encode(turns[:count], 1).ids
+        ids = bundle.prompt_encoder().encode(turns[:count], 1).ids
         assert [bundle.manifest.prompt.image_token_id if i == rows else i for i in ids] == expected

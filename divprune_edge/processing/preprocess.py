@@ -11,22 +11,23 @@ import numpy.typing as npt
 from PIL import Image
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Manifest, Preprocessing
-from divprune_edge.runtime.images import MAX_PIXELS
+from divprune_edge.manifest import Preprocessing
+from divprune_edge.processing.images import MAX_PIXELS
 
 
-def encoder_pixels(image: Image.Image, manifest: Manifest) -> npt.NDArray[np.uint8]:
-    """Return an RGB picture as the vision encoder takes it, uint8 [1, H, W, 3].
+def encoder_pixels(
+    image: Image.Image, facts: Preprocessing, height: int, width: int
+) -> npt.NDArray[np.uint8]:
+    """Return an RGB picture as a vision encoder of that size takes it, uint8 [1, H, W, 3].
 
     Raises:
         UserError: the picture is too elongated, or does not become of the encoder's size.
     """
-    pixels = to_pixels(image, manifest.preprocessing)
-    vision = manifest.vision_encoder
-    if pixels.shape[1:3] != (vision.image_height, vision.image_width):
+    pixels = to_pixels(image, facts)
+    if pixels.shape[1:3] != (height, width):
         raise UserError(
             f"The picture becomes {pixels.shape[2]} x {pixels.shape[1]} pixels, but the vision encoder "
-            f"takes {vision.image_width} x {vision.image_height}: crop it to that shape first."
+            f"takes {width} x {height}: crop it to that shape first."
         )
     return pixels
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.template import ChatTemplate
+from divprune_edge.processing.template import ChatTemplate
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
 CHAT: list[dict[str, Any]] = [
