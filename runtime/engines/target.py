@@ -25,6 +25,14 @@ def facts_to_build_for(manifest: Manifest, bundle: Path, asked: str | None) -> D
         if name is not None
     ]
     edition = edition_of(targets[0][0]) if targets else TENSORRT
+    made_for, _ = targets[-1] if targets else (None, "")
+    if made_for is not None and made_for.tensorrt is not None and edition_of(made_for) is not edition:
+        # Before the edition that was asked for is missed.
+        raise UserError(
+            f"The target of '{bundle}' is {made_for.title} ({made_for.software}), but engines for "
+            f"{targets[0][0].title} ({targets[0][0].software}) are asked for: export for it with "
+            f"'{manifest.source.export_command} --target {asked}'."
+        )
     facts = facts_ahead(edition, targets[0][0].sms) if edition.ahead_of_time else device_facts(edition)
     for target, origin in targets:
         _check_device(target, origin, manifest, facts)
