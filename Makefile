@@ -65,10 +65,10 @@ tensorrt: $(VENV)/.dev  ## Parse and build every graph with TensorRT-RTX, which 
 	$(BIN)/python tests/tensorrt_matrix.py
 
 bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the CPU forms without one.
-	$(BIN)/python -m bench.selector --json bench/selector.json
+	$(BIN)/python -m bench.selector --json bench/results/selector.json
 
 bench: build/venv-bench/.done  ## Measure speed side by side with transformers, OpenVINO, onnxruntime-genai, llama.cpp (20 minutes).
-	build/venv-bench/bin/python -m bench.speed --json docs/speed.json --chart docs/speed.svg
+	build/venv-bench/bin/python -m bench.speed --json bench/results/speed.json --chart docs/images/speed.svg
 
 # An environment of its own: the peers bring what the tests should not need.
 build/venv-bench/.done: pyproject.toml constraints.txt
@@ -77,7 +77,7 @@ build/venv-bench/.done: pyproject.toml constraints.txt
 	@touch $@
 
 bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4B-class model (5 minutes).
-	$(BIN)/python -m bench.prefill --json docs/prefill.json
+	$(BIN)/python -m bench.prefill --json bench/results/prefill.json
 
 bench-startup: $(VENV)/.demo  ## Measure the start of the command line: the help texts and a question.
 	test -d $(DEMO_BUNDLE) || $(BIN)/python -m export llava --prune 0.9 --output $(DEMO_BUNDLE)

@@ -25,7 +25,7 @@ PARTS = ("models", "plugins", "processing", "runtime")
 SHIMS = ("plugins", "runtime")
 PLUGIN_SOURCES = ("CMakeLists.txt", "csrc")
 
-_LEFT_OUT = ("models/demo/checkpoint/", "plugins/lib/")
+_LEFT_OUT = ("models/demo/checkpoint/", "models/demo/trainer/", "plugins/lib/")
 _SHIM = """\
 \"\"\"Forwards ``python -m {name} …`` to ``divprune_edge.{name}``; nothing else lives under this name.\"\"\"
 

@@ -1,7 +1,7 @@
 """The demo checkpoint: a small LLaVA that sees coloured shapes, and everything that made it.
 
-Only paths live here; the pictures, the questions, the trainer and the evaluation are modules of
-this package, and torch is imported by the modules that train or evaluate, never by this one.
+Only paths live here. The pictures and the held-out questions are modules of this package; `trainer` made the checkpoint
+and stays in the clone.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from divprune_edge.models.demo.held_out import HELD_OUT_PICTURES, chance, held_out
-from divprune_edge.models.demo.packs import ask_for_training
 from divprune_edge.models.demo.questions import REGIONS, TYPES, Question
 from divprune_edge.models.demo.scenes import COLORS, SHAPES, Object, Scene, Split, sample_scene, scene_rng
+from divprune_edge.models.demo.trainer.packs import ask_for_training
 
 SINGULAR = {
     "circles": "circle",

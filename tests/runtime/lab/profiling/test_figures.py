@@ -1,4 +1,4 @@
-"""docs/profiling.md: its figures are those of docs/profile.json, its options those of the commands."""
+"""docs/profiling.md: its figures are those of bench/results/profile.json, its options those of the commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from conftest import ROOT, run_module
 
 TEXT = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
-PROFILE = json.loads((ROOT / "docs" / "profile.json").read_text(encoding="utf-8"))
+PROFILE = json.loads((ROOT / "bench" / "results" / "profile.json").read_text(encoding="utf-8"))
 
 
 def test_savings() -> None:

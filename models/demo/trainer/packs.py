@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .questions import Asker, Question
-from .scenes import Scene
+from ..questions import Asker, Question
+from ..scenes import Scene
 from .tokenizer import BOS, EOS, PAD, build_tokenizer, vocabulary
 
 TRAINING_MIX = {

@@ -6,7 +6,7 @@ import pytest
 
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.demo.questions import REGIONS, TEMPLATES
-from divprune_edge.models.demo.tokenizer import BOS, EOS, IMAGE, PAD, UNK, build_tokenizer, vocabulary
+from divprune_edge.models.demo.trainer.tokenizer import BOS, EOS, IMAGE, PAD, UNK, build_tokenizer, vocabulary
 
 pytest.importorskip("tokenizers")
 

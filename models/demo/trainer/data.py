@@ -15,8 +15,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from .render import GRID, IMAGE_SIZE, render_with_owners
-from .scenes import COLORS, MAX_OBJECTS, SHAPES, Scene, Split, sample_scene, scene_rng
+from ..render import GRID, IMAGE_SIZE, render_with_owners
+from ..scenes import COLORS, MAX_OBJECTS, SHAPES, Scene, Split, sample_scene, scene_rng
 
 CHUNK = 500
 

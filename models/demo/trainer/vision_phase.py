@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..render import GRID, PATCH
 from .data import Pictures
 from .network import VisionTower
-from .render import GRID, PATCH
 from .schedule import Run, Stage
 from .supervision import Heads, loss_of, targets
 from .tokenizer import IMAGE_MEAN, IMAGE_STD

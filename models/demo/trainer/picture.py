@@ -1,4 +1,4 @@
-"""The picture that the demo asks about: `python -m divprune_edge.models.demo.picture` writes it.
+"""The picture that the demo asks about: `python -m divprune_edge.models.demo.trainer.picture` writes it.
 
 The first scene of its own random stream that has a sign, at least four shapes and a question of
 each of three types: chosen by what it shows, not by what a model says about it.
@@ -12,10 +12,10 @@ import json
 import numpy as np
 from PIL import Image
 
-from . import PICTURE, PICTURE_FACTS
-from .questions import Asker, Question
-from .render import render
-from .scenes import Scene, Split, sample_scene, scene_rng
+from .. import PICTURE, PICTURE_FACTS
+from ..questions import Asker, Question
+from ..render import render
+from ..scenes import Scene, Split, sample_scene, scene_rng
 
 SIDE = 384
 SEED = 0

@@ -20,7 +20,7 @@ def start(arguments: list[str], processes: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "divprune_edge.models.demo.train", *arguments]
+    command = [sys.executable, "-m", "divprune_edge.models.demo.trainer.train", *arguments]
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     shared |= {"GLOO_SOCKET_IFNAME": "lo"}
     workers = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}) for rank in range(processes)]

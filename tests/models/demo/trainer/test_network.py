@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from divprune_edge.models.demo.checkpoint import llava_config  # noqa: E402
-from divprune_edge.models.demo.network import DemoLlava  # noqa: E402
+from divprune_edge.models.demo.trainer.checkpoint import llava_config  # noqa: E402
+from divprune_edge.models.demo.trainer.network import DemoLlava  # noqa: E402
 
 VISION = {
     "hidden_size": 32,

@@ -7,8 +7,8 @@ import string
 from pathlib import Path
 from typing import Any
 
-from .questions import REGIONS, TEMPLATES, plural
-from .scenes import COLORS, SHAPES
+from ..questions import REGIONS, TEMPLATES, plural
+from ..scenes import COLORS, SHAPES
 
 # CLIP's own normalisation, as its image processor states it.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)

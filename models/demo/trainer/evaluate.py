@@ -1,4 +1,4 @@
-"""Measure a checkpoint: `python -m divprune_edge.models.demo.evaluate --checkpoint DIR --output DIR`.
+"""Measure a checkpoint: `python -m divprune_edge.models.demo.trainer.evaluate --checkpoint DIR --output DIR`.
 
 Held-out accuracy per question type with two baselines, a dense grid of DivPrune budgets, and
 random, uniform and DivPrune selection side by side; written as Markdown tables and JSON.
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..selectors.divprune import cosine_distances, max_min_picks
+from ...selectors.divprune import cosine_distances, max_min_picks
+from ..held_out import GRID_PICTURES, HELD_OUT_PICTURES, HeldOut, chance, held_out
+from ..questions import TYPES, Question
+from ..render import GRID, IMAGE_SIZE, render
 from .checkpoint import VISION
-from .held_out import GRID_PICTURES, HELD_OUT_PICTURES, HeldOut, chance, held_out
 from .language_phase import answer_logits, right_answers
 from .network import DemoLlava
 from .packs import Batch, build_batch
-from .questions import TYPES, Question
-from .render import GRID, IMAGE_SIZE, render
 from .tokenizer import EOS, IMAGE_MEAN
 from .vision_phase import patchify
 

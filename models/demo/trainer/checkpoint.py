@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .render import GRID, IMAGE_SIZE, PATCH
+from ..render import GRID, IMAGE_SIZE, PATCH
 from .tokenizer import BOS, EOS, IMAGE, PAD, save_processor, vocabulary
 
 if TYPE_CHECKING:

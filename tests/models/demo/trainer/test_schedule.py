@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from divprune_edge.models.demo.muon import orthogonal  # noqa: E402
-from divprune_edge.models.demo.schedule import Run, Stage  # noqa: E402
+from divprune_edge.models.demo.trainer.muon import orthogonal  # noqa: E402
+from divprune_edge.models.demo.trainer.schedule import Run, Stage  # noqa: E402
 
 
 def train(folder: Path, steps: int) -> tuple[Run, list[float]]:

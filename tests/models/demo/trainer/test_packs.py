@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("tokenizers")
 
 from divprune_edge.models.demo.held_out import held_out  # noqa: E402
-from divprune_edge.models.demo.language_phase import answer_logits, draw_budgets, right_answers  # noqa: E402
-from divprune_edge.models.demo.network import DemoLlava  # noqa: E402
-from divprune_edge.models.demo.packs import HEAD, ask_for_training, build_batch, positions  # noqa: E402
-from divprune_edge.models.demo.tokenizer import EOS  # noqa: E402
+from divprune_edge.models.demo.trainer.language_phase import answer_logits, draw_budgets, right_answers  # noqa: E402
+from divprune_edge.models.demo.trainer.network import DemoLlava  # noqa: E402
+from divprune_edge.models.demo.trainer.packs import HEAD, ask_for_training, build_batch, positions  # noqa: E402
+from divprune_edge.models.demo.trainer.tokenizer import EOS  # noqa: E402
 
 
 def test_packed_questions_do_not_see_each_other() -> None:

@@ -1,4 +1,4 @@
-"""Train the demo checkpoint: `python -m divprune_edge.models.demo.train --output DIR`.
+"""Train the demo checkpoint: `python -m divprune_edge.models.demo.trainer.train --output DIR`.
 
 Three phases, each resumable from the work folder: pictures are drawn; the vision tower is taught
 patch by patch; then the whole model learns to answer, first on part of the patches, at the end on
@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
+from ..scenes import Split
 from . import workers
 from .checkpoint import save_checkpoint
 from .data import draw_pictures
 from .language_phase import TaughtLlava, standardise_projector, teach_language
 from .network import DemoLlava, VisionTower
-from .scenes import Split
 from .schedule import Stage
 from .vision_phase import TaughtTower, patchify, teach_vision
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .render import SIGN, UNCLEAR
-from .scenes import COLORS, MAX_OBJECTS, MAX_RADIUS, MIN_RADIUS, SHAPES
+from ..render import SIGN, UNCLEAR
+from ..scenes import COLORS, MAX_OBJECTS, MAX_RADIUS, MIN_RADIUS, SHAPES
 
 KIND_SIGN, KIND_DIGIT = len(SHAPES) + 1, len(SHAPES) + 2
 HEADS = {

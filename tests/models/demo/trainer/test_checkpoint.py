@@ -13,8 +13,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from divprune_edge.models.demo import CHECKPOINT, PICTURE, PICTURE_FACTS  # noqa: E402
-from divprune_edge.models.demo.picture import SIDE, demo_scene  # noqa: E402
 from divprune_edge.models.demo.render import render  # noqa: E402
+from divprune_edge.models.demo.trainer.picture import SIDE, demo_scene  # noqa: E402
 
 
 @pytest.fixture(scope="module")
