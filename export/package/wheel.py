@@ -1,8 +1,9 @@
 """The runtime as a wheel, packed from the modules that are running: the same bytes from a clone and from an install.
 
-It holds everything but the export and the demo checkpoint's weights: answering, profiling, the plugin's sources. A
-wheel is a zip with a list of its files (PyPA's binary distribution format 1.0), so no build tool, network or source
-tree is needed. It is called ``divprune-edge-runtime``, because it is not the whole of divprune-edge.
+It holds everything but the export and the demo's weights and trainer: answering, profiling, the plugin's sources. What
+it needs is read from the installed metadata. A wheel is a zip with a list of its files (PyPA's binary distribution
+format 1.0), so no build tool, network or source tree is needed. It is called ``divprune-edge-runtime``, because it is
+not the whole of divprune-edge.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import importlib
 import io
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata
 from pathlib import Path
 
 import divprune_edge
 from divprune_edge import __version__
+from divprune_edge.errors import UserError
 
 DISTRIBUTION = "divprune-edge-runtime"
 PACKAGE = "divprune_edge"
@@ -34,16 +37,6 @@ from divprune_edge.{name}.cli import main
 if __name__ == "__main__":
     main()
 """
-DEPENDENCIES = (
-    "jinja2>=3.1.6",
-    "numpy>=1.24",
-    "pillow>=10.1",
-    "pydantic>=2.6",
-    "rich>=13",
-    "tokenizers>=0.20",
-    "typer>=0.15",
-)
-"""The base dependencies of divprune-edge; a test compares them with ``pyproject.toml``."""
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -111,17 +104,33 @@ def _plain(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in (".py", ".typed")]
 
 
+def dependencies() -> list[str]:
+    """Return what divprune-edge needs without any extra, as its installed metadata says."""
+    return [entry for entry in _installed().get_all("Requires-Dist") or [] if "extra ==" not in entry]
+
+
 def _metadata() -> str:
+    installed = _installed()
     lines = [
         "Metadata-Version: 2.1",
         f"Name: {DISTRIBUTION}",
         f"Version: {__version__}",
         "Summary: Runtime of divprune-edge: exported bundles into answers, with ONNX Runtime or TensorRT.",
-        "License: Apache-2.0",
-        "Requires-Python: >=3.10",
-        *(f"Requires-Dist: {dependency}" for dependency in DEPENDENCIES),
+        f"License: {installed['License-Expression']}",
+        f"Requires-Python: {installed['Requires-Python']}",
+        *(f"Requires-Dist: {dependency}" for dependency in dependencies()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _installed() -> PackageMetadata:
+    try:
+        return metadata("divprune-edge")
+    except PackageNotFoundError:
+        raise UserError(
+            "A package takes its dependencies from the installed divprune-edge, and none is: install it with "
+            "'pip install -e .' in the clone."
+        ) from None
 
 
 def _digest(data: bytes) -> str:

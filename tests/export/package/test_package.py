@@ -25,7 +25,7 @@ from divprune_edge.export.package import archive_path, check_package, write_pack
 from divprune_edge.export.package.command import package_bundle
 from divprune_edge.export.package.facts import L4T
 from divprune_edge.export.package.requirements import requirements
-from divprune_edge.export.package.wheel import DEPENDENCIES, runtime_wheel, wheel_name
+from divprune_edge.export.package.wheel import dependencies, runtime_wheel, wheel_name
 from divprune_edge.export.report import ConsoleReporter
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.targets import TARGETS, Target, find_target
@@ -112,7 +112,7 @@ def test_every_jetson_has_pins_that_the_tests_ran_with(target: Target) -> None:
     assert target.jetpack in L4T
     pins = requirements(target)
     assert not {"torch", "transformers", "onnx", "onnxruntime", "tensorrt"} & set(pins)
-    assert {re.split("[>=]", entry)[0] for entry in DEPENDENCIES} <= set(pins)
+    assert {re.split("[>=]", entry)[0] for entry in dependencies()} <= set(pins)
     environment = {"python_version": str(target.python)}
     lines = [
         Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
@@ -123,16 +123,22 @@ def test_every_jetson_has_pins_that_the_tests_ran_with(target: Target) -> None:
     own = {"cuda-python", "numpy"} if target.python == "3.10" else {"cuda-bindings"}
     for name in set(pins) - own:
         assert pins[name] == constraints[name], name
-    for entry in map(Requirement, DEPENDENCIES):
+    for entry in map(Requirement, dependencies()):
         assert entry.specifier.contains(pins[entry.name]), entry
     bindings = pins.get("cuda-python") or pins["cuda-bindings"]
     assert bindings.split(".")[:2] == str(target.cuda).split(".")
 
 
+def test_a_clone_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [])
+    with pytest.raises(UserError, match="install it with 'pip install -e"):
+        runtime_wheel()
+
+
 def test_the_wheel_needs_what_the_project_says() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     listed = re.findall(r'"([^"]+)"', text.split("\ndependencies = [", 1)[1].split("]", 1)[0])
-    assert sorted(DEPENDENCIES) == sorted(listed)
+    assert sorted(dependencies()) == sorted(listed)
 
 
 @pytest.fixture(scope="session")
