@@ -26,7 +26,7 @@ if __name__ == "__main__":
 from checkpoints import make_checkpoint
 from exporting import export, plan_of
 
-from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.errors import DivpruneError
 from divprune_edge.export.add_selector import add_selector
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.selectors import SELECTORS
@@ -122,7 +122,7 @@ def run(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
         place = folder / f"{checkpoint}-{precision}".replace(" ", "-")
         graphs = export_graphs(checkpoint, precision, place)
         for case in group:
-            yield build(case, *graphs[case.graph], place)
+            yield build(case, *graphs[case.graph])
 
 
 def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tuple[Bundle, Graph]]:
@@ -146,17 +146,17 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
     return found
 
 
-def build(case: Case, bundle: Bundle, graph: Graph, folder: Path) -> Outcome:
+def build(case: Case, bundle: Bundle, graph: Graph) -> Outcome:
     from divprune_edge.runtime.engines import compile as compiler
 
     data = tuple(map(bundle.file, graph.data))
     job = Job(graph.name, bundle.file(graph.file), graph.profiles, False, None, None, data, (case.sm,))
-    plan, start = folder / "engine.plan", time.perf_counter()
+    start = time.perf_counter()
     try:
-        compiler.compile_engine(job, plan, folder / "none", Silent())
-    except (UserError, DivpruneError) as error:
+        engine = compiler.make_engine(job, None, Silent())
+    except DivpruneError as error:
         return Outcome(case, words=str(error))
-    return Outcome(case, time.perf_counter() - start, plan.stat().st_size)
+    return Outcome(case, time.perf_counter() - start, memoryview(engine).nbytes)
 
 
 def print_table(outcomes: Iterable[Outcome]) -> None:

@@ -7,9 +7,12 @@ engines for the GPUs that it was asked for, and nothing of another TensorRT's pa
 from __future__ import annotations
 
 import importlib.util
+import json
+import signal
+import subprocess
+import sys
 import tempfile
-import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from divprune_edge.errors import DivpruneError, UserError
@@ -41,8 +44,8 @@ class Asked:
     unbuilt: str | None = None
 
 
-def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> Asked | None:
-    """Let TensorRT-RTX parse and build the graphs of a bundle; None where it is not installed.
+def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> Asked:
+    """Let TensorRT-RTX parse and build the graphs of a bundle, in a process that it may end.
 
     Args:
         bundle: its folder; its language model is in a dialect for TensorRT.
@@ -52,48 +55,38 @@ def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> Asked |
 
     Raises:
         UserError: no bundle, or a damaged one.
+        DivpruneError: TensorRT-RTX ended the process before it was asked about any graph.
     """
-    if not is_installed():
-        return None
-    from divprune_edge.runtime.bundle import Bundle
-    from divprune_edge.runtime.engines import edition
-    from divprune_edge.runtime.engines.facts import facts_ahead
-    from divprune_edge.runtime.engines.graphs import Job, chosen_selectors, graphs_of
-    from divprune_edge.runtime.engines.memory import check_build_memory, graph_bytes
-    from divprune_edge.runtime.engines.profiles import make_limits
-    from divprune_edge.runtime.engines.progress import Silent
-
-    rtx = edition.TENSORRT_RTX
-    facts = facts_ahead(rtx, _sms(target))
-    edition.use(rtx)
-    from divprune_edge.runtime.engines import compile as compiler
-
-    opened = Bundle.open(bundle)
-    manifest = opened.manifest
-    selectors = chosen_selectors(opened, "all,none")
-    limits = make_limits(manifest, selectors, None)
-    graphs = graphs_of(opened, selectors, limits, facts.tensorrt, rtx)
-    asked = Asked(facts.library, facts.sms, (), None if build else "--no-build")
-    try:
-        check_build_memory([graph_bytes(manifest, graph.file, graph.data) for graph in graphs], None, facts)
-    except UserError as error:
-        asked = replace(asked, unbuilt=str(error))
+    sms, answers = _sms(target), list[Answer]()
     with tempfile.TemporaryDirectory(prefix="divprune-check-") as folder:
-        plan, timings = Path(folder) / "engine.plan", Path(folder) / "none"
-        for graph in graphs:
-            data = tuple(map(opened.file, graph.data))
-            job = Job(graph.name, opened.file(graph.file), graph.profiles, False, None, None, data, facts.sms)
-            answer, start = Answer(graph.file), time.monotonic()
-            try:
-                if asked.unbuilt is not None:
-                    compiler.check_graph(job)
-                else:
-                    compiler.compile_engine(job, plan, timings, Silent())
-                    answer = Answer(graph.file, round(time.monotonic() - start, 3), plan.stat().st_size)
-            except DivpruneError as error:
-                answer = Answer(graph.file, words=str(error))
-            asked = replace(asked, answers=(*asked.answers, answer))
-    return asked
+        said = Path(folder) / "events"
+        while True:
+            options = (",".join(map(str, sms)), "build" if build else "parse", str(len(answers)), str(said))
+            ended = subprocess.run(
+                [sys.executable, "-m", f"{__package__}.asking", str(bundle), *options],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
+            first, *rest = [*map(json.loads, said.read_text("utf-8").splitlines())] if said.exists() else [{}]
+            if "refused" in first:
+                raise UserError(first["refused"])
+            words = f"TensorRT-RTX ended the process that asked it: {_end(ended)}"
+            if "files" not in first:
+                raise DivpruneError(f"{words}.")
+            answers += [Answer(**event) for event in rest]
+            files = first["files"]
+            if ended.returncode:
+                answers.append(Answer(files[len(answers)], words=words))
+            if len(answers) == len(files):
+                return Asked(first["library"], sms, tuple(answers), first["unbuilt"])
+
+
+def _end(ended: subprocess.CompletedProcess[str]) -> str:
+    if ended.returncode < 0:
+        return signal.strsignal(-ended.returncode) or f"signal {-ended.returncode}"
+    return (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1].rstrip(".")
 
 
 def is_installed() -> bool:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.activations import Activations, live_activations, size_of
-from divprune_edge.export.check.asked import Asked, ask_tensorrt
+from divprune_edge.export.check.asked import Asked, ask_tensorrt, is_installed
 from divprune_edge.export.check.findings import Finding, errors, grouped
 from divprune_edge.export.check.graph import GraphView, read_graph
 from divprune_edge.export.check.host import host_findings
 from divprune_edge.export.check.lint import lint_graph
-from divprune_edge.export.check.rtx import answer_findings, rtx_findings
+from divprune_edge.export.check.rtx import INSTALL, answer_findings, rtx_findings, unknown_findings
 from divprune_edge.export.check.tables import OperatorTable, table_for
 from divprune_edge.export.selector import PLUGINS
 from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, VisionInfo, read_manifest
@@ -55,6 +55,7 @@ class Report:
         widest: the language graph's activations at their widest point.
         refused: the sentence for what does not fit, None where it does.
         asked: what TensorRT-RTX itself said; None where it was not asked.
+        unasked: why it was not asked; None where it was.
     """
 
     bundle: Path
@@ -67,7 +68,8 @@ class Report:
     stored: int
     widest: Activations
     refused: str | None
-    asked: Asked | None = None
+    asked: Asked | None
+    unasked: str | None
 
     @property
     def clean(self) -> bool:
@@ -99,7 +101,10 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None, *, bu
     table = table_for(target.tensorrt) if target.tensorrt and target.backend == "tensorrt" else None
     if table is None:
         findings += host_findings(manifest, target) if target.tensorrt is None else rtx_findings(manifest)
-        graphs += [GraphReport(file, _count(view), view.opsets.get("", 0)) for file, view in views.items()]
+        # TensorRT-RTX takes no plugin.
+        selectors = [selector.file for selector in manifest.selectors] if target.tensorrt else []
+        looked = views | {file: read_graph(_existing(bundle, file)) for file in selectors}
+        graphs += [GraphReport(file, _count(view), view.opsets.get("", 0)) for file, view in looked.items()]
     else:
         for file, view in views.items():
             plain = read_graph(bundle / file)
@@ -109,10 +114,15 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None, *, bu
             graph, found = _selector(bundle, manifest.vision_encoder, selector, table)
             graphs.append(graph)
             findings += found
-    asked = None
-    if target.tensorrt is not None and info.dialect in FOR_TENSORRT:
+    asked = unasked = None
+    if target.tensorrt is None or info.dialect not in FOR_TENSORRT:
+        unasked = f"dialect {info.dialect} on {target.title} is not for TensorRT"
+    elif is_installed():
         asked = ask_tensorrt(bundle, target, build=build)
-        findings += answer_findings(asked, target)
+        findings += answer_findings(asked)
+    else:
+        unasked = f"its parser and builder need no GPU, but are not installed: {INSTALL}"
+        findings += unknown_findings(target)
     activations = {file: live_activations(view) for file, view in views.items()}
     need = Need(
         vision=_held(vision),
@@ -140,6 +150,7 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None, *, bu
         widest=activations[info.file],
         refused=refused,
         asked=asked,
+        unasked=unasked,
     )
 
 

@@ -14,7 +14,6 @@ from divprune_edge.export.check.asked import EVIDENCE as BUILT
 from divprune_edge.export.check.asked import Answer, Asked
 from divprune_edge.export.check.bundle import Report
 from divprune_edge.export.check.findings import EVIDENCE, Finding, errors
-from divprune_edge.export.check.rtx import INSTALL
 from divprune_edge.models.memory import ASSUMPTIONS, Forecast, human
 from divprune_edge.models.targets import Target
 from divprune_edge.plugins.trtexec import needs_stripped
@@ -30,6 +29,7 @@ def report_json(report: Report) -> str:
         "operators": report.provenance,
         "attributes": report.attributes,
         "tensorrt_rtx": None if report.asked is None else asdict(report.asked),
+        "not_asked": report.unasked,
         "evidence": evidence(report),
         "clean": report.clean,
         "selector_variant": variant(report),
@@ -91,8 +91,8 @@ def evidence(report: Report) -> str:
     asked = report.asked
     if asked is not None and asked.unbuilt is None and all(answer.words is None for answer in asked.answers):
         known.append(f"{BUILT}, parsed and built by {asked.library} for {_sms(asked)}")
-        if not set(asked.sms) <= set(report.target.sms):
-            known[-1] += f", which proves no engine for {_sms(report.target)}"
+        if report.target.backend != "tensorrt-rtx":
+            known[-1] += f", which proves no engine of {report.target.software} for {_sms(report.target)}"
     return "; ".join([*known, "nothing of it has run on the target"])
 
 
@@ -111,7 +111,7 @@ def show_report(report: Report) -> None:
         console.print(f"Attributes: {report.attributes}.")
         console.print(f"Selector files: {variant(report)} (the plugin takes their node where there is one).")
     if target.tensorrt is not None:
-        console.print(_who_was_asked(report.asked))
+        console.print(escape(_who_was_asked(report)))
     console.print(_graphs(report))
     for finding in report.findings:
         console.print(_line(finding))
@@ -133,11 +133,10 @@ def show_report(report: Report) -> None:
     console.print(f"Verdict: {verdict}. Evidence: {evidence(report)}.")
 
 
-def _who_was_asked(asked: Asked | None) -> str:
+def _who_was_asked(report: Report) -> str:
+    asked = report.asked
     if asked is None:
-        return (
-            f"TensorRT itself was not asked: TensorRT-RTX is its parser and builder without a GPU, {INSTALL}."
-        )
+        return f"TensorRT-RTX was not asked: {report.unasked}."
     if asked.unbuilt is None:
         return f"Asked: {asked.library}, its parser, and its builder for {_sms(asked)}."
     return f"Asked: {asked.library}, its parser alone (not built: {asked.unbuilt.rstrip('.')})."

@@ -13,15 +13,18 @@ from divprune_edge.models.targets import Target
 INSTALL = "'pip install .[rtx]'"
 
 
-def answer_findings(asked: Asked | None, target: Target) -> list[Finding]:
-    """Return its refusals; where it was not asked, a warning for those targets of which nothing else is known."""
-    if asked is not None:
-        refusals = [(answer.file, answer.words) for answer in asked.answers if answer.words is not None]
-        return [Finding(file, "error", asked.library, "", words.rstrip(".")) for file, words in refusals]
-    if target.backend != "tensorrt-rtx":
-        return []
+def answer_findings(asked: Asked) -> list[Finding]:
+    """Return its refusals."""
+    refusals = [(answer.file, answer.words) for answer in asked.answers if answer.words is not None]
+    return [Finding(file, "error", asked.library, "", words.rstrip(".")) for file, words in refusals]
+
+
+def unknown_findings(target: Target) -> list[Finding]:
+    """Return a warning for those targets of which nothing is known without asking it."""
     message = f"nothing is known of what TensorRT-RTX takes where it is not installed: {INSTALL}"
-    return [Finding("bundle", "warning", "not asked", "", message)]
+    return (
+        [Finding("bundle", "warning", "not asked", "", message)] if target.backend == "tensorrt-rtx" else []
+    )
 
 
 def rtx_findings(manifest: Manifest) -> list[Finding]:

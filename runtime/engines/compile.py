@@ -36,6 +36,8 @@ else:
 
 _WHO = f"{EDITION.title} {trt.__version__}"
 _SILENT = G_LOGGER.CRITICAL + 1
+ADVICE = "; 'python -m export check BUNDLE' says more; a bundle of an older release is exported again."
+"""The end of the sentence about a graph that cannot be parsed."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,29 @@ def compile_engine(
 ) -> Described | None:
     """Build an engine and write it to ``plan``.
 
-    Args:
-        job: what to build.
-        plan: file to write.
-        cache: TensorRT's measurements; read if it is there, and written where there are any.
-        report: is told about the progress.
-        verbose: print what TensorRT says.
-
     Returns:
         What TensorRT says of the plan; None of one that was built ahead of time, for only its GPU can load it.
+
+    Raises:
+        what `make_engine` raises.
+    """
+    memory = make_engine(job, cache, report, verbose=verbose)
+    with plan.open("wb") as file:
+        file.write(memory)
+    # Describing the plan loads it once more.
+    del memory
+    return None if job.sms else _describe(plan)
+
+
+def make_engine(job: Job, cache: Path | None, report: Report, *, verbose: bool = False) -> Any:
+    """Build an engine and return it, a buffer of bytes.
+
+    Args:
+        job: what to build.
+        cache: TensorRT's measurements; read if it is there, and written where there are any. What is built ahead of
+            time is not timed.
+        report: is told about the progress.
+        verbose: print what TensorRT says.
 
     Raises:
         UserError: the graph cannot be parsed.
@@ -122,10 +138,11 @@ def compile_engine(
     """
     parsed = _parse(job, verbose=verbose)
     forget(job.data)
+    timings = None if cache is None or job.sms else str(cache)
     with Interrupt() as interrupt, _polygraphy():
         config = _config_for(job.sms)(
             profiles=[_profile(profile) for profile in job.profiles],
-            load_timing_cache=str(cache) if cache.is_file() else None,
+            load_timing_cache=str(cache) if cache is not None and cache.is_file() else None,
             profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
             memory_pool_limits=None
             if job.workspace is None
@@ -135,8 +152,6 @@ def compile_engine(
         )
         try:
             config = PostprocessConfig(config, _without_tf32)
-            # What is built ahead of time is not timed.
-            timings = None if job.sms else str(cache)
             memory = EngineBytesFromNetwork(parsed, config=config, save_timing_cache=timings)()
         except PolygraphyException:
             memory = None
@@ -144,11 +159,7 @@ def compile_engine(
         raise KeyboardInterrupt
     if memory is None:
         raise DivpruneError(f"{_WHO} cannot build an engine from '{job.graph}': {_log().reason()}.")
-    with plan.open("wb") as file:
-        file.write(memory)
-    # The network holds the weights once more, and describing the plan loads it.
-    del memory, parsed
-    return None if job.sms else _describe(plan)
+    return memory
 
 
 def _parse(job: Job, *, verbose: bool = False) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
@@ -163,10 +174,7 @@ def _parse(job: Job, *, verbose: bool = False) -> tuple[trt.Builder, trt.INetwor
     parser = trt.OnnxParser(network, log)
     # By its path, so that the parser finds the external data.
     if not parser.parse_from_file(str(job.graph)) or parser.num_errors:
-        raise UserError(
-            f"{_WHO} cannot read '{job.graph}': {_parser_errors(parser) or log.reason()}; "
-            "'python -m export check BUNDLE' says more; a bundle of an older release is exported again."
-        )
+        raise UserError(f"{_WHO} cannot read '{job.graph}': {_parser_errors(parser) or log.reason()}{ADVICE}")
     if job.plugin and not _has_plugin(network):
         raise UserError(
             f"{_WHO} did not take the plugin for '{job.graph}' but the slow form that the graph "
@@ -224,8 +232,10 @@ def _config_for(sms: tuple[int, ...]) -> Callable[..., Any]:
     """Return what makes a configuration for these GPUs, all of which one engine serves; for none, the one here."""
     make: Callable[..., Any] = CreateConfig
     if sms:
-        from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
-
+        try:
+            from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
+        except ImportError as error:
+            raise UserError("Polygraphy 0.53 or newer is needed: 'pip install .[rtx]'.") from error
         make = partial(CreateConfigRTX, compute_capabilities=[divmod(sm, 10) for sm in sms])
     return make
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.models.targets import find_target
 from divprune_edge.plugins.loader import BUILD, Library, default_path, find_library
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.edition import TENSORRT, Edition
@@ -148,8 +149,7 @@ def _choose(
         return fitting[0]
     misfits, _ = min(rated, key=lambda one: len(one[0]))
     raise UserError(
-        f"The engines in '{bundle.path / FOLDER}' {misfits[0]}: build them for this device with "
-        f"'{_command(bundle, selector, device.edition)}'."
+        f"The engines in '{bundle.path / FOLDER}' {misfits[0]}: {_remedy(bundle, selector, device)}."
     )
 
 
@@ -188,6 +188,16 @@ def _check_plugin(
             f"'{_command(bundle, selector)}'."
         )
     return found
+
+
+def _remedy(bundle: Bundle, selector: SelectorInfo | None, device: DeviceFacts) -> str:
+    target = bundle.manifest.target and find_target(bundle.manifest.target)
+    if target and device.edition.ahead_of_time and not set(device.sms) <= set(target.sms):
+        return (
+            f"the bundle was made for {target.title}, so export for this device with "
+            f"'{bundle.manifest.source.export_command} --target NAME'"
+        )
+    return f"build them for this device with '{_command(bundle, selector, device.edition)}'"
 
 
 def _command(bundle: Bundle, selector: SelectorInfo | None, edition: Edition = TENSORRT) -> str:

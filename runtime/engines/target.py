@@ -24,10 +24,13 @@ def facts_to_build_for(manifest: Manifest, bundle: Path, asked: str | None) -> D
         for name, origin in ((asked, f"--target {asked}"), (manifest.target, f"The target of '{bundle}'"))
         if name is not None
     ]
+    # What a sentence can say without any TensorRT comes before one is missed.
+    for target, origin in targets:
+        if target.tensorrt is None:
+            raise UserError(f"{origin} is {target.title}, which does not run TensorRT: {_export(manifest)}.")
     edition = edition_of(targets[0][0]) if targets else TENSORRT
-    made_for, _ = targets[-1] if targets else (None, "")
-    if made_for is not None and made_for.tensorrt is not None and edition_of(made_for) is not edition:
-        # Before the edition that was asked for is missed.
+    if targets and edition_of(targets[-1][0]) is not edition:
+        made_for, _ = targets[-1]
         raise UserError(
             f"The target of '{bundle}' is {made_for.title} ({made_for.software}), but engines for "
             f"{targets[0][0].title} ({targets[0][0].software}) are asked for: export for it with "
@@ -91,13 +94,23 @@ def check_version(manifest: Manifest, bundle: Path, version: str, edition: Editi
 
 
 def _check_device(target: Target, origin: str, manifest: Manifest, facts: DeviceFacts) -> None:
-    export = f"export for this device with '{manifest.source.export_command} --target NAME'"
-    if target.tensorrt is None:
-        raise UserError(f"{origin} is {target.title}, which does not run TensorRT: {export}.")
-    version = major_minor(target.tensorrt) == major_minor(facts.tensorrt)
-    if edition_of(target) is not facts.edition or not set(facts.sms) <= set(target.sms) or not version:
-        asked_for = f"{sm_names(facts.sms)} with {facts.library}"
-        which = f"{origin} is {target.title} ({sm_names(target.sms)}, {target.software})"
-        if facts.edition.ahead_of_time:
-            raise UserError(f"{which}, but engines for {asked_for} are asked for: {export}.")
-        raise UserError(f"{which}, but this device is {asked_for}: build on the target itself, or {export}.")
+    same_gpus = set(facts.sms) <= set(target.sms)
+    same_version = major_minor(target.tensorrt or "0.0") == major_minor(facts.tensorrt)
+    if same_gpus and same_version:
+        return
+    asked_for = f"{sm_names(facts.sms)} with {facts.library}"
+    which = f"{origin} is {target.title} ({sm_names(target.sms)}, {target.software})"
+    if not facts.edition.ahead_of_time:
+        raise UserError(
+            f"{which}, but this device is {asked_for}: build on the target itself, or {_export(manifest)}."
+        )
+    remedy = (
+        f"install it with 'pip install \"tensorrt-rtx-cu13=={target.tensorrt}.*\"'"
+        if same_gpus
+        else _export(manifest)
+    )
+    raise UserError(f"{which}, but engines for {asked_for} are asked for: {remedy}.")
+
+
+def _export(manifest: Manifest) -> str:
+    return f"export for this device with '{manifest.source.export_command} --target NAME'"

@@ -25,7 +25,7 @@ def _tensorrt_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """``export check`` asks TensorRT-RTX in processes of its own alone (``check/test_asked.py``): it takes seconds."""
     from divprune_edge.export.check import bundle
 
-    monkeypatch.setattr(bundle, "ask_tensorrt", lambda *_, **__: None)
+    monkeypatch.setattr(bundle, "is_installed", lambda: False)
 
 
 @pytest.fixture(scope="session")

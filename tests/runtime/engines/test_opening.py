@@ -133,26 +133,29 @@ def test_the_engines_of_this_device_among_several(build: Build, here: Here, bund
     assert open_it(bundle).folder == second
 
 
-@pytest.mark.parametrize(
-    ("facts", "sides"),
-    [
-        ({"sms": (90,)}, "were built with sm_80, sm_86, sm_89, sm_120 or sm_121, but this is sm_90"),
-        ({"tensorrt": "1.8.0.1"}, rf"were built with TensorRT-RTX {RTX}, but this is TensorRT-RTX 1.8.0.1"),
-    ],
-)
-def test_one_build_for_every_rtx_card(
-    build: Build, here: Here, bundle: Path, facts: dict[str, Any], sides: str
-) -> None:
+def test_one_build_for_every_rtx_card(build: Build, here: Here, bundle: Path) -> None:
     """And for no other GPU, and no other TensorRT-RTX: its engines do not outlive a version."""
     refresh(bundle, read_manifest(bundle), target="rtx")
     folder = build(bundle, selector="none").folder
     for sm in (80, 86, 89, 120, 121):
         here.change(sms=(sm,))
         assert open_it(bundle, "none").folder == folder
-    here.change(**facts)
+    here.change(tensorrt="1.8.0.1")
     assert refusal(bundle, "none") == (
-        f"The engines in '{bundle / 'engines'}' {sides}: build them for this device with 'python -m runtime build "
-        f"{bundle} --selector none'."
+        f"The engines in '{bundle / 'engines'}' were built with TensorRT-RTX {RTX}, but this is TensorRT-RTX 1.8.0.1: "
+        f"build them for this device with 'python -m runtime build {bundle} --selector none'."
+    )
+
+
+def test_a_bundle_for_another_card(build: Build, here: Here, bundle: Path) -> None:
+    """No build of it serves this one."""
+    refresh(bundle, read_manifest(bundle), target="rtx4090")
+    build(bundle, selector="none")
+    here.change(sms=(120,))
+    assert refusal(bundle, "none") == (
+        f"The engines in '{bundle / 'engines'}' were built with sm_89, but this is sm_120: the bundle was made for "
+        "GeForce RTX 4090 24GB, so export for this device with 'python -m export llava --model PATH/checkpoint "
+        "--target NAME'."
     )
 
 

@@ -151,10 +151,22 @@ def test_a_version_of_tensorrt_rtx_that_the_target_does_not_have(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", SimpleNamespace(__version__="1.8.0.1"))
-    sentence = refusal(make_bundle(tmp_path / "made-for", target="rtx4090"), None)
-    assert (
-        "(sm_89, TensorRT-RTX 1.7), but engines for sm_89 with TensorRT-RTX 1.8.0.1 are asked for" in sentence
+    assert refusal(make_bundle(tmp_path / "made-for", target="rtx4090"), None).endswith(
+        "(sm_89, TensorRT-RTX 1.7), but engines for sm_89 with TensorRT-RTX 1.8.0.1 are asked for: install it with "
+        "'pip install \"tensorrt-rtx-cu13==1.7.*\"'."
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "made_for"), [("cpu", None), ("cuda", None), ("cpu", "rtx4090"), (None, "cuda")]
+)
+def test_a_target_without_tensorrt_is_told_without_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, made_for: str | None
+) -> None:
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, None)
+    folder = make_bundle(tmp_path / "made-for", target=made_for)
+    assert "which does not run TensorRT: export for this device with" in refusal(folder, asked)
 
 
 def test_a_targets_edition_runs_its_bundles(tmp_path: Path) -> None:
