@@ -32,16 +32,16 @@ PRECISIONS = (REFERENCE, "int8", "int4", "vision=int8,language=int4", "vision=fp
 def main() -> None:
     """Measure, print a table, write JSON if asked."""
     parser = argparse.ArgumentParser(prog="python -m bench.precisions", description=__doc__)
-    parser.add_argument("--pictures", type=int, default=200, help="so many of the held-out pictures")
+    parser.add_argument("--images", type=int, default=200, help="so many of the held-out images")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--dialect", default="onnxruntime")
     parser.add_argument("--model", type=Path, default=CHECKPOINT)
     parser.add_argument("--data", default="demo")
-    parser.add_argument("--calibrate", type=Path, help="pictures; adds int4 rounded by GPTQ")
+    parser.add_argument("--calibrate", type=Path, help="images; adds int4 rounded by GPTQ")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    data = load_dataset(arguments.data, arguments.pictures)
+    data = load_dataset(arguments.data, arguments.images)
     answers: dict[str, dict[str, list[tuple[str, bool]]]] = {}
     with tempfile.TemporaryDirectory(prefix="divprune-precisions-") as folder:
         for precision in PRECISIONS:
@@ -88,8 +88,8 @@ def ask(bundle: Bundle, data: Dataset, threads: int) -> dict[str, list[tuple[str
     ]
     runner = Runner(bundle, methods, "cpu", threads)
     answers: dict[str, list[tuple[str, bool]]] = {method.id: [] for method in methods}
-    for picture in data.pictures:
-        for record in runner.ask(picture, methods):
+    for image in data.images:
+        for record in runner.ask(image, methods):
             answers[record.method] += zip(record.answers, record.right, strict=True)
     return answers
 
@@ -119,7 +119,7 @@ def compare(answers: dict[str, dict[str, list[tuple[str, bool]]]]) -> list[dict[
 def show(rows: list[dict[str, Any]], data: Dataset, arguments: argparse.Namespace) -> None:
     """Print the table in Markdown."""
     print(
-        f"\n{data.questions} questions about {len(data.pictures)} pictures; int4 in blocks of "
+        f"\n{data.questions} questions about {len(data.images)} images; int4 in blocks of "
         f"{arguments.block_size}, dialect {arguments.dialect}\n"
     )
     print("| precision | visual tokens | same answer as fp32 | right |\n|---|---|---|---|")

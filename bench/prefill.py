@@ -65,7 +65,7 @@ def _export(folder: Path, tiny: bool, prune: str) -> tuple[Plan, Path]:
 
 
 def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, Any]:
-    """Encode one picture, then select and prefill with the pruned and the full budget in turn."""
+    """Encode one image, then select and prefill with the pruned and the full budget in turn."""
     bundle = Bundle.open(folder)
     backend = OnnxRuntimeBackend(bundle, "cpu", threads)
     size = plan.spec.vision.image_size

@@ -37,7 +37,7 @@ class Sizes:
 
     @property
     def visual(self) -> int:
-        """Visual tokens of one picture."""
+        """Visual tokens of one image."""
         return int((self.vision["image_size"] // self.vision["patch_size"]) ** 2)
 
     def takes(self, variant: Variant, *, language_alone: bool = False) -> bool:

@@ -1,4 +1,4 @@
-"""``python -m divprune_edge.demo BUNDLE``: three questions about the bundled picture, pruned and unpruned."""
+"""``python -m divprune_edge.demo BUNDLE``: three questions about the bundled image, pruned and unpruned."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_ANSWER = 16
 
 @app.command()
 def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpoint.")]) -> None:
-    """Ask the demo bundle about the bundled picture, with its default selector and with every visual token."""
+    """Ask the demo bundle about the bundled image, with its default selector and with every visual token."""
     from divprune_edge.manifest import UNPRUNED
     from divprune_edge.models.demo import PICTURE, PICTURE_FACTS
     from divprune_edge.runtime.pipeline import Pipeline
@@ -30,7 +30,7 @@ def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpo
     start = time.perf_counter()
     pruned = Pipeline(bundle)
     full = pruned.with_selector(UNPRUNED)
-    print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The picture: {_from_here(PICTURE)}")
+    print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The image: {_from_here(PICTURE)}")
     for pipeline in (pruned, full):  # a session's first run is slower than the rest
         pipeline.ask(PICTURE, questions[0]["question"], max_tokens=1)
     for entry in questions:
@@ -39,7 +39,7 @@ def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpo
             answer = pipeline.ask(PICTURE, entry["question"], max_tokens=_LONGEST_ANSWER)
             print(_line(answer, full.visual_tokens), flush=True)
     print(f"\nThe bundle lies in {_from_here(bundle)}; its graphs: .venv/bin/python -m runtime info {bundle}")
-    print(f'Ask more: .venv/bin/python -m runtime ask {bundle} --image PICTURE "…"')
+    print(f'Ask more: .venv/bin/python -m runtime ask {bundle} --image IMAGE "…"')
 
 
 def _from_here(path: Path) -> Path:

@@ -197,7 +197,7 @@ class Preprocessing(_Model):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
     ``resize`` is ``shortest_edge`` (keeps the aspect ratio) or ``exact`` (to ``resize_height`` x
-    ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the picture is smaller), or
+    ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
     None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number.
     """
 

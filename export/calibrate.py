@@ -30,7 +30,7 @@ from divprune_edge.processing.prompt import PromptEncoder, Turn
 
 QUESTIONS = (
     "What is in the picture?",
-    "Describe the picture.",
+    "Describe the image.",
     "How many things are there?",
     "What colour is the largest thing?",
     "Is there a red thing?",
@@ -38,25 +38,25 @@ QUESTIONS = (
     "Which number can be read?",
     "Is it above or below the middle?",
 )
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def calibrated(plan: Plan, folder: Path) -> Plan:
-    """Return the plan with what the layers read when :data:`QUESTIONS` are asked about pictures in ``folder``.
+    """Return the plan with what the layers read when :data:`QUESTIONS` are asked about images in ``folder``.
 
     Every other prompt has the pruned budget, the rest all visual tokens.
 
     Raises:
-        UserError: nothing to calibrate, no pictures there, no ONNX Runtime, or no room for the graphs in float32.
+        UserError: nothing to calibrate, no images there, no ONNX Runtime, or no room for the graphs in float32.
     """
     if plan.precisions.language != "int4":
         raise UserError(
             f"--calibrate is for a language model in int4, not {plan.precisions.language}: leave it out, or add "
             "--precision vision=fp32,language=int4."
         )
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
     if not files:
-        raise UserError(f"'{folder}' has no pictures to calibrate with: give a folder of PNG or JPEG files.")
+        raise UserError(f"'{folder}' has no images to calibrate with: give a folder of PNG or JPEG files.")
     moments: dict[str, npt.NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
         _check_room(plan, Path(temporary))

@@ -71,7 +71,7 @@ def llava(
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Pictures to round int4 weights by (GPTQ), a few dozen."),
+        typer.Option(metavar="FOLDER", help="Images to round int4 weights by (GPTQ), a few dozen."),
     ] = None,
     dialect: Annotated[
         str | None,
@@ -268,7 +268,7 @@ def cost(
     ] = "llava-1.5-7b",
     prune: Prune = None,
     keep: Keep = None,
-    text_tokens: Annotated[int, typer.Option(help="Length of the prompt without the picture.")] = 60,
+    text_tokens: Annotated[int, typer.Option(help="Length of the prompt without the image.")] = 60,
 ) -> None:
     """Count what a budget saves: operations and KV cache, end to end and by the conventions of the literature."""
     from divprune_edge.export.cost import show_cost

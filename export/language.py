@@ -82,9 +82,9 @@ def _token_table(g: GraphBuilder, ids: ir.Value, visual: ir.Value, weights: Weig
         text = g.op("Gather", table, g.op("Min", ids, g.constant(rows - 1)))
         last = g.op("Sub", g.op("Shape", visual, start=1, end=2), g.constant([1]))
         row = g.op("Min", g.op("Max", g.op("Sub", ids, g.constant(rows)), g.constant(0)), last)
-        picture = g.op("GatherND", visual, g.op("Unsqueeze", row, g.constant([2])), batch_dims=1)
+        image = g.op("GatherND", visual, g.op("Unsqueeze", row, g.constant([2])), batch_dims=1)
         is_text = g.op("Unsqueeze", g.op("Less", ids, g.constant(rows)), g.constant([2]))
-        return g.op("Where", is_text, text, picture)
+        return g.op("Where", is_text, text, image)
 
 
 def _mlp(g: GraphBuilder, x: ir.Value, spec: DecoderSpec, weights: Weights, name: str) -> ir.Value:

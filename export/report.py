@@ -75,7 +75,7 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
         f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
     )
     _console.print(
-        f'Ask it: [bold]python -m runtime ask {folder} --image PICTURE "What is in the picture?"[/bold]'
+        f'Ask it: [bold]python -m runtime ask {folder} --image IMAGE "What is in the picture?"[/bold]'
     )
 
 

@@ -32,7 +32,7 @@ def keep_from_prune(ratio: str | float, candidates: int) -> int:
 
 CAPACITY_STEP = 64
 PROMPT = 192
-"""Tokens of a usual prompt, at most: system prompt, question, a few turns; the picture is counted apart."""
+"""Tokens of a usual prompt, at most: system prompt, question, a few turns; the image is counted apart."""
 _ANSWER = 256
 _AT_LEAST_BESIDE = 64
 

@@ -82,7 +82,7 @@ class Cost:
 
 
 def cost_of(spec: LlavaSpec, keep: int, text_tokens: int, vocabulary: int | None = None) -> Cost:
-    """Return the cost of one picture and ``text_tokens`` tokens of prompt (system and question).
+    """Return the cost of one image and ``text_tokens`` tokens of prompt (system and question).
 
     The projector sees every token: the selection comes after it. A budget of all tokens has no selector.
     """

@@ -49,7 +49,7 @@ QUESTION_TOKENS: Mapping[str, int] = MappingProxyType(
 """Length of the question alone, per data set, as DivPrune counts it; the 35 tokens before it are left out."""
 
 SYSTEM_TOKENS = 35
-"""What precedes the picture in LLaVA-1.5's prompt, BOS included."""
+"""What precedes the image in LLaVA-1.5's prompt, BOS included."""
 
 
 def layer_flops(sizes: Sizes, tokens: int, convention: int) -> int:

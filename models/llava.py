@@ -25,7 +25,7 @@ _VISION_DEFAULT: Config = {
 }
 
 _OTHERS = {
-    "llava_next": "LLaVA-NeXT (LLaVA-1.6) cuts a picture into several tiles, which is not supported yet",
+    "llava_next": "LLaVA-NeXT (LLaVA-1.6) cuts an image into several tiles, which is not supported yet",
     "llava_next_video": "LLaVA-NeXT-Video is not supported yet",
     "llava_onevision": "LLaVA-OneVision is not supported yet",
     "llava_llama": "it has the original 'liuhaotian' layout; use the converted checkpoint (llava-hf/…-hf)",
@@ -66,7 +66,7 @@ class LlavaSpec:
 
     @property
     def tokens(self) -> int:
-        """N: visual tokens of one picture."""
+        """N: visual tokens of one image."""
         return self.vision.tokens
 
     @property

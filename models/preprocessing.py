@@ -55,7 +55,7 @@ def _find(files: CheckpointFiles) -> Config:
     if config is None:
         raise UserError(
             f"'{files.folder}' has no preprocessor_config.json (nor an image_processor in "
-            "processor_config.json), which says how pictures are resized: copy it from the original checkpoint."
+            "processor_config.json), which says how images are resized: copy it from the original checkpoint."
         )
     return config
 
@@ -100,6 +100,6 @@ def _check_size(facts: Preprocessing, image_size: int) -> None:
         sides = (facts.shortest_edge, facts.shortest_edge)
     if sides != (image_size, image_size):
         raise UserError(
-            f"The image processor gives pictures of {sides[0] or 'varying'} x {sides[1] or 'varying'} pixels, "
+            f"The image processor gives images of {sides[0] or 'varying'} x {sides[1] or 'varying'} pixels, "
             f"but the vision tower takes {image_size} x {image_size}."
         )

@@ -1,4 +1,4 @@
-"""Several questions about several pictures at once; see :meth:`~divprune_edge.runtime.pipeline.Pipeline.ask_batch`."""
+"""Several questions about several images at once; see :meth:`~divprune_edge.runtime.pipeline.Pipeline.ask_batch`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from divprune_edge.processing.images import ImageSource
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
-PICTURES_AT_ONCE = 4
-"""Pictures that the vision encoder sees at once: its memory grows with them, its speed hardly."""
+IMAGES_AT_ONCE = 4
+"""Images that the vision encoder sees at once: its memory grows with them, its speed hardly."""
 
 
 def ask_batch(
@@ -36,20 +36,20 @@ def ask_batch(
     for number, (_, text) in enumerate(questions, start=1):
         with _question(number):
             prompts.append(pipeline._encode_prompt([Turn("user", text, image=True)]))
-    # A picture with several questions is looked at once.
+    # An image with several questions is looked at once.
     first: dict[Hashable, int] = {}
     for i, (image, _) in enumerate(questions):
         first.setdefault(_key(image), i)
     order = {key: number for number, key in enumerate(first)}
-    pictures = [order[_key(image)] for image, _ in questions]
+    images = [order[_key(image)] for image, _ in questions]
     kept, indices = _see(pipeline, [(i + 1, questions[i][0]) for i in first.values()], bgr, watch)
     rows = _common_rows(pipeline, backend, prompts, kept[:1])
     writers = [pipeline._writer(prompt, options) for prompt in prompts]
-    batch = backend.language_batch(backend.to_device(kept[pictures]), rows)
+    batch = backend.language_batch(backend.to_device(kept[images]), rows)
     write(batch, writers, known=rows[0].shape[2] if rows else 0)
     return [
-        pipeline._answer(writer.result(), prompt, indices[picture], watch)
-        for writer, prompt, picture in zip(writers, prompts, pictures, strict=True)
+        pipeline._answer(writer.result(), prompt, indices[image], watch)
+        for writer, prompt, image in zip(writers, prompts, images, strict=True)
     ]
 
 
@@ -73,24 +73,24 @@ def _question(number: int) -> Iterator[None]:
 
 
 def _key(image: ImageSource) -> Hashable:
-    """Return what two questions about the same picture have in common."""
+    """Return what two questions about the same image have in common."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 
 
 def _see(
     pipeline: Pipeline,
-    pictures: Sequence[tuple[int, ImageSource]],
+    images: Sequence[tuple[int, ImageSource]],
     bgr: bool,
     watch: Stopwatch,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Encode and prune (number of the question, picture), a few at a time.
+    """Encode and prune (number of the question, image), a few at a time.
 
-    Returns the kept tokens [pictures, K, D] and their indices int64 [pictures, K].
+    Returns the kept tokens [images, K, D] and their indices int64 [images, K].
     """
     kept, indices = [], []
-    for start in range(0, len(pictures), PICTURES_AT_ONCE):
+    for start in range(0, len(images), IMAGES_AT_ONCE):
         pixels = []
-        for number, image in pictures[start : start + PICTURES_AT_ONCE]:
+        for number, image in images[start : start + IMAGES_AT_ONCE]:
             with _question(number):
                 pixels.append(pipeline._vision.pixels(image, bgr=bgr))
         watch.lap("preprocess")
@@ -103,11 +103,9 @@ def _see(
 def _common_rows(
     pipeline: Pipeline, backend: BatchBackend, prompts: Sequence[PromptIds], visual: npt.NDArray[Any]
 ) -> CacheRows | None:
-    """Return the cache of what all prompts have before the picture, computed once; None if there is no use."""
-    before = prompts[0].before_picture
-    if not (before and backend.batch_takes_rows) or any(
-        prompt.before_picture != before for prompt in prompts
-    ):
+    """Return the cache of what all prompts have before the image, computed once; None if there is no use."""
+    before = prompts[0].before_image
+    if not (before and backend.batch_takes_rows) or any(prompt.before_image != before for prompt in prompts):
         return None
     if before not in pipeline._prefix:
         session = backend.language(backend.to_device(visual))

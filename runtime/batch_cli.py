@@ -79,7 +79,7 @@ def read_questions(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a JSONL, each an object with ``image`` and ``question`` and whatever else it has.
 
     Raises:
-        UserError: not readable, a malformed line (its number is named), a missing picture, or no questions.
+        UserError: not readable, a malformed line (its number is named), a missing image, or no questions.
     """
     from divprune_edge.errors import UserError
 

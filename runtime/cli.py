@@ -18,7 +18,7 @@ from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
-app = typer.Typer(help="Ask an exported bundle about pictures.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
 
 DEFAULT_QUESTION = "What is in the picture?"
 
@@ -38,10 +38,10 @@ def ask(
         typer.Argument(metavar="QUESTION", help="What to ask; several with --chat."),
     ] = None,
     *,
-    image: Annotated[Path, typer.Option(help="The picture.", show_default=False)],
+    image: Annotated[Path, typer.Option(help="The image.", show_default=False)],
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Several questions about the picture, from arguments or standard input."),
+        typer.Option("--chat", help="Several questions about the image, from arguments or standard input."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
@@ -68,11 +68,11 @@ def ask(
     ] = None,
     show_kept: Annotated[
         Path | None,
-        typer.Option(metavar="PNG", help="Draw the kept patches over the picture into this file."),
+        typer.Option(metavar="PNG", help="Draw the kept patches over the image into this file."),
     ] = None,
     verify_hashes: HashOption = "auto",
 ) -> None:
-    """Answer a question about a picture.
+    """Answer a question about an image.
 
     The answer is streamed to standard output, one line about what it took goes to standard error.
     """
@@ -137,7 +137,7 @@ def compare_selectors(
         typer.Argument(metavar="QUESTION", help="What to ask.", show_default=DEFAULT_QUESTION),
     ] = None,
     *,
-    image: Annotated[Path, typer.Option(help="The picture.", show_default=False)],
+    image: Annotated[Path, typer.Option(help="The image.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page to write.")],
     selectors: Annotated[
         str | None,
@@ -148,7 +148,7 @@ def compare_selectors(
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
-    """Write a page with what each selector keeps of a picture and the answers that follow."""
+    """Write a page with what each selector keeps of an image and the answers that follow."""
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.comparison import compare, write_page
     from divprune_edge.runtime.lab.evaluation.options import split_names

@@ -35,7 +35,7 @@ class Answer:
 
     ``token_ids`` are the sampled ids, with the stop id if one ended the answer; ``kept_indices`` int64 [K]
     are the visual tokens that the language model saw, ascending; ``prompt_tokens`` counts them too.
-    ``timings_ms`` has ``preprocess`` (picture and prompt), ``vision``, ``select``, ``prefill`` (until the
+    ``timings_ms`` has ``preprocess`` (image and prompt), ``vision``, ``select``, ``prefill`` (until the
     first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
     have no ``vision`` and ``select`` to pay for: both are 0. In a batch the first three stages and ``prefill``
     are those of all questions together, and ``total`` lasts until all of them are answered.
@@ -66,7 +66,7 @@ class Answer:
 
 
 class Pipeline:
-    """A bundle, ready to answer questions about pictures.
+    """A bundle, ready to answer questions about images.
 
     Args:
         bundle: an opened bundle or the path of one.
@@ -93,7 +93,7 @@ class Pipeline:
         self._vision = Vision(self.bundle, self._backend)
         self._prompt = self.bundle.prompt_encoder()
         self._backend.load(self.selector)
-        # Shared by all copies: what comes before the picture does not depend on it.
+        # Shared by all copies: what comes before the image does not depend on it.
         self._prefix: dict[tuple[int, ...], CacheRows] = {}
 
     def with_selector(self, selector: str | None = None, keep: int | None = None) -> Pipeline:
@@ -121,7 +121,7 @@ class Pipeline:
         bgr: bool = False,
         **decoding: Any,
     ) -> Answer:
-        """Answer one question about one picture.
+        """Answer one question about one image.
 
         Args:
             image: a path, a Pillow image, or a uint8 array [H, W, 3] in RGB.
@@ -131,7 +131,7 @@ class Pipeline:
             decoding: fields of :class:`~divprune_edge.runtime.generate.Decoding`, such as ``max_tokens``.
 
         Raises:
-            UserError: a picture, question or option that cannot be used as it is.
+            UserError: an image, question or option that cannot be used as it is.
         """
         return self.chat(image, bgr=bgr).ask(question, stream=stream, **decoding)
 
@@ -141,11 +141,11 @@ class Pipeline:
         """Answer several questions at once: more answers per second, each of them later.
 
         Every answer is the one that :meth:`ask` gives, whatever else is in the batch: each ends on its own, and
-        with ``seed`` each is sampled from a generator of its own with that seed. A picture with several questions
+        with ``seed`` each is sampled from a generator of its own with that seed. An image with several questions
         is looked at once. Memory grows with the number of questions: one KV cache each.
 
         Args:
-            questions: pairs of picture and question.
+            questions: pairs of image and question.
             bgr: the arrays are in BGR.
             decoding: as in :meth:`ask`; dialect ``onnxruntime`` takes no ``prefill_chunk`` here.
 
@@ -161,10 +161,10 @@ class Pipeline:
         return ask_batch(self, questions, bgr, Decoding(**decoding))
 
     def chat(self, image: ImageSource, *, bgr: bool = False) -> Chat:
-        """Begin a conversation about one picture, which is encoded, pruned and prefilled once.
+        """Begin a conversation about one image, which is encoded, pruned and prefilled once.
 
         Raises:
-            UserError: the picture cannot be used.
+            UserError: the image cannot be used.
         """
         started = time.perf_counter()
         pixels = self._vision.pixels(image, bgr=bgr)
@@ -202,15 +202,15 @@ class Pipeline:
         )
 
     def _remember_prefix(self, prompt: PromptIds, session: LanguageSession) -> None:
-        """Keep the cache of what comes before the picture: the next conversation begins with it."""
-        before = prompt.before_picture
+        """Keep the cache of what comes before the image: the next conversation begins with it."""
+        before = prompt.before_image
         if before and before not in self._prefix:
             self._prefix.clear()
             self._prefix[before] = session.rows(len(before))
 
 
 class Chat:
-    """A conversation about one picture; made by :meth:`Pipeline.chat`.
+    """A conversation about one image; made by :meth:`Pipeline.chat`.
 
     Each question reuses the KV cache as far as its prompt begins like what the cache holds.
     """
@@ -248,7 +248,7 @@ class Chat:
     def _open_session(self, prompt: PromptIds, watch: Stopwatch) -> LanguageSession:
         seen = self._pipeline._vision.see(self._pixels, self._pipeline.selector, watch.lap)
         self._kept = seen.kept_indices[0]
-        before = prompt.before_picture
+        before = prompt.before_image
         rows = self._pipeline._prefix.get(before)
         self._session = self._pipeline._backend.language(seen.tokens, rows)
         self._cached = before if rows is not None else ()

@@ -112,7 +112,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
         "text": {"hidden_act": "gelu_pytorch_tanh"},
         "llava": {"projector_hidden_act": "relu"},
     },
-    "picture not a multiple of the patch": {"vision": {"image_size": 38}},
+    "image not a multiple of the patch": {"vision": {"image_size": 38}},
     "one layer": {"text": {"num_hidden_layers": 1}},
     "shards": {"shards": 4},
     "float16 weights": {"dtype": "float16"},

@@ -45,9 +45,9 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A noisy landscape picture as PNG."""
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A noisy landscape image as PNG."""
+    path = tmp_path_factory.mktemp("images") / "picture.png"
     pixels = np.random.default_rng(7).integers(0, 256, (90, 140, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path

@@ -130,7 +130,7 @@ class Language:
         return tokens, np.stack(history)
 
 
-def pictures(bundle: Bundle, count: int = 1, seed: int = 3) -> Any:
+def images(bundle: Bundle, count: int = 1, seed: int = 3) -> Any:
     """Return random uint8 [count, H, W, 3]."""
     size = bundle.manifest.vision_encoder.image_height
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)

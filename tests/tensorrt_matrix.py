@@ -43,7 +43,7 @@ GRAPHS = (VISION, *(f"{LANGUAGE} {dialect}" for dialect in DIALECTS), *SELECTORS
 _SMALL = {"hidden_size": 64, "intermediate_size": 128}
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "demo": {},
-    # Biases, tied embeddings, grouped queries; a picture that is no multiple of its patches.
+    # Biases, tied embeddings, grouped queries; an image that is no multiple of its patches.
     "odd qwen2": {
         "kind": "qwen2",
         "tied": True,

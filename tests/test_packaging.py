@@ -88,8 +88,8 @@ def test_export_and_ask_from_an_installed_wheel(installed: Path, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     assert "bundled demo checkpoint" in result.stdout.splitlines()[0]
     assert "--model llava-hf/llava-1.5-7b-hf" in result.stdout.splitlines()[0]
-    picture = installed / "divprune_edge/models/demo/picture.png"
-    question = ["--image", str(picture), "How many circles are there?"]
+    image = installed / "divprune_edge/models/demo/picture.png"
+    question = ["--image", str(image), "How many circles are there?"]
     answer = run_installed(installed, tmp_path, "runtime", "ask", "bundles/demo-divprune-58", *question)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()

@@ -63,7 +63,7 @@ class Clock:
 
 
 def pixels(job: Job) -> npt.NDArray[np.uint8]:
-    """Return the picture, uint8 [1, H, W, 3]."""
+    """Return the image, uint8 [1, H, W, 3]."""
     return np.random.default_rng(0).integers(0, 256, (1, job.image, job.image, 3), dtype=np.uint8)
 
 

@@ -28,8 +28,8 @@ class Transformers:
         self._model: Any = LlavaForConditionalGeneration.from_pretrained(
             job.checkpoint, dtype=self._dtype, attn_implementation="sdpa"
         ).eval()
-        picture = torch.from_numpy(pixels(job)).permute(0, 3, 1, 2).to(torch.float32)
-        self._pixels = (picture / 127.5 - 1).to(self._dtype)
+        image = torch.from_numpy(pixels(job)).permute(0, 3, 1, 2).to(torch.float32)
+        self._pixels = (image / 127.5 - 1).to(self._dtype)
         self._text = torch.from_numpy(text_ids(job))[None]
 
     def versions(self) -> dict[str, str]:

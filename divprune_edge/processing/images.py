@@ -1,4 +1,4 @@
-"""Pictures from outside, bounded before they are decoded and converted to RGB as transformers converts them.
+"""Images from outside, bounded before they are decoded and converted to RGB as transformers converts them.
 
 - A file's EXIF orientation is applied, as ``transformers.image_utils.load_image`` does; an image object is
   taken with its pixels as they lie.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 64 << 20
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
-"""Bounds on a picture before it is decoded; the last one also bounds what it is resized to."""
+"""Bounds on an image before it is decoded; the last one also bounds what it is resized to."""
 
 # Raster formats only: Pillow hands some others (EPS) to an external interpreter. The second row is tried only
 # where the first does not fit, because it makes Pillow import all of its readers.
@@ -42,35 +42,35 @@ _log = logging.getLogger("divprune_edge")
 
 
 def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
-    """Return a picture in mode RGB.
+    """Return an image in mode RGB.
 
     Args:
         source: path of a file, a Pillow image, or a uint8 array [H, W, 3] (RGB) or [H, W] (grey).
         bgr: the array's channels are in the order blue, green, red (OpenCV's).
 
     Raises:
-        UserError: no such file, not a picture, damaged, too large, or an array of another shape or type.
+        UserError: no such file, not an image, damaged, too large, or an array of another shape or type.
     """
     if bgr and not isinstance(source, np.ndarray):
         raise UserError("bgr describes an array's channels: leave it out for a file or a Pillow image.")
     if isinstance(source, np.ndarray):
         return _from_array(source, bgr)
     if isinstance(source, Image.Image):
-        _check_size(source.size, "The picture")
-        return _decode(source, "The picture", upright=False)
+        _check_size(source.size, "The image")
+        return _decode(source, "The image", upright=False)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
-    raise UserError(f"A picture is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.")
+    raise UserError(f"An image is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.")
 
 
 def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
         raise UserError(
-            f"The picture is a {array.dtype} array of shape {list(array.shape)}, "
+            f"The image is a {array.dtype} array of shape {list(array.shape)}, "
             "expected uint8 of shape [height, width, 3] or [height, width]."
         )
-    _check_size((array.shape[1], array.shape[0]), "The picture")
+    _check_size((array.shape[1], array.shape[0]), "The image")
     return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if bgr and not grey else array)).convert(
         "RGB"
     )
@@ -81,7 +81,7 @@ def _from_file(path: Path) -> Image.Image:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise UserError(f"{name} is a folder or device: give the path of a picture.")
+            raise UserError(f"{name} is a folder or device: give the path of an image.")
         if size > MAX_BYTES:
             raise UserError(f"{name} has {size} bytes, at most {MAX_BYTES} are read: make it smaller.")
         with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def _from_file(path: Path) -> Image.Image:
         raise UserError(f"There is no image at '{path}': check the path.") from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{name} ({size} bytes) is not a picture: use JPEG, PNG, WebP, GIF, BMP or TIFF."
+            f"{name} ({size} bytes) is not an image: use JPEG, PNG, WebP, GIF, BMP or TIFF."
         ) from None
     except Image.DecompressionBombError as error:
         pixels = next(iter(re.findall(r"\d+", str(error))), "too many")

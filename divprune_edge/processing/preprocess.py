@@ -1,4 +1,4 @@
-"""A picture to the vision encoder's uint8 input, bit for bit as ``CLIPImageProcessorPil`` makes it.
+"""An image to the vision encoder's uint8 input, bit for bit as ``CLIPImageProcessorPil`` makes it.
 
 Only what happens to 8-bit pixels is done here (pad, resize, centre crop); rescale, mean and std are the first
 nodes of the vision graph.
@@ -18,25 +18,25 @@ from divprune_edge.processing.images import MAX_PIXELS
 def encoder_pixels(
     image: Image.Image, facts: Preprocessing, height: int, width: int
 ) -> npt.NDArray[np.uint8]:
-    """Return an RGB picture as a vision encoder of that size takes it, uint8 [1, H, W, 3].
+    """Return an RGB image as a vision encoder of that size takes it, uint8 [1, H, W, 3].
 
     Raises:
-        UserError: the picture is too elongated, or does not become of the encoder's size.
+        UserError: the image is too elongated, or does not become of the encoder's size.
     """
     pixels = to_pixels(image, facts)
     if pixels.shape[1:3] != (height, width):
         raise UserError(
-            f"The picture becomes {pixels.shape[2]} x {pixels.shape[1]} pixels, but the vision encoder "
+            f"The image becomes {pixels.shape[2]} x {pixels.shape[1]} pixels, but the vision encoder "
             f"takes {width} x {height}: crop it to that shape first."
         )
     return pixels
 
 
 def to_pixels(image: Image.Image, facts: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return ``pixels`` uint8 [1, H, W, 3] of an RGB picture.
+    """Return ``pixels`` uint8 [1, H, W, 3] of an RGB image.
 
     Raises:
-        UserError: the picture is so elongated that resizing its short edge would need too much memory.
+        UserError: the image is so elongated that resizing its short edge would need too much memory.
     """
     if facts.pad_to_square:
         image = _pad_to_square(image, facts.mean)
@@ -54,13 +54,13 @@ def _check_pixels(image: Image.Image, size: tuple[int, int], verb: str) -> None:
     height, width = size
     if height * width > MAX_PIXELS:
         raise UserError(
-            f"The picture of {image.width} x {image.height} pixels is too elongated: {verb} it would "
+            f"The image of {image.width} x {image.height} pixels is too elongated: {verb} it would "
             f"have {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are allowed; crop it."
         )
 
 
 def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
-    """Put the picture in the middle of a square of the mean colour (LLaVA's ``expand2square``)."""
+    """Put the image in the middle of a square of the mean colour (LLaVA's ``expand2square``)."""
     side = max(image.size)
     if image.width == image.height:
         return image
@@ -84,9 +84,9 @@ def _resized(image: Image.Image, facts: Preprocessing) -> tuple[int, int]:
 
 
 def _center_crop(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Cut [height, width] out of the middle of pixels [H, W, 3], with black where the picture is smaller.
+    """Cut [height, width] out of the middle of pixels [H, W, 3], with black where the image is smaller.
 
-    The offset of a cut is rounded down, that of a picture on black is rounded up.
+    The offset of a cut is rounded down, that of an image on black is rounded up.
     """
     top, top_pad = _placement(pixels.shape[0], height)
     left, left_pad = _placement(pixels.shape[1], width)

@@ -1,4 +1,4 @@
-"""Messages to the ids of the token table: chat template, tokenizer, and the picture's place in between."""
+"""Messages to the ids of the token table: chat template, tokenizer, and the image's place in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, withou
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance: ``role`` is ``user`` or ``assistant``; ``image`` says that the picture comes with it."""
+    """One utterance: ``role`` is ``user`` or ``assistant``; ``image`` says that the image comes with it."""
 
     role: str
     text: str
@@ -30,8 +30,8 @@ class PromptIds:
     visual_tokens: int
 
     @property
-    def before_picture(self) -> tuple[int, ...]:
-        """The ids in front of the first visual token: the same for every picture and every question."""
+    def before_image(self) -> tuple[int, ...]:
+        """The ids in front of the first visual token: the same for every image and every question."""
         first = max(self.ids, default=0) - self.visual_tokens + 1
         return self.ids[: self.ids.index(first)] if self.visual_tokens else ()
 
@@ -80,30 +80,30 @@ class PromptEncoder:
         words it is written with.
 
         Args:
-            turns: the conversation, the last one the user's; exactly one brings the picture.
+            turns: the conversation, the last one the user's; exactly one brings the image.
             visual_tokens: K, the number of visual tokens that take the placeholder's place.
 
         Raises:
-            UserError: an empty question, another number of pictures than one, a prompt that leaves no room
+            UserError: an empty question, another number of images than one, a prompt that leaves no room
                 for an answer, or a tokenizer that does not belong to the model.
         """
         if not turns[-1].text.strip():
-            raise UserError("The question is empty: ask something about the picture.")
-        pictures = sum(turn.image for turn in turns)
-        if pictures != 1:
-            raise UserError(f"The conversation has {pictures} pictures, expected exactly one.")
+            raise UserError("The question is empty: ask something about the image.")
+        images = sum(turn.image for turn in turns)
+        if images != 1:
+            raise UserError(f"The conversation has {images} images, expected exactly one.")
         if any(self.tokenizer.holds_special(turn.text) for turn in turns):
             ids = self._encode_plain(turns)
         else:
             ids = self.tokenizer.encode(self._render(turns, [turn.text for turn in turns]))
-        return self._with_picture(ids, visual_tokens)
+        return self._with_image(ids, visual_tokens)
 
-    def _with_picture(self, ids: list[int], visual_tokens: int) -> PromptIds:
+    def _with_image(self, ids: list[int], visual_tokens: int) -> PromptIds:
         places = [i for i, token in enumerate(ids) if token == self._image_id]
         if len(places) != 1:
             raise UserError(
                 f"The chat template puts {len(places)} image placeholders into the prompt, expected one: "
-                f"export the checkpoint with a template that shows '{self._image_token}' once per picture."
+                f"export the checkpoint with a template that shows '{self._image_token}' once per image."
             )
         unknown = [token for token in ids if token >= self._rows]
         if unknown:
@@ -147,8 +147,8 @@ class PromptEncoder:
     def _message(self, turn: Turn, text: str, parts: bool) -> Message:
         if not parts:
             return {"role": turn.role, "content": f"{self._image_token}\n{text}" if turn.image else text}
-        picture = [{"type": "image"}] if turn.image else []
-        return {"role": turn.role, "content": [*picture, {"type": "text", "text": text}]}
+        content = [{"type": "image"}] if turn.image else []
+        return {"role": turn.role, "content": [*content, {"type": "text", "text": text}]}
 
     def _takes_parts(self) -> bool:
         """Find out whether the template understands lists of parts, or only plain text.

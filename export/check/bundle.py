@@ -216,7 +216,7 @@ def _tokens(info: LanguageInfo, context: int | None) -> int:
 
 
 def _dims(manifest: Manifest, tokens: int) -> dict[str, int]:
-    """Numbers for the symbolic dimensions: one picture, one sequence, a prefill of all tokens at once."""
+    """Numbers for the symbolic dimensions: one image, one sequence, a prefill of all tokens at once."""
     return {
         "batch": 1,
         "tiles": 1,

@@ -18,7 +18,7 @@ from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.export.verify.selection import check_selection, verify_selector
 from divprune_edge.export.verify.signals import check_signals
 from divprune_edge.export.verify.structure import check_structure
-from divprune_edge.export.verify.vision import check_vision, run_signals, sample_pictures
+from divprune_edge.export.verify.vision import check_vision, run_signals, sample_images
 from divprune_edge.export.verify.weights import GraphFile, check_weights
 from divprune_edge.manifest import Check, Verification
 
@@ -56,11 +56,11 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
         oracle = Oracle(plan.checkpoint.folder, layers)
         report("visual tokens")
         height = width = plan.spec.vision.image_size
-        pictures = sample_pictures(height, width)
-        unquantised = oracle.visual_tokens(pictures) if vision.is_quantised() else None
+        images = sample_images(height, width)
+        unquantised = oracle.visual_tokens(images) if vision.is_quantised() else None
         _replace(plan, oracle, [vision, run], report)
         tolerance = TOLERANCES[plan.precisions.vision]
-        found, tokens = check_vision(vision.path, oracle, pictures, tolerance, unquantised)
+        found, tokens = check_vision(vision.path, oracle, images, tolerance, unquantised)
         checks += found
         report("selection")
         # Found by glob: the file's name is the export's business, that there is one is ours.
@@ -69,8 +69,8 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
         checks += verify_selector(
             plan.selector, plan.spec.tokens, plan.keep, width, plan.token_dtype, selector
         )
-        signals = run_signals(vision.path, pictures, plan.signals)
-        checks += check_signals(signals, oracle, plan.spec.vision, pictures, tolerance)
+        signals = run_signals(vision.path, images, plan.signals)
+        checks += check_signals(signals, oracle, plan.spec.vision, images, tolerance)
         found, kept = check_selection(plan.selector, selector, tokens, plan.keep, signals)
         checks += found
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))

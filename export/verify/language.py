@@ -31,7 +31,7 @@ STEPS = 16
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt: text ids around the ``visual`` tokens [K, D] of one picture (K = 0: text alone)."""
+    """A prompt: text ids around the ``visual`` tokens [K, D] of one image (K = 0: text alone)."""
 
     name: str
     before: Array
@@ -44,8 +44,8 @@ class Case:
 
     def embeddings(self, oracle: Oracle) -> Array:
         """Return float32 [length, D]: transformers' own embedding of the text around the visual tokens."""
-        picture = self.visual.astype(np.float32)
-        return np.concatenate([oracle.embed(self.before), picture, oracle.embed(self.after)])
+        image = self.visual.astype(np.float32)
+        return np.concatenate([oracle.embed(self.before), image, oracle.embed(self.after)])
 
 
 def check_language(
@@ -57,7 +57,7 @@ def check_language(
     tolerance: Tolerance,
     report: Callable[[str], None],
 ) -> list[Check]:
-    """Compare prefill, decode, chunks and a ragged batch on visual tokens ``kept`` [pictures, K, D]."""
+    """Compare prefill, decode, chunks and a ragged batch on visual tokens ``kept`` [images, K, D]."""
     rows = plan.embedding_rows
     cases = sample_prompts(plan, kept)
     answers, found = [], []
@@ -123,7 +123,7 @@ def check_rope(language: GraphFile, oracle: Oracle, context: int, dtype: str) ->
 
 
 def sample_prompts(plan: Plan, kept: Array) -> list[Case]:
-    """Return a question about a picture, one of random tokens, and a text without a picture."""
+    """Return a question about an image, one of random tokens, and a text without an image."""
     random = np.random.default_rng(5)
     forbidden = set(plan.prompt.entry.forbidden_ids)
     usable = np.array([i for i in range(min(plan.embedding_rows, plan.vocabulary)) if i not in forbidden])
@@ -138,7 +138,7 @@ def sample_prompts(plan: Plan, kept: Array) -> list[Case]:
     return [
         Case("question", before, kept[0], after),
         Case("random tokens", head, kept[1 % len(kept)], tail),
-        Case("no picture", random.choice(usable, 11), kept[0][:0], random.choice(usable, 1)),
+        Case("no image", random.choice(usable, 11), kept[0][:0], random.choice(usable, 1)),
     ]
 
 
@@ -167,7 +167,7 @@ def _follow(
 
 
 def _at_least_one(visual: Array) -> Array:
-    """The table's picture half is never empty, even where no id points into it."""
+    """The table's image half is never empty, even where no id points into it."""
     return visual if len(visual) else np.zeros((1, visual.shape[1]), visual.dtype)
 
 

@@ -34,7 +34,7 @@ class Sample:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
-def sample_answer(bundle: Path, picture: Path, question: str) -> Sample:
+def sample_answer(bundle: Path, image: Path, question: str) -> Sample:
     """Ask ``bundle`` on the CPU; where that cannot be done, ``source`` says why."""
     if find_spec("onnxruntime") is None:
         return Sample(
@@ -48,7 +48,7 @@ def sample_answer(bundle: Path, picture: Path, question: str) -> Sample:
     from divprune_edge.runtime.pipeline import Pipeline
 
     try:
-        answer = Pipeline(bundle).ask(picture, question, max_tokens=LONGEST)
+        answer = Pipeline(bundle).ask(image, question, max_tokens=LONGEST)
     except DivpruneError as error:
         return Sample(question, source=f"not recorded: {error}")
     return Sample(

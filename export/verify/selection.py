@@ -37,7 +37,7 @@ _MERGE = 2e-3
 
 @dataclass(frozen=True)
 class Case:
-    """One picture: tokens [N, D], valid [N], and the signals without their first axis."""
+    """One image: tokens [N, D], valid [N], and the signals without their first axis."""
 
     tokens: Tokens
     valid: Valid
@@ -85,10 +85,10 @@ def verify_selector(
 def check_selection(
     selector: Selector, path: Path, tokens: Tokens, keep: int, signals: Signals | None = None
 ) -> tuple[list[Check], npt.NDArray[Any]]:
-    """Check one selector graph on real visual tokens [pictures, N, D] and, where it needs them, their signals.
+    """Check one selector graph on real visual tokens [images, N, D] and, where it needs them, their signals.
 
     Returns:
-        The checks and the kept tokens [pictures, K, D].
+        The checks and the kept tokens [images, K, D].
     """
     session = open_graph(path)
     given = {name: (signals or {})[name] for name in selector.signals}

@@ -26,12 +26,12 @@ Array = npt.NDArray[Any]
 
 
 def check_signals(
-    found: Mapping[str, Array], oracle: Oracle, spec: ClipVisionSpec, pictures: Array, tolerance: Tolerance
+    found: Mapping[str, Array], oracle: Oracle, spec: ClipVisionSpec, images: Array, tolerance: Tolerance
 ) -> list[Check]:
     """Return one check per signal in ``found``; errors are relative to the signal's largest value."""
     if not found:
         return []
-    wanted = expected_signals(oracle, spec, pictures)
+    wanted = expected_signals(oracle, spec, images)
     checks = []
     for name, values in found.items():
         scale = np.abs(wanted[name]).max()  # an attention is far below 1
@@ -40,10 +40,10 @@ def check_signals(
     return checks
 
 
-def expected_signals(oracle: Oracle, spec: ClipVisionSpec, pictures: Array) -> dict[str, Array]:
-    """Return every signal of uint8 ``pictures`` [tiles, H, W, 3], computed from what transformers computes."""
+def expected_signals(oracle: Oracle, spec: ClipVisionSpec, images: Array) -> dict[str, Array]:
+    """Return every signal of uint8 ``images`` [tiles, H, W, 3], computed from what transformers computes."""
     layers = signal_layers(spec)
-    tower = oracle.tower(pictures, sorted({layers.object, *layers.summed}))
+    tower = oracle.tower(images, sorted({layers.object, *layers.summed}))
     first = 0 if spec.keep_cls else 1
 
     def heads(x: Array) -> Array:

@@ -23,8 +23,8 @@ from divprune_edge.manifest import Check
 Pixels = npt.NDArray[np.uint8]
 
 
-def sample_pictures(height: int, width: int) -> Pixels:
-    """Return uint8 [4, height, width, 3]: something picture-like, noise, a gradient, and one flat colour."""
+def sample_images(height: int, width: int) -> Pixels:
+    """Return uint8 [4, height, width, 3]: something image-like, noise, a gradient, and one flat colour."""
     random = np.random.default_rng(7)
     rows, columns = np.mgrid[0:height, 0:width] / max(height, width)
     noise = random.integers(0, 256, (height, width, 3))
@@ -43,16 +43,16 @@ def sample_pictures(height: int, width: int) -> Pixels:
 def check_vision(
     path: Path,
     oracle: Oracle,
-    pictures: Pixels,
+    images: Pixels,
     tolerance: Tolerance,
     unquantised: npt.NDArray[Any] | None = None,
 ) -> tuple[list[Check], npt.NDArray[Any]]:
-    """Return the checks and the graph's visual tokens [4, N, D] of ``pictures``.
+    """Return the checks and the graph's visual tokens [4, N, D] of ``images``.
 
     ``unquantised`` are the tokens that the checkpoint's own weights give, where the reference has others.
     """
-    found = open_graph(path).run(["visual_tokens"], {"pixels": pictures})[0]
-    wanted = oracle.visual_tokens(pictures)
+    found = open_graph(path).run(["visual_tokens"], {"pixels": images})[0]
+    wanted = oracle.visual_tokens(images)
     checks = [
         at_most("vision", "visual tokens", relative_error(found, wanted), tolerance.error, unit="relative"),
         at_most(
@@ -65,8 +65,8 @@ def check_vision(
     return checks, found
 
 
-def run_signals(path: Path, pictures: Pixels, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the graph's outputs ``names`` of uint8 ``pictures``; their first axis is the pictures'."""
+def run_signals(path: Path, images: Pixels, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Return the graph's outputs ``names`` of uint8 ``images``; their first axis is the images'."""
     if not names:
         return {}
-    return dict(zip(names, open_graph(path).run(list(names), {"pixels": pictures}), strict=True))
+    return dict(zip(names, open_graph(path).run(list(names), {"pixels": images}), strict=True))

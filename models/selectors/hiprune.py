@@ -4,7 +4,7 @@ Liu et al.: "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attent
 2025, arXiv 2508.00553v1. Scores are the attention that a patch receives, mean over heads and queries:
 
 1. anchors: the ``round(K alpha / 5)`` best by the object layer (the 9th of 24);
-2. buffers: the four neighbours of each anchor, by index: p - 1, p + 1, p - W, p + W, clamped to the picture;
+2. buffers: the four neighbours of each anchor, by index: p - 1, p + 1, p - W, p + W, clamped to the image;
 3. registers: the best of the rest by the feature layer, until K tokens are kept.
 """
 
@@ -38,7 +38,7 @@ def anchor_count(keep: int) -> int:
 
 
 def neighbours(anchors: Indices, candidates: int) -> Indices:
-    """Return the rows beside, above and below each anchor by index; at an edge of the picture they wrap."""
+    """Return the rows beside, above and below each anchor by index; at an edge of the image they wrap."""
     width = isqrt(candidates)
     moved = np.concatenate([anchors + step for step in (-1, 1, -width, width)])
     inside: Indices = np.clip(moved, 0, candidates - 1)
@@ -92,7 +92,7 @@ def write_hiprune(
 def _check(candidates: int, keep: int) -> None:
     if isqrt(candidates) ** 2 != candidates:
         raise UserError(
-            f"hiprune needs the visual tokens of a square picture, but there are {candidates}: export a checkpoint "
+            f"hiprune needs the visual tokens of a square image, but there are {candidates}: export a checkpoint "
             "with the 'default' select strategy, or choose another selector."
         )
 

@@ -1,11 +1,11 @@
-"""HoloV: share the budget among crops of the picture, then keep each crop's most attended tokens.
+"""HoloV: share the budget among crops of the image, then keep each crop's most attended tokens.
 
 Zou et al.: "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
 NeurIPS 2025, arXiv 2510.02912. Crops are 16 contiguous runs of tokens in raster order. With a the class token's
 attention in the feature layer and S the cosines within a crop of n tokens, diagonal zero:
 
 1. ``mu_i = sum_j S_ij / (n - 1)``, ``v_i = sum_j (S_ij - mu_i)^2 / (n - 1)``, v rescaled so that its mean over
-   the picture is that of a; ``score_i = a_i + 0.09 v_i``; a crop's score is the mean over its tokens;
+   the image is that of a; ``score_i = a_i + 0.09 v_i``; a crop's score is the mean over its tokens;
 2. crop p gets ``k_p = floor(w_p K)`` tokens, w_p its share of the scores; what is left over goes, one each, to the
    crops with the largest shares;
 3. within a crop the k_p tokens with the largest a are kept, all of them where it has fewer.
@@ -175,7 +175,7 @@ HOLOV = Selector(
         "Output in raster order; the released code orders the tokens of a crop by attention.",
         "What a crop of too few tokens leaves over goes to the most attended tokens of the rest; the released code "
         "fills up with zeros.",
-        "The variances are rescaled over the whole picture, and shares of the budget are rounded to 2^-12, so that "
+        "The variances are rescaled over the whole image, and shares of the budget are rounded to 2^-12, so that "
         "equal crops tie.",
     ),
 )

@@ -1,7 +1,7 @@
 """Random: the baseline that every method has to beat.
 
 A fixed order of the N tokens, drawn once from a seed and baked into the graph: the first K valid tokens of it are
-kept, the same for every picture. The order is by SHA-256, so that it is the same wherever it is drawn.
+kept, the same for every image. The order is by SHA-256, so that it is the same wherever it is drawn.
 """
 
 from __future__ import annotations
@@ -50,4 +50,4 @@ RANDOM = Selector(
     parameters={"seed": SEED},
     values=_values,
 )
-"""K random tokens, the same for every picture."""
+"""K random tokens, the same for every image."""

@@ -22,14 +22,14 @@ DeviceTensor = Any
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the vision encoder made of a picture: visual tokens [tiles, N, D] and the signals asked for."""
+    """What the vision encoder made of an image: visual tokens [tiles, N, D] and the signals asked for."""
 
     tokens: DeviceTensor
     signals: Mapping[str, DeviceTensor] = field(default_factory=dict)
 
 
 def check_rows(selector: SelectorInfo, valid: npt.NDArray[np.bool_]) -> None:
-    """Check that every picture has as many rows that count, in ``valid`` [batch, N], as a selector keeps.
+    """Check that every image has as many rows that count, in ``valid`` [batch, N], as a selector keeps.
 
     Raises:
         UserError: one has fewer.
@@ -37,7 +37,7 @@ def check_rows(selector: SelectorInfo, valid: npt.NDArray[np.bool_]) -> None:
     rows = int(valid.sum(axis=1).min())
     if rows < selector.keep:
         raise UserError(
-            f"Selector '{selector.id}' keeps {selector.keep} tokens, but the picture has only {rows} "
+            f"Selector '{selector.id}' keeps {selector.keep} tokens, but the image has only {rows} "
             "that count: choose a smaller budget with --keep."
         )
 
@@ -165,7 +165,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class BatchBackend(Backend, Protocol):
-    """A backend that answers several questions at once; ``encode`` and ``select`` take several pictures."""
+    """A backend that answers several questions at once; ``encode`` and ``select`` take several images."""
 
     @property
     def batch_takes_rows(self) -> bool:

@@ -89,7 +89,7 @@ class TensorRtBackend:
         """Run the vision encoder; its outputs stay on the device."""
         if len(pixels) != 1:
             raise UserError(
-                f"There are {len(pixels)} pictures, but backend '{self._name}' takes one at a time."
+                f"There are {len(pixels)} images, but backend '{self._name}' takes one at a time."
             )
         graph = self._bundle.manifest.vision_encoder
         read = self._upload("pixels", pixels)
@@ -224,7 +224,7 @@ class TensorRtBackend:
 
 
 def _fixed(shape: Sequence[int | str]) -> Shape:
-    """Return a shape with one picture in it."""
+    """Return a shape with one image in it."""
     return tuple(1 if isinstance(size, str) else size for size in shape)
 
 

@@ -79,7 +79,7 @@ def make_limits(
 
 
 def vision_profiles(manifest: Manifest) -> tuple[Profile]:
-    """One profile: a picture is one tile."""
+    """One profile: an image is one tile."""
     return (_profile(manifest.vision_encoder.inputs, {"tiles": (1, 1, 1)}),)
 
 

@@ -1,4 +1,4 @@
-"""One page that lays the selectors of a bundle side by side: what they keep of a picture, and what is answered."""
+"""One page that lays the selectors of a bundle side by side: what they keep of an image, and what is answered."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def compare(
     keep: int | None = None,
     max_tokens: int = 64,
 ) -> list[Panel]:
-    """Ask about a picture without pruning, then with the selectors of the bundle.
+    """Ask about an image without pruning, then with the selectors of the bundle.
 
     Args:
         pipeline: any pipeline over the bundle; its graphs are shared.
-        image: the picture.
+        image: the image.
         questions: what to ask each.
         names: ids or algorithms; None takes every selector.
         keep: only selectors with this budget.
         max_tokens: longest answer.
 
     Raises:
-        UserError: the bundle has no such selector, or the picture cannot be used.
+        UserError: the bundle has no such selector, or the image cannot be used.
     """
     entries = pipeline.bundle.manifest.selectors
     chosen = list(names) if names is not None else [e.id for e in entries if keep in (None, e.keep)]
@@ -101,9 +101,9 @@ def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:
             f"<dt>{escape(question)}</dt><dd{mark}>{escape(answer.answer) or '(nothing)'}"
             f"<small>first token after {first:.0f} ms</small></dd>"
         )
-    picture = _data_url(draw_selection(selection, caption=False))
+    image = _data_url(draw_selection(selection, caption=False))
     return (
-        f'<article><h2>{escape(name)}</h2><img alt="{escape(selection.caption)}" src="{picture}">'
+        f'<article><h2>{escape(name)}</h2><img alt="{escape(selection.caption)}" src="{image}">'
         f"<p>{said}</p><dl>{''.join(rows)}</dl></article>"
     )
 

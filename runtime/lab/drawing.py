@@ -1,4 +1,4 @@
-"""Kept patches drawn over the picture: dropped ones dimmed, kept ones framed in the colour of their turn."""
+"""Kept patches drawn over the image: dropped ones dimmed, kept ones framed in the colour of their turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from divprune_edge.runtime.lab.inspection import Selection
 
 SIDE = 576
-"""The drawing's picture is at least this wide, in pixels."""
+"""The drawing's image is at least this wide, in pixels."""
 
 _DIM = 0.35
 _STRIP = 46
@@ -28,28 +28,28 @@ def turn_color(turn: int, turns: int) -> tuple[int, int, int]:
 
 
 def draw_selection(selection: Selection, *, caption: bool = True) -> Image.Image:
-    """Return an RGB picture of the selection, with a caption and a colour scale below it."""
+    """Return an RGB image of the selection, with a caption and a colour scale below it."""
     height, width = selection.pixels.shape[:2]
     scale = max(1, -(-SIDE // width))
-    picture = Image.fromarray(selection.pixels).resize(
+    image = Image.fromarray(selection.pixels).resize(
         (width * scale, height * scale), Image.Resampling.LANCZOS
     )
     if len(selection.picks) < selection.tokens:
-        picture = _frame(picture, selection)
+        image = _frame(image, selection)
     if not caption:
-        return picture
-    canvas = Image.new("RGB", (picture.width, picture.height + _STRIP), _PAPER)
-    canvas.paste(picture, (0, 0))
+        return image
+    canvas = Image.new("RGB", (image.width, image.height + _STRIP), _PAPER)
+    canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    draw.text((8, picture.height + 6), selection.caption, fill=_TEXT, font=_font(15))
+    draw.text((8, image.height + 6), selection.caption, fill=_TEXT, font=_font(15))
     if len(selection.picks) < selection.tokens:
-        _scale(draw, picture.height + 28, picture.width)
+        _scale(draw, image.height + 28, image.width)
     return canvas
 
 
-def _frame(picture: Image.Image, selection: Selection) -> Image.Image:
+def _frame(image: Image.Image, selection: Selection) -> Image.Image:
     """Dim everything, put the kept patches back, and frame them."""
-    pixels = np.asarray(picture).astype(np.float64)
+    pixels = np.asarray(image).astype(np.float64)
     grey = pixels.mean(axis=2, keepdims=True)
     dimmed: npt.NDArray[np.uint8] = (_DIM * (0.5 * pixels + 0.5 * grey)).astype(np.uint8)
     framed = Image.fromarray(dimmed)
@@ -60,8 +60,8 @@ def _frame(picture: Image.Image, selection: Selection) -> Image.Image:
         patch = int(selection.picks[turn]) - selection.first
         if patch < 0:
             continue
-        box = _box(patch, selection.patches, picture.size)
-        framed.paste(picture.crop(box), box)
+        box = _box(patch, selection.patches, image.size)
+        framed.paste(image.crop(box), box)
         left, top, right, bottom = box
         draw.rectangle((left, top, right - 1, bottom - 1), outline=turn_color(turn, turns), width=2)
     return framed

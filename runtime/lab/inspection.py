@@ -1,4 +1,4 @@
-"""What a selector kept of a picture: which patches, in which order they were picked, and how well they cover it."""
+"""What a selector kept of an image: which patches, in which order they were picked, and how well they cover it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """A picture as the encoder saw it, uint8 [H, W, 3], and the visual tokens that were kept of it.
+    """An image as the encoder saw it, uint8 [H, W, 3], and the visual tokens that were kept of it.
 
     ``picks`` int64 [K] are the kept tokens in the order of picking, -1 for one that stands for no patch; the order
     is the reference's. ``patches`` is the side of the grid, and ``first`` the token of the first patch.
@@ -50,7 +50,7 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
     """Encode ``image`` and return what the pipeline's selector keeps of it.
 
     Raises:
-        UserError: the picture cannot be used, or its tokens are no square grid.
+        UserError: the image cannot be used, or its tokens are no square grid.
     """
     selector, tokens = pipeline.selector, pipeline.bundle.manifest.vision_encoder.tokens
     patches, first = _grid(tokens)

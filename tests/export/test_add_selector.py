@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from exporting import Bundle, export, open_session, pictures, plan_of, see
+from exporting import Bundle, export, images, open_session, plan_of, see
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.add_selector import add_selector, add_selectors
@@ -48,7 +48,7 @@ def test_another_budget(bundle: Callable[[], Bundle], target: Path) -> None:
     assert [selector.id for selector in manifest.selectors] == ["divprune-9", "divprune-12"]
     assert manifest.default_selector == "divprune-9"
     exported = bundle()
-    tokens = see(exported, pictures(exported))
+    tokens = see(exported, images(exported))
     valid = tokens[..., 0] < float("inf")
     indices = open_session(target / entry.file).run(
         ["kept_indices"], {"visual_tokens": tokens, "valid": valid}

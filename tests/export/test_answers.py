@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import IMAGE_TOKEN_ID, VARIATIONS
-from exporting import Bundle, Language, close, pictures, see, select
+from exporting import Bundle, Language, close, images, see, select
 
 from divprune_edge.export.verify import verify_bundle
 
@@ -52,7 +52,7 @@ def test_verification_passes(name: str, bundle: Callable[[str], Bundle]) -> None
 def test_all_tokens_equal_the_stock_forward(name: str, bundle: Callable[[str], Bundle]) -> None:
     """Ids with placeholders and pixels into transformers; pixels and token-table ids into the graphs."""
     exported = bundle(name)
-    folder, pixels = exported.plan.checkpoint.folder, pictures(exported)
+    folder, pixels = exported.plan.checkpoint.folder, images(exported)
     tokens = see(exported, pixels)
     n = tokens.shape[1]
     ids = torch.tensor([BEFORE + [IMAGE_TOKEN_ID] * n + AFTER])
@@ -68,7 +68,7 @@ def test_pruned_greedy_answer_equals_transformers(name: str, bundle: Callable[[s
     """transformers sees the whole sequence anew at each step, so its own cache is not trusted either."""
     exported = bundle(name)
     model = stock(exported.plan.checkpoint.folder)
-    kept, _ = select(exported, see(exported, pictures(exported)))
+    kept, _ = select(exported, see(exported, images(exported)))
     ids = [*BEFORE, *range(exported.rows, exported.rows + kept.shape[1]), *AFTER]
     tokens, logits = Language(exported).greedy(ids, kept, STEPS)
     wanted_tokens, wanted = [], []

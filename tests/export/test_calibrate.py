@@ -139,8 +139,8 @@ def test_nothing_to_calibrate_is_refused(
     with pytest.raises(UserError, match="--calibrate is for a language model in int4, not int8"):
         calibrated(plan_of(quantisable(), precision="int8"), photos)
     plan = plan_of(quantisable(), precision="int4")
-    with pytest.raises(UserError, match="has no pictures to calibrate with"):
+    with pytest.raises(UserError, match="has no images to calibrate with"):
         calibrated(plan, tmp_path)
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"broken\.png' \(10 bytes\) is not a picture"):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"broken\.png' \(10 bytes\) is not an image"):
         calibrated(plan, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from exporting import Language, close, export, pictures, plan_of, see, select
+from exporting import Language, close, export, images, plan_of, see, select
 
 from divprune_edge.export.verify.graphs import open_language
 from divprune_edge.export.verify.oracle import Answer, Oracle
@@ -30,7 +30,7 @@ class Answered:
 def answered(tmp_path_factory: pytest.TempPathFactory) -> list[Answered]:
     exported = export(plan_of(CHECKPOINT, keep=None, prune="0.9"), tmp_path_factory.mktemp("demo") / "bundle")
     oracle = Oracle(CHECKPOINT)
-    kept, _ = select(exported, see(exported, pictures(exported, PROMPTS)))
+    kept, _ = select(exported, see(exported, images(exported, PROMPTS)))
     random = np.random.default_rng(2)
     forbidden = set(exported.manifest.prompt.forbidden_ids)
     words = np.array([i for i in range(5, exported.rows) if i not in forbidden])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporting import Bundle, Language, close, pictures, see, select
+from exporting import Bundle, Language, close, images, see, select
 
 BEFORE, AFTER = [1, 5, 7, 9, 30, 31, 22], [12, 13, 8, 6, 7, 41, 17, 19, 20]
 
@@ -25,8 +25,8 @@ def language(exported: Bundle) -> Language:
 
 @pytest.fixture(scope="module")
 def kept(exported: Bundle) -> Any:
-    """Kept tokens [4, 9, D] of four pictures."""
-    return select(exported, see(exported, pictures(exported, 4)))[0]
+    """Kept tokens [4, 9, D] of four images."""
+    return select(exported, see(exported, images(exported, 4)))[0]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def test_prefill_in_three_chunks_and_token_by_token(language: Language, kept: An
 def test_batch_of_different_lengths_equals_one_by_one(
     exported: Bundle, language: Language, kept: Any
 ) -> None:
-    """Padded on the left, each row with its own picture, through prefill and six decode steps."""
-    picture = [*range(exported.rows, exported.rows + 9)]
-    prompts = [[*BEFORE, *picture, *AFTER], [1, *picture, 12], [5, 6, 7], [*picture, *AFTER, *AFTER, 11]]
+    """Padded on the left, each row with its own image, through prefill and six decode steps."""
+    image = [*range(exported.rows, exported.rows + 9)]
+    prompts = [[*BEFORE, *image, *AFTER], [1, *image, 12], [5, 6, 7], [*image, *AFTER, *AFTER, 11]]
     length = max(map(len, prompts))
     padded = np.array([[3] * (length - len(ids)) + ids for ids in prompts])
     mask = np.array([[False] * (length - len(ids)) + [True] * len(ids) for ids in prompts])
@@ -118,7 +118,7 @@ def test_logits_index_chooses_the_position(language: Language, kept: Any, prompt
     assert close(both[1:], language.chunks(prompt[:7], kept[:1], [])[0], 1e-5)
 
 
-def test_text_without_a_picture(language: Language, kept: Any) -> None:
+def test_text_without_an_image(language: Language, kept: Any) -> None:
     nothing = np.zeros((1, 1, kept.shape[-1]), np.float32)
     wanted, _ = language.chunks([1, 7, 9, 30], kept[:1], [])
     assert np.array_equal(language.chunks([1, 7, 9, 30], nothing, [])[0], wanted)

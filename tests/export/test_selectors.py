@@ -65,7 +65,7 @@ def test_graph_and_reference_keep_the_same(name: str, n: int, keep: int) -> None
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_576_tokens_in_a_batch(name: str) -> None:
-    """The size of LLaVA-1.5; each picture of a batch is selected by itself."""
+    """The size of LLaVA-1.5; each image of a batch is selected by itself."""
     selector = SELECTORS[name]
     session = session_of(selector, 576, 58)
     random = np.random.default_rng(2)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from checkpoints import make_checkpoint
-from exporting import close, export, failures, pictures, plan_of
+from exporting import close, export, failures, images, plan_of
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.verify import verify_bundle
@@ -65,7 +65,7 @@ def test_every_signal_is_what_transformers_reports(tmp_path: Path, name: str) ->
     folder = make_checkpoint(tmp_path / "checkpoint", **TOWERS[name])
     plan = plan_of(folder, signals="all")
     bundle = export(plan, tmp_path / "bundle")
-    pixels = pictures(bundle, 2)
+    pixels = images(bundle, 2)
     session = bundle.session(bundle.manifest.vision_encoder.file)
     names = [output.name for output in session.get_outputs()]
     assert names == ["visual_tokens", *SIGNALS]
@@ -102,7 +102,7 @@ def test_float16_signals_are_float32(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "checkpoint")
     wanted = export(plan_of(folder, signals="all"), tmp_path / "fp32")
     found = export(plan_of(folder, signals="all", precision="fp16"), tmp_path / "fp16")
-    pixels = pictures(found)
+    pixels = images(found)
     one, two = (b.session("vision_encoder.onnx").run(None, {"pixels": pixels}) for b in (found, wanted))
     for (name, a), b in zip(
         [("visual_tokens", one[0]), *zip(SIGNALS, one[1:], strict=True)], two, strict=True

@@ -133,7 +133,7 @@ def changed(*path: str | int, value: Any) -> dict[str, Any]:
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     (
         {"model_type": "llava_next"},
-        "LLaVA-NeXT (LLaVA-1.6) cuts a picture into several tiles, which is not supported",
+        "LLaVA-NeXT (LLaVA-1.6) cuts an image into several tiles, which is not supported",
     ),
     ({"model_type": "llava_onevision"}, "LLaVA-OneVision is not supported yet"),
     (

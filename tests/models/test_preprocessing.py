@@ -113,10 +113,10 @@ def test_padding_to_a_square(tmp_path: Path) -> None:
             "The image processor's image_mean is [0.5, 0.5], expected three numbers",
         ),
         ({"image_std": 0.5}, "The image processor's image_std is 0.5, expected three numbers"),
-        ({"crop_size": 224}, "gives pictures of 224 x 224 pixels, but the vision tower takes 336 x 336"),
+        ({"crop_size": 224}, "gives images of 224 x 224 pixels, but the vision tower takes 336 x 336"),
         (
             {"do_center_crop": False},
-            "gives pictures of varying x varying pixels, but the vision tower takes 336",
+            "gives images of varying x varying pixels, but the vision tower takes 336",
         ),
     ],
 )

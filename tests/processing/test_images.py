@@ -1,4 +1,4 @@
-"""Pictures from outside: what is refused, and what becomes RGB exactly as transformers makes it."""
+"""Images from outside: what is refused, and what becomes RGB exactly as transformers makes it."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_other_arrays_are_refused(array: np.ndarray) -> None:
         load_image(array)
 
 
-def test_bgr_is_for_arrays(picture: Path) -> None:
+def test_bgr_is_for_arrays(image: Path) -> None:
     with pytest.raises(UserError, match="bgr"):
-        load_image(picture, bgr=True)
+        load_image(image, bgr=True)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV", "LA", "RGBA", "PA"])
@@ -143,7 +143,7 @@ def test_truncated_file_is_one_sentence(tmp_path: Path, suffix: str) -> None:
     load_image(path)
     for length in (len(whole) // 2, 40, 10, 0):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"cut.* (is not a picture|is damaged|cannot be read)"):
+        with pytest.raises(UserError, match=r"cut.* (is not an image|is damaged|cannot be read)"):
             load_image(path)
 
 
@@ -166,9 +166,9 @@ def test_damaged_bytes_never_raise_anything_else(
         assert image.mode == "RGB"
 
 
-def test_not_a_picture(tmp_path: Path) -> None:
+def test_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(UserError, match=r"notes.jpg' \(\d+ bytes\) is not a picture"):
+    with pytest.raises(UserError, match=r"notes.jpg' \(\d+ bytes\) is not an image"):
         load_image(tmp_path / "notes.jpg")
     with pytest.raises(UserError, match="There is no image at"):
         load_image(tmp_path / "nothing.png")
@@ -196,16 +196,16 @@ def test_size_is_bounded_before_decoding(
     assert not recwarn.list
 
 
-def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Path) -> None:
+def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
     monkeypatch.setattr(images, "MAX_BYTES", 10)
     with pytest.raises(UserError, match="at most 10 are read"):
-        load_image(picture)
+        load_image(image)
 
 
-def test_common_formats_do_not_import_every_reader(picture: Path) -> None:
+def test_common_formats_do_not_import_every_reader(image: Path) -> None:
     code = (
         "import sys\nfrom divprune_edge.processing.images import load_image\n"
-        f"load_image({str(picture)!r})\nsys.exit('PIL.TiffImagePlugin' in sys.modules)"
+        f"load_image({str(image)!r})\nsys.exit('PIL.TiffImagePlugin' in sys.modules)"
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

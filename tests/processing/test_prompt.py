@@ -1,4 +1,4 @@
-"""Turns to ids: one picture, BOS once, special tokens in what is said stay words, the context has an end."""
+"""Turns to ids: one image, BOS once, special tokens in what is said stay words, the context has an end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ask(text: str) -> list[Turn]:
 
 
 @pytest.mark.parametrize("template", list(TEMPLATES))
-def test_placeholder_becomes_the_rows_of_the_picture(
+def test_placeholder_becomes_the_rows_of_the_image(
     make: MakeEncoder, template: str, tokenizer: Tokenizer
 ) -> None:
     prompt = make(TEMPLATES[template]).encode(ask("what is the a?"), 5)
@@ -111,10 +111,10 @@ def test_empty_question_is_refused(make: MakeEncoder, text: str) -> None:
         make(LIST_TEMPLATE).encode(ask(text), 4)
 
 
-@pytest.mark.parametrize("pictures", [0, 2])
-def test_other_numbers_of_pictures_are_refused(make: MakeEncoder, pictures: int) -> None:
-    turns = [Turn("user", "a", image=i < pictures) for i in range(2)]
-    with pytest.raises(UserError, match=f"{pictures} pictures, expected exactly one"):
+@pytest.mark.parametrize("images", [0, 2])
+def test_other_numbers_of_images_are_refused(make: MakeEncoder, images: int) -> None:
+    turns = [Turn("user", "a", image=i < images) for i in range(2)]
+    with pytest.raises(UserError, match=f"{images} images, expected exactly one"):
         make(LIST_TEMPLATE).encode(turns, 4)
 
 

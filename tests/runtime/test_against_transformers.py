@@ -1,4 +1,4 @@
-"""From a picture and a question to the same ids as transformers, with all visual tokens and with the kept ones."""
+"""From an image and a question to the same ids as transformers, with all visual tokens and with the kept ones."""
 
 from __future__ import annotations
 

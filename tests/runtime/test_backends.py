@@ -65,7 +65,7 @@ def test_no_selector_keeps_everything(backend: Backend, bundle: Bundle, pixels: 
 def test_too_few_valid_rows_are_refused(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
     valid = np.zeros((1, 576), np.bool_)
     valid[0, :57] = True
-    with pytest.raises(UserError, match="keeps 58 tokens, but the picture has only 57"):
+    with pytest.raises(UserError, match="keeps 58 tokens, but the image has only 57"):
         backend.select(backend.encode(pixels), bundle.manifest.selectors[0], valid)
 
 

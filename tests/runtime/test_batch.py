@@ -47,7 +47,7 @@ def asked(request: pytest.FixtureRequest, fused_bundle: Path, demo_bundle: Path)
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str]]:
-    """Five questions about four pictures; the first and the last are about the same one."""
+    """Five questions about four images; the first and the last are about the same one."""
     folder = tmp_path_factory.mktemp("four")
     paths = [folder / f"{i}.png" for i in range(4)]
     for i, path in enumerate(paths):
@@ -115,7 +115,7 @@ def test_the_batch_shrinks_when_half_has_ended(
     assert kept == [[0, 4], [1]]
 
 
-def test_a_picture_is_seen_once_and_a_few_at_a_time(
+def test_an_image_is_seen_once_and_a_few_at_a_time(
     asked: Pipeline, pairs: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -125,7 +125,7 @@ def test_a_picture_is_seen_once_and_a_few_at_a_time(
         "encode",
         lambda s, pixels, *p: (seen.append(len(pixels)), encode(s, pixels, *p))[1],
     )
-    monkeypatch.setattr(module, "PICTURES_AT_ONCE", 3)
+    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 3)
     asked.ask_batch(pairs, max_tokens=2)
     assert seen == [3, 1]
 
@@ -163,7 +163,7 @@ def test_a_cache_in_place_takes_no_rows_of_another(fused_bundle: Path) -> None:
         batch.extend([[5, 6], [5]])
 
 
-def test_what_comes_before_the_picture_is_computed_once(
+def test_what_comes_before_the_image_is_computed_once(
     demo_bundle: Path, pairs: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline(demo_bundle, threads=1)

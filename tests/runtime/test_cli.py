@@ -43,20 +43,20 @@ HEAVY = {
 Run = Callable[..., Any]
 
 
-def test_answer_on_stdout_and_times_on_stderr(command: Run, demo_bundle: Path, picture: Path) -> None:
-    plain = command("ask", demo_bundle, "--image", picture, QUESTION, "--max-tokens", 5)
+def test_answer_on_stdout_and_times_on_stderr(command: Run, demo_bundle: Path, image: Path) -> None:
+    plain = command("ask", demo_bundle, "--image", image, QUESTION, "--max-tokens", 5)
     assert plain.code == 0
     fields = json.loads(
-        command("ask", demo_bundle, "--image", picture, QUESTION, "--max-tokens", 5, "--json").out
+        command("ask", demo_bundle, "--image", image, QUESTION, "--max-tokens", 5, "--json").out
     )
     assert plain.out == fields["answer"] + "\n"
     assert "58 visual of" in plain.err
     assert set(fields) == FIELDS
 
 
-def test_options_reach_the_answer(command: Run, demo_bundle: Path, picture: Path) -> None:
+def test_options_reach_the_answer(command: Run, demo_bundle: Path, image: Path) -> None:
     def fields(*options: object) -> dict[str, Any]:
-        result = command("ask", demo_bundle, "--image", picture, QUESTION, "--json", *options)
+        result = command("ask", demo_bundle, "--image", image, QUESTION, "--json", *options)
         assert result.code == 0, result.err
         return dict(json.loads(result.out))
 
@@ -76,10 +76,10 @@ def test_options_reach_the_answer(command: Run, demo_bundle: Path, picture: Path
 
 @pytest.mark.parametrize("stdin", [False, True])
 def test_chat_answers_one_line_per_question(
-    command: Run, demo_bundle: Path, picture: Path, stdin: bool
+    command: Run, demo_bundle: Path, image: Path, stdin: bool
 ) -> None:
     questions = [QUESTION, "is there a square?", "how many?"]
-    arguments = ["ask", demo_bundle, "--image", picture, "--chat", "--json", "--max-tokens", 4]
+    arguments = ["ask", demo_bundle, "--image", image, "--chat", "--json", "--max-tokens", 4]
     lines = "\n".join(["", *questions])
     result = command(*arguments, stdin=lines) if stdin else command(*arguments, *questions)
     assert result.code == 0, result.err
@@ -141,22 +141,22 @@ def refused(result: Any, *parts: str) -> None:
     ],
 )
 def test_bad_option(
-    command: Run, demo_bundle: Path, picture: Path, options: list[object], parts: list[str]
+    command: Run, demo_bundle: Path, image: Path, options: list[object], parts: list[str]
 ) -> None:
-    refused(command("ask", demo_bundle, "--image", picture, QUESTION, *options), *parts)
+    refused(command("ask", demo_bundle, "--image", image, QUESTION, *options), *parts)
 
 
-def test_missing_provider(command: Run, demo_bundle: Path, picture: Path) -> None:
+def test_missing_provider(command: Run, demo_bundle: Path, image: Path) -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("CUDA is there")
-    result = command("ask", demo_bundle, "--image", picture, QUESTION, "--backend", "cuda")
+    result = command("ask", demo_bundle, "--image", image, QUESTION, "--backend", "cuda")
     refused(result, "CUDAExecutionProvider", "divprune-edge[gpu]")
 
 
-def test_questions(command: Run, demo_bundle: Path, picture: Path) -> None:
-    ask = ["ask", demo_bundle, "--image", picture]
+def test_questions(command: Run, demo_bundle: Path, image: Path) -> None:
+    ask = ["ask", demo_bundle, "--image", image]
     refused(command(*ask), "0 questions")
     refused(command(*ask, ""), "question is empty")
     refused(command(*ask, " \n"), "question is empty")
@@ -171,25 +171,25 @@ def save(folder: Path, name: str, image: Image.Image, **options: Any) -> Path:
     return folder / name
 
 
-def test_pictures_that_are_refused(command: Run, demo_bundle: Path, picture: Path, tmp_path: Path) -> None:
+def test_images_that_are_refused(command: Run, demo_bundle: Path, image: Path, tmp_path: Path) -> None:
     def ask(image: Path) -> Any:
         return command("ask", demo_bundle, "--image", image, QUESTION, "--max-tokens", 2)
 
     cut = tmp_path / "cut.png"
-    cut.write_bytes(picture.read_bytes()[:2000])
+    cut.write_bytes(image.read_bytes()[:2000])
     text = tmp_path / "text.png"
     text.write_text("hello")
     refused(ask(tmp_path / "none.png"), "There is no image at")
     refused(ask(tmp_path), "is a folder")
     refused(ask(cut), "cut.png", "damaged or truncated")
-    refused(ask(text), "text.png", "is not a picture")
+    refused(ask(text), "text.png", "is not an image")
     refused(ask(save(tmp_path, "thin.png", Image.new("L", (1, 9000)))), "1 x 9000", "too elongated")
     huge = tmp_path / "huge.ppm"
     huge.write_bytes(b"P6 30000 30000 255\n")
     refused(ask(huge), "900000000 pixels", "64 million")
 
 
-def test_pictures_that_are_taken(command: Run, demo_bundle: Path, tmp_path: Path) -> None:
+def test_images_that_are_taken(command: Run, demo_bundle: Path, tmp_path: Path) -> None:
     rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
     taken = {
         "one.png": rgb.crop((0, 0, 1, 1)),
@@ -210,10 +210,10 @@ def test_pictures_that_are_taken(command: Run, demo_bundle: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["ask", "info"])
 def test_bundles_that_are_refused(
-    command: Run, bundle_copy: Path, picture: Path, tmp_path: Path, name: str
+    command: Run, bundle_copy: Path, image: Path, tmp_path: Path, name: str
 ) -> None:
     def run() -> Any:
-        return command(name, bundle_copy, *(["--image", picture, QUESTION] if name == "ask" else []))
+        return command(name, bundle_copy, *(["--image", image, QUESTION] if name == "ask" else []))
 
     manifest = bundle_copy / "manifest.json"
     original = manifest.read_text()
@@ -267,13 +267,11 @@ def test_mistake_in_a_real_process() -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_asking_needs_no_framework(demo_bundle: Path, picture: Path) -> None:
+def test_asking_needs_no_framework(demo_bundle: Path, image: Path) -> None:
     blocked = ("torch", "transformers", "onnx", "onnx_ir", "ml_dtypes", "safetensors", "huggingface_hub")
     code = (
         f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
         "from divprune_edge.runtime.cli import main\nmain()"
     )
-    result = python(
-        "-c", code, "ask", str(demo_bundle), "--image", str(picture), QUESTION, "--max-tokens", "8"
-    )
+    result = python("-c", code, "ask", str(demo_bundle), "--image", str(image), QUESTION, "--max-tokens", "8")
     assert (result.returncode, result.stdout != "") == (0, True), result.stderr

@@ -167,27 +167,25 @@ def test_a_wrong_step_is_seen(
 
 @DIALECTS
 def test_an_answer_ends_where_the_cache_does(
-    dialect: str, bundle_of: Callable[..., Path], demo_bundle: Path, picture: Path
+    dialect: str, bundle_of: Callable[..., Path], demo_bundle: Path, image: Path
 ) -> None:
     options = {"max_tokens": 1000, "ignore_eos": True}
-    found = Pipeline(bundle_of(dialect), threads=1).ask(picture, "What is there?", **options)
+    found = Pipeline(bundle_of(dialect), threads=1).ask(image, "What is there?", **options)
     assert found.finish_reason == "context"
     assert found.prompt_tokens + len(found.token_ids) == CAPACITY
     options["max_tokens"] = len(found.token_ids)
-    wanted = Pipeline(demo_bundle, threads=1).ask(picture, "What is there?", **options)
+    wanted = Pipeline(demo_bundle, threads=1).ask(image, "What is there?", **options)
     assert wanted.finish_reason == "length"
     assert found.token_ids == wanted.token_ids
 
 
 @DIALECTS
-def test_a_conversation(
-    dialect: str, bundle_of: Callable[..., Path], demo_bundle: Path, picture: Path
-) -> None:
+def test_a_conversation(dialect: str, bundle_of: Callable[..., Path], demo_bundle: Path, image: Path) -> None:
     def talk(bundle: Path) -> list[tuple[int, ...]]:
         pipeline = Pipeline(bundle, threads=1)
         said = []
-        for _ in range(2):  # the second time, what comes before the picture is there already
-            chat = pipeline.chat(picture)
+        for _ in range(2):  # the second time, what comes before the image is there already
+            chat = pipeline.chat(image)
             said += [
                 chat.ask(question, max_tokens=12, ignore_eos=True, prefill_chunk=30).token_ids
                 for question in ("What is there?", "How many red circles are there?")
@@ -199,12 +197,12 @@ def test_a_conversation(
     assert found[:2] == found[2:]
 
 
-def test_a_prompt_that_is_too_long_is_one_sentence(bundle_of: Callable[..., Path], picture: Path) -> None:
+def test_a_prompt_that_is_too_long_is_one_sentence(bundle_of: Callable[..., Path], image: Path) -> None:
     pipeline = Pipeline(bundle_of("static"), "none")
     with pytest.raises(
         UserError, match=r"tokens \(576 of them visual\), but the bundle's cache holds 192 .*--capacity\."
     ):
-        pipeline.ask(picture, "What is there?")
+        pipeline.ask(image, "What is there?")
 
 
 @DIALECTS
@@ -213,8 +211,8 @@ def test_narrow_types_answer(dialect: str, precision: str, bundle_of: Callable[.
     pipeline = Pipeline(bundle_of(dialect, precision), threads=1)
     assert pipeline.bundle.manifest.token_dtype == "float16"
     assert pipeline.bundle.manifest.language_model.cache_dtype == "float16"
-    picture = ROOT / "models" / "demo" / "picture.png"
-    assert pipeline.ask(picture, "What colour is the circle?").answer == "purple"
+    image = ROOT / "models" / "demo" / "picture.png"
+    assert pipeline.ask(image, "What colour is the circle?").answer == "purple"
 
 
 @DIALECTS
@@ -240,12 +238,12 @@ def test_cuda_is_refused(dialect: str, bundle_of: Callable[..., Path]) -> None:
         _require_kernels(manifest, "cuda")
 
 
-def test_several_at_once_are_refused(bundle_of: Callable[..., Path], picture: Path) -> None:
+def test_several_at_once_are_refused(bundle_of: Callable[..., Path], image: Path) -> None:
     with pytest.raises(UserError, match="dialect 'static', which takes one sequence at a time"):
-        Pipeline(bundle_of("static")).ask_batch([(picture, "What?"), (picture, "Where?")])
+        Pipeline(bundle_of("static")).ask_batch([(image, "What?"), (image, "Where?")])
 
 
 def test_the_prompt_of_the_tests_has_a_prefix(bundle_of: Callable[..., Path]) -> None:
     """Else the conversation above would not have reused anything."""
     prompt = Pipeline(bundle_of("static"))._encode_prompt([Turn("user", "What is there?", image=True)])
-    assert prompt.before_picture
+    assert prompt.before_image

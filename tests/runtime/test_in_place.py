@@ -83,12 +83,10 @@ def test_a_full_cache_ends_in_one_sentence(fused: Backend, portable: Backend, fu
         a.extend([7])
 
 
-def test_answers_equal_those_of_the_other_dialect(
-    fused_bundle: Path, demo_bundle: Path, picture: Path
-) -> None:
+def test_answers_equal_those_of_the_other_dialect(fused_bundle: Path, demo_bundle: Path, image: Path) -> None:
     options = {"max_tokens": 24, "ignore_eos": True}
     answers = [
-        Pipeline(bundle).ask(picture, "What is there?", **options) for bundle in (fused_bundle, demo_bundle)
+        Pipeline(bundle).ask(image, "What is there?", **options) for bundle in (fused_bundle, demo_bundle)
     ]
     assert answers[0].token_ids == answers[1].token_ids
 
@@ -111,8 +109,8 @@ def test_a_kernel_that_does_not_exist_is_refused(fused_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["fused", "portable"])
-def test_what_comes_before_the_picture_is_computed_once(
-    dialect: str, fused_bundle: Path, demo_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_comes_before_the_image_is_computed_once(
+    dialect: str, fused_bundle: Path, demo_bundle: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = Pipeline(fused_bundle if dialect == "fused" else demo_bundle)
     fed: list[int] = []
@@ -131,17 +129,17 @@ def test_what_comes_before_the_picture_is_computed_once(
         return session
 
     monkeypatch.setattr(type(backend), "language", watched)
-    first, second = (pipeline.ask(picture, "What is there?", max_tokens=5) for _ in range(2))
+    first, second = (pipeline.ask(image, "What is there?", max_tokens=5) for _ in range(2))
     prompt = pipeline._encode_prompt([Turn("user", "What is there?", image=True)])
     prefills = [count for count in fed if count > 1]
-    assert len(prompt.before_picture) > 0
-    assert prefills == [first.prompt_tokens, first.prompt_tokens - len(prompt.before_picture)]
+    assert len(prompt.before_image) > 0
+    assert prefills == [first.prompt_tokens, first.prompt_tokens - len(prompt.before_image)]
     assert first.token_ids == second.token_ids
     other = pipeline.with_selector("none")
     fed.clear()
-    other.ask(picture, "What is there?", max_tokens=5)
+    other.ask(image, "What is there?", max_tokens=5)
     assert fed[0] == len(other._encode_prompt([Turn("user", "What is there?", image=True)])) - len(
-        prompt.before_picture
+        prompt.before_image
     )
 
 

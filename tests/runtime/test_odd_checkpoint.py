@@ -1,4 +1,4 @@
-"""Every selector from export to picture, on a checkpoint of odd sizes: 7 x 7 tokens of width 36."""
+"""Every selector from export to image, on a checkpoint of odd sizes: 7 x 7 tokens of width 36."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def odd_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two pictures that are not square, with two questions each."""
+    """A folder of two images that are not square, with two questions each."""
     folder = tmp_path_factory.mktemp("questions")
     random = np.random.default_rng(3)
     lines = []
@@ -83,12 +83,12 @@ def test_answers_are_the_pipelines(odd_bundle: Path, questions: Path) -> None:
 
     bundle = Bundle.open(odd_bundle)
     methods = choose_methods(bundle)
-    picture = load_dataset(str(questions)).pictures[0]
-    records = Runner(bundle, methods, threads=1, max_tokens=3).ask(picture, methods)
+    image = load_dataset(str(questions)).images[0]
+    records = Runner(bundle, methods, threads=1, max_tokens=3).ask(image, methods)
     pipeline = Pipeline(bundle, "none", threads=1)
     for method, record in zip(methods, records, strict=True):
         one = pipeline.with_selector(method.id)
-        answers = [one.ask(questions / picture.name, text, max_tokens=3) for text in QUESTIONS]
+        answers = [one.ask(questions / image.name, text, max_tokens=3) for text in QUESTIONS]
         assert record.answers == [answer.answer for answer in answers], method.id
         kept = [index for index in answers[0].kept_indices if index >= 0]  # -1: the class token of VisionZip
         assert len(answers[0].kept_indices) == method.keep == answers[0].visual_tokens
@@ -96,7 +96,7 @@ def test_answers_are_the_pipelines(odd_bundle: Path, questions: Path) -> None:
         assert max(kept) < TOKENS
 
 
-def test_pages_and_pictures(
+def test_pages_and_images(
     odd_bundle: Path, questions: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     page = tmp_path / "page.html"
@@ -108,10 +108,10 @@ def test_pages_and_pictures(
     assert len(re.findall(rf"{KEPT[1]} of {TOKENS} visual tokens", text)) >= len(SELECTORS)
     drawn = set()
     for name in SELECTORS:
-        picture = tmp_path / f"{name}.png"
-        chosen = ("--selector", name, "--keep", KEPT[1], "--show-kept", picture)
+        drawing = tmp_path / f"{name}.png"
+        chosen = ("--selector", name, "--keep", KEPT[1], "--show-kept", drawing)
         result = command("ask", odd_bundle, *options, *chosen, QUESTIONS[0])
         assert result.code == 0, result.err
-        with Image.open(picture) as image:
+        with Image.open(drawing) as image:
             drawn.add(image.convert("RGB").tobytes())
     assert len(drawn) >= len(SELECTORS) - 2  # a few may keep the same tokens of noise

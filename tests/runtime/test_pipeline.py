@@ -16,9 +16,9 @@ from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 QUESTION = "what color is the circle?"
 
 
-def test_answer_is_complete_and_streamed(pipeline: Pipeline, picture: Path) -> None:
+def test_answer_is_complete_and_streamed(pipeline: Pipeline, image: Path) -> None:
     pieces: list[str] = []
-    answer = pipeline.ask(picture, QUESTION, max_tokens=12, ignore_eos=True, stream=pieces.append)
+    answer = pipeline.ask(image, QUESTION, max_tokens=12, ignore_eos=True, stream=pieces.append)
     assert "".join(pieces) == answer.answer
     assert len(answer.token_ids) == 12
     assert answer.finish_reason == "length"
@@ -28,16 +28,16 @@ def test_answer_is_complete_and_streamed(pipeline: Pipeline, picture: Path) -> N
     assert answer.backend == "onnxruntime-cpu"
 
 
-def test_total_is_the_sum_of_the_stages(pipeline: Pipeline, picture: Path) -> None:
-    timings = dict(pipeline.ask(picture, QUESTION, max_tokens=8).timings_ms)
+def test_total_is_the_sum_of_the_stages(pipeline: Pipeline, image: Path) -> None:
+    timings = dict(pipeline.ask(image, QUESTION, max_tokens=8).timings_ms)
     assert list(timings) == ["preprocess", "vision", "select", "prefill", "decode", "total"]
     total = timings.pop("total")
     assert abs(total - sum(timings.values())) <= 0.05 * total
     assert all(value > 0 for value in timings.values())
 
 
-def test_json_has_the_same(pipeline: Pipeline, picture: Path) -> None:
-    answer = pipeline.ask(picture, QUESTION, max_tokens=4)
+def test_json_has_the_same(pipeline: Pipeline, image: Path) -> None:
+    answer = pipeline.ask(image, QUESTION, max_tokens=4)
     line = answer.to_json()
     assert "\n" not in line
     fields = json.loads(line)
@@ -47,37 +47,35 @@ def test_json_has_the_same(pipeline: Pipeline, picture: Path) -> None:
     assert set(fields["timings_ms"]) == set(answer.timings_ms)
 
 
-def test_path_object_and_array_give_one_answer(pipeline: Pipeline, picture: Path) -> None:
-    with Image.open(picture) as image:
-        pixels = np.asarray(image)
+def test_path_object_and_array_give_one_answer(pipeline: Pipeline, image: Path) -> None:
+    with Image.open(image) as opened:
+        pixels = np.asarray(opened)
         answers = [
             pipeline.ask(source, QUESTION, max_tokens=6, bgr=bgr).token_ids
-            for source, bgr in ((picture, False), (image, False), (pixels, False), (pixels[..., ::-1], True))
+            for source, bgr in ((image, False), (opened, False), (pixels, False), (pixels[..., ::-1], True))
         ]
     assert len(set(answers)) == 1
 
 
-def test_chunked_prefill_gives_the_same_answer(pipeline: Pipeline, picture: Path) -> None:
-    whole, pieces = (pipeline.ask(picture, QUESTION, max_tokens=8, prefill_chunk=n) for n in (None, 9))
+def test_chunked_prefill_gives_the_same_answer(pipeline: Pipeline, image: Path) -> None:
+    whole, pieces = (pipeline.ask(image, QUESTION, max_tokens=8, prefill_chunk=n) for n in (None, 9))
     assert whole.token_ids == pieces.token_ids
 
 
-def test_seed_repeats_and_temperature_changes(pipeline: Pipeline, picture: Path) -> None:
+def test_seed_repeats_and_temperature_changes(pipeline: Pipeline, image: Path) -> None:
     options = {"max_tokens": 24, "temperature": 3.0, "ignore_eos": True}
-    first, again, other = (pipeline.ask(picture, QUESTION, seed=s, **options).token_ids for s in (1, 1, 2))
+    first, again, other = (pipeline.ask(image, QUESTION, seed=s, **options).token_ids for s in (1, 1, 2))
     assert first == again != other
 
 
-def test_no_forbidden_id_is_sampled(pipeline: Pipeline, picture: Path) -> None:
-    ids = pipeline.ask(
-        picture, QUESTION, max_tokens=300, temperature=100.0, seed=0, ignore_eos=True
-    ).token_ids
+def test_no_forbidden_id_is_sampled(pipeline: Pipeline, image: Path) -> None:
+    ids = pipeline.ask(image, QUESTION, max_tokens=300, temperature=100.0, seed=0, ignore_eos=True).token_ids
     assert not set(ids) & set(pipeline.bundle.manifest.prompt.forbidden_ids)
     assert len(set(ids)) > 50
 
 
-def test_chat_encodes_the_picture_once_and_reuses_the_cache(
-    pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+def test_chat_encodes_the_image_once_and_reuses_the_cache(
+    pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
     fed: list[int] = []
@@ -88,7 +86,7 @@ def test_chat_encodes_the_picture_once_and_reuses_the_cache(
         "extend",
         lambda s, ids, chunk=None: (fed.append(len(ids)), extend(s, ids, chunk))[1],
     )
-    chat = pipeline.chat(picture)
+    chat = pipeline.chat(image)
     first = chat.ask(QUESTION, max_tokens=5)
     fed.clear()
     second = chat.ask("is there a square?", max_tokens=5)
@@ -99,8 +97,8 @@ def test_chat_encodes_the_picture_once_and_reuses_the_cache(
     assert chat.ask("how many?", max_tokens=5).prompt_tokens > second.prompt_tokens
 
 
-def test_chat_answers_as_a_conversation_without_cache(pipeline: Pipeline, picture: Path) -> None:
-    chat, fresh = pipeline.chat(picture), pipeline.chat(picture)
+def test_chat_answers_as_a_conversation_without_cache(pipeline: Pipeline, image: Path) -> None:
+    chat, fresh = pipeline.chat(image), pipeline.chat(image)
     chat.ask(QUESTION, max_tokens=6)
     fresh._turns = list(chat._turns)
     cached = chat.ask("is there a square?", max_tokens=8, ignore_eos=True)
@@ -109,8 +107,8 @@ def test_chat_answers_as_a_conversation_without_cache(pipeline: Pipeline, pictur
     assert cached.token_ids == recomputed.token_ids
 
 
-def test_chat_survives_an_interrupted_answer(pipeline: Pipeline, picture: Path) -> None:
-    chat = pipeline.chat(picture)
+def test_chat_survives_an_interrupted_answer(pipeline: Pipeline, image: Path) -> None:
+    chat = pipeline.chat(image)
 
     def interrupt(text: str) -> None:
         raise KeyboardInterrupt
@@ -118,45 +116,45 @@ def test_chat_survives_an_interrupted_answer(pipeline: Pipeline, picture: Path) 
     with pytest.raises(KeyboardInterrupt):
         chat.ask("how many circles?", stream=interrupt, ignore_eos=True)
     after = chat.ask(QUESTION, max_tokens=8, ignore_eos=True)
-    assert after.token_ids == pipeline.ask(picture, QUESTION, max_tokens=8, ignore_eos=True).token_ids
+    assert after.token_ids == pipeline.ask(image, QUESTION, max_tokens=8, ignore_eos=True).token_ids
 
 
-def test_unpruned_sees_every_token(demo_bundle: Path, picture: Path) -> None:
-    answer = Pipeline(demo_bundle, selector="none", threads=1).ask(picture, QUESTION, max_tokens=3)
+def test_unpruned_sees_every_token(demo_bundle: Path, image: Path) -> None:
+    answer = Pipeline(demo_bundle, selector="none", threads=1).ask(image, QUESTION, max_tokens=3)
     assert answer.visual_tokens == 576
     assert np.array_equal(answer.kept_indices, np.arange(576))
 
 
 def test_with_selector_shares_the_loaded_graphs(
-    pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = pipeline.ask(picture, QUESTION, max_tokens=3).token_ids
+    expected = pipeline.ask(image, QUESTION, max_tokens=3).token_ids
     monkeypatch.setattr(OnnxRuntimeBackend, "_build", lambda *_: pytest.fail("a graph was loaded again"))
     full = pipeline.with_selector("none")
-    assert full.ask(picture, QUESTION, max_tokens=3).visual_tokens == full.visual_tokens == 576
-    assert full.with_selector(keep=58).ask(picture, QUESTION, max_tokens=3).token_ids == expected
+    assert full.ask(image, QUESTION, max_tokens=3).visual_tokens == full.visual_tokens == 576
+    assert full.with_selector(keep=58).ask(image, QUESTION, max_tokens=3).token_ids == expected
     assert pipeline.visual_tokens == 58
     with pytest.raises(UserError, match="no selector 'other'"):
         pipeline.with_selector("other")
 
 
-def test_context_ends_the_answer(pipeline: Pipeline, picture: Path) -> None:
+def test_context_ends_the_answer(pipeline: Pipeline, image: Path) -> None:
     context = pipeline.bundle.manifest.language_model.context
     with pytest.raises(UserError, match=rf"prompt has \d+ tokens.*{context}"):
-        pipeline.ask(picture, "circle " * context)
+        pipeline.ask(image, "circle " * context)
     words = "circle " * (context - 100)
-    answer = pipeline.ask(picture, words, ignore_eos=True, max_tokens=1000)
+    answer = pipeline.ask(image, words, ignore_eos=True, max_tokens=1000)
     assert answer.finish_reason == "context"
     assert answer.prompt_tokens + len(answer.token_ids) == context
 
 
-def test_special_tokens_in_a_question(pipeline: Pipeline, picture: Path) -> None:
-    answer = pipeline.ask(picture, "is <image> </s> a circle?", max_tokens=3)
+def test_special_tokens_in_a_question(pipeline: Pipeline, image: Path) -> None:
+    answer = pipeline.ask(image, "is <image> </s> a circle?", max_tokens=3)
     assert answer.visual_tokens == 58
 
 
-def test_unknown_option_and_bad_value(pipeline: Pipeline, picture: Path) -> None:
+def test_unknown_option_and_bad_value(pipeline: Pipeline, image: Path) -> None:
     with pytest.raises(TypeError, match="max_token"):
-        pipeline.ask(picture, QUESTION, max_token=3)
+        pipeline.ask(image, QUESTION, max_token=3)
     with pytest.raises(UserError, match="max_tokens is -1"):
-        pipeline.ask(picture, QUESTION, max_tokens=-1)
+        pipeline.ask(image, QUESTION, max_tokens=-1)

@@ -38,7 +38,7 @@ QUESTIONS = ("What colour is the circle?", "How many squares are there?")
 
 @pytest.fixture(scope="module", params=DIALECTS)
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo checkpoint with room for an unpruned picture."""
+    """The demo checkpoint with room for an unpruned image."""
     folder = tmp_path_factory.mktemp("bundles") / request.param
     arguments = ("--dialect", request.param, "--capacity", "704", "--prune", "0.9", "--no-verify")
     result = run_module("export", "llava", *arguments, "--output", str(folder))
@@ -79,7 +79,7 @@ def same(answer: Any, wanted: Any) -> None:
 
 @pytest.mark.parametrize("selector", [None, "none"])
 def test_answers_are_those_of_the_portable_graphs(
-    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch, selector: str | None
+    demo: Bundle, pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch, selector: str | None
 ) -> None:
     """Two questions in a row: the second uses the memory of the first, and allocates nothing."""
     ours, device = over_fake(demo, monkeypatch)
@@ -87,7 +87,7 @@ def test_answers_are_those_of_the_portable_graphs(
     allocated = device.counts["allocations"], device.counts["pinned"]
     for question in QUESTIONS:
         options = {"max_tokens": 20, "ignore_eos": True}
-        same(ours.ask(picture, question, **options), reference.ask(picture, question, **options))
+        same(ours.ask(image, question, **options), reference.ask(image, question, **options))
     first_question = 2 if selector is None else 1  # page-locked memory of the uploads and of the indices
     assert device.counts["allocations"] == allocated[0]
     assert device.counts["pinned"] <= allocated[1] + 1 + first_question
@@ -95,10 +95,10 @@ def test_answers_are_those_of_the_portable_graphs(
 
 
 def test_a_chat_reuses_the_cache(
-    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Bundle, pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, device = over_fake(demo, monkeypatch)
-    chats = [p.chat(picture) for p in (ours, pipeline)]
+    chats = [p.chat(image) for p in (ours, pipeline)]
     for question in (*QUESTIONS, QUESTIONS[0]):
         a, b = (chat.ask(question, max_tokens=8) for chat in chats)
         same(a, b)
@@ -106,12 +106,12 @@ def test_a_chat_reuses_the_cache(
 
 
 def test_two_chats_at_a_time_do_not_disturb_each_other(
-    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Bundle, pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each has its own cache and visual tokens; the third takes over what the first leaves."""
     other = np.asarray(np.random.default_rng(3).integers(0, 256, (80, 80, 3)), np.uint8)
     ours, device = over_fake(demo, monkeypatch)
-    chats = [[p.chat(picture), p.chat(other)] for p in (ours, pipeline)]
+    chats = [[p.chat(image), p.chat(other)] for p in (ours, pipeline)]
     for question in QUESTIONS:
         for a, b in zip(*chats, strict=True):
             same(a.ask(question, max_tokens=6), b.ask(question, max_tokens=6))
@@ -124,15 +124,15 @@ def test_two_chats_at_a_time_do_not_disturb_each_other(
 
 
 def test_one_launch_per_decode_step_and_nothing_of_a_token_through_the_host(
-    demo: Bundle, picture: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Bundle, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, device = over_fake(demo, monkeypatch)
     manifest = demo.manifest
-    ours.ask(picture, QUESTIONS[0], max_tokens=3, ignore_eos=True)
+    ours.ask(image, QUESTIONS[0], max_tokens=3, ignore_eos=True)
     device.copies.clear()
     device.counts = Counter()
     tokens = 12
-    ours.ask(picture, QUESTIONS[1], max_tokens=tokens, ignore_eos=True)
+    ours.ask(image, QUESTIONS[1], max_tokens=tokens, ignore_eos=True)
     decoded = tokens - 1
     assert device.counts["launches"] == decoded
     assert device.counts["captures"] == 0
@@ -157,7 +157,7 @@ def test_one_launch_per_decode_step_and_nothing_of_a_token_through_the_host(
 def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(
     demo: Bundle,
     pipeline: Pipeline,
-    picture: Path,
+    image: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -170,40 +170,40 @@ def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(
 
     ours, device = over_fake(demo, monkeypatch, Refusing())
     for question in QUESTIONS:
-        same(ours.ask(picture, question, max_tokens=6), pipeline.ask(picture, question, max_tokens=6))
+        same(ours.ask(image, question, max_tokens=6), pipeline.ask(image, question, max_tokens=6))
     assert (device.counts["captures"], device.counts["launches"]) == (1, 0)
     (warning,) = caplog.messages
     assert warning.endswith("recorded as a CUDA graph (The GPU could not end a CUDA graph (invalidated)).")
 
 
 def test_a_chunked_prefill(
-    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Bundle, pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks as asked for, and no piece longer than the engine takes; a piece of one id is a decode step."""
     ours, device = over_fake(demo, monkeypatch, selectors=["divprune-58"], max_prompt=20)
     for chunk in (None, 1, 7, 64):
-        a, b = (p.ask(picture, QUESTIONS[0], max_tokens=4, prefill_chunk=chunk) for p in (ours, pipeline))
+        a, b = (p.ask(image, QUESTIONS[0], max_tokens=4, prefill_chunk=chunk) for p in (ours, pipeline))
         same(a, b)
     assert device.counts["language_model"] > 4
 
 
-def test_what_comes_before_the_picture_is_kept(
-    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_comes_before_the_image_is_kept(
+    demo: Bundle, pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second conversation finds those rows in its cache; a second cache gets them through the host."""
     ours, device = over_fake(demo, monkeypatch)
-    first = ours.chat(picture)
-    same(first.ask(QUESTIONS[0]), pipeline.ask(picture, QUESTIONS[0]))
+    first = ours.chat(image)
+    same(first.ask(QUESTIONS[0]), pipeline.ask(image, QUESTIONS[0]))
     assert len(ours._prefix) == 1
     device.copies.clear()
-    other = ours.chat(picture)
-    same(other.ask(QUESTIONS[0]), pipeline.ask(picture, QUESTIONS[0]))
+    other = ours.chat(image)
+    same(other.ask(QUESTIONS[0]), pipeline.ask(image, QUESTIONS[0]))
     info, rows = demo.manifest.language_model, len(next(iter(ours._prefix)))
     one = info.kv_heads * rows * info.head_dim * 4
     assert device.copies.count(("upload", one)) == 2 * info.layers
     del first
     device.copies.clear()
-    same(ours.ask(picture, QUESTIONS[1]), pipeline.ask(picture, QUESTIONS[1]))
+    same(ours.ask(image, QUESTIONS[1]), pipeline.ask(image, QUESTIONS[1]))
     assert device.copies.count(("upload", one)) == 0
 
 
@@ -323,18 +323,18 @@ def _after(backend: Any, visual: Any, rows: Any, ids: list[int]) -> Any:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_an_answer_ends_where_the_cache_does(
-    tiny: dict[str, Bundle], dialect: str, picture: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Bundle], dialect: str, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, _ = over_fake(tiny[dialect], monkeypatch)
-    answer = ours.ask(picture, "what is in the picture ?", max_tokens=300, ignore_eos=True)
+    answer = ours.ask(image, "what is in the picture ?", max_tokens=300, ignore_eos=True)
     assert answer.finish_reason == "context"
     assert answer.prompt_tokens + len(answer.token_ids) == ROWS
     wanted = Pipeline(tiny["portable"]).ask(
-        picture, "what is in the picture ?", max_tokens=len(answer.token_ids), ignore_eos=True
+        image, "what is in the picture ?", max_tokens=len(answer.token_ids), ignore_eos=True
     )
     assert answer.token_ids == wanted.token_ids
     with pytest.raises(UserError, match=f"room for {ROWS}|{ROWS}"):
-        ours.ask(picture, "what is in the picture ? " * 12)
+        ours.ask(image, "what is in the picture ? " * 12)
 
 
 def test_an_evaluation_goes_on_where_the_cache_ends(
@@ -353,7 +353,7 @@ def test_an_evaluation_goes_on_where_the_cache_ends(
 
 
 def test_rows_are_appended_by_the_kernel_itself(
-    tiny: dict[str, Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny: dict[str, Bundle], image: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The kernel's own source, run by the emulator on the fake device's memory, in the place of its NumPy form."""
     library = abi.load(compile_emulated(tmp_path, EMULATED[0]))
@@ -361,13 +361,13 @@ def test_rows_are_appended_by_the_kernel_itself(
     reference = Pipeline(tiny["portable"])
     for question in ("what is there ?", "how many red circle ?"):
         options = {"max_tokens": 6, "ignore_eos": True}
-        same(ours.ask(picture, question, **options), reference.ask(picture, question, **options))
+        same(ours.ask(image, question, **options), reference.ask(image, question, **options))
     assert device.counts["appends"] > 12
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_float16_and_signals_of_the_encoder(
-    dialect: str, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+    dialect: str, tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a cache that are no multiple of 16 bytes; a selector that reads more than visual tokens."""
     # Heads of 10, or of 8 where TensorRT wants them to be a multiple of that.
@@ -381,7 +381,7 @@ def test_float16_and_signals_of_the_encoder(
     assert len(ours.selector.signals) == 3
     sessions = []
     for one in (ours, Pipeline(tmp_path / "portable", threads=1)):
-        answer = one.ask(picture, "what is there ?", max_tokens=4, ignore_eos=True)
+        answer = one.ask(image, "what is there ?", max_tokens=4, ignore_eos=True)
         width = one.bundle.manifest.vision_encoder.width
         visual = np.random.default_rng(2).standard_normal((1, 12, width)).astype(np.float16)
         session = one._backend.language(one._backend.to_device(visual))
@@ -393,11 +393,11 @@ def test_float16_and_signals_of_the_encoder(
 
 
 def test_selectors_change_on_loaded_engines(
-    demo: Bundle, pipeline: Pipeline, picture: Path, monkeypatch: pytest.MonkeyPatch
+    demo: Bundle, pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, device = over_fake(demo, monkeypatch)
     for selector in ("none", "divprune-58", "none"):
-        a, b = (p.with_selector(selector).ask(picture, QUESTIONS[0]) for p in (ours, pipeline))
+        a, b = (p.with_selector(selector).ask(image, QUESTIONS[0]) for p in (ours, pipeline))
         same(a, b)
     assert device.counts["load language_model"] == device.counts["load divprune-58"] == 1
 
@@ -426,7 +426,7 @@ def test_host_and_device(tiny: dict[str, Bundle]) -> None:
     tensor = backend.to_device(values)
     assert tensor.dtype == np.float32
     assert np.array_equal(backend.to_host(tensor), values.astype(np.float32))
-    with pytest.raises(UserError, match="2 pictures, but backend 'tensorrt' takes one"):
+    with pytest.raises(UserError, match="2 images, but backend 'tensorrt' takes one"):
         backend.encode(np.zeros((2, 35, 35, 3), np.uint8))
 
 
@@ -435,7 +435,7 @@ def test_too_few_rows_that_count(tiny: dict[str, Bundle]) -> None:
     backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
     backend.load(bundle.selector())
     encoded = backend.encode(np.zeros((1, 35, 35, 3), np.uint8))
-    with pytest.raises(UserError, match="keeps 9 tokens, but the picture has only 8"):
+    with pytest.raises(UserError, match="keeps 9 tokens, but the image has only 8"):
         backend.select(encoded, bundle.selector(), np.arange(25)[None] < 8)
 
 

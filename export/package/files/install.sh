@@ -363,7 +363,7 @@ finish() {
     printf 'Dry run: nothing was run.\n'
     return
   fi
-  printf 'Installed. Ask: %s -m runtime ask %s --image PICTURE --backend tensorrt "What is in the picture?"\n' "$venv" "$prefix/bundle"
+  printf 'Installed. Ask: %s -m runtime ask %s --image IMAGE --backend tensorrt "What is in the picture?"\n' "$venv" "$prefix/bundle"
 }
 
 # --- from the command line to the answer ------------------------------------------------------------------------

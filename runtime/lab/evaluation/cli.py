@@ -49,7 +49,7 @@ def evaluate_command(
     if options.data.startswith(LMMS):
         evaluate_lmms(opened, methods, options, as_json=as_json)
         return
-    questions = load_dataset(options.data, options.pictures)
+    questions = load_dataset(options.data, options.images)
     folder = options.folder(opened.path.name, questions.name)
     rows = run_with_progress(opened, questions, methods, folder, options)
     report(rows, folder, facts(opened, questions, options.backend), "evaluation", as_json=as_json)
@@ -83,7 +83,7 @@ def sweep_command(
     opened = [Bundle.open(path) for path in bundles]
     _require_one_model(opened)
     chosen = [choose_methods(bundle, options.names(), options.budgets()) for bundle in opened]
-    questions = load_dataset(options.data, options.pictures)
+    questions = load_dataset(options.data, options.images)
     folder = options.folder(opened[0].path.name, questions.name)
     entries: list[Entry] = []
     for bundle, methods in zip(opened, chosen, strict=True):
@@ -137,7 +137,7 @@ def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *,
             backend=options.backend,
             threads=options.threads,
             max_tokens=options.max_tokens,
-            limit=options.pictures,
+            limit=options.images,
             on_asked=lambda done, total: bar.update(line, completed=done, total=total),
         )
     about = _facts(bundle, options.data, options.backend) | {
@@ -155,7 +155,9 @@ def run_with_progress(
     """Evaluate with a bar on standard error."""
     from divprune_edge.runtime.lab.evaluation.evaluate import evaluate
 
-    said = f"{len(data.pictures)} pictures, {data.questions} questions, {len(methods)} methods; results in {folder}."
+    said = (
+        f"{len(data.images)} images, {data.questions} questions, {len(methods)} methods; results in {folder}."
+    )
     if all(method.name != UNPRUNED for method in methods):
         tokens, room = bundle.manifest.vision_encoder.tokens, bundle.manifest.language_model.positions
         said += (
@@ -163,7 +165,7 @@ def run_with_progress(
             "rows; export with a larger --capacity."
         )
     with _progress(said) as bar:
-        line = bar.add_task("pictures", total=len(data.pictures))
+        line = bar.add_task("images", total=len(data.images))
         return evaluate(
             bundle,
             data,
@@ -172,7 +174,7 @@ def run_with_progress(
             backend=options.backend,
             threads=options.threads,
             max_tokens=options.max_tokens or SHORT,
-            on_picture=lambda done, total: bar.update(line, completed=done),
+            on_image=lambda done, total: bar.update(line, completed=done),
         )
 
 
@@ -190,7 +192,7 @@ def _progress(said: str) -> Progress:
 def facts(bundle: Bundle, data: Dataset, backend: str) -> dict[str, object]:
     """Return what a result was measured on."""
     return _facts(bundle, data.name, backend) | {
-        "pictures": len(data.pictures),
+        "images": len(data.images),
         "questions": data.questions,
     }
 

@@ -1,4 +1,4 @@
-"""Label-free measures of a kept set: how well it covers the picture, and how different its members are."""
+"""Label-free measures of a kept set: how well it covers the image, and how different its members are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Question sets: the built-in held-out one, and folders of pictures with a JSONL of questions."""
+"""Question sets: the built-in held-out one, and folders of images with a JSONL of questions."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, opened when it is needed, and the questions about it."""
+class ImageQuestions:
+    """An image, opened when it is needed, and the questions about it."""
 
     name: str
     open: Callable[[], ImageSource]
@@ -40,48 +40,48 @@ class Picture:
 
     @property
     def digest(self) -> str:
-        """What tells the same picture with other questions apart, so that results are never mixed."""
+        """What tells the same image with other questions apart, so that results are never mixed."""
         facts = [[q.text, q.answers, q.kind] for q in self.questions]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures with their questions."""
+    """Images with their questions."""
 
     name: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageQuestions, ...]
 
     @property
     def questions(self) -> int:
         """Number of questions."""
-        return sum(len(picture.questions) for picture in self.pictures)
+        return sum(len(image.questions) for image in self.images)
 
 
 def load_dataset(source: str, limit: int | None = None) -> Dataset:
-    """Return the questions of ``source``, at most ``limit`` pictures of them.
+    """Return the questions of ``source``, at most ``limit`` images of them.
 
     Args:
-        source: ``demo`` (the held-out set of the demo checkpoint) or a folder that holds pictures and one
+        source: ``demo`` (the held-out set of the demo checkpoint) or a folder that holds images and one
             ``*.jsonl`` with a line ``{"image": …, "question": …, "answer": …, "type": …}`` per question;
             ``answer`` is a text or a list of accepted texts, ``type`` may be left out.
-        limit: number of pictures; None takes all.
+        limit: number of images; None takes all.
 
     Raises:
-        UserError: no such folder, a malformed line (its number is named), or a missing picture.
+        UserError: no such folder, a malformed line (its number is named), or a missing image.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} pictures were asked for, expected at least 1.")
+        raise UserError(f"{limit} images were asked for, expected at least 1.")
     if source.startswith(LMMS):
         raise UserError(
             f"'{source}' names a task of lmms-eval, which scores in its own way: ask it with 'evaluate', or give "
-            "'demo' or a folder of pictures with a JSONL of questions."
+            "'demo' or a folder of images with a JSONL of questions."
         )
-    pictures = _demo(limit) if source == DEMO else _folder(Path(source))[:limit]
-    return Dataset(source if source == DEMO else Path(source).name, tuple(pictures))
+    images = _demo(limit) if source == DEMO else _folder(Path(source))[:limit]
+    return Dataset(source if source == DEMO else Path(source).name, tuple(images))
 
 
-def _demo(limit: int | None) -> list[Picture]:
+def _demo(limit: int | None) -> list[ImageQuestions]:
     from divprune_edge.models.demo.held_out import HELD_OUT_PICTURES, held_out
     from divprune_edge.models.demo.render import render
     from divprune_edge.models.demo.scenes import Scene
@@ -89,18 +89,18 @@ def _demo(limit: int | None) -> list[Picture]:
     def opener(scene: Scene) -> Callable[[], npt.NDArray[np.uint8]]:
         return lambda: render(scene)
 
-    # All of the set is drawn, then cut: which questions a picture gets depends on the pictures before it alone.
+    # All of the set is drawn, then cut: which questions an image gets depends on the images before it alone.
     data = held_out(HELD_OUT_PICTURES if limit is None else min(limit, HELD_OUT_PICTURES))
     return [
-        Picture(f"{i:05}", opener(scene), tuple(Question(q.text, (q.answer,), q.type) for q in asked))
+        ImageQuestions(f"{i:05}", opener(scene), tuple(Question(q.text, (q.answer,), q.type) for q in asked))
         for i, (scene, asked) in enumerate(zip(data.scenes, data.questions, strict=True))
     ]
 
 
-def _folder(folder: Path) -> list[Picture]:
+def _folder(folder: Path) -> list[ImageQuestions]:
     if not folder.is_dir():
         raise UserError(
-            f"There is no folder '{folder}': give 'demo' or a folder of pictures with a JSONL of questions."
+            f"There is no folder '{folder}': give 'demo' or a folder of images with a JSONL of questions."
         )
     files = sorted(folder.glob("*.jsonl"))
     if len(files) != 1:
@@ -119,7 +119,7 @@ def _folder(folder: Path) -> list[Picture]:
             asked.setdefault(image, []).append(question)
     if not asked:
         raise UserError(f"'{files[0]}' holds no questions.")
-    return [Picture(name, _path(folder / name), tuple(questions)) for name, questions in asked.items()]
+    return [ImageQuestions(name, _path(folder / name), tuple(questions)) for name, questions in asked.items()]
 
 
 def _path(path: Path) -> Callable[[], Path]:

@@ -14,7 +14,7 @@ from divprune_edge.runtime.lab.evaluation.pairs import PAIRS, compare_pairs, pai
 from divprune_edge.runtime.lab.evaluation.results import Journal, Row, summarise, writing
 from divprune_edge.runtime.lab.evaluation.runner import Runner
 
-OnPicture = Callable[[int, int], None]
+OnImage = Callable[[int, int], None]
 
 
 def evaluate(
@@ -26,7 +26,7 @@ def evaluate(
     backend: str = "cpu",
     threads: int | None = None,
     max_tokens: int = 32,
-    on_picture: OnPicture = lambda done, total: None,
+    on_image: OnImage = lambda done, total: None,
 ) -> list[Row]:
     """Ask what was not asked yet, write how the methods differ, and return one row per method.
 
@@ -38,24 +38,24 @@ def evaluate(
         backend: ``cpu`` or ``cuda``.
         threads: CPU threads; None takes all cores.
         max_tokens: longest answer.
-        on_picture: told how many pictures are done, of how many.
+        on_image: told how many images are done, of how many.
 
     Raises:
-        UserError: the folder holds another evaluation, or a picture cannot be used.
+        UserError: the folder holds another evaluation, or an image cannot be used.
     """
     runner = Runner(bundle, methods, backend, threads, max_tokens)
     journal = Journal(folder, run_facts(bundle, data.name, runner.backend, threads, max_tokens))
     done = journal.done(data)
     warm = False
-    for number, picture in enumerate(data.pictures, start=1):
-        missing = [method for method in methods if (picture.name, method.id) not in done]
+    for number, image in enumerate(data.images, start=1):
+        missing = [method for method in methods if (image.name, method.id) not in done]
         if missing and not warm:
-            runner.ask(picture, methods)  # the first run of a session is slower than the rest
+            runner.ask(image, methods)  # the first run of a session is slower than the rest
             warm = True
         if missing:
-            for record in runner.ask(picture, missing):
+            for record in runner.ask(image, missing):
                 journal.add(record)
-        on_picture(number, len(data.pictures))
+        on_image(number, len(data.images))
     pairs = compare_pairs(journal.records, methods, data)
     with writing(folder / PAIRS):
         (folder / PAIRS).write_text(pairs_csv(pairs), encoding="utf-8")

@@ -143,7 +143,7 @@ def evaluate_task(
 def _scored(model: DivPruneEdge, task: Task, folder: Path, limit: int | None) -> dict[str, dict[str, Any]]:
     from lmms_eval.evaluator import simple_evaluate
 
-    # What tasks read of lmms-eval's own command line: where to write, and that scoring needs no pictures.
+    # What tasks read of lmms-eval's own command line: where to write, and that scoring needs no images.
     arguments = argparse.Namespace(output_path=str(folder), process_with_media=False)
     try:
         found = simple_evaluate(

@@ -24,7 +24,7 @@ from divprune_edge.runtime.lab.evaluation.runner import Runner
 
 
 class DivPruneEdge(lmms):
-    """One selector of a bundle at one budget; ``generate_until`` with one picture per request.
+    """One selector of a bundle at one budget; ``generate_until`` with one image per request.
 
     Args:
         bundle: folder written by ``python -m export``.
@@ -126,7 +126,7 @@ class DivPruneEdge(lmms):
         self._refuse("generate_until_multi_round")
 
     def generate_visual_cot(self, requests: list[Instance]) -> NoReturn:
-        """Refuse: the model draws no pictures.
+        """Refuse: the model draws no images.
 
         Raises:
             NotImplementedError: always.
@@ -136,5 +136,5 @@ class DivPruneEdge(lmms):
     @staticmethod
     def _refuse(what: str) -> NoReturn:
         raise NotImplementedError(
-            f"The task asks for {what}, expected generate_until with one picture per question: choose another task."
+            f"The task asks for {what}, expected generate_until with one image per question: choose another task."
         )

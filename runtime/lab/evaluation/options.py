@@ -19,16 +19,16 @@ class RunOptions:
         str,
         typer.Option(
             metavar="demo|FOLDER|lmms:TASK",
-            help="The built-in held-out questions, a folder of pictures with a JSONL of questions and answers, or a "
+            help="The built-in held-out questions, a folder of images with a JSONL of questions and answers, or a "
             "task of lmms-eval (by name, or a YAML file).",
         ),
     ] = "demo"
-    pictures: Annotated[
+    images: Annotated[
         int | None,
         typer.Option(
-            "--pictures",
+            "--images",
             "--limit",
-            help="Ask about the first so many pictures (documents of a task) only.",
+            help="Ask about the first so many images (documents of a task) only.",
             show_default="all",
         ),
     ] = None

@@ -1,7 +1,7 @@
 """Differences between methods on the same questions: what overlapping intervals cannot decide.
 
-Two methods get the same pictures, easy and hard, so the difference is known better than either share. Its 95 %
-interval is the percentile bootstrap over pictures (Efron 1979), which leaves the questions of a picture together.
+Two methods get the same images, easy and hard, so the difference is known better than either share. Its 95 %
+interval is the percentile bootstrap over images (Efron 1979), which leaves the questions of an image together.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Pair:
 
 def compare_pairs(records: Sequence[Record], methods: Sequence[Method], data: Dataset) -> list[Pair]:
     """Return every pair of methods with the same budget, and no pruning against each method."""
-    asked = {picture.name: picture.digest for picture in data.pictures}
+    asked = {image.name: image.digest for image in data.images}
     by_method: dict[str, dict[str, Record]] = {}
     for record in records:
-        if asked.get(record.picture) == record.asked:
-            by_method.setdefault(record.method, {})[record.picture] = record
+        if asked.get(record.image) == record.asked:
+            by_method.setdefault(record.method, {})[record.image] = record
     return [
         _compare(first.id, second.id, by_method[first.id], by_method[second.id])
         for first, second in combinations(methods, 2)

@@ -1,4 +1,4 @@
-"""Requests of lmms-eval in this runtime's terms: how an answer is decoded, the one picture, the records of answers.
+"""Requests of lmms-eval in this runtime's terms: how an answer is decoded, the one image, the records of answers.
 
 Nothing here imports lmms-eval, so that all of it works and is tested without.
 """
@@ -13,7 +13,7 @@ from PIL import Image
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.generate import Decoding
-from divprune_edge.runtime.lab.evaluation.dataset import Picture, Question
+from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions, Question
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.results import Record
 
@@ -21,7 +21,7 @@ DEFAULT_TOKENS = 256
 """Longest answer where neither the task nor the user says."""
 
 PLACEHOLDER = "<image>"
-"""What stands for a picture in the texts of lmms-eval, whatever the model."""
+"""What stands for an image in the texts of lmms-eval, whatever the model."""
 
 _UNDERSTOOD = frozenset(
     (
@@ -54,7 +54,7 @@ class Asks(Protocol):
     """What answers: a :class:`~divprune_edge.runtime.lab.evaluation.runner.Runner`."""
 
     def ask(
-        self, picture: Picture, methods: Sequence[Method], decoding: Decoding | None = None
+        self, image: ImageQuestions, methods: Sequence[Method], decoding: Decoding | None = None
     ) -> list[Record]:
         """Return one record per method."""
         ...
@@ -111,7 +111,7 @@ class Answers:
     ) -> None:
         self._runner, self._methods, self._recorder = runner, list(methods), recorder
         self._max_tokens, self._on_asked = max_tokens, on_asked
-        self._known = {(r.picture, r.asked, r.method): r for r in recorder.records}
+        self._known = {(r.image, r.asked, r.method): r for r in recorder.records}
         self._warm = False
         self.ignored: set[str] = set()
 
@@ -127,21 +127,21 @@ class Answers:
             self.ignored |= ignored
             # The settings are part of what was asked: they take the place of the question's type.
             question = Question(request.text, (), repr(decoding))
-            picture = Picture(request.name, _opener(request), (question,))
-            records.append(self._one(picture, decoding, method))
+            image = ImageQuestions(request.name, _opener(request), (question,))
+            records.append(self._one(image, decoding, method))
             self._on_asked(number, len(requests))
         return records
 
-    def _one(self, picture: Picture, decoding: Decoding, method: Method) -> Record:
-        missing = [m for m in self._methods if (picture.name, picture.digest, m.id) not in self._known]
+    def _one(self, image: ImageQuestions, decoding: Decoding, method: Method) -> Record:
+        missing = [m for m in self._methods if (image.name, image.digest, m.id) not in self._known]
         if missing and not self._warm:
-            self._runner.ask(picture, missing, decoding)  # the first run of a session is slower than the rest
+            self._runner.ask(image, missing, decoding)  # the first run of a session is slower than the rest
             self._warm = True
         if missing:
-            for record in self._runner.ask(picture, missing, decoding):
+            for record in self._runner.ask(image, missing, decoding):
                 self._recorder.add(record)
-                self._known[record.picture, record.asked, record.method] = record
-        return self._known[picture.name, picture.digest, method.id]
+                self._known[record.image, record.asked, record.method] = record
+        return self._known[image.name, image.digest, method.id]
 
 
 def decoding_of(
@@ -187,14 +187,14 @@ def without_placeholder(text: str, where: str) -> str:
     """Return a question without the placeholder that some tasks put in front of it: the chat template has its own.
 
     Raises:
-        UserError: a placeholder elsewhere in the text; the picture would not be where the task wants it.
+        UserError: a placeholder elsewhere in the text; the image would not be where the task wants it.
     """
     asked = text.lstrip()
     if asked.startswith(PLACEHOLDER):
         text = asked.removeprefix(PLACEHOLDER).lstrip()
     if PLACEHOLDER in text:
         raise UserError(
-            f"'{where}' puts a picture inside its text, expected in front of it: choose a task with one picture per "
+            f"'{where}' puts an image inside its text, expected in front of it: choose a task with one image per "
             "question."
         )
     return text
@@ -206,18 +206,18 @@ def _texts(given: object) -> tuple[str, ...]:
 
 
 def _opener(request: Request) -> Callable[[], Image.Image]:
-    def open_picture() -> Image.Image:
+    def open_image() -> Image.Image:
         visuals = list(request.visuals() or [])
         if len(visuals) != 1:
             raise UserError(
-                f"'{request.name}' shows {len(visuals)} pictures, expected one: choose a task with one picture "
+                f"'{request.name}' shows {len(visuals)} images, expected one: choose a task with one image "
                 "per question."
             )
         if not isinstance(visuals[0], Image.Image):
             raise UserError(
-                f"'{request.name}' shows a {type(visuals[0]).__name__} (a video or a sound), expected a picture: "
-                "choose a task with one picture per question."
+                f"'{request.name}' shows a {type(visuals[0]).__name__} (a video or a sound), expected an image: "
+                "choose a task with one image per question."
             )
         return visuals[0]
 
-    return open_picture
+    return open_image

@@ -1,4 +1,4 @@
-"""Results of an evaluation: one line per picture and method, written as they come, read to go on or to report."""
+"""Results of an evaluation: one line per image and method, written as they come, read to go on or to report."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ RECORDS = "records.jsonl"
 
 @dataclass(frozen=True)
 class Record:
-    """All questions about one picture with one method; lists run over the questions, times are milliseconds.
+    """All questions about one image with one method; lists run over the questions, times are milliseconds.
 
-    ``asked`` is the digest of the questions. ``ttft_ms`` lasts from the picture's file to the first token:
+    ``asked`` is the digest of the questions. ``ttft_ms`` lasts from the image's file to the first token:
     preprocessing, encoder, selector and prefill.
     """
 
-    picture: str
+    image: str
     asked: str
     method: str
     answers: list[str]
@@ -101,9 +101,9 @@ class Journal:
             stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def done(self, data: Dataset) -> set[tuple[str, str]]:
-        """Return (picture, method) of every record about the questions of ``data``."""
-        asked = {picture.name: picture.digest for picture in data.pictures}
-        return {(r.picture, r.method) for r in self.records if asked.get(r.picture) == r.asked}
+        """Return (image, method) of every record about the questions of ``data``."""
+        asked = {image.name: image.digest for image in data.images}
+        return {(r.image, r.method) for r in self.records if asked.get(r.image) == r.asked}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Row:
-    """One method over the whole set; times are medians in milliseconds, distances means over pictures."""
+    """One method over the whole set; times are medians in milliseconds, distances means over images."""
 
     method: str
     name: str
@@ -171,18 +171,18 @@ def _share(share: Share) -> dict[str, Any]:
 
 def summarise(records: Iterable[Record], methods: Sequence[Method], data: Dataset) -> list[Row]:
     """Return one row per method that has results, in the order of ``methods``."""
-    kinds = {picture.name: [question.kind for question in picture.questions] for picture in data.pictures}
-    asked = {picture.name: picture.digest for picture in data.pictures}
+    kinds = {image.name: [question.kind for question in image.questions] for image in data.images}
+    asked = {image.name: image.digest for image in data.images}
     by_method: dict[str, list[Record]] = {}
     for record in records:
-        if asked.get(record.picture) == record.asked:
+        if asked.get(record.image) == record.asked:
             by_method.setdefault(record.method, []).append(record)
     rows = []
     for method in methods:
         found = by_method.get(method.id, [])
         counts: dict[str, list[int]] = {}
         for record in found:
-            for kind, right in zip(kinds[record.picture], record.right, strict=True):
+            for kind, right in zip(kinds[record.image], record.right, strict=True):
                 count = counts.setdefault(kind, [0, 0])
                 count[0] += right
                 count[1] += 1

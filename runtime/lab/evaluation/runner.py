@@ -1,4 +1,4 @@
-"""Asking every question of a set with every method, picture by picture, so that all see the same conditions."""
+"""Asking every question of a set with every method, image by image, so that all see the same conditions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, generate
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
-from divprune_edge.runtime.lab.evaluation.dataset import Picture
+from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.lab.evaluation.scoring import is_right
@@ -57,17 +57,17 @@ class Runner:
         return self._backend.name
 
     def ask(
-        self, picture: Picture, methods: Sequence[Method], decoding: Decoding | None = None
+        self, image: ImageQuestions, methods: Sequence[Method], decoding: Decoding | None = None
     ) -> list[Record]:
-        """Ask every question about ``picture`` with every method, greedily or as ``decoding`` says.
+        """Ask every question about ``image`` with every method, greedily or as ``decoding`` says.
 
         The encoder runs once; its time is part of every answer's.
 
         Raises:
-            UserError: the picture cannot be used.
+            UserError: the image cannot be used.
         """
         started = time.perf_counter()
-        pixels = self._vision.pixels(picture.open())
+        pixels = self._vision.pixels(image.open())
         preprocessed = time.perf_counter()
         encoded = self._vision.encode(pixels, self._graphs)
         seen = time.perf_counter()
@@ -82,8 +82,8 @@ class Runner:
             timings = {"preprocess": (preprocessed - started) * 1000, "vision": (seen - preprocessed) * 1000}
             records.append(
                 Record(
-                    picture=picture.name,
-                    asked=picture.digest,
+                    image=image.name,
+                    asked=image.digest,
                     method=method.id,
                     answers=[],
                     right=[],
@@ -94,7 +94,7 @@ class Runner:
                     smallest=smallest_distance(distances, kept),
                 )
             )
-            for question in picture.questions:
+            for question in image.questions:
                 text, prefill_ms, decode_ms = self._answer(
                     visual, question.text, len(kept), decoding or self._decoding
                 )

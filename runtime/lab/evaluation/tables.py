@@ -15,10 +15,10 @@ AnyRow = Row | TaskRow
 """Right answers among questions, or what a task of lmms-eval reports; a table holds one kind."""
 
 NOTE = (
-    "Times are medians in ms on this machine, from the picture's file to the first token "
+    "Times are medians in ms on this machine, from the image's file to the first token "
     "(TTFT) and to the end of the answer; the encoder gives every signal that any method needs. Coverage is the "
     "largest distance of a dropped token to its nearest kept one, smallest the smallest distance between kept ones, "
-    "both 1 - cos, means over pictures."
+    "both 1 - cos, means over images."
 )
 
 

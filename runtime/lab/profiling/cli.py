@@ -21,7 +21,7 @@ def profile_command(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")],
     *,
     image: Annotated[
-        Path | None, typer.Option(help="The picture to ask about.", show_default="the demo's")
+        Path | None, typer.Option(help="The image to ask about.", show_default="the demo's")
     ] = None,
     question: Annotated[str, typer.Option(help="What to ask.")] = _QUESTION,
     selector: Annotated[
@@ -245,7 +245,7 @@ def _about(
         "backend": variant.backend.name,
         "threads": str(threads or os.cpu_count() or 1),
         "processor": platform.processor() or platform.machine(),
-        "picture": workload.image.name,
+        "image": workload.image.name,
         "rounds": f"{runs} after {warmup}",
         "divprune-edge": __version__,
     }

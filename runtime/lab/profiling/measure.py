@@ -23,7 +23,7 @@ DECODE = "decode step"
 
 @dataclass(frozen=True)
 class Workload:
-    """What every variant is asked: a question about a picture, answered with ``tokens`` tokens, past any stop id."""
+    """What every variant is asked: a question about an image, answered with ``tokens`` tokens, past any stop id."""
 
     image: Path
     question: str
@@ -59,7 +59,7 @@ class Answer:
 
     @property
     def first_token(self) -> float:
-        """TTFT: from the picture's file to the first token."""
+        """TTFT: from the image's file to the first token."""
         return sum(self.stages)
 
     def total(self, tokens: int) -> float:
@@ -93,7 +93,7 @@ def measure(
     order of the variants. ``progress`` is told the number of finished rounds.
 
     Raises:
-        UserError: the picture or the question cannot be used.
+        UserError: the image or the question cannot be used.
     """
     peaks: list[int] = []
     for variant in variants:

@@ -82,7 +82,7 @@ def _answers(report: Report) -> Table:
                 f"{variant.peak_bytes / MIB:.0f}",
             )
         )
-    return Table("Answers, from the picture's file", tuple(heads), tuple(rows))
+    return Table("Answers, from the image's file", tuple(heads), tuple(rows))
 
 
 def shown(ms: float) -> str:

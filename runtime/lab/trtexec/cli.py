@@ -35,7 +35,7 @@ def trtexec_command(
         int | None,
         typer.Option(metavar="TOKENS", help="As for 'build'.", show_default="the visual tokens and 192 more"),
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="The picture to see.", show_default="the demo's")] = None,
+    image: Annotated[Path | None, typer.Option(help="The image to see.", show_default="the demo's")] = None,
     question: Annotated[str, typer.Option(help="The question of the prompt.")] = QUESTION,
     output: Annotated[
         Path | None,

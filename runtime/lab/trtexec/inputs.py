@@ -1,4 +1,4 @@
-"""Realistic values for the inputs of every engine: a real picture, its visual tokens, a real prompt, real masks.
+"""Realistic values for the inputs of every engine: a real image, its visual tokens, a real prompt, real masks.
 
 Without them trtexec fills integers with random values, which are no token ids and no positions.
 """
@@ -25,13 +25,13 @@ from divprune_edge.runtime.vision import Vision
 
 Array = npt.NDArray[Any]
 MADE_UP = (
-    "ONNX Runtime is not installed here: the visual tokens are random numbers instead of the picture's, which changes "
+    "ONNX Runtime is not installed here: the visual tokens are random numbers instead of the image's, which changes "
     "what is selected but not what it costs."
 )
 
 
 class Inputs:
-    """Values for the stages of a bundle, of one picture and one question; ``note`` says what is not real, if any."""
+    """Values for the stages of a bundle, of one image and one question; ``note`` says what is not real, if any."""
 
     def __init__(self, bundle: Bundle, selector: SelectorInfo | None, image: Path, question: str) -> None:
         self._bundle, self._selector, self._question = bundle, selector, question
@@ -40,11 +40,11 @@ class Inputs:
         self.note = ""
 
     def vision(self) -> Stage:
-        """Return the vision encoder with the picture."""
+        """Return the vision encoder with the image."""
         return Stage("vision", VISION, 0, {"pixels": self._pixels}, cuda_graph=False)
 
     def select(self) -> Stage:
-        """Return the selector with the picture's visual tokens; there must be one."""
+        """Return the selector with the image's visual tokens; there must be one."""
         assert self._selector is not None
         tokens, _ = self._tokens()
         inputs = {info.name: tokens[info.name] for info in self._selector.inputs}

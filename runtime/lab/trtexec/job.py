@@ -64,7 +64,7 @@ def make_job(
         selector: of the bundle; None is its default.
         stage: one of :data:`STAGES`.
         max_prompt: longest piece of a prompt, as for ``python -m runtime build``.
-        image: the picture.
+        image: the image.
         question: of the prompt.
         output: folder for inputs, engines and measurements.
         library: folder of the plugin; None is the package's, which need not be built yet to print the lines.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from exporting import Bundle, export, failures, pictures, plan_of, see, select
+from exporting import Bundle, export, failures, images, plan_of, see, select
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.verify import verify_bundle
@@ -146,7 +146,7 @@ def test_a_truncated_run_verifies(dialect: str, made: Callable[..., Bundle]) -> 
 def test_greedy_tokens_of_transformers_up_to_the_last_row(dialect: str, made: Callable[..., Bundle]) -> None:
     """A prompt of 25 and 71 steps in a cache of 96 rows, in one piece and in three."""
     bundle = made(dialect, capacity=96)
-    kept = select(bundle, see(bundle, pictures(bundle)))[0]
+    kept = select(bundle, see(bundle, images(bundle)))[0]
     before, after = np.array([1, 5, 7, 9, 30, 31, 22]), np.array([12, 13, 8, 6, 7, 41, 17, 19, 20])
     oracle = Oracle(bundle.plan.checkpoint.folder)
     answer = oracle.answer(
@@ -245,7 +245,7 @@ def test_softmax_without_its_precision_named(made: Callable[..., Bundle], tmp_pa
         node.attribute.append(onnx.helper.make_attribute("softmax_precision", onnx.TensorProto.FLOAT))
     assert len(attention) == bundle.manifest.language_model.layers
     onnx.save(model, named)
-    kept = select(bundle, see(bundle, pictures(bundle)))[0]
+    kept = select(bundle, see(bundle, images(bundle)))[0]
     ids = np.concatenate([[1, 5, 7, 9, 30], bundle.rows + np.arange(9), np.arange(12, 40)])[None]
     plain, wanted = (
         open_language(path, "static").follow(ids, kept, np.ones(ids.shape, bool), np.array([[5, 6, 7]]), [])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporting import Bundle, Language, close, export, failures, open_session, pictures, plan_of, see, select
+from exporting import Bundle, Language, close, export, failures, images, open_session, plan_of, see, select
 
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.formats import Format, find_format
@@ -145,7 +145,7 @@ def test_the_manifest_says_what_each_graph_is(precision: str, quantised: Callabl
 
 def test_int8_stays_close_to_float(quantised: Callable[..., Bundle]) -> None:
     found, wanted = quantised("int8"), quantised("fp32")
-    pixels = pictures(wanted)
+    pixels = images(wanted)
     kept, _ = select(wanted, see(wanted, pixels))
     assert close(see(found, pixels), see(wanted, pixels), 0.1)
     ids = [1, 5, 7, *range(wanted.rows, wanted.rows + kept.shape[1]), 9, 8]

@@ -163,11 +163,11 @@ def test_hiprune_anchors_neighbours_and_registers() -> None:
     )
     assert kept[:5].tolist() == [34, 43, 44, 45, 54]
     assert sorted(kept[5:].tolist()) == list(range(75, 100))
-    # At an edge, neighbours wrap to the next row and are clamped to the picture.
+    # At an edge, neighbours wrap to the next row and are clamped to the image.
     assert neighbours(np.array([0]), 100).tolist() == [0, 1, 0, 10]
     assert neighbours(np.array([19]), 100).tolist() == [18, 20, 9, 29]
     with pytest.raises(
-        UserError, match="hiprune needs the visual tokens of a square picture, but there are 26"
+        UserError, match="hiprune needs the visual tokens of a square image, but there are 26"
     ):
         check = SELECTORS["hiprune"].check
         assert check is not None

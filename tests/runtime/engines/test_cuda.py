@@ -63,7 +63,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 @pytest.mark.parametrize("dialect", ["static", "decomposed"])
 def test_a_sequence_through_both_layers(here: Here, bundles: dict[str, Bundle], dialect: str) -> None:
-    """Pictures, selection, prefill, decode: as over ONNX Runtime."""
+    """Images, selection, prefill, decode: as over ONNX Runtime."""
     bundle = bundles[dialect]
     backends = [
         TensorRtBackend(bundle, here.open(), FakeEngines(bundle)),
@@ -97,10 +97,10 @@ def test_a_pipeline_opens_the_backend_by_its_name(
         return FakeEngines(bundle)(selector, before=before)
 
     monkeypatch.setattr(opening, "open_engines", engines)
-    picture = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     options = {"max_tokens": 5, "ignore_eos": True}
     answers = [
-        Pipeline(bundles[dialect], backend=backend).ask(picture, "what is there ?", **options)
+        Pipeline(bundles[dialect], backend=backend).ask(image, "what is there ?", **options)
         for dialect, backend in (("static", "tensorrt"), ("portable", "cpu"))
     ]
     assert answers[0].token_ids == answers[1].token_ids

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium to look at 
 
 def screenshot(page: Path) -> tuple[Image.Image, list[str]]:
     """Return what the page looks like and what its console says."""
-    picture = page.with_suffix(".png")
+    shot = page.with_suffix(".png")
     result = subprocess.run(
         [
             str(BROWSER),
@@ -51,7 +51,7 @@ def screenshot(page: Path) -> tuple[Image.Image, list[str]]:
             "--enable-logging=stderr",
             "--window-size=1200,900",
             f"--user-data-dir={page.parent / 'profile'}",  # a new one: the folder is the test's own
-            f"--screenshot={picture}",
+            f"--screenshot={shot}",
             page.as_uri(),
         ],
         capture_output=True,
@@ -59,7 +59,7 @@ def screenshot(page: Path) -> tuple[Image.Image, list[str]]:
         check=True,
         timeout=120,
     )
-    with Image.open(picture) as image:
+    with Image.open(shot) as image:
         return image.convert("RGB"), re.findall(r".*CONSOLE.*", result.stderr)
 
 
@@ -94,7 +94,7 @@ def test_comparison_page(demo_bundle: Path, tmp_path: Path) -> None:
     write_page(panels, ["What?"], "demo", page)
     image, said = screenshot(page)
     assert said == []
-    assert len(image.getcolors(1 << 20) or []) > 1000  # the pictures are there
+    assert len(image.getcolors(1 << 20) or []) > 1000  # the images are there
 
 
 def test_profile_page(demo_bundle: Path, tmp_path: Path) -> None:

@@ -52,13 +52,13 @@ def folder(tmp_path: Path) -> Path:
     )
 
 
-def test_folder_groups_questions_by_picture(folder: Path) -> None:
+def test_folder_groups_questions_by_image(folder: Path) -> None:
     data = load_dataset(str(folder))
-    assert [(p.name, len(p.questions)) for p in data.pictures] == [("a.png", 2), ("b.png", 1)]
+    assert [(p.name, len(p.questions)) for p in data.images] == [("a.png", 2), ("b.png", 1)]
     assert data.questions == 3
-    assert data.pictures[1].questions[0].answers == ("2", "two")
-    assert len({p.digest for p in data.pictures}) == 2
-    assert load_dataset(str(folder), 1).pictures[0].digest == data.pictures[0].digest
+    assert data.images[1].questions[0].answers == ("2", "two")
+    assert len({p.digest for p in data.images}) == 2
+    assert load_dataset(str(folder), 1).images[0].digest == data.images[0].digest
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_other_bad_sets(tmp_path: Path) -> None:
         load_dataset(str(tmp_path))
     with pytest.raises(UserError, match="holds no questions"):
         load_dataset(str(write_folder(tmp_path / "empty", [])))
-    with pytest.raises(UserError, match="0 pictures were asked for"):
+    with pytest.raises(UserError, match="0 images were asked for"):
         load_dataset("demo", 0)
     with pytest.raises(UserError, match="ask it with 'evaluate'"):
         load_dataset("lmms:gqa")
@@ -94,8 +94,8 @@ def test_other_bad_sets(tmp_path: Path) -> None:
 
 def test_demo_is_the_held_out_set_and_a_prefix_of_it() -> None:
     few, more = load_dataset("demo", 3), load_dataset("demo", 5)
-    assert [p.questions for p in more.pictures[:3]] == [p.questions for p in few.pictures]
-    assert np.asarray(few.pictures[0].open()).shape == (96, 96, 3)
+    assert [p.questions for p in more.images[:3]] == [p.questions for p in few.images]
+    assert np.asarray(few.images[0].open()).shape == (96, 96, 3)
 
 
 def test_scoring() -> None:
@@ -157,15 +157,15 @@ def test_answers_are_those_of_ask(demo_bundle: Path, folder: Path, tmp_path: Pat
     methods = choose_methods(bundle)
     rows = evaluate(bundle, data, methods, tmp_path / "out", max_tokens=6)
     records = [json.loads(line) for line in (tmp_path / "out" / RECORDS).read_text().splitlines()[1:]]
-    assert len(records) == len(data.pictures) * len(methods)
+    assert len(records) == len(data.images) * len(methods)
     assert [row.method for row in rows] == [m.id for m in methods]
     for selector in (None, "none"):
         pipeline = Pipeline(bundle, selector)
         name = "divprune-58" if selector is None else "none"
         wanted = [
-            pipeline.ask(folder / "a.png", q.text, max_tokens=6).answer for q in data.pictures[0].questions
+            pipeline.ask(folder / "a.png", q.text, max_tokens=6).answer for q in data.images[0].questions
         ]
-        (found,) = [r["answers"] for r in records if r["method"] == name and r["picture"] == "a.png"]
+        (found,) = [r["answers"] for r in records if r["method"] == name and r["image"] == "a.png"]
         assert found == wanted
     for record in records:
         assert all(
@@ -195,15 +195,15 @@ def test_an_interrupted_run_goes_on(
         raise _StopError
 
     with pytest.raises(_StopError):
-        evaluate(bundle, data, methods, out, max_tokens=2, on_picture=stop)
+        evaluate(bundle, data, methods, out, max_tokens=2, on_image=stop)
     with (out / RECORDS).open("a") as stream:
-        stream.write('{"picture": "b.png", "meth')  # as if the power had failed
+        stream.write('{"image": "b.png", "meth')  # as if the power had failed
     asked: list[tuple[str, int]] = []
 
     class Watched(Runner):
-        def ask(self, picture: Any, chosen: Any) -> Any:
-            asked.append((picture.name, len(chosen)))
-            return super().ask(picture, chosen)
+        def ask(self, image: Any, chosen: Any) -> Any:
+            asked.append((image.name, len(chosen)))
+            return super().ask(image, chosen)
 
     monkeypatch.setattr(module, "Runner", Watched)
     rows = evaluate(bundle, data, methods, out, max_tokens=2)
@@ -214,7 +214,7 @@ def test_an_interrupted_run_goes_on(
     more = evaluate(bundle, data, choose_methods(bundle), out, max_tokens=2)
     assert [count for name, count in asked if name == "b.png"] == [2]
     assert len(more) == 4
-    # Fewer pictures need nothing new; other questions about a picture are asked again.
+    # Fewer images need nothing new; other questions about an image are asked again.
     asked.clear()
     (row, _) = evaluate(bundle, load_dataset(str(folder), 1), methods, out, max_tokens=2)
     assert row.all.questions == 2
@@ -248,7 +248,7 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
     record = Record("a.png", "0", "none", ["one\u2028two\x85three"], [True], [1.0], [2.0], {}, 0.0, 2.0)
     Journal(tmp_path, {"data": "set"}).add(record)
     whole = (tmp_path / RECORDS).read_bytes()
-    (tmp_path / RECORDS).write_bytes(whole + '{"picture": "é'.encode()[:-1])
+    (tmp_path / RECORDS).write_bytes(whole + '{"image": "é'.encode()[:-1])
     assert Journal(tmp_path, {"data": "set"}).records == [record]
     assert (tmp_path / RECORDS).read_bytes() == whole
     (tmp_path / RECORDS).write_bytes(whole + b"\xff\n")
@@ -269,8 +269,8 @@ def test_a_question_may_hold_what_ends_a_line_for_python(tmp_path: Path, folder:
     line = {"image": "a.png", "question": "how\u2028many?", "answer": "3"}
     text = json.dumps(line, ensure_ascii=False)
     (folder / "questions.jsonl").write_text(f"{text}\n{text}\r\n", encoding="utf-8")
-    (picture,) = load_dataset(str(folder)).pictures
-    assert [question.text for question in picture.questions] == ["how\u2028many?"] * 2
+    (image,) = load_dataset(str(folder)).images
+    assert [question.text for question in image.questions] == ["how\u2028many?"] * 2
 
 
 def test_a_budget_named_twice_is_one(demo_bundle: Path) -> None:

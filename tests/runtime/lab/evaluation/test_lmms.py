@@ -37,7 +37,7 @@ from divprune_edge.runtime.pipeline import Pipeline
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
 METHODS = [Method("none", 9, None), Method("random", 4, None)]
-PICTURE = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+BLANK = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
 
 
 def decode(settings: dict[str, Any], max_tokens: int | None = None, seed: int = 0) -> Decoding:
@@ -68,15 +68,15 @@ class Fake:
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
-    def ask(self, picture: Any, methods: Sequence[Method], decoding: Decoding | None = None) -> list[Record]:
-        picture.open()
+    def ask(self, image: Any, methods: Sequence[Method], decoding: Decoding | None = None) -> list[Record]:
+        image.open()
         assert decoding is not None
-        self.asked.append((picture.name, tuple(m.id for m in methods)))
-        said = picture.questions[0].text
+        self.asked.append((image.name, tuple(m.id for m in methods)))
+        said = image.questions[0].text
         return [
             Record(
-                picture.name,
-                picture.digest,
+                image.name,
+                image.digest,
                 method.id,
                 [f"{said} {method.id} {decoding.seed}"],
                 [False],
@@ -90,7 +90,7 @@ class Fake:
         ]
 
 
-def request(name: str, visuals: Any = (PICTURE,), text: str = "What?", **settings: Any) -> Request:
+def request(name: str, visuals: Any = (BLANK,), text: str = "What?", **settings: Any) -> Request:
     return Request(name, text, settings, lambda: visuals)
 
 
@@ -118,13 +118,13 @@ def test_a_request_is_asked_once_with_all_methods() -> None:
 @pytest.mark.parametrize(
     ("visuals", "said"),
     [
-        ((), "'a' shows 0 pictures, expected one"),
-        (None, "'a' shows 0 pictures, expected one"),
-        ((PICTURE, PICTURE), "'a' shows 2 pictures, expected one"),
-        (("film.mp4",), r"'a' shows a str \(a video or a sound\), expected a picture"),
+        ((), "'a' shows 0 images, expected one"),
+        (None, "'a' shows 0 images, expected one"),
+        ((BLANK, BLANK), "'a' shows 2 images, expected one"),
+        (("film.mp4",), r"'a' shows a str \(a video or a sound\), expected an image"),
     ],
 )
-def test_what_is_not_one_picture_is_refused(visuals: Any, said: str) -> None:
+def test_what_is_not_one_image_is_refused(visuals: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         Answers(Fake(), METHODS, Memory()).of([request("a", visuals)], METHODS[0])
 
@@ -133,7 +133,7 @@ def test_placeholders() -> None:
     assert without_placeholder("What?\n", "a") == "What?\n"
     assert without_placeholder(" <image>\nWhat?", "a") == "What?"
     for text in ("<image><image>What?", "Look at <image>: what?"):
-        with pytest.raises(UserError, match="'a' puts a picture inside its text"):
+        with pytest.raises(UserError, match="'a' puts an image inside its text"):
             without_placeholder(text, "a")
 
 
@@ -175,7 +175,7 @@ class _Opened:
         self.name, self.digest, self.questions = name, "d", (request(name),)
 
     def open(self) -> Image.Image:
-        return PICTURE
+        return BLANK
 
 
 QUESTION = "What colour is the circle?"
@@ -334,7 +334,7 @@ FUNCTIONS = """
 from PIL import Image
 
 def doc_to_visual(doc):
-    return [Image.open(doc["image"])] * doc["pictures"]
+    return [Image.open(doc["image"])] * doc["images"]
 
 def process_results(doc, results):
     return {"exact": float(results[0].strip().lower() == doc["answer"])}
@@ -343,7 +343,7 @@ def process_results(doc, results):
 
 @pytest.fixture
 def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A task of one's own: two pictures, all questions about them."""
+    """A task of one's own: two images, all questions about them."""
     folder = tmp_path / "shapes"
     folder.mkdir()
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -352,7 +352,7 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, (scene, questions) in enumerate(zip(data.scenes, data.questions, strict=True)):
         Image.fromarray(render(scene)).save(folder / f"{i}.png")
         lines += [
-            {"image": f"{folder / f'{i}.png'}", "question": q.text, "answer": q.answer.lower(), "pictures": 1}
+            {"image": f"{folder / f'{i}.png'}", "question": q.text, "answer": q.answer.lower(), "images": 1}
             for q in questions
         ]
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
@@ -380,11 +380,11 @@ def test_for_real(demo_bundle: Path, shapes: Path, tmp_path: Path, command: Call
     assert found["questions"] == len(documents)
     few = command("evaluate", demo_bundle, *options, "--output", out, "--limit", 3, "--json")
     assert json.loads(few.out)["questions"] == 3
-    documents[0]["pictures"] = 2
+    documents[0]["images"] = 2
     (shapes / "questions.jsonl").write_text("\n".join(map(json.dumps, documents)), encoding="utf-8")
     bad = command("evaluate", demo_bundle, *options, "--output", tmp_path / "bad")
     assert bad.code == 2
-    assert "'divprune_shapes/test/0' shows 2 pictures, expected one" in bad.err.splitlines()[-1]
+    assert "'divprune_shapes/test/0' shows 2 images, expected one" in bad.err.splitlines()[-1]
 
 
 @pytest.mark.skipif(not INSTALLED, reason="lmms-eval is not installed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from divprune_edge.runtime.lab.evaluation.dataset import Dataset, Picture, Question
+from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, Question
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.pairs import compare_pairs, pairs_csv
 from divprune_edge.runtime.lab.evaluation.results import Record
@@ -16,11 +16,11 @@ NONE, A, B, OTHER = (
     Method("divprune", 2, None),
 )
 QUESTIONS = (Question("What?", ("red",), "color"), Question("Where?", ("left",), "where"))
-DATA = Dataset("set", tuple(Picture(f"{i:02}", lambda: "", QUESTIONS) for i in range(40)))
+DATA = Dataset("set", tuple(ImageQuestions(f"{i:02}", lambda: "", QUESTIONS) for i in range(40)))
 
 
-def records(method: Method, right: list[bool], asked: str = DATA.pictures[0].digest) -> list[Record]:
-    """One record per picture: the first question is as ``right`` says, the second is wrong."""
+def records(method: Method, right: list[bool], asked: str = DATA.images[0].digest) -> list[Record]:
+    """One record per image: the first question is as ``right`` says, the second is wrong."""
     return [
         Record(f"{i:02}", asked, method.id, ["", ""], [hit, False], [1, 1], [1, 1], {}, 0, 0)
         for i, hit in enumerate(right)
@@ -39,8 +39,8 @@ def test_every_pair_of_a_budget_and_no_pruning_against_all() -> None:
     assert {(p.difference, p.low, p.high) for p in found} == {(0, 0, 0)}
 
 
-def test_pictures_are_paired() -> None:
-    """Both are right on half of the pictures; where it is the same half, nothing is left to chance."""
+def test_images_are_paired() -> None:
+    """Both are right on half of the images; where it is the same half, nothing is left to chance."""
     half = [i % 2 == 0 for i in range(40)]
     better = [hit or i == 1 for i, hit in enumerate(half)]
     (same,) = compare_pairs(records(A, better) + records(B, half), [A, B], DATA)
@@ -51,7 +51,7 @@ def test_pictures_are_paired() -> None:
     assert -0.25 < opposite.low < -0.1 < 0.1 < opposite.high < 0.25
 
 
-def test_only_shared_pictures_of_this_set_count() -> None:
+def test_only_shared_images_of_this_set_count() -> None:
     found = compare_pairs(
         records(A, [True] * 40) + records(B, [False] * 10) + records(B, [True] * 40, "other words"),
         [A, B, OTHER],

@@ -137,7 +137,7 @@ def test_page_needs_nothing_else() -> None:
 
 def test_command(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     out = tmp_path / "out"
-    options = ("--pictures", 1, "--output", out, "--max-tokens", 2, "--threads", 1, "--target-ttft", "60s")
+    options = ("--images", 1, "--output", out, "--max-tokens", 2, "--threads", 1, "--target-ttft", "60s")
     result = command("sweep", demo_bundle, "--keep", "58", *options)
     assert result.code == 0, result.err
     assert "Within 60000 ms to the first token: no pruning (576 visual tokens" in result.out
@@ -153,7 +153,7 @@ def test_command(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any])
     }
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert [row["method"] for row in rows] == ["none", "divprune-58", "random-58", "uniform-58"]
-    assert json.loads((out / "sweep.json").read_text())["pictures"] == 1
+    assert json.loads((out / "sweep.json").read_text())["images"] == 1
     ET.fromstring((out / "sweep-latency.svg").read_text())
 
 
@@ -165,7 +165,7 @@ def test_bundles_of_two_models(demo_bundle: Path, tmp_path: Path, command: Calla
     manifest["source"] |= {"model": "tiny", "config_sha256": "0" * 64}
     (other / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     out = tmp_path / "out"
-    result = command("sweep", demo_bundle, other, "--pictures", 1, "--output", out)
+    result = command("sweep", demo_bundle, other, "--images", 1, "--output", out)
     assert (result.code, out.exists()) == (2, False)
     assert "is of another model than" in result.err
     assert "(tiny, demo)" in result.err

@@ -26,32 +26,32 @@ def selection(picks: list[int], patches: int = 4, first: int = 0, tokens: int = 
     return Selection("test-3", tokens, pixels, np.array(picks), patches, first, 0.25, 0.5)
 
 
-def patch_of(picture: Image.Image, patch: int) -> Any:
+def patch_of(image: Image.Image, patch: int) -> Any:
     """The middle of a patch of a 4 x 4 grid."""
-    side = picture.width // 4
+    side = image.width // 4
     row, column = divmod(patch, 4)
-    return np.asarray(picture)[
+    return np.asarray(image)[
         row * side + 10 : (row + 1) * side - 10, column * side + 10 : (column + 1) * side - 10
     ]
 
 
 def test_kept_patches_are_bright_and_framed_the_rest_is_dim() -> None:
-    picture = draw_selection(selection([5, 0, 15]), caption=False)
-    assert picture.width == picture.height >= 576
+    image = draw_selection(selection([5, 0, 15]), caption=False)
+    assert image.width == image.height >= 576
     for patch in range(16):
-        middle = patch_of(picture, patch)
+        middle = patch_of(image, patch)
         assert (middle == (200 if patch in (0, 5, 15) else 70)).all(), patch
-    side = picture.width // 4
-    assert picture.getpixel((side, side)) == turn_color(0, 3)  # corner of patch 5, picked first
-    assert picture.getpixel((0, 0)) == turn_color(1, 3)
+    side = image.width // 4
+    assert image.getpixel((side, side)) == turn_color(0, 3)  # corner of patch 5, picked first
+    assert image.getpixel((0, 0)) == turn_color(1, 3)
     assert len({turn_color(i, 58) for i in range(58)}) == 58
 
 
 def test_class_token_is_no_patch() -> None:
     """With a class token in front, token 1 is the first patch; -1 stands for none."""
-    picture = draw_selection(selection([0, 1, -1], first=1, tokens=17), caption=False)
-    assert (patch_of(picture, 0) == 200).all()
-    assert (patch_of(picture, 1) == 70).all()
+    image = draw_selection(selection([0, 1, -1], first=1, tokens=17), caption=False)
+    assert (patch_of(image, 0) == 200).all()
+    assert (patch_of(image, 1) == 70).all()
 
 
 def test_caption() -> None:
