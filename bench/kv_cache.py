@@ -23,7 +23,7 @@ from bench.random_checkpoint import TINY_VISION, write_random_checkpoint
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.llava import export_llava
 from divprune_edge.export.plan import plan_llava
-from divprune_edge.export.report import ConsoleReporter
+from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification
 from divprune_edge.models.decoder import read_decoder
 from divprune_edge.models.kv_cache import SCHEMES, step_weight_bytes

@@ -15,8 +15,8 @@ from typing import Any
 from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.llava import export_llava
-from divprune_edge.export.plan import Plan, plan_llava
-from divprune_edge.export.report import ConsoleReporter
+from divprune_edge.export.plan import ExportPlan, plan_llava
+from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
@@ -60,7 +60,7 @@ def main() -> None:
 def _export(
     arguments: argparse.Namespace, precision: str, folder: Path, calibrate: Path | None = None
 ) -> Bundle:
-    def unverified(plan: Plan, folder: Path) -> Verification:
+    def unverified(plan: ExportPlan, folder: Path) -> Verification:
         return Verification(status="not verified", reason="benchmark")
 
     with Checkpoint(arguments.model, name="demo") as checkpoint:

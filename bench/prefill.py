@@ -21,8 +21,8 @@ import numpy as np
 from bench.random_checkpoint import CLIP_L_336, LM_04B, TINY_LM, TINY_VISION, write_random_checkpoint
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.llava import export_llava
-from divprune_edge.export.plan import Plan, plan_llava
-from divprune_edge.export.report import ConsoleReporter
+from divprune_edge.export.plan import ExportPlan, plan_llava
+from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification
 from divprune_edge.models.cost import decoder_flops
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -54,7 +54,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _export(folder: Path, tiny: bool, prune: str) -> tuple[Plan, Path]:
+def _export(folder: Path, tiny: bool, prune: str) -> tuple[ExportPlan, Path]:
     vision, text = (TINY_VISION, TINY_LM) if tiny else (CLIP_L_336, LM_04B)
     checkpoint = Checkpoint(write_random_checkpoint(folder / "checkpoint", vision, text), name="random-0.4B")
     plan = plan_llava(checkpoint, selector="divprune", keep=None, prune=prune, precision="fp32")
@@ -64,7 +64,7 @@ def _export(folder: Path, tiny: bool, prune: str) -> tuple[Plan, Path]:
     return plan, output
 
 
-def _measure(folder: Path, plan: Plan, repeats: int, threads: int) -> dict[str, Any]:
+def _measure(folder: Path, plan: ExportPlan, repeats: int, threads: int) -> dict[str, Any]:
     """Encode one image, then select and prefill with the pruned and the full budget in turn."""
     bundle = Bundle.open(folder)
     backend = OnnxRuntimeBackend(bundle, "cpu", threads)

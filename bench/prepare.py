@@ -57,11 +57,11 @@ def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
     """Write the checkpoint and a bundle for each variant under ``folder``, unless they are there."""
     from divprune_edge.export.checkpoint import Checkpoint
     from divprune_edge.export.llava import export_llava
-    from divprune_edge.export.plan import Plan, plan_llava
-    from divprune_edge.export.report import ConsoleReporter
+    from divprune_edge.export.plan import ExportPlan, plan_llava
+    from divprune_edge.export.reporter import ConsoleReporter
     from divprune_edge.manifest import Verification
 
-    def unverified(plan: Plan, folder: Path) -> Verification:
+    def unverified(plan: ExportPlan, folder: Path) -> Verification:
         return Verification(status="not verified", reason="benchmark")
 
     checkpoint = folder / "checkpoint"

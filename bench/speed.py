@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.chart import chart
 from bench.engines import genai_, llamacpp_
-from bench.engines.base import Job
+from bench.engines.engine import SpeedJob
 from bench.prepare import (
     FULL,
     TEXT_TOKENS,
@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
 
 def plan_jobs(
     sizes: Sizes, folder: Path, arguments: argparse.Namespace
-) -> tuple[list[Job], list[dict[str, str]]]:
+) -> tuple[list[SpeedJob], list[dict[str, str]]]:
     """Return the jobs that can be run, and label and reason of those that cannot."""
     wanted = [part for part in arguments.only.split(",") if part]
 
@@ -92,12 +92,12 @@ def plan_jobs(
     theirs = [variant for variant in OPENVINO if sizes.takes(variant) and chosen(f"OpenVINO {variant.what}")]
     checkpoint = prepare(sizes, folder, dict.fromkeys([*ours, *(theirs if find_spec("openvino") else ())]))
     keep = max(1, round(0.1 * sizes.visual))
-    jobs: list[Job] = []
+    jobs: list[SpeedJob] = []
     skipped: list[dict[str, str]] = []
 
     def add(engine: str, label: str, target: Path, **options: Any) -> None:
         jobs.append(
-            Job(
+            SpeedJob(
                 engine=engine,
                 label=label,
                 folder=str(target),
@@ -161,7 +161,7 @@ def _ours(variant: Variant) -> str:
 
 
 def measure(
-    jobs: list[Job], rounds: int, limit: float, skipped: list[dict[str, str]]
+    jobs: list[SpeedJob], rounds: int, limit: float, skipped: list[dict[str, str]]
 ) -> list[dict[str, Any]]:
     """Run the rounds; the first one warms up. An engine that fails or is too slow is moved to ``skipped``."""
     workers = [_Worker(job) for job in jobs]
@@ -182,7 +182,7 @@ def measure(
 class _Worker:
     """A process with one engine."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SpeedJob) -> None:
         self.job = job
         self._times: dict[int, list[dict[str, float]]] = {visual: [] for visual in job.visual}
         self._versions: dict[str, str] = {}

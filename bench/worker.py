@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engines import open_engine
-from bench.engines.base import Job
+from bench.engines.engine import SpeedJob
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         answers.flush()
 
     data = json.loads(sys.argv[1])
-    job = Job(**{**data, "visual": tuple(data["visual"])})
+    job = SpeedJob(**{**data, "visual": tuple(data["visual"])})
     engine = open_engine(job)
     say({"versions": engine.versions()})
     for line in sys.stdin:

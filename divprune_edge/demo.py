@@ -34,7 +34,7 @@ def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpo
     for pipeline in (pruned, full):  # a session's first run is slower than the rest
         pipeline.ask(PICTURE, questions[0]["question"], max_tokens=1)
     for entry in questions:
-        print(f"\n{entry['question']}  (the truth: {entry['answer']})")
+        print(f"\n{entry['question']}  (expected: {entry['answer']})")
         for pipeline in (full, pruned):
             answer = pipeline.ask(PICTURE, entry["question"], max_tokens=_LONGEST_ANSWER)
             print(_line(answer, full.visual_tokens), flush=True)
@@ -54,7 +54,7 @@ def _line(answer: Answer, candidates: int) -> str:
     return (
         f"  {answer.visual_tokens:>4} of {candidates} visual tokens: {answer.answer:<12} "
         f"first token after {first:4.0f} ms (vision {ms['vision']:.0f}, select {ms['select']:.0f}, "
-        f"prefill {ms['prefill']:.0f}), in all {ms['total']:.0f} ms"
+        f"prefill {ms['prefill']:.0f}), total {ms['total']:.0f} ms"
     )
 
 

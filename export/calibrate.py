@@ -20,7 +20,7 @@ from divprune_edge.export.dialects import Portable
 from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.formats.recording import OUTPUT, Recording
 from divprune_edge.export.language import build_language_model
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
 from divprune_edge.models.prompt import TOKENIZER_FILE
@@ -41,7 +41,7 @@ QUESTIONS = (
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def calibrated(plan: Plan, folder: Path) -> Plan:
+def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
     """Return the plan with what the layers read when :data:`QUESTIONS` are asked about images in ``folder``.
 
     Every other prompt has the pruned budget, the rest all visual tokens.
@@ -79,7 +79,7 @@ def calibrated(plan: Plan, folder: Path) -> Plan:
     return replace(plan, moments=moments)
 
 
-def _check_room(plan: Plan, folder: Path) -> None:
+def _check_room(plan: ExportPlan, folder: Path) -> None:
     shapes = plan.names.parameters(plan.spec, plan.embedding_rows, plan.vocabulary)
     needed = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     free = shutil.disk_usage(folder).free
@@ -90,7 +90,7 @@ def _check_room(plan: Plan, folder: Path) -> None:
         )
 
 
-def _open(plan: Plan, folder: Path) -> tuple[Any, Any, Recording]:
+def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
     """Return sessions of the encoder and the language model, both in float32, and what the latter records."""
     try:
         import onnxruntime as ort
@@ -120,13 +120,13 @@ def _open(plan: Plan, folder: Path) -> tuple[Any, Any, Recording]:
     return sessions[0], sessions[1], recording
 
 
-def _pixels(plan: Plan, file: Path) -> npt.NDArray[np.uint8]:
+def _pixels(plan: ExportPlan, file: Path) -> npt.NDArray[np.uint8]:
     """Return uint8 [1, H, W, 3], as the runtime will make it."""
     size = plan.spec.vision.image_size
     return encoder_pixels(load_image(file), plan.preprocessing, size, size)
 
 
-def _prompts(plan: Plan) -> PromptEncoder:
+def _prompts(plan: ExportPlan) -> PromptEncoder:
     """Return what turns questions into ids, as the runtime will."""
     facts, context = plan.prompt, plan.spec.decoder.context
     tokenizer = plan.checkpoint.folder / TOKENIZER_FILE
@@ -136,7 +136,7 @@ def _prompts(plan: Plan) -> PromptEncoder:
 
 
 def _inputs(
-    plan: Plan, session: Any, recording: Recording, ids: npt.NDArray[np.int64], tokens: npt.NDArray[Any]
+    plan: ExportPlan, session: Any, recording: Recording, ids: npt.NDArray[np.int64], tokens: npt.NDArray[Any]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Yield (output, rows [positions, in]) of every recorded input of one prefill."""
     decoder = plan.spec.decoder

@@ -107,7 +107,7 @@ def llava(
     from divprune_edge.export.hub import open_checkpoint
     from divprune_edge.export.llava import export_llava
     from divprune_edge.export.plan import plan_llava
-    from divprune_edge.export.report import ConsoleReporter, demo_notice, show_bundle
+    from divprune_edge.export.reporter import ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification
     from divprune_edge.export.writer import check_output
@@ -170,7 +170,7 @@ def selector_command(
 ) -> None:
     """Add a selector to a bundle; the weights are not touched."""
     from divprune_edge.export.add_selector import add_selector
-    from divprune_edge.export.report import show_selector
+    from divprune_edge.export.reporter import show_selector
     from divprune_edge.export.verification import can_check_selectors
 
     _one_budget(prune, keep)
@@ -194,7 +194,7 @@ def selectors(
 ) -> None:
     """Add several selectors at several budgets; those that are there already stay."""
     from divprune_edge.export.add_selector import add_selectors
-    from divprune_edge.export.report import show_selector
+    from divprune_edge.export.reporter import show_selector
     from divprune_edge.export.verification import can_check_selectors
 
     for manifest, entry, checks in add_selectors(
@@ -229,7 +229,7 @@ def check(
     Exit code 1 if anything is refused.
     """
     from divprune_edge.export.check.bundle import check_bundle
-    from divprune_edge.export.check.report import report_json, show_report
+    from divprune_edge.export.check.printing import report_json, show_report
     from divprune_edge.export.targets import target_of
 
     report = check_bundle(bundle, target_of(bundle, target), context, build=build)
@@ -256,7 +256,7 @@ def package_command(
 ) -> None:
     """Pack a bundle, the runtime and the plugin's sources into one archive that installs itself on a Jetson."""
     from divprune_edge.export.package.command import package_bundle
-    from divprune_edge.export.report import ConsoleReporter
+    from divprune_edge.export.reporter import ConsoleReporter
 
     package_bundle(bundle, target, output, force=force, report=ConsoleReporter())
 

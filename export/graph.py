@@ -119,7 +119,7 @@ class GraphBuilder:
         carried: Sequence[ir.Value],
         body: Callable[[GraphBuilder, Sequence[ir.Value]], tuple[Sequence[ir.Value], Sequence[ir.Value]]],
     ) -> tuple[list[ir.Value], list[ir.Value]]:
-        """Add a Loop with a constant trip count; see :class:`divprune_edge.models.selectors.base.Ops`."""
+        """Add a Loop with a constant trip count; see :class:`divprune_edge.models.selectors.selector.Ops`."""
         inner = GraphBuilder("body", parent=self, prefix="/".join([*self._scopes, "Loop"]))
         iteration, going = (ir.Value(name=self._unique(n)) for n in ("iteration", "going"))
         iteration.type, iteration.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([])

@@ -15,7 +15,7 @@ import numpy as np
 from divprune_edge.errors import DivpruneError
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.language import build_language_model
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.selector import signal_inputs, write_selector
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import (
@@ -46,7 +46,7 @@ from divprune_edge.models.prompt import TOKENIZER_FILE
 VISION_FILE = "vision_encoder.onnx"
 LANGUAGE_FILE = "language_model.onnx"
 
-Verify = Callable[[Plan, Path], Verification]
+Verify = Callable[[ExportPlan, Path], Verification]
 
 
 class VerificationFailed(DivpruneError):
@@ -61,7 +61,9 @@ class Reporter(Protocol):
         ...
 
 
-def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, report: Reporter) -> Manifest:
+def export_llava(
+    plan: ExportPlan, output: Path, *, force: bool, verify: Verify, report: Reporter
+) -> Manifest:
     """Write the bundle of ``plan`` to ``output``, whole or not at all.
 
     Args:
@@ -123,7 +125,7 @@ def export_llava(plan: Plan, output: Path, *, force: bool, verify: Verify, repor
     return manifest
 
 
-def _vision(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> VisionInfo:
+def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> VisionInfo:
     model = build_vision_encoder(
         plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.vision_format(), plan.signals
     )
@@ -141,7 +143,7 @@ def _vision(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileIn
     )
 
 
-def _language(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> LanguageInfo:
+def _language(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> LanguageInfo:
     decoder = plan.spec.decoder
     dialect = plan.language_dialect()
     model = build_language_model(
@@ -165,7 +167,7 @@ def _language(plan: Plan, folder: Path, report: Reporter, hashed: dict[str, File
     )
 
 
-def _language_cost(plan: Plan, folder: Path, graph: GraphInfo) -> LanguageCost:
+def _language_cost(plan: ExportPlan, folder: Path, graph: GraphInfo) -> LanguageCost:
     """Return what a step costs; a step looks up a few rows of the embedding, unless the head multiplies with it."""
     flops = decoder_parts(plan.spec.decoder, plan.vocabulary)
     stored = sum((folder / name).stat().st_size for name in (graph.file, *graph.data))
@@ -185,7 +187,7 @@ def _fields(graph: GraphInfo) -> dict[str, object]:
     return {name: getattr(graph, name) for name in GraphInfo.model_fields}
 
 
-def _prompt(plan: Plan, folder: Path) -> Prompt:
+def _prompt(plan: ExportPlan, folder: Path) -> Prompt:
     facts = plan.prompt
     shutil.copyfile(plan.checkpoint.folder / TOKENIZER_FILE, folder / facts.entry.tokenizer)
     (folder / facts.entry.chat_template).write_text(facts.template, encoding="utf-8")

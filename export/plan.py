@@ -32,7 +32,7 @@ DEFAULT_DIALECT = "portable"
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """A checkpoint and the decisions about it. Everything the user can get wrong has been checked."""
 
     checkpoint: Checkpoint
@@ -183,7 +183,7 @@ def plan_llava(
     capacity: int | None = None,
     signals: str = NONE,
     target: str | None = None,
-) -> Plan:
+) -> ExportPlan:
     """Read a LLaVA-1.5 checkpoint and settle the export.
 
     ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
@@ -221,7 +221,7 @@ def plan_llava(
     prompt = read_prompt(
         checkpoint.files, checkpoint.config, spec.image_token_id, checkpoint.rows(names.head)
     )
-    plan = Plan(
+    plan = ExportPlan(
         checkpoint,
         spec,
         names,

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.plan import DEFAULT_DIALECT, Plan, is_matrix
+from divprune_edge.export.plan import DEFAULT_DIALECT, ExportPlan, is_matrix
 from divprune_edge.export.precision import activation_type, parse_precisions
 from divprune_edge.manifest import Dialect, Precision, read_manifest
 from divprune_edge.models.budget import least_capacity
@@ -90,7 +90,7 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
         )
 
 
-def forecast_plan(plan: Plan, target: Target) -> Forecast | None:
+def forecast_plan(plan: ExportPlan, target: Target) -> Forecast | None:
     """Return what a planned bundle would take on a target, None where that has no memory of its own."""
     decoder, rows = plan.spec.decoder, plan.positions
     element = np.dtype(plan.language_dtype).itemsize
@@ -125,7 +125,7 @@ def target_of(bundle: Path, name: str | None) -> Target:
     return find_target(name)
 
 
-def announce_memory(plan: Plan) -> None:
+def announce_memory(plan: ExportPlan) -> None:
     """Print what to expect of the memory of a plan's target, if it has one.
 
     Raises:
@@ -136,7 +136,7 @@ def announce_memory(plan: Plan) -> None:
         Console(highlight=False, soft_wrap=True).print(sentence)
 
 
-def check_memory(plan: Plan, target: Target) -> str | None:
+def check_memory(plan: ExportPlan, target: Target) -> str | None:
     """Return a sentence of what to expect of the memory, None where there is nothing to say.
 
     Raises:
@@ -156,7 +156,7 @@ def check_memory(plan: Plan, target: Target) -> str | None:
     return f"Forecast (E2): {human(known.total)} of {human(known.available)} on {target.title}{swap}."
 
 
-def elements_of(plan: Plan) -> Elements:
+def elements_of(plan: ExportPlan) -> Elements:
     """Count a plan's weights by what may become of them."""
     shapes = plan.names.parameters(plan.spec, plan.embedding_rows, plan.vocabulary)
     vision = matrices = rest = 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.llava import Verify
-from divprune_edge.export.plan import Plan
-from divprune_edge.export.report import ConsoleReporter
+from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification
 
 _INSTALL = "pip install 'divprune-edge[cpu,verify]'"
@@ -30,7 +30,7 @@ def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
     if missing is not None:
         return lambda plan, folder: Verification(status="not verified", reason=missing)
 
-    def verify(plan: Plan, folder: Path) -> Verification:
+    def verify(plan: ExportPlan, folder: Path) -> Verification:
         from divprune_edge.export.verify import verify_bundle
 
         with report.stage("verification against PyTorch") as progress:

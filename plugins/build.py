@@ -11,7 +11,7 @@ from pathlib import Path
 
 from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD, Record, sha256
+from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD, LibraryRecord, sha256
 from divprune_edge.plugins.toolchain import Compiler, Headers, find_cmake
 
 SOURCE = Path(__file__).resolve().parent
@@ -25,7 +25,7 @@ def build(
     *,
     jobs: int = 1,
     show: Callable[[str], None] = lambda line: None,
-) -> Record:
+) -> LibraryRecord:
     """Build the library into ``output``, with its record beside it.
 
     Args:
@@ -52,7 +52,7 @@ def build(
         _run(_configure(cmake, compiler, headers, architectures, folder, jobs), show)
         _run([str(cmake), "--build", folder, "--parallel", str(jobs)], show)
         built = Path(folder) / LIBRARY
-        record = Record(
+        record = LibraryRecord(
             version=__version__,
             abi=ABI_VERSION,
             sha256=sha256(built),

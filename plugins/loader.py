@@ -11,7 +11,14 @@ from typing import Any
 
 from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.plugins.record import ABI_VERSION, DEFAULT_FOLDER, LIBRARY, Record, read_record, sha256
+from divprune_edge.plugins.record import (
+    ABI_VERSION,
+    DEFAULT_FOLDER,
+    LIBRARY,
+    LibraryRecord,
+    read_record,
+    sha256,
+)
 
 BUILD = "python -m plugins build"
 PLUGIN = ("MaxMinDiversity", "1", "")
@@ -23,7 +30,7 @@ class Library:
     """A checked library: the file and what is known of it."""
 
     path: Path
-    record: Record
+    record: LibraryRecord
 
 
 def default_path() -> Path:

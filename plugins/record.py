@@ -18,7 +18,7 @@ ABI_VERSION = 2
 
 
 @dataclass(frozen=True)
-class Record:
+class LibraryRecord:
     """Facts about a built library.
 
     ``architectures`` are compute capabilities without the dot (``87``), ``cuda`` and ``tensorrt`` the versions of
@@ -37,7 +37,7 @@ class Record:
         (folder / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: Path) -> LibraryRecord:
     """Read the record in ``folder``.
 
     Raises:
@@ -46,7 +46,7 @@ def read_record(folder: Path) -> Record:
     path = folder / RECORD
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Record(
+        return LibraryRecord(
             version=str(data["version"]),
             abi=int(data["abi"]),
             sha256=str(data["sha256"]),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from divprune_edge.processing.prompt import PromptIds
-    from divprune_edge.runtime.backends.base import LanguageBatch, LanguageSession
+    from divprune_edge.runtime.backends.backend import LanguageBatch, LanguageSession
     from divprune_edge.runtime.detokenize import Detokenizer
 
 OnText = Callable[[str], None]

@@ -29,7 +29,7 @@ class VisualTokens:
     Attributes:
         tokens: [images, K, D], where the graphs run.
         kept_indices: int64 [images, K]; which rows of the encoder's output these are, see
-            :meth:`~divprune_edge.runtime.backends.base.Backend.select`.
+            :meth:`~divprune_edge.runtime.backends.backend.Backend.select`.
         encoded: the encoder's own output, all rows and the signals that were asked for.
     """
 

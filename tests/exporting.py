@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.llava import export_llava
-from divprune_edge.export.plan import Plan, plan_llava
+from divprune_edge.export.plan import ExportPlan, plan_llava
 from divprune_edge.export.verify import verify_bundle
 from divprune_edge.export.verify.bundle import bytes_needed
 from divprune_edge.manifest import Manifest, Verification
@@ -30,11 +30,11 @@ class Silent:
         yield self._on_weight
 
 
-def unverified(plan: Plan, folder: Path) -> Verification:
+def unverified(plan: ExportPlan, folder: Path) -> Verification:
     return Verification(status="not verified", reason="a test")
 
 
-def plan_of(folder: Path, keep: int | None = 9, **options: Any) -> Plan:
+def plan_of(folder: Path, keep: int | None = 9, **options: Any) -> ExportPlan:
     """Return the plan of a checkpoint folder."""
     checkpoint = Checkpoint(folder, folder.name)
     asked = {"selector": "divprune", "prune": None, "precision": "fp32", **options}
@@ -45,7 +45,7 @@ def plan_of(folder: Path, keep: int | None = 9, **options: Any) -> Plan:
 class Bundle:
     """An exported bundle and what it was made from."""
 
-    plan: Plan
+    plan: ExportPlan
     folder: Path
     manifest: Manifest
 
@@ -58,7 +58,7 @@ class Bundle:
         return open_session(self.folder / file)
 
 
-def export(plan: Plan, folder: Path) -> Bundle:
+def export(plan: ExportPlan, folder: Path) -> Bundle:
     """Export without verification."""
     return Bundle(plan, folder, export_llava(plan, folder, force=False, verify=unverified, report=Silent()))
 
@@ -153,7 +153,7 @@ def close(found: Any, wanted: Any, tolerance: float = 1e-4) -> bool:
     return bool(np.abs(found - wanted).max() <= tolerance * max(1.0, float(np.abs(wanted).max())))
 
 
-def failures(plan: Plan, folder: Path, *, layers: int | None = None) -> set[str]:
+def failures(plan: ExportPlan, folder: Path, *, layers: int | None = None) -> set[str]:
     """Verify a bundle and return ``stage: name`` of every check that failed.
 
     With ``layers``, memory is granted for a run of only so many decoder layers.

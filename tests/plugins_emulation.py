@@ -17,7 +17,7 @@ from selection_cases import Case
 
 from divprune_edge import __version__
 from divprune_edge.plugins import abi
-from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, Record, sha256
+from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, LibraryRecord, sha256
 from divprune_edge.plugins.toolchain import TENSORRT_VARIABLE, Headers, find_headers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ SOURCE = ROOT / "plugins" / "csrc"
 EMULATOR = ROOT / "tests" / "plugins" / "emulator"
 # The emulator stands in for a GPU of this __CUDA_ARCH__: with and without the instructions of sm_80.
 EMULATED = (800, 750)
-RECORDED = Record(__version__, ABI_VERSION, "", (87,), "13.0", "10.16.0")
+RECORDED = LibraryRecord(__version__, ABI_VERSION, "", (87,), "13.0", "10.16.0")
 
 
 def need(tool: str) -> str:

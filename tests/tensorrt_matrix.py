@@ -33,7 +33,7 @@ from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.targets import RTX_SMS
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
-from divprune_edge.runtime.engines.graphs import Graph, Job, chosen_selectors, graphs_of
+from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, graphs_of
 from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, make_limits
 from divprune_edge.runtime.engines.progress import Silent
 
@@ -150,7 +150,7 @@ def build(case: Case, bundle: Bundle, graph: Graph) -> Outcome:
     from divprune_edge.runtime.engines import compile as compiler
 
     data = tuple(map(bundle.file, graph.data))
-    job = Job(graph.name, bundle.file(graph.file), graph.profiles, False, None, None, data, (case.sm,))
+    job = BuildJob(graph.name, bundle.file(graph.file), graph.profiles, False, None, None, data, (case.sm,))
     start = time.perf_counter()
     try:
         engine = compiler.make_engine(job, None, Silent())

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.engines.base import Clock, Engine, Job, Times, text_ids
+from bench.engines.engine import Clock, Engine, SpeedJob, Times, text_ids
 
 
 def prepare(language: Path, folder: Path, block: int) -> None:
@@ -18,7 +18,7 @@ def prepare(language: Path, folder: Path, block: int) -> None:
     subprocess.run([*builder, *what], check=True, capture_output=True, text=True)
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: SpeedJob) -> Engine:
     """Load the built model."""
     return GenAi(job)
 
@@ -26,7 +26,7 @@ def open_engine(job: Job) -> Engine:
 class GenAi:
     """The generator, with the job's number of threads (its default is one)."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SpeedJob) -> None:
         import onnxruntime_genai
 
         self._genai, self._job = onnxruntime_genai, job
@@ -37,7 +37,7 @@ class GenAi:
         self._model = onnxruntime_genai.Model(job.folder)
 
     def versions(self) -> dict[str, str]:
-        """See :class:`bench.engines.base.Engine`."""
+        """See :class:`bench.engines.engine.Engine`."""
         return {"onnxruntime-genai": self._genai.__version__}
 
     def measure(self, visual: int) -> Times:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.engines.base import Clock, Engine, Job, Times, decode_ms, text_ids
+from bench.engines.engine import Clock, Engine, SpeedJob, Times, decode_ms, text_ids
 
 _LAYER = {
     "self_attn.q_proj": "attn_q",
@@ -73,7 +73,7 @@ def _target(name: str) -> tuple[str, bool]:
     return f"blk.{index}.{_LAYER[rest.removesuffix('.weight')]}.weight", False
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: SpeedJob) -> Engine:
     """Load a GGUF file."""
     return LlamaCpp(job)
 
@@ -81,7 +81,7 @@ def open_engine(job: Job) -> Engine:
 class LlamaCpp:
     """One context, the job's number of threads for prefill and decode, a batch that takes any prompt at once."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SpeedJob) -> None:
         import llama_cpp
 
         self._llama_cpp, self._job = llama_cpp, job
@@ -96,7 +96,7 @@ class LlamaCpp:
         )
 
     def versions(self) -> dict[str, str]:
-        """See :class:`bench.engines.base.Engine`."""
+        """See :class:`bench.engines.engine.Engine`."""
         info = self._llama_cpp.llama_print_system_info().decode()
         return {"llama-cpp-python": self._llama_cpp.__version__, "built with": info.strip()}
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.engines.base import Clock, Engine, Job, Times, decode_ms, pixels, text_ids
+from bench.engines.engine import Clock, Engine, SpeedJob, Times, decode_ms, pixels, text_ids
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: SpeedJob) -> Engine:
     """Compile the graphs of a bundle in dialect ``portable``."""
     return OpenVino(job)
 
@@ -18,7 +18,7 @@ def open_engine(job: Job) -> Engine:
 class OpenVino:
     """Latency hint, threads pinned to the job's number; the KV cache goes from output to input without a copy."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SpeedJob) -> None:
         import onnx
         import onnx.inliner
         import openvino
@@ -46,7 +46,7 @@ class OpenVino:
         self._pixels, self._text = pixels(job), text_ids(job)
 
     def versions(self) -> dict[str, str]:
-        """See :class:`bench.engines.base.Engine`."""
+        """See :class:`bench.engines.engine.Engine`."""
         return {"openvino": self._openvino.get_version()}
 
     def measure(self, visual: int) -> Times:

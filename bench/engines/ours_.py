@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bench.engines.base import Clock, Engine, Job, Times, decode_ms, pixels, text_ids
+from bench.engines.engine import Clock, Engine, SpeedJob, Times, decode_ms, pixels, text_ids
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: SpeedJob) -> Engine:
     """Load a bundle."""
     return Ours(job)
 
@@ -15,7 +15,7 @@ def open_engine(job: Job) -> Engine:
 class Ours:
     """The ONNX Runtime backend."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SpeedJob) -> None:
         from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
         from divprune_edge.runtime.bundle import Bundle
         from divprune_edge.runtime.vision import Vision
@@ -27,7 +27,7 @@ class Ours:
         self._pixels, self._text = pixels(job), text_ids(job)
 
     def versions(self) -> dict[str, str]:
-        """See :class:`bench.engines.base.Engine`."""
+        """See :class:`bench.engines.engine.Engine`."""
         import onnxruntime
 
         return {"onnxruntime": onnxruntime.__version__}

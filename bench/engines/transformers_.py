@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.engines.base import Clock, Engine, Job, Times, decode_ms, pixels, text_ids
+from bench.engines.engine import Clock, Engine, SpeedJob, Times, decode_ms, pixels, text_ids
 
 
-def open_engine(job: Job) -> Engine:
+def open_engine(job: SpeedJob) -> Engine:
     """Load the checkpoint."""
     return Transformers(job)
 
@@ -15,7 +15,7 @@ def open_engine(job: Job) -> Engine:
 class Transformers:
     """``LlavaForConditionalGeneration`` in the dtype of the job's options."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SpeedJob) -> None:
         import torch
         from transformers import LlavaForConditionalGeneration
         from transformers.utils import logging
@@ -33,7 +33,7 @@ class Transformers:
         self._text = torch.from_numpy(text_ids(job))[None]
 
     def versions(self) -> dict[str, str]:
-        """See :class:`bench.engines.base.Engine`."""
+        """See :class:`bench.engines.engine.Engine`."""
         import transformers
 
         return {"torch": self._torch.__version__, "transformers": transformers.__version__}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from divprune_edge.export.check.graph import GraphView, Tensor
+from divprune_edge.export.check.graph import GraphTensor, GraphView
 
 _BITS = {
     "float32": 32,
@@ -33,7 +33,7 @@ class Activations:
     unknown: int
 
 
-def size_of(tensor: Tensor) -> int | None:
+def size_of(tensor: GraphTensor) -> int | None:
     """Return the bytes of a value, None where its shape or type is not known."""
     if tensor.shape is None or tensor.dtype not in _BITS or None in tensor.shape:
         return None

@@ -22,7 +22,7 @@ EVIDENCE = "E2b"
 
 
 @dataclass(frozen=True)
-class Answer:
+class GraphAnswer:
     """What it said of one graph: seconds and bytes of the engine, None where it only parsed; words if it refused."""
 
     file: str
@@ -32,7 +32,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RtxAnswers:
     """Who was asked, for which compute capabilities (times ten), and what it said.
 
     ``unbuilt`` is why graphs were parsed and not built, None where they were built.
@@ -40,11 +40,11 @@ class Asked:
 
     library: str
     sms: tuple[int, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[GraphAnswer, ...]
     unbuilt: str | None = None
 
 
-def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> Asked:
+def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> RtxAnswers:
     """Let TensorRT-RTX parse and build the graphs of a bundle, in a process that it may end.
 
     Args:
@@ -57,7 +57,7 @@ def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> Asked:
         UserError: no bundle, or a damaged one.
         DivpruneError: TensorRT-RTX ended the process before it was asked about any graph.
     """
-    sms, answers = _sms(target), list[Answer]()
+    sms, answers = _sms(target), list[GraphAnswer]()
     with tempfile.TemporaryDirectory(prefix="divprune-check-") as folder:
         said = Path(folder) / "events"
         while True:
@@ -75,12 +75,12 @@ def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> Asked:
             words = f"TensorRT-RTX ended the process that asked it: {_end(ended)}"
             if "files" not in first:
                 raise DivpruneError(f"{words}.")
-            answers += [Answer(**event) for event in rest]
+            answers += [GraphAnswer(**event) for event in rest]
             files = first["files"]
             if ended.returncode:
-                answers.append(Answer(files[len(answers)], words=words))
+                answers.append(GraphAnswer(files[len(answers)], words=words))
             if len(answers) == len(files):
-                return Asked(first["library"], sms, tuple(answers), first["unbuilt"])
+                return RtxAnswers(first["library"], sms, tuple(answers), first["unbuilt"])
 
 
 def _end(ended: subprocess.CompletedProcess[str]) -> str:

@@ -17,7 +17,7 @@ from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
 from divprune_edge.runtime.engines.facts import facts_ahead
-from divprune_edge.runtime.engines.graphs import Job, chosen_selectors, graphs_of
+from divprune_edge.runtime.engines.graphs import BuildJob, chosen_selectors, graphs_of
 from divprune_edge.runtime.engines.memory import check_build_memory, graph_bytes
 from divprune_edge.runtime.engines.profiles import make_limits
 from divprune_edge.runtime.engines.progress import Silent
@@ -52,7 +52,9 @@ def events(bundle: Path, sms: tuple[int, ...], *, build: bool, done: int) -> Ite
     yield {"library": facts.library, "unbuilt": unbuilt, "files": [graph.file for graph in graphs]}
     for graph in graphs[done:]:
         data = tuple(map(opened.file, graph.data))
-        job = Job(graph.name, opened.file(graph.file), graph.profiles, False, None, None, data, facts.sms)
+        job = BuildJob(
+            graph.name, opened.file(graph.file), graph.profiles, False, None, None, data, facts.sms
+        )
         answer: dict[str, Any] = {"file": graph.file}
         start = time.monotonic()
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.activations import Activations, live_activations, size_of
-from divprune_edge.export.check.asked import Asked, ask_tensorrt, is_installed
+from divprune_edge.export.check.asked import RtxAnswers, ask_tensorrt, is_installed
 from divprune_edge.export.check.findings import Finding, errors, grouped
 from divprune_edge.export.check.graph import GraphView, read_graph
 from divprune_edge.export.check.host import host_findings
@@ -40,7 +40,7 @@ class GraphReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """What the check of a bundle found.
 
     Attributes:
@@ -68,7 +68,7 @@ class Report:
     stored: int
     widest: Activations
     refused: str | None
-    asked: Asked | None
+    asked: RtxAnswers | None
     unasked: str | None
 
     @property
@@ -77,7 +77,9 @@ class Report:
         return not errors(self.findings) and self.refused is None
 
 
-def check_bundle(bundle: Path, target: Target, context: int | None = None, *, build: bool = True) -> Report:
+def check_bundle(
+    bundle: Path, target: Target, context: int | None = None, *, build: bool = True
+) -> CheckReport:
     """Check a bundle for a target.
 
     Args:
@@ -138,7 +140,7 @@ def check_bundle(bundle: Path, target: Target, context: int | None = None, *, bu
     refused = None
     if known is not None and not known.fits:
         refused = refusal(known, elements_of(vision, language), least)
-    return Report(
+    return CheckReport(
         bundle=bundle,
         target=target,
         provenance=None if table is None else table.provenance,

@@ -24,7 +24,7 @@ Shape = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
-class Tensor:
+class GraphTensor:
     """One value: element type in ONNX's lower-case names, shape with None for what is not known.
 
     ``constant`` is its content where that is in the file itself; ``stored`` says that it is a weight or constant at
@@ -52,13 +52,13 @@ class Node:
     name: str
     op: str
     domain: str
-    inputs: tuple[Tensor | None, ...]
-    outputs: tuple[Tensor | None, ...]
+    inputs: tuple[GraphTensor | None, ...]
+    outputs: tuple[GraphTensor | None, ...]
     attributes: Mapping[str, Any]
     body: tuple[Node, ...] = ()
-    carried: tuple[tuple[Tensor, Tensor], ...] = ()
+    carried: tuple[tuple[GraphTensor, GraphTensor], ...] = ()
 
-    def input(self, index: int) -> Tensor | None:
+    def input(self, index: int) -> GraphTensor | None:
         """Return an input, None where it is not wired."""
         return self.inputs[index] if index < len(self.inputs) else None
 
@@ -89,9 +89,9 @@ class GraphView:
 
     nodes: tuple[Node, ...]
     opsets: Mapping[str, int]
-    weights: Mapping[str, Tensor]
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    weights: Mapping[str, GraphTensor]
+    inputs: tuple[GraphTensor, ...]
+    outputs: tuple[GraphTensor, ...]
     calls: tuple[Call, ...] = ()
 
     def everything(self) -> Iterator[Node]:
@@ -163,8 +163,8 @@ class _Reader:
 
     model: Any
     opsets: dict[str, int]
-    known: dict[str, Tensor] = field(default_factory=dict)
-    loops: list[Tensor] = field(default_factory=list)
+    known: dict[str, GraphTensor] = field(default_factory=dict)
+    loops: list[GraphTensor] = field(default_factory=list)
 
     def view(self) -> GraphView:
         graph = self.model.graph
@@ -190,8 +190,8 @@ class _Reader:
             outputs=tuple(self._at(name) for name in outputs),
         )
 
-    def _at(self, name: str) -> Tensor:
-        return self.known.get(name) or Tensor(name, None, None)
+    def _at(self, name: str) -> GraphTensor:
+        return self.known.get(name) or GraphTensor(name, None, None)
 
     def _fold(self, node: Any) -> None:
         for attribute in node.attribute:
@@ -206,7 +206,7 @@ class _Reader:
         }
         inputs = tuple(self._at(name) if name else None for name in node.input)
         body: tuple[Node, ...] = ()
-        carried: tuple[tuple[Tensor, Tensor], ...] = ()
+        carried: tuple[tuple[GraphTensor, GraphTensor], ...] = ()
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.GRAPH:
                 body, carried, results = self._body(attribute.g, inputs)
@@ -226,8 +226,8 @@ class _Reader:
         )
 
     def _body(
-        self, graph: Any, inputs: tuple[Tensor | None, ...]
-    ) -> tuple[tuple[Node, ...], tuple[tuple[Tensor, Tensor], ...], list[Tensor]]:
+        self, graph: Any, inputs: tuple[GraphTensor | None, ...]
+    ) -> tuple[tuple[Node, ...], tuple[tuple[GraphTensor, GraphTensor], ...], list[GraphTensor]]:
         """Read a Loop's body as a graph of its own whose inputs have the shapes of the first iteration.
 
         Returns its nodes, what is carried as (before, after) one iteration, and the Loop's outputs.
@@ -279,17 +279,17 @@ _NAMES = {
 }
 
 
-def _tensor(value: Any, *, is_input: bool = False, is_output: bool = False) -> Tensor:
+def _tensor(value: Any, *, is_input: bool = False, is_output: bool = False) -> GraphTensor:
     kind = value.type.tensor_type
     shape = None
     if kind.HasField("shape"):
         shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
-    return Tensor(value.name, _dtype(kind.elem_type), shape, is_input=is_input, is_output=is_output)
+    return GraphTensor(value.name, _dtype(kind.elem_type), shape, is_input=is_input, is_output=is_output)
 
 
-def _weight(tensor: Any, name: str | None = None) -> Tensor:
+def _weight(tensor: Any, name: str | None = None) -> GraphTensor:
     inline = tensor.data_location != onnx.TensorProto.EXTERNAL
-    return Tensor(
+    return GraphTensor(
         name or tensor.name,
         _dtype(tensor.data_type),
         tuple(tensor.dims),
@@ -298,6 +298,6 @@ def _weight(tensor: Any, name: str | None = None) -> Tensor:
     )
 
 
-def _value_info(name: str, tensor: Tensor) -> Any:
+def _value_info(name: str, tensor: GraphTensor) -> Any:
     kind = next(number for number, known in _NAMES.items() if known == tensor.dtype) if tensor.dtype else 0
     return onnx.helper.make_tensor_value_info(name, kind, tensor.shape)

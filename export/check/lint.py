@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx
 
 from divprune_edge.export.check.findings import Finding, Severity, grouped
-from divprune_edge.export.check.graph import Call, GraphView, Node, Tensor
+from divprune_edge.export.check.graph import Call, GraphTensor, GraphView, Node
 from divprune_edge.export.check.rules import listed_constraints, violations
 from divprune_edge.export.check.tables import OperatorTable
 
@@ -118,11 +118,11 @@ def _opset(node: Node, table: OperatorTable, opset: int) -> Iterator[tuple[Sever
         yield "error", "opset", message
 
 
-def _typed(node: Node, opset: int) -> list[Tensor]:
+def _typed(node: Node, opset: int) -> list[GraphTensor]:
     """Return the inputs and outputs whose element types the list's column is about."""
     if node.op in ("Loop", "If", "Scan"):
         return [tensor for tensor in node.inputs if tensor is not None]
-    chosen: list[Tensor | None] = []
+    chosen: list[GraphTensor | None] = []
     kinds = _kinds(node.op, opset)
     data = {kinds[0]} if kinds else set()
     for position, tensor in enumerate(node.inputs):

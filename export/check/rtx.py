@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from divprune_edge.export.check.asked import Asked
+from divprune_edge.export.check.asked import RtxAnswers
 from divprune_edge.export.check.findings import Finding
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.dialects import FOR_TENSORRT
@@ -13,7 +13,7 @@ from divprune_edge.models.targets import Target
 INSTALL = "'pip install .[rtx]'"
 
 
-def answer_findings(asked: Asked) -> list[Finding]:
+def answer_findings(asked: RtxAnswers) -> list[Finding]:
     """Return its refusals."""
     refusals = [(answer.file, answer.words) for answer in asked.answers if answer.words is not None]
     return [Finding(file, "error", asked.library, "", words.rstrip(".")) for file, words in refusals]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from divprune_edge.export.check.attributes import Constraints
-from divprune_edge.export.check.graph import Node, Tensor
+from divprune_edge.export.check.graph import GraphTensor, Node
 from divprune_edge.export.check.tables import OperatorTable
 from divprune_edge.export.precision import TENSORRT_BLOCK_SIZES
 
@@ -163,11 +163,11 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def _same(before: Tensor, after: Tensor) -> bool:
+def _same(before: GraphTensor, after: GraphTensor) -> bool:
     """Whether two shapes agree as far as they are known."""
     a, b = before.shape or (), after.shape or ()
     return len(a) == len(b) and all(x == y or x is None or y is None for x, y in zip(a, b, strict=True))
 
 
-def _show(tensor: Tensor) -> str:
+def _show(tensor: GraphTensor) -> str:
     return "[" + ", ".join("?" if d is None else str(d) for d in tensor.shape or ()) + "]"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from divprune_edge.errors import UserError, did_you_mean
-from divprune_edge.export.dialects.base import Dialect
 from divprune_edge.export.dialects.decomposed import Decomposed
+from divprune_edge.export.dialects.dialect import Dialect
 from divprune_edge.export.dialects.fused import OnnxRuntime
 from divprune_edge.export.dialects.portable import Portable
 from divprune_edge.export.dialects.static import Static

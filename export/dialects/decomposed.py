@@ -16,7 +16,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from divprune_edge.export.dialects.base import Attention
 from divprune_edge.export.dialects.cache import (
     cache_inputs,
     cache_outputs,
@@ -24,6 +23,7 @@ from divprune_edge.export.dialects.cache import (
     merge_heads,
     split_heads,
 )
+from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, plain_rms_norm
 from divprune_edge.export.layers.rope import PlainRope

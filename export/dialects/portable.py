@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from divprune_edge.export.dialects.base import Attention
 from divprune_edge.export.dialects.cache import cache_inputs, cache_outputs
+from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, rms_norm
 from divprune_edge.export.layers.rope import rope_tables

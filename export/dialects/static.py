@@ -15,7 +15,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.dialects.base import Attention
 from divprune_edge.export.dialects.cache import (
     cache_inputs,
     cache_outputs,
@@ -23,6 +22,7 @@ from divprune_edge.export.dialects.cache import (
     merge_heads,
     split_heads,
 )
+from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, rms_norm
 from divprune_edge.export.layers.rope import rope_tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from divprune_edge.export.formats.base import Format
+from divprune_edge.export.formats.format import Format
 from divprune_edge.export.formats.int4 import Int4, Moments
 from divprune_edge.export.formats.int8 import Int8
 from divprune_edge.export.formats.plain import Plain

@@ -51,7 +51,7 @@ class Int4:
 
     @property
     def quantises_head(self) -> bool:
-        """See :class:`divprune_edge.export.formats.base.Format`."""
+        """See :class:`divprune_edge.export.formats.format.Format`."""
         return self.dtype == "float32"
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:

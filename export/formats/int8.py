@@ -51,7 +51,7 @@ class Int8:
         """Every shape will do."""
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
-        """See :class:`divprune_edge.export.formats.base.Format`, also for what follows."""
+        """See :class:`divprune_edge.export.formats.format.Format`, also for what follows."""
         return shape[0] * shape[1] + 4 * shape[0]
 
     def linear(

@@ -27,7 +27,7 @@ class Plain:
         """Every shape will do."""
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
-        """See :class:`divprune_edge.export.formats.base.Format`, also for what follows."""
+        """See :class:`divprune_edge.export.formats.format.Format`, also for what follows."""
         return int(np.prod(shape)) * np.dtype(self.dtype).itemsize
 
     def linear(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from divprune_edge.export.package.archive import check_room
 from divprune_edge.export.package.package import archive_path, check_package, write_package
-from divprune_edge.export.report import ConsoleReporter, show_package
+from divprune_edge.export.reporter import ConsoleReporter, show_package
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.targets import find_target
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify.comparison import TOLERANCES
 from divprune_edge.export.verify.graphs import open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
@@ -31,7 +31,9 @@ TRUNCATED_LAYERS = 4
 _BYTES_PER_PARAMETER = 8
 
 
-def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | None = None) -> Verification:
+def verify_bundle(
+    plan: ExportPlan, folder: Path, report: Report, *, memory: int | None = None
+) -> Verification:
     """Compare the graphs in ``folder`` with transformers in float32.
 
     Args:
@@ -90,7 +92,7 @@ def verify_bundle(plan: Plan, folder: Path, report: Report, *, memory: int | Non
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 
 
-def affordable_layers(plan: Plan, memory: int | None) -> int | None:
+def affordable_layers(plan: ExportPlan, memory: int | None) -> int | None:
     """Return None if the whole model can be run within ``memory`` bytes, else how many decoder layers can.
 
     Raises:
@@ -110,7 +112,7 @@ def affordable_layers(plan: Plan, memory: int | None) -> int | None:
     return layers
 
 
-def bytes_needed(plan: Plan, layers: int) -> int:
+def bytes_needed(plan: ExportPlan, layers: int) -> int:
     """Return the memory that a run with ``layers`` decoder layers takes."""
     shapes = plan.names.parameters(plan.spec.truncated(layers), plan.embedding_rows, plan.vocabulary)
     return _BYTES_PER_PARAMETER * sum(int(np.prod(shape)) for shape in shapes.values())
@@ -126,7 +128,9 @@ def available_memory() -> int | None:
 
 
 @contextmanager
-def _runnable(plan: Plan, language: GraphFile, layers: int | None, report: Report) -> Iterator[GraphFile]:
+def _runnable(
+    plan: ExportPlan, language: GraphFile, layers: int | None, report: Report
+) -> Iterator[GraphFile]:
     """Give the language graph itself, or one with only ``layers`` decoder layers in a temporary folder."""
     if layers is None:
         yield language
@@ -147,7 +151,7 @@ def _runnable(plan: Plan, language: GraphFile, layers: int | None, report: Repor
         yield GraphFile(Path(partial) / "truncated.onnx")
 
 
-def _replace(plan: Plan, oracle: Oracle, graphs: list[GraphFile], report: Report) -> None:
+def _replace(plan: ExportPlan, oracle: Oracle, graphs: list[GraphFile], report: Report) -> None:
     """Give the reference the weights that the graphs have, where these are quantised.
 
     How far they are from the checkpoint's is a check of its own, against a bound that follows from the format.

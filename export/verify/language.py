@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify.comparison import (
     Tolerance,
     at_most,
@@ -18,7 +18,7 @@ from divprune_edge.export.verify.comparison import (
     relative_error,
 )
 from divprune_edge.export.verify.graphs import AnyLanguageGraph
-from divprune_edge.export.verify.oracle import Answer, Oracle
+from divprune_edge.export.verify.oracle import ExpectedAnswer, Oracle
 from divprune_edge.export.verify.weights import GraphFile
 from divprune_edge.manifest import Check
 from divprune_edge.models.prompt import TOKENIZER_FILE
@@ -30,7 +30,7 @@ STEPS = 16
 
 
 @dataclass(frozen=True)
-class Case:
+class PromptCase:
     """A prompt: text ids around the ``visual`` tokens [K, D] of one image (K = 0: text alone)."""
 
     name: str
@@ -49,7 +49,7 @@ class Case:
 
 
 def check_language(
-    plan: Plan,
+    plan: ExportPlan,
     graph: AnyLanguageGraph,
     oracle: Oracle,
     kept: Array,
@@ -90,7 +90,7 @@ def check_language(
     ]
 
 
-def cost_of_precision(plan: Plan, graph: AnyLanguageGraph, oracle: Oracle, kept: Array) -> list[Check]:
+def cost_of_precision(plan: ExportPlan, graph: AnyLanguageGraph, oracle: Oracle, kept: Array) -> list[Check]:
     """Compare a quantised graph with the checkpoint's own weights in ``oracle``: no limit, only the record."""
     cases, errors, same, total = sample_prompts(plan, kept), [], 0, 0
     for case in cases:
@@ -122,7 +122,7 @@ def check_rope(language: GraphFile, oracle: Oracle, context: int, dtype: str) ->
     )
 
 
-def sample_prompts(plan: Plan, kept: Array) -> list[Case]:
+def sample_prompts(plan: ExportPlan, kept: Array) -> list[PromptCase]:
     """Return a question about an image, one of random tokens, and a text without an image."""
     random = np.random.default_rng(5)
     forbidden = set(plan.prompt.entry.forbidden_ids)
@@ -136,13 +136,13 @@ def sample_prompts(plan: Plan, kept: Array) -> list[Case]:
     room = plan.positions - STEPS - max(len(before) + len(after), len(head) + len(tail))
     kept = kept[:, : max(room, 0)]
     return [
-        Case("question", before, kept[0], after),
-        Case("random tokens", head, kept[1 % len(kept)], tail),
-        Case("no image", random.choice(usable, 11), kept[0][:0], random.choice(usable, 1)),
+        PromptCase("question", before, kept[0], after),
+        PromptCase("random tokens", head, kept[1 % len(kept)], tail),
+        PromptCase("no image", random.choice(usable, 11), kept[0][:0], random.choice(usable, 1)),
     ]
 
 
-def _tokenise(plan: Plan, text: str, usable: Array) -> Array:
+def _tokenise(plan: ExportPlan, text: str, usable: Array) -> Array:
     """Return the text's ids; those without an embedding row (none, in a sound checkpoint) are left out."""
     from tokenizers import Tokenizer
 
@@ -154,7 +154,7 @@ def _tokenise(plan: Plan, text: str, usable: Array) -> Array:
 
 def _follow(
     graph: AnyLanguageGraph,
-    case: Case,
+    case: PromptCase,
     rows: int,
     forced: Array,
     cuts: list[int] | None = None,
@@ -172,7 +172,7 @@ def _at_least_one(visual: Array) -> Array:
 
 
 def _ragged(
-    graph: AnyLanguageGraph, cases: list[Case], rows: int, answers: list[Answer]
+    graph: AnyLanguageGraph, cases: list[PromptCase], rows: int, answers: list[ExpectedAnswer]
 ) -> tuple[Array, Array]:
     """All prompts in one batch, padded on the left: (found, wanted), each [batch, STEPS + 1, V]."""
     prompts = [case.ids(rows) for case in cases]
@@ -184,7 +184,7 @@ def _ragged(
     return found, np.stack([answer.logits for answer in answers])
 
 
-def _greedy(found: list[Array], answers: list[Answer]) -> Check:
+def _greedy(found: list[Array], answers: list[ExpectedAnswer]) -> Check:
     """Another token counts where the reference's top-2 margin exceeds twice the logits error of that step."""
     counted, other, total = [], 0, 0
     for f, answer in zip(found, answers, strict=True):

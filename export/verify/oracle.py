@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Answer:
+class ExpectedAnswer:
     """A greedy continuation: ``logits`` float32 [steps + 1, V] (prefill first), ``tokens`` int64 [steps]."""
 
     logits: Array
@@ -109,7 +109,7 @@ class Oracle:
             rows: Array = self._model.get_input_embeddings()(self._torch.from_numpy(ids)).numpy()
         return rows
 
-    def answer(self, embeddings: Array, steps: int) -> Answer:
+    def answer(self, embeddings: Array, steps: int) -> ExpectedAnswer:
         """Prefill float32 [length, D], then decode ``steps`` tokens greedily."""
         torch, logits, tokens = self._torch, [], []
         with torch.inference_mode():
@@ -126,7 +126,7 @@ class Oracle:
                     logits_to_keep=1,
                 )
                 logits.append(out.logits[0, -1].numpy())
-        return Answer(np.stack(logits), np.asarray(tokens, dtype=np.int64))
+        return ExpectedAnswer(np.stack(logits), np.asarray(tokens, dtype=np.int64))
 
     def rope_tables(self, positions: int) -> tuple[Array, Array]:
         """Return (cosine, sine), each float32 [positions, head_dim / 2]."""

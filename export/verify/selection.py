@@ -36,7 +36,7 @@ _MERGE = 2e-3
 
 
 @dataclass(frozen=True)
-class Case:
+class TokensCase:
     """One image: tokens [N, D], valid [N], and the signals without their first axis."""
 
     tokens: Tokens
@@ -60,12 +60,12 @@ def verify_selector(
     session = open_graph(onnx_path)
     random = np.random.default_rng(11)
     exact = [
-        Case(tokens, valid, _signals(session, random))
+        TokensCase(tokens, valid, _signals(session, random))
         for tokens, valid in _exact_cases(random, candidates, keep, width, dtype)
     ]
     everything = np.ones(candidates, dtype=bool)
     clustered = [
-        Case(_clustered(random, candidates, width, dtype), everything, _signals(session, random))
+        TokensCase(_clustered(random, candidates, width, dtype), everything, _signals(session, random))
         for _ in range(_CASES // 2)
     ]
     different = []
@@ -94,14 +94,14 @@ def check_selection(
     given = {name: (signals or {})[name] for name in selector.signals}
     everything = np.ones(tokens.shape[1], dtype=bool)
     cases = [
-        Case(rows, everything, {name: value[i] for name, value in given.items()})
+        TokensCase(rows, everything, {name: value[i] for name, value in given.items()})
         for i, rows in enumerate(tokens)
     ]
     checks = _end_to_end(session, selector, cases, keep, "visual tokens")
     return checks, np.stack([_run(session, case)[0] for case in cases])
 
 
-def _run(session: Any, case: Case) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def _run(session: Any, case: TokensCase) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     feed = {"visual_tokens": case.tokens[None], "valid": case.valid[None]}
     given = {value.name for value in session.get_inputs()}
     feed |= {name: value[None] for name, value in case.signals.items() if name in given}
@@ -109,7 +109,9 @@ def _run(session: Any, case: Case) -> tuple[npt.NDArray[Any], npt.NDArray[np.int
     return kept[0], indices[0]
 
 
-def _end_to_end(session: Any, selector: Selector, cases: list[Case], keep: int, name: str) -> list[Check]:
+def _end_to_end(
+    session: Any, selector: Selector, cases: list[TokensCase], keep: int, name: str
+) -> list[Check]:
     """The same set, or one that the method could have picked; then the rows of that set, in order, bit for bit.
 
     A method without a regret may differ in one token of a hundred, where rounding breaks a tie.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify.comparison import none_of
 from divprune_edge.export.verify.weights import GraphFile, quantised_name
 from divprune_edge.manifest import Check
@@ -20,7 +20,7 @@ _IN_PARENT = ("Add", "Expand")
 _LAYER = re.compile(r"^/language_model/layers\.(\d+)/")
 
 
-def check_structure(plan: Plan, vision: GraphFile, language: GraphFile, run: GraphFile) -> list[Check]:
+def check_structure(plan: ExportPlan, vision: GraphFile, language: GraphFile, run: GraphFile) -> list[Check]:
     """Check both big graphs; ``run`` is the language graph that was run, truncated or the same."""
     misplaced, readers = [], 0
     for file in (vision, language):
@@ -51,7 +51,7 @@ def _readers(file: GraphFile) -> Iterable[tuple[Any, str]]:
                 yield node, name
 
 
-def _belongs(plan: Plan, node: Any, weight: str) -> bool:
+def _belongs(plan: ExportPlan, node: Any, weight: str) -> bool:
     """Whether ``/language_model/layers.3/mlp/up_proj/MatMul`` may read ``weight``."""
     path = ".".join(node.name.split("/")[1:-1])
     name, _ = quantised_name(weight)
@@ -63,7 +63,7 @@ def _belongs(plan: Plan, node: Any, weight: str) -> bool:
     return path == module or (node.op_type in _IN_PARENT and path == module.rpartition(".")[0])
 
 
-def _module(plan: Plan, name: str) -> str:
+def _module(plan: ExportPlan, name: str) -> str:
     """Return the dotted path of the module that owns a weight, with the part's name in the graph in front."""
     names = plan.names
     parts = {

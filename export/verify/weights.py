@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify.comparison import none_of
 from divprune_edge.manifest import Check
 
@@ -131,7 +131,7 @@ class StoredWeights:
         return np.asarray((tensor.T if transposed else tensor).contiguous().numpy())
 
 
-def check_weights(plan: Plan, graphs: list[GraphFile], report: Callable[[str], None]) -> list[Check]:
+def check_weights(plan: ExportPlan, graphs: list[GraphFile], report: Callable[[str], None]) -> list[Check]:
     """Compare every weight of ``graphs`` with the checkpoint.
 
     Floating-point weights must be equal bit for bit after the cast, quantised ones within half a step. Also
@@ -177,18 +177,18 @@ def check_weights(plan: Plan, graphs: list[GraphFile], report: Callable[[str], N
     ]
 
 
-def _dtype(plan: Plan, name: str) -> str:
+def _dtype(plan: ExportPlan, name: str) -> str:
     vision = name.startswith((plan.names.vision, plan.names.projector))
     return plan.token_dtype if vision else plan.language_dtype
 
 
-def _uses(plan: Plan, name: str) -> int:
+def _uses(plan: ExportPlan, name: str) -> int:
     """A tied head in few bits is a matrix of its own beside the embedding."""
     return 2 if name == plan.names.head and plan.has_second_head else 1
 
 
 def _distance(
-    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: Plan, name: str
+    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: ExportPlan, name: str
 ) -> str:
     """Say how many values are more than half a step from the checkpoint's, whatever scale the graph has."""
     if found.shape != wanted.shape:
@@ -206,7 +206,7 @@ def _distance(
 
 
 def _row_distance(
-    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: Plan, name: str
+    found: npt.NDArray[np.float32], wanted: npt.NDArray[np.float32], suffix: str, plan: ExportPlan, name: str
 ) -> str:
     """Say how many rows of a calibrated weight are far from the checkpoint's, in the mean over their values."""
     if found.shape != wanted.shape:
@@ -227,7 +227,7 @@ def _difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> str:
     return f"differs in {different} of {wanted.size} values" if different else ""
 
 
-def _dispensable(plan: Plan, name: str) -> bool:
+def _dispensable(plan: ExportPlan, name: str) -> bool:
     """Whether a tensor may be left out: a buffer, a tower layer above the feature, or a tied head's copy."""
     if _BUFFERS.search(name):
         return True
@@ -237,7 +237,7 @@ def _dispensable(plan: Plan, name: str) -> bool:
     return above is not None and int(above.group(1)) >= _tower_depth(plan)
 
 
-def _tower_depth(plan: Plan) -> int:
+def _tower_depth(plan: ExportPlan) -> int:
     """Tower layers that the feature needs, from the config itself: hidden state i comes after i layers."""
     config = plan.checkpoint.config
     feature = config.get("vision_feature_layer")

@@ -6,7 +6,6 @@ A new selector is one file in this folder and one line in :data:`SELECTORS`.
 from __future__ import annotations
 
 from divprune_edge.errors import UserError, did_you_mean
-from divprune_edge.models.selectors.base import Merge, Ops, Selector, regret_of
 from divprune_edge.models.selectors.cdpruner import CDPRUNER
 from divprune_edge.models.selectors.composed import FASTERVLM_DIVPRUNE
 from divprune_edge.models.selectors.dart import DART
@@ -15,6 +14,7 @@ from divprune_edge.models.selectors.fastervlm import FASTERVLM
 from divprune_edge.models.selectors.hiprune import HIPRUNE
 from divprune_edge.models.selectors.holov import HOLOV
 from divprune_edge.models.selectors.random import RANDOM
+from divprune_edge.models.selectors.selector import Merge, Ops, Selector, regret_of
 from divprune_edge.models.selectors.todre import TODRE
 from divprune_edge.models.selectors.uniform import UNIFORM
 from divprune_edge.models.selectors.visionzip import VISIONZIP

@@ -19,12 +19,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, Values, require_rows
 from divprune_edge.models.selectors.ranking import (
     LOWEST,
     cosine_similarities,
     write_ascending,
     write_similarities,
+)
+from divprune_edge.models.selectors.selector import (
+    Indices,
+    Ops,
+    Selector,
+    Tokens,
+    Valid,
+    Values,
+    require_rows,
 )
 from divprune_edge.models.signals import CLS_ATTENTION
 

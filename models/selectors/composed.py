@@ -13,10 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, Values, require_rows
 from divprune_edge.models.selectors.divprune import DIVPRUNE
 from divprune_edge.models.selectors.fastervlm import FASTERVLM
 from divprune_edge.models.selectors.ranking import write_members
+from divprune_edge.models.selectors.selector import (
+    Indices,
+    Ops,
+    Selector,
+    Tokens,
+    Valid,
+    Values,
+    require_rows,
+)
 
 FACTOR = 2
 """The first method proposes so many candidates per token that is kept."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.selectors.ranking import (
     cosine_similarities,
     top_picks,
@@ -20,6 +19,7 @@ from divprune_edge.models.selectors.ranking import (
     write_similarities,
     write_top,
 )
+from divprune_edge.models.selectors.selector import Indices, Ops, Selector, Tokens, Valid, require_rows
 
 PIVOTS = 4
 

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, Values, require_rows
+from divprune_edge.models.selectors.selector import (
+    Indices,
+    Ops,
+    Selector,
+    Tokens,
+    Valid,
+    Values,
+    require_rows,
+)
 
 TINY = float(np.finfo(np.float32).tiny)
 # Above every cosine distance (at most 2, plus rounding), and below every one (at least 0, minus rounding).

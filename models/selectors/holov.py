@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.selectors.ranking import (
     cosine_similarities,
     top_picks,
@@ -26,6 +25,7 @@ from divprune_edge.models.selectors.ranking import (
     write_similarities,
     write_top,
 )
+from divprune_edge.models.selectors.selector import Indices, Ops, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION
 
 CROPS = 16

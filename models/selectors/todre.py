@@ -16,9 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.models.selectors.base import Indices, Ops, Selector, Tokens, Valid, Values, require_rows
 from divprune_edge.models.selectors.divprune import cosine_distances, write_distances
 from divprune_edge.models.selectors.ranking import LOWEST, write_ascending, write_top
+from divprune_edge.models.selectors.selector import (
+    Indices,
+    Ops,
+    Selector,
+    Tokens,
+    Valid,
+    Values,
+    require_rows,
+)
 from divprune_edge.models.signals import CLS_ATTENTION
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from divprune_edge.errors import UserError, did_you_mean
-from divprune_edge.runtime.backends.base import (
+from divprune_edge.runtime.backends.backend import (
     Backend,
     BatchBackend,
     CacheRows,

@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo
-from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor
+from divprune_edge.runtime.backends.backend import CacheRows, DeviceTensor
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, run_bound
 from divprune_edge.runtime.backends.steps import STEPS, check_room, pieces
 
@@ -59,7 +59,7 @@ class FixedLanguage:
 
     @property
     def length(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.base.LanguageSession`, also for what follows."""
+        """See :class:`~divprune_edge.runtime.backends.backend.LanguageSession`, also for what follows."""
         return self._length
 
     def extend(self, ids: Sequence[int], chunk: int | None = None) -> npt.NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo
-from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor
+from divprune_edge.runtime.backends.backend import CacheRows, DeviceTensor
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, Binding
 from divprune_edge.runtime.backends.ragged import check_context, padded
 
@@ -50,7 +50,7 @@ class GrowingBatch:
         return self._lengths
 
     def extend(self, ids: Sequence[Sequence[int]], chunk: int | None = None) -> npt.NDArray[np.float32]:
-        """See :class:`~divprune_edge.runtime.backends.base.LanguageBatch`: one step per chunk of columns."""
+        """See :class:`~divprune_edge.runtime.backends.backend.LanguageBatch`: one step per chunk of columns."""
         matrix, counts = padded(ids, left=True)
         width = matrix.shape[1]
         check_context(int((self._lengths + counts).max()), self._info.context)
@@ -121,7 +121,7 @@ class GrowingLanguage:
 
     @property
     def length(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.base.LanguageSession`, also for what follows."""
+        """See :class:`~divprune_edge.runtime.backends.backend.LanguageSession`, also for what follows."""
         return int(self._batch.lengths[0])
 
     def extend(self, ids: Sequence[int], chunk: int | None = None) -> npt.NDArray[np.float32]:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo
-from divprune_edge.runtime.backends.base import CacheRows, DeviceTensor
+from divprune_edge.runtime.backends.backend import CacheRows, DeviceTensor
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, run_bound
 from divprune_edge.runtime.backends.ragged import check_context, padded
 
@@ -59,7 +59,7 @@ class InPlaceBatch:
         return self._capacity
 
     def extend(self, ids: Sequence[Sequence[int]], chunk: int | None = None) -> npt.NDArray[np.float32]:
-        """See :class:`~divprune_edge.runtime.backends.base.LanguageBatch`: one step per chunk."""
+        """See :class:`~divprune_edge.runtime.backends.backend.LanguageBatch`: one step per chunk."""
         matrix, counts = padded(ids, left=False)
         sequences, width = matrix.shape
         step = chunk or width
@@ -148,7 +148,7 @@ class InPlaceLanguage:
 
     @property
     def length(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.base.LanguageSession`, also for what follows."""
+        """See :class:`~divprune_edge.runtime.backends.backend.LanguageSession`, also for what follows."""
         return int(self._batch.lengths[0])
 
     @property

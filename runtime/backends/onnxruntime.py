@@ -17,7 +17,7 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime.backends.base import (
+from divprune_edge.runtime.backends.backend import (
     CacheRows,
     DeviceTensor,
     Encoded,
@@ -60,7 +60,7 @@ class OnnxRuntimeBackend:
 
     @property
     def name(self) -> str:
-        """See :class:`~divprune_edge.runtime.backends.base.Backend`, also for what follows."""
+        """See :class:`~divprune_edge.runtime.backends.backend.Backend`, also for what follows."""
         return f"onnxruntime-{self._device}"
 
     def load(self, selector: SelectorInfo | None) -> None:
@@ -117,7 +117,7 @@ class OnnxRuntimeBackend:
 
     @property
     def batch_takes_rows(self) -> bool:
-        """See :class:`~divprune_edge.runtime.backends.base.BatchBackend`, also for what follows."""
+        """See :class:`~divprune_edge.runtime.backends.backend.BatchBackend`, also for what follows."""
         return self._dialect.batch == "in pieces"
 
     def check_batch(self, chunk: int | None) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, SelectorInfo
 from divprune_edge.plugins.abi import DTYPES, Problem
-from divprune_edge.runtime.backends.base import CacheRows, Encoded, LanguageSession, check_rows
+from divprune_edge.runtime.backends.backend import CacheRows, Encoded, LanguageSession, check_rows
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
@@ -62,7 +62,7 @@ class TensorRtBackend:
 
     @property
     def name(self) -> str:
-        """See :class:`~divprune_edge.runtime.backends.base.Backend`, also for what follows."""
+        """See :class:`~divprune_edge.runtime.backends.backend.Backend`, also for what follows."""
         return self._name
 
     def load(self, selector: SelectorInfo | None) -> None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime.backends.base import CacheRows
+from divprune_edge.runtime.backends.backend import CacheRows
 from divprune_edge.runtime.backends.steps import STEPS, check_room, pieces
 from divprune_edge.runtime.backends.tensorrt_slot import PAST, VISUAL, Slot
 from divprune_edge.runtime.engines.device import Device, Memory, Plan, Shape, aligned
@@ -140,7 +140,7 @@ class TensorRtLanguage:
 
 
 class TensorRtSession:
-    """One sequence; see :class:`~divprune_edge.runtime.backends.base.LanguageSession`."""
+    """One sequence; see :class:`~divprune_edge.runtime.backends.backend.LanguageSession`."""
 
     def __init__(self, model: TensorRtLanguage, slot: Slot, visual: Tensor, rows: CacheRows | None) -> None:
         self._model, self._slot = model, slot

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.abi import Append
-from divprune_edge.runtime.backends.base import CacheRows
+from divprune_edge.runtime.backends.backend import CacheRows
 from divprune_edge.runtime.backends.steps import StepInputs
 from divprune_edge.runtime.engines.device import Context, Graph, Memory, Shape
 from divprune_edge.runtime.engines.pool import Tensor

@@ -16,10 +16,10 @@ from divprune_edge.plugins.loader import Library, find_library
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition, store
 from divprune_edge.runtime.engines.fingerprint import Facts, digest, fingerprint
-from divprune_edge.runtime.engines.graphs import Graph, Job, chosen_selectors, facts_of, graphs_of
+from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, facts_of, graphs_of
 from divprune_edge.runtime.engines.memory import check_build_memory, check_disk, graph_bytes
 from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, make_limits
-from divprune_edge.runtime.engines.progress import Report
+from divprune_edge.runtime.engines.progress import BuildProgress
 from divprune_edge.runtime.engines.target import check_dialect, check_version, facts_to_build_for
 
 
@@ -55,7 +55,9 @@ class Built:
     reused: tuple[str, ...]
 
 
-def build_engines(bundle: Bundle, options: Options, report: Report, library: Path | None = None) -> Built:
+def build_engines(
+    bundle: Bundle, options: Options, report: BuildProgress, library: Path | None = None
+) -> Built:
     """Build the engines of a bundle: on the device that runs them, or ahead of time where the target's edition can.
 
     Args:
@@ -102,7 +104,7 @@ def build_engines(bundle: Bundle, options: Options, report: Report, library: Pat
                 plan = _build(bundle, graph, recipe, options, facts, partial, shared, report)
             report.done(graph.name, plan.seconds, plan.size, reused=graph.name in there)
             plans[graph.name] = plan
-        asked = store.Asked(
+        asked = store.BuildOptions(
             target=options.target,
             selector=options.selector,
             max_prompt=options.max_prompt,
@@ -176,7 +178,7 @@ def _build(
     facts: Facts,
     partial: Path,
     shared: Path,
-    report: Report,
+    report: BuildProgress,
 ) -> store.PlanInfo:
     cache = partial / store.TIMING_CACHE
     if shared.is_file() and not cache.is_file():
@@ -228,8 +230,8 @@ def _files(partial: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.plan", folder / f"{name}.layers.json"
 
 
-def _job(bundle: Bundle, graph: Graph, options: Options, facts: Facts) -> Job:
-    return Job(
+def _job(bundle: Bundle, graph: Graph, options: Options, facts: Facts) -> BuildJob:
+    return BuildJob(
         graph.name,
         bundle.file(graph.file),
         graph.profiles,

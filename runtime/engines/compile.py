@@ -22,11 +22,11 @@ from polygraphy.logger import G_LOGGER
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.loader import Library, register
 from divprune_edge.runtime.engines.edition import in_use
-from divprune_edge.runtime.engines.graphs import Job
+from divprune_edge.runtime.engines.graphs import BuildJob
 from divprune_edge.runtime.engines.log import logger_of, shorten
 from divprune_edge.runtime.engines.memory import forget
 from divprune_edge.runtime.engines.profiles import Profile
-from divprune_edge.runtime.engines.progress import Interrupt, Report
+from divprune_edge.runtime.engines.progress import BuildProgress, Interrupt
 
 EDITION = in_use()
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SharedWeights(PolygraphyProfile):
 class Monitor(trt.IProgressMonitor):
     """Passes TensorRT's progress on, and Ctrl-C to TensorRT."""
 
-    def __init__(self, report: Report, interrupt: Interrupt) -> None:
+    def __init__(self, report: BuildProgress, interrupt: Interrupt) -> None:
         super().__init__()
         self._report = report
         self._interrupt = interrupt
@@ -93,7 +93,7 @@ def register_plugin(library: Library) -> None:
     register(trt.get_plugin_registry(), trt.__version__, library)
 
 
-def check_graph(job: Job) -> None:
+def check_graph(job: BuildJob) -> None:
     """Parse a graph and see whether TensorRT knows what to do with every node.
 
     Raises:
@@ -103,7 +103,7 @@ def check_graph(job: Job) -> None:
 
 
 def compile_engine(
-    job: Job, plan: Path, cache: Path, report: Report, *, verbose: bool = False
+    job: BuildJob, plan: Path, cache: Path, report: BuildProgress, *, verbose: bool = False
 ) -> Described | None:
     """Build an engine and write it to ``plan``.
 
@@ -121,7 +121,7 @@ def compile_engine(
     return None if job.sms else _describe(plan)
 
 
-def make_engine(job: Job, cache: Path | None, report: Report, *, verbose: bool = False) -> Any:
+def make_engine(job: BuildJob, cache: Path | None, report: BuildProgress, *, verbose: bool = False) -> Any:
     """Build an engine and return it, a buffer of bytes.
 
     Args:
@@ -162,7 +162,9 @@ def make_engine(job: Job, cache: Path | None, report: Report, *, verbose: bool =
     return memory
 
 
-def _parse(job: Job, *, verbose: bool = False) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
+def _parse(
+    job: BuildJob, *, verbose: bool = False
+) -> tuple[trt.Builder, trt.INetworkDefinition, trt.OnnxParser]:
     log = _log()
     log.begin(verbose=verbose)
     try:

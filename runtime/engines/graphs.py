@@ -44,7 +44,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """One engine to build.
 
     Attributes:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 
-class Report(Protocol):
+class BuildProgress(Protocol):
     """What a build tells while it runs. Phases nest; their methods are called from any thread."""
 
     def begin(self, engine: str, at: int, of: int) -> None:

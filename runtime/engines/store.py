@@ -82,7 +82,7 @@ class PlanInfo(_Model):
     seconds: float
 
 
-class Asked(_Model):
+class BuildOptions(_Model):
     """The options of the build, as they were given; with them it can be repeated."""
 
     target: str | None = None
@@ -97,7 +97,7 @@ class EnginesInfo(_Model):
 
     schema_version: Literal[3] = 3
     facts: Facts
-    asked: Asked
+    asked: BuildOptions
     plans: dict[str, PlanInfo]
 
     @model_validator(mode="after")
@@ -115,7 +115,7 @@ class Stored:
     info: EnginesInfo
 
 
-def rebuild_command(bundle: Path, asked: Asked | None = None) -> str:
+def rebuild_command(bundle: Path, asked: BuildOptions | None = None) -> str:
     """Return the command that builds the engines of a bundle on this device, with the options of another build."""
     options = []
     if asked is not None:

@@ -142,5 +142,5 @@ def test_nothing_to_calibrate_is_refused(
     with pytest.raises(UserError, match="has no images to calibrate with"):
         calibrated(plan, tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"broken\.png' \(10 bytes\) is not an image"):
+    with pytest.raises(UserError, match=r"broken\.png' \(8 bytes\) is not an image"):
         calibrated(plan, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from exporting import Language, close, export, images, plan_of, see, select
 
 from divprune_edge.export.verify.graphs import open_language
-from divprune_edge.export.verify.oracle import Answer, Oracle
+from divprune_edge.export.verify.oracle import ExpectedAnswer, Oracle
 from divprune_edge.models.demo import CHECKPOINT
 
 PROMPTS, STEPS = 20, 64
@@ -23,7 +23,7 @@ class Answered:
 
     ids: npt.NDArray[np.int64]
     visual: npt.NDArray[np.float32]
-    wanted: Answer
+    wanted: ExpectedAnswer
 
 
 @pytest.fixture(scope="module")

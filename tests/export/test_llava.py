@@ -21,7 +21,7 @@ from exporting import Bundle, Silent, export, plan_of, unverified
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.llava import VerificationFailed, export_llava
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.manifest import Check, Verification, read_manifest
 from divprune_edge.models.prompt import VICUNA_TEMPLATE
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def plan(checkpoint: Callable[[str], Path]) -> Plan:
+def plan(checkpoint: Callable[[str], Path]) -> ExportPlan:
     return plan_of(checkpoint("plain"))
 
 
@@ -91,7 +91,7 @@ def test_licence_and_revision_travel(checkpoint: Callable[[str], Path], tmp_path
     assert (exported.folder / "LICENSE").read_text() == "as is"
 
 
-def test_output_exists(plan: Plan, tmp_path: Path) -> None:
+def test_output_exists(plan: ExportPlan, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     export(plan, output)
     with pytest.raises(
@@ -101,7 +101,7 @@ def test_output_exists(plan: Plan, tmp_path: Path) -> None:
     assert listing(tmp_path) == ["bundle"]
 
 
-def test_force_replaces_only_bundles(plan: Plan, tmp_path: Path) -> None:
+def test_force_replaces_only_bundles(plan: ExportPlan, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     export(plan, output)
     (output / "stale.txt").write_text("old")
@@ -120,7 +120,7 @@ def test_force_replaces_only_bundles(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_disk_full_is_seen_before_writing(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: ExportPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**30, 2**30 - 2**20, 2**20))
     with pytest.raises(UserError, match=r"The bundle needs \d+ MiB, but '.*' has only 1 MiB free\."):
@@ -128,7 +128,7 @@ def test_disk_full_is_seen_before_writing(
     assert listing(tmp_path) == []
 
 
-def test_disk_full_while_writing(plan: Plan, tmp_path: Path) -> None:
+def test_disk_full_while_writing(plan: ExportPlan, tmp_path: Path) -> None:
     def full(name: str) -> None:
         raise OSError(28, "No space left on device")
 
@@ -140,7 +140,7 @@ def test_disk_full_while_writing(plan: Plan, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit, RuntimeError])
 @pytest.mark.parametrize("nth", [1, 20, 40])
 def test_whatever_ends_the_export_leaves_nothing(
-    plan: Plan, tmp_path: Path, ending: type[BaseException], nth: int
+    plan: ExportPlan, tmp_path: Path, ending: type[BaseException], nth: int
 ) -> None:
     written: list[str] = []
 
@@ -154,7 +154,7 @@ def test_whatever_ends_the_export_leaves_nothing(
     assert listing(tmp_path) == []
 
 
-def test_an_interrupted_force_keeps_the_old_bundle(plan: Plan, tmp_path: Path) -> None:
+def test_an_interrupted_force_keeps_the_old_bundle(plan: ExportPlan, tmp_path: Path) -> None:
     old = export(plan, tmp_path / "bundle")
 
     def stop(name: str) -> None:
@@ -166,8 +166,8 @@ def test_an_interrupted_force_keeps_the_old_bundle(plan: Plan, tmp_path: Path) -
     assert listing(tmp_path) == ["bundle"]
 
 
-def test_a_failed_verification_writes_nothing(plan: Plan, tmp_path: Path) -> None:
-    def failing(plan: Plan, folder: Path) -> Verification:
+def test_a_failed_verification_writes_nothing(plan: ExportPlan, tmp_path: Path) -> None:
+    def failing(plan: ExportPlan, folder: Path) -> Verification:
         assert (folder / "language_model.onnx").is_file()
         checks = (
             Check(stage="vision", name="visual tokens", value=1e-7, limit=1e-4, unit="relative", passed=True),
@@ -183,10 +183,10 @@ def test_a_failed_verification_writes_nothing(plan: Plan, tmp_path: Path) -> Non
     assert listing(tmp_path) == []
 
 
-def test_verification_is_stored(plan: Plan, tmp_path: Path) -> None:
+def test_verification_is_stored(plan: ExportPlan, tmp_path: Path) -> None:
     from divprune_edge.export.verify import verify_bundle
 
-    def verify(plan: Plan, folder: Path) -> Verification:
+    def verify(plan: ExportPlan, folder: Path) -> Verification:
         return verify_bundle(plan, folder, lambda line: None)
 
     export_llava(plan, tmp_path / "bundle", force=False, verify=verify, report=Silent())
@@ -226,12 +226,12 @@ def test_ctrl_c_leaves_nothing(checkpoint: Callable[[str], Path], tmp_path: Path
     assert listing(tmp_path) == []
 
 
-def test_exports_are_reproducible(plan: Plan, tmp_path: Path) -> None:
+def test_exports_are_reproducible(plan: ExportPlan, tmp_path: Path) -> None:
     one, two = (export(plan, tmp_path / name) for name in ("one", "two"))
     assert one.manifest == two.manifest
 
 
-def test_no_network_is_touched(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_touched(plan: ExportPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
     def refuse(*arguments: Any, **options: Any) -> None:

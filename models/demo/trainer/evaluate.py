@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=HELD_OUT_PICTURES)
     parser.add_argument("--grid-pictures", type=int, default=GRID_PICTURES)
     options = parser.parse_args(arguments)
-    from .report import tables
+    from .score_tables import tables
 
     result = measure(load_model(options.checkpoint), held_out(options.pictures), options.grid_pictures)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.methods import Method
-from divprune_edge.runtime.lab.evaluation.requests import Answers, Memory, Request, without_placeholder
+from divprune_edge.runtime.lab.evaluation.requests import AnswerMemory, Answers, Request, without_placeholder
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.lab.evaluation.runner import Runner
 
@@ -68,7 +68,7 @@ class DivPruneEdge(lmms):
             else Method(entry.name, entry.keep, entry)
         )
         runner = Runner(opened, [method], backend, threads)
-        self._use(Answers(runner, [method], Memory(), max_tokens), method)
+        self._use(Answers(runner, [method], AnswerMemory(), max_tokens), method)
 
     @classmethod
     def over(cls, answers: Answers, method: Method) -> DivPruneEdge:

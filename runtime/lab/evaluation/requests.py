@@ -80,7 +80,7 @@ class Request:
 
 
 @dataclass
-class Memory:
+class AnswerMemory:
     """A recorder that forgets with the process."""
 
     records: list[Record] = field(default_factory=list)

@@ -51,7 +51,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Answer:
+class MeasuredAnswer:
     """Milliseconds of one answer: one for each of :data:`STAGES`, and one for each token after the first."""
 
     stages: tuple[float, ...]
@@ -76,7 +76,7 @@ class Measured:
 
     variant: Variant
     prompt_tokens: int
-    answers: tuple[Answer, ...]
+    answers: tuple[MeasuredAnswer, ...]
     peak_bytes: int
 
 
@@ -99,7 +99,7 @@ def measure(
     for variant in variants:
         answer(variant, workload)
         peaks.append(peak_bytes())
-    answers: list[list[Answer]] = [[] for _ in variants]
+    answers: list[list[MeasuredAnswer]] = [[] for _ in variants]
     order = list(range(len(variants)))
     for done in range(warmup - 1 + runs):
         for i in order if done % 2 == 0 else reversed(order):
@@ -113,7 +113,7 @@ def measure(
     ]
 
 
-def answer(variant: Variant, workload: Workload) -> Answer:
+def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
     """Answer once, greedily, and return what each part took: a backend ends each stage before it returns."""
     vision = Vision(variant.bundle, variant.backend)
     sampler = Sampler(forbidden=variant.bundle.manifest.prompt.forbidden_ids)
@@ -132,4 +132,4 @@ def answer(variant: Variant, workload: Workload) -> Answer:
         token = sampler(session.extend((token,)))
         lap()
     times = [1000 * (after - before) for before, after in pairwise(clock)]
-    return Answer(tuple(times[: len(STAGES)]), tuple(times[len(STAGES) :]))
+    return MeasuredAnswer(tuple(times[: len(STAGES)]), tuple(times[len(STAGES) :]))

@@ -10,13 +10,13 @@ from divprune_edge.errors import UserError
 from divprune_edge.runtime.lab.charts import lines, stacked_bars
 from divprune_edge.runtime.lab.html import page
 from divprune_edge.runtime.lab.profiling.measure import DECODE
-from divprune_edge.runtime.lab.profiling.report import Report
+from divprune_edge.runtime.lab.profiling.report import ProfileReport
 from divprune_edge.runtime.lab.profiling.tables import Table, tables
 
 STYLE = "p.note { font-size: 13px; max-width: 80ch; }"
 
 
-def profile_page(report: Report) -> str:
+def profile_page(report: ProfileReport) -> str:
     """Return the page: what pruning saves, charts, tables, notes."""
     facts = ", ".join(f"{key} {value}" for key, value in report.about.items())
     body = [
@@ -60,7 +60,7 @@ def notes_html(notes: Sequence[str]) -> str:
     return "\n".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
-def _charts(report: Report) -> list[str]:
+def _charts(report: ProfileReport) -> list[str]:
     variants = report.variants
     first = {
         variant.title: {row.stage: row.times.median for row in variant.stages if row.stage != DECODE}

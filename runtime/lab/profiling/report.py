@@ -59,7 +59,7 @@ class VariantReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class ProfileReport:
     """A whole profile. ``about`` are facts of the run by name; ``notes`` say what the figures mean."""
 
     about: Mapping[str, str]
@@ -85,7 +85,7 @@ def make_report(
     machine: Machine | None,
     same_machine: bool,
     notes: Sequence[str] = (),
-) -> Report:
+) -> ProfileReport:
     """Return the report of a measurement.
 
     Args:
@@ -111,7 +111,7 @@ def make_report(
             "The variants share the process: the second one's peak includes what the first one loaded."
         )
     variants = tuple(_variant(m, lengths, machine, same_machine) for m in measured)
-    return Report(about, variants, compared, tuple(said))
+    return ProfileReport(about, variants, compared, tuple(said))
 
 
 def _variant(

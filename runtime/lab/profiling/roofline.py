@@ -49,7 +49,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Cost:
+class StageCost:
     """Floating-point operations and bytes that a stage cannot do without."""
 
     flops: int
@@ -97,7 +97,7 @@ def measure_host(threads: int | None) -> Machine:
 
 def costs(
     bundle: Bundle, selector: SelectorInfo | None, prompt_tokens: int, answer_tokens: int
-) -> dict[str, Cost]:
+) -> dict[str, StageCost]:
     """Return the cost of each stage that has one; bundles of older exports state none for vision and language.
 
     Args:
@@ -109,31 +109,31 @@ def costs(
     manifest = bundle.manifest
     vision, language = manifest.vision_encoder, manifest.language_model
     token_row = vision.width * np.dtype(manifest.token_dtype).itemsize
-    found: dict[str, Cost] = {}
+    found: dict[str, StageCost] = {}
     if vision.flops is not None:
         pixels = vision.image_height * vision.image_width * 3
         moved = _stored(manifest, vision) + pixels + vision.tokens * token_row
-        found["vision"] = Cost(vision.flops, moved, vision.precision)
+        found["vision"] = StageCost(vision.flops, moved, vision.precision)
     if selector is not None and selector.name == _MAX_MIN:
         flops = max_min_flops(selector.candidates, vision.width, selector.keep)
-        found["select"] = Cost(flops, (selector.candidates + selector.keep) * token_row, "fp32")
+        found["select"] = StageCost(flops, (selector.candidates + selector.keep) * token_row, "fp32")
     if language.cost is not None:
         cost = language.cost
         parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
         row = 2 * language.layers * language.kv_heads * language.head_dim
         row *= np.dtype(language.cache_dtype).itemsize
 
-        def step(new: int, cached: int) -> Cost:
+        def step(new: int, cached: int) -> StageCost:
             # A cache of fixed size is read whole, however little of it is filled.
             moved = cost.weight_bytes + row * (new + (language.capacity or cached)) + new * token_row
-            return Cost(parts.of(new, cached), moved, language.precision)
+            return StageCost(parts.of(new, cached), moved, language.precision)
 
         found["prefill"] = step(prompt_tokens, 0)
         found[DECODE] = step(1, prompt_tokens + answer_tokens // 2)
     return found
 
 
-def bound(cost: Cost, machine: Machine) -> Bound:
+def bound(cost: StageCost, machine: Machine) -> Bound:
     """Return the roofline of a cost; where the rate for its element type is not known, that of the memory."""
     rates = [machine.rates[name] for name in _RATES[cost.precision] if name in machine.rates]
     compute, memory = cost.flops / max(rates) if rates else 0.0, cost.bytes / machine.bandwidth

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from divprune_edge.runtime.lab.profiling.report import Report, VariantReport
+from divprune_edge.runtime.lab.profiling.report import ProfileReport, VariantReport
 
 MIB = 2**20
 
@@ -19,12 +19,12 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def tables(report: Report) -> list[Table]:
+def tables(report: ProfileReport) -> list[Table]:
     """Return a table of stages for each variant, and one of whole answers."""
     return [*(_stages(variant) for variant in report.variants), _answers(report)]
 
 
-def print_report(report: Report) -> None:
+def print_report(report: ProfileReport) -> None:
     """Print tables, the lines about savings, and the notes on standard output."""
     print_tables(report.about, tables(report), [saving.sentence for saving in report.savings], report.notes)
 
@@ -66,7 +66,7 @@ def _stages(variant: VariantReport) -> Table:
     return Table(title, tuple(heads), tuple(rows))
 
 
-def _answers(report: Report) -> Table:
+def _answers(report: ProfileReport) -> Table:
     lengths = list(report.variants[0].totals)
     heads = ["median ms", "TTFT", *(f"{n} tok" for n in lengths if n > 1), "tok/s", "peak MiB"]
     rows = []

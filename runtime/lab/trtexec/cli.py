@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.lab.trtexec.job import Job
+    from divprune_edge.runtime.lab.trtexec.job import TrtexecJob
 
 QUESTION = "What is in the picture?"
 
@@ -90,7 +90,7 @@ def trtexec_command(
     _report(job.files.folder, json_file, html_file)
 
 
-def _print(job: Job) -> None:
+def _print(job: TrtexecJob) -> None:
     for line in job.lines:
         print(f"# {line.title}")
         print(line.text())
@@ -99,7 +99,7 @@ def _print(job: Job) -> None:
         print(note, file=sys.stderr)
 
 
-def _run(program: Path, job: Job) -> None:
+def _run(program: Path, job: TrtexecJob) -> None:
     from divprune_edge.runtime.lab.trtexec.program import run_line
 
     for i, line in enumerate(job.lines, start=1):
@@ -110,7 +110,7 @@ def _run(program: Path, job: Job) -> None:
 def _report(folder: Path, json_file: Path | None, html_file: Path | None) -> None:
     from divprune_edge.runtime.lab.profiling.page import write_file
     from divprune_edge.runtime.lab.profiling.tables import print_tables
-    from divprune_edge.runtime.lab.trtexec.report import read_report
+    from divprune_edge.runtime.lab.trtexec.summary import read_report
 
     report = read_report(folder)
     sentences: Sequence[str] = report.sentences

@@ -22,7 +22,7 @@ from divprune_edge.runtime.engines.profiles import (
 )
 from divprune_edge.runtime.engines.target import check_dialect, check_version
 from divprune_edge.runtime.lab.profiling.measure import DECODE
-from divprune_edge.runtime.lab.profiling.roofline import Cost, costs
+from divprune_edge.runtime.lab.profiling.roofline import StageCost, costs
 from divprune_edge.runtime.lab.trtexec.inputs import Inputs, write_inputs
 from divprune_edge.runtime.lab.trtexec.lines import Files, Line, Stage, build_line, check_folder, measure_line
 from divprune_edge.runtime.lab.trtexec.options import known_options
@@ -34,7 +34,7 @@ _FOLDER = "trtexec"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrtexecJob:
     """The commands in order, for one version of TensorRT; their inputs are written."""
 
     version: str
@@ -54,7 +54,7 @@ def make_job(
     question: str,
     output: Path | None,
     library: Path | None,
-) -> Job:
+) -> TrtexecJob:
     """Write the inputs and return the commands.
 
     Args:
@@ -115,7 +115,7 @@ def make_job(
         stages += mine
     write_inputs(stages, files)
     _record(bundle, chosen, version, stages, files, tuple(notes))
-    return Job(version, files, tuple(lines), tuple(notes))
+    return TrtexecJob(version, files, tuple(lines), tuple(notes))
 
 
 def _graphs(
@@ -167,7 +167,7 @@ def _record(
     stated = costs(bundle, chosen, prompt or 1, 1)
 
     def described(one: Stage) -> StageInfo:
-        cost: Cost | None = stated.get(DECODE if one.name == "decode" else one.name)
+        cost: StageCost | None = stated.get(DECODE if one.name == "decode" else one.name)
         if cost is None:
             return StageInfo(name=one.name, engine=one.engine)
         return StageInfo(

@@ -19,9 +19,9 @@ from exporting import Bundle
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.export.check import asked
-from divprune_edge.export.check.asked import Answer, Asked, ask_tensorrt
+from divprune_edge.export.check.asked import GraphAnswer, RtxAnswers, ask_tensorrt
 from divprune_edge.export.check.bundle import check_bundle
-from divprune_edge.export.check.report import show_report
+from divprune_edge.export.check.printing import show_report
 from divprune_edge.export.check.rtx import answer_findings
 from divprune_edge.models.targets import RTX_SMS, TARGETS
 
@@ -194,8 +194,8 @@ def test_not_installed_is_said(demo: Demo, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_an_answer_becomes_a_finding() -> None:
-    answers = (Answer("a.onnx", 1.0, 10), Answer("b.onnx", words="No."))
-    (found,) = answer_findings(Asked("TensorRT-RTX 9", (89,), answers))
+    answers = (GraphAnswer("a.onnx", 1.0, 10), GraphAnswer("b.onnx", words="No."))
+    (found,) = answer_findings(RtxAnswers("TensorRT-RTX 9", (89,), answers))
     assert (found.graph, found.severity, found.rule, found.message) == (
         "b.onnx",
         "error",

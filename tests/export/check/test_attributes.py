@@ -20,7 +20,7 @@ from divprune_edge.export.check.bundle import check_bundle
 from divprune_edge.export.check.findings import Finding
 from divprune_edge.export.check.graph import read_graph
 from divprune_edge.export.check.lint import lint_graph
-from divprune_edge.export.check.report import show_report
+from divprune_edge.export.check.printing import show_report
 from divprune_edge.export.check.tables import table_for
 from divprune_edge.export.cli import app
 from divprune_edge.models.targets import TARGETS

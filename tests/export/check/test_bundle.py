@@ -16,9 +16,9 @@ from exporting import Bundle
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.activations import live_activations
-from divprune_edge.export.check.bundle import Report, check_bundle, elements_of
+from divprune_edge.export.check.bundle import CheckReport, check_bundle, elements_of
 from divprune_edge.export.check.graph import read_graph
-from divprune_edge.export.check.report import report_json, show_report
+from divprune_edge.export.check.printing import report_json, show_report
 from divprune_edge.export.targets import dialects_of, forecast_plan
 from divprune_edge.export.targets import elements_of as planned_elements
 from divprune_edge.models.selectors import SELECTORS
@@ -29,7 +29,7 @@ ORIN, ORIN_7 = TARGETS["orin-nano-8gb"], TARGETS["orin-nano-8gb-jp7"]
 INT4 = "vision=fp16,language=int4"
 
 
-def errors_of(report: Report) -> set[tuple[str, str]]:
+def errors_of(report: CheckReport) -> set[tuple[str, str]]:
     return {(f.graph, f.op) for f in report.findings if f.severity == "error"}
 
 

@@ -26,7 +26,7 @@ from divprune_edge.export.package.command import package_bundle
 from divprune_edge.export.package.facts import L4T
 from divprune_edge.export.package.requirements import requirements
 from divprune_edge.export.package.wheel import dependencies, runtime_wheel, wheel_name
-from divprune_edge.export.report import ConsoleReporter
+from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.targets import TARGETS, Target, find_target
 

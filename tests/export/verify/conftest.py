@@ -9,17 +9,17 @@ import pytest
 from checkpoints import make_checkpoint
 from exporting import Bundle, export, plan_of
 
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 
 
 @pytest.fixture(scope="session")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory) -> ExportPlan:
     """Six decoder layers with as many key-value heads as heads, so that q, k and v have one shape."""
     return plan_of(make_checkpoint(tmp_path_factory.mktemp("deep") / "tiny", text={"num_hidden_layers": 6}))
 
 
 @pytest.fixture(scope="session")
-def sound(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def sound(plan: ExportPlan, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export(plan, tmp_path_factory.mktemp("sound") / "bundle")
 
 

@@ -9,7 +9,7 @@ import pytest
 from exporting import export, failures, plan_of
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify import available, verify_bundle
 from divprune_edge.export.verify.bundle import affordable_layers, available_memory, bytes_needed
 from divprune_edge.export.verify.comparison import at_most, cosine_error, relative_error
@@ -29,7 +29,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available() == "onnxruntime is not installed"
 
 
-def test_memory_decides_the_depth(plan: Plan) -> None:
+def test_memory_decides_the_depth(plan: ExportPlan) -> None:
     assert affordable_layers(plan, None) is None
     assert affordable_layers(plan, 2**60) is None
     assert affordable_layers(plan, bytes_needed(plan, 6)) is None
@@ -37,7 +37,7 @@ def test_memory_decides_the_depth(plan: Plan) -> None:
     assert affordable_layers(plan, bytes_needed(plan, 3)) == 3
 
 
-def test_too_little_memory_for_anything_is_refused(plan: Plan, staged: Path) -> None:
+def test_too_little_memory_for_anything_is_refused(plan: ExportPlan, staged: Path) -> None:
     with pytest.raises(UserError, match=r"needs at least .* GiB of free memory, but 0\.0 GiB are free"):
         verify_bundle(plan, staged, lambda line: None, memory=1000)
 
@@ -47,7 +47,7 @@ def test_the_system_says_how_much_is_free() -> None:
     assert free is None or free > 2**20
 
 
-def test_every_stage_reports(plan: Plan, staged: Path) -> None:
+def test_every_stage_reports(plan: ExportPlan, staged: Path) -> None:
     lines: list[str] = []
     result = verify_bundle(plan, staged, lines.append)
     assert {check.stage for check in result.checks} == {
@@ -62,7 +62,7 @@ def test_every_stage_reports(plan: Plan, staged: Path) -> None:
     assert len({(check.stage, check.name) for check in result.checks}) == len(result.checks)
 
 
-def test_a_budget_of_all_tokens_is_verified(plan: Plan, tmp_path: Path) -> None:
+def test_a_budget_of_all_tokens_is_verified(plan: ExportPlan, tmp_path: Path) -> None:
     everything = plan_of(plan.checkpoint.folder, keep=25)
     assert failures(everything, export(everything, tmp_path / "bundle").folder) == set()
 

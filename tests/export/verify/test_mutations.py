@@ -13,7 +13,7 @@ import pytest
 from checkpoints import make_checkpoint
 from exporting import export, failures, plan_of
 
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
 
 LATE = 5
@@ -21,13 +21,13 @@ LATE = 5
 DECODER = "model.language_model"
 
 
-def exported_as(plan: Plan, folder: Path) -> Path:
+def exported_as(plan: ExportPlan, folder: Path) -> Path:
     """Export a plan that is wrong somewhere; the right one verifies it."""
     return export(plan, folder / "bundle").folder
 
 
 @pytest.mark.parametrize("layers", [None, 2, 4])
-def test_the_sound_bundle_passes(plan: Plan, staged: Path, layers: int | None) -> None:
+def test_the_sound_bundle_passes(plan: ExportPlan, staged: Path, layers: int | None) -> None:
     assert failures(plan, staged, layers=layers) == set()
     assert not list(staged.glob(".*")), "a truncated copy was left behind"
 
@@ -57,7 +57,7 @@ def where_is(folder: Path, name: str) -> tuple[Path, int, int]:
 
 
 @pytest.mark.parametrize("layers", [None, 2])
-def test_q_and_k_read_each_other(plan: Plan, staged: Path, layers: int | None) -> None:
+def test_q_and_k_read_each_other(plan: ExportPlan, staged: Path, layers: int | None) -> None:
     def swap(graph: Any) -> None:
         q, k = (
             node_of(graph, f"/language_model/layers.{LATE}/self_attn/{part}_proj/MatMul") for part in "qk"
@@ -71,7 +71,7 @@ def test_q_and_k_read_each_other(plan: Plan, staged: Path, layers: int | None) -
 
 
 @pytest.mark.parametrize("layers", [None, 2])
-def test_bytes_of_q_and_k_are_swapped(plan: Plan, staged: Path, layers: int | None) -> None:
+def test_bytes_of_q_and_k_are_swapped(plan: ExportPlan, staged: Path, layers: int | None) -> None:
     places = [where_is(staged, f"{DECODER}.layers.{LATE}.self_attn.{part}_proj.weight.T") for part in "qk"]
     file = places[0][0]
     data = bytearray(file.read_bytes())
@@ -84,7 +84,7 @@ def test_bytes_of_q_and_k_are_swapped(plan: Plan, staged: Path, layers: int | No
 
 
 @pytest.mark.parametrize("layers", [None, 2])
-def test_q_and_k_outputs_are_swapped(plan: Plan, staged: Path, layers: int | None) -> None:
+def test_q_and_k_outputs_are_swapped(plan: ExportPlan, staged: Path, layers: int | None) -> None:
     """Every weight is at its own node, only the wires behind them are crossed."""
 
     def cross(graph: Any) -> None:
@@ -97,7 +97,9 @@ def test_q_and_k_outputs_are_swapped(plan: Plan, staged: Path, layers: int | Non
     assert ("language: prefill" in found) == (layers is None)
 
 
-def test_the_exporter_swaps_q_and_k(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exporter_swaps_q_and_k(
+    plan: ExportPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same mistake in the exporter's code, in every layer."""
     transposed = Weights.transposed
 
@@ -119,7 +121,7 @@ def test_the_exporter_swaps_q_and_k(plan: Plan, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("layers", [None, 2])
 @pytest.mark.parametrize("name", ["mlp.down_proj.weight.T", "self_attn.v_proj.weight.T"])
-def test_one_flipped_bit(plan: Plan, staged: Path, name: str, layers: int | None) -> None:
+def test_one_flipped_bit(plan: ExportPlan, staged: Path, name: str, layers: int | None) -> None:
     """The lowest bit of one float of the last layer: no output would show it."""
     file, offset, length = where_is(staged, f"{DECODER}.layers.{LATE}.{name}")
     data = bytearray(file.read_bytes())
@@ -128,7 +130,7 @@ def test_one_flipped_bit(plan: Plan, staged: Path, name: str, layers: int | None
     assert failures(plan, staged, layers=layers) == {"weights: changed"}
 
 
-def test_a_small_inline_weight_changes(plan: Plan, staged: Path) -> None:
+def test_a_small_inline_weight_changes(plan: ExportPlan, staged: Path) -> None:
     name = f"{DECODER}.layers.{LATE}.input_layernorm.weight"
 
     def nudge(graph: Any) -> None:
@@ -139,7 +141,7 @@ def test_a_small_inline_weight_changes(plan: Plan, staged: Path) -> None:
     assert failures(plan, staged) == {"weights: changed"}
 
 
-def test_a_weight_lacks_its_transposition(plan: Plan, staged: Path) -> None:
+def test_a_weight_lacks_its_transposition(plan: ExportPlan, staged: Path) -> None:
     """A square matrix fits either way."""
     file, offset, length = where_is(staged, f"{DECODER}.layers.{LATE}.self_attn.o_proj.weight.T")
     data = bytearray(file.read_bytes())
@@ -165,7 +167,7 @@ def test_the_exporter_forgets_a_bias(tmp_path: Path) -> None:
     assert {"weights: missing or twice", "weights: left out", "language: prefill"} <= found
 
 
-def test_a_layer_is_left_out(plan: Plan, tmp_path: Path) -> None:
+def test_a_layer_is_left_out(plan: ExportPlan, tmp_path: Path) -> None:
     short = dataclasses.replace(plan, spec=plan.spec.truncated(LATE))
     found = failures(plan, exported_as(short, tmp_path), layers=2)
     assert {"weights: missing or twice", "weights: left out"} <= found
@@ -174,24 +176,24 @@ def test_a_layer_is_left_out(plan: Plan, tmp_path: Path) -> None:
 # --- what the config says --------------------------------------------------------------------------------------
 
 
-def with_decoder(plan: Plan, **changes: Any) -> Plan:
+def with_decoder(plan: ExportPlan, **changes: Any) -> ExportPlan:
     decoder = dataclasses.replace(plan.spec.decoder, **changes)
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, decoder=decoder))
 
 
-def with_vision(plan: Plan, **changes: Any) -> Plan:
+def with_vision(plan: ExportPlan, **changes: Any) -> ExportPlan:
     vision = dataclasses.replace(plan.spec.vision, **changes)
     return dataclasses.replace(plan, spec=dataclasses.replace(plan.spec, vision=vision))
 
 
 @pytest.mark.parametrize("state", [1, 3])
-def test_feature_layer_off_by_one(plan: Plan, tmp_path: Path, state: int) -> None:
+def test_feature_layer_off_by_one(plan: ExportPlan, tmp_path: Path, state: int) -> None:
     assert plan.spec.vision.feature_states == (2,)
     found = failures(plan, exported_as(with_vision(plan, feature_states=(state,)), tmp_path))
     assert {"vision: visual tokens", "vision: their direction"} <= found
 
 
-def test_feature_layer_off_by_one_in_spec_and_plan(plan: Plan, tmp_path: Path) -> None:
+def test_feature_layer_off_by_one_in_spec_and_plan(plan: ExportPlan, tmp_path: Path) -> None:
     """The reader of the config itself is wrong: the plan that verifies has the mistake, too."""
     wrong = with_vision(plan, feature_states=(1,))
     found = failures(wrong, exported_as(wrong, tmp_path))
@@ -200,7 +202,7 @@ def test_feature_layer_off_by_one_in_spec_and_plan(plan: Plan, tmp_path: Path) -
 
 @pytest.mark.parametrize("theta", [9990.0, 20000.0, 1e6])
 @pytest.mark.parametrize("layers", [None, 2])
-def test_wrong_rope_theta(plan: Plan, tmp_path: Path, theta: float, layers: int | None) -> None:
+def test_wrong_rope_theta(plan: ExportPlan, tmp_path: Path, theta: float, layers: int | None) -> None:
     rope = dataclasses.replace(plan.spec.decoder.rope, theta=theta)
     wrong = with_decoder(plan, rope=rope)
     bundle = exported_as(wrong, tmp_path)
@@ -219,7 +221,7 @@ def test_rope_scaling_is_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"norm_eps": 1e-2}, {"activation": "gelu"}], ids=["epsilon of the norms", "activation"]
 )
-def test_wrong_decoder_setting(plan: Plan, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_wrong_decoder_setting(plan: ExportPlan, tmp_path: Path, change: dict[str, Any]) -> None:
     wrong = with_decoder(plan, **change)
     assert "language: prefill" in failures(wrong, exported_as(wrong, tmp_path))
 
@@ -227,7 +229,7 @@ def test_wrong_decoder_setting(plan: Plan, tmp_path: Path, change: dict[str, Any
 @pytest.mark.parametrize(
     "change", [{"norm_eps": 1e-2}, {"activation": "gelu"}], ids=["epsilon", "activation"]
 )
-def test_wrong_vision_setting(plan: Plan, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_wrong_vision_setting(plan: ExportPlan, tmp_path: Path, change: dict[str, Any]) -> None:
     wrong = with_vision(plan, **change)
     assert "vision: visual tokens" in failures(wrong, exported_as(wrong, tmp_path))
 
@@ -242,7 +244,7 @@ def test_wrong_vision_setting(plan: Plan, tmp_path: Path, change: dict[str, Any]
     ],
     ids=["mean", "mean of BGR", "one digit of std", "rescale"],
 )
-def test_wrong_image_constants(plan: Plan, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_wrong_image_constants(plan: ExportPlan, tmp_path: Path, change: dict[str, Any]) -> None:
     wrong = dataclasses.replace(plan, preprocessing=plan.preprocessing.model_copy(update=change))
     assert "vision: visual tokens" in failures(wrong, exported_as(wrong, tmp_path))
 
@@ -250,7 +252,7 @@ def test_wrong_image_constants(plan: Plan, tmp_path: Path, change: dict[str, Any
 # --- the truncated copy ----------------------------------------------------------------------------------------
 
 
-def test_the_exported_graph_ends_elsewhere_than_the_run_one(plan: Plan, staged: Path) -> None:
+def test_the_exported_graph_ends_elsewhere_than_the_run_one(plan: ExportPlan, staged: Path) -> None:
     """The output head skips the last layer: nobody can see it in a run of two layers."""
 
     def skip(graph: Any) -> None:
@@ -262,7 +264,7 @@ def test_the_exported_graph_ends_elsewhere_than_the_run_one(plan: Plan, staged: 
     assert failures(plan, staged, layers=2) == {"structure: unlike what was run"}
 
 
-def test_a_late_layer_reads_from_two_layers_before(plan: Plan, staged: Path) -> None:
+def test_a_late_layer_reads_from_two_layers_before(plan: ExportPlan, staged: Path) -> None:
     def skip(graph: Any) -> None:
         before = f"/language_model/layers.{LATE - 1}/"
         for node in graph.node:
@@ -275,7 +277,7 @@ def test_a_late_layer_reads_from_two_layers_before(plan: Plan, staged: Path) -> 
     assert "structure: layers unlike" in failures(plan, staged, layers=2)
 
 
-def test_fp16_passes_and_sees_a_flipped_bit(plan: Plan, tmp_path: Path) -> None:
+def test_fp16_passes_and_sees_a_flipped_bit(plan: ExportPlan, tmp_path: Path) -> None:
     plan = plan_of(plan.checkpoint.folder, precision="fp16")
     folder = exported_as(plan, tmp_path)
     assert failures(plan, folder) == set()

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from exporting import export, failures
 
-from divprune_edge.export.plan import Plan
+from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.selector import build_selector
 from divprune_edge.export.verify import verify_selector
 from divprune_edge.export.writer import write_graph
@@ -71,14 +71,14 @@ def last_of_a_tie(ops: Any, tokens: Any, valid: Any, n: int, keep: int) -> Any:
         (last_of_a_tie, "selection: exact distances"),
     ],
 )
-def test_selection_is_wrong(plan: Plan, tmp_path: Path, body: Any, expected: str) -> None:
+def test_selection_is_wrong(plan: ExportPlan, tmp_path: Path, body: Any, expected: str) -> None:
     wrong = dataclasses.replace(plan, selector=dataclasses.replace(DIVPRUNE, body=body))
     found = failures(plan, export(wrong, tmp_path / "bundle").folder)
     assert expected in found
     assert "selection: exact distances" in found
 
 
-def test_kept_tokens_are_not_those_of_the_indices(plan: Plan, staged: Path) -> None:
+def test_kept_tokens_are_not_those_of_the_indices(plan: ExportPlan, staged: Path) -> None:
     def shift(model: Any) -> None:
         (function,) = model.functions
         gather = next(node for node in function.node if "kept_tokens" in node.output)

@@ -19,7 +19,7 @@ from divprune_edge.runtime.engines.compile import (
     register_plugin,
 )
 from divprune_edge.runtime.engines.edition import in_use
-from divprune_edge.runtime.engines.graphs import Job
+from divprune_edge.runtime.engines.graphs import BuildJob
 from divprune_edge.runtime.engines.log import logger_of
 from divprune_edge.runtime.engines.progress import Interrupt
 
@@ -86,7 +86,7 @@ else:
     assert tuple(map(int, trt.__version__.split(".")[:2])) < (10, 14)
 
 try:
-    check_graph(Job("x", Path("x.onnx"), (), plugin=False, workspace=None, optimization_level=None))
+    check_graph(BuildJob("x", Path("x.onnx"), (), plugin=False, workspace=None, optimization_level=None))
 except DivpruneError as error:
     begins = "cannot read 'x.onnx': " if edition.ahead_of_time else "does not start"
     assert str(error).startswith(f"{edition.title} {trt.__version__} {begins}"), error

@@ -19,7 +19,7 @@ from divprune_edge.runtime.lab.comparison import compare, write_page
 from divprune_edge.runtime.lab.evaluation.page import sweep_page
 from divprune_edge.runtime.lab.evaluation.results import Row, Share
 from divprune_edge.runtime.lab.evaluation.sweep import Entry
-from divprune_edge.runtime.lab.trtexec.report import read_report
+from divprune_edge.runtime.lab.trtexec.summary import read_report
 from divprune_edge.runtime.pipeline import Pipeline
 
 BROWSER = next(

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 from divprune_edge.models.demo.held_out import held_out  # noqa: E402
 from divprune_edge.models.demo.trainer.evaluate import divprune_order, keep, measure, picker, wilson  # noqa: E402
 from divprune_edge.models.demo.trainer.network import DemoLlava  # noqa: E402
-from divprune_edge.models.demo.trainer.report import tables  # noqa: E402
+from divprune_edge.models.demo.trainer.score_tables import tables  # noqa: E402
 from divprune_edge.models.selectors.divprune import max_min_select  # noqa: E402
 
 

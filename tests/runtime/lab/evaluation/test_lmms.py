@@ -24,8 +24,8 @@ from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.lab.evaluation.lmms import evaluate_task, find_task, manifest
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.requests import (
+    AnswerMemory,
     Answers,
-    Memory,
     Request,
     decoding_of,
     without_placeholder,
@@ -95,7 +95,7 @@ def request(name: str, visuals: Any = (BLANK,), text: str = "What?", **settings:
 
 
 def test_a_request_is_asked_once_with_all_methods() -> None:
-    fake, memory = Fake(), Memory()
+    fake, memory = Fake(), AnswerMemory()
     answers = Answers(fake, METHODS, memory)
     asked = [request("a"), request("b", text="Why?")]
     assert [r.answers for r in answers.of(asked, METHODS[1])] == [
@@ -126,7 +126,7 @@ def test_a_request_is_asked_once_with_all_methods() -> None:
 )
 def test_what_is_not_one_image_is_refused(visuals: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Answers(Fake(), METHODS, Memory()).of([request("a", visuals)], METHODS[0])
+        Answers(Fake(), METHODS, AnswerMemory()).of([request("a", visuals)], METHODS[0])
 
 
 def test_placeholders() -> None:

@@ -20,8 +20,8 @@ from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.profiling import roofline
 from divprune_edge.runtime.lab.profiling.limit import savings
-from divprune_edge.runtime.lab.profiling.measure import DECODE, STAGES, Answer, Measured, Variant
-from divprune_edge.runtime.lab.profiling.roofline import Cost, Machine, bound, costs, machine_of
+from divprune_edge.runtime.lab.profiling.measure import DECODE, STAGES, Measured, MeasuredAnswer, Variant
+from divprune_edge.runtime.lab.profiling.roofline import Machine, StageCost, bound, costs, machine_of
 from divprune_edge.runtime.lab.profiling.samples import summarise
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -243,7 +243,7 @@ def test_what_pruning_saves_by_hand(demo_bundle: Path) -> None:
     """Unpruned 10 + 60 with 30 per step, pruned 10 + 10 with 25 per step."""
 
     def of(selector: str | None, prefill: float, step: float) -> Measured:
-        answers = (Answer((4.0, 5.0, 1.0, prefill), (step,) * 3),) * 5
+        answers = (MeasuredAnswer((4.0, 5.0, 1.0, prefill), (step,) * 3),) * 5
         return Measured(variant(demo_bundle, selector), 100, answers, 0)
 
     one, three = savings(of(None, 10, 25), of("none", 60, 30), [1, 3])
@@ -263,12 +263,12 @@ def test_what_pruning_saves_by_hand(demo_bundle: Path) -> None:
 
 def test_rooflines_by_hand() -> None:
     machine = Machine("m", "M", bandwidth=1e9, rates={"fp16": 1e12, "fp32": 1e10, "tf32": 2e10}, source="")
-    assert bound(Cost(2 * 10**9, 10**6, "fp16"), machine).ms == pytest.approx(2.0)
+    assert bound(StageCost(2 * 10**9, 10**6, "fp16"), machine).ms == pytest.approx(2.0)
     # Every backend multiplies float32 as float32, not as TF32.
-    assert bound(Cost(2 * 10**9, 10**6, "fp32"), machine).ms == pytest.approx(200.0)
-    slow = bound(Cost(10**6, 3 * 10**6, "int4"), machine)
+    assert bound(StageCost(2 * 10**9, 10**6, "fp32"), machine).ms == pytest.approx(200.0)
+    slow = bound(StageCost(10**6, 3 * 10**6, "int4"), machine)
     assert (slow.ms, slow.by) == (pytest.approx(3.0), "memory")
-    assert bound(Cost(10**15, 10**6, "int8"), machine).by == "memory"
+    assert bound(StageCost(10**15, 10**6, "int8"), machine).by == "memory"
 
 
 def test_costs_of_the_stages(demo_bundle: Path) -> None:

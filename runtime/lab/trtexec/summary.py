@@ -15,7 +15,7 @@ from divprune_edge.runtime.lab.charts import stacked_bars
 from divprune_edge.runtime.lab.html import page
 from divprune_edge.runtime.lab.profiling import roofline
 from divprune_edge.runtime.lab.profiling.page import STYLE, notes_html, table_html
-from divprune_edge.runtime.lab.profiling.roofline import Bound, Cost, Machine, bound, machine_of
+from divprune_edge.runtime.lab.profiling.roofline import Bound, Machine, StageCost, bound, machine_of
 from divprune_edge.runtime.lab.profiling.samples import Summary, summarise
 from divprune_edge.runtime.lab.profiling.tables import Table, shown
 from divprune_edge.runtime.lab.trtexec.layers import Group, group_layers
@@ -183,7 +183,7 @@ def _engine(stage: StageInfo, files: Files, machine: Machine | None) -> EngineRe
     compute = summarise([run.compute for run in runs])
     least = None
     if machine and stage.flops is not None and stage.bytes is not None and stage.precision is not None:
-        least = bound(Cost(stage.flops, stage.bytes, stage.precision), machine)
+        least = bound(StageCost(stage.flops, stage.bytes, stage.precision), machine)
     return EngineReport(
         stage=stage.name,
         engine=stage.engine,

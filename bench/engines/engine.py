@@ -15,7 +15,7 @@ Times = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Job:
+class SpeedJob:
     """One engine with its settings.
 
     ``folder`` holds what the engine loads; ``visual`` are the budgets to measure (all of them: not pruned);
@@ -62,18 +62,18 @@ class Clock:
         return passed
 
 
-def pixels(job: Job) -> npt.NDArray[np.uint8]:
+def pixels(job: SpeedJob) -> npt.NDArray[np.uint8]:
     """Return the image, uint8 [1, H, W, 3]."""
     return np.random.default_rng(0).integers(0, 256, (1, job.image, job.image, 3), dtype=np.uint8)
 
 
-def text_ids(job: Job, count: int | None = None) -> npt.NDArray[np.int64]:
+def text_ids(job: SpeedJob, count: int | None = None) -> npt.NDArray[np.int64]:
     """Return the ids of the prompt's text."""
     low = min(10, job.rows - 1)
     return np.random.default_rng(1).integers(low, job.rows, count or job.text).astype(np.int64)
 
 
-def decode_ms(job: Job, step: Callable[[int], object]) -> float:
+def decode_ms(job: SpeedJob, step: Callable[[int], object]) -> float:
     """Return the mean milliseconds of ``step(id)`` over the tokens to decode."""
     ids = [int(i) for i in np.random.default_rng(2).integers(min(10, job.rows - 1), job.rows, job.decode)]
     clock = Clock()

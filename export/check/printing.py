@@ -11,15 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from divprune_edge.export.check.asked import EVIDENCE as BUILT
-from divprune_edge.export.check.asked import Answer, Asked
-from divprune_edge.export.check.bundle import Report
+from divprune_edge.export.check.asked import GraphAnswer, RtxAnswers
+from divprune_edge.export.check.bundle import CheckReport
 from divprune_edge.export.check.findings import EVIDENCE, Finding, errors
 from divprune_edge.models.memory import ASSUMPTIONS, Forecast, human
 from divprune_edge.models.targets import Target
 from divprune_edge.plugins.trtexec import needs_stripped
 
 
-def report_json(report: Report) -> str:
+def report_json(report: CheckReport) -> str:
     """Return the report as one JSON object."""
     target, known = report.target, report.forecast
     found: dict[str, Any] = {
@@ -54,7 +54,7 @@ def report_json(report: Report) -> str:
     return json.dumps(found, indent=2, ensure_ascii=False)
 
 
-def _memory(known: Forecast, report: Report) -> dict[str, Any]:
+def _memory(known: Forecast, report: CheckReport) -> dict[str, Any]:
     return {
         "memory": known.memory,
         "system": known.system,
@@ -74,14 +74,14 @@ def _memory(known: Forecast, report: Report) -> dict[str, Any]:
     }
 
 
-def variant(report: Report) -> str | None:
+def variant(report: CheckReport) -> str | None:
     """Return which selector files this TensorRT needs."""
     if report.provenance is None or report.target.tensorrt is None:
         return None
     return "selectors/stripped" if needs_stripped(report.target.tensorrt) else "selectors"
 
 
-def evidence(report: Report) -> str:
+def evidence(report: CheckReport) -> str:
     """Say how much the report is worth."""
     if report.target.tensorrt is None:
         return "what is known of ONNX Runtime's kernels (docs/architecture.md); run the bundle to be sure"
@@ -96,11 +96,11 @@ def evidence(report: Report) -> str:
     return "; ".join([*known, "nothing of it has run on the target"])
 
 
-def _sms(of: Asked | Target) -> str:
+def _sms(of: RtxAnswers | Target) -> str:
     return ", ".join(f"sm_{sm}" for sm in of.sms)
 
 
-def show_report(report: Report) -> None:
+def show_report(report: CheckReport) -> None:
     """Print the report."""
     console = Console(highlight=False, soft_wrap=True)
     target = report.target
@@ -133,7 +133,7 @@ def show_report(report: Report) -> None:
     console.print(f"Verdict: {verdict}. Evidence: {evidence(report)}.")
 
 
-def _who_was_asked(report: Report) -> str:
+def _who_was_asked(report: CheckReport) -> str:
     asked = report.asked
     if asked is None:
         return f"TensorRT-RTX was not asked: {report.unasked}."
@@ -142,7 +142,7 @@ def _who_was_asked(report: Report) -> str:
     return f"Asked: {asked.library}, its parser alone (not built: {asked.unbuilt.rstrip('.')})."
 
 
-def _answer(answer: Answer | None) -> str:
+def _answer(answer: GraphAnswer | None) -> str:
     if answer is None:
         return ""
     if answer.words is not None:
@@ -150,7 +150,7 @@ def _answer(answer: Answer | None) -> str:
     return "parsed" if answer.size is None else f"built, {answer.seconds:.1f} s, {human(answer.size)}"
 
 
-def _graphs(report: Report) -> Table:
+def _graphs(report: CheckReport) -> Table:
     answers = {} if report.asked is None else {answer.file: answer for answer in report.asked.answers}
     table = Table(title="Graphs", title_justify="left")
     for column in ("file", "opset", "nodes", "errors", "warnings", "", *["TensorRT-RTX"] * bool(answers)):
