@@ -8,9 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from divprune_edge.runtime.options import (
+    BundleArgument,
+    GoOnOption,
+    KeepOption,
+    LongestOption,
+    PenaltyOption,
+    SelectorOption,
+    StopOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+)
+
 
 def batch_command(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")],
+    bundle: BundleArgument,
     questions: Annotated[
         Path,
         typer.Argument(
@@ -20,30 +34,20 @@ def batch_command(
     ],
     *,
     size: Annotated[int, typer.Option(help="Questions answered at once; each takes a KV cache.")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on past the end of an answer.")
-    ] = False,
-    selector: Annotated[
-        str | None,
-        typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")] = None,
+    max_tokens: LongestOption = 256,
+    ignore_eos: GoOnOption = False,
+    selector: SelectorOption = None,
+    keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from so many most likely tokens; 0 for all.")] = 0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1 makes tokens that were there before less likely.")
-    ] = 1.0,
+    threads: ThreadsOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    repetition_penalty: PenaltyOption = 1.0,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the sampling; each answer starts from it.")
     ] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="Text that ends an answer; may be given several times."),
-    ] = None,
+    stop: StopOption = None,
 ) -> None:
     """Answer a file of questions, several at once.
 

@@ -14,6 +14,19 @@ from divprune_edge.runtime.engines.cli import build_command
 from divprune_edge.runtime.lab.evaluation.cli import evaluate_command, sweep_command
 from divprune_edge.runtime.lab.profiling.cli import profile_command
 from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
+from divprune_edge.runtime.options import (
+    BundleArgument,
+    GoOnOption,
+    KeepOption,
+    LongestOption,
+    PenaltyOption,
+    SelectorOption,
+    StopOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopKOption,
+    TopPOption,
+)
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer, Pipeline
@@ -22,9 +35,6 @@ app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=T
 
 DEFAULT_QUESTION = "What is in the picture?"
 
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")
-]
 HashOption = Annotated[
     str, typer.Option(help="'auto' hashes new or touched files, 'always' hashes all of them.", metavar="WHEN")
 ]
@@ -44,28 +54,18 @@ def ask(
         typer.Option("--chat", help="Several questions about the image, from arguments or standard input."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on past the end of the answer.")
-    ] = False,
-    selector: Annotated[
-        str | None,
-        typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")] = None,
+    max_tokens: LongestOption = 256,
+    ignore_eos: GoOnOption = False,
+    selector: SelectorOption = None,
+    keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from the most likely tokens of this total.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from so many most likely tokens; 0 for all.")] = 0,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1 makes tokens that were there before less likely.")
-    ] = 1.0,
+    threads: ThreadsOption = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    top_k: TopKOption = 0,
+    repetition_penalty: PenaltyOption = 1.0,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(help="Text that ends the answer; may be given several times."),
-    ] = None,
+    stop: StopOption = None,
     show_kept: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Draw the kept patches over the image into this file."),

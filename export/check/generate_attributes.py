@@ -11,16 +11,13 @@ not stored.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from divprune_edge.console import fail
 from divprune_edge.errors import UserError
+from divprune_edge.export.check.generate import run, write_table, written
 from divprune_edge.plugins.trtexec import parse_version
 
 ANY = "*"
@@ -242,43 +239,14 @@ def table_json(text: str, source: str, revision: str, tensorrt: str) -> str:
     Raises:
         UserError: see :func:`read_checkers`; or a revision that is no commit, or no version of TensorRT.
     """
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UserError(f"--revision '{revision}' is not a commit: give its 40 hexadecimal digits.")
     parse_version(tensorrt)
-    table = {"source": source, "revision": revision, "tensorrt": tensorrt, **read_checkers(text)}
-    rows = (f"    {json.dumps(name)}: {json.dumps(entry)}" for name, entry in table["operators"].items())
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in table.items()]
-    at = list(table).index("operators")
-    lines[at] = '  "operators": {\n' + ",\n".join(rows) + "\n  }"
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    return written({"source": source, "revision": revision, "tensorrt": tensorrt, **read_checkers(text)})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write one table."""
-    parser = argparse.ArgumentParser(description="Turn a parser's static checkers into a table.")
-    parser.add_argument("checkers", type=Path, help="onnxOpCheckers.cpp of onnx/onnx-tensorrt")
-    parser.add_argument("output", type=Path, help="the table, a JSON file")
-    parser.add_argument(
-        "--source", default="onnx/onnx-tensorrt, onnxOpCheckers.cpp", help="where the checkers are from"
-    )
-    parser.add_argument("--revision", required=True, help="their commit")
-    parser.add_argument("--tensorrt", required=True, help="the release of that commit")
-    options = parser.parse_args(arguments)
-    try:
-        text = options.checkers.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{options.checkers}' cannot be read ({error}).") from error
-    table = table_json(text, options.source, options.revision, options.tensorrt)
-    options.output.write_text(table, encoding="utf-8")
-
-
-def _run() -> NoReturn:  # pragma: no cover - the shell's side of main
-    try:
-        main()
-    except UserError as error:
-        fail(str(error), error.exit_code)
-    raise SystemExit(0)
+    write_table(arguments, table_json, "onnxOpCheckers.cpp", dated=False)
 
 
 if __name__ == "__main__":
-    _run()
+    run(main)

@@ -9,15 +9,12 @@ restrictions in words is not stored: those that matter here are rules in :mod:`d
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from divprune_edge.console import fail
 from divprune_edge.errors import UserError
+from divprune_edge.export.check.generate import run, write_table, written
 
 DTYPES = {
     "FP32": "float32",
@@ -106,49 +103,16 @@ def table_json(text: str, source: str, revision: str, tensorrt: str | None = Non
     Raises:
         UserError: see :func:`read_operators`; or a revision that is no commit.
     """
-    if not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UserError(f"--revision '{revision}' is not a commit: give its 40 hexadecimal digits.")
     table = {"source": source, "revision": revision, **read_operators(text)}
     if tensorrt is not None:
         table["tensorrt"] = tensorrt
-    lines = []
-    for key, value in table.items():
-        if key == "operators":
-            rows = (f"    {json.dumps(name)}: {json.dumps(types)}" for name, types in value.items())
-            lines.append('  "operators": {\n' + ",\n".join(rows) + "\n  }")
-        else:
-            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    return written(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write one table."""
-    parser = argparse.ArgumentParser(description="Turn a parser's list of operators into a table.")
-    parser.add_argument("operators", type=Path, help="docs/operators.md of onnx/onnx-tensorrt")
-    parser.add_argument("output", type=Path, help="the table, a JSON file")
-    parser.add_argument(
-        "--source", default="onnx/onnx-tensorrt, docs/operators.md", help="where the list is from"
-    )
-    parser.add_argument("--revision", required=True, help="its commit")
-    parser.add_argument(
-        "--tensorrt", help="the release of that commit, where the list's head names an older one"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        text = options.operators.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{options.operators}' cannot be read ({error}).") from error
-    table = table_json(text, options.source, options.revision, options.tensorrt)
-    options.output.write_text(table, encoding="utf-8")
-
-
-def _run() -> NoReturn:  # pragma: no cover - the shell's side of main
-    try:
-        main()
-    except UserError as error:
-        fail(str(error), error.exit_code)
-    raise SystemExit(0)
+    write_table(arguments, table_json, "docs/operators.md", dated=True)
 
 
 if __name__ == "__main__":
-    _run()
+    run(main)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from divprune_edge.runtime.options import BundleArgument
+
 
 def build_command(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")],
+    bundle: BundleArgument,
     *,
     selector: Annotated[
         str | None,

@@ -11,6 +11,7 @@ import typer
 
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.lab.evaluation.options import RunOptions, with_run_options
+from divprune_edge.runtime.options import BundleArgument
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from divprune_edge.runtime.lab.evaluation.sweep import Entry
     from divprune_edge.runtime.lab.evaluation.tables import AnyRow
 
-BundleArgument = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")
-]
 SHORT = 32
 """Longest answer, in tokens, where nothing else is said."""
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from divprune_edge.runtime.options import BundleArgument
+
 if TYPE_CHECKING:
     from divprune_edge.manifest import SelectorInfo
     from divprune_edge.runtime.bundle import Bundle
@@ -18,7 +20,7 @@ _QUESTION = "What is in the picture?"
 
 
 def profile_command(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by 'python -m export'.")],
+    bundle: BundleArgument,
     *,
     image: Annotated[
         Path | None, typer.Option(help="The image to ask about.", show_default="the demo's")
