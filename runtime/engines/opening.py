@@ -90,8 +90,8 @@ def open_engines(
         raise problems[0]
     if not stores:
         raise UserError(
-            f"'{bundle.path}' has no engines{'' if edition is TENSORRT else f' for {edition.title}'}: build them on "
-            f"this device with '{_command(bundle, selector, edition)}'."
+            f"'{bundle.path}' has no engines{'' if edition is TENSORRT else f' for {edition.title}'}: build them"
+            f"{'' if edition.ahead_of_time else ' on this device'} with '{_command(bundle, selector, edition)}'."
         )
     device = device_facts(edition)
     try:

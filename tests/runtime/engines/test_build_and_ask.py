@@ -195,10 +195,8 @@ def test_engines_that_do_not_fit_are_not_loaded(
     shutil.rmtree(built / "engines")
     none = command(*ask)
     assert (none.code, none.out) == (2, "")
-    more = "" if edition is TENSORRT else " for TensorRT-RTX"
-    assert (
-        f"has no engines{more}: build them on this device with 'python -m runtime build {built}'" in none.err
-    )
+    where = ": build them on this device" if edition is TENSORRT else " for TensorRT-RTX: build them"
+    assert f"has no engines{where} with 'python -m runtime build {built}'" in none.err
     assert not [name for name in run.counts if name.startswith("load ")], "no plan was handed to the device"
 
 

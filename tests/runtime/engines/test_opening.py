@@ -161,8 +161,7 @@ def test_a_bundle_for_another_card(build: Build, here: Here, bundle: Path) -> No
 
 def test_there_are_none(here: Here, bundle: Path) -> None:
     assert refusal(bundle) == (
-        f"'{bundle}' has no engines for TensorRT-RTX: build them on this device with 'python -m runtime build "
-        f"{bundle}'."
+        f"'{bundle}' has no engines for TensorRT-RTX: build them with 'python -m runtime build {bundle}'."
     )
     assert f"'python -m runtime build {bundle} --selector uniform-58'" in refusal(bundle, "uniform")
 
