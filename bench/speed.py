@@ -34,7 +34,7 @@ from bench.prepare import (
     prepare,
     prepare_decoder,
 )
-from bench.results import show, summarise
+from bench.summary import show, summarise
 
 OURS = (
     Variant("fp32", "onnxruntime"),

@@ -11,7 +11,7 @@ from conftest import run_module
 
 from bench import loop
 from bench.engines import llamacpp_
-from bench.results import ratios, show, summarise
+from bench.summary import ratios, show, summarise
 
 
 def test_tiny_benchmark(tmp_path: Path) -> None:

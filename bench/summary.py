@@ -89,7 +89,7 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print the table in Markdown, as it stands in docs/performance.md."""
+    """Print the table in Markdown."""
     print(f"\n{summary['processor']}, {summary['threads']} threads; `{summary['command']}`")
     print(", ".join(f"{name} {version}" for name, version in sorted(summary["versions"].items())))
     print("\nMilliseconds, median [smallest, largest]:\n")
