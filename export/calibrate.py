@@ -30,7 +30,7 @@ from divprune_edge.processing.prompt import PromptEncoder, Turn
 
 QUESTIONS = (
     "What is in the picture?",
-    "Describe the image.",
+    "Describe the picture.",
     "How many things are there?",
     "What colour is the largest thing?",
     "Is there a red thing?",

@@ -61,6 +61,7 @@ def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> RtxAnsw
     with tempfile.TemporaryDirectory(prefix="divprune-check-") as folder:
         said = Path(folder) / "events"
         while True:
+            said.unlink(missing_ok=True)
             options = (",".join(map(str, sms)), "build" if build else "parse", str(len(answers)), str(said))
             ended = subprocess.run(
                 [sys.executable, "-m", f"{__package__}.asking", str(bundle), *options],
@@ -77,7 +78,8 @@ def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> RtxAnsw
                 raise DivpruneError(f"{words}.")
             answers += [GraphAnswer(**event) for event in rest]
             files = first["files"]
-            if ended.returncode:
+            # A fault while the process ends, when all was said, is no graph's.
+            if ended.returncode and len(answers) < len(files):
                 answers.append(GraphAnswer(files[len(answers)], words=words))
             if len(answers) == len(files):
                 return RtxAnswers(first["library"], sms, tuple(answers), first["unbuilt"])

@@ -148,6 +148,31 @@ def test_a_builder_that_ends_its_process_ends_no_check(
 
 
 @real
+def test_a_fault_at_the_end_is_no_graphs(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, python: Callable[[str], str]
+) -> None:
+    line = "import atexit; atexit.register(lambda: os.kill(os.getpid(), 11))"
+    monkeypatch.setattr(asked.sys, "executable", python(line))
+    said = ask_tensorrt(demo("static").folder, TARGETS["rtx4090"], build=False)
+    assert said.answers and all(answer.words is None for answer in said.answers)
+
+
+@real
+def test_a_second_process_that_does_not_start(
+    demo: Demo, monkeypatch: pytest.MonkeyPatch, python: Callable[[str], str], tmp_path: Path
+) -> None:
+    """What the first one said is not taken for the second's."""
+    once = tmp_path / "once"
+    line = (
+        f"once = __import__('pathlib').Path({str(once)!r}); once.exists() and sys.exit('no memory'); once.touch(); "
+        "compile.check_graph = lambda job: job.name == 'vision_encoder' and os.kill(os.getpid(), 11)"
+    )
+    monkeypatch.setattr(asked.sys, "executable", python(line))
+    with pytest.raises(DivpruneError, match="ended the process that asked it: no memory"):
+        ask_tensorrt(demo("static").folder, TARGETS["rtx4090"], build=False)
+
+
+@real
 def test_a_process_that_does_not_start(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, python: Callable[[str], str]
 ) -> None:
