@@ -31,7 +31,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
         )
     except DivpruneError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, getattr(error, "code", ""))
     except _UsageError as error:
         if not error.format_message():  # the help was shown because nothing was asked for
             sys.exit(2)
@@ -58,7 +58,8 @@ def _given(error: BaseException) -> str:
     return f" (given: {details[0]['input']})" if details and "input" in details[0] else ""
 
 
-def fail(message: str, exit_code: int = 2) -> NoReturn:
-    """Print ``error: message`` on one line of standard error and exit."""
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+def fail(message: str, exit_code: int = 2, code: str = "") -> NoReturn:
+    """Print ``error[code]: message`` on one line of standard error and exit."""
+    kind = f"error[{code}]" if code else "error"
+    sys.stderr.write(f"{kind}: {' '.join(message.split())}\n")
     sys.exit(exit_code)

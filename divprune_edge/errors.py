@@ -17,9 +17,18 @@ class UserError(DivpruneError):
 
     The message names the value, what was expected and what to do. Command lines exit with code 2; the Python
     API raises it.
+
+    Args:
+        message: the sentence.
+        code: what kind of mistake it is, such as ``image-too-large``: sentences get better, codes stay, so that
+            scripts, tests and guides hold on to them.
     """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
