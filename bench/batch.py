@@ -86,18 +86,13 @@ class _Bench:
         times.append(self._clock())
         visual = range(rows, rows + self._pipeline.visual_tokens)
         prompts = [[5] * 4 + [*visual] + [7] * (self._text - 4 + 2 * (first + i)) for i in range(size)]
-        if size == 1:
-            session = backend.language(kept)
-            session.extend(prompts[0])
-            times.append(self._clock())
-            for _ in range(self._tokens - 1):
-                session.extend((9,))
-        else:
-            batch = backend.language_batch(kept)
-            batch.extend(prompts)
-            times.append(self._clock())
-            for _ in range(self._tokens - 1):
-                batch.extend([(9,)] * size)
+        session, values = backend.session(size), backend.to_host(kept)
+        slots = [session.add(backend.to_device(values[i : i + 1])) for i in range(size)]
+        for slot, prompt in zip(slots, prompts, strict=True):
+            session.extend(slot, prompt)
+        times.append(self._clock())
+        for _ in range(self._tokens - 1):
+            session.step(dict.fromkeys(slots, 9))
         times.append(self._clock())
         return (1e3 * np.diff(times)).tolist()
 

@@ -44,17 +44,18 @@ def measure(info: LanguageInfo, steps: int) -> tuple[list[float], list[float], l
     device = Nothing()
     model = TensorRtLanguage(device, device, info)
     visual = Pool(device).take((1, VISUAL, WIDTH), np.float16)
-    model.reserve(visual, device.allocate(1))
+    model.reserve(device.allocate(1))
     sampler = Sampler(forbidden=(0,))
     step, sampled, prefill = [], [], []
-    session = model.session(visual, None)
+    session = model.session(1)
+    slot = session.add(visual)
     for _ in range(steps):
-        if session.length + 130 > info.positions:
-            session.truncate(0)
+        if session.length(slot) + 130 > info.positions:
+            session.truncate(slot, 0)
         started = time.perf_counter()
-        session.extend(range(1, 129))
+        session.extend(slot, range(1, 129))
         prefilled = time.perf_counter()
-        logits = session.extend((5,))
+        logits = session.step({slot: 5})[slot]
         stepped = time.perf_counter()
         sampler(logits)
         ended = time.perf_counter()

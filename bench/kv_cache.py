@@ -172,14 +172,15 @@ def _run(backend: OnnxRuntimeBackend, bundle: Bundle) -> tuple[float, float]:
     text = random.integers(0, language.embedding_rows, TEXT_TOKENS).tolist()
     visual = random.standard_normal((1, KEEP, width)).astype(bundle.manifest.token_dtype)
     ids = [*text[:4], *range(language.embedding_rows, language.embedding_rows + KEEP), *text[4:]]
-    session = backend.language(backend.to_device(visual))
+    session = backend.session()
+    slot = session.add(backend.to_device(visual))
     start = time.process_time()
-    session.extend(ids)
+    session.extend(slot, ids)
     prefill = time.process_time() - start
     steps = []
     for token in (text * 2)[:STEPS]:
         start = time.process_time()
-        session.extend([token])
+        session.step({slot: token})
         steps.append(time.process_time() - start)
     return 1e3 * prefill, 1e3 * median(steps)
 

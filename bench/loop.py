@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.generate import Decoding, generate
+from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.sampling import Sampler
 
@@ -57,8 +57,7 @@ def measure(bundle: Path, tokens: int, repeats: int, threads: int) -> tuple[list
     try:
         for i in range(repeats + 1):
             runs.clear()
-            result = generate(
-                pipeline._backend.language(visual),
+            writer = Writer(
                 prompt,
                 Detokenizer(pipeline._prompt.tokenizer.model),
                 Sampler(forbidden=manifest.prompt.forbidden_ids),
@@ -66,6 +65,9 @@ def measure(bundle: Path, tokens: int, repeats: int, threads: int) -> tuple[list
                 stop_ids=frozenset(),
                 context=manifest.language_model.positions,
             )
+            session = pipeline._backend.session()
+            write(session, {session.add(visual): writer})
+            result = writer.result()
             if i:
                 loops.append(result.decode_ms / tokens)
                 inside.append(sum(runs[1:]) / tokens)  # the first run is the prefill

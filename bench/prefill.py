@@ -84,10 +84,11 @@ def _measure(folder: Path, plan: ExportPlan, repeats: int, threads: int) -> dict
             kept = vision.select(tokens, selector).tokens
             selected = time.perf_counter()
             ids = np.concatenate([text[:4], plan.embedding_rows + np.arange(keep), text[4:]])
-            session = backend.language(kept)
-            session.extend(ids)
+            session = backend.session()
+            slot = session.add(kept)
+            session.extend(slot, ids)
             prefilled = time.perf_counter()
-            session.extend(text[:1])
+            session.step({slot: int(text[0])})
             decoded = time.perf_counter()
             if i:  # the first round warms up
                 times = samples.setdefault(

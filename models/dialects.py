@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
 
 from divprune_edge.manifest import Dialect
 
@@ -24,10 +23,8 @@ class DialectFacts:
         fixed: the cache's capacity is part of the graph; else it is the caller's, or the cache grows.
         grows: a step makes a new, longer cache of the old one, so that two are alive.
         hands_out_rows: a step only reads the cache; its new rows come out beside it, and the caller appends them.
-        padding: where ragged sequences of a batch are filled up.
         tensorrt: edition of TensorRT -> the oldest version whose parser takes the graph; empty for ONNX Runtime alone.
         refusal: why what is missing above does not take it; ``{software}`` is what that is.
-        batch: how ONNX Runtime prefills several sequences at once; None where it takes one at a time.
         cuda: types of the cache for which ONNX Runtime has CUDA kernels.
     """
 
@@ -35,10 +32,8 @@ class DialectFacts:
     fixed: bool
     grows: bool
     hands_out_rows: bool
-    padding: Literal["left", "right"]
     tensorrt: Mapping[str, Version] = field(default_factory=dict)
     refusal: str = ""
-    batch: Literal["in pieces", "in one piece"] | None = None
     cuda: frozenset[str] = frozenset()
 
     @property
@@ -66,9 +61,7 @@ _ALL = (
         fixed=False,
         grows=True,
         hands_out_rows=False,
-        padding="left",
         refusal="{software} takes no Attention with cache inputs",
-        batch="in pieces",
         cuda=frozenset({"float32", "float16"}),
     ),
     DialectFacts(
@@ -76,9 +69,7 @@ _ALL = (
         fixed=False,
         grows=False,
         hands_out_rows=False,
-        padding="right",
         refusal="its fused operators are ONNX Runtime's own",
-        batch="in one piece",
         cuda=frozenset({"float16"}),
     ),
     DialectFacts(
@@ -86,7 +77,6 @@ _ALL = (
         fixed=True,
         grows=False,
         hands_out_rows=False,
-        padding="right",
         # Of TensorRT-RTX, the oldest that was tried.
         tensorrt=MappingProxyType({"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}),
         refusal="{software} has no TensorScatter, which came with 10.15",
@@ -96,7 +86,6 @@ _ALL = (
         fixed=True,
         grows=False,
         hands_out_rows=True,
-        padding="right",
         tensorrt=MappingProxyType({"tensorrt": (10, 0), "tensorrt-rtx": (1, 7)}),
     ),
 )

@@ -11,24 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.processing.prompt import PromptIds, Turn
-from divprune_edge.runtime.backends import BatchBackend, CacheRows
-from divprune_edge.runtime.generate import Decoding, write
+from divprune_edge.processing.prompt import Turn
+from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from divprune_edge.processing.images import ImageSource
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
-IMAGES_AT_ONCE = 4
-"""Images that the vision encoder sees at once: its memory grows with them, its speed hardly."""
-
 
 def ask_batch(
     pipeline: Pipeline, questions: Sequence[tuple[ImageSource, str]], bgr: bool, options: Decoding
 ) -> list[Answer]:
     """Return the answers in the order of ``questions``."""
-    backend = _require_batches(pipeline, options)
     if not questions:
         return []
     watch = Stopwatch()
@@ -43,24 +38,19 @@ def ask_batch(
     order = {key: number for number, key in enumerate(first)}
     images = [order[_key(image)] for image, _ in questions]
     kept, indices = _see(pipeline, [(i + 1, questions[i][0]) for i in first.values()], bgr, watch)
-    rows = _common_rows(pipeline, backend, prompts, kept[:1])
-    writers = [pipeline._writer(prompt, options) for prompt in prompts]
-    batch = backend.language_batch(backend.to_device(kept[images]), rows)
-    write(batch, writers, known=rows[0].shape[2] if rows else 0)
+    session = pipeline._backend.session(len(questions))
+    writers: dict[int, Writer] = {}
+    for prompt, at in zip(prompts, images, strict=True):
+        slot = pipeline._begin(session, prompt, pipeline._backend.to_device(kept[at : at + 1]))
+        if not session.length(slot) and len(prompts) > 1 and prompt.before_image:
+            session.extend(slot, prompt.before_image, prompt.positions[: len(prompt.before_image)])
+            pipeline._remember_prefix(prompt, session, slot)
+        writers[slot] = pipeline._writer(prompt, options)
+    write(session, writers)
     return [
-        pipeline._answer(writer.result(), prompt, indices[image], watch)
-        for writer, prompt, image in zip(writers, prompts, images, strict=True)
+        pipeline._answer(writer.result(), writer.prompt, indices[at], watch)
+        for writer, at in zip(writers.values(), images, strict=True)
     ]
-
-
-def _require_batches(pipeline: Pipeline, options: Decoding) -> BatchBackend:
-    backend = pipeline._backend
-    if not isinstance(backend, BatchBackend):
-        raise UserError(
-            f"Backend '{backend.name}' takes one sequence at a time: ask one by one, or use the backend cpu or cuda."
-        )
-    backend.check_batch(options.prefill_chunk)
-    return backend
 
 
 @contextmanager
@@ -88,9 +78,10 @@ def _see(
     Returns the kept tokens [images, K, D] and their indices int64 [images, K].
     """
     kept, indices = [], []
-    for start in range(0, len(images), IMAGES_AT_ONCE):
+    at_once = pipeline._backend.images_at_once
+    for start in range(0, len(images), at_once):
         pixels = []
-        for number, image in images[start : start + IMAGES_AT_ONCE]:
+        for number, image in images[start : start + at_once]:
             with _question(number):
                 pixels.append(pipeline._vision.pixels(image, bgr=bgr))
         watch.lap("preprocess")
@@ -98,17 +89,3 @@ def _see(
         kept.append(pipeline._backend.to_host(seen.tokens))
         indices.append(seen.kept_indices)
     return np.concatenate(kept), np.concatenate(indices)
-
-
-def _common_rows(
-    pipeline: Pipeline, backend: BatchBackend, prompts: Sequence[PromptIds], visual: npt.NDArray[Any]
-) -> CacheRows | None:
-    """Return the cache of what all prompts have before the image, computed once; None if there is no use."""
-    before = prompts[0].before_image
-    if not (before and backend.batch_takes_rows) or any(prompt.before_image != before for prompt in prompts):
-        return None
-    if before not in pipeline._prefix:
-        session = backend.language(backend.to_device(visual))
-        session.extend(before)
-        pipeline._remember_prefix(prompts[0], session)
-    return pipeline._prefix[before]

@@ -1,12 +1,12 @@
 """The generation loop: prefill, then sample, stream and decode until something ends each answer.
 
-There is one loop, for a batch of sequences; a single question is a batch of one.
+There is one loop, for any number of sequences; a single question is one of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from divprune_edge.processing.prompt import PromptIds
-    from divprune_edge.runtime.backends.backend import LanguageBatch, LanguageSession
+    from divprune_edge.processing.layout import PromptIds
+    from divprune_edge.runtime.backends import LanguageSession
     from divprune_edge.runtime.detokenize import Detokenizer
 
 OnText = Callable[[str], None]
@@ -135,9 +135,9 @@ class Writer:
         return self._reason is not None
 
     @property
-    def next(self) -> tuple[int, ...]:
-        """The id to feed for the next logits; none once the answer is whole."""
-        return () if self.ended else (self._ids[-1],)
+    def next(self) -> tuple[int, int]:
+        """The id to feed for the next logits, and its position."""
+        return self._ids[-1], self.prompt.next_position + len(self._ids) - 1
 
     def take(self, logits: npt.NDArray[np.float32]) -> None:
         """Sample an id from float32 [vocabulary] and pass on the text that it makes certain."""
@@ -179,65 +179,20 @@ class Writer:
                 self._on_text(text)
 
 
-def write(batch: LanguageBatch, writers: Sequence[Writer], known: int = 0) -> None:
+def write(session: LanguageSession, writers: Mapping[int, Writer]) -> None:
     """Run the loop until every answer is whole; see :meth:`Writer.result`.
 
-    A sequence that has ended is not sampled any more; the batch is made smaller whenever half of it has ended,
-    so that all the copying for it stays below one copy of the cache.
+    Prompts are fed one after the other; then each step feeds an id to every sequence whose answer goes on.
 
     Args:
-        batch: the language model, with a sequence per writer.
-        writers: the answers, all decoded alike.
-        known: ids of each prompt that the cache holds already.
+        session: the language model.
+        writers: slot -> its answer; the slot holds the first ids of the prompt already, as many as it has rows.
     """
-    writing = list(writers)
-    prompts = [writer.prompt.ids[known:] for writer in writing]
-    logits = batch.extend(prompts, writing[0].decoding.prefill_chunk)
-    while True:
-        for writer, row in zip(writing, logits, strict=True):
-            if not writer.ended:
-                writer.take(row)
-        going = [i for i, writer in enumerate(writing) if not writer.ended]
-        if not going:
-            return
-        if 2 * len(going) <= len(writing):
-            batch.keep(going)
-            writing = [writing[i] for i in going]
-        logits = batch.extend([writer.next for writer in writing])
-
-
-def write_alone(session: LanguageSession, writer: Writer) -> Generation:
-    """Run the loop on one sequence, whose cache already holds the first ``session.length`` ids of the prompt."""
-    write(_Alone(session), [writer], session.length)
-    return writer.result()
-
-
-def generate(
-    session: LanguageSession,
-    prompt: PromptIds,
-    detokenizer: Detokenizer,
-    sampler: Sampler,
-    decoding: Decoding,
-    *,
-    stop_ids: frozenset[int],
-    context: int,
-    on_text: OnText | None = None,
-) -> Generation:
-    """Answer ``prompt`` on ``session``; arguments are those of :class:`Writer`."""
-    return write_alone(
-        session,
-        Writer(prompt, detokenizer, sampler, decoding, stop_ids=stop_ids, context=context, on_text=on_text),
-    )
-
-
-class _Alone:
-    """A batch of one session."""
-
-    def __init__(self, session: LanguageSession) -> None:
-        self._session = session
-
-    def extend(self, ids: Sequence[Sequence[int]], chunk: int | None = None) -> npt.NDArray[np.float32]:
-        return self._session.extend(ids[0], chunk)[None]
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Nothing to do: the one sequence is kept as long as the loop runs."""
+    for slot, writer in writers.items():
+        prompt, known = writer.prompt, session.length(slot)
+        chunk = writer.decoding.prefill_chunk
+        writer.take(session.extend(slot, prompt.ids[known:], prompt.positions[known:], chunk))
+    while going := {slot: writer for slot, writer in writers.items() if not writer.ended}:
+        ids, positions = ({slot: w.next[at] for slot, w in going.items()} for at in range(2))
+        for slot, logits in session.step(ids, positions).items():
+            going[slot].take(logits)

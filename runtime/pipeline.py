@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.processing.prompt import PromptIds, Turn
-from divprune_edge.runtime.backends import CacheRows, LanguageSession, open_backend
+from divprune_edge.processing.layout import PromptIds
+from divprune_edge.processing.prompt import Turn
+from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write_alone
+from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
 from divprune_edge.runtime.vision import Vision
 
@@ -37,8 +38,9 @@ class Answer:
     are the visual tokens that the language model saw, ascending; ``prompt_tokens`` counts them too.
     ``timings_ms`` has ``preprocess`` (image and prompt), ``vision``, ``select``, ``prefill`` (until the
     first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
-    have no ``vision`` and ``select`` to pay for: both are 0. In a batch the first three stages and ``prefill``
-    are those of all questions together, and ``total`` lasts until all of them are answered.
+    have no ``vision`` and ``select`` to pay for: both are 0. In a batch the first three stages are those
+    of all questions together, ``prefill`` has those of the questions before in it, and ``total`` lasts until all of
+    them are answered.
     """
 
     answer: str
@@ -147,14 +149,13 @@ class Pipeline:
         Args:
             questions: pairs of image and question.
             bgr: the arrays are in BGR.
-            decoding: as in :meth:`ask`; dialect ``onnxruntime`` takes no ``prefill_chunk`` here.
+            decoding: as in :meth:`ask`.
 
         Returns:
             One answer per question, in their order.
 
         Raises:
-            UserError: as in :meth:`ask`, with the question's number; or a backend or dialect that takes one
-                sequence at a time.
+            UserError: as in :meth:`ask`, with the question's number; or more questions than the backend has slots.
         """
         from divprune_edge.runtime.batch import ask_batch
 
@@ -201,12 +202,16 @@ class Pipeline:
             backend=self._backend.name,
         )
 
-    def _remember_prefix(self, prompt: PromptIds, session: LanguageSession) -> None:
+    def _begin(self, session: LanguageSession, prompt: PromptIds, visual: DeviceTensor) -> int:
+        """Return a slot for ``prompt`` that begins with what is kept of the ids before its image."""
+        return session.add(visual, self._prefix.get(prompt.before_image))
+
+    def _remember_prefix(self, prompt: PromptIds, session: LanguageSession, slot: int) -> None:
         """Keep the cache of what comes before the image: the next conversation begins with it."""
         before = prompt.before_image
         if before and before not in self._prefix:
             self._prefix.clear()
-            self._prefix[before] = session.rows(len(before))
+            self._prefix[before] = session.rows(slot, len(before))
 
 
 class Chat:
@@ -235,23 +240,24 @@ class Chat:
         session = self._session or self._open_session(prompt, watch)
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
-        session.truncate(common)
+        session.truncate(self._slot, common)
         self._cached = prompt.ids[:common]
-        result = write_alone(session, pipeline._writer(prompt, options, stream))
-        self._cached = (*prompt.ids, *result.token_ids)[: session.length]
+        writer = pipeline._writer(prompt, options, stream)
+        write(session, {self._slot: writer})
+        result = writer.result()
+        self._cached = (*prompt.ids, *result.token_ids)[: session.length(self._slot)]
         self._turns = [*turns, Turn("assistant", result.text)]
         self._preprocess_ms = 0.0
         answer = pipeline._answer(result, prompt, self._kept, watch)
-        pipeline._remember_prefix(prompt, session)
+        pipeline._remember_prefix(prompt, session, self._slot)
         return answer
 
     def _open_session(self, prompt: PromptIds, watch: Stopwatch) -> LanguageSession:
         seen = self._pipeline._vision.see(self._pixels, self._pipeline.selector, watch.lap)
         self._kept = seen.kept_indices[0]
-        before = prompt.before_image
-        rows = self._pipeline._prefix.get(before)
-        self._session = self._pipeline._backend.language(seen.tokens, rows)
-        self._cached = before if rows is not None else ()
+        self._session = self._pipeline._backend.session()
+        self._slot = self._pipeline._begin(self._session, prompt, seen.tokens)
+        self._cached = prompt.ids[: self._session.length(self._slot)]
         return self._session
 
 

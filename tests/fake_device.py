@@ -183,24 +183,30 @@ class FakeDevice:
     def append_rows(self, sizes: Append, new_rows: int, caches: int, position: int) -> None:
         def work() -> None:
             self.counts["appends"] += 1
-            cache = self.at(caches, sizes.tensors * sizes.cache_stride, "device")
-            rows = self.at(new_rows, sizes.tensors * sizes.rows_stride, "device")
+            cache, rows = (
+                self.at(at, (sizes.tensors - 1) * stride + sizes.heads * held * sizes.row_bytes, "device")
+                for at, stride, held in (
+                    (caches, sizes.cache_stride, sizes.capacity),
+                    (new_rows, sizes.rows_stride, sizes.rows),
+                )
+            )
             row = self.at(position, 8, "device")
             if self.library is not None:
                 status = self.library.divprune_append_rows(sizes, new_rows, caches, position, None)
                 assert status == 0
                 return
             first = int(row.view(np.int64)[0])
+            if first == sizes.capacity:  # behind the last row: of a slot without a step, nothing is written
+                return
             assert 0 <= first <= sizes.capacity - sizes.rows, "rows are appended outside of the cache"
             views = []
             for buffer, stride, held in (
                 (cache, sizes.cache_stride, sizes.capacity),
                 (rows, sizes.rows_stride, sizes.rows),
             ):
-                used = buffer.reshape(sizes.tensors, stride)[:, : sizes.heads * held * sizes.row_bytes]
                 views.append(
                     np.lib.stride_tricks.as_strided(
-                        used,
+                        buffer,
                         (sizes.tensors, sizes.heads, held, sizes.row_bytes),
                         (stride, held * sizes.row_bytes, sizes.row_bytes, 1),
                     )
@@ -430,7 +436,9 @@ class FakePlanInfo:
 class FakeEngines:
     """Stands for ``open_engines``: the ONNX files of a bundle, with the profiles that the builder would give them."""
 
-    def __init__(self, bundle: Bundle, selectors: Sequence[str] = (), max_prompt: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, selectors: Sequence[str] = (), max_prompt: int | None = None, slots: int = 1
+    ) -> None:
         """``selectors`` are ids, ``none`` for no pruning; by default all of the bundle's and none."""
         manifest: Manifest = bundle.manifest
         ids = list(selectors) or [*(s.id for s in manifest.selectors), "none"]
@@ -438,7 +446,7 @@ class FakeEngines:
             None if name == "none" else next(s for s in manifest.selectors if s.id == name) for name in ids
         ]
         self.bundle, self.opened = bundle, 0
-        self.limits = make_limits(manifest, chosen, max_prompt)
+        self.limits = make_limits(manifest, chosen, max_prompt, slots)
 
     def __call__(self, selector: SelectorInfo | None, *, before: Engines | None = None) -> Engines:
         self.opened += 1

@@ -66,6 +66,8 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     },
 }
 """Name -> arguments of :func:`checkpoints.make_checkpoint`; the demo is there already."""
+SLOTS = 4
+"""Sequences that a language model's engine decodes together."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
                 add_selector(place, name, keep=keep, prune=None, force=True, verify=False)
         bundle = Bundle.open(place)
         selectors = chosen_selectors(bundle, "all,none")
-        limits = make_limits(bundle.manifest, selectors, None)
+        limits = make_limits(bundle.manifest, selectors, None, SLOTS)
         for graph in graphs_of(bundle, selectors, limits, "1.7", edition.TENSORRT_RTX):
             name = graph.name.removesuffix(f"-{keep}")
             found.setdefault(f"{name} {dialect}" if name == LANGUAGE else name, (bundle, graph))

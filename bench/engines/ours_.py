@@ -38,7 +38,8 @@ class Ours:
         selector = self._bundle.selector(None, visual)
         seen = self._vision.see(self._pixels, selector, lambda stage: times.update({stage: clock.lap()}))
         ids = np.concatenate([self._text[:4], job.rows + np.arange(visual), self._text[4:]])
-        session = self._backend.language(seen.tokens)
-        session.extend(ids.tolist())
+        session = self._backend.session()
+        slot = session.add(seen.tokens)
+        session.extend(slot, ids.tolist())
         times["prefill"] = clock.lap()
-        return {**times, "decode": decode_ms(job, lambda token: session.extend((token,)))}
+        return {**times, "decode": decode_ms(job, lambda token: session.step({slot: token})[slot])}

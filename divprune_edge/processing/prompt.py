@@ -9,6 +9,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Prompt
+from divprune_edge.processing.layout import PromptIds, lay_out
 from divprune_edge.processing.template import ChatTemplate, Message
 from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
 
@@ -20,23 +21,6 @@ class Turn:
     role: str
     text: str
     image: bool = False
-
-
-@dataclass(frozen=True)
-class PromptIds:
-    """Ids of the token table: below V a row of the vocabulary, V + i row i of the visual tokens."""
-
-    ids: tuple[int, ...]
-    visual_tokens: int
-
-    @property
-    def before_image(self) -> tuple[int, ...]:
-        """The ids in front of the first visual token: the same for every image and every question."""
-        first = max(self.ids, default=0) - self.visual_tokens + 1
-        return self.ids[: self.ids.index(first)] if self.visual_tokens else ()
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class PromptEncoder:
@@ -99,10 +83,10 @@ class PromptEncoder:
         return self._with_image(ids, visual_tokens)
 
     def _with_image(self, ids: list[int], visual_tokens: int) -> PromptIds:
-        places = [i for i, token in enumerate(ids) if token == self._image_id]
-        if len(places) != 1:
+        places = ids.count(self._image_id)
+        if places != 1:
             raise UserError(
-                f"The chat template puts {len(places)} image placeholders into the prompt, expected one: "
+                f"The chat template puts {places} image placeholders into the prompt, expected one: "
                 f"export the checkpoint with a template that shows '{self._image_token}' once per image."
             )
         unknown = [token for token in ids if token >= self._rows]
@@ -111,8 +95,7 @@ class PromptEncoder:
                 f"The tokenizer gives id {unknown[0]}, but the language model has {self._rows} rows: the "
                 "tokenizer does not belong to this checkpoint."
             )
-        visual = range(self._rows, self._rows + visual_tokens)
-        full = (*ids[: places[0]], *visual, *ids[places[0] + 1 :])
+        full = lay_out(ids, self._image_id, [visual_tokens], self._rows)
         if len(full) + 1 > self._room:
             place, remedy = "the model's context", "ask a shorter question or keep fewer tokens"
             if self._fixed:
@@ -121,7 +104,7 @@ class PromptEncoder:
                 f"The prompt has {len(full)} tokens ({visual_tokens} of them visual), but {place} holds {self._room} "
                 f"with the answer: {remedy}."
             )
-        return PromptIds(full, visual_tokens)
+        return full
 
     def _encode_plain(self, turns: Sequence[Turn]) -> list[int]:
         said = {stand_in(i): without_stand_ins(turn.text) for i, turn in enumerate(turns)}

@@ -5,15 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from divprune_edge.errors import UserError, did_you_mean
-from divprune_edge.runtime.backends.backend import (
-    Backend,
-    BatchBackend,
-    CacheRows,
-    DeviceTensor,
-    Encoded,
-    LanguageBatch,
-    LanguageSession,
-)
+from divprune_edge.runtime.backends.backend import Backend, Encoded
+from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
 
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
@@ -23,11 +16,9 @@ MOST_THREADS = 1024
 __all__ = [
     "BACKENDS",
     "Backend",
-    "BatchBackend",
     "CacheRows",
     "DeviceTensor",
     "Encoded",
-    "LanguageBatch",
     "LanguageSession",
     "open_backend",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,129 +11,165 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo
-from divprune_edge.runtime.backends.backend import CacheRows, DeviceTensor
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, Binding
-from divprune_edge.runtime.backends.ragged import check_context, padded
+from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Ints, Logits, SlotTable, pieces
 
 
-class GrowingBatch:
-    """Sequences side by side, padded on the left wherever one has fewer new ids than another.
+@dataclass
+class _Batch:
+    """Sequences side by side in one growing cache, padded on the left where one has fewer rows than another.
 
-    A row of the cache is padding for some sequences and real for others: ``attention_mask`` says which, and
-    positions count real ids alone.
+    Attributes:
+        slots: of its sequences, in order; -1 is one that has left.
+        cache: key and value of each layer, [sequences, kv_heads, columns, head_dim].
+        real: bool [sequences, columns]; which columns are no padding.
+        visual: what the ids refer to, [sequences, K, D].
     """
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        device: str,
-        info: LanguageInfo,
-        visual: DeviceTensor,
-        rows: CacheRows | None = None,
-    ) -> None:
-        self._session = session
-        self._device = device
-        self._info = info
-        self._visual = visual
-        sequences = visual.shape()[0]
+    slots: list[int]
+    cache: list[ort.OrtValue]
+    real: npt.NDArray[np.bool_]
+    visual: DeviceTensor
+
+
+class GrowingSession:
+    """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`.
+
+    A sequence is prefilled in a batch of its own. Sequences that are stepped together are put into one batch for that,
+    which copies their caches through the host: they should begin together, and those that end are left behind once they
+    are half of it.
+    """
+
+    def __init__(self, session: ort.InferenceSession, device: str, info: LanguageInfo, slots: int) -> None:
+        self._session, self._device, self._info = session, device, info
+        self._table = SlotTable(slots, info.positions, fixed=False)
         names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
         self._past = [f"past_key_values.{name}" for name in names]
         self._present = [f"present.{name}" for name in names]
-        empty = np.zeros((1, info.kv_heads, 0, info.head_dim), CACHE_TYPES[info.cache_dtype])
-        start = rows or tuple(empty for _ in names)
-        self._cache = [self._to_device(np.repeat(value, sequences, axis=0)) for value in start]
-        self._real = np.ones((sequences, start[0].shape[2]), np.bool_)
-        self._lengths = np.full(sequences, start[0].shape[2], np.int64)
+        self._visual: dict[int, DeviceTensor] = {}
+        self._batches: dict[int, _Batch] = {}
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Ids of each sequence that the cache holds, int64 [sequences]."""
-        return self._lengths
+    def slots(self) -> int:
+        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
+        return self._table.slots
 
-    def extend(self, ids: Sequence[Sequence[int]], chunk: int | None = None) -> npt.NDArray[np.float32]:
-        """See :class:`~divprune_edge.runtime.backends.backend.LanguageBatch`: one step per chunk of columns."""
-        matrix, counts = padded(ids, left=True)
-        width = matrix.shape[1]
-        check_context(int((self._lengths + counts).max()), self._info.context)
-        order = np.arange(width) - (width - counts[:, None])  # negative where it is padding
-        real, positions = order >= 0, np.maximum(self._lengths[:, None] + order, 0)
-        step = chunk or width
-        for start in range(0, width, step):
-            part = np.s_[:, start : start + step]
-            logits = self._step(matrix[part], real[part], positions[part])
-        self._lengths = self._lengths + counts
-        return logits
+    def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
+        """Begin a batch of one."""
+        slot = self._table.take(rows[0].shape[2] if rows else 0)
+        self._visual[slot] = visual
+        empty = np.zeros(
+            (1, self._info.kv_heads, 0, self._info.head_dim), CACHE_TYPES[self._info.cache_dtype]
+        )
+        self._batches[slot] = self._alone(slot, rows or [empty] * len(self._past))
+        return slot
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Copy through the host, also on CUDA; rows of the cache that are padding for all of them go too."""
-        chosen = list(rows)
-        self._real = self._real[chosen]
-        columns = np.flatnonzero(self._real.any(axis=0))
-        self._real = self._real[:, columns]
-        self._lengths = self._lengths[chosen]
-        self._visual = self._to_device(self._visual.numpy()[chosen])
-        self._cache = [self._to_device(value.numpy()[chosen][:, :, columns]) for value in self._cache]
+    def remove(self, slot: int) -> None:
+        """Leave the batch, whose cache goes with its last sequence."""
+        batch = self._batches.pop(slot)
+        batch.slots[batch.slots.index(slot)] = -1
+        del self._visual[slot]
+        self._table.free(slot)
 
-    def truncate(self, length: int) -> None:
-        """Cut the cache's tensors; of a batch without padding."""
-        if length < self._real.shape[1]:
-            # Through the host, also on CUDA: once per question, against once per token.
-            self._cache = [self._to_device(value) for value in self.rows(length)]
-            self._real = self._real[:, :length]
-            self._lengths = np.minimum(self._lengths, length)
+    def length(self, slot: int) -> int:
+        """Rows of the cache that are the sequence's own."""
+        return int(self._table.lengths[slot])
 
-    def rows(self, length: int) -> CacheRows:
+    def extend(
+        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+    ) -> Logits:
+        """Run one step per chunk on a batch of this sequence alone."""
+        self._table.check_room(slot, len(ids))
+        batch = self._batches[slot]
+        if len(batch.slots) > 1:
+            batch = self._part(slot, self.length(slot))
+        for part, places in pieces(ids, positions, self.length(slot), chunk):
+            logits = self._run(batch, part, places, np.ones(part.shape, np.bool_))
+            self._table.lengths[slot] += part.shape[1]
+        last: Logits = logits[0]
+        return last
+
+    def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
+        """Run one step on one batch; whoever is in it and not asked for is fed padding."""
+        for slot in ids:
+            self._table.check_room(slot, 1)
+        batch = self._together(list(ids))
+        count = len(batch.slots)
+        row, places = (np.zeros((count, 1), np.int64) for _ in range(2))
+        real = np.zeros((count, 1), np.bool_)
+        for at, slot in enumerate(batch.slots):
+            if slot in ids:
+                row[at], real[at] = ids[slot], True
+                places[at] = self._table.lengths[slot] if positions is None else positions[slot]
+        logits = self._run(batch, row, places, real)
+        self._table.lengths[list(ids)] += 1
+        return {slot: logits[at] for at, slot in enumerate(batch.slots) if slot in ids}
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Cut the cache's tensors."""
+        if length < self.length(slot):
+            self._part(slot, length)
+            self._table.truncate(slot, length)
+
+    def rows(self, slot: int, length: int) -> CacheRows:
         """Copy through the host."""
-        return tuple(np.array(value.numpy()[:, :, :length]) for value in self._cache)
+        batch = self._batches[slot]
+        at = batch.slots.index(slot)
+        columns = np.flatnonzero(batch.real[at])[:length]
+        return tuple(np.array(value.numpy()[at : at + 1][:, :, columns]) for value in batch.cache)
 
-    def _step(
-        self, ids: npt.NDArray[np.int64], real: npt.NDArray[np.bool_], positions: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        self._real = np.concatenate((self._real, real), axis=1)
+    def _alone(self, slot: int, rows: Sequence[npt.NDArray[Any]]) -> _Batch:
+        real = np.ones((1, rows[0].shape[2]), np.bool_)
+        return _Batch([slot], [self._to_device(value) for value in rows], real, self._visual[slot])
+
+    def _part(self, slot: int, length: int) -> _Batch:
+        """Take a sequence's first rows out of its batch, into one of its own."""
+        rows, batch = self.rows(slot, length), self._batches[slot]
+        batch.slots[batch.slots.index(slot)] = -1
+        self._batches[slot] = self._alone(slot, rows)
+        return self._batches[slot]
+
+    def _together(self, slots: Sequence[int]) -> _Batch:
+        """Return a batch with all of these, of which they are more than half."""
+        batch = self._batches[slots[0]]
+        if all(self._batches[slot] is batch for slot in slots) and 2 * len(slots) > len(batch.slots):
+            return batch
+        if len(slots) == 1:
+            return self._part(slots[0], self.length(slots[0]))
+        held = [self.rows(slot, self.length(slot)) for slot in slots]
+        lengths = [rows[0].shape[2] for rows in held]
+        longest = max(lengths)
+        cache = []
+        for i, first in enumerate(held[0]):
+            whole = np.zeros((len(slots), first.shape[1], longest, first.shape[3]), first.dtype)
+            for at, rows in enumerate(held):
+                whole[at, :, longest - lengths[at] :] = rows[i][0]
+            cache.append(self._to_device(whole))
+        real = np.arange(longest) >= longest - np.array(lengths)[:, None]
+        # Decoded ids refer to no visual token.
+        shape, kind = self._visual[slots[0]].shape(), self._visual[slots[0]].numpy().dtype
+        nothing = self._to_device(np.zeros((len(slots), 1, shape[2]), kind))
+        for slot in slots:
+            left = self._batches[slot]
+            left.slots[left.slots.index(slot)] = -1
+        joined = _Batch(list(slots), cache, real, nothing)
+        self._batches.update(dict.fromkeys(slots, joined))
+        return joined
+
+    def _run(self, batch: _Batch, ids: Ints, positions: Ints, real: npt.NDArray[np.bool_]) -> Logits:
+        batch.real = np.concatenate((batch.real, real), axis=1)
         binding = Binding(self._session, self._device)
-        binding.array("input_ids", np.ascontiguousarray(ids))
+        binding.array("input_ids", ids)
         binding.array("logits_index", np.full(ids.shape[0], ids.shape[1] - 1, np.int64))
-        binding.array("attention_mask", self._real)
-        binding.array("position_ids", np.ascontiguousarray(positions))
-        binding.input("visual_tokens", self._visual)
-        for name, value in zip(self._past, self._cache, strict=True):
+        binding.array("attention_mask", batch.real)
+        binding.array("position_ids", positions)
+        binding.input("visual_tokens", batch.visual)
+        for name, value in zip(self._past, batch.cache, strict=True):
             binding.input(name, value)
         outputs = binding.run(self._present, host=["logits"])
-        self._cache = [outputs[name] for name in self._present]
-        logits: npt.NDArray[np.float32] = outputs["logits"].numpy()
+        batch.cache = [outputs[name] for name in self._present]
+        logits: Logits = outputs["logits"].numpy()
         return logits
 
     def _to_device(self, array: npt.NDArray[Any]) -> ort.OrtValue:
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
-
-
-class GrowingLanguage:
-    """One sequence: a batch of one, which has no padding and can be cut back."""
-
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        device: str,
-        info: LanguageInfo,
-        visual: DeviceTensor,
-        rows: CacheRows | None = None,
-    ) -> None:
-        self._batch = GrowingBatch(session, device, info, visual, rows)
-
-    @property
-    def length(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.backend.LanguageSession`, also for what follows."""
-        return int(self._batch.lengths[0])
-
-    def extend(self, ids: Sequence[int], chunk: int | None = None) -> npt.NDArray[np.float32]:
-        """Run one step per chunk."""
-        logits: npt.NDArray[np.float32] = self._batch.extend((ids,), chunk)[0]
-        return logits
-
-    def truncate(self, length: int) -> None:
-        """Cut the cache's tensors."""
-        self._batch.truncate(length)
-
-    def rows(self, length: int) -> CacheRows:
-        """Copy through the host."""
-        return self._batch.rows(length)

@@ -6,7 +6,7 @@ are handed over without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -17,37 +17,23 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime.backends.backend import (
-    CacheRows,
-    DeviceTensor,
-    Encoded,
-    LanguageBatch,
-    LanguageSession,
-    check_rows,
-)
+from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
-from divprune_edge.runtime.backends.fixed import DecomposedLanguage, StaticLanguage, check_device
-from divprune_edge.runtime.backends.growing import GrowingBatch, GrowingLanguage
-from divprune_edge.runtime.backends.in_place import InPlaceBatch, InPlaceLanguage, check_one_piece
+from divprune_edge.runtime.backends.block import BlockSession, check_device
+from divprune_edge.runtime.backends.growing import GrowingSession
+from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = {"cpu": "cpu", "cuda": "gpu"}
 _ERRORS_ONLY = 3
-_LANGUAGES: dict[str, Callable[..., LanguageSession]] = {
-    "portable": GrowingLanguage,
-    "onnxruntime": InPlaceLanguage,
-    "static": StaticLanguage,
-    "decomposed": DecomposedLanguage,
-}
-_BATCHES: dict[str, type[GrowingBatch] | type[InPlaceBatch]] = {
-    "portable": GrowingBatch,
-    "onnxruntime": InPlaceBatch,
-}
 
 
 class OnnxRuntimeBackend:
     """The graphs of one bundle as ONNX Runtime sessions, created when first needed."""
+
+    images_at_once = 4
+    """The encoder's memory grows with them, its speed hardly."""
 
     def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
         self._bundle = bundle
@@ -110,31 +96,11 @@ class OnnxRuntimeBackend:
         """Copy to the device."""
         return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
 
-    def language(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageSession:
-        """Begin a sequence that shares the language model's session."""
+    def session(self, slots: int = 1) -> LanguageSession:
+        """Return slots that share the language model's graph."""
         graph = self._bundle.manifest.language_model
-        return _LANGUAGES[graph.dialect](self._session(graph), self._device, graph, visual, rows)
-
-    @property
-    def batch_takes_rows(self) -> bool:
-        """See :class:`~divprune_edge.runtime.backends.backend.BatchBackend`, also for what follows."""
-        return self._dialect.batch == "in pieces"
-
-    def check_batch(self, chunk: int | None) -> None:
-        """A cache of fixed size holds one sequence; GroupQueryAttention prefills a batch in one piece."""
-        if self._dialect.batch is None:
-            raise UserError(
-                f"The bundle's language model is in dialect '{self._dialect.name}', which takes one sequence at a "
-                f"time: ask one by one, or export with --dialect {' or '.join(_BATCHES)}."
-            )
-        if self._dialect.batch == "in one piece":
-            check_one_piece(chunk)
-
-    def language_batch(self, visual: DeviceTensor, rows: CacheRows | None = None) -> LanguageBatch:
-        """Begin sequences that share the language model's session."""
-        self.check_batch(None)
-        graph = self._bundle.manifest.language_model
-        return _BATCHES[graph.dialect](self._session(graph), self._device, graph, visual, rows)
+        kind = GrowingSession if self._dialect.grows else BlockSession
+        return kind(self._session(graph), self._device, graph, slots)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, SelectorInfo
 from divprune_edge.plugins.abi import DTYPES, Problem
-from divprune_edge.runtime.backends.backend import CacheRows, Encoded, LanguageSession, check_rows
+from divprune_edge.runtime.backends.backend import Encoded, check_rows
+from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
@@ -45,6 +46,8 @@ class TensorRtBackend:
         open_engines: where their engines come from.
         name: of the edition of TensorRT.
     """
+
+    images_at_once = 1
 
     def __init__(
         self, bundle: Bundle, device: Device, open_engines: OpenEngines, name: Name = "tensorrt"
@@ -82,8 +85,8 @@ class TensorRtBackend:
             tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
         scratch = self._allocate(tensors)
         keep = selector.keep if selector else tokens
-        visual = self._pool.take((1, keep, vision.width), manifest.token_dtype)
-        self._model.reserve(visual, scratch)
+        self._model.check_kept(self._pool.take((1, keep, vision.width), manifest.token_dtype))
+        self._model.reserve(scratch)
 
     def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
         """Run the vision encoder; its outputs stay on the device."""
@@ -121,9 +124,9 @@ class TensorRtBackend:
         self._device.synchronize()
         return tensor
 
-    def language(self, visual: Tensor, rows: CacheRows | None = None) -> LanguageSession:
-        """Begin a sequence in the memory of one that is gone."""
-        return self._model.session(visual, rows)
+    def session(self, slots: int = 1) -> LanguageSession:
+        """Return the slots of a session that is gone, else new ones."""
+        return self._model.session(slots)
 
     def _load_plans(self, engines: Engines) -> None:
         for name, plan in engines.plans.items():
@@ -152,7 +155,7 @@ class TensorRtBackend:
             self._device, self._plans[LANGUAGE], self._bundle.manifest.language_model
         )
         if self._language is None:
-            needed["KV cache and what a step takes"] = language.slot_bytes()
+            needed["KV cache and what a step takes"] = language.memory_bytes(1)
         self._require(needed)
         self._language = language
         if self._scratch is None or larger:

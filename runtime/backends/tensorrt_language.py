@@ -1,29 +1,28 @@
 """The language model on TensorRT: a KV cache of fixed size, prefill by a profile of its own, decode as one CUDA graph.
 
-Everything that a sequence needs lies in a :class:`~divprune_edge.runtime.backends.tensorrt_slot.Slot`: it is allocated
-once, and the next sequence takes over the slot of one that is gone.
+Everything that a session needs lies in its :class:`~divprune_edge.runtime.backends.tensorrt_slots.Slots`: they are
+allocated once, and the next session takes over those of one that is gone.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime.backends.backend import CacheRows
-from divprune_edge.runtime.backends.steps import STEPS, check_room, pieces
-from divprune_edge.runtime.backends.tensorrt_slot import PAST, VISUAL, Slot
+from divprune_edge.runtime.backends.session import CacheRows, Logits, SlotTable, pieces
+from divprune_edge.runtime.backends.steps import STEPS
+from divprune_edge.runtime.backends.tensorrt_slots import PAST, ROWS, VISUAL, Slots
 from divprune_edge.runtime.engines.device import Device, Memory, Plan, Shape, aligned
 from divprune_edge.runtime.engines.pool import Tensor
-from divprune_edge.runtime.engines.profiles import DECODE, PREFILL
+from divprune_edge.runtime.engines.profiles import DECODE, PREFILL, check_slots
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,14 @@ class Place:
     shape: Shape
     dtype: np.dtype[Any]
 
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 class TensorRtLanguage:
-    """The engine of the language model and the slots of its sequences.
+    """The engine of the language model and the memory of its sessions.
 
     Args:
         device: where it runs.
@@ -54,83 +58,106 @@ class TensorRtLanguage:
         self.tensors = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
         self.cache_dtype = np.dtype(info.cache_dtype)
         self.row_bytes = info.head_dim * self.cache_dtype.itemsize
-        self.cache_stride = aligned(info.kv_heads * self.capacity * self.row_bytes)
+        self.slot_bytes = info.kv_heads * self.capacity * self.row_bytes
         self.in_place = not DIALECTS[info.dialect].hands_out_rows
         # TensorRT may choose kernels that a CUDA graph cannot hold; whether it did is known at the first capture.
         self.capturable = True
-        self._slots: list[Slot] = []
-        self._free: list[Slot] = []
-
-    def slot_bytes(self) -> int:
-        """Return the device memory of one slot: the cache, new rows of a longest prefill, inputs, logits."""
-        rows = 0 if self.in_place else len(self.tensors) * self.rows_stride(self.longest)
-        return self.cache_bytes + rows + self.places(self.longest)[1] + aligned(4 * self.info.vocabulary)
+        self._free: list[Slots] = []
+        self._made = 0
 
     @property
-    def cache_bytes(self) -> int:
-        """Device memory of one sequence's KV cache."""
-        return len(self.tensors) * self.cache_stride
+    def most_slots(self) -> int:
+        """Sequences that a decode step of the engine takes."""
+        return self.plan.limits("input_ids", DECODE)[1][0]
 
-    def rows_stride(self, count: int) -> int:
-        """Return the bytes between the new rows of two tensors in a step of ``count`` ids."""
-        return aligned(self.info.kv_heads * count * self.row_bytes)
+    def memory_bytes(self, slots: int) -> int:
+        """Return the device memory of a session: caches, new rows, inputs, logits."""
+        parts = (self.cache_bytes, self.new_rows_bytes, self.input_bytes, self.nothing_bytes)
+        return sum(part(slots) for part in parts) + aligned(4 * slots * self.info.vocabulary)
 
-    def places(self, count: int) -> tuple[dict[str, Place], int]:
-        """Return where the inputs of a step of ``count`` ids lie, and the bytes that they take."""
+    def cache_stride(self, slots: int) -> int:
+        """Return the bytes between the caches of two tensors."""
+        return aligned(slots * self.slot_bytes)
+
+    def cache_bytes(self, slots: int) -> int:
+        """Return the bytes of so many sequences' KV caches."""
+        return len(self.tensors) * self.cache_stride(slots)
+
+    def rows_stride(self, count: int, batch: int) -> int:
+        """Return the bytes between the new rows of two tensors in a step of ``count`` ids per sequence."""
+        return aligned(batch * self.info.kv_heads * count * self.row_bytes)
+
+    def new_rows_bytes(self, slots: int) -> int:
+        """Return the bytes of the new rows of the largest step; none where the graph writes them itself."""
+        steps = self.rows_stride(self.longest, 1), self.rows_stride(1, slots)
+        return 0 if self.in_place else len(self.tensors) * max(steps)
+
+    def input_bytes(self, slots: int) -> int:
+        """Return the bytes of the inputs of the largest step."""
+        return max(self.places(self.longest, 1)[1], self.places(1, slots)[1])
+
+    def nothing_shape(self, batch: int) -> Shape:
+        """Return the least shape of visual tokens that decode takes."""
+        (visual,) = (tensor for tensor in self.info.inputs if tensor.name == VISUAL)
+        return (batch, self.plan.limits(VISUAL, DECODE)[0][1], int(visual.shape[2]))
+
+    def nothing_bytes(self, slots: int) -> int:
+        """Return its bytes."""
+        (visual,) = (tensor for tensor in self.info.inputs if tensor.name == VISUAL)
+        return aligned(math.prod(self.nothing_shape(slots)) * np.dtype(visual.dtype).itemsize)
+
+    def places(self, count: int, batch: int) -> tuple[dict[str, Place], int]:
+        """Return where the inputs of a step of ``count`` ids for each of ``batch`` slots lie, and their bytes."""
+        wanted = {
+            tensor.name: (_shape(tensor, count, batch), np.dtype(tensor.dtype))
+            for tensor in self.info.inputs
+            if tensor.name != VISUAL and not tensor.name.startswith(PAST)
+        }
+        if not self.in_place:
+            wanted[ROWS] = ((batch,), np.dtype(np.int64))
         found, size = {}, 0
-        for tensor in self.info.inputs:
-            if tensor.name != VISUAL and not tensor.name.startswith(PAST):
-                place = Place(size, _shape(tensor, count), np.dtype(tensor.dtype))
-                found[tensor.name] = place
-                size += aligned(math.prod(place.shape) * place.dtype.itemsize)
+        for name, (shape, dtype) in wanted.items():
+            found[name] = Place(size, shape, dtype)
+            size += aligned(found[name].nbytes)
         return found, size
 
-    def reserve(self, visual: Tensor, scratch: Memory) -> None:
-        """Have a slot ready, and its decode step captured, for a sequence over ``visual``.
-
-        Args:
-            visual: the visual tokens of the next sequence: their address and shape count.
-            scratch: memory for activations.
-
-        Raises:
-            UserError: the engine was not built for so many visual tokens.
-        """
-        self._check_kept(visual)
+    def reserve(self, scratch: Memory) -> None:
+        """Have the memory of one sequence ready, and its decode step captured; ``scratch`` is for activations."""
         self._scratch = scratch
-        if self._slots and not self._free:
+        if self._made and not self._free:
             return  # sequences are under way: whether there will be one more, nobody knows
-        slot = self._take()
+        slots = self._take(1)
         try:
-            slot.bind(visual)
-            slot.warm_up()
+            slots.warm_up()
         finally:
-            self._free.append(slot)
+            self._free.append(slots)
 
-    def session(self, visual: Tensor, rows: CacheRows | None) -> TensorRtSession:
-        """Begin a sequence in a slot that is free, else in a new one.
+    def session(self, slots: int) -> TensorRtSession:
+        """Return so many slots: those of a session that is gone, else new ones.
 
         Raises:
-            UserError: the engine was not built for so many visual tokens, or there is no memory for one more slot.
+            UserError: the engine was not built for so many, or there is no memory for them.
         """
-        self._check_kept(visual)
-        slot = self._take()
-        try:
-            session = TensorRtSession(self, slot, visual, rows)
-        except BaseException:
-            self._free.append(slot)
-            raise
-        weakref.finalize(session, self._free.append, slot).atexit = False
+        if slots > self.most_slots:
+            raise UserError(
+                f"{slots} sequences were asked for at a time, but the language model's engine was built for "
+                f"{self.most_slots}: ask one by one, or build it "
+                f"with 'python -m runtime build BUNDLE --slots {slots}'.",
+                code="engine-slots",
+            )
+        memory = self._take(slots)
+        session = TensorRtSession(self, memory)
+        weakref.finalize(session, self._free.append, memory).atexit = False
         return session
 
-    def _take(self) -> Slot:
-        if not self._free:
-            self._slots.append(Slot(self, self._scratch))
-            self._free.append(self._slots[-1])
-        return self._free.pop()
+    def check_kept(self, visual: Tensor) -> None:
+        """Check that the engine takes these visual tokens.
 
-    def _check_kept(self, visual: Tensor) -> None:
+        Raises:
+            UserError: it was not built for so many.
+        """
         kept = visual.shape[1]
-        least, most = (shape[1] for shape in self.plan.limits(VISUAL, DECODE))
+        least, most = (shape[1] for shape in self.plan.limits(VISUAL, self.prefill))
         if not least <= kept <= most:
             span = f"{least}" if least == most else f"{least} to {most}"
             raise UserError(
@@ -138,71 +165,119 @@ class TensorRtLanguage:
                 "for this selector too, with 'python -m runtime build BUNDLE --selector NAME,NAME'."
             )
 
+    def _take(self, slots: int) -> Slots:
+        for at, memory in enumerate(self._free):
+            if memory.count == slots:
+                return self._free.pop(at)
+        check_slots(self.info, slots)
+        self._made += 1
+        return Slots(self, slots, self._scratch)
+
 
 class TensorRtSession:
-    """One sequence; see :class:`~divprune_edge.runtime.backends.backend.LanguageSession`."""
+    """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`."""
 
-    def __init__(self, model: TensorRtLanguage, slot: Slot, visual: Tensor, rows: CacheRows | None) -> None:
-        self._model, self._slot = model, slot
-        # The slot's contexts read it as long as this sequence lives.
-        self._visual = visual
-        slot.bind(visual)
-        self._length = rows[0].shape[2] if rows else 0
-        if rows and not (slot.prefix is rows and slot.intact >= self._length):
-            self._write(rows)
+    def __init__(self, model: TensorRtLanguage, memory: Slots) -> None:
+        self._model, self._memory = model, memory
+        self._table = SlotTable(memory.count, model.info.positions, fixed=True)
+        # The contexts read them as long as their sequences live.
+        self._visual: list[Tensor | None] = [None] * memory.count
 
     @property
-    def length(self) -> int:
-        """Number of positions in the KV cache."""
-        return self._length
+    def slots(self) -> int:
+        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
+        return self._table.slots
 
-    def extend(self, ids: Sequence[int], chunk: int | None = None) -> npt.NDArray[np.float32]:
+    def add(self, visual: Tensor, rows: CacheRows | None = None) -> int:
+        """Take a slot; rows that its cache still begins with are not copied again."""
+        self._model.check_kept(visual)
+        slot, memory = self._table.take(0), self._memory
+        length = rows[0].shape[2] if rows else 0
+        if rows and not (memory.prefix[slot] is rows and memory.intact[slot] >= length):
+            try:
+                self._write(slot, rows)
+            except BaseException:
+                self._table.free(slot)
+                raise
+        self._visual[slot] = visual
+        self._table.lengths[slot] = length
+        return slot
+
+    def remove(self, slot: int) -> None:
+        """What the slot holds is written over."""
+        self._table.free(slot)
+        self._visual[slot] = None
+
+    def length(self, slot: int) -> int:
+        """Rows in use."""
+        return int(self._table.lengths[slot])
+
+    def extend(
+        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+    ) -> Logits:
         """Run a step per chunk; none is longer than what the engine was built for."""
-        model, slot = self._model, self._slot
-        check_room(model.info, self._length, len(ids))
-        slot.intact = min(slot.intact, self._length)
-        for piece in pieces(ids, min(chunk or model.longest, model.longest)):
-            inputs = model.step(piece, self._length, model.capacity)
-            if piece.shape[1] == 1:
-                slot.decode(inputs)
-            else:
-                slot.prefill(inputs, piece.shape[1])
-            self._length += piece.shape[1]
-        return slot.logits
+        model, memory, lengths = self._model, self._memory, self._table.lengths
+        self._table.check_room(slot, len(ids))
+        memory.intact[slot] = min(memory.intact[slot], int(lengths[slot]))
+        visual = self._visual[slot]
+        assert visual is not None
+        most = min(chunk or model.longest, model.longest)
+        for part, places in pieces(ids, positions, int(lengths[slot]), most):
+            inputs = model.step(part, places, lengths[slot : slot + 1], model.capacity)
+            where = visual.address, visual.shape
+            memory.prefill(slot, where, inputs, part.shape[1], int(lengths[slot]))
+            lengths[slot] += part.shape[1]
+        logits: Logits = memory.logits[0]
+        return logits
 
-    def truncate(self, length: int) -> None:
+    def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
+        """Run one step on all slots; what it writes for the others lies on the last row, or nowhere."""
+        model, memory, lengths = self._model, self._memory, self._table.lengths
+        row, places = (np.zeros((memory.count, 1), np.int64) for _ in range(2))
+        held, rows = (np.full(memory.count, model.capacity - beside) for beside in (1, 0))
+        for slot, token in ids.items():
+            self._table.check_room(slot, 1)
+            held[slot] = rows[slot] = lengths[slot]
+            row[slot], places[slot] = token, lengths[slot] if positions is None else positions[slot]
+        memory.intact = [min(rows, int(held[slot])) for slot, rows in enumerate(memory.intact)]
+        memory.decode({**model.step(row, places, held, model.capacity), ROWS: rows})
+        lengths[list(ids)] += 1
+        return {slot: memory.logits[slot] for slot in ids}
+
+    def truncate(self, slot: int, length: int) -> None:
         """Rows from ``length`` on are written over."""
-        self._length = min(self._length, length)
+        self._table.truncate(slot, length)
 
-    def rows(self, length: int) -> CacheRows:
+    def rows(self, slot: int, length: int) -> CacheRows:
         """Copy to the host; the slot remembers that its cache begins with them."""
-        model, slot = self._model, self._slot
+        model, memory = self._model, self._memory
         shape = (1, model.info.kv_heads, length, model.info.head_dim)
         found = tuple(np.empty(shape, model.cache_dtype) for _ in model.tensors)
         if length:
             piece, whole = length * model.row_bytes, model.capacity * model.row_bytes
             for i, array in enumerate(found):
-                source = slot.cache.address + i * model.cache_stride
+                source = memory.address(slot, i)
                 model.device.download_pieces(
                     array.ctypes.data, piece, source, whole, piece, model.info.kv_heads
                 )
             model.device.synchronize()
-        slot.prefix, slot.intact = found, length
+        memory.prefix[slot], memory.intact[slot] = found, length
         return found
 
-    def _write(self, rows: CacheRows) -> None:
-        model, slot = self._model, self._slot
-        piece, whole = self._length * model.row_bytes, model.capacity * model.row_bytes
+    def _write(self, slot: int, rows: CacheRows) -> None:
+        model, memory = self._model, self._memory
+        length = rows[0].shape[2]
+        piece, whole = length * model.row_bytes, model.capacity * model.row_bytes
         held = [np.ascontiguousarray(array) for array in rows]
-        slot.intact = 0
+        memory.intact[slot] = 0
         if piece:
             for i, array in enumerate(held):
-                to = slot.cache.address + i * model.cache_stride
+                to = memory.address(slot, i)
                 model.device.upload_pieces(to, whole, array.ctypes.data, piece, piece, model.info.kv_heads)
             model.device.synchronize()
-        slot.prefix, slot.intact = rows, self._length
+        memory.prefix[slot], memory.intact[slot] = rows, length
 
 
-def _shape(tensor: TensorInfo, count: int) -> Shape:
-    sizes = {"batch": 1, "seq": count}
+def _shape(tensor: TensorInfo, count: int, batch: int) -> Shape:
+    sizes = {"batch": batch, "seq": count}
     return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)

@@ -18,7 +18,7 @@ from divprune_edge.runtime.engines import edition, store
 from divprune_edge.runtime.engines.fingerprint import Facts, digest, fingerprint
 from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, facts_of, graphs_of
 from divprune_edge.runtime.engines.memory import check_build_memory, check_disk, graph_bytes
-from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, make_limits
+from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, check_slots, make_limits
 from divprune_edge.runtime.engines.progress import BuildProgress
 from divprune_edge.runtime.engines.target import check_dialect, check_version, facts_to_build_for
 
@@ -35,6 +35,7 @@ class Options:
         optimization_level: TensorRT's, 0 to 5.
         force: build anew what is there.
         verbose: show what TensorRT says.
+        slots: most sequences that are decoded together.
     """
 
     selector: str | None = None
@@ -44,6 +45,7 @@ class Options:
     optimization_level: int | None = None
     force: bool = False
     verbose: bool = False
+    slots: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def build_engines(
     manifest = bundle.manifest
     check_dialect(manifest, bundle.path)
     selectors = chosen_selectors(bundle, options.selector)
-    limits = make_limits(manifest, selectors, options.max_prompt)
+    limits = make_limits(manifest, selectors, options.max_prompt, options.slots)
+    check_slots(manifest.language_model, options.slots)
     device = facts_to_build_for(manifest, bundle.path, options.target)
     edition.use(device.edition)
     check_version(manifest, bundle.path, device.tensorrt, device.edition)
@@ -108,6 +111,7 @@ def build_engines(
             target=options.target,
             selector=options.selector,
             max_prompt=options.max_prompt,
+            slots=options.slots if options.slots > 1 else None,
             workspace=options.workspace,
             optimization_level=options.optimization_level,
         )

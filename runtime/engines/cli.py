@@ -36,6 +36,7 @@ def build_command(
             show_default="the visual tokens and 192 more",
         ),
     ] = None,
+    slots: Annotated[int, typer.Option(metavar="N", help="Most sequences that are decoded together.")] = 1,
     workspace: Annotated[
         int | None,
         typer.Option(metavar="MIB", min=1, help="Most memory for one kernel.", show_default="TensorRT's"),
@@ -67,6 +68,7 @@ def build_command(
         optimization_level,
         force,
         verbose,
+        slots,
     )
     with ConsoleReport() as report:
         built = build_engines(opened, options, report)
@@ -76,4 +78,5 @@ def build_command(
     print(f"{built.folder}")
     library = f"{EDITIONS[facts.edition].title} {facts.tensorrt}"
     print(", ".join([sm_names(facts.sms), library, *([f"CUDA {facts.cuda}"] if facts.cuda else [])]))
-    print(f"prompts of up to {facts.limits.max_prompt} tokens at once, {kept} of them visual")
+    together = "" if facts.limits.slots == 1 else f"; {facts.limits.slots} sequences decoded together"
+    print(f"prompts of up to {facts.limits.max_prompt} tokens at once, {kept} of them visual{together}")

@@ -6,13 +6,16 @@ same thing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo
 from divprune_edge.models.budget import PROMPT
+from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
 VISION, LANGUAGE = "vision_encoder", "language_model"
 """Names of the engines that every bundle has; a selector's engine is called by the selector's id."""
@@ -21,8 +24,6 @@ DECODE, PREFILL = 0, 1
 there is one alone, it is both."""
 QUESTION = 64
 """Tokens of a typical prompt beside the visual ones: LLaVA-1.5's system prompt and one question."""
-
-Shape = tuple[int, ...]
 
 
 class Shapes(BaseModel):
@@ -42,7 +43,7 @@ Span = tuple[int, int, int]
 
 
 class Limits(BaseModel):
-    """What a language model's engine is built for: tokens of a prefill, and visual tokens.
+    """What a language model's engine is built for: tokens of a prefill, visual tokens, sequences of a decode step.
 
     ``kept`` is the least, typical and largest number of visual tokens: the selectors' budgets.
     """
@@ -51,10 +52,11 @@ class Limits(BaseModel):
 
     max_prompt: int = Field(gt=0)
     kept: Span
+    slots: int = Field(default=1, gt=0)
 
 
 def make_limits(
-    manifest: Manifest, selectors: Sequence[SelectorInfo | None], max_prompt: int | None
+    manifest: Manifest, selectors: Sequence[SelectorInfo | None], max_prompt: int | None, slots: int = 1
 ) -> Limits:
     """Return the limits of engines that serve ``selectors``; None among them stands for no pruning.
 
@@ -63,9 +65,10 @@ def make_limits(
         selectors: the first is what the engine is tuned for.
         max_prompt: longest piece of a prompt that is fed at once, visual tokens included; longer prompts are fed in
             pieces. None takes the visual tokens and :data:`~divprune_edge.models.budget.PROMPT` more.
+        slots: most sequences that a decode step takes.
 
     Raises:
-        UserError: ``max_prompt`` is not positive, or larger than what there is room for.
+        UserError: ``max_prompt`` or ``slots`` is not positive, or larger than what there is room for.
     """
     info = manifest.language_model
     kept = [selector.keep if selector else manifest.vision_encoder.tokens for selector in selectors]
@@ -74,8 +77,29 @@ def make_limits(
             f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "
             f"from 1 to {info.positions}, or export with a larger --capacity."
         )
+    if slots < 1:
+        raise UserError(f"--slots is {slots}, expected at least 1.", code="slots-out-of-range")
     usual = min(max(kept) + PROMPT, info.positions)
-    return Limits(max_prompt=max_prompt or usual, kept=(min(kept), kept[0], max(kept)))
+    return Limits(max_prompt=max_prompt or usual, kept=(min(kept), kept[0], max(kept)), slots=slots)
+
+
+def check_slots(info: LanguageInfo, slots: int) -> None:
+    """Check that the cache of every slot begins where TensorRT can bind it.
+
+    Raises:
+        UserError: it does not; the sentence says which capacity would do.
+    """
+    assert info.capacity is not None
+    row = info.kv_heads * info.head_dim * np.dtype(info.cache_dtype).itemsize
+    if slots == 1 or (row * info.capacity % ALIGNMENT == 0 and row % 16 == 0):
+        return
+    step = ALIGNMENT // math.gcd(ALIGNMENT, row)
+    remedy = f"export with a --capacity that is a multiple of {step}" if row % 16 == 0 else "take one slot"
+    raise UserError(
+        f"{slots} slots were asked for, but a cache of {info.capacity} rows of {row} bytes cannot lie behind another, "
+        f"as TensorRT binds memory at multiples of {ALIGNMENT} bytes: {remedy}.",
+        code="slots-unaligned",
+    )
 
 
 def vision_profiles(manifest: Manifest) -> tuple[Profile]:
@@ -91,10 +115,13 @@ def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
 def language_profiles(info: LanguageInfo, limits: Limits, *, apart: bool = True) -> tuple[Profile, ...]:
     """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights; or one for both."""
     typical = min(limits.max_prompt, limits.kept[1] + QUESTION)
-    sizes = {"batch": (1, 1, 1), "visual": limits.kept}
-    decode = _profile(info.inputs, {**sizes, "seq": (1, 1, 1)})
-    prefill = _profile(info.inputs, {**sizes, "seq": (1, typical, limits.max_prompt)})
-    return (decode, prefill) if apart else (prefill,)
+    one, all_slots = (1, 1, 1), (1, limits.slots, limits.slots)
+    sizes = {"batch": one, "visual": limits.kept}
+    prefill = {**sizes, "seq": (1, typical, limits.max_prompt)}
+    if not apart:
+        return (_profile(info.inputs, {**prefill, "batch": (1, 1, limits.slots)}),)
+    decode = {**sizes, "batch": all_slots, "seq": one}
+    return _profile(info.inputs, decode), _profile(info.inputs, prefill)
 
 
 def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, Span]) -> Profile:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from one_slot import OneSlot
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.selectors import find_selector
@@ -75,7 +76,7 @@ def test_chunked_prefill_is_the_same(
 ) -> None:
     visual = backend.encode(pixels).tokens
     ids = prompt(bundle, 40)
-    whole, pieces = backend.language(visual), backend.language(visual)
+    whole, pieces = OneSlot(backend, visual), OneSlot(backend, visual)
     expected = whole.extend(ids).copy()
     assert np.allclose(pieces.extend(ids, chunk), expected, atol=1e-4)
     assert pieces.length == whole.length == len(ids)
@@ -87,7 +88,7 @@ def test_truncated_cache_goes_on_as_if_nothing_had_followed(
 ) -> None:
     visual = backend.encode(pixels).tokens
     ids = prompt(bundle, 20)
-    session, fresh = backend.language(visual), backend.language(visual)
+    session, fresh = OneSlot(backend, visual), OneSlot(backend, visual)
     session.extend([*ids, 9, 9, 9])
     session.truncate(len(ids) - 2)
     assert session.length == len(ids) - 2
@@ -98,7 +99,7 @@ def test_truncated_cache_goes_on_as_if_nothing_had_followed(
 
 def test_sequences_do_not_share_a_cache(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
     visual = backend.encode(pixels).tokens
-    first, second = backend.language(visual), backend.language(visual)
+    first, second = OneSlot(backend, visual), OneSlot(backend, visual)
     expected = first.extend(TEXT).copy()
     first.extend([9, 9])
     assert np.array_equal(second.extend(TEXT), expected)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_module
+from exporting import export, plan_of
+from one_slot import OneSlot
 from PIL import Image
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime import batch as module
-from divprune_edge.runtime.backends.growing import GrowingBatch
-from divprune_edge.runtime.backends.in_place import InPlaceBatch
+from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from divprune_edge.runtime.batch_cli import read_questions
+from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 QUESTIONS = (
@@ -30,19 +34,14 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture(scope="module")
-def fused_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo checkpoint in dialect ``onnxruntime``."""
-    folder = tmp_path_factory.mktemp("bundles") / "fused"
-    arguments = ("--prune", "0.9", "--no-verify", "--dialect", "onnxruntime", "--output", str(folder))
-    result = run_module("export", "llava", *arguments)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-@pytest.fixture(scope="module", params=["portable", "onnxruntime"])
-def asked(request: pytest.FixtureRequest, fused_bundle: Path, demo_bundle: Path) -> Pipeline:
-    return Pipeline(demo_bundle if request.param == "portable" else fused_bundle, threads=1)
+@pytest.fixture(scope="module", params=["portable", "onnxruntime", "static", "decomposed"])
+def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The demo checkpoint in each dialect."""
+    folder = tmp_path_factory.mktemp("bundles") / request.param
+    options = {"capacity": 704} if DIALECTS[request.param].fixed else {}
+    return Pipeline(
+        export(plan_of(CHECKPOINT, 58, dialect=request.param, **options), folder).folder, threads=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,23 +95,16 @@ def test_a_stop_string_ends_its_own_sequence(asked: Pipeline, pairs: list) -> No
     same(asked.ask_batch(pairs, stop=(stop,), **options), wanted)
 
 
-def test_the_batch_shrinks_when_half_has_ended(
-    asked: Pipeline, pairs: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[list[int]] = []
-    for kind in (GrowingBatch, InPlaceBatch):
-        keep = kind.keep
-        monkeypatch.setattr(kind, "keep", lambda s, rows, keep=keep: (kept.append(list(rows)), keep(s, rows)))
-    context = asked.bundle.manifest.language_model.context
+def test_sequences_end_one_after_the_other(asked: Pipeline, pairs: list) -> None:
+    """Four reach the end of the context, each at another step; the last one goes on."""
     room = 30
-    filler = "circle " * (context - asked.ask(*pairs[0], max_tokens=1).prompt_tokens - room)
-    # Four sequences reach the end of the context one after the other, the last one goes on.
+    most = asked.bundle.manifest.language_model.positions
+    filler = "circle " * (most - asked.ask(*pairs[0], max_tokens=1).prompt_tokens - room)
     longer = [(image, filler + "circle " * 5 * i) for i, (image, _) in enumerate(pairs[:4])] + pairs[4:]
     options = {"max_tokens": 60, "ignore_eos": True}
     wanted = alone(asked, longer, **options)
     assert [answer.finish_reason for answer in wanted] == [*["context"] * 4, "length"]
     same(asked.ask_batch(longer, **options), wanted)
-    assert kept == [[0, 4], [1]]
 
 
 def test_an_image_is_seen_once_and_a_few_at_a_time(
@@ -125,7 +117,7 @@ def test_an_image_is_seen_once_and_a_few_at_a_time(
         "encode",
         lambda s, pixels, *p: (seen.append(len(pixels)), encode(s, pixels, *p))[1],
     )
-    monkeypatch.setattr(module, "IMAGES_AT_ONCE", 3)
+    monkeypatch.setattr(OnnxRuntimeBackend, "images_at_once", 3)
     asked.ask_batch(pairs, max_tokens=2)
     assert seen == [3, 1]
 
@@ -140,69 +132,97 @@ def test_unpruned(asked: Pipeline, pairs: list) -> None:
     same(other.ask_batch(pairs[:2], max_tokens=6), alone(other, pairs[:2], max_tokens=6))
 
 
-def test_chunks_are_for_the_dialect_that_takes_them(asked: Pipeline, pairs: list) -> None:
+def test_chunks(asked: Pipeline, pairs: list) -> None:
     options = {"max_tokens": 8, "prefill_chunk": 9}
-    if asked.bundle.manifest.language_model.dialect == "portable":
-        same(asked.ask_batch(pairs, **options), alone(asked, pairs, **options))
-    else:
-        with pytest.raises(UserError, match=r"in dialect 'onnxruntime' is prefilled once and in one piece"):
-            asked.ask_batch(pairs, **options)
+    same(asked.ask_batch(pairs, **options), alone(asked, pairs, **options))
 
 
-def test_a_cache_in_place_takes_no_rows_of_another(fused_bundle: Path) -> None:
-    backend = Pipeline(fused_bundle, threads=1)._backend
-    vision = Pipeline(fused_bundle, threads=1).bundle.manifest.vision_encoder
-    visual = backend.to_device(np.zeros((2, 58, vision.width), np.float32))
-    one = backend.language(backend.to_device(np.zeros((1, 58, vision.width), np.float32)))
-    one.extend([5, 6, 7])
-    with pytest.raises(UserError, match="leave out prefill_chunk and rows of another cache"):
-        backend.language_batch(visual, one.rows(3))
-    batch = backend.language_batch(visual)
-    batch.extend([[5, 6], [5]])
-    with pytest.raises(UserError, match="prefilled once and in one piece"):
-        batch.extend([[5, 6], [5]])
+def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) -> None:
+    """More questions than slots: each begins where another has ended, and its answer is the one it gives alone."""
+    wanted = alone(asked, pairs, max_tokens=12)
+    session = asked._backend.session(2)
+    waiting, found, writers = list(enumerate(pairs)), {}, {}
+    while waiting or writers:
+        while waiting and len(writers) < 2:
+            number, (image, question) = waiting.pop(0)
+            seen = asked._vision.see(asked._vision.pixels(image), asked.selector)
+            prompt = asked._encode_prompt([Turn("user", question, image=True)])
+            writer = asked._writer(prompt, Decoding(max_tokens=12))
+            slot = session.add(seen.tokens)
+            writer.take(session.extend(slot, prompt.ids))
+            writers[slot] = number, writer
+        with pytest.raises(UserError, match="All 2 slots") if len(writers) == 2 else nullcontext():
+            session.remove(session.add(seen.tokens))
+        going = {slot: writer for slot, (_, writer) in writers.items() if not writer.ended}
+        if going:
+            for slot, logits in session.step({slot: w.next[0] for slot, w in going.items()}).items():
+                going[slot].take(logits)
+        for slot, (number, writer) in list(writers.items()):
+            if writer.ended:
+                found[number] = writer.result().token_ids
+                del writers[slot]
+                session.remove(slot)
+    assert [found[i] for i in range(len(pairs))] == [answer.token_ids for answer in wanted]
 
 
-def test_what_comes_before_the_image_is_computed_once(
-    demo_bundle: Path, pairs: list, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipeline = Pipeline(demo_bundle, threads=1)
-    widths: list[int] = []
-    extend = GrowingBatch.extend
-    monkeypatch.setattr(
-        GrowingBatch,
-        "extend",
-        lambda s, ids, chunk=None: (widths.append(max(map(len, ids))), extend(s, ids, chunk))[1],
+def test_one_waits_while_another_goes_on(asked: Pipeline, pairs: list) -> None:
+    """A sequence that is not stepped keeps its cache, also when it is in the middle of its prompt."""
+    session = asked._backend.session(3)
+    rows = asked.bundle.manifest.language_model.embedding_rows
+    width = asked.bundle.manifest.vision_encoder.width
+    visual = asked._backend.to_device(
+        np.random.default_rng(0).standard_normal((1, 58, width)).astype(np.float32)
     )
+    prompt = [1, *range(rows, rows + 58), 7, 8, 9]
+    first, second = session.add(visual), session.add(visual)
+    wanted = session.extend(first, prompt).copy()
+    session.extend(second, prompt[:30])
+    for token in (5, 6, 7):
+        session.step({first: token})
+    assert np.allclose(session.extend(second, prompt[30:]), wanted, atol=1e-4)
+    together = session.step({first: 11, second: 5})
+    alone_first = OneSlot(asked._backend, visual)
+    alone_first.extend([*prompt, 5, 6, 7])
+    assert np.allclose(together[first], alone_first.extend([11]), atol=1e-4)
+    session.truncate(first, len(prompt))
+    again = session.step({first: 5})[first].copy()
+    assert np.allclose(again, together[second], atol=1e-4)
+    taken = session.rows(second, 40)
+    third = session.add(visual, taken)
+    assert session.length(third) == 40
+    assert np.allclose(session.extend(third, prompt[40:]), wanted, atol=1e-4)
+
+
+def test_what_comes_before_the_image_is_computed_once(asked: Pipeline, pairs: list) -> None:
+    pipeline = copy(asked)
+    pipeline._prefix = {}
+    widths: list[int] = []
+    backend = pipeline._backend
+
+    class Watched:
+        def __init__(self, session: Any) -> None:
+            self.session = session
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def extend(self, slot: int, ids: Any, *rest: Any) -> Any:
+            widths.append(len(ids))
+            return self.session.extend(slot, ids, *rest)
+
+    class Backend:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(backend, name)
+
+        def session(self, slots: int) -> Watched:
+            return Watched(backend.session(slots))
+
+    pipeline._backend = Backend()  # type: ignore[assignment]
     for _ in range(2):
         found = pipeline.ask_batch(pairs, max_tokens=1)
-    longest = max(answer.prompt_tokens for answer in found)
-    before = widths[0]
-    assert 0 < before < longest
-    assert widths == [before, longest - before, longest - before]
-
-
-@pytest.mark.parametrize("dialect", ["static", "decomposed"])
-def test_a_cache_of_fixed_size_takes_one_sequence(demo_bundle: Path, pairs: list, dialect: str) -> None:
-    pipeline = Pipeline(demo_bundle, threads=1)
-    manifest = pipeline.bundle.manifest
-    language = manifest.language_model.model_copy(update={"dialect": dialect})
-    changed = type(pipeline.bundle)(
-        pipeline.bundle.path, manifest.model_copy(update={"language_model": language})
-    )
-    pipeline._backend = OnnxRuntimeBackend(changed, "cpu", 1)
-    with pytest.raises(UserError, match=rf"dialect '{dialect}', which takes one sequence at a time"):
-        pipeline.ask_batch(pairs)
-
-
-def test_a_backend_without_batches_is_refused(demo_bundle: Path, pairs: list) -> None:
-    class Single:
-        name = "tensorrt"
-
-    pipeline = Pipeline(demo_bundle, threads=1)
-    pipeline._backend = Single()  # type: ignore[assignment]
-    with pytest.raises(UserError, match="Backend 'tensorrt' takes one sequence at a time"):
-        pipeline.ask_batch(pairs)
+    before, rest = widths[0], [answer.prompt_tokens - widths[0] for answer in found]
+    assert before > 0
+    assert widths == [before, *rest, *rest]
 
 
 def test_an_error_names_its_question(asked: Pipeline, pairs: list) -> None:

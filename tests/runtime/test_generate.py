@@ -2,47 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
-from divprune_edge.processing.prompt import PromptIds
+from divprune_edge.processing.layout import lay_out
 from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.generate import Decoding, Generation, generate
+from divprune_edge.runtime.generate import Decoding, Generation, Writer, write
 from divprune_edge.runtime.sampling import Sampler
 
 STOP = 2
 
 
 class Script:
-    """A language session that answers with given ids, one per call, and remembers what it was fed."""
+    """A session of one slot that answers with given ids, one per call, and remembers what it was fed."""
 
     def __init__(self, ids: Sequence[int], length: int = 0) -> None:
         self._ids = iter(ids)
-        self.length = length
+        self._length = length
         self.fed: list[tuple[int, ...]] = []
+        self.positions: list[int] = []
 
-    def extend(self, ids: Sequence[int], chunk: int | None = None) -> np.ndarray:
+    def length(self, slot: int) -> int:
+        return self._length
+
+    def extend(
+        self, slot: int, ids: Sequence[int], positions: Sequence[int], chunk: int | None
+    ) -> np.ndarray:
         self.fed.append(tuple(ids))
-        self.length += len(ids)
+        self.positions += positions
+        self._length += len(ids)
         logits = np.zeros(400, np.float32)
         logits[next(self._ids)] = 1
         return logits
 
-    def truncate(self, length: int) -> None:
-        self.length = length
+    def step(self, ids: Mapping[int, int], positions: Mapping[int, int]) -> dict[int, np.ndarray]:
+        return {slot: self.extend(slot, [ids[slot]], [positions[slot]], None) for slot in ids}
 
 
 def run(
     tokenizer: Tokenizer, session: Script, context: int = 100, **options: object
 ) -> tuple[Generation, list[str]]:
     pieces: list[str] = []
-    result = generate(
-        session,
-        PromptIds((1, 5, 6, 7), 0),
+    writer = Writer(
+        lay_out((1, 5, 6, 7), 999, [], 400),
         Detokenizer(tokenizer),
         Sampler(),
         Decoding(**options),  # type: ignore[arg-type]
@@ -50,6 +56,8 @@ def run(
         context=context,
         on_text=pieces.append,
     )
+    write(session, {0: writer})  # type: ignore[arg-type]
+    result = writer.result()
     assert "".join(pieces) == result.text
     return result, pieces
 
@@ -66,6 +74,7 @@ def test_stop_id_ends_the_answer_and_is_reported(tokenizer: Tokenizer) -> None:
     assert result.text == tokenizer.decode(ids)
     assert result.finish_reason == "stop"
     assert session.fed == [(1, 5, 6, 7), *((i,) for i in ids)]
+    assert session.positions == list(range(4 + len(ids)))
 
 
 def test_only_what_the_cache_lacks_is_fed(tokenizer: Tokenizer) -> None:

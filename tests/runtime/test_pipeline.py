@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from divprune_edge import Pipeline, UserError
-from divprune_edge.runtime.backends.growing import GrowingLanguage
+from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 QUESTION = "what color is the circle?"
@@ -79,12 +79,12 @@ def test_chat_encodes_the_image_once_and_reuses_the_cache(
 ) -> None:
     encoded: list[int] = []
     fed: list[int] = []
-    encode, extend = OnnxRuntimeBackend.encode, GrowingLanguage.extend
+    encode, extend = OnnxRuntimeBackend.encode, GrowingSession.extend
     monkeypatch.setattr(OnnxRuntimeBackend, "encode", lambda s, *p: (encoded.append(1), encode(s, *p))[1])
     monkeypatch.setattr(
-        GrowingLanguage,
+        GrowingSession,
         "extend",
-        lambda s, ids, chunk=None: (fed.append(len(ids)), extend(s, ids, chunk))[1],
+        lambda s, slot, ids, *rest: (fed.append(len(ids)), extend(s, slot, ids, *rest))[1],
     )
     chat = pipeline.chat(image)
     first = chat.ask(QUESTION, max_tokens=5)

@@ -18,6 +18,7 @@ from checkpoints import make_checkpoint
 from conftest import run_module
 from exporting import export, plan_of
 from fake_device import FakeDevice, FakeEngines
+from one_slot import OneSlot
 from plugins_emulation import EMULATED, compile_emulated
 
 from divprune_edge.errors import DivpruneError, UserError
@@ -25,7 +26,8 @@ from divprune_edge.plugins import abi
 from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
-from divprune_edge.runtime.backends.tensorrt_slot import Slot
+from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
+from divprune_edge.runtime.backends.tensorrt_slots import Slots
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.lab.evaluation import runner
@@ -143,7 +145,7 @@ def test_one_launch_per_decode_step_and_nothing_of_a_token_through_the_host(
     vision = manifest.vision_encoder
     pixels = vision.image_height * vision.image_width * 3
     model = ours._backend._model  # type: ignore[attr-defined]
-    step = model.places(1)[1]
+    step = model.places(1, 1)[1]
     downloads = [size for kind, size in device.copies if kind == "download"]
     uploads = [size for kind, size in device.copies if kind == "upload"]
     assert downloads == [58 * 8, *[logits] * tokens], "indices, and one row of logits per step"
@@ -218,7 +220,7 @@ def test_sessions_of_a_small_cache(tiny: dict[str, Bundle], dialect: str) -> Non
     reference = open_backend(tiny["portable"], "cpu", threads=1)
     width = bundle.manifest.vision_encoder.width
     visual = np.random.default_rng(1).standard_normal((1, 9, width)).astype(np.float32)
-    sessions = [b.language(b.to_device(visual)) for b in (ours, reference)]
+    sessions = [OneSlot(b, b.to_device(visual)) for b in (ours, reference)]
     rows = info.embedding_rows
 
     def both(*ids: int) -> None:
@@ -235,7 +237,7 @@ def test_sessions_of_a_small_cache(tiny: dict[str, Bundle], dialect: str) -> Non
     both(6)
     kept = sessions[0].rows(5)
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(kept, sessions[1].rows(5), strict=True))
-    again = ours.language(ours.to_device(visual), kept)
+    again = OneSlot(ours, ours.to_device(visual), kept)
     assert again.length == 5
     assert np.allclose(
         again.extend([9, 8]), _after(reference, visual, sessions[1].rows(5), [9, 8]), atol=2e-4
@@ -260,7 +262,7 @@ def test_rows_are_copied_again_where_they_were_written_over(tiny: dict[str, Bund
     backend = TensorRtBackend(bundle, device, FakeEngines(bundle))
     backend.load(bundle.selector())
     visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width), np.float32))
-    first = backend.language(visual)
+    first = OneSlot(backend, visual)
     first.extend([1, 7, 8, 9])
     rows = first.rows(3)
     first.truncate(3)
@@ -268,9 +270,9 @@ def test_rows_are_copied_again_where_they_were_written_over(tiny: dict[str, Bund
     del first
     for before, copies in (([], 0), ([6, 6, 6, 6], 2 * bundle.manifest.language_model.layers)):
         if before:
-            backend.language(visual).extend(before)
+            OneSlot(backend, visual).extend(before)
         device.copies.clear()
-        session = backend.language(visual, rows)
+        session = OneSlot(backend, visual, rows)
         assert len(device.copies) == copies
         assert np.array_equal(session.extend([4, 5]), wanted)
         del session
@@ -286,18 +288,18 @@ def test_a_sequence_that_fails_to_begin_gives_its_memory_back(tiny: dict[str, Bu
         raise DivpruneError("The GPU could not.")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Slot, "warm_up", fail)
+        patch.setattr(Slots, "warm_up", fail)
         with pytest.raises(DivpruneError, match="could not"):
             backend.load(bundle.selector())
     backend.load(bundle.selector())
     visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width), np.float32))
-    rows = backend.language(visual).rows(0)
+    rows = OneSlot(backend, visual).rows(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Slot, "bind", fail)
+        patch.setattr(TensorRtSession, "_write", fail)
         with pytest.raises(DivpruneError, match="could not"):
-            backend.language(visual, rows)
-    backend.language(visual).extend([1, 7])
-    assert len(backend._model._slots) == 1
+            OneSlot(backend, visual, (*rows,))
+    OneSlot(backend, visual).extend([1, 7])
+    assert backend._model._made == 1
 
 
 def test_a_sequence_keeps_its_visual_tokens(tiny: dict[str, Bundle]) -> None:
@@ -308,17 +310,48 @@ def test_a_sequence_keeps_its_visual_tokens(tiny: dict[str, Bundle]) -> None:
     rows = bundle.manifest.language_model.embedding_rows
     random = np.random.default_rng(5).standard_normal((3, 1, 9, bundle.manifest.vision_encoder.width))
     prompt = [1, *range(rows, rows + 9), 8]
-    session = backend.language(backend.to_device(random[0]))
+    session = OneSlot(backend, backend.to_device(random[0]))
     first = session.extend(prompt).copy()
     others = [backend.to_device(values) for values in random[1:]]
-    second = backend.language(others.pop()).extend(prompt).copy()
+    second = OneSlot(backend, others.pop()).extend(prompt).copy()
     session.truncate(0)
     assert np.array_equal(session.extend(prompt), first)
     assert not np.allclose(first, second, atol=1e-3)
 
 
 def _after(backend: Any, visual: Any, rows: Any, ids: list[int]) -> Any:
-    return backend.language(backend.to_device(visual), rows).extend(ids)
+    return OneSlot(backend, backend.to_device(visual), rows).extend(ids)
+
+
+def test_a_batch_is_decoded_together(
+    demo: Bundle, pipeline: Pipeline, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three questions in four slots: each answer is the one it has alone, and a step is one launch for all."""
+    other = np.asarray(np.random.default_rng(3).integers(0, 256, (80, 80, 3)), np.uint8)
+    pairs = [(image, QUESTIONS[0]), (other, QUESTIONS[1]), (image, QUESTIONS[1])]
+    options = {"max_tokens": 9, "ignore_eos": True}
+    ours, device = over_fake(demo, monkeypatch, slots=4)
+    wanted = [pipeline.ask(*pair, **options) for pair in pairs]
+    for _ in range(2):
+        for found, alone in zip(ours.ask_batch(pairs, **options), wanted, strict=True):
+            same(found, alone)
+    device.counts = Counter()
+    ours.ask_batch(pairs, **options)
+    assert device.counts["launches"] == 8
+    appends = 3 + 8 * 3 if demo.manifest.language_model.dialect == "decomposed" else 0
+    assert device.counts["appends"] == appends
+    assert device.counts["allocations"] == 0
+    with pytest.raises(UserError, match=r"5 sequences were asked for at a time.*built for 4.*--slots 5"):
+        ours.ask_batch(pairs[:1] * 5)
+
+
+def test_slots_that_cannot_be_bound_are_refused(tiny: dict[str, Bundle]) -> None:
+    """TensorRT binds memory at multiples of 256 bytes, which the second cache of odd sizes is not at."""
+    bundle = tiny["static"]
+    backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle, slots=2))
+    backend.load(bundle.selector())
+    with pytest.raises(UserError, match="2 slots were asked for, but a cache of 77 rows"):
+        backend.session(2)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -384,7 +417,7 @@ def test_float16_and_signals_of_the_encoder(
         answer = one.ask(image, "what is there ?", max_tokens=4, ignore_eos=True)
         width = one.bundle.manifest.vision_encoder.width
         visual = np.random.default_rng(2).standard_normal((1, 12, width)).astype(np.float16)
-        session = one._backend.language(one._backend.to_device(visual))
+        session = OneSlot(one._backend, one._backend.to_device(visual))
         rows = one.bundle.manifest.language_model.embedding_rows
         steps = [session.extend([1, *range(rows, rows + 12), 8]).copy(), session.extend([9]).copy()]
         sessions.append((answer.kept_indices, *steps))

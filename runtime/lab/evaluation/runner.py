@@ -14,7 +14,7 @@ from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import DeviceTensor, Encoded, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.generate import Decoding, generate
+from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
 from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions
 from divprune_edge.runtime.lab.evaluation.methods import Method
@@ -117,8 +117,7 @@ class Runner:
     ) -> tuple[str, float, float]:
         prompt = self._prompt.encode([Turn("user", question, image=True)], kept)
         facts = self._manifest.prompt
-        result = generate(
-            self._backend.language(visual),
+        writer = Writer(
             prompt,
             Detokenizer(self._prompt.tokenizer.model),
             decoding.sampler(facts.forbidden_ids),
@@ -126,4 +125,7 @@ class Runner:
             stop_ids=frozenset(facts.stop_ids),
             context=self._manifest.language_model.positions,
         )
+        session = self._backend.session()
+        write(session, {session.add(visual): writer})
+        result = writer.result()
         return result.text, result.prefill_ms, result.decode_ms

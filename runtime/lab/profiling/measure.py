@@ -9,7 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from divprune_edge.manifest import SelectorInfo
-from divprune_edge.processing.prompt import PromptEncoder, PromptIds, Turn
+from divprune_edge.processing.layout import PromptIds
+from divprune_edge.processing.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.profiling.memory import peak_bytes
@@ -125,11 +126,12 @@ def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
     pixels = vision.pixels(workload.image)
     ids = variant.encode(workload.question).ids
     lap()
-    session = variant.backend.language(vision.see(pixels, variant.selector, lap).tokens)
-    token = sampler(session.extend(ids))
+    session = variant.backend.session()
+    slot = session.add(vision.see(pixels, variant.selector, lap).tokens)
+    token = sampler(session.extend(slot, ids))
     lap()
     for _ in range(workload.tokens - 1):
-        token = sampler(session.extend((token,)))
+        token = sampler(session.step({slot: token})[slot])
         lap()
     times = [1000 * (after - before) for before, after in pairwise(clock)]
     return MeasuredAnswer(tuple(times[: len(STAGES)]), tuple(times[len(STAGES) :]))

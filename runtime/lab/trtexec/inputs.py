@@ -17,7 +17,8 @@ from divprune_edge.manifest import SelectorInfo
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.preprocess import encoder_pixels
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.backends.steps import STEPS, check_room
+from divprune_edge.runtime.backends.session import check_room
+from divprune_edge.runtime.backends.steps import STEPS
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.profiles import DECODE, LANGUAGE, PREFILL, VISION
 from divprune_edge.runtime.lab.trtexec.lines import CACHES, Files, Stage
@@ -58,15 +59,23 @@ class Inputs:
         turns = [Turn("user", self._question, image=True)]
         ids = np.array([self._bundle.prompt_encoder().encode(turns, kept.shape[1]).ids], np.int64)
         length = ids.shape[1]
-        check_room(info, length, 1)
-        step = STEPS[info.dialect]
+        check_room(length + 1, info.positions, fixed=True)
+        step, rows = STEPS[info.dialect], np.arange(length + 1)[None]
         shape = (1, info.kv_heads, info.capacity, info.head_dim)
         empty = np.zeros(shape, info.cache_dtype)
         filled = empty.copy()
         # What a cache holds does not change what a step costs, as long as it is finite: one file serves all layers.
         filled[:, :, :length] = np.random.default_rng(0).standard_normal(filled[:, :, :length].shape)
-        prefill = {**step(ids, 0, info.capacity), "visual_tokens": kept, CACHES: empty}
-        decode = {**step(ids[:, -1:], length, info.capacity), "visual_tokens": kept, CACHES: filled}
+        prefill = {
+            **step(ids, rows[:, :length], np.array([0]), info.capacity),
+            "visual_tokens": kept,
+            CACHES: empty,
+        }
+        decode = {
+            **step(ids[:, -1:], rows[:, length:], np.array([length]), info.capacity),
+            "visual_tokens": kept,
+            CACHES: filled,
+        }
         return (
             Stage("prefill", LANGUAGE, PREFILL, prefill, cuda_graph=False),
             Stage("decode", LANGUAGE, DECODE, decode, cuda_graph=True),

@@ -14,6 +14,7 @@ from checkpoints import make_checkpoint
 from exporting import export, plan_of
 from fake_cuda import FakeRuntime, FakeTensorRt, cudaError_t
 from fake_device import FakeEngines
+from one_slot import OneSlot
 from plugins_emulation import write_library
 
 from divprune_edge.errors import DivpruneError, UserError
@@ -76,10 +77,10 @@ def test_a_sequence_through_both_layers(here: Here, bundles: dict[str, Bundle], 
         selector = bundle.selector()
         backend.load(selector)
         visual, kept = backend.select(backend.encode(pixels), selector, np.ones((1, 25), np.bool_))
-        session = backend.language(visual)
+        session = OneSlot(backend, visual)
         logits = [session.extend([1, *range(rows, rows + 9), 8]).copy()]
         logits += [session.extend([token]).copy() for token in (4, 9, 11)]
-        again = backend.language(visual, session.rows(4))
+        again = OneSlot(backend, visual, session.rows(4))
         logits += [again.extend([5, 6]).copy(), again.extend([7]).copy()]
         found.append([kept, *logits])
     for ours, wanted in zip(*found, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engine_bundles import (
     CAPACITY,
@@ -72,12 +73,23 @@ def test_every_step_that_the_host_feeds_fits_its_profile(manifest: Manifest) -> 
     info = manifest.language_model
     profiles = language_profiles(info, make_limits(manifest, [SELECTORS[0]], 100))
     for at, count, length in ((PREFILL, 1, 0), (PREFILL, 100, 0), (PREFILL, 37, 200), (DECODE, 1, 511)):
-        import numpy as np
-
-        for name, value in STEPS[info.dialect](np.zeros((1, count), np.int64), length, CAPACITY).items():
+        rows = np.arange(length, length + count)[None]
+        fed = STEPS[info.dialect](np.zeros((1, count), np.int64), rows, rows[:, 0], CAPACITY)
+        for name, value in fed.items():
             least, _, most = three(profiles[at], name)
             inside = [low <= size <= high for low, size, high in zip(least, value.shape, most, strict=True)]
             assert all(inside), (name, value.shape)
+
+
+def test_slots_are_decoded_together(manifest: Manifest) -> None:
+    """Prefill is one sequence's; an engine with one profile takes both."""
+    limits = make_limits(manifest, [SELECTORS[0]], 100, slots=4)
+    for apart, batches in ((True, [(1, 4, 4), (1, 1, 1)]), (False, [(1, 1, 4)])):
+        profiles = language_profiles(manifest.language_model, limits, apart=apart)
+        found = [tuple(shape[0] for shape in three(profile, "input_ids")) for profile in profiles]
+        assert found == batches
+    with pytest.raises(UserError, match="--slots is 0"):
+        make_limits(manifest, [SELECTORS[0]], 100, slots=0)
 
 
 def test_limits_span_the_budgets(manifest: Manifest) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from conftest import ROOT
 from exporting import export, plan_of
+from one_slot import OneSlot
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.backends import Backend, fixed, open_backend, steps
+from divprune_edge.runtime.backends import Backend, CacheRows, open_backend, steps
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Pipeline
@@ -43,10 +43,12 @@ def portable(demo_bundle: Path) -> Backend:
     return open_backend(Bundle.open(demo_bundle), "cpu", threads=1)
 
 
-def begin(backend: Backend, bundle: Bundle) -> Any:
+def begin(backend: Backend, bundle: Bundle, rows: CacheRows | None = None) -> Any:
     shape = (1, 58, bundle.manifest.vision_encoder.width)
     visual = np.random.default_rng(2).standard_normal(shape).astype(bundle.manifest.token_dtype)
-    return backend.language(backend.to_device(visual))
+    one = OneSlot(backend, backend.to_device(visual), rows)
+    one.backend, one.bundle = backend, bundle  # type: ignore[attr-defined]
+    return one
 
 
 @pytest.fixture
@@ -104,10 +106,9 @@ def test_a_sequence_begins_with_the_rows_of_another(pair: tuple[Any, Any, list[i
     a, b, ids = pair
     b.extend(ids[:40])
     a.extend(ids[:60])
-    kind = type(a)
     taken = a.rows(40)
     assert all(np.allclose(x, y, atol=1e-5) for x, y in zip(taken, b.rows(40), strict=True))
-    fresh = kind(a._session, "cpu", a._info, a._visual, taken)
+    fresh = begin(a.backend, a.bundle, taken)
     assert fresh.length == 40
     assert agree(fresh.extend(ids[40:]), b.extend(ids[40:]))
     assert np.array_equal(a.rows(40)[0], taken[0]), "the other sequence's rows were written"
@@ -116,24 +117,14 @@ def test_a_sequence_begins_with_the_rows_of_another(pair: tuple[Any, Any, list[i
 @DIALECTS
 def test_a_step_writes_its_own_rows_in_the_memory_that_was_bound(pair: tuple[Any, Any, list[int]]) -> None:
     session, _, ids = pair
-    places = [value.data_ptr() for value in session._past]
-    assert places[0] == session._cache.ctypes.data
-    assert places[1] - places[0] == session._cache[0].nbytes
-    session._cache[:] = 7.5
+    block = session.session.block
+    block[:] = 7.5
     for count in (20, 3, 1, 1):
-        before, length = session._cache.copy(), session.length
+        before, length = block.copy(), session.length
         session.extend(ids[length : length + count])
-        changed = (session._cache != before).any(axis=(0, 1, 3))
+        changed = (block != before).any(axis=(0, 1, 2, 4))
         assert np.flatnonzero(changed).tolist() == list(range(length, length + count))
-    assert [value.data_ptr() for value in session._past] == places
-    if isinstance(session, fixed.StaticLanguage):
-        # With the output bound elsewhere the cache stays as it is: the graph itself writes.
-        other = np.zeros_like(session._cache[:1])
-        session._binding.bind_ortvalue_output("present.0.key", ort.OrtValue.ortvalue_from_numpy(other))
-        before = session._cache[0].copy()
-        session.extend([5])
-        assert np.array_equal(session._cache[0], before)
-        assert other[0, :, session.length - 1].any()
+    assert session.session.block is block
 
 
 @pytest.mark.parametrize(
@@ -148,17 +139,17 @@ def test_a_step_writes_its_own_rows_in_the_memory_that_was_bound(pair: tuple[Any
     ],
 )
 def test_a_wrong_step_is_seen(
-    pair: tuple[Any, Any, list[int]], name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Any, Any, list[int]], dialect: Any, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The comparison above would notice a mask, row or position that is off by one."""
     a, b, ids = pair
-    right = steps.STEPS[a._info.dialect]
+    right = steps.STEPS[dialect]
 
-    def step(ids: Any, length: int, capacity: int) -> Any:
-        inputs = right(ids, length, capacity)
+    def step(*given: Any) -> Any:
+        inputs = right(*given)
         return inputs | {name: np.ascontiguousarray(wrong(inputs[name]))}
 
-    monkeypatch.setitem(steps.STEPS, a._info.dialect, step)
+    monkeypatch.setitem(steps.STEPS, dialect, step)
     assert not (
         np.allclose(a.extend(ids), b.extend(ids), atol=1e-4)
         and np.allclose(a.extend([5]), b.extend([5]), atol=1e-4)
@@ -236,11 +227,6 @@ def test_cuda_is_refused(dialect: str, bundle_of: Callable[..., Path]) -> None:
     _require_kernels(manifest, "cpu")
     with pytest.raises(UserError, match=f"dialect '{dialect}', which is made for TensorRT .* portable"):
         _require_kernels(manifest, "cuda")
-
-
-def test_several_at_once_are_refused(bundle_of: Callable[..., Path], image: Path) -> None:
-    with pytest.raises(UserError, match="dialect 'static', which takes one sequence at a time"):
-        Pipeline(bundle_of("static")).ask_batch([(image, "What?"), (image, "Where?")])
 
 
 def test_the_prompt_of_the_tests_has_a_prefix(bundle_of: Callable[..., Path]) -> None:

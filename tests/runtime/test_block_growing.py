@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run_module
+from one_slot import OneSlot
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.backends import Backend, in_place, open_backend
+from divprune_edge.runtime.backends import Backend, block, open_backend
 from divprune_edge.runtime.backends.binding import run_bound
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
@@ -46,7 +47,7 @@ def sequences(fused: Backend, portable: Backend, bundle: Path) -> tuple[list, li
     opened = Bundle.open(bundle)
     rows = opened.manifest.language_model.embedding_rows
     tokens = visual(opened)
-    return [b.language(b.to_device(tokens)) for b in (fused, portable)], [1, 7, *range(rows, rows + 58), 9, 8]
+    return [OneSlot(b, b.to_device(tokens)) for b in (fused, portable)], [1, 7, *range(rows, rows + 58), 9, 8]
 
 
 def test_logits_equal_those_of_a_growing_cache(fused: Backend, portable: Backend, fused_bundle: Path) -> None:
@@ -63,12 +64,12 @@ def test_logits_equal_those_of_a_growing_cache(fused: Backend, portable: Backend
 def test_the_cache_grows_and_keeps_what_it_holds(
     fused: Backend, portable: Backend, fused_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(in_place, "FIRST_CAPACITY", 8)
+    monkeypatch.setattr(block, "FIRST_CAPACITY", 8)
     (a, b), ids = sequences(fused, portable, fused_bundle)
-    assert a.capacity == 8
+    assert a.session.capacity == 8
     for i, token in enumerate(ids):
         assert np.allclose(a.extend([token]), b.extend([token]), atol=1e-4), i
-    assert a.capacity == 64
+    assert a.session.capacity == 64
 
 
 def test_a_full_cache_ends_in_one_sentence(fused: Backend, portable: Backend, fused_bundle: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_full_cache_ends_in_one_sentence(fused: Backend, portable: Backend, fu
     context = Bundle.open(fused_bundle).manifest.language_model.context
     a.extend([7] * (context - 1))
     a.extend([7])
-    assert a.capacity == a.length == context
+    assert a.session.capacity == a.length == context
     with pytest.raises(
         UserError, match=f"would have {context + 1} tokens, but the model's context holds {context}"
     ):
@@ -115,25 +116,24 @@ def test_what_comes_before_the_image_is_computed_once(
     pipeline = Pipeline(fused_bundle if dialect == "fused" else demo_bundle)
     fed: list[int] = []
     backend = pipeline._backend
-    language = type(backend).language
+    session = type(backend).session
 
     def watched(self: Backend, *arguments: object) -> object:
-        session = language(self, *arguments)  # type: ignore[arg-type]
-        extend = session.extend
+        made = session(self, *arguments)  # type: ignore[arg-type]
+        extend = made.extend
 
-        def counted(ids: list[int], chunk: int | None = None) -> np.ndarray:
+        def counted(slot: int, ids: list[int], *rest: object) -> np.ndarray:
             fed.append(len(ids))
-            return extend(ids, chunk)
+            return extend(slot, ids, *rest)
 
-        session.extend = counted  # type: ignore[method-assign]
-        return session
+        made.extend = counted  # type: ignore[method-assign]
+        return made
 
-    monkeypatch.setattr(type(backend), "language", watched)
+    monkeypatch.setattr(type(backend), "session", watched)
     first, second = (pipeline.ask(image, "What is there?", max_tokens=5) for _ in range(2))
     prompt = pipeline._encode_prompt([Turn("user", "What is there?", image=True)])
-    prefills = [count for count in fed if count > 1]
     assert len(prompt.before_image) > 0
-    assert prefills == [first.prompt_tokens, first.prompt_tokens - len(prompt.before_image)]
+    assert fed == [first.prompt_tokens, first.prompt_tokens - len(prompt.before_image)]
     assert first.token_ids == second.token_ids
     other = pipeline.with_selector("none")
     fed.clear()

@@ -1,0 +1,170 @@
+"""Sequences on the language model: a session has slots, and each slot holds one sequence with a KV cache of its own.
+
+A sequence is prefilled in its slot alone, whatever the others do; one step decodes an id of as many sequences as one
+likes. So they join and leave between steps, and a single question is a session of one slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+
+DeviceTensor = Any
+"""A tensor in the backend's own form."""
+CacheRows = tuple[npt.NDArray[Any], ...]
+"""The first rows of a KV cache: key and value of each layer, [1, kv_heads, rows, head_dim]."""
+Logits = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class LanguageSession(Protocol):
+    """Slots on the language model; see the module's text."""
+
+    @property
+    def slots(self) -> int:
+        """Sequences that there is room for."""
+        ...
+
+    def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
+        """Begin a sequence and return its slot.
+
+        Args:
+            visual: [1, K, D]; what the ids of the sequence may refer to.
+            rows: what the cache holds at the start; nothing if None.
+
+        Raises:
+            UserError: every slot is taken.
+        """
+        ...
+
+    def remove(self, slot: int) -> None:
+        """Forget a sequence; its slot is free, and nothing is copied."""
+        ...
+
+    def length(self, slot: int) -> int:
+        """Return how many rows of its cache a sequence fills."""
+        ...
+
+    def extend(
+        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+    ) -> Logits:
+        """Append ids to one sequence and return the last one's logits.
+
+        Args:
+            slot: which sequence.
+            ids: at least one id of the token table; below V a vocabulary row, V + i row i of the visual tokens.
+            positions: of these ids for the rotary embedding; None: those of the rows that they fill.
+            chunk: feed at most so many ids at a time (bounds memory; the result is the same).
+
+        Returns:
+            float32 [vocabulary], valid until the next call.
+
+        Raises:
+            UserError: there is no room for so many ids, or the dialect takes no positions but the rows'.
+        """
+        ...
+
+    def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
+        """Append one vocabulary id to each of these sequences, all at once; the others stay as they are.
+
+        Args:
+            ids: slot -> id.
+            positions: slot -> position; None: that of the row.
+
+        Returns:
+            Slot -> float32 [vocabulary], valid until the next call.
+
+        Raises:
+            UserError: as :meth:`extend`.
+        """
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget every row of a sequence from ``length`` on."""
+        ...
+
+    def rows(self, slot: int, length: int) -> CacheRows:
+        """Return a copy of a sequence's first ``length`` rows, for another one to begin with."""
+        ...
+
+
+class SlotTable:
+    """Which slots are taken, and the rows that each fills: ``lengths``, int64 [slots]."""
+
+    def __init__(self, slots: int, room: int, *, fixed: bool) -> None:
+        self._room, self._fixed = room, fixed
+        self._taken = [False] * slots
+        self.lengths = np.zeros(slots, np.int64)
+
+    @property
+    def slots(self) -> int:
+        """All of them."""
+        return len(self._taken)
+
+    def take(self, length: int) -> int:
+        """Take the first free slot for a sequence that begins with so many rows.
+
+        Raises:
+            UserError: there is none.
+        """
+        if all(self._taken):
+            raise UserError(
+                f"All {self.slots} slots of the session are taken: remove a sequence, or ask for more slots.",
+                code="slots-taken",
+            )
+        slot = self._taken.index(False)
+        self._taken[slot] = True
+        self.lengths[slot] = length
+        return slot
+
+    def free(self, slot: int) -> None:
+        """Give a slot back."""
+        self._taken[slot] = False
+        self.lengths[slot] = 0
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Let a sequence fill at most ``length`` rows."""
+        self.lengths[slot] = min(int(self.lengths[slot]), length)
+
+    def check_room(self, slot: int, count: int) -> None:
+        """Check that ``count`` more tokens fit into a slot.
+
+        Raises:
+            UserError: they do not; the sentence names both numbers.
+        """
+        total = int(self.lengths[slot]) + count
+        if total > self._room:
+            check_room(total, self._room, fixed=self._fixed)
+
+
+def check_room(total: int, room: int, *, fixed: bool) -> None:
+    """Check that a sequence of ``total`` tokens fits; ``fixed``: the room is the cache's, not the model's own.
+
+    Raises:
+        UserError: it does not; the sentence names both numbers.
+    """
+    if total <= room:
+        return
+    place, remedy = f"the model's context holds {room}", "."
+    if fixed:
+        place = f"there is room for {room}"
+        remedy = ": ask a shorter question, keep fewer visual tokens, or export with a larger --capacity."
+    raise UserError(f"The sequence would have {total} tokens, but {place}{remedy}", code="sequence-too-long")
+
+
+def pieces(
+    ids: Sequence[int], positions: Sequence[int] | None, first: int, chunk: int | None
+) -> list[tuple[Ints, Ints]]:
+    """Return ids and positions in pieces of at most ``chunk``, each [1, seq]; ``first`` is the first id's row."""
+    row = np.asarray(ids, np.int64)
+    places = np.arange(first, first + row.size) if positions is None else np.asarray(positions, np.int64)
+    size = chunk or row.size
+    return [
+        (np.ascontiguousarray(row[None, at : at + size]), np.ascontiguousarray(places[None, at : at + size]))
+        for at in range(0, row.size, size)
+    ]

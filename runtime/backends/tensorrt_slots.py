@@ -1,0 +1,184 @@
+"""The memory of a session's slots on TensorRT, and its two kinds of steps.
+
+What the host feeds per step travels in one copy, so a decode step on the host is: write some hundred bytes, launch one
+graph, wait, read the logits. Prefill is bound to the part of the cache that is one slot's, decode to all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.plugins.abi import Append
+from divprune_edge.runtime.backends.session import CacheRows
+from divprune_edge.runtime.backends.steps import StepInputs
+from divprune_edge.runtime.engines.device import Context, Graph, Memory
+from divprune_edge.runtime.engines.profiles import DECODE
+
+if TYPE_CHECKING:
+    from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
+
+_log = logging.getLogger("divprune_edge")
+VISUAL, PAST, ROWS = "visual_tokens", "past_key_values.", "cache_rows"
+"""The visual tokens among an engine's inputs, what the names of the cache's inputs begin with; and what is no input:
+the row of each slot's cache that new rows go to."""
+_LOGITS = "logits"
+
+
+class Slots:
+    """The memory of ``count`` slots, the contexts that are bound to it, and the graph that was captured of decode."""
+
+    def __init__(self, model: TensorRtLanguage, count: int, scratch: Memory) -> None:
+        device = model.device
+        self._model, self._device, self.count = model, device, count
+        self.cache = device.allocate(model.cache_bytes(count))
+        # Rows beyond the live length are masked, but 0 times what an allocation holds may not be a number.
+        device.clear(self.cache.address, self.cache.nbytes)
+        rows = model.new_rows_bytes(count)
+        self._new_rows = device.allocate(rows) if rows else None
+        size = model.input_bytes(count)
+        self._inputs, self._host_inputs = device.allocate(size), device.pinned(size)
+        vocabulary = model.info.vocabulary
+        size = 4 * count * vocabulary
+        self._logits, self._host_logits = device.allocate(size), device.pinned(size)
+        self.logits = self._host_logits.array[:size].view(np.float32).reshape(count, -1)
+        # What decode reads as visual tokens: the ids of a decode step refer to none.
+        self._nothing = device.allocate(model.nothing_bytes(count))
+        device.clear(self._nothing.address, self._nothing.nbytes)
+        self._prefill = model.plan.context(model.prefill, scratch, varying=True)
+        self._decode = model.plan.context(DECODE, scratch)
+        for context in (self._prefill, self._decode):
+            context.set_address(_LOGITS, self._logits.address)
+        self._bind_cache(self._decode, 0, count)
+        self._decode.set_shape(VISUAL, model.nothing_shape(count))
+        self._decode.set_address(VISUAL, self._nothing.address)
+        self._decode_views = self._bind_step(self._decode, 1, count)
+        self._decode_bytes = model.places(1, count)[1]
+        self._graph: Graph | None = None
+        self._warm = False
+        # The cache of each slot begins with so many rows of these.
+        self.prefix: list[CacheRows | None] = [None] * count
+        self.intact = [0] * count
+
+    def address(self, slot: int, tensor: int) -> int:
+        """Return where a slot's cache of one tensor lies."""
+        return (
+            self.cache.address + tensor * self._model.cache_stride(self.count) + slot * self._model.slot_bytes
+        )
+
+    def warm_up(self) -> None:
+        """Run both kinds of steps on nothing and capture decode's, so that no question pays for that."""
+        if self._graph is not None:
+            return
+        model = self._model
+        self.intact = [0] * self.count
+        if model.longest > 1:
+            nothing = np.zeros((1, 2), np.int64)
+            inputs = model.step(nothing, nothing + np.arange(2), np.zeros(1, np.int64), model.capacity)
+            self.prefill(0, (self._nothing.address, model.nothing_shape(1)), inputs, 2, 0)
+        row, idle = np.zeros((self.count, 1), np.int64), np.full(self.count, model.capacity - 1)
+        inputs = {**model.step(row, row, idle, model.capacity), ROWS: np.full(self.count, model.capacity)}
+        self.decode(inputs)
+        self.decode(inputs)
+
+    def decode(self, inputs: StepInputs) -> None:
+        """Run a step of one id per slot; from the second on, one launch of a graph where the engine allows it."""
+        for name, view in self._decode_views.items():
+            view[...] = inputs[name]
+        if self._graph is not None:
+            self._device.launch(self._graph)
+        elif self._warm and self._model.capturable:
+            self._capture()
+        else:
+            # TensorRT sets a context up in its first run, which cannot be captured.
+            self._decode_step()
+            self._warm = True
+        self._device.synchronize()
+
+    def prefill(
+        self, slot: int, visual: tuple[int, tuple[int, ...]], inputs: StepInputs, count: int, row: int
+    ) -> None:
+        """Run a step of ``count`` ids of one slot from ``row`` of its cache on; logits are those of slot 0.
+
+        ``visual`` is the address and shape of its visual tokens.
+        """
+        context = self._prefill
+        context.set_shape(VISUAL, visual[1])
+        context.set_address(VISUAL, visual[0])
+        self._bind_cache(context, slot, 1)
+        feed = {**inputs, ROWS: np.array([row])}
+        for name, view in self._bind_step(context, count, 1).items():
+            view[...] = feed[name]
+        self._run(context, count, 1, slot, self._model.places(count, 1)[1])
+        self._device.synchronize()
+
+    def _capture(self) -> None:
+        """Record the step and do it; where it cannot be recorded, say so once and do it."""
+        try:
+            self._graph = self._device.capture(self._decode_step)
+        except UserError:
+            raise
+        except DivpruneError as error:
+            self._model.capturable = False
+            _log.warning(
+                "Decode steps are slower than they could be: the engine cannot be recorded as a CUDA graph (%s).",
+                str(error).rstrip("."),
+            )
+            self._decode_step()
+        else:
+            self._device.launch(self._graph)
+
+    def _decode_step(self) -> None:
+        self._run(self._decode, 1, self.count, 0, self._decode_bytes)
+
+    def _run(self, context: Context, count: int, batch: int, first: int, nbytes: int) -> None:
+        """Ask for one step of ``batch`` slots from ``first`` on; addresses are fixed, so a graph of it stays right."""
+        self._device.upload(self._inputs.address, self._host_inputs.address, nbytes)
+        context.enqueue()
+        if self._new_rows is not None:
+            model, info = self._model, self._model.info
+            sizes = Append(
+                len(model.tensors),
+                info.kv_heads,
+                count,
+                model.capacity,
+                model.row_bytes,
+                0,
+                model.cache_stride(self.count),
+                model.rows_stride(count, batch),
+            )
+            rows = self._inputs.address + model.places(count, batch)[0][ROWS].offset
+            for at in range(batch):
+                new = self._new_rows.address + at * info.kv_heads * count * model.row_bytes
+                self._device.append_rows(sizes, new, self.address(first + at, 0), rows + 8 * at)
+        nbytes = 4 * batch * self._model.info.vocabulary
+        self._device.download(self._host_logits.address, self._logits.address, nbytes)
+
+    def _bind_cache(self, context: Context, first: int, batch: int) -> None:
+        model, info = self._model, self._model.info
+        shape = (batch, info.kv_heads, model.capacity, info.head_dim)
+        for i, name in enumerate(model.tensors):
+            address = self.address(first, i)
+            context.set_shape(f"{PAST}{name}", shape)
+            context.set_address(f"{PAST}{name}", address)
+            if model.in_place:
+                context.set_address(f"present.{name}", address)
+
+    def _bind_step(self, context: Context, count: int, batch: int) -> dict[str, npt.NDArray[Any]]:
+        """Bind what depends on the number of ids; return the places in host memory to write the inputs to."""
+        model = self._model
+        views = {}
+        for name, place in model.places(count, batch)[0].items():
+            if name != ROWS:
+                context.set_shape(name, place.shape)
+                context.set_address(name, self._inputs.address + place.offset)
+            views[name] = np.ndarray(place.shape, place.dtype, self._host_inputs.array, place.offset)
+        if self._new_rows is not None:
+            for i, name in enumerate(model.tensors):
+                address = self._new_rows.address + i * model.rows_stride(count, batch)
+                context.set_address(f"new_key_values.{name}", address)
+        return views
