@@ -57,7 +57,8 @@ def _require_batches(pipeline: Pipeline, options: Decoding) -> BatchBackend:
     backend = pipeline._backend
     if not isinstance(backend, BatchBackend):
         raise UserError(
-            f"Backend '{backend.name}' takes one sequence at a time: ask one by one, or use the backend cpu or cuda."
+            f"Backend '{backend.name}' takes one sequence at a time: ask one by one, or use the backend cpu or cuda.",
+            code="batch-with-backend",
         )
     backend.check_batch(options.prefill_chunk)
     return backend
@@ -69,7 +70,7 @@ def _question(number: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"Question {number} of the batch: {error}") from None
+        raise UserError(f"Question {number} of the batch: {error}", code=error.code) from None
 
 
 def _key(image: ImageSource) -> Hashable:

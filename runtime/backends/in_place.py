@@ -183,5 +183,6 @@ def check_one_piece(chunk: int | None) -> None:
 def _one_piece() -> UserError:
     return UserError(
         "A batch in dialect 'onnxruntime' is prefilled once and in one piece: leave out prefill_chunk and rows of "
-        "another cache, ask one by one, or export with --dialect portable."
+        "another cache, ask one by one, or export with --dialect portable.",
+        code="batch-not-in-one-piece",
     )

@@ -31,4 +31,7 @@ def check_context(total: int, context: int) -> None:
         UserError: it does not.
     """
     if total > context:
-        raise UserError(f"The sequence would have {total} tokens, but the model's context holds {context}.")
+        raise UserError(
+            f"The sequence would have {total} tokens, but the model's context holds {context}.",
+            code="sequence-too-long",
+        )

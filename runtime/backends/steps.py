@@ -71,7 +71,8 @@ def check_room(info: LanguageInfo, length: int, count: int) -> None:
     if length + count > info.positions:
         raise UserError(
             f"The sequence would have {length + count} tokens, but there is room for {info.positions}: ask a "
-            "shorter question, keep fewer visual tokens, or export with a larger --capacity."
+            "shorter question, keep fewer visual tokens, or export with a larger --capacity.",
+            code="sequence-too-long",
         )
 
 
