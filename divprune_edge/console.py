@@ -12,6 +12,9 @@ from divprune_edge.errors import DivpruneError
 
 INTERRUPTED = 130
 
+# The code of a command line that cannot be understood.
+USAGE = "usage"
+
 # typer raises click's exceptions, its own copy of them in newer releases: these are the ones it really raises.
 _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
@@ -31,14 +34,14 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
         )
     except DivpruneError as error:
-        fail(str(error), error.exit_code, getattr(error, "code", ""))
+        fail(str(error), error.exit_code, code=error.code)
     except _UsageError as error:
         if not error.format_message():  # the help was shown because nothing was asked for
             sys.exit(2)
         hint = error.ctx.command_path if error.ctx is not None else program
-        fail(f"{error.format_message().rstrip('.')}{_given(error)}; see '{hint} --help'.")
+        fail(f"{error.format_message().rstrip('.')}{_given(error)}; see '{hint} --help'.", code=USAGE)
     except _ClickException as error:
-        fail(error.format_message())
+        fail(error.format_message(), code=USAGE)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except ImportError as error:
@@ -58,8 +61,7 @@ def _given(error: BaseException) -> str:
     return f" (given: {details[0]['input']})" if details and "input" in details[0] else ""
 
 
-def fail(message: str, exit_code: int = 2, code: str = "") -> NoReturn:
+def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
     """Print ``error[code]: message`` on one line of standard error and exit."""
-    kind = f"error[{code}]" if code else "error"
-    sys.stderr.write(f"{kind}: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error[{code}]: {' '.join(message.split())}\n")
     sys.exit(exit_code)

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import partial
+from typing import Any
 
 
 class DivpruneError(Exception):
-    """Something that ends the command. The message is one sentence; command lines print it as it is."""
-
-    exit_code = 1
-
-
-class UserError(DivpruneError):
-    """A mistake that the user can mend.
-
-    The message names the value, what was expected and what to do. Command lines exit with code 2; the Python
-    API raises it.
+    """Something that ends the command. The message is one sentence; command lines print it as it is.
 
     Args:
         message: the sentence.
@@ -24,11 +17,25 @@ class UserError(DivpruneError):
             scripts, tests and guides hold on to them.
     """
 
-    exit_code = 2
+    exit_code = 1
 
-    def __init__(self, message: str, *, code: str = "") -> None:
+    def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let it cross from one process to another, code and all."""
+        return partial(type(self), code=self.code), self.args
+
+
+class UserError(DivpruneError):
+    """A mistake that the user can mend.
+
+    The message names the value, what was expected and what to do. Command lines exit with code 2; the Python
+    API raises it.
+    """
+
+    exit_code = 2
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -343,18 +343,24 @@ def read_manifest(bundle: Path) -> Manifest:
     """
     path = bundle / MANIFEST
     if not bundle.is_dir():
-        raise UserError(f"There is no bundle at '{bundle}': make one with 'python -m export llava'.")
+        raise UserError(
+            f"There is no bundle at '{bundle}': make one with 'python -m export llava'.",
+            code="bundle-missing",
+        )
     if not path.is_file():
-        raise UserError(f"'{bundle}' is not a bundle: it has no {MANIFEST}.")
+        raise UserError(f"'{bundle}' is not a bundle: it has no {MANIFEST}.", code="bundle-without-manifest")
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise UserError(f"'{path}' cannot be read as JSON ({error}): export the bundle again.") from error
+        raise UserError(
+            f"'{path}' cannot be read as JSON ({error}): export the bundle again.", code="manifest-unreadable"
+        ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(
             f"'{path}' has schema version {version}, this divprune-edge reads up to {SCHEMA_VERSION}: "
-            "upgrade divprune-edge or export the bundle again."
+            "upgrade divprune-edge or export the bundle again.",
+            code="manifest-too-new",
         )
     try:
         return Manifest.model_validate(data)
@@ -362,5 +368,6 @@ def read_manifest(bundle: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise UserError(
-            f"'{path}' does not fit the schema at '{where}': {first['msg']}; export the bundle again."
+            f"'{path}' does not fit the schema at '{where}': {first['msg']}; export the bundle again.",
+            code="manifest-invalid",
         ) from error

@@ -33,14 +33,17 @@ def add_selector(
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
     if len(others) != len(manifest.selectors) and not force:
-        raise UserError(f"'{bundle}' has the selector '{new}' already: replace it with --force.")
+        raise UserError(
+            f"'{bundle}' has the selector '{new}' already: replace it with --force.", code="selector-exists"
+        )
     _require_signals(bundle, manifest, selector)
     try:
         return _add(bundle, manifest, others, selector, keep, verify=verify)
     except OSError as error:
         raise UserError(
             f"'{bundle}' cannot be written ({error.strerror or error}): make it writable or make room, or copy the "
-            "bundle to where it is."
+            "bundle to where it is.",
+            code="bundle-unwritable",
         ) from error
 
 
@@ -68,7 +71,8 @@ def _add(
             if failed:
                 raise VerificationFailed(
                     f"The graph of '{entry.id}' does not pick what its reference picks ({failed[0].name}: "
-                    f"{failed[0].detail or failed[0].value}); the bundle is unchanged."
+                    f"{failed[0].detail or failed[0].value}); the bundle is unchanged.",
+                    code="verification-failed",
                 )
         written = [path for path in (entry.file, entry.stripped) if path is not None]
         infos = {path: file_info(folder / path) for path in written}
@@ -104,7 +108,10 @@ def add_selectors(
     try:
         numbers = dict.fromkeys(int(part) for part in budgets.split(","))
     except ValueError:
-        raise UserError(f"--keep is '{budgets}', expected whole numbers with commas between them.") from None
+        raise UserError(
+            f"--keep is '{budgets}', expected whole numbers with commas between them.",
+            code="keep-not-numbers",
+        ) from None
     kept = [budget(number, None, manifest.vision_encoder.tokens) for number in numbers]
     _require_room(bundle, manifest, max(kept))
     there = {entry.id for entry in manifest.selectors}
@@ -127,7 +134,8 @@ def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
     if least > language.capacity:
         raise UserError(
             f"The language model of '{bundle}' has a cache of {language.capacity} rows, but {keep} visual tokens with "
-            f"question and answer need at least {least}: keep fewer, or export with a larger --capacity."
+            f"question and answer need at least {least}: keep fewer, or export with a larger --capacity.",
+            code="capacity-too-small",
         )
 
 
@@ -137,5 +145,6 @@ def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> No
     if missing:
         raise UserError(
             f"'{selector.name}' needs {', '.join(missing)} of the vision encoder, which '{bundle}' does not give: "
-            f"export it again with '{manifest.source.export_command} --signals all --output {bundle} --force'."
+            f"export it again with '{manifest.source.export_command} --signals all --output {bundle} --force'.",
+            code="signals-missing",
         )

@@ -25,7 +25,8 @@ def cast_weight(name: str, weight: npt.NDArray[Any], dtype: str) -> npt.NDArray[
         if np.isfinite(wide).all():
             raise UserError(
                 f"Weight '{name}' does not fit {dtype}: its largest value is {float(np.abs(wide).max()):.3g}; "
-                "export with --precision fp32."
+                "export with --precision fp32.",
+                code="weights-overflow",
             )
         raise _damaged(name)
     return result
@@ -67,7 +68,10 @@ def widen(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def _damaged(name: str) -> UserError:
-    return UserError(f"Weight '{name}' holds values that are not finite: the checkpoint is damaged.")
+    return UserError(
+        f"Weight '{name}' holds values that are not finite: the checkpoint is damaged.",
+        code="weights-not-finite",
+    )
 
 
 def _is_finite(values: npt.NDArray[Any]) -> bool:

@@ -52,11 +52,15 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
     if plan.precisions.language != "int4":
         raise UserError(
             f"--calibrate is for a language model in int4, not {plan.precisions.language}: leave it out, or add "
-            "--precision vision=fp32,language=int4."
+            "--precision vision=fp32,language=int4.",
+            code="calibration-needs-int4",
         )
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
     if not files:
-        raise UserError(f"'{folder}' has no images to calibrate with: give a folder of PNG or JPEG files.")
+        raise UserError(
+            f"'{folder}' has no images to calibrate with: give a folder of PNG or JPEG files.",
+            code="calibration-images-missing",
+        )
     moments: dict[str, npt.NDArray[np.float64]] = {}
     with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
         _check_room(plan, Path(temporary))
@@ -86,7 +90,8 @@ def _check_room(plan: ExportPlan, folder: Path) -> None:
     if free < needed:
         raise UserError(
             f"--calibrate writes both graphs in float32, {needed >> 20} MiB, but '{folder.parent}' has only "
-            f"{free >> 20} MiB free: make room there, or name another folder in TMPDIR."
+            f"{free >> 20} MiB free: make room there, or name another folder in TMPDIR.",
+            code="disk-too-full",
         )
 
 
@@ -96,7 +101,8 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
         import onnxruntime as ort
     except ImportError:
         raise UserError(
-            "--calibrate runs the model, which needs ONNX Runtime: pip install 'divprune-edge[cpu]'."
+            "--calibrate runs the model, which needs ONNX Runtime: pip install 'divprune-edge[cpu]'.",
+            code="onnxruntime-missing",
         ) from None
     options = ort.SessionOptions()
     options.log_severity_level = 3

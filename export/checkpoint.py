@@ -42,7 +42,8 @@ class Checkpoint:
     def __init__(self, folder: Path, name: str, revision: str | None = None) -> None:
         if not folder.is_dir():
             raise UserError(
-                f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model."
+                f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model.",
+                code="checkpoint-missing",
             )
         self.folder = folder
         self.name = name
@@ -79,7 +80,10 @@ class Checkpoint:
                 found[name] = StoredTensor(name, file, view.get_dtype(), tuple(view.get_shape()))
         lost = sorted(set((self._index or {}).get("weight_map", {})) - set(found))
         if lost:
-            raise UserError(f"{INDEX} names '{lost[0]}', but no shard has it: download the checkpoint again.")
+            raise UserError(
+                f"{INDEX} names '{lost[0]}', but no shard has it: download the checkpoint again.",
+                code="weights-incomplete",
+            )
         return found
 
     def read(self, name: str) -> npt.NDArray[Any]:
@@ -102,17 +106,20 @@ class Checkpoint:
             if tensor is None:
                 raise UserError(
                     f"The checkpoint lacks the weight '{name}' that its config asks for: a shard is missing, "
-                    "download it again."
+                    "download it again.",
+                    code="weights-incomplete",
                 )
             if tensor.dtype not in FLOATS:
                 raise UserError(
                     f"Weight '{name}' is stored as {tensor.dtype}, supported are {', '.join(FLOATS)}: export the "
-                    "unquantised checkpoint."
+                    "unquantised checkpoint.",
+                    code="weights-dtype-unsupported",
                 )
             if tensor.shape != shape:
                 raise UserError(
                     f"Weight '{name}' has shape {list(tensor.shape)}, but config.json implies {list(shape)}: "
-                    "weights and config do not belong together."
+                    "weights and config do not belong together.",
+                    code="weights-shape-unfit",
                 )
 
     def rows(self, name: str) -> int:
@@ -132,12 +139,16 @@ class Checkpoint:
             return [self.folder / SINGLE]
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"'{self.folder / INDEX}' has no weight_map: download the checkpoint again.")
+            raise UserError(
+                f"'{self.folder / INDEX}' has no weight_map: download the checkpoint again.",
+                code="weights-index-invalid",
+            )
         shards = sorted({str(file) for file in weight_map.values()})
         for shard in shards:
             if Path(shard).name != shard or not (self.folder / shard).is_file():
                 raise UserError(
-                    f"Shard '{shard}' of {len(shards)} is missing from '{self.folder}': download it again."
+                    f"Shard '{shard}' of {len(shards)} is missing from '{self.folder}': download it again.",
+                    code="weights-shard-missing",
                 )
         return [self.folder / shard for shard in shards]
 
@@ -149,9 +160,13 @@ class Checkpoint:
             raise UserError(
                 f"'{self.folder}' has only pickle weights ({pickles[0]}), which can run code when loaded: convert "
                 "them with transformers' LlavaForConditionalGeneration.from_pretrained(FOLDER)"
-                ".save_pretrained(NEW_FOLDER) and export NEW_FOLDER."
+                ".save_pretrained(NEW_FOLDER) and export NEW_FOLDER.",
+                code="weights-pickled",
             )
-        raise UserError(f"'{self.folder}' has no weights: expected {SINGLE} or {INDEX} with its shards.")
+        raise UserError(
+            f"'{self.folder}' has no weights: expected {SINGLE} or {INDEX} with its shards.",
+            code="weights-missing",
+        )
 
     def _handle(self, file: Path) -> Any:
         if file not in self._handles:
@@ -162,6 +177,7 @@ class Checkpoint:
             except (SafetensorError, OSError) as error:
                 raise UserError(
                     f"'{file}' is not a whole safetensors file ({error}): it is truncated or damaged, download "
-                    "it again."
+                    "it again.",
+                    code="weights-damaged",
                 ) from error
         return self._handles[file]

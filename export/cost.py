@@ -39,7 +39,9 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
         UserError: no such preset or folder, or a budget out of range.
     """
     if text_tokens < 1:
-        raise UserError(f"{text_tokens} text tokens were given, expected at least 1.")
+        raise UserError(
+            f"{text_tokens} text tokens were given, expected at least 1.", code="text-tokens-out-of-range"
+        )
     spec = _spec(model)
     kept = budget(keep, prune, spec.tokens)
     full, pruned = cost_of(spec, spec.tokens, text_tokens), cost_of(spec, kept, text_tokens)
@@ -95,6 +97,7 @@ def _spec(model: str) -> LlavaSpec:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"'{model}' is neither {' nor '.join(PRESETS)} nor a checkpoint folder with a config.json ({error})."
+            f"'{model}' is neither {' nor '.join(PRESETS)} nor a checkpoint folder with a config.json ({error}).",
+            code="model-unknown",
         ) from None
     return read_llava(config)

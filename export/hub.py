@@ -24,10 +24,14 @@ def open_checkpoint(model: str) -> Checkpoint:
         return Checkpoint(folder, name=folder.resolve().name)
     if folder.exists():
         raise UserError(
-            f"--model '{model}' is a file: give the folder that holds config.json and the weights."
+            f"--model '{model}' is a file: give the folder that holds config.json and the weights.",
+            code="checkpoint-not-a-folder",
         )
     if not _HUB_ID.fullmatch(model):
-        raise UserError(f"There is no folder '{model}', and it does not look like a hub id (owner/name).")
+        raise UserError(
+            f"There is no folder '{model}', and it does not look like a hub id (owner/name).",
+            code="checkpoint-missing",
+        )
     path = _download(model)
     return Checkpoint(path, name=model, revision=path.name)
 
@@ -39,7 +43,8 @@ def _download(hub_id: str) -> Path:
     except ImportError:
         raise UserError(
             f"There is no folder '{hub_id}'; to download it from the hub, install the extra: "
-            "pip install 'divprune-edge[export]'."
+            "pip install 'divprune-edge[export]'.",
+            code="hub-client-missing",
         ) from None
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_PATTERNS))
@@ -47,5 +52,6 @@ def _download(hub_id: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"There is no folder '{hub_id}', and the hub does not give it ({reason[:160].rstrip('.')}): check "
-            "the id and the network."
+            "the id and the network.",
+            code="hub-download-failed",
         ) from error

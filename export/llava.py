@@ -99,7 +99,8 @@ def export_llava(
         if failed:
             raise VerificationFailed(
                 f"The graphs do not match PyTorch: {failed[0].stage} {failed[0].name} is {failed[0].value:.3g} "
-                f"{failed[0].unit} (limit {failed[0].limit}); no bundle was written."
+                f"{failed[0].unit} (limit {failed[0].limit}); no bundle was written.",
+                code="verification-failed",
             )
         with report.stage("sha256 of every file"):
             files = hash_files(folder, hashed)

@@ -204,7 +204,8 @@ def plan_llava(
     elif capacity is not None:
         raise UserError(
             f"--capacity {capacity} does not go with --dialect {dialect}, whose cache grows as it is needed: leave "
-            "it out, or choose --dialect static or decomposed."
+            "it out, or choose --dialect static or decomposed.",
+            code="capacity-with-dialect",
         )
     written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
     if outputs:

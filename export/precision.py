@@ -55,13 +55,15 @@ def check_for_tensorrt(precisions: Precisions, block_size: int | None, dialect: 
     if precisions.has_blocks and block_size is not None and block_size not in TENSORRT_BLOCK_SIZES:
         raise UserError(
             f"--block-size {block_size} does not go with --dialect {dialect}: TensorRT takes int4 in blocks of "
-            f"{' or '.join(map(str, TENSORRT_BLOCK_SIZES))}; leave it out for the largest that divides."
+            f"{' or '.join(map(str, TENSORRT_BLOCK_SIZES))}; leave it out for the largest that divides.",
+            code="block-size-with-dialect",
         )
     for graph in GRAPHS:
         if getattr(precisions, graph) == "int8":
             raise UserError(
                 f"--precision {graph}=int8 does not go with --dialect {dialect}: TensorRT's parser has no integer "
-                f"product (MatMulInteger); choose {graph}=fp16, or int4 for weights alone."
+                f"product (MatMulInteger); choose {graph}=fp16, or int4 for weights alone.",
+                code="precision-with-dialect",
             )
 
 
@@ -81,7 +83,8 @@ def parse_precisions(text: str, block_size: int | None = None) -> Precisions:
     if block_size not in BLOCK_SIZES:
         *others, last = map(str, BLOCK_SIZES)
         raise UserError(
-            f"--block-size {block_size} is not offered: int4 weights come in blocks of {', '.join(others)} or {last}."
+            f"--block-size {block_size} is not offered: int4 weights come in blocks of {', '.join(others)} or {last}.",
+            code="block-size-unsupported",
         )
     if "=" not in text:
         name = _known(text, text)
@@ -92,16 +95,21 @@ def parse_precisions(text: str, block_size: int | None = None) -> Precisions:
         if graph not in GRAPHS or not equals:
             raise UserError(
                 f"--precision {text} names '{graph}'{did_you_mean(graph, GRAPHS)}: give one precision for both "
-                "graphs, or both as in vision=int8,language=int4."
+                "graphs, or both as in vision=int8,language=int4.",
+                code="precision-graph-unknown",
             )
         if graph in chosen:
-            raise UserError(f"--precision {text} names '{graph}' twice: say once what it is to be.")
+            raise UserError(
+                f"--precision {text} names '{graph}' twice: say once what it is to be.",
+                code="precision-graph-twice",
+            )
         chosen[graph] = _known(named, text)
     missing = [graph for graph in GRAPHS if graph not in chosen]
     if missing:
         raise UserError(
             f"--precision {text} does not say what '{missing[0]}' is to be: add {missing[0]}=fp32, or another of "
-            f"{', '.join(PRECISIONS)}."
+            f"{', '.join(PRECISIONS)}.",
+            code="precision-graph-missing",
         )
     return Precisions(chosen["vision"], chosen["language"], block_size)
 
@@ -111,6 +119,7 @@ def _known(name: str, text: str) -> Precision:
     if known is None:
         raise UserError(
             f"--precision {text} is not known{did_you_mean(name, PRECISIONS)}: choose among "
-            f"{', '.join(PRECISIONS)}, for both graphs or as in vision=int8,language=int4."
+            f"{', '.join(PRECISIONS)}, for both graphs or as in vision=int8,language=int4.",
+            code="precision-unknown",
         )
     return known

@@ -64,7 +64,8 @@ def _check_dialect(target: Target, dialect: str) -> None:
         raise UserError(
             f"--dialect {dialect} cannot run on --target {target.name}: "
             f"{DIALECTS[dialect].refusal.format(software=target.software)}; leave --dialect out or give "
-            f"{' or '.join(possible)}."
+            f"{' or '.join(possible)}.",
+            code="dialect-with-target",
         )
 
 
@@ -80,13 +81,15 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
         )
         raise UserError(
             f"--precision {precision} cannot run on --target {target.name}: {why}; leave --precision out for "
-            f"{target.precision}."
+            f"{target.precision}.",
+            code="precision-with-target",
         )
     kernels = DIALECTS[dialect].cuda if dialect in DIALECTS else frozenset()
     if kernels and activation_type(chosen.language, tensorrt=False) not in kernels:
         raise UserError(
             f"--precision {precision} cannot run on --target cuda in dialect {dialect}: its attention for CUDA takes "
-            f"{' or '.join(kernels)} only; leave --precision out for fp16, or add --dialect portable."
+            f"{' or '.join(kernels)} only; leave --precision out for fp16, or add --dialect portable.",
+            code="precision-with-dialect",
         )
 
 
@@ -120,7 +123,8 @@ def target_of(bundle: Path, name: str | None) -> Target:
         name = read_manifest(bundle).target
     if name is None:
         raise UserError(
-            f"'{bundle}' was exported for no particular target: give one of {', '.join(TARGETS)} by --target."
+            f"'{bundle}' was exported for no particular target: give one of {', '.join(TARGETS)} by --target.",
+            code="target-not-given",
         )
     return find_target(name)
 
@@ -147,7 +151,8 @@ def check_memory(plan: ExportPlan, target: Target) -> str | None:
         return None
     if known.hopeless:
         raise UserError(
-            refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context))
+            refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context)),
+            code="target-memory-too-small",
         )
     if not known.fits:
         sentence = refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context))

@@ -26,7 +26,9 @@ def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
 
     missing = available()
     if asked and missing is not None:
-        raise UserError(f"--verify needs PyTorch and transformers ({missing}): {_INSTALL}.")
+        raise UserError(
+            f"--verify needs PyTorch and transformers ({missing}): {_INSTALL}.", code="pytorch-missing"
+        )
     if missing is not None:
         return lambda plan, folder: Verification(status="not verified", reason=missing)
 
@@ -49,5 +51,7 @@ def can_check_selectors(asked: bool | None) -> bool:
     """
     installed = find_spec("onnxruntime") is not None
     if asked and not installed:
-        raise UserError(f"--verify needs ONNX Runtime, which is not installed: {_INSTALL}.")
+        raise UserError(
+            f"--verify needs ONNX Runtime, which is not installed: {_INSTALL}.", code="onnxruntime-missing"
+        )
     return installed if asked is None else asked

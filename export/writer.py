@@ -45,11 +45,15 @@ def check_output(output: Path, force: bool) -> None:
     if not (output.exists() or output.is_symlink()):
         return
     if not force:
-        raise UserError(f"'{output}' exists already: choose another --output, or replace it with --force.")
+        raise UserError(
+            f"'{output}' exists already: choose another --output, or replace it with --force.",
+            code="output-exists",
+        )
     is_bundle = output.is_dir() and (output / MANIFEST).is_file()
     if not is_bundle and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(
-            f"'{output}' is not a bundle, so --force will not delete it: choose another --output."
+            f"'{output}' is not a bundle, so --force will not delete it: choose another --output.",
+            code="output-not-a-bundle",
         )
 
 
@@ -65,7 +69,8 @@ def check_disk(output: Path, weight_bytes: int) -> None:
     needed, free = weight_bytes + _MARGIN, shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"The bundle needs {needed / 2**20:,.0f} MiB, but '{folder}' has only {free / 2**20:,.0f} MiB free."
+            f"The bundle needs {needed / 2**20:,.0f} MiB, but '{folder}' has only {free / 2**20:,.0f} MiB free.",
+            code="disk-too-full",
         )
 
 
@@ -84,7 +89,8 @@ def staged(output: Path) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
         raise UserError(
-            f"'{output}' cannot be written ({error.strerror}): choose another --output."
+            f"'{output}' cannot be written ({error.strerror}): choose another --output.",
+            code="output-unwritable",
         ) from error
     try:
         yield folder
@@ -92,7 +98,8 @@ def staged(output: Path) -> Iterator[Path]:
         _replace(folder, output)
     except OSError as error:
         raise UserError(
-            f"Writing '{output}' failed ({error.strerror or error}); nothing was left behind."
+            f"Writing '{output}' failed ({error.strerror or error}); nothing was left behind.",
+            code="output-write-failed",
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

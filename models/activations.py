@@ -31,4 +31,6 @@ def activation(name: str, where: str) -> str:
         return CANONICAL[name]
     except KeyError:
         known = ", ".join(sorted(CANONICAL))
-        raise UserError(f"config.json: {where} is '{name}', supported are {known}.") from None
+        raise UserError(
+            f"config.json: {where} is '{name}', supported are {known}.", code="activation-unsupported"
+        ) from None

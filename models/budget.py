@@ -24,7 +24,8 @@ def keep_from_prune(ratio: str | float, candidates: int) -> int:
     if not (share.is_finite() and 0 <= share < 1):
         raise UserError(
             f"--prune {ratio} is not a pruning ratio: give the share of visual tokens to drop, "
-            "at least 0 and below 1, such as 0.9."
+            "at least 0 and below 1, such as 0.9.",
+            code="prune-out-of-range",
         )
     kept = ((1 - share) * candidates).quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
     return max(1, int(kept))
@@ -58,7 +59,8 @@ def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
     if not least <= asked <= context:
         raise UserError(
             f"--capacity {asked} is out of range: with {keep} visual tokens and {_AT_LEAST_BESIDE} for question "
-            f"and answer the cache needs at least {least} rows, and the model's context ends at {context}."
+            f"and answer the cache needs at least {least} rows, and the model's context ends at {context}.",
+            code="capacity-out-of-range",
         )
     return asked
 
@@ -77,6 +79,7 @@ def check_keep(keep: int, candidates: int) -> int:
     if not 1 <= keep <= candidates:
         raise UserError(
             f"--keep {keep} is out of range: this encoder gives {candidates} visual tokens, "
-            f"so keep between 1 and {candidates} of them."
+            f"so keep between 1 and {candidates} of them.",
+            code="keep-out-of-range",
         )
     return keep

@@ -90,7 +90,10 @@ def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> 
     """
     kind = setting(config, "model_type", "clip_vision_model", str)
     if kind != "clip_vision_model":
-        raise UserError(f"The vision tower is a '{kind}', supported is 'clip_vision_model'.")
+        raise UserError(
+            f"The vision tower is a '{kind}', supported is 'clip_vision_model'.",
+            code="vision-model-unsupported",
+        )
     layers = count(config, "num_hidden_layers", 12)
     spec = ClipVisionSpec(
         hidden=count(config, "hidden_size", 768),
@@ -105,14 +108,19 @@ def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> 
         keep_cls=_keeps_cls(strategy),
     )
     if count(config, "num_channels", 3) != 3:
-        raise UserError(f"The vision tower takes {config['num_channels']} channels, supported are 3.")
+        raise UserError(
+            f"The vision tower takes {config['num_channels']} channels, supported are 3.",
+            code="config-unsupported",
+        )
     if spec.hidden % spec.heads:
         raise UserError(
-            f"The vision tower's hidden size {spec.hidden} does not divide by {spec.heads} heads."
+            f"The vision tower's hidden size {spec.hidden} does not divide by {spec.heads} heads.",
+            code="config-inconsistent",
         )
     if spec.image_size < spec.patch_size:
         raise UserError(
-            f"The vision tower's image size {spec.image_size} is smaller than its patches of {spec.patch_size}."
+            f"The vision tower's image size {spec.image_size} is smaller than its patches of {spec.patch_size}.",
+            code="config-inconsistent",
         )
     return spec
 
@@ -123,7 +131,8 @@ def _feature_states(feature_layer: int | list[int], layers: int) -> tuple[int, .
     if not states or any(not 0 <= i <= layers for i in states):
         raise UserError(
             f"config.json: vision_feature_layer is {feature_layer}, but the vision tower has {layers} layers "
-            f"(valid: {-layers - 1} to {layers})."
+            f"(valid: {-layers - 1} to {layers}).",
+            code="feature-layer-out-of-range",
         )
     return tuple(states)
 
@@ -131,6 +140,7 @@ def _feature_states(feature_layer: int | list[int], layers: int) -> tuple[int, .
 def _keeps_cls(strategy: str) -> bool:
     if strategy not in ("default", "full"):
         raise UserError(
-            f"config.json: vision_feature_select_strategy is '{strategy}', supported are 'default' and 'full'."
+            f"config.json: vision_feature_select_strategy is '{strategy}', supported are 'default' and 'full'.",
+            code="config-unsupported",
         )
     return strategy == "full"

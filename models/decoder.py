@@ -83,7 +83,10 @@ def read_decoder(config: Config) -> DecoderSpec:
     """
     kind = setting(config, "model_type", "llama", str)
     if kind not in _DEFAULTS:
-        raise UserError(f"The language model is a '{kind}', supported are {', '.join(_DEFAULTS)}.")
+        raise UserError(
+            f"The language model is a '{kind}', supported are {', '.join(_DEFAULTS)}.",
+            code="language-model-unsupported",
+        )
     defaults = _DEFAULTS[kind]
     hidden = count(config, "hidden_size", 4096)
     heads = count(config, "num_attention_heads", 32)
@@ -107,9 +110,15 @@ def read_decoder(config: Config) -> DecoderSpec:
         mlp_bias=_llama_switch(kind, config, "mlp_bias"),
     )
     if spec.heads % spec.kv_heads:
-        raise UserError(f"config.json: {spec.heads} heads do not divide by {spec.kv_heads} key-value heads.")
+        raise UserError(
+            f"config.json: {spec.heads} heads do not divide by {spec.kv_heads} key-value heads.",
+            code="config-inconsistent",
+        )
     if spec.head_dim % 2:
-        raise UserError(f"config.json: head_dim {spec.head_dim} is odd, rotary embedding needs an even one.")
+        raise UserError(
+            f"config.json: head_dim {spec.head_dim} is odd, rotary embedding needs an even one.",
+            code="config-inconsistent",
+        )
     return spec
 
 
@@ -132,5 +141,6 @@ def _refuse_sliding_window(kind: str, config: Config, context: int) -> None:
         raise UserError(
             f"The language model uses sliding-window attention ({window} of {context} tokens), which is not "
             f"supported; if your prompts stay below {window} tokens, set max_position_embeddings to {window} in "
-            "config.json's text_config and export again."
+            "config.json's text_config and export again.",
+            code="sliding-window-unsupported",
         )

@@ -32,7 +32,10 @@ class CheckpointFiles:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{path}' cannot be read as text ({error}): download it again.") from error
+            raise UserError(
+                f"'{path}' cannot be read as text ({error}): download it again.",
+                code="checkpoint-file-unreadable",
+            ) from error
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Return the file's JSON object, or None where there is no such file."""
@@ -43,10 +46,14 @@ class CheckpointFiles:
             data = json.loads(text)
         except ValueError as error:
             raise UserError(
-                f"'{self.folder / name}' is not valid JSON ({error}): download it again."
+                f"'{self.folder / name}' is not valid JSON ({error}): download it again.",
+                code="checkpoint-file-invalid",
             ) from error
         if not isinstance(data, dict):
-            raise UserError(f"'{self.folder / name}' holds a JSON {type(data).__name__}, expected an object.")
+            raise UserError(
+                f"'{self.folder / name}' holds a JSON {type(data).__name__}, expected an object.",
+                code="checkpoint-file-invalid",
+            )
         return data
 
     def required_json(self, name: str, purpose: str) -> dict[str, Any]:
@@ -57,7 +64,9 @@ class CheckpointFiles:
         """
         data = self.json(name)
         if data is None:
-            raise UserError(f"'{self.folder}' has no {name}, which {purpose}.")
+            raise UserError(
+                f"'{self.folder}' has no {name}, which {purpose}.", code="checkpoint-file-missing"
+            )
         return data
 
 
@@ -71,12 +80,14 @@ def setting(config: Config, name: str, default: Any, kind: type | tuple[type, ..
     if value is None:
         return default
     if isinstance(value, bool) and kind in (int, float):
-        raise UserError(f"config.json: '{name}' is {value}, expected a number.")
+        raise UserError(f"config.json: '{name}' is {value}, expected a number.", code="config-value-invalid")
     if kind is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, kind):
         expected = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        raise UserError(f"config.json: '{name}' is {value!r}, expected {expected}.")
+        raise UserError(
+            f"config.json: '{name}' is {value!r}, expected {expected}.", code="config-value-invalid"
+        )
     return value
 
 
@@ -88,5 +99,7 @@ def count(config: Config, name: str, default: int) -> int:
     """
     value = int(setting(config, name, default, int))
     if value < 1:
-        raise UserError(f"config.json: '{name}' is {value}, expected at least 1.")
+        raise UserError(
+            f"config.json: '{name}' is {value}, expected at least 1.", code="config-value-invalid"
+        )
     return value

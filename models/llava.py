@@ -106,18 +106,24 @@ def read_llava(config: Config) -> LlavaSpec:
 def _refuse_others(config: Config) -> None:
     kind = config.get("model_type")
     if "mm_vision_tower" in config:
-        raise UserError(f"This checkpoint cannot be exported: {_OTHERS['llava_llama']}.")
+        raise UserError(
+            f"This checkpoint cannot be exported: {_OTHERS['llava_llama']}.", code="model-unsupported"
+        )
     if kind in _OTHERS:
-        raise UserError(f"This checkpoint ('{kind}') cannot be exported: {_OTHERS[str(kind)]}.")
+        raise UserError(
+            f"This checkpoint ('{kind}') cannot be exported: {_OTHERS[str(kind)]}.", code="model-unsupported"
+        )
     if kind != FAMILY:
         raise UserError(
             f"config.json is not a LLaVA config: its model_type is {kind!r}, expected 'llava' "
-            "(a checkpoint such as llava-hf/llava-1.5-7b-hf)."
+            "(a checkpoint such as llava-hf/llava-1.5-7b-hf).",
+            code="model-unsupported",
         )
     if config.get("quantization_config"):
         raise UserError(
             "The checkpoint's weights are already quantised (config.json has a quantization_config): "
-            "export the original checkpoint and choose a --precision instead."
+            "export the original checkpoint and choose a --precision instead.",
+            code="weights-quantized",
         )
 
 
@@ -179,7 +185,8 @@ def find_weights(names: Collection[str], tied: bool) -> WeightNames:
         if not tied:
             raise UserError(
                 "The checkpoint has no lm_head.weight and its config does not tie the output head to the "
-                "embedding (tie_word_embeddings): a shard is missing, download the checkpoint again."
+                "embedding (tie_word_embeddings): a shard is missing, download the checkpoint again.",
+                code="weights-incomplete",
             )
         head = f"{decoder}embed_tokens.weight"
     return WeightNames(
@@ -196,5 +203,6 @@ def _prefix(prefixes: tuple[str, ...], probe: str, names: Collection[str], part:
             return prefix
     raise UserError(
         f"The checkpoint has no weights of the {part} (looked for '{prefixes[0]}{probe}' and "
-        f"{len(prefixes) - 1} other spellings): a shard is missing or this is not a LLaVA checkpoint."
+        f"{len(prefixes) - 1} other spellings): a shard is missing or this is not a LLaVA checkpoint.",
+        code="weights-incomplete",
     )

@@ -28,7 +28,8 @@ def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing
     kind = setting(config, "image_processor_type", "CLIPImageProcessor", str)
     if kind not in _SUPPORTED + _PADDING:
         raise UserError(
-            f"The image processor is a '{kind}', supported are {', '.join(_SUPPORTED + _PADDING)}."
+            f"The image processor is a '{kind}', supported are {', '.join(_SUPPORTED + _PADDING)}.",
+            code="image-processor-unsupported",
         )
     crop = _height_width(config.get("crop_size", 224)) if config.get("do_center_crop", True) else None
     rescaled = bool(config.get("do_rescale", True))
@@ -55,7 +56,8 @@ def _find(files: CheckpointFiles) -> Config:
     if config is None:
         raise UserError(
             f"'{files.folder}' has no preprocessor_config.json (nor an image_processor in "
-            "processor_config.json), which says how images are resized: copy it from the original checkpoint."
+            "processor_config.json), which says how images are resized: copy it from the original checkpoint.",
+            code="image-processor-missing",
         )
     return config
 
@@ -71,7 +73,8 @@ def _resize(config: Config) -> dict[str, Any]:
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         return {"resize": "exact", "resize_height": int(size["height"]), "resize_width": int(size["width"])}
     raise UserError(
-        f"The image processor's size is {size!r}, supported are shortest_edge or height and width."
+        f"The image processor's size is {size!r}, supported are shortest_edge or height and width.",
+        code="image-processor-unsupported",
     )
 
 
@@ -80,7 +83,10 @@ def _height_width(size: Any) -> tuple[int, int]:
         return size, size
     if isinstance(size, dict) and {"height", "width"} <= set(size):
         return int(size["height"]), int(size["width"])
-    raise UserError(f"The image processor's crop_size is {size!r}, expected a number or height and width.")
+    raise UserError(
+        f"The image processor's crop_size is {size!r}, expected a number or height and width.",
+        code="image-processor-invalid",
+    )
 
 
 def _three(config: Config, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -88,7 +94,10 @@ def _three(config: Config, name: str, default: tuple[float, float, float]) -> tu
     if values is None:
         return default
     if not isinstance(values, list) or len(values) != 3:
-        raise UserError(f"The image processor's {name} is {values!r}, expected three numbers.")
+        raise UserError(
+            f"The image processor's {name} is {values!r}, expected three numbers.",
+            code="image-processor-invalid",
+        )
     return (float(values[0]), float(values[1]), float(values[2]))
 
 
@@ -101,5 +110,6 @@ def _check_size(facts: Preprocessing, image_size: int) -> None:
     if sides != (image_size, image_size):
         raise UserError(
             f"The image processor gives images of {sides[0] or 'varying'} x {sides[1] or 'varying'} pixels, "
-            f"but the vision tower takes {image_size} x {image_size}."
+            f"but the vision tower takes {image_size} x {image_size}.",
+            code="image-processor-size-unfit",
         )

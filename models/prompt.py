@@ -52,7 +52,8 @@ def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, voc
     if image_token_id not in tokens:
         raise UserError(
             f"config.json names {image_token_id} as the image placeholder, but tokenizer.json has no token with "
-            "that id: the tokenizer does not belong to this checkpoint."
+            "that id: the tokenizer does not belong to this checkpoint.",
+            code="tokenizer-foreign",
         )
     special = _special_tokens(files)
     template, source = _chat_template(files)
@@ -77,7 +78,8 @@ def _tokens(files: CheckpointFiles) -> dict[int, str]:
     if data is None:
         raise UserError(
             f"'{files.folder}' has no tokenizer.json: make one with transformers' "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
+            code="tokenizer-missing",
         )
     vocabulary: Any = (data.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, dict):
@@ -111,7 +113,8 @@ def _stop_ids(
     if eos in ids:
         return (ids[eos],)
     raise UserError(
-        f"'{files.folder}' does not say which token ends an answer: add eos_token_id to generation_config.json."
+        f"'{files.folder}' does not say which token ends an answer: add eos_token_id to generation_config.json.",
+        code="stop-token-missing",
     )
 
 

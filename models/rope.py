@@ -73,12 +73,15 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     if partial not in (None, 1, 1.0):
-        raise UserError(f"config.json: partial_rotary_factor is {partial}, supported is 1.")
+        raise UserError(
+            f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="rope-unsupported"
+        )
     if kind == "default":
         return RopeSpec(float(theta))
     if kind not in ("linear", "llama3"):
         raise UserError(
-            f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are."
+            f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are.",
+            code="rope-unsupported",
         )
     try:
         if kind == "linear":
@@ -92,4 +95,6 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
             int(parameters["original_max_position_embeddings"]),
         )
     except KeyError as error:
-        raise UserError(f"config.json: RoPE scaling '{kind}' lacks {error}.") from None
+        raise UserError(
+            f"config.json: RoPE scaling '{kind}' lacks {error}.", code="rope-incomplete"
+        ) from None

@@ -63,7 +63,8 @@ def signal_layers(spec: ClipVisionSpec) -> SignalLayers:
     if spec.used_layers == 0:
         raise UserError(
             "The checkpoint's feature is the vision tower's input (vision_feature_layer 0), before any "
-            "attention: choose a selector that needs no signals, such as divprune."
+            "attention: choose a selector that needs no signals, such as divprune.",
+            code="signals-unavailable",
         )
     feature = spec.used_layers - 1
     middle = min(max(round(_OBJECT_DEPTH * spec.layers) - 1, 0), feature)
@@ -97,7 +98,8 @@ def parse_signals(asked: str, needed: Iterable[str] = ()) -> tuple[str, ...]:
         if name not in SIGNALS:
             known = ", ".join([ALL, NONE, *SIGNALS])
             raise UserError(
-                f"There is no signal '{name}'{did_you_mean(name, [ALL, NONE, *SIGNALS])}: known are {known}."
+                f"There is no signal '{name}'{did_you_mean(name, [ALL, NONE, *SIGNALS])}: known are {known}.",
+                code="signals-unknown",
             )
     wanted = names | set(needed)
     return tuple(name for name in SIGNALS if name in wanted)

@@ -87,7 +87,8 @@ def find_target(name: str) -> Target:
         return TARGETS[name]
     except KeyError:
         raise UserError(
-            f"There is no target '{name}'{did_you_mean(name, TARGETS)}: choose among {', '.join(TARGETS)}."
+            f"There is no target '{name}'{did_you_mean(name, TARGETS)}: choose among {', '.join(TARGETS)}.",
+            code="target-unknown",
         ) from None
 
 

@@ -72,12 +72,14 @@ def load(path: Path) -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise UserError(
-            f"'{path}' cannot be loaded ({error}): build it with 'python -m plugins build'."
+            f"'{path}' cannot be loaded ({error}): build it with 'python -m plugins build'.",
+            code="plugin-unloadable",
         ) from error
     if library.divprune_abi_version() != ABI_VERSION:
         raise UserError(
             f"'{path}' has interface version {library.divprune_abi_version()}, expected {ABI_VERSION}: build it "
-            "again with 'python -m plugins build'."
+            "again with 'python -m plugins build'.",
+            code="plugin-version-mismatch",
         )
     return library
 
@@ -93,8 +95,10 @@ def check(library: ctypes.CDLL, status: int) -> None:
         return
     message = library.divprune_status_message(status).decode()
     if status == CUDA_ERROR:
-        raise DivpruneError(f"A kernel failed on the GPU: {library.divprune_cuda_message().decode()}.")
-    raise UserError(message)
+        raise DivpruneError(
+            f"A kernel failed on the GPU: {library.divprune_cuda_message().decode()}.", code="kernel-failed"
+        )
+    raise UserError(message, code="kernel-arguments-invalid")
 
 
 def workspace_bytes(library: ctypes.CDLL, problem: Problem) -> int:

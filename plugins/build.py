@@ -46,7 +46,8 @@ def build(
         partial = tempfile.TemporaryDirectory(prefix=".build.", dir=output)
     except OSError as error:
         raise UserError(
-            f"'{output}' cannot be written ({error.strerror}): choose another folder with --output."
+            f"'{output}' cannot be written ({error.strerror}): choose another folder with --output.",
+            code="output-unwritable",
         ) from error
     with partial as folder:
         _run(_configure(cmake, compiler, headers, architectures, folder, jobs), show)
@@ -97,7 +98,9 @@ def _run(command: list[str], show: Callable[[str], None]) -> None:
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     except OSError as error:
-        raise UserError(f"'{command[0]}' does not start ({error.strerror}).") from error
+        raise UserError(
+            f"'{command[0]}' does not start ({error.strerror}).", code="build-tool-not-starting"
+        ) from error
     assert process.stdout is not None
     try:
         for line in process.stdout:
@@ -110,4 +113,4 @@ def _run(command: list[str], show: Callable[[str], None]) -> None:
     if process.returncode != 0:
         errors = [line for line in lines if "error" in line.lower()]
         reason = next(iter(errors), lines[-1] if lines else "no output").strip()
-        raise DivpruneError(f"The build failed: {reason} (--verbose shows everything).")
+        raise DivpruneError(f"The build failed: {reason} (--verbose shows everything).", code="build-failed")

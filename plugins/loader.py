@@ -46,16 +46,20 @@ def find_library(folder: Path | None = None) -> Library:
     """
     path = folder / LIBRARY if folder else default_path()
     if not path.is_file():
-        raise UserError(f"There is no plugin library at '{path}': build it with '{BUILD}'.")
+        raise UserError(
+            f"There is no plugin library at '{path}': build it with '{BUILD}'.", code="plugin-missing"
+        )
     record = read_record(path.parent)
     if record.version != __version__ or record.abi != ABI_VERSION:
         raise UserError(
             f"'{path}' belongs to divprune-edge {record.version} (interface {record.abi}), this is {__version__} "
-            f"(interface {ABI_VERSION}): build it again with '{BUILD}'."
+            f"(interface {ABI_VERSION}): build it again with '{BUILD}'.",
+            code="plugin-version-mismatch",
         )
     if sha256(path) != record.sha256:
         raise UserError(
-            f"'{path}' is not the file that was built (its sha256 differs): build it again with '{BUILD}'."
+            f"'{path}' is not the file that was built (its sha256 differs): build it again with '{BUILD}'.",
+            code="plugin-changed",
         )
     return Library(path, record)
 
@@ -80,15 +84,18 @@ def register(registry: Any, tensorrt_version: str, library: Library | None = Non
     if headers is None:
         raise UserError(
             f"'{library.path}' was built without TensorRT's headers: build it again with "
-            f"'{BUILD} --tensorrt-include DIR'."
+            f"'{BUILD} --tensorrt-include DIR'.",
+            code="plugin-without-tensorrt",
         )
     # The classes that a plugin shares with TensorRT keep their layout only within a major version.
     if headers.split(".")[0] != tensorrt_version.split(".", maxsplit=1)[0]:
         raise UserError(
             f"'{library.path}' was built for TensorRT {headers}, but TensorRT {tensorrt_version} is running: build it "
-            f"again with '{BUILD} --tensorrt-include DIR' and the headers of that version."
+            f"again with '{BUILD} --tensorrt-include DIR' and the headers of that version.",
+            code="plugin-tensorrt-mismatch",
         )
     if registry.load_library(str(library.path)) is None or registry.get_creator(*PLUGIN) is None:
         raise DivpruneError(
-            f"TensorRT {tensorrt_version} did not accept the plugin library '{library.path}'."
+            f"TensorRT {tensorrt_version} did not accept the plugin library '{library.path}'.",
+            code="plugin-not-accepted",
         )

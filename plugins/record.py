@@ -57,11 +57,13 @@ def read_record(folder: Path) -> LibraryRecord:
     except FileNotFoundError:
         raise UserError(
             f"'{path}' is missing, so the plugin library beside it cannot be checked: build it again with "
-            "'python -m plugins build'."
+            "'python -m plugins build'.",
+            code="plugin-record-missing",
         ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"'{path}' cannot be understood ({error}): build the library again with 'python -m plugins build'."
+            f"'{path}' cannot be understood ({error}): build the library again with 'python -m plugins build'.",
+            code="plugin-record-invalid",
         ) from error
 
 

@@ -57,13 +57,17 @@ def find_compiler() -> Compiler:
     if not path.is_file():
         raise UserError(
             "nvcc was not found on the path or in /usr/local/cuda: install the CUDA toolkit (JetPack: 'sudo apt "
-            "install cuda-toolkit'), or name the compiler with CUDACXX=/path/to/nvcc."
+            "install cuda-toolkit'), or name the compiler with CUDACXX=/path/to/nvcc.",
+            code="compiler-missing",
         )
     version = re.search(r"release (\d+\.\d+)", _output([str(path), "--version"]))
     listed = re.findall(r"\bcompute_(\d+)$", _output([str(path), "--list-gpu-arch"]), re.MULTILINE)
     architectures = tuple(sorted({int(a) for a in listed if int(a) >= OLDEST_ARCHITECTURE}))
     if version is None or not architectures:
-        raise UserError(f"'{path}' does not behave like nvcc: name the right one with CUDACXX=/path/to/nvcc.")
+        raise UserError(
+            f"'{path}' does not behave like nvcc: name the right one with CUDACXX=/path/to/nvcc.",
+            code="compiler-not-nvcc",
+        )
     return Compiler(path, version.group(1), architectures)
 
 
@@ -76,7 +80,8 @@ def find_cmake() -> Path:
     found = shutil.which("cmake")
     if found is None:
         raise UserError(
-            "cmake was not found: install it with 'pip install cmake' or 'sudo apt install cmake'."
+            "cmake was not found: install it with 'pip install cmake' or 'sudo apt install cmake'.",
+            code="cmake-missing",
         )
     return Path(found)
 
@@ -94,12 +99,14 @@ def find_headers(folder: Path | None) -> Headers | None:
         if headers is None:
             raise UserError(
                 f"'{named}' has no {HEADER}: name the folder that has it (JetPack and apt install it with "
-                "libnvinfer-headers-dev), or leave --tensorrt-include out to build without the TensorRT wrapper."
+                "libnvinfer-headers-dev), or leave --tensorrt-include out to build without the TensorRT wrapper.",
+                code="tensorrt-headers-missing",
             )
         if int(headers.version.split(".")[0]) < OLDEST_TENSORRT:
             raise UserError(
                 f"'{named}' holds TensorRT {headers.version}, but the wrapper needs TensorRT {OLDEST_TENSORRT} or "
-                "newer (JetPack 6.1 or newer)."
+                "newer (JetPack 6.1 or newer).",
+                code="tensorrt-headers-too-old",
             )
         return headers
     found = (_headers_in(Path(candidate)) for candidate in _HEADER_FOLDERS)
@@ -140,7 +147,8 @@ def choose_architectures(wanted: str | None, compiler: Compiler) -> tuple[int, .
         if not name.isdigit() or int(name) not in compiler.architectures:
             raise UserError(
                 f"--arch has '{entry.strip()}', but nvcc {compiler.version} builds for {known}: give some of these, "
-                "separated by commas."
+                "separated by commas.",
+                code="architecture-unsupported",
             )
         chosen.add(int(name))
     return tuple(sorted(chosen))
@@ -168,4 +176,6 @@ def _output(command: list[str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(f"'{' '.join(command)}' failed ({error}): check the CUDA toolkit.") from error
+        raise UserError(
+            f"'{' '.join(command)}' failed ({error}): check the CUDA toolkit.", code="compiler-failed"
+        ) from error

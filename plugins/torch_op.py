@@ -65,7 +65,10 @@ def min_sum_similarity(
 
     problem = _problem(visual_tokens, keep, matrix_budget)
     if seeds.dtype != torch.int64 or tuple(seeds.shape) != (problem.batch,):
-        raise UserError(f"seeds must be int64 [{problem.batch}], not {seeds.dtype} {list(seeds.shape)}.")
+        raise UserError(
+            f"seeds must be int64 [{problem.batch}], not {seeds.dtype} {list(seeds.shape)}.",
+            code="tensor-unfit",
+        )
     return _select(visual_tokens, problem, valid, seeds)
 
 
@@ -96,7 +99,7 @@ def pick(
     import torch
 
     if distances.ndim != 3 or distances.dtype != torch.float32 or not distances.is_cuda:
-        raise UserError("distances must be float32 [B, N, N] on a CUDA device.")
+        raise UserError("distances must be float32 [B, N, N] on a CUDA device.", code="tensor-unfit")
     batch, rows, _ = distances.shape
     problem = abi.Problem(batch, rows, 8, keep, abi.DTYPES["float32"], 0, 2**63)
     matrix = distances.contiguous()
@@ -120,12 +123,16 @@ def pick(
 
 def _problem(tokens: torch.Tensor, keep: int, matrix_budget: int) -> abi.Problem:
     if not tokens.is_cuda:
-        raise UserError(f"visual_tokens must be on a CUDA device, not on '{tokens.device}'.")
+        raise UserError(
+            f"visual_tokens must be on a CUDA device, not on '{tokens.device}'.", code="tensor-not-on-gpu"
+        )
     if tokens.ndim != 3:
-        raise UserError(f"visual_tokens must be [B, N, D], not {list(tokens.shape)}.")
+        raise UserError(f"visual_tokens must be [B, N, D], not {list(tokens.shape)}.", code="tensor-unfit")
     dtype = str(tokens.dtype).removeprefix("torch.")
     if dtype not in abi.DTYPES:
-        raise UserError(f"visual_tokens must be float32, float16 or bfloat16, not {dtype}.")
+        raise UserError(
+            f"visual_tokens must be float32, float16 or bfloat16, not {dtype}.", code="tensor-unfit"
+        )
     batch, rows, width = tokens.shape
     return abi.Problem(batch, rows, width, keep, abi.DTYPES[dtype], 0, matrix_budget)
 
@@ -137,7 +144,8 @@ def _mask(valid: torch.Tensor | None, problem: abi.Problem) -> torch.Tensor | No
         return None
     if valid.dtype != torch.bool or tuple(valid.shape) != (problem.batch, problem.candidates):
         raise UserError(
-            f"valid must be bool [{problem.batch}, {problem.candidates}], not {valid.dtype} {list(valid.shape)}."
+            f"valid must be bool [{problem.batch}, {problem.candidates}], not {valid.dtype} {list(valid.shape)}.",
+            code="tensor-unfit",
         )
     return valid.contiguous()
 

@@ -19,10 +19,16 @@ def parse_version(version: str) -> tuple[int, int]:
     """
     match = re.match(r"(\d+)\.(\d+)(?:\.|$)", version)
     if match is None:
-        raise UserError(f"'{version}' is not a TensorRT version: give one such as 10.3 or 11.4.")
+        raise UserError(
+            f"'{version}' is not a TensorRT version: give one such as 10.3 or 11.4.",
+            code="tensorrt-version-invalid",
+        )
     major, minor = int(match.group(1)), int(match.group(2))
     if major < 10:
-        raise UserError(f"TensorRT {version} has no plugins of this kind: TensorRT 10 or newer is needed.")
+        raise UserError(
+            f"TensorRT {version} has no plugins of this kind: TensorRT 10 or newer is needed.",
+            code="tensorrt-too-old",
+        )
     return major, minor
 
 

@@ -59,7 +59,7 @@ def _question(number: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"Question {number} of the batch: {error}") from None
+        raise UserError(f"Question {number} of the batch: {error}", code=error.code) from None
 
 
 def _key(image: ImageSource) -> Hashable:

@@ -58,7 +58,7 @@ def batch_command(
     from divprune_edge.runtime.pipeline import Pipeline
 
     if size < 1:
-        raise UserError(f"--size is {size}, expected at least 1.")
+        raise UserError(f"--size is {size}, expected at least 1.", code="size-out-of-range")
     decoding: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -88,18 +88,22 @@ def read_questions(file: Path) -> list[dict[str, Any]]:
     from divprune_edge.errors import UserError
 
     if not file.is_file():
-        raise UserError(f"There is no file '{file}': give a JSONL with a question on each line.")
+        raise UserError(
+            f"There is no file '{file}': give a JSONL with a question on each line.", code="questions-missing"
+        )
     try:
         # Not splitlines: a JSON text may hold other characters that end a line.
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{file}' cannot be read as UTF-8 text ({error}).") from None
+        raise UserError(
+            f"'{file}' cannot be read as UTF-8 text ({error}).", code="questions-unreadable"
+        ) from None
     asked = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             asked.append(_parse(line, file, number))
     if not asked:
-        raise UserError(f"'{file}' holds no questions.")
+        raise UserError(f"'{file}' holds no questions.", code="questions-empty")
     return asked
 
 
@@ -110,12 +114,12 @@ def _parse(line: str, file: Path, number: int) -> dict[str, Any]:
     try:
         entry: Any = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}).") from None
+        raise UserError(f"{where} is not JSON ({error}).", code="questions-invalid") from None
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not an object with image and question.")
+        raise UserError(f"{where} is not an object with image and question.", code="questions-invalid")
     for name in ("image", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
-            raise UserError(f"{where} has no text '{name}'.")
+            raise UserError(f"{where} has no text '{name}'.", code="questions-invalid")
     if not (file.parent / entry["image"]).is_file():
-        raise UserError(f"{where}: there is no image '{file.parent / entry['image']}'.")
+        raise UserError(f"{where}: there is no image '{file.parent / entry['image']}'.", code="image-missing")
     return entry

@@ -42,7 +42,10 @@ class Bundle:
             UserError: not a bundle, or a file that is missing, changed, or outside the folder.
         """
         if verify_hashes not in ("auto", "always"):
-            raise UserError(f"verify_hashes is '{verify_hashes}', expected 'auto' or 'always'.")
+            raise UserError(
+                f"verify_hashes is '{verify_hashes}', expected 'auto' or 'always'.",
+                code="verify-hashes-unknown",
+            )
         given = Path(path)
         manifest = read_manifest(given)
         root = given.resolve()
@@ -73,10 +76,13 @@ class Bundle:
         """
         tokens = self.manifest.vision_encoder.tokens
         if keep is not None and not 1 <= keep <= tokens:
-            raise UserError(f"{keep} visual tokens are to be kept, expected 1 to {tokens}.")
+            raise UserError(
+                f"{keep} visual tokens are to be kept, expected 1 to {tokens}.", code="keep-out-of-range"
+            )
         if name == UNPRUNED and keep not in (None, tokens):
             raise UserError(
-                f"Selector 'none' keeps all {tokens} tokens, not {keep}: leave one of the two out."
+                f"Selector 'none' keeps all {tokens} tokens, not {keep}: leave one of the two out.",
+                code="keep-with-selector",
             )
         if name == UNPRUNED:
             return None
@@ -87,7 +93,8 @@ class Bundle:
             return exact[0]
         if exact:
             raise UserError(
-                f"Selector '{name}' keeps {exact[0].keep} tokens, not {keep}: leave one of the two out."
+                f"Selector '{name}' keeps {exact[0].keep} tokens, not {keep}: leave one of the two out.",
+                code="keep-with-selector",
             )
         if keep == tokens and (name is None or name in {s.name for s in self.manifest.selectors}):
             return None
@@ -122,7 +129,10 @@ class Bundle:
             return default
         if len(fitting) == 1:
             return fitting[0]
-        raise UserError(self._no_such_selector(wanted, keep, fitting))
+        raise UserError(
+            self._no_such_selector(wanted, keep, fitting),
+            code="selector-ambiguous" if fitting else "selector-not-in-bundle",
+        )
 
     def _no_such_selector(self, name: str | None, keep: int | None, fitting: list[SelectorInfo]) -> str:
         there = ", ".join([*(s.id for s in self.manifest.selectors), UNPRUNED])
@@ -145,19 +155,25 @@ def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int 
         if not real.is_relative_to(root):
             raise UserError(
                 f"'{given / name}' is a link that leaves the bundle folder (to '{real}'): "
-                "export the bundle again."
+                "export the bundle again.",
+                code="bundle-file-outside",
             )
         status = real.stat()
     except FileNotFoundError:
-        raise UserError(f"'{given / name}' is missing from the bundle: export the bundle again.") from None
+        raise UserError(
+            f"'{given / name}' is missing from the bundle: export the bundle again.",
+            code="bundle-file-missing",
+        ) from None
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"'{given / name}' cannot be read ({_reason(error)}): export the bundle again."
+            f"'{given / name}' cannot be read ({_reason(error)}): export the bundle again.",
+            code="bundle-file-unreadable",
         ) from None
     if status.st_size != info.size:
         raise UserError(
             f"'{given / name}' has {status.st_size} bytes, but {MANIFEST} states {info.size}: "
-            "export the bundle again."
+            "export the bundle again.",
+            code="bundle-file-changed",
         )
     return [status.st_size, status.st_mtime_ns, info.sha256]
 
@@ -170,11 +186,14 @@ def _check_hash(file: Path, given: Path, name: str, info: FileInfo) -> None:
             while count := stream.readinto(buffer):
                 digest.update(buffer[:count])
     except OSError as error:
-        raise UserError(f"'{given / name}' cannot be read ({_reason(error)}).") from None
+        raise UserError(
+            f"'{given / name}' cannot be read ({_reason(error)}).", code="bundle-file-unreadable"
+        ) from None
     if digest.hexdigest() != info.sha256:
         raise UserError(
             f"'{given / name}' was changed after the export (its sha256 is {digest.hexdigest()[:12]}…, "
-            f"{MANIFEST} states {info.sha256[:12]}…): export the bundle again."
+            f"{MANIFEST} states {info.sha256[:12]}…): export the bundle again.",
+            code="bundle-file-changed",
         )
 
 

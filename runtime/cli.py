@@ -85,7 +85,8 @@ def ask(
     if not chat and len(given) != 1:
         raise UserError(
             f"{len(given)} questions were given, expected one: put it in quotes"
-            + (", or add --chat to ask several." if given else ".")
+            + (", or add --chat to ask several." if given else "."),
+            code="question-count",
         )
     decoding = {
         "max_tokens": max_tokens,
@@ -98,7 +99,9 @@ def ask(
         "ignore_eos": ignore_eos,
     }
     if show_kept is not None and show_kept.suffix.lower() != ".png":
-        raise UserError(f"--show-kept is '{show_kept}', expected a file name that ends in .png.")
+        raise UserError(
+            f"--show-kept is '{show_kept}', expected a file name that ends in .png.", code="show-kept-not-png"
+        )
     Decoding(**decoding)  # type: ignore[arg-type]  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     pipeline = Pipeline(opened, selector, keep, backend, threads)
@@ -200,7 +203,8 @@ def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:
         drawing.save(path, "PNG")
     except OSError as error:
         raise UserError(
-            f"'{path}' cannot be written ({error.strerror or error}): choose another --show-kept."
+            f"'{path}' cannot be written ({error.strerror or error}): choose another --show-kept.",
+            code="output-unwritable",
         ) from None
     print(f"kept patches drawn into {path}", file=sys.stderr)
 

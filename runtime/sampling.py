@@ -59,7 +59,8 @@ class Sampler:
         if not np.isfinite(logits[best]):
             raise UserError(
                 "The language model returned logits that are not finite: its half precision overflows on "
-                "this checkpoint, export it with --precision fp32."
+                "this checkpoint, export it with --precision fp32.",
+                code="logits-not-finite",
             )
         token = best if self._random is None else self._draw(logits, self._random)
         self._seen.add(token)

@@ -40,14 +40,19 @@ def test_success_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome(raising(UserError("K is 0,\nexpected more.")), capsys, "work") == (
+    assert outcome(
+        raising(UserError("K is 0,\nexpected more.", code="keep-out-of-range")), capsys, "work"
+    ) == (
         2,
-        "error: K is 0, expected more.\n",
+        "error[keep-out-of-range]: K is 0, expected more.\n",
     )
 
 
 def test_a_failure_that_is_not_the_users_is_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert outcome(raising(DivpruneError("It differs.")), capsys, "work") == (1, "error: It differs.\n")
+    assert outcome(raising(DivpruneError("It differs.", code="verification-failed")), capsys, "work") == (
+        1,
+        "error[verification-failed]: It differs.\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,10 @@ def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
         UserError: no such file, not an image, damaged, too large, or an array of another shape or type.
     """
     if bgr and not isinstance(source, np.ndarray):
-        raise UserError("bgr describes an array's channels: leave it out for a file or a Pillow image.")
+        raise UserError(
+            "bgr describes an array's channels: leave it out for a file or a Pillow image.",
+            code="image-bgr-misplaced",
+        )
     if isinstance(source, np.ndarray):
         return _from_array(source, bgr)
     if isinstance(source, Image.Image):
@@ -60,7 +63,10 @@ def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
         return _decode(source, "The image", upright=False)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
-    raise UserError(f"An image is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.")
+    raise UserError(
+        f"An image is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.",
+        code="image-type-unsupported",
+    )
 
 
 def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
@@ -68,7 +74,8 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
         raise UserError(
             f"The image is a {array.dtype} array of shape {list(array.shape)}, "
-            "expected uint8 of shape [height, width, 3] or [height, width]."
+            "expected uint8 of shape [height, width, 3] or [height, width].",
+            code="image-array-unfit",
         )
     _check_size((array.shape[1], array.shape[0]), "The image")
     return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if bgr and not grey else array)).convert(
@@ -81,9 +88,14 @@ def _from_file(path: Path) -> Image.Image:
     try:
         size = path.stat().st_size
         if not path.is_file():
-            raise UserError(f"{name} is a folder or device: give the path of an image.")
+            raise UserError(
+                f"{name} is a folder or device: give the path of an image.", code="image-not-a-file"
+            )
         if size > MAX_BYTES:
-            raise UserError(f"{name} has {size} bytes, at most {MAX_BYTES} are read: make it smaller.")
+            raise UserError(
+                f"{name} has {size} bytes, at most {MAX_BYTES} are read: make it smaller.",
+                code="image-too-large",
+            )
         with warnings.catch_warnings():
             # Of bombs, for which the bounds here are tighter, and of metadata, which does not matter.
             warnings.simplefilter("ignore")
@@ -91,20 +103,27 @@ def _from_file(path: Path) -> Image.Image:
                 _check_size(image.size, name)
                 return _decode(image, name, upright=True)
     except FileNotFoundError:
-        raise UserError(f"There is no image at '{path}': check the path.") from None
+        raise UserError(f"There is no image at '{path}': check the path.", code="image-missing") from None
     except UnidentifiedImageError:
         raise UserError(
-            f"{name} ({size} bytes) is not an image: use JPEG, PNG, WebP, GIF, BMP or TIFF."
+            f"{name} ({size} bytes) is not an image: use JPEG, PNG, WebP, GIF, BMP or TIFF.",
+            code="image-format-unknown",
         ) from None
     except Image.DecompressionBombError as error:
         pixels = next(iter(re.findall(r"\d+", str(error))), "too many")
-        raise UserError(f"{name} has {pixels} pixels, {_limits()}: make it smaller.") from None
+        raise UserError(
+            f"{name} has {pixels} pixels, {_limits()}: make it smaller.", code="image-too-large"
+        ) from None
     except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror or _one_line(error)}).") from None
+        raise UserError(
+            f"{name} cannot be read ({error.strerror or _one_line(error)}).", code="image-unreadable"
+        ) from None
     except UserError:
         raise
     except Exception as error:  # a damaged header makes Pillow's readers raise nearly anything
-        raise UserError(f"{name} is damaged ({_one_line(error)}): get a complete copy.") from None
+        raise UserError(
+            f"{name} is damaged ({_one_line(error)}): get a complete copy.", code="image-damaged"
+        ) from None
 
 
 def _open(path: Path) -> Image.Image:
@@ -119,7 +138,9 @@ def _open(path: Path) -> Image.Image:
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise UserError(f"{name} has {width} x {height} pixels, {_limits()}: make it smaller.")
+        raise UserError(
+            f"{name} has {width} x {height} pixels, {_limits()}: make it smaller.", code="image-too-large"
+        )
 
 
 def _limits() -> str:
@@ -134,7 +155,7 @@ def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
         rgb = _to_rgb(image)
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise UserError(
-            f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy."
+            f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy.", code="image-damaged"
         ) from None
     frames = 1
     with contextlib.suppress(Exception):  # counting walks through the file, which may be cut after the first

@@ -27,7 +27,8 @@ def encoder_pixels(
     if pixels.shape[1:3] != (height, width):
         raise UserError(
             f"The image becomes {pixels.shape[2]} x {pixels.shape[1]} pixels, but the vision encoder "
-            f"takes {width} x {height}: crop it to that shape first."
+            f"takes {width} x {height}: crop it to that shape first.",
+            code="image-shape-unfit",
         )
     return pixels
 
@@ -55,7 +56,8 @@ def _check_pixels(image: Image.Image, size: tuple[int, int], verb: str) -> None:
     if height * width > MAX_PIXELS:
         raise UserError(
             f"The image of {image.width} x {image.height} pixels is too elongated: {verb} it would "
-            f"have {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are allowed; crop it."
+            f"have {width} x {height} pixels, at most {MAX_PIXELS // 1_000_000} million are allowed; crop it.",
+            code="image-too-elongated",
         )
 
 

@@ -72,10 +72,12 @@ class PromptEncoder:
                 for an answer, or a tokenizer that does not belong to the model.
         """
         if not turns[-1].text.strip():
-            raise UserError("The question is empty: ask something about the image.")
+            raise UserError("The question is empty: ask something about the image.", code="question-empty")
         images = sum(turn.image for turn in turns)
         if images != 1:
-            raise UserError(f"The conversation has {images} images, expected exactly one.")
+            raise UserError(
+                f"The conversation has {images} images, expected exactly one.", code="image-count"
+            )
         if any(self.tokenizer.holds_special(turn.text) for turn in turns):
             ids = self._encode_plain(turns)
         else:
@@ -87,13 +89,15 @@ class PromptEncoder:
         if places != 1:
             raise UserError(
                 f"The chat template puts {places} image placeholders into the prompt, expected one: "
-                f"export the checkpoint with a template that shows '{self._image_token}' once per image."
+                f"export the checkpoint with a template that shows '{self._image_token}' once per image.",
+                code="template-unfit",
             )
         unknown = [token for token in ids if token >= self._rows]
         if unknown:
             raise UserError(
                 f"The tokenizer gives id {unknown[0]}, but the language model has {self._rows} rows: the "
-                "tokenizer does not belong to this checkpoint."
+                "tokenizer does not belong to this checkpoint.",
+                code="tokenizer-foreign",
             )
         full = lay_out(ids, self._image_id, [visual_tokens], self._rows)
         if len(full) + 1 > self._room:
@@ -102,7 +106,8 @@ class PromptEncoder:
                 place, remedy = "the bundle's cache", f"{remedy}, or export with a larger --capacity"
             raise UserError(
                 f"The prompt has {len(full)} tokens ({visual_tokens} of them visual), but {place} holds {self._room} "
-                f"with the answer: {remedy}."
+                f"with the answer: {remedy}.",
+                code="prompt-too-long",
             )
         return full
 
@@ -118,7 +123,8 @@ class PromptEncoder:
             return self.tokenizer.encode_with_plain(template, dict(zip(marks, found.groups(), strict=True)))
         raise UserError(
             "The question holds a special token, and the bundle's chat template rewrites what is said: "
-            "ask without it."
+            "ask without it.",
+            code="question-special-token",
         )
 
     def _render(self, turns: Sequence[Turn], texts: Sequence[str], parts: bool | None = None) -> str:
@@ -151,5 +157,6 @@ class PromptEncoder:
                 return parts
         raise failure or UserError(
             f"The bundle's chat template does not show '{self._image_token}' once and the question once: "
-            "export the checkpoint with another template."
+            "export the checkpoint with another template.",
+            code="template-unfit",
         )

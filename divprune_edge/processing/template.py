@@ -55,7 +55,8 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise UserError(
-                f"The bundle's chat template is not valid ({error}): export the bundle again."
+                f"The bundle's chat template is not valid ({error}): export the bundle again.",
+                code="template-invalid",
             ) from error
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -67,7 +68,9 @@ class ChatTemplate:
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
         except Exception as error:  # a template can fail like any program
-            raise UserError(f"The bundle's chat template refuses these messages ({error}).") from error
+            raise UserError(
+                f"The bundle's chat template refuses these messages ({error}).", code="template-refuses"
+            ) from error
 
 
 def _to_json(

@@ -29,7 +29,8 @@ class PromptTokenizer:
             self.model = Tokenizer.from_str(self._source)
         except Exception as error:  # tokenizers raises plain Exception
             raise UserError(
-                f"'{file}' cannot be read as a tokenizer ({error}): export the bundle again."
+                f"'{file}' cannot be read as a tokenizer ({error}): export the bundle again.",
+                code="tokenizer-unreadable",
             ) from error
         self.model.no_truncation()
         self.model.no_padding()

@@ -72,10 +72,10 @@ def ask_tensorrt(bundle: Path, target: Target, *, build: bool = True) -> RtxAnsw
             )
             first, *rest = [*map(json.loads, said.read_text("utf-8").splitlines())] if said.exists() else [{}]
             if "refused" in first:
-                raise UserError(first["refused"])
+                raise UserError(first["refused"], code=first["code"])
             words = f"TensorRT-RTX ended the process that asked it: {_end(ended)}"
             if "files" not in first:
-                raise DivpruneError(f"{words}.")
+                raise DivpruneError(f"{words}.", code="tensorrt-ended")
             answers += [GraphAnswer(**event) for event in rest]
             files = first["files"]
             # A fault while the process ends, when all was said, is no graph's.

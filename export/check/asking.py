@@ -76,7 +76,7 @@ def main(bundle: str, sms: str, build: str, done: str, file: str) -> None:
             for event in events(Path(bundle), asked, build=build == "build", done=int(done)):
                 print(json.dumps(event), file=out, flush=True)
         except UserError as error:
-            print(json.dumps({"refused": str(error)}), file=out)
+            print(json.dumps({"refused": str(error), "code": error.code}), file=out)
 
 
 if __name__ == "__main__":

@@ -212,7 +212,8 @@ def _tokens(info: LanguageInfo, context: int | None) -> int:
         hint = f" (export with --capacity {context})" if info.positions < context <= info.context else ""
         raise UserError(
             f"--context {context} is out of range: the bundle's language model has room for {info.positions} tokens"
-            f"{hint}."
+            f"{hint}.",
+            code="context-out-of-range",
         )
     return context
 
@@ -237,7 +238,10 @@ def _main_files(manifest: Manifest) -> Iterator[str]:
 
 def _existing(bundle: Path, file: str) -> Path:
     if not (bundle / file).is_file():
-        raise UserError(f"'{bundle}' has no '{file}', which its manifest names: export the bundle again.")
+        raise UserError(
+            f"'{bundle}' has no '{file}', which its manifest names: export the bundle again.",
+            code="bundle-file-missing",
+        )
     return bundle / file
 
 

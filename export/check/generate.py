@@ -23,7 +23,10 @@ def written(table: dict[str, Any]) -> str:
         UserError: the revision is no commit.
     """
     if not re.fullmatch(r"[0-9a-f]{40}", table["revision"]):
-        raise UserError(f"--revision '{table['revision']}' is not a commit: give its 40 hexadecimal digits.")
+        raise UserError(
+            f"--revision '{table['revision']}' is not a commit: give its 40 hexadecimal digits.",
+            code="revision-not-a-commit",
+        )
     lines = []
     for key, value in table.items():
         if key == "operators":
@@ -58,7 +61,9 @@ def write_table(
     try:
         text = options.published.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{options.published}' cannot be read ({error}).") from error
+        raise UserError(
+            f"'{options.published}' cannot be read ({error}).", code="source-unreadable"
+        ) from error
     table = make(text, options.source, options.revision, options.tensorrt)
     options.output.write_text(table, encoding="utf-8")
 
@@ -68,5 +73,5 @@ def run(main: Callable[[], None]) -> NoReturn:  # pragma: no cover - the shell's
     try:
         main()
     except UserError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, code=error.code)
     raise SystemExit(0)

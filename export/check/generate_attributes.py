@@ -87,12 +87,16 @@ def read_checkers(text: str) -> dict[str, Any]:
         empty, name = match.groups()
         if name in names:
             raise UserError(
-                f"The text has the checker of '{name}' twice: it is damaged, fetch the file again."
+                f"The text has the checker of '{name}' twice: it is damaged, fetch the file again.",
+                code="source-damaged",
             )
         names.append(name)
         bodies[f"check{name}"] = "" if empty else _enclosed(code, match.end(), name)
     if not names:
-        raise UserError("The text has no DEFINE_OP_CHECKER: give onnxOpCheckers.cpp of onnx/onnx-tensorrt.")
+        raise UserError(
+            "The text has no DEFINE_OP_CHECKER: give onnxOpCheckers.cpp of onnx/onnx-tensorrt.",
+            code="source-not-recognized",
+        )
     found = {name: _follow(f"check{name}", bodies, ()) for name in sorted(names)}
     entries = {name: asked.entry() for name, asked in found.items() if not asked.refused}
     return {
@@ -113,7 +117,10 @@ def _enclosed(code: str, start: int, name: str) -> str:
             if "DEFINE_OP_" not in inside:
                 return inside
             break
-    raise UserError(f"The brackets of '{name}' do not close: the text is damaged, fetch the file again.")
+    raise UserError(
+        f"The brackets of '{name}' do not close: the text is damaged, fetch the file again.",
+        code="source-damaged",
+    )
 
 
 def _follow(name: str, bodies: dict[str, str], callers: tuple[str, ...]) -> _Found:

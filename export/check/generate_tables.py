@@ -49,7 +49,8 @@ def read_operators(text: str) -> dict[str, Any]:
     if found is None:
         raise UserError(
             "The list does not say which TensorRT and which opsets it is for: give docs/operators.md of a release "
-            "of onnx/onnx-tensorrt."
+            "of onnx/onnx-tensorrt.",
+            code="source-not-recognized",
         )
     operators: dict[str, list[str]] = {}
     refused: list[str] = []
@@ -64,7 +65,10 @@ def read_operators(text: str) -> dict[str, Any]:
         elif in_table and not set(cells[0]) <= set("-: "):
             name, supported = cells[0], cells[1] if len(cells) > 1 else ""
             if name in operators or name in refused:
-                raise UserError(f"The list has operator '{name}' twice: it is damaged, fetch it again.")
+                raise UserError(
+                    f"The list has operator '{name}' twice: it is damaged, fetch it again.",
+                    code="source-damaged",
+                )
             if supported == "N":
                 refused.append(name)
             elif supported == "Y" and len(cells) > 2:
@@ -72,10 +76,14 @@ def read_operators(text: str) -> dict[str, Any]:
             else:
                 raise UserError(
                     f"The list's row of operator '{name}' reads '{line.strip()}', expected Y with element types, or "
-                    "N: the format has changed or the file is damaged."
+                    "N: the format has changed or the file is damaged.",
+                    code="source-damaged",
                 )
     if not operators:
-        raise UserError("The list has no table of operators: give docs/operators.md of onnx/onnx-tensorrt.")
+        raise UserError(
+            "The list has no table of operators: give docs/operators.md of onnx/onnx-tensorrt.",
+            code="source-not-recognized",
+        )
     return {
         "tensorrt": found.group(1),
         "opsets": [int(found.group(2)), int(found.group(3))],
@@ -90,10 +98,14 @@ def _types(name: str, cell: str) -> list[str]:
         if piece not in DTYPES:
             raise UserError(
                 f"The list's row of operator '{name}' has the element type '{piece}', which is not known: add it to "
-                "DTYPES of this script."
+                "DTYPES of this script.",
+                code="source-damaged",
             )
     if not names:
-        raise UserError(f"The list's row of operator '{name}' has no element types: the file is damaged.")
+        raise UserError(
+            f"The list's row of operator '{name}' has no element types: the file is damaged.",
+            code="source-damaged",
+        )
     return list(dict.fromkeys(DTYPES[piece] for piece in names))
 
 

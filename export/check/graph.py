@@ -113,7 +113,9 @@ def read_graph(path: Path, dims: Mapping[str, int] | None = None) -> GraphView:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
-        raise UserError(f"'{path}' cannot be read as ONNX ({error}): export the bundle again.") from error
+        raise UserError(
+            f"'{path}' cannot be read as ONNX ({error}): export the bundle again.", code="graph-unreadable"
+        ) from error
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dims and dim.dim_param in dims:

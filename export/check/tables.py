@@ -65,7 +65,8 @@ def table_for(tensorrt: str) -> OperatorTable:
     listed = [name for name in LISTS if parse_version(name) <= version]
     if not listed:
         raise UserError(
-            f"There is no list of operators for TensorRT {tensorrt}: the oldest is for {LISTS[0]}."
+            f"There is no list of operators for TensorRT {tensorrt}: the oldest is for {LISTS[0]}.",
+            code="tensorrt-too-old",
         )
     base = _load(f"tensorrt-{listed[-1]}.json")
     operators = {name: set(types) for name, types in base["operators"].items()}

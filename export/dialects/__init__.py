@@ -27,5 +27,6 @@ def find_dialect(name: str) -> type[Dialect]:
     except KeyError:
         known = " or ".join(DIALECTS)
         raise UserError(
-            f"There is no dialect '{name}'{did_you_mean(name, DIALECTS)}: choose {known}."
+            f"There is no dialect '{name}'{did_you_mean(name, DIALECTS)}: choose {known}.",
+            code="dialect-unknown",
         ) from None

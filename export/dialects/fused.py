@@ -43,7 +43,8 @@ class OnnxRuntime:
         if spec.head_dim % 16:
             raise UserError(
                 f"Dialect 'onnxruntime' needs heads whose size is a multiple of 16, but head_dim is {spec.head_dim}: "
-                "use --dialect portable."
+                "use --dialect portable.",
+                code="dialect-head-size",
             )
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:

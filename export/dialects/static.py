@@ -49,7 +49,8 @@ class Static:
         if dtype != "float32" and spec.head_dim % 8:
             raise UserError(
                 f"Dialect 'static' in {dtype} needs heads whose size is a multiple of 8, but head_dim is "
-                f"{spec.head_dim}: use --dialect decomposed."
+                f"{spec.head_dim}: use --dialect decomposed.",
+                code="dialect-head-size",
             )
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:

@@ -62,7 +62,8 @@ class Int4:
             wider = "int8" if self.dtype == "float32" else "fp16"
             raise UserError(
                 f"Rows of '{name}' have {shape[1]} values, which blocks of {self.block_size} do not divide: choose "
-                f"{' or '.join([*fitting, wider])} for that graph."
+                f"{' or '.join([*fitting, wider])} for that graph.",
+                code="block-size-unfit",
             )
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:

@@ -106,7 +106,8 @@ def check_room(path: Path, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"The package needs {needed / 2**20:,.0f} MiB, but '{folder}' has only {free / 2**20:,.0f} MiB free: "
-            "free some, or choose a place with --output."
+            "free some, or choose a place with --output.",
+            code="disk-too-full",
         )
 
 
@@ -118,7 +119,10 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     except OSError as error:
-        raise UserError(f"'{path}' cannot be written ({error.strerror}): choose another --output.") from error
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror}): choose another --output.",
+            code="output-unwritable",
+        ) from error
     partial = Path(name)
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -127,7 +131,8 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         partial.replace(path)
     except OSError as error:
         raise UserError(
-            f"Writing '{path}' failed ({error.strerror or error}); nothing was left behind."
+            f"Writing '{path}' failed ({error.strerror or error}); nothing was left behind.",
+            code="output-write-failed",
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -161,7 +166,8 @@ class _Checked(io.RawIOBase):
         if self._member.sha256 not in (None, self._digest.hexdigest()):
             raise UserError(
                 f"'{self._member.name}' is not the file that was exported (its sha256 differs from the manifest's): "
-                "export the bundle again."
+                "export the bundle again.",
+                code="bundle-file-changed",
             )
 
     def close(self) -> None:

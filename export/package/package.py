@@ -45,10 +45,14 @@ def check_package(target: Target | None, output: Path, force: bool) -> Target:
         given = "no target was given" if target is None else f"'{target.name}' is not one"
         boards = ", ".join(name for name, entry in TARGETS.items() if entry.jetpack in L4T)
         raise UserError(
-            f"A package installs a bundle on a Jetson, but {given}: choose --target among {boards}."
+            f"A package installs a bundle on a Jetson, but {given}: choose --target among {boards}.",
+            code="package-target-unfit",
         )
     if output.is_dir() or ((output.exists() or output.is_symlink()) and not force):
-        raise UserError(f"'{output}' exists already: choose another --output, or replace it with --force.")
+        raise UserError(
+            f"'{output}' exists already: choose another --output, or replace it with --force.",
+            code="output-exists",
+        )
     return target
 
 
@@ -92,7 +96,8 @@ def _check_fits(bundle: Path, manifest: Manifest, target: Target) -> None:
     if made_for is not None and (made_for.sm, made_for.tensorrt) != (target.sm, target.tensorrt):
         raise UserError(
             f"'{bundle}' was exported for {made_for.title}, which is not like {target.title}: export it again with "
-            f"'{manifest.source.export_command} --target {target.name}'."
+            f"'{manifest.source.export_command} --target {target.name}'.",
+            code="target-mismatch",
         )
     assert target.tensorrt is not None, "a Jetson"
     if DIALECTS[dialect].taken_by(target.backend, target.tensorrt):
@@ -100,7 +105,8 @@ def _check_fits(bundle: Path, manifest: Manifest, target: Target) -> None:
     raise UserError(
         f"'{bundle}' has a language model in the dialect '{dialect}', but TensorRT {target.tensorrt} of "
         f"{target.title} needs '{target.dialect}': export it again with '{manifest.source.export_command} --target "
-        f"{target.name}'."
+        f"{target.name}'.",
+        code="dialect-with-target",
     )
 
 
@@ -112,7 +118,8 @@ def _bundle_members(bundle: Path, manifest: Manifest) -> list[Member]:
         path = root / name
         if not path.resolve().is_relative_to(root) or not path.is_file() or path.stat().st_size != info.size:
             raise UserError(
-                f"'{bundle / name}' is missing or not the file that {MANIFEST} lists: export the bundle again."
+                f"'{bundle / name}' is missing or not the file that {MANIFEST} lists: export the bundle again.",
+                code="bundle-file-changed",
             )
         members.append(Member(f"{BUNDLE}/{name}", path, info.sha256))
     return members

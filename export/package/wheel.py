@@ -129,7 +129,8 @@ def _installed() -> PackageMetadata:
     except PackageNotFoundError:
         raise UserError(
             "A package takes its dependencies from the installed divprune-edge, and none is: install it with "
-            "'pip install -e .' in the clone."
+            "'pip install -e .' in the clone.",
+            code="installation-missing",
         ) from None
 
 

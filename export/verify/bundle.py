@@ -107,7 +107,8 @@ def affordable_layers(plan: ExportPlan, memory: int | None) -> int | None:
     if not layers:
         raise UserError(
             f"Verification needs at least {bytes_needed(plan, 2) / 2**30:.1f} GiB of free memory, but "
-            f"{memory / 2**30:.1f} GiB are free: free some, or export with --no-verify."
+            f"{memory / 2**30:.1f} GiB are free: free some, or export with --no-verify.",
+            code="memory-too-small",
         )
     return layers
 

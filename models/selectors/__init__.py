@@ -52,5 +52,6 @@ def find_selector(name: str) -> Selector:
     except KeyError:
         known = ", ".join(SELECTORS)
         raise UserError(
-            f"There is no selector '{name}'{did_you_mean(name, SELECTORS)}: known are {known}."
+            f"There is no selector '{name}'{did_you_mean(name, SELECTORS)}: known are {known}.",
+            code="selector-unknown",
         ) from None

@@ -93,7 +93,8 @@ def _check(candidates: int, keep: int) -> None:
     if isqrt(candidates) ** 2 != candidates:
         raise UserError(
             f"hiprune needs the visual tokens of a square image, but there are {candidates}: export a checkpoint "
-            "with the 'default' select strategy, or choose another selector."
+            "with the 'default' select strategy, or choose another selector.",
+            code="selector-needs-square-grid",
         )
 
 

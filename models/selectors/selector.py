@@ -123,7 +123,10 @@ def require_rows(valid: Valid, keep: int) -> None:
     """
     rows = int(np.count_nonzero(valid))
     if not 1 <= keep <= rows:
-        raise UserError(f"{keep} tokens are to be kept, but only {rows} of {valid.size} rows are valid.")
+        raise UserError(
+            f"{keep} tokens are to be kept, but only {rows} of {valid.size} rows are valid.",
+            code="keep-exceeds-rows",
+        )
 
 
 def regret_of(

@@ -38,12 +38,17 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
     if name not in BACKENDS:
         raise UserError(
             f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use {', '.join(BACKENDS[:-1])} or "
-            f"{BACKENDS[-1]}."
+            f"{BACKENDS[-1]}.",
+            code="backend-unknown",
         )
     if threads is not None and threads < 1:
-        raise UserError(f"{threads} threads were asked for, expected at least 1.")
+        raise UserError(
+            f"{threads} threads were asked for, expected at least 1.", code="threads-out-of-range"
+        )
     if threads is not None and threads > MOST_THREADS:
-        raise UserError(f"{threads} threads were asked for, expected at most {MOST_THREADS}.")
+        raise UserError(
+            f"{threads} threads were asked for, expected at most {MOST_THREADS}.", code="threads-out-of-range"
+        )
     if name not in ("cpu", "cuda"):
         return _open_tensorrt(bundle, name, threads)
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -54,7 +59,8 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
 def _open_tensorrt(bundle: Bundle, name: str, threads: int | None) -> Backend:
     if threads is not None:
         raise UserError(
-            f"{threads} threads were asked for, but backend '{name}' computes on the GPU: leave --threads out."
+            f"{threads} threads were asked for, but backend '{name}' computes on the GPU: leave --threads out.",
+            code="threads-with-backend",
         )
     from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
     from divprune_edge.runtime.engines.cuda import CudaDevice

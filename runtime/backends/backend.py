@@ -36,7 +36,8 @@ def check_rows(selector: SelectorInfo, valid: npt.NDArray[np.bool_]) -> None:
     if rows < selector.keep:
         raise UserError(
             f"Selector '{selector.id}' keeps {selector.keep} tokens, but the image has only {rows} "
-            "that count: choose a smaller budget with --keep."
+            "that count: choose a smaller budget with --keep.",
+            code="keep-exceeds-rows",
         )
 
 

@@ -58,5 +58,6 @@ def run_bound(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise DivpruneError(
             f"ONNX Runtime failed while running a graph ({reason}): if memory ran out, keep fewer visual tokens "
-            "or ask for a shorter answer."
+            "or ask for a shorter answer.",
+            code="onnxruntime-failed",
         ) from error

@@ -216,5 +216,6 @@ def check_device(info: LanguageInfo, device: str) -> None:
         raise UserError(
             f"The bundle's language model is in dialect '{info.dialect}', which is made for TensorRT and which ONNX "
             f"Runtime runs on the CPU only: use --backend tensorrt or cpu, or export for '--backend {device}' with "
-            "--dialect portable."
+            "--dialect portable.",
+            code="dialect-with-backend",
         )

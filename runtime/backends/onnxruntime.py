@@ -127,12 +127,14 @@ class OnnxRuntimeBackend:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
                 f"ONNX Runtime {ort.__version__} cannot load '{graph.file}' on {self._device} ({reason}): "
-                "upgrade onnxruntime or export the bundle again."
+                "upgrade onnxruntime or export the bundle again.",
+                code="onnxruntime-refuses-graph",
             ) from error
         if session.get_providers()[0] != provider:
             raise UserError(
                 f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]} for '{graph.file}': "
-                "check the driver, CUDA and cuDNN, or use '--backend cpu'."
+                "check the driver, CUDA and cuDNN, or use '--backend cpu'.",
+                code="onnxruntime-fell-back",
             )
         return session
 
@@ -143,7 +145,8 @@ def _require_provider(provider: str) -> None:
         extra = next(_INSTALL[device] for device, name in _PROVIDERS.items() if name == provider)
         raise UserError(
             f"{provider} was asked for, but this ONNX Runtime {ort.__version__} offers only "
-            f"{', '.join(available)}: install 'divprune-edge[{extra}]' in place of the other onnxruntime."
+            f"{', '.join(available)}: install 'divprune-edge[{extra}]' in place of the other onnxruntime.",
+            code="onnxruntime-without-provider",
         )
 
 
@@ -156,10 +159,12 @@ def _require_kernels(manifest: Manifest, device: str) -> None:
     if language.cache_dtype not in DIALECTS[language.dialect].cuda:
         raise UserError(
             f"The bundle's language model is in dialect '{language.dialect}' with a {language.cache_dtype} cache, for "
-            "which ONNX Runtime has no CUDA kernel: export it with --precision fp16, or with --dialect portable."
+            "which ONNX Runtime has no CUDA kernel: export it with --precision fp16, or with --dialect portable.",
+            code="onnxruntime-without-kernel",
         )
     if "int8" in (manifest.vision_encoder.precision, language.precision):
         raise UserError(
             "The bundle is in int8 with unsigned activations, for which ONNX Runtime has no CUDA kernel: export it "
-            "with --precision fp16 or int4."
+            "with --precision fp16 or int4.",
+            code="onnxruntime-without-kernel",
         )

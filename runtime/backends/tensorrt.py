@@ -92,7 +92,8 @@ class TensorRtBackend:
         """Run the vision encoder; its outputs stay on the device."""
         if len(pixels) != 1:
             raise UserError(
-                f"There are {len(pixels)} images, but backend '{self._name}' takes one at a time."
+                f"There are {len(pixels)} images, but backend '{self._name}' takes one at a time.",
+                code="batch-with-backend",
             )
         graph = self._bundle.manifest.vision_encoder
         read = self._upload("pixels", pixels)
@@ -174,7 +175,8 @@ class TensorRtBackend:
             raise UserError(
                 f"The engines run with {_mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
                 f"{_mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
-                "--capacity."
+                "--capacity.",
+                code="gpu-memory-too-small",
             )
 
     def _run(self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -162,7 +162,8 @@ class TensorRtLanguage:
             span = f"{least}" if least == most else f"{least} to {most}"
             raise UserError(
                 f"There are {kept} visual tokens, but the language model's engine was built for {span}: build it "
-                "for this selector too, with 'python -m runtime build BUNDLE --selector NAME,NAME'."
+                "for this selector too, with 'python -m runtime build BUNDLE --selector NAME,NAME'.",
+                code="engines-for-other-keep",
             )
 
     def _take(self, slots: int) -> Slots:

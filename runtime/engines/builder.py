@@ -86,7 +86,10 @@ def build_engines(
     facts = facts_of(bundle, graphs, limits, device, plugin)
     place = bundle.path / store.FOLDER / fingerprint(facts)
     if place.exists() and not options.force:
-        raise UserError(f"'{place}' holds these engines already: use them, or build them again with --force.")
+        raise UserError(
+            f"'{place}' holds these engines already: use them, or build them again with --force.",
+            code="engines-exist",
+        )
     recipes = {graph.name: _recipe(graph, facts, options) for graph in graphs}
     there = {} if options.force else _find_plans(bundle.path, recipes)
     missing = [graph for graph in graphs if graph.name not in there]
@@ -253,6 +256,7 @@ def _compiler() -> ModuleType:
         from divprune_edge.runtime.engines import compile as compiler
     except ImportError as error:
         raise UserError(
-            f"Polygraphy, which builds engines, cannot be loaded ({error}): 'pip install polygraphy'."
+            f"Polygraphy, which builds engines, cannot be loaded ({error}): 'pip install polygraphy'.",
+            code="polygraphy-missing",
         ) from error
     return compiler

@@ -158,7 +158,10 @@ def make_engine(job: BuildJob, cache: Path | None, report: BuildProgress, *, ver
     if interrupt.seen:
         raise KeyboardInterrupt
     if memory is None:
-        raise DivpruneError(f"{_WHO} cannot build an engine from '{job.graph}': {_log().reason()}.")
+        raise DivpruneError(
+            f"{_WHO} cannot build an engine from '{job.graph}': {_log().reason()}.",
+            code="engine-build-failed",
+        )
     return memory
 
 
@@ -170,24 +173,31 @@ def _parse(
     try:
         builder = trt.Builder(log)
     except TypeError as error:
-        raise DivpruneError(f"{_WHO} does not start: {log.reason()}.") from error
+        raise DivpruneError(
+            f"{_WHO} does not start: {log.reason()}.", code="tensorrt-not-starting"
+        ) from error
     # From 11 on networks know no other way; until then they have to be told that the graph decides on types.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     # By its path, so that the parser finds the external data.
     if not parser.parse_from_file(str(job.graph)) or parser.num_errors:
-        raise UserError(f"{_WHO} cannot read '{job.graph}': {_parser_errors(parser) or log.reason()}{ADVICE}")
+        raise UserError(
+            f"{_WHO} cannot read '{job.graph}': {_parser_errors(parser) or log.reason()}{ADVICE}",
+            code="tensorrt-refuses-graph",
+        )
     if job.plugin and not _has_plugin(network):
         raise UserError(
             f"{_WHO} did not take the plugin for '{job.graph}' but the slow form that the graph "
-            "has for other runtimes: build the plugin for this TensorRT with 'python -m plugins build'."
+            "has for other runtimes: build the plugin for this TensorRT with 'python -m plugins build'.",
+            code="tensorrt-ignores-plugin",
         )
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         if tensor.is_shape_tensor:
             raise UserError(
                 f"{_WHO} takes the values of input '{tensor.name}' of '{job.graph}' for a shape, "
-                "which no profile covers: export the bundle again."
+                "which no profile covers: export the bundle again.",
+                code="graph-shape-input",
             )
     _let_attention_split(network)
     return builder, network, parser
@@ -237,7 +247,9 @@ def _config_for(sms: tuple[int, ...]) -> Callable[..., Any]:
         try:
             from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
         except ImportError as error:
-            raise UserError("Polygraphy 0.53 or newer is needed: 'pip install .[rtx]'.") from error
+            raise UserError(
+                "Polygraphy 0.53 or newer is needed: 'pip install .[rtx]'.", code="polygraphy-too-old"
+            ) from error
         make = partial(CreateConfigRTX, compute_capabilities=[divmod(sm, 10) for sm in sms])
     return make
 
@@ -253,7 +265,9 @@ def _describe(plan: Path) -> Described:
     with plan.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
         engine = runtime.deserialize_cuda_engine(mapped)
     if engine is None:
-        raise DivpruneError(f"{_WHO} cannot load the engine that it built: {_log().reason()}.")
+        raise DivpruneError(
+            f"{_WHO} cannot load the engine that it built: {_log().reason()}.", code="engine-not-loaded"
+        )
     count = engine.num_optimization_profiles
     inspector = engine.create_engine_inspector()
     return Described(

@@ -43,7 +43,10 @@ class CudaDevice:
         self._runtime = import_cuda()
         count = self._open("look for a GPU", self._runtime.cudaGetDeviceCount)
         if count == 0:
-            raise UserError("There is no CUDA GPU here: use '--backend cpu', or set CUDA_VISIBLE_DEVICES.")
+            raise UserError(
+                "There is no CUDA GPU here: use '--backend cpu', or set CUDA_VISIBLE_DEVICES.",
+                code="gpu-missing",
+            )
         self._open("use the GPU", self._runtime.cudaSetDevice, _FIRST)
         # A stream that does not wait for the default one, which TensorRT would pay for with synchronisations.
         flags = self._runtime.cudaStreamNonBlocking
@@ -199,9 +202,10 @@ class CudaDevice:
         if status == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
             raise UserError(
                 f"The GPU could not {what} ({reason}): close what else uses its memory, keep fewer visual tokens, or "
-                "export with a smaller --capacity."
+                "export with a smaller --capacity.",
+                code="gpu-memory-too-small",
             )
-        raise DivpruneError(f"The GPU could not {what} ({reason}).")
+        raise DivpruneError(f"The GPU could not {what} ({reason}).", code="gpu-failed")
 
     def _open(self, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """The same while the device is opened, where a failure says that none can be used."""
@@ -210,12 +214,14 @@ class CudaDevice:
         except RuntimeError as error:  # cuda-python 12.6 where the driver's library is missing
             raise UserError(
                 f"CUDA could not {what} ({error}): install the NVIDIA driver, start the container with it, or use "
-                "'--backend cpu'."
+                "'--backend cpu'.",
+                code="cuda-unavailable",
             ) from error
         if status != self._runtime.cudaError_t.cudaSuccess:
             raise UserError(
                 f"CUDA could not {what} ({self._reason(status)}): check the NVIDIA driver, and that cuda-bindings "
-                "are of its CUDA version or older, or use '--backend cpu'."
+                "are of its CUDA version or older, or use '--backend cpu'.",
+                code="cuda-unavailable",
             )
         return values[0] if values else None
 

@@ -54,7 +54,8 @@ class Edition:
             return importlib.import_module(self.module)
         except ImportError as error:
             raise UserError(
-                f"{self.title}'s Python module cannot be loaded ({error}): {self.install}."
+                f"{self.title}'s Python module cannot be loaded ({error}): {self.install}.",
+                code="tensorrt-missing",
             ) from error
 
 
@@ -94,7 +95,8 @@ def use(edition: Edition) -> None:
     if edition is not before and sys.modules.get("polygraphy"):
         raise DivpruneError(
             f"This process has loaded Polygraphy for {before.title}, so it cannot build with {edition.title}: use "
-            "another process."
+            "another process.",
+            code="tensorrt-editions-mixed",
         )
     os.environ[_POLYGRAPHY] = str(int(edition is TENSORRT_RTX))
 

@@ -66,7 +66,8 @@ def device_facts(edition: Edition) -> DeviceFacts:
     if not count:
         raise UserError(
             f"There is no GPU that CUDA can use here ({status}): engines are built and run on the device itself; "
-            "elsewhere '--backend cpu' runs the same bundle."
+            "elsewhere '--backend cpu' runs the same bundle.",
+            code="gpu-missing",
         )
     major, minor, shared = (
         _need(cudart, cudart.cudaDeviceGetAttribute(name, 0))
@@ -102,7 +103,8 @@ def import_cuda() -> Any:
     except ImportError as error:
         raise UserError(
             f"CUDA's Python bindings cannot be loaded ({error}): 'pip install cuda-python', with '<13' behind it for "
-            "CUDA 12; on JetPack 6 'pip install cuda-python==12.6.2.post1'."
+            "CUDA 12; on JetPack 6 'pip install cuda-python==12.6.2.post1'.",
+            code="cuda-bindings-missing",
         ) from error
     return runtime
 
@@ -128,5 +130,7 @@ def _call(cudart: Any, result: tuple[Any, ...]) -> tuple[Any, str]:
 def _need(cudart: Any, result: tuple[Any, ...]) -> Any:
     value, message = _call(cudart, result)
     if message:
-        raise UserError(f"CUDA does not tell about the GPU ({message}): check the driver.")
+        raise UserError(
+            f"CUDA does not tell about the GPU ({message}): check the driver.", code="cuda-unavailable"
+        )
     return value

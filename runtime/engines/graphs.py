@@ -110,7 +110,8 @@ def _selector_graph(entry: SelectorInfo, tensorrt: str, edition: Edition) -> Gra
         plain_name(entry.id)
     except ValueError as error:
         raise UserError(
-            f"Selector {error}, so its engine cannot be stored: export it under another name."
+            f"Selector {error}, so its engine cannot be stored: export it under another name.",
+            code="selector-name-unfit",
         ) from error
     # The exporter writes a stripped file for each graph whose node is the plugin's, and for no other.
     plugin = edition.plugins and entry.stripped is not None

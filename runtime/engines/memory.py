@@ -51,7 +51,8 @@ def check_disk(folder: Path, graphs: Iterable[int]) -> None:
     if free < needed:
         raise UserError(
             f"The engines take about {_mib(needed)} MiB on the disk of '{folder}', which has {_mib(free)} MiB free: "
-            "make room there."
+            "make room there.",
+            code="disk-too-full",
         )
 
 
@@ -87,7 +88,8 @@ def check_build_memory(graphs: Iterable[int], workspace: int | None, device: Dev
         if there and there < needed:
             raise UserError(
                 f"Building the largest engine takes at least {_mib(needed)} MiB {where}, but there are {_mib(there)} "
-                "MiB: close other programs, add swap, or export with a smaller --precision."
+                "MiB: close other programs, add swap, or export with a smaller --precision.",
+                code="memory-too-small",
             )
 
 
@@ -108,7 +110,8 @@ def check_run_memory(
         raise UserError(
             f"The engines take {_mib(needed)} MiB (weights {_mib(weights)}, activations {_mib(activations)}, KV cache "
             f"{_mib(cache)}), but the GPU has {_mib(device.free_memory)} MiB free: close other programs, or export "
-            "with a smaller --precision or --capacity and build again with 'python -m runtime build'."
+            "with a smaller --precision or --capacity and build again with 'python -m runtime build'.",
+            code="gpu-memory-too-small",
         )
 
 

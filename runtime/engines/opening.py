@@ -91,7 +91,8 @@ def open_engines(
     if not stores:
         raise UserError(
             f"'{bundle.path}' has no engines{'' if edition is TENSORRT else f' for {edition.title}'}: build them"
-            f"{'' if edition.ahead_of_time else ' on this device'} with '{_command(bundle, selector, edition)}'."
+            f"{'' if edition.ahead_of_time else ' on this device'} with '{_command(bundle, selector, edition)}'.",
+            code="engines-missing",
         )
     device = device_facts(edition)
     try:
@@ -142,14 +143,16 @@ def _choose(
         if fitting and not together:
             raise UserError(
                 f"The engines in '{fitting[0].folder}' were built apart from those in '{before.folder}', which are "
-                f"loaded: build them together with '{rebuild_command(bundle.path)} --selector NAME,NAME'."
+                f"loaded: build them together with '{rebuild_command(bundle.path)} --selector NAME,NAME'.",
+                code="engines-built-apart",
             )
         fitting = together
     if fitting:
         return fitting[0]
     misfits, _ = min(rated, key=lambda one: len(one[0]))
     raise UserError(
-        f"The engines in '{bundle.path / FOLDER}' {misfits[0]}: {_remedy(bundle, selector, device)}."
+        f"The engines in '{bundle.path / FOLDER}' {misfits[0]}: {_remedy(bundle, selector, device)}.",
+        code="engines-unfit",
     )
 
 
@@ -185,7 +188,8 @@ def _check_plugin(
         raise UserError(
             f"The engines in '{stored.folder}' were built with another plugin library (sha256 {before[:12]}…) than "
             f"'{found.path}' (sha256 {found.record.sha256[:12]}…): build them again with "
-            f"'{_command(bundle, selector)}'."
+            f"'{_command(bundle, selector)}'.",
+            code="engines-of-other-plugin",
         )
     return found
 

@@ -42,13 +42,17 @@ class Plans:
             register(self._tensorrt.get_plugin_registry(), self._tensorrt.__version__, library)
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise DivpruneError(f"TensorRT did not accept the engine of {title} ({self._log.reason()}).")
+            raise DivpruneError(
+                f"TensorRT did not accept the engine of {title} ({self._log.reason()}).",
+                code="engine-not-loaded",
+            )
         location = self._tensorrt.TensorLocation.DEVICE
         result = TensorRtPlan(self, engine, title, key)
         for name in result.names:
             if engine.get_tensor_location(name) != location:
                 raise DivpruneError(
-                    f"The engine of {title} wants '{name}' in host memory, which this backend does not do."
+                    f"The engine of {title} wants '{name}' in host memory, which this backend does not do.",
+                    code="engine-host-memory",
                 )
         return result
 
@@ -61,7 +65,10 @@ class Plans:
             how = finish_on_the_card(self._tensorrt, engine, how, key, varying=varying)
         context = engine.create_execution_context(how)
         if context is None or not context.set_optimization_profile_async(profile, self._stream):
-            raise DivpruneError(f"TensorRT made no context for the engine of {title} ({self._log.reason()}).")
+            raise DivpruneError(
+                f"TensorRT made no context for the engine of {title} ({self._log.reason()}).",
+                code="engine-failed",
+            )
         self._synchronize()
         context.set_device_memory(scratch.address, scratch.nbytes)
         return TensorRtContext(context, scratch, self._stream, f"the engine of {title}", self._log)
@@ -111,15 +118,21 @@ class TensorRtContext:
         """See :class:`~divprune_edge.runtime.engines.device.Context`, also for what follows."""
         if not self._context.set_input_shape(name, shape):
             raise DivpruneError(
-                f"TensorRT refused the shape {list(shape)} of '{name}' in {self._title} ({self._log.reason()})."
+                f"TensorRT refused the shape {list(shape)} of '{name}' in {self._title} ({self._log.reason()}).",
+                code="engine-failed",
             )
 
     def set_address(self, name: str, address: int) -> None:
         """Bind a tensor."""
         if not self._context.set_tensor_address(name, address):
-            raise DivpruneError(f"TensorRT refused to bind '{name}' of {self._title} ({self._log.reason()}).")
+            raise DivpruneError(
+                f"TensorRT refused to bind '{name}' of {self._title} ({self._log.reason()}).",
+                code="engine-failed",
+            )
 
     def enqueue(self) -> None:
         """``execute_async_v3``."""
         if not self._context.execute_async_v3(self._stream):
-            raise DivpruneError(f"TensorRT could not run {self._title} ({self._log.reason()}).")
+            raise DivpruneError(
+                f"TensorRT could not run {self._title} ({self._log.reason()}).", code="engine-failed"
+            )

@@ -75,7 +75,8 @@ def make_limits(
     if max_prompt is not None and not 1 <= max_prompt <= info.positions:
         raise UserError(
             f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "
-            f"from 1 to {info.positions}, or export with a larger --capacity."
+            f"from 1 to {info.positions}, or export with a larger --capacity.",
+            code="max-prompt-out-of-range",
         )
     if slots < 1:
         raise UserError(f"--slots is {slots}, expected at least 1.", code="slots-out-of-range")
@@ -133,7 +134,8 @@ def _shapes(tensor: TensorInfo, sizes: Mapping[str, Span]) -> Shapes:
         if isinstance(size, str) and size not in sizes:
             raise UserError(
                 f"Input '{tensor.name}' has a dimension '{size}' that no engine is built for: export the bundle again "
-                "with --dialect static or decomposed."
+                "with --dialect static or decomposed.",
+                code="graph-dimension-unknown",
             )
     least, typical, largest = (
         tuple(sizes[size][at] if isinstance(size, str) else size for size in tensor.shape) for at in range(3)

@@ -164,14 +164,19 @@ def read_record(folder: Path) -> EnginesInfo:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "engines"
         raise UserError(
-            f"'{path}' does not fit the schema at '{where}' ({first['msg']}): {again}."
+            f"'{path}' does not fit the schema at '{where}' ({first['msg']}): {again}.",
+            code="engines-record-invalid",
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"'{path}' cannot be read ({reason}): {again}.") from error
+        raise UserError(
+            f"'{path}' cannot be read ({reason}): {again}.", code="engines-record-unreadable"
+        ) from error
     if fingerprint(info.facts) != folder.name:
         raise UserError(
-            f"'{path}' states facts with the fingerprint {fingerprint(info.facts)}, but lies in {folder.name}: {again}."
+            f"'{path}' states facts with the fingerprint {fingerprint(info.facts)}, but lies in {folder.name}: "
+            f"{again}.",
+            code="engines-record-misplaced",
         )
     return info
 
@@ -192,16 +197,22 @@ def map_plan(stored: Stored, name: str) -> mmap:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != plan.size:
-                raise UserError(f"'{path}' has {size} bytes, but {RECORD} states {plan.size}: {again}.")
+                raise UserError(
+                    f"'{path}' has {size} bytes, but {RECORD} states {plan.size}: {again}.",
+                    code="engines-file-changed",
+                )
             mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
     except OSError as error:
-        raise UserError(f"'{path}' cannot be read ({error.strerror}): {again}.") from error
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror}): {again}.", code="engines-file-unreadable"
+        ) from error
     found = _sha256(mapped)
     if found != plan.sha256:
         mapped.close()
         raise UserError(
             f"'{path}' was changed after it was built (its sha256 is {found[:12]}…, {RECORD} states "
-            f"{plan.sha256[:12]}…): {again}."
+            f"{plan.sha256[:12]}…): {again}.",
+            code="engines-file-changed",
         )
     return mapped
 
@@ -239,7 +250,8 @@ def partial_folder(bundle: Path) -> Iterator[Path]:
         (folder / PLANS).mkdir(parents=True)
     except OSError as error:
         raise UserError(
-            f"'{root}' cannot be written ({error.strerror}): make it writable, or copy the bundle to where it is."
+            f"'{root}' cannot be written ({error.strerror}): make it writable, or copy the bundle to where it is.",
+            code="bundle-unwritable",
         ) from error
     try:
         yield folder

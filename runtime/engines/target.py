@@ -27,14 +27,18 @@ def facts_to_build_for(manifest: Manifest, bundle: Path, asked: str | None) -> D
     # What a sentence can say without any TensorRT comes before one is missed.
     for target, origin in targets:
         if target.tensorrt is None:
-            raise UserError(f"{origin} is {target.title}, which does not run TensorRT: {_export(manifest)}.")
+            raise UserError(
+                f"{origin} is {target.title}, which does not run TensorRT: {_export(manifest)}.",
+                code="target-without-tensorrt",
+            )
     edition = edition_of(targets[0][0]) if targets else TENSORRT
     if targets and edition_of(targets[-1][0]) is not edition:
         made_for, _ = targets[-1]
         raise UserError(
             f"The target of '{bundle}' is {made_for.title} ({made_for.software}), but engines for "
             f"{targets[0][0].title} ({targets[0][0].software}) are asked for: export for it with "
-            f"'{manifest.source.export_command} --target {asked}'."
+            f"'{manifest.source.export_command} --target {asked}'.",
+            code="target-mismatch",
         )
     facts = facts_ahead(edition, targets[0][0].sms) if edition.ahead_of_time else device_facts(edition)
     for target, origin in targets:
@@ -57,7 +61,8 @@ def check_backend(manifest: Manifest, bundle: Path, edition: Edition) -> None:
     if target is not None and target.backend in EDITIONS and target.backend != edition.name:
         raise UserError(
             f"'{bundle}' was made for {target.title}, which {EDITIONS[target.backend].title} serves: use --backend "
-            f"{target.backend}."
+            f"{target.backend}.",
+            code="backend-with-target",
         )
 
 
@@ -72,7 +77,8 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "
             f"and newer) or 'decomposed': export it with '{manifest.source.export_command} --target NAME' or "
-            "'--dialect decomposed'."
+            "'--dialect decomposed'.",
+            code="dialect-not-for-tensorrt",
         )
 
 
@@ -89,7 +95,8 @@ def check_version(manifest: Manifest, bundle: Path, version: str, edition: Editi
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', which needs {edition.title} {oldest[0]}."
             f"{oldest[1]}, but this is {edition.title} {version}: export it with '{manifest.source.export_command} "
-            "--dialect decomposed'."
+            "--dialect decomposed'.",
+            code="dialect-needs-newer-tensorrt",
         )
 
 
@@ -102,14 +109,15 @@ def _check_device(target: Target, origin: str, manifest: Manifest, facts: Device
     which = f"{origin} is {target.title} ({sm_names(target.sms)}, {target.software})"
     if not facts.edition.ahead_of_time:
         raise UserError(
-            f"{which}, but this device is {asked_for}: build on the target itself, or {_export(manifest)}."
+            f"{which}, but this device is {asked_for}: build on the target itself, or {_export(manifest)}.",
+            code="target-mismatch",
         )
     remedy = (
         f"install it with 'pip install \"tensorrt-rtx-cu13=={target.tensorrt}.*\"'"
         if same_gpus
         else _export(manifest)
     )
-    raise UserError(f"{which}, but engines for {asked_for} are asked for: {remedy}.")
+    raise UserError(f"{which}, but engines for {asked_for} are asked for: {remedy}.", code="target-mismatch")
 
 
 def _export(manifest: Manifest) -> str:

@@ -54,7 +54,10 @@ def compare(
     entries = pipeline.bundle.manifest.selectors
     chosen = list(names) if names is not None else [e.id for e in entries if keep in (None, e.keep)]
     if not chosen:
-        raise UserError(f"The bundle has no selector that keeps {keep} tokens: it has {_ids(pipeline)}.")
+        raise UserError(
+            f"The bundle has no selector that keeps {keep} tokens: it has {_ids(pipeline)}.",
+            code="selector-not-in-bundle",
+        )
     panels = []
     for name in [UNPRUNED, *chosen]:
         one = pipeline.with_selector(name, keep if name in {e.name for e in entries} else None)
@@ -79,7 +82,9 @@ def write_page(panels: Sequence[Panel], questions: Sequence[str], title: str, pa
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"'{path}' cannot be written ({error.strerror}): choose another -o.") from None
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror}): choose another -o.", code="output-unwritable"
+        ) from None
 
 
 def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:

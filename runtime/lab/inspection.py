@@ -88,4 +88,6 @@ def _grid(tokens: int) -> tuple[int, int]:
         side = isqrt(tokens - first)
         if side * side == tokens - first:
             return side, first
-    raise UserError(f"{tokens} visual tokens are no square grid of patches: they cannot be drawn.")
+    raise UserError(
+        f"{tokens} visual tokens are no square grid of patches: they cannot be drawn.", code="grid-not-square"
+    )

@@ -38,7 +38,7 @@ class Loads:
     def _lazy(self, index: int) -> ir.LazyTensor:
         def load() -> ir.TensorProtocol:
             if index == self._failing:
-                raise UserError("The weight is damaged.")
+                raise UserError("The weight is damaged.", code="weights-damaged")
             self.computed.append(index)
             self.threads.add(threading.get_ident())
             return ir.Tensor(np.full(SIZE, index, np.float32), name=f"w{index}")

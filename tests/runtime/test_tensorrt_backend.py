@@ -168,7 +168,7 @@ def test_an_engine_that_cannot_be_recorded_runs_without_a_graph(
     class Refusing(FakeDevice):
         def capture(self, work: Callable[[], None]) -> Any:
             super().capture(work)
-            raise DivpruneError("The GPU could not end a CUDA graph (invalidated).")
+            raise DivpruneError("The GPU could not end a CUDA graph (invalidated).", code="gpu-failed")
 
     ours, device = over_fake(demo, monkeypatch, Refusing())
     for question in QUESTIONS:
@@ -285,7 +285,7 @@ def test_a_sequence_that_fails_to_begin_gives_its_memory_back(tiny: dict[str, Bu
     backend = TensorRtBackend(bundle, device, FakeEngines(bundle))
 
     def fail(*_: object) -> None:
-        raise DivpruneError("The GPU could not.")
+        raise DivpruneError("The GPU could not.", code="gpu-failed")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Slots, "warm_up", fail)

@@ -104,7 +104,8 @@ def _require_one_model(bundles: Sequence[Bundle]) -> None:
         if other.manifest.source.config_sha256 != first.manifest.source.config_sha256:
             raise UserError(
                 f"'{other.path}' is of another model than '{first.path}' ({other.manifest.source.model}, "
-                f"{first.manifest.source.model}): sweep one at a time, or give several bundles of one model."
+                f"{first.manifest.source.model}): sweep one at a time, or give several bundles of one model.",
+                code="models-mixed",
             )
 
 

@@ -71,11 +71,12 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
         UserError: no such folder, a malformed line (its number is named), or a missing image.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} images were asked for, expected at least 1.")
+        raise UserError(f"{limit} images were asked for, expected at least 1.", code="limit-out-of-range")
     if source.startswith(LMMS):
         raise UserError(
             f"'{source}' names a task of lmms-eval, which scores in its own way: ask it with 'evaluate', or give "
-            "'demo' or a folder of images with a JSONL of questions."
+            "'demo' or a folder of images with a JSONL of questions.",
+            code="dataset-is-a-task",
         )
     images = _demo(limit) if source == DEMO else _folder(Path(source))[:limit]
     return Dataset(source if source == DEMO else Path(source).name, tuple(images))
@@ -100,25 +101,34 @@ def _demo(limit: int | None) -> list[ImageQuestions]:
 def _folder(folder: Path) -> list[ImageQuestions]:
     if not folder.is_dir():
         raise UserError(
-            f"There is no folder '{folder}': give 'demo' or a folder of images with a JSONL of questions."
+            f"There is no folder '{folder}': give 'demo' or a folder of images with a JSONL of questions.",
+            code="dataset-missing",
         )
     files = sorted(folder.glob("*.jsonl"))
     if len(files) != 1:
-        raise UserError(f"'{folder}' holds {len(files)} files '*.jsonl', expected one with the questions.")
+        raise UserError(
+            f"'{folder}' holds {len(files)} files '*.jsonl', expected one with the questions.",
+            code="dataset-not-one-file",
+        )
     try:
         # Not splitlines: a JSON text may hold other characters that end a line.
         lines = files[0].read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{files[0]}' cannot be read as UTF-8 text ({error}).") from None
+        raise UserError(
+            f"'{files[0]}' cannot be read as UTF-8 text ({error}).", code="questions-unreadable"
+        ) from None
     asked: dict[str, list[Question]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             image, question = _parse(line, f"'{files[0]}', line {number}")
             if not (folder / image).is_file():
-                raise UserError(f"'{files[0]}', line {number}: there is no image '{folder / image}'.")
+                raise UserError(
+                    f"'{files[0]}', line {number}: there is no image '{folder / image}'.",
+                    code="image-missing",
+                )
             asked.setdefault(image, []).append(question)
     if not asked:
-        raise UserError(f"'{files[0]}' holds no questions.")
+        raise UserError(f"'{files[0]}' holds no questions.", code="questions-empty")
     return [ImageQuestions(name, _path(folder / name), tuple(questions)) for name, questions in asked.items()]
 
 
@@ -130,17 +140,21 @@ def _parse(line: str, where: str) -> tuple[str, Question]:
     try:
         entry: Any = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}).") from None
+        raise UserError(f"{where} is not JSON ({error}).", code="questions-invalid") from None
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not an object with image, question and answer.")
+        raise UserError(
+            f"{where} is not an object with image, question and answer.", code="questions-invalid"
+        )
     for name in ("image", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
-            raise UserError(f"{where} has no text '{name}'.")
+            raise UserError(f"{where} has no text '{name}'.", code="questions-invalid")
     answers = entry.get("answer")
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
-        raise UserError(f"{where} has no 'answer': a text, or a list of accepted texts.")
+        raise UserError(
+            f"{where} has no 'answer': a text, or a list of accepted texts.", code="questions-invalid"
+        )
     kind = entry.get("type", "all")
     if not isinstance(kind, str):
-        raise UserError(f"{where}: 'type' is {kind!r}, expected a text.")
+        raise UserError(f"{where}: 'type' is {kind!r}, expected a text.", code="questions-invalid")
     return entry["image"], Question(entry["question"], tuple(answers), kind)

@@ -59,11 +59,14 @@ def find_task(source: str) -> Task:
     named = source.removeprefix(LMMS)
     if importlib.util.find_spec("lmms_eval") is None:
         raise UserError(
-            f"'{source}' is a task of lmms-eval, which is not installed: run pip install 'divprune-edge[lmms]'."
+            f"'{source}' is a task of lmms-eval, which is not installed: run pip install 'divprune-edge[lmms]'.",
+            code="lmms-eval-missing",
         )
     file = Path(named) if named.endswith((".yaml", ".yml")) else None
     if file is not None and not file.is_file():
-        raise UserError(f"There is no file '{file}': give a task's YAML file, or the name of a task.")
+        raise UserError(
+            f"There is no file '{file}': give a task's YAML file, or the name of a task.", code="task-missing"
+        )
     with _to_stderr():
         import lmms_eval.models  # noqa: F401  # its import sets how much lmms-eval says
         from lmms_eval.tasks import TaskManager
@@ -76,7 +79,8 @@ def find_task(source: str) -> Task:
             if entry["yaml_path"] != -1 and file.samefile(entry["yaml_path"]):
                 return Task(name, manager)
     raise UserError(
-        f"'{file}' describes no task: it needs 'task: NAME' and what lmms-eval asks for beyond that."
+        f"'{file}' describes no task: it needs 'task: NAME' and what lmms-eval asks for beyond that.",
+        code="task-invalid",
     )
 
 
@@ -84,7 +88,8 @@ def _known(name: str, tasks: Sequence[str]) -> str:
     if name in tasks:
         return name
     raise UserError(
-        f"lmms-eval has no task '{name}'{did_you_mean(name, tasks)}: 'lmms-eval tasks list' shows its {len(tasks)}."
+        f"lmms-eval has no task '{name}'{did_you_mean(name, tasks)}: 'lmms-eval tasks list' shows its {len(tasks)}.",
+        code="task-unknown",
     )
 
 
@@ -118,7 +123,7 @@ def evaluate_task(
             or the folder holds another evaluation.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} documents were asked for, expected at least 1.")
+        raise UserError(f"{limit} documents were asked for, expected at least 1.", code="limit-out-of-range")
     runner = Runner(bundle, methods, backend, threads)
     facts = run_facts(bundle, f"{LMMS}{task.name}", runner.backend, threads, max_tokens)
     journal = Journal(folder, facts)
@@ -134,7 +139,8 @@ def evaluate_task(
             if not scores:
                 raise UserError(
                     f"The task '{task.name}' reports no number (it may write a file to be scored elsewhere): choose "
-                    "another task."
+                    "another task.",
+                    code="task-without-number",
                 )
             rows.append(task_row(method, scores, model.records))
     return rows, sorted(answers.ignored)
@@ -157,7 +163,7 @@ def _scored(model: DivPruneEdge, task: Task, folder: Path, limit: int | None) ->
     except UserError:
         raise
     except NotImplementedError as error:
-        raise UserError(f"'{task.name}': {error}") from None
+        raise UserError(f"'{task.name}': {error}", code="task-unsupported") from None
     except Exception as error:
         if model.records:
             raise  # answered, but not scored: not something that a user can mend
@@ -166,7 +172,8 @@ def _scored(model: DivPruneEdge, task: Task, folder: Path, limit: int | None) ->
         said = (str(cause).strip().splitlines() or [""])[0]
         raise UserError(
             f"The task '{task.name}' cannot be prepared ({type(cause).__name__}: {said}): lmms-eval fetches its "
-            "documents from the hub, or finds them in its cache."
+            "documents from the hub, or finds them in its cache.",
+            code="task-not-prepared",
         ) from error
     results: dict[str, dict[str, Any]] = found["results"]
     return results

@@ -58,7 +58,8 @@ class DivPruneEdge(lmms):
         super().__init__()
         if str(batch_size or 1) != "1":
             raise UserError(
-                f"batch_size is {batch_size}, expected 1: the runtime answers one request at a time."
+                f"batch_size is {batch_size}, expected 1: the runtime answers one request at a time.",
+                code="batch-size-unsupported",
             )
         opened = Bundle.open(Path(bundle))
         entry = opened.selector(selector, keep)

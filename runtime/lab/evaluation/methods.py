@@ -56,7 +56,10 @@ def choose_methods(
     kept = sorted(set(budgets) if budgets is not None else {keep for _, keep in there}, reverse=True)
     for keep in kept:
         if not 1 <= keep < tokens:
-            raise UserError(f"A budget of {keep} visual tokens was asked for, expected 1 to {tokens - 1}.")
+            raise UserError(
+                f"A budget of {keep} visual tokens was asked for, expected 1 to {tokens - 1}.",
+                code="keep-out-of-range",
+            )
     chosen = list(dict.fromkeys(names if names is not None else (name for name, _ in there)))
     for name in chosen:
         find_selector(name)
@@ -65,7 +68,8 @@ def choose_methods(
             raise UserError(
                 f"The bundle has no selector that keeps {keep} visual tokens: it has "
                 f"{', '.join(f'{name}-{k}' for name, k in there) or 'none'}; add one with 'python -m export selector "
-                f"{bundle.path} --keep {keep}'."
+                f"{bundle.path} --keep {keep}'.",
+                code="selector-not-in-bundle",
             )
     methods = [Method(UNPRUNED, tokens, None)] if tokens < bundle.manifest.language_model.positions else []
     for keep in kept:
@@ -77,7 +81,8 @@ def choose_methods(
                 have = [f"{name}-{k}" for name, k in there]
                 raise UserError(
                     f"The bundle has no selector '{name}-{keep}'{did_you_mean(f'{name}-{keep}', have)}: add it with "
-                    f"'python -m export selector {bundle.path} --selector {name} --keep {keep}'."
+                    f"'python -m export selector {bundle.path} --selector {name} --keep {keep}'.",
+                    code="selector-not-in-bundle",
                 )
             methods.append(Method(name, keep, graph))
     return methods

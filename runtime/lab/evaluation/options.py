@@ -77,7 +77,8 @@ class RunOptions:
             from divprune_edge.errors import UserError
 
             raise UserError(
-                f"--keep is '{self.keep}', expected whole numbers with commas between them."
+                f"--keep is '{self.keep}', expected whole numbers with commas between them.",
+                code="keep-not-numbers",
             ) from None
 
     def folder(self, bundle: str, data: str) -> Path:

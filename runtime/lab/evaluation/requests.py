@@ -159,7 +159,8 @@ def decoding_of(
     if beams != 1:
         raise UserError(
             f"'{where}' asks for {beams} beams, expected 1: beam search is not part of this runtime, choose "
-            "another task."
+            "another task.",
+            code="task-unsupported",
         )
     sample = settings.get("do_sample")
     heat = settings.get("temperature")
@@ -195,7 +196,8 @@ def without_placeholder(text: str, where: str) -> str:
     if PLACEHOLDER in text:
         raise UserError(
             f"'{where}' puts an image inside its text, expected in front of it: choose a task with one image per "
-            "question."
+            "question.",
+            code="task-unsupported",
         )
     return text
 
@@ -211,12 +213,14 @@ def _opener(request: Request) -> Callable[[], Image.Image]:
         if len(visuals) != 1:
             raise UserError(
                 f"'{request.name}' shows {len(visuals)} images, expected one: choose a task with one image "
-                "per question."
+                "per question.",
+                code="task-unsupported",
             )
         if not isinstance(visuals[0], Image.Image):
             raise UserError(
                 f"'{request.name}' shows a {type(visuals[0]).__name__} (a video or a sound), expected an image: "
-                "choose a task with one image per question."
+                "choose a task with one image per question.",
+                code="task-unsupported",
             )
         return visuals[0]
 

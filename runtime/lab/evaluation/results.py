@@ -49,7 +49,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"'{path}' cannot be written ({error.strerror}): choose another --output.") from None
+        raise UserError(
+            f"'{path}' cannot be written ({error.strerror}): choose another --output.",
+            code="output-unwritable",
+        ) from None
 
 
 class Journal:
@@ -78,11 +81,14 @@ class Journal:
             if not lines or json.loads(lines[0]) != json.loads(json.dumps(facts)):
                 raise UserError(
                     f"'{self._path}' holds results of another bundle, question set, backend, number of threads or "
-                    "longest answer: choose another --output, or delete it."
+                    "longest answer: choose another --output, or delete it.",
+                    code="results-of-another-run",
                 )
             self.records = [Record(**json.loads(line)) for line in lines[1:]]
         except (ValueError, TypeError) as error:
-            raise UserError(f"'{self._path}' is damaged ({error}): delete it to begin again.") from None
+            raise UserError(
+                f"'{self._path}' is damaged ({error}): delete it to begin again.", code="results-damaged"
+            ) from None
         if whole != written:
             os.truncate(self._path, len(whole))
 

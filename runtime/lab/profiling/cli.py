@@ -75,9 +75,11 @@ def profile_command(
 
     if runs < 1 or warmup < 1:
         name, value = ("--runs", runs) if runs < 1 else ("--warmup", warmup)
-        raise UserError(f"{name} is {value}, expected at least 1.")
+        raise UserError(f"{name} is {value}, expected at least 1.", code="runs-out-of-range")
     if alone and against is not None:
-        raise UserError("--alone and --against were given together: leave one of the two out.")
+        raise UserError(
+            "--alone and --against were given together: leave one of the two out.", code="options-exclusive"
+        )
     if target is not None:
         find_target(target)
     lengths = read_lengths(answer_tokens or LENGTHS)
@@ -118,7 +120,8 @@ def read_lengths(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(
-            f"--answer-tokens is '{text}', expected positive numbers with commas, such as {LENGTHS}."
+            f"--answer-tokens is '{text}', expected positive numbers with commas, such as {LENGTHS}.",
+            code="answer-tokens-invalid",
         )
     return sorted({int(part) for part in parts})
 
@@ -148,13 +151,15 @@ def _variants(
         chosen = bundle.selector(against or UNPRUNED)
         if chosen == main.selector:
             raise UserError(
-                f"--against {against} is what is measured already: name another selector, or --alone."
+                f"--against {against} is what is measured already: name another selector, or --alone.",
+                code="against-itself",
             )
         return [main, replace(main, title=_title(chosen), selector=chosen)]
     other = _open(Bundle.open(against), None, None, backend, threads)
     if other.bundle.path == bundle.path:
         raise UserError(
-            f"--against {against} is the bundle itself: name another one, or one of its selectors."
+            f"--against {against} is the bundle itself: name another one, or one of its selectors.",
+            code="against-itself",
         )
     return [replace(v, title=f"{v.bundle.path.name}: {v.title}") for v in (main, other)]
 
@@ -196,7 +201,8 @@ def _fit(
             shorter = "give shorter ones with --answer-tokens, " if room else ""
             raise UserError(
                 f"An answer of {longest} token{'s' * (longest != 1)} does not fit: beside the prompt of '{tightest}' "
-                f"there is room for {room}; {shorter}keep fewer visual tokens, or export with a larger --capacity."
+                f"there is room for {room}; {shorter}keep fewer visual tokens, or export with a larger --capacity.",
+                code="answer-too-long",
             )
         notes.append(f"Answers of more than {room} tokens do not fit beside the prompt and are left out.")
     return variants, fitting, notes

@@ -39,7 +39,8 @@ def write_file(text: str, path: Path, option: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"'{path}' cannot be written ({error.strerror or error}): choose another {option}."
+            f"'{path}' cannot be written ({error.strerror or error}): choose another {option}.",
+            code="output-unwritable",
         ) from None
 
 

@@ -72,9 +72,15 @@ def trtexec_command(
     from divprune_edge.runtime.lab.trtexec.program import find_program
 
     if (bundle is None) == (read is None):
-        raise UserError("Give either a BUNDLE, to measure it, or --read DIR, to read what was measured.")
+        raise UserError(
+            "Give either a BUNDLE, to measure it, or --read DIR, to read what was measured.",
+            code="options-exclusive",
+        )
     if (json_file or html_file) and not run and read is None:
-        raise UserError("There is nothing to report yet: --json and --html belong to --run or --read.")
+        raise UserError(
+            "There is nothing to report yet: --json and --html belong to --run or --read.",
+            code="report-without-run",
+        )
     if read is not None:
         _report(read, json_file, html_file)
         return

@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import Any, NoReturn
 
-from divprune_edge.console import fail
+from divprune_edge.console import USAGE, fail
 from divprune_edge.errors import UserError
 
 REPOSITORY = "https://github.com/NVIDIA/TensorRT"
@@ -33,7 +33,10 @@ def read_options(text: str) -> list[str]:
     whole, end, _ = text.partition(_END)
     found = sorted({*_ASKED.findall(whole), "--help"})
     if not end or "--onnx" not in found:
-        raise UserError(f"The text is not trtexec's source: give {SOURCE} of a release of {REPOSITORY}.")
+        raise UserError(
+            f"The text is not trtexec's source: give {SOURCE} of a release of {REPOSITORY}.",
+            code="source-not-recognized",
+        )
     return found
 
 
@@ -47,7 +50,9 @@ def make_table(checkout: Path, tags: list[str]) -> dict[str, Any]:
     for tag in tags:
         name = re.match(r"v(\d+\.\d+)", tag)
         if name is None:
-            raise UserError(f"'{tag}' is not a release, expected a tag such as v10.3.0.")
+            raise UserError(
+                f"'{tag}' is not a release, expected a tag such as v10.3.0.", code="release-not-a-tag"
+            )
         versions[name.group(1)] = {
             "tag": tag,
             "revision": _git(checkout, "rev-parse", f"{tag}^{{commit}}").strip(),
@@ -61,7 +66,9 @@ def _git(checkout: Path, *arguments: str) -> str:
         ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=False
     )
     if result.returncode:
-        raise UserError(f"git cannot read '{checkout}' ({result.stderr.strip().splitlines()[0]}).")
+        raise UserError(
+            f"git cannot read '{checkout}' ({result.stderr.strip().splitlines()[0]}).", code="git-failed"
+        )
     return result.stdout
 
 
@@ -70,11 +77,11 @@ def main() -> NoReturn:
     import sys
 
     if len(sys.argv) < 3:
-        fail("Two or more arguments are needed: a clone of TensorRT, and tags such as v10.3.0.")
+        fail("Two or more arguments are needed: a clone of TensorRT, and tags such as v10.3.0.", code=USAGE)
     try:
         print(json.dumps(make_table(Path(sys.argv[1]), sys.argv[2:]), indent=1))
     except UserError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, code=error.code)
     raise SystemExit(0)
 
 

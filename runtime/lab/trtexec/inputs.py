@@ -125,5 +125,6 @@ def write_inputs(stages: Iterable[Stage], files: Files) -> None:
                 path.write_bytes(np.ascontiguousarray(values).tobytes())
     except OSError as error:
         raise UserError(
-            f"'{files.folder}' cannot be written ({error.strerror or error}): choose another --output."
+            f"'{files.folder}' cannot be written ({error.strerror or error}): choose another --output.",
+            code="output-unwritable",
         ) from None

@@ -74,7 +74,8 @@ def make_job(
     """
     if stage not in STAGES:
         raise UserError(
-            f"There is no stage '{stage}'{did_you_mean(stage, STAGES)}: choose among {', '.join(STAGES)}."
+            f"There is no stage '{stage}'{did_you_mean(stage, STAGES)}: choose among {', '.join(STAGES)}.",
+            code="stage-unknown",
         )
     bundle = Bundle.open(path)
     manifest = bundle.manifest
@@ -82,7 +83,10 @@ def make_job(
     known_options(version)
     chosen = bundle.selector(selector)
     if stage == "selector" and chosen is None:
-        raise UserError("Without pruning there is no selector to measure: name one with --selector.")
+        raise UserError(
+            "Without pruning there is no selector to measure: name one with --selector.",
+            code="stage-without-selector",
+        )
     if stage in ("language", "all"):
         check_dialect(manifest, path)
         check_version(manifest, path, version)
@@ -150,7 +154,8 @@ def _check_prompt(prefill: Stage, graph: Graph) -> None:
     if length > most:
         raise UserError(
             f"The prompt has {length} tokens, but the engine is for up to {most} at once: ask a shorter --question, or "
-            f"give --max-prompt {length}."
+            f"give --max-prompt {length}.",
+            code="prompt-too-long",
         )
 
 

@@ -87,7 +87,8 @@ def check_folder(folder: Path) -> None:
     for character in _SPECIAL:
         if character in str(folder):
             raise UserError(
-                f"'{folder}' has a {character} in it, which has a meaning in trtexec's lists: choose another --output."
+                f"'{folder}' has a {character} in it, which has a meaning in trtexec's lists: choose another --output.",
+                code="output-name-unfit",
             )
 
 

@@ -32,7 +32,8 @@ def known_options(version: str) -> frozenset[str]:
         first = min(tables)
         raise UserError(
             f"TensorRT {version} is older than trtexec's oldest known options, those of {first[0]}.{first[1]}: use "
-            "that version or a newer one."
+            "that version or a newer one.",
+            code="tensorrt-too-old",
         )
     return tables[max(older)]
 

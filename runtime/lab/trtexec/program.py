@@ -29,7 +29,8 @@ def find_program() -> Path:
         return JETPACK
     raise UserError(
         f"trtexec was not found, neither on the search path nor at '{JETPACK}', where JetPack has it: run this on the "
-        "device, or leave --run out to have the commands printed."
+        "device, or leave --run out to have the commands printed.",
+        code="trtexec-missing",
     )
 
 
@@ -42,11 +43,15 @@ def program_version(program: Path) -> str:
     try:
         said = subprocess.run([program, "--help"], capture_output=True, text=True, check=False, timeout=120)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DivpruneError(f"'{program}' does not start ({error}): check TensorRT's installation.") from None
+        raise DivpruneError(
+            f"'{program}' does not start ({error}): check TensorRT's installation.",
+            code="trtexec-not-starting",
+        ) from None
     found = re.search(r"\[TensorRT v(\d+)\]", said.stdout + said.stderr)
     if found is None:
         raise DivpruneError(
-            f"'{program}' does not tell its version: check that its libraries are found (ldd '{program}')."
+            f"'{program}' does not tell its version: check that its libraries are found (ldd '{program}').",
+            code="trtexec-without-version",
         )
     number = int(found.group(1))
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
@@ -69,7 +74,8 @@ def choose_version(asked: str | None, manifest: Manifest, program: Path | None) 
         installed = program_version(program)
         if asked is not None and parse_version(asked) != parse_version(installed):
             raise UserError(
-                f"--tensorrt is {asked}, but '{program}' is of TensorRT {installed}: leave the option out, or --run."
+                f"--tensorrt is {asked}, but '{program}' is of TensorRT {installed}: leave the option out, or --run.",
+                code="tensorrt-version-mismatch",
             )
         return installed
     if asked is not None:
@@ -83,13 +89,15 @@ def choose_version(asked: str | None, manifest: Manifest, program: Path | None) 
         if target is not None and target.backend == "tensorrt-rtx":
             raise UserError(
                 f"trtexec is TensorRT's, but the bundle was made for {target.title}, which TensorRT-RTX serves: name a "
-                "TensorRT version with --tensorrt, such as 10.16, to measure the same graphs there."
+                "TensorRT version with --tensorrt, such as 10.16, to measure the same graphs there.",
+                code="trtexec-with-target",
             ) from None
         stated = target.tensorrt if target else None
     if stated is None:
         raise UserError(
             "TensorRT is not installed here and the bundle was not made for a target with it: name the version with "
-            "--tensorrt, such as 10.3 (JetPack 6.2) or 10.16 (JetPack 7.2)."
+            "--tensorrt, such as 10.3 (JetPack 6.2) or 10.16 (JetPack 7.2).",
+            code="tensorrt-version-not-given",
         )
     return stated
 
@@ -106,9 +114,14 @@ def run_line(program: Path, line: Line, log: Path) -> None:
                 [program, *line.arguments], stdout=stream, stderr=subprocess.STDOUT, check=False
             )
     except OSError as error:
-        raise DivpruneError(f"'{program}' cannot be run ({error.strerror or error}).") from None
+        raise DivpruneError(
+            f"'{program}' cannot be run ({error.strerror or error}).", code="trtexec-not-starting"
+        ) from None
     if result.returncode:
         said = log.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [text.split("[E]")[-1].strip() for text in said if "[E]" in text]
         reason = errors[-1].rstrip(".") if errors else f"exit code {result.returncode}"
-        raise DivpruneError(f"trtexec could not {line.title} ({reason}); all that it said is in '{log}'.")
+        raise DivpruneError(
+            f"trtexec could not {line.title} ({reason}); all that it said is in '{log}'.",
+            code="trtexec-failed",
+        )

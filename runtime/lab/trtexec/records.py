@@ -88,7 +88,7 @@ def read_times(path: Path) -> tuple[Run, ...]:
     """
     runs = tuple(_check(Run, entry, path) for entry in _entries(_load(path), path))
     if not runs:
-        raise UserError(f"'{path}' has no runs in it: measure again.")
+        raise UserError(f"'{path}' has no runs in it: measure again.", code="measurements-empty")
     return runs
 
 
@@ -97,7 +97,8 @@ def read_profile(path: Path) -> LayerProfile:
     first, *layers = _entries(_load(path), path) or [None]
     if not isinstance(first, dict) or "count" not in first:
         raise UserError(
-            f"'{path}' does not begin with a count of runs: it is not from trtexec's --exportProfile."
+            f"'{path}' does not begin with a count of runs: it is not from trtexec's --exportProfile.",
+            code="measurements-invalid",
         )
     return _check(LayerProfile, {**first, "layers": layers}, path)
 
@@ -107,7 +108,10 @@ def read_layers(path: Path) -> tuple[LayerInfo, ...]:
     data = _load(path)
     layers = data.get("Layers") if isinstance(data, dict) else None
     if not isinstance(layers, list):
-        raise UserError(f"'{path}' has no list 'Layers': it is not from trtexec's --exportLayerInfo.")
+        raise UserError(
+            f"'{path}' has no list 'Layers': it is not from trtexec's --exportLayerInfo.",
+            code="measurements-invalid",
+        )
     named = ({"Name": entry} if isinstance(entry, str) else entry for entry in layers)
     return tuple(_check(LayerInfo, entry, path) for entry in named)
 
@@ -118,17 +122,21 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"), strict=False)
     except FileNotFoundError:
         raise UserError(
-            f"There is no '{path}': run the commands of 'python -m runtime trtexec' first."
+            f"There is no '{path}': run the commands of 'python -m runtime trtexec' first.",
+            code="measurements-missing",
         ) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"'{path}' cannot be read as JSON ({reason}): measure again.") from None
+        raise UserError(
+            f"'{path}' cannot be read as JSON ({reason}): measure again.", code="measurements-unreadable"
+        ) from None
 
 
 def _entries(data: Any, path: Path) -> list[Any]:
     if not isinstance(data, list):
         raise UserError(
-            f"'{path}' holds no list, as trtexec's files of times and profiles do: measure again."
+            f"'{path}' holds no list, as trtexec's files of times and profiles do: measure again.",
+            code="measurements-invalid",
         )
     return data
 
@@ -139,7 +147,9 @@ def _check(model: type[_Model], entry: Any, path: Path) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "an entry"
-        raise UserError(f"'{path}' does not fit at '{where}': {first['msg']}; measure again.") from None
+        raise UserError(
+            f"'{path}' does not fit at '{where}': {first['msg']}; measure again.", code="measurements-invalid"
+        ) from None
 
 
 def by_name(layers: Iterable[LayerInfo]) -> dict[str, LayerInfo]:

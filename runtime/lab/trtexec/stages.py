@@ -53,7 +53,8 @@ def write_run(info: RunInfo, folder: Path) -> None:
         (folder / RECORD).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"'{folder}' cannot be written ({error.strerror or error}): choose another --output."
+            f"'{folder}' cannot be written ({error.strerror or error}): choose another --output.",
+            code="output-unwritable",
         ) from None
 
 
@@ -69,12 +70,14 @@ def read_run(folder: Path) -> RunInfo:
         return RunInfo.model_validate(data)
     except FileNotFoundError:
         raise UserError(
-            f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output' wrote."
+            f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output' wrote.",
+            code="measurements-missing",
         ) from None
     except (OSError, ValidationError, ValueError) as error:
         reason = (
             error.errors()[0]["msg"] if isinstance(error, ValidationError) else " ".join(str(error).split())
         )
         raise UserError(
-            f"'{path}' cannot be read ({reason}): run the commands again with --output."
+            f"'{path}' cannot be read ({reason}): run the commands again with --output.",
+            code="measurements-unreadable",
         ) from None

@@ -161,7 +161,9 @@ def read_report(folder: Path) -> TrtexecReport:
     machine = machine_of(find_target(run.target)) if run.target is not None else None
     engines = tuple(_engine(stage, Files(folder), machine) for stage in run.stages)
     if not engines:
-        raise UserError(f"'{folder}' names no stages: run the commands again with --output.")
+        raise UserError(
+            f"'{folder}' names no stages: run the commands again with --output.", code="measurements-empty"
+        )
     about = {
         "bundle": run.bundle,
         "precision": run.precision,

@@ -182,7 +182,7 @@ def test_a_failed_capture_leaves_the_stream_usable(here: Here) -> None:
     device = here.open()
 
     def fails() -> None:
-        raise DivpruneError("Something in the middle.")
+        raise DivpruneError("Something in the middle.", code="gpu-failed")
 
     with pytest.raises(DivpruneError, match="in the middle"):
         device.capture(fails)
@@ -247,7 +247,7 @@ def test_the_plugin_is_registered_before_its_plan(
 
 def test_a_kernel_that_is_not_built_is_a_sentence(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> None:
-        raise UserError("There is no plugin library at 'x': build it.")
+        raise UserError("There is no plugin library at 'x': build it.", code="plugin-missing")
 
     monkeypatch.setattr(cuda, "find_library", missing)
     with pytest.raises(UserError, match="no plugin library"):

@@ -220,7 +220,7 @@ def test_engines_that_are_not_built(
 
     def only_pruned(self: OnnxRuntimeBackend, selector: Any) -> None:
         if selector is None:
-            raise UserError("There is no engine: build it.")
+            raise UserError("There is no engine: build it.", code="engines-missing")
         load(self, selector)
 
     monkeypatch.setattr(OnnxRuntimeBackend, "load", only_pruned)
