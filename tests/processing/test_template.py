@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from processing.templates import HOSTILE, USUAL
 
 from divprune_edge.errors import UserError
+from divprune_edge.processing import bounded
 from divprune_edge.processing.template import ChatTemplate
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "image_token": "<image>"}
@@ -66,3 +72,58 @@ def test_failure_is_one_sentence(source: str, reason: str) -> None:
 def test_invalid_source_is_one_sentence() -> None:
     with pytest.raises(UserError, match="chat template is not valid"):
         ChatTemplate("{% for %}", TOKENS)
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_templates_in_use_render_as_in_transformers(name: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    expected, _ = utils.render_jinja_template(
+        [CHAT], chat_template=USUAL[name], add_generation_prompt=True, **TOKENS
+    )
+    assert ChatTemplate(USUAL[name], TOKENS).render(CHAT) == expected[0]
+
+
+def test_a_long_conversation_is_no_attack() -> None:
+    said = [{**turn, "content": "a word, " * 200} for turn in CHAT[:2]] * 100
+    for name in ("llama-3", "mistral", "qwen3", "deepseek"):
+        assert len(ChatTemplate(USUAL[name], TOKENS).render(said)) > 100_000
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_no_template_takes_long_or_much(number: int) -> None:
+    before, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(UserError):
+        assert len(ChatTemplate(HOSTILE[number], TOKENS).render(CHAT)) < 10_000_000
+    assert time.process_time() - before < 5, HOSTILE[number][:200]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300 << 10, HOSTILE[number][:200]
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        (HOSTILE[0], "template-too-much-work"),
+        ("{{ 's' * 99999999999 }}", "template-too-much-work"),
+        ("{{ 'x'.encode() }}", "template-refuses"),
+        ("{% if 1 %}" * 9_000, "template-invalid"),
+        ("x" * 200_000, "template-invalid"),
+    ],
+)
+def test_what_is_told_of_them(source: str, code: str) -> None:
+    with pytest.raises(UserError) as told:
+        ChatTemplate(source, TOKENS).render(CHAT)
+    assert told.value.code == code
+
+
+def test_the_second_limit_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "ALLOWANCE", 1 << 40)
+    with ThreadPoolExecutor(1) as threads:
+        answer = threads.submit(ChatTemplate(HOSTILE[0], TOKENS).render, CHAT)
+        with pytest.raises(UserError, match="more than 1 s of processor time"):
+            answer.result(timeout=60)
+
+
+def test_a_template_says_nothing_to_the_terminal() -> None:
+    with pytest.raises(UserError) as told:
+        ChatTemplate("{{ raise_exception('\x1b[2J\x07gone\r\n' + 'x' * 9999) }}", TOKENS).render(CHAT)
+    assert str(told.value).isprintable()
+    assert len(str(told.value)) < 600
