@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -28,6 +30,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
         arguments: command line without the program's name; None takes ``sys.argv``.
         program: name shown in the usage line.
     """
+    _write_anything()
     command = typer.main.get_command(app)
     try:
         code = command.main(
@@ -50,9 +53,24 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
         code = INTERRUPTED  # Ctrl-C while a compiled module, such as ONNX Runtime's, was being loaded
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        _fail_for_path(error)
     if code == INTERRUPTED:  # newer typer returns this itself
         sys.stderr.write("interrupted\n")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _write_anything() -> None:
+    """Lose no answer to a terminal's encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail_for_path(error: OSError) -> NoReturn:
+    if error.errno != errno.ENAMETOOLONG:
+        raise error
+    fail(f"The name '{error.filename}' is longer than any file's: give another one.", code="path-too-long")
 
 
 def _given(error: BaseException) -> str:
@@ -63,5 +81,6 @@ def _given(error: BaseException) -> str:
 
 def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
     """Print ``error[code]: message`` on one line of standard error and exit."""
-    sys.stderr.write(f"error[{code}]: {' '.join(message.split())}\n")
+    plain = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.split()))
+    sys.stderr.write(f"error[{code}]: {plain}\n")
     sys.exit(exit_code)

@@ -13,15 +13,17 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
+    PlainValidator,
     ValidationError,
     model_validator,
 )
 
 from divprune_edge.errors import UserError
+from divprune_edge.ids import Ids
+from divprune_edge.strict_json import is_file, is_folder, read_json
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -46,54 +48,26 @@ def _inside(path: str) -> str:
     return path
 
 
+def _ids(value: Any) -> Ids:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("expected a list of ids and ranges [first, last]")
+    return Ids(value)
+
+
 def _sha256(value: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", value):
         raise ValueError("is not a sha256 in hexadecimal")
     return value
 
 
-MOST_IDS = 1 << 24
-"""More ids than any vocabulary has: a bound on what a range may stand for."""
-
-
-def _spread(value: Any) -> Any:
-    """Return ids and inclusive ranges ``[first, last]`` as ids."""
-    if not isinstance(value, (list, tuple)):
-        return value
-    ids: list[Any] = []
-    for entry in value:
-        if not isinstance(entry, (list, tuple)):
-            ids.append(entry)
-            continue
-        if len(entry) != 2 or not all(isinstance(end, int) for end in entry):
-            raise ValueError(f"{list(entry)} is not a range [first, last]")
-        first, last = entry
-        if not 0 <= first <= last < MOST_IDS:
-            raise ValueError(f"{list(entry)} is not a range of ids")
-        ids.extend(range(first, last + 1))
-    return tuple(ids)
-
-
-def _ranges(ids: tuple[int, ...]) -> list[int | list[int]]:
-    """Return runs of three or more consecutive ids as ``[first, last]``, all others as they are."""
-    runs: list[list[int]] = []
-    for i in ids:
-        if runs and i == runs[-1][1] + 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    entries: list[int | list[int]] = []
-    for first, last in runs:
-        entries.extend([[first, last]] if last - first > 1 else range(first, last + 1))
-    return entries
-
-
-Ids = Annotated[
-    tuple[int, ...], BeforeValidator(_spread), PlainSerializer(_ranges, return_type=list, when_used="json")
+ForbiddenIds = Annotated[
+    Ids,
+    PlainValidator(lambda value: value if isinstance(value, Ids) else _ids(value)),
+    PlainSerializer(Ids.entries),
 ]
-"""Ids that are ranges in JSON: a padded vocabulary has thousands of rows without a token."""
+"""Ids that are ranges, in JSON and here."""
 BundlePath = Annotated[str, AfterValidator(_inside)]
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=1 << 62)]
 
 
 class _Model(BaseModel):
@@ -229,7 +203,7 @@ class Prompt(_Model):
     pad_token: str | None
     unk_token: str | None
     stop_ids: tuple[int, ...]
-    forbidden_ids: Ids
+    forbidden_ids: ForbiddenIds
 
 
 class Source(_Model):
@@ -325,6 +299,11 @@ class Manifest(_Model):
         graphs: list[GraphInfo] = [self.vision_encoder, self.language_model, *self.selectors]
         named = [path for graph in graphs for path in (graph.file, *graph.data)]
         named += [selector.stripped for selector in self.selectors if selector.stripped is not None]
+        forbidden = self.prompt.forbidden_ids.ranges
+        if forbidden and forbidden[-1][1] >= self.language_model.vocabulary:
+            raise ValueError(
+                f"id {forbidden[-1][1]} is forbidden, but there are {self.language_model.vocabulary} logits"
+            )
         for path in [*named, self.prompt.tokenizer, self.prompt.chat_template]:
             if path not in self.files:
                 raise ValueError(f"file '{path}' is used but not listed under 'files'")
@@ -342,19 +321,14 @@ def read_manifest(bundle: Path) -> Manifest:
         UserError: no such bundle, malformed JSON, a newer schema, or a field that does not fit.
     """
     path = bundle / MANIFEST
-    if not bundle.is_dir():
+    if not is_folder(bundle):
         raise UserError(
             f"There is no bundle at '{bundle}': make one with 'python -m export llava'.",
             code="bundle-missing",
         )
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"'{bundle}' is not a bundle: it has no {MANIFEST}.", code="bundle-without-manifest")
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"'{path}' cannot be read as JSON ({error}): export the bundle again.", code="manifest-unreadable"
-        ) from error
+    data = read_json(path, code="manifest-unreadable", advice="export the bundle again")
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.models.clip import Shapes
 from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.strict_json import is_file, is_folder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -40,7 +41,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, name: str, revision: str | None = None) -> None:
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise UserError(
                 f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model.",
                 code="checkpoint-missing",
@@ -145,7 +146,7 @@ class Checkpoint:
             )
         shards = sorted({str(file) for file in weight_map.values()})
         for shard in shards:
-            if Path(shard).name != shard or not (self.folder / shard).is_file():
+            if Path(shard).name != shard or not is_file(self.folder / shard):
                 raise UserError(
                     f"Shard '{shard}' of {len(shards)} is missing from '{self.folder}': download it again.",
                     code="weights-shard-missing",

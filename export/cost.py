@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -20,8 +19,9 @@ from divprune_edge.models.cost_conventions import (
     divprune_ratio,
     prefill_flops,
 )
-from divprune_edge.models.files import Config
+from divprune_edge.models.files import CheckpointFiles, Config
 from divprune_edge.models.llava import LlavaSpec, read_llava
+from divprune_edge.strict_json import is_file
 
 PRESETS: dict[str, Config] = {
     "llava-1.5-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
@@ -93,11 +93,10 @@ def _spec(model: str) -> LlavaSpec:
     if model in PRESETS:
         return read_llava({"model_type": "llava", "text_config": {"model_type": "llama", **PRESETS[model]}})
     path = Path(model) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not is_file(path):
         raise UserError(
-            f"'{model}' is neither {' nor '.join(PRESETS)} nor a checkpoint folder with a config.json ({error}).",
+            f"'{model}' is neither {' nor '.join(PRESETS)} nor a checkpoint folder with a config.json.",
             code="model-unknown",
-        ) from None
+        )
+    config = CheckpointFiles(path.parent).required_json(path.name, "says what model this is")
     return read_llava(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.strict_json import is_file, is_folder
 
 # What an export reads: weights in safetensors and the small files, never pickles or code.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "README.md"]
@@ -20,9 +21,9 @@ def open_checkpoint(model: str) -> Checkpoint:
         UserError: neither a folder nor something that can be had from the hub.
     """
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if is_folder(folder):
         return Checkpoint(folder, name=folder.resolve().name)
-    if folder.exists():
+    if is_file(folder):
         raise UserError(
             f"--model '{model}' is a file: give the folder that holds config.json and the weights.",
             code="checkpoint-not-a-folder",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
-from divprune_edge.models.files import Config, count, setting
+from divprune_edge.models.files import Config, count, layers, setting
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -94,17 +94,17 @@ def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> 
             f"The vision tower is a '{kind}', supported is 'clip_vision_model'.",
             code="vision-model-unsupported",
         )
-    layers = count(config, "num_hidden_layers", 12)
+    depth = layers(config, 12)
     spec = ClipVisionSpec(
         hidden=count(config, "hidden_size", 768),
         intermediate=count(config, "intermediate_size", 3072),
-        layers=layers,
+        layers=depth,
         heads=count(config, "num_attention_heads", 12),
         image_size=count(config, "image_size", 224),
         patch_size=count(config, "patch_size", 32),
         norm_eps=setting(config, "layer_norm_eps", 1e-5, float),
         activation=activation(setting(config, "hidden_act", "quick_gelu", str), "vision hidden_act"),
-        feature_states=_feature_states(feature_layer, layers),
+        feature_states=_feature_states(feature_layer, depth),
         keep_cls=_keeps_cls(strategy),
     )
     if count(config, "num_channels", 3) != 3:
@@ -127,10 +127,15 @@ def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> 
 
 def _feature_states(feature_layer: int | list[int], layers: int) -> tuple[int, ...]:
     indices = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
-    states = [i if i >= 0 else layers + 1 + i for i in indices]
-    if not states or any(not 0 <= i <= layers for i in states):
+    if not all(type(i) is int for i in indices):
         raise UserError(
-            f"config.json: vision_feature_layer is {feature_layer}, but the vision tower has {layers} layers "
+            "config.json: vision_feature_layer is a list of something else than numbers.",
+            code="config-value-invalid",
+        )
+    states = [i if i >= 0 else layers + 1 + i for i in indices]
+    if not 0 < len(states) <= 64 or any(not 0 <= i <= layers for i in states):
+        raise UserError(
+            f"config.json: vision_feature_layer is {str(feature_layer)[:80]}, but the vision tower has {layers} layers "
             f"(valid: {-layers - 1} to {layers}).",
             code="feature-layer-out-of-range",
         )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
 from divprune_edge.models.clip import Shapes
-from divprune_edge.models.files import Config, count, setting
+from divprune_edge.models.files import Config, count, layers, setting
 from divprune_edge.models.rope import RopeSpec, read_rope
 
 
@@ -90,13 +89,13 @@ def read_decoder(config: Config) -> DecoderSpec:
     defaults = _DEFAULTS[kind]
     hidden = count(config, "hidden_size", 4096)
     heads = count(config, "num_attention_heads", 32)
-    context = count(config, "max_position_embeddings", defaults.context)
+    context = count(config, "max_position_embeddings", defaults.context, 1 << 24)
     _refuse_sliding_window(kind, config, context)
     spec = DecoderSpec(
         kind=kind,
         hidden=hidden,
         intermediate=count(config, "intermediate_size", defaults.intermediate),
-        layers=count(config, "num_hidden_layers", 32),
+        layers=layers(config, 32),
         heads=heads,
         kv_heads=_kv_heads(config, defaults, heads),
         head_dim=count(config, "head_dim", hidden // heads),
@@ -134,9 +133,9 @@ def _llama_switch(kind: str, config: Config, name: str) -> bool:
 
 
 def _refuse_sliding_window(kind: str, config: Config, context: int) -> None:
-    window: Any = None
+    window: int | None = None
     if kind == "mistral" or (kind == "qwen2" and setting(config, "use_sliding_window", False, bool)):
-        window = config.get("sliding_window", 4096)
+        window = setting(config, "sliding_window", None, int) if "sliding_window" in config else 4096
     if window is not None and window < context:
         raise UserError(
             f"The language model uses sliding-window attention ({window} of {context} tokens), which is not "

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.strict_json import is_file, read_json, read_text
 
 Config = Mapping[str, Any]
+
+MOST_BYTES = 64 << 20
+"""Of one file: a tokenizer of 262,000 tokens has 33 MB."""
+LARGEST = 1 << 31
+"""More than any size in a config."""
 
 
 @dataclass(frozen=True)
@@ -22,33 +27,27 @@ class CheckpointFiles:
     def path(self, name: str) -> Path | None:
         """Return the path of ``name`` if the folder has it."""
         path = self.folder / name
-        return path if path.is_file() else None
+        return path if is_file(path) else None
 
     def text(self, name: str) -> str | None:
         """Return the file's text, or None where there is no such file."""
         path = self.path(name)
         if path is None:
             return None
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"'{path}' cannot be read as text ({error}): download it again.",
-                code="checkpoint-file-unreadable",
-            ) from error
+        return read_text(path, code="checkpoint-file-unreadable", advice="download it again", most=MOST_BYTES)
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Return the file's JSON object, or None where there is no such file."""
-        text = self.text(name)
-        if text is None:
+        path = self.path(name)
+        if path is None:
             return None
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise UserError(
-                f"'{self.folder / name}' is not valid JSON ({error}): download it again.",
-                code="checkpoint-file-invalid",
-            ) from error
+        data = read_json(
+            path,
+            code="checkpoint-file-invalid",
+            unreadable="checkpoint-file-unreadable",
+            advice="download it again",
+            most=MOST_BYTES,
+        )
         if not isinstance(data, dict):
             raise UserError(
                 f"'{self.folder / name}' holds a JSON {type(data).__name__}, expected an object.",
@@ -81,25 +80,48 @@ def setting(config: Config, name: str, default: Any, kind: type | tuple[type, ..
         return default
     if isinstance(value, bool) and kind in (int, float):
         raise UserError(f"config.json: '{name}' is {value}, expected a number.", code="config-value-invalid")
+    if kind is not float and isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(
+            f"config.json: '{name}' is {value}, expected a number that a model can have.",
+            code="config-value-invalid",
+        )
     if kind is float and isinstance(value, int):
         return float(value)
     if not isinstance(value, kind):
         expected = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
         raise UserError(
-            f"config.json: '{name}' is {value!r}, expected {expected}.", code="config-value-invalid"
+            f"config.json: '{name}' is {_short(value)}, expected {expected}.", code="config-value-invalid"
         )
     return value
 
 
-def count(config: Config, name: str, default: int) -> int:
+def count(config: Config, name: str, default: int, most: int = LARGEST) -> int:
     """Return a positive integer setting.
 
     Raises:
-        UserError: not an integer, or below 1.
+        UserError: not an integer, below 1, or above ``most``.
     """
     value = int(setting(config, name, default, int))
     if value < 1:
         raise UserError(
             f"config.json: '{name}' is {value}, expected at least 1.", code="config-value-invalid"
         )
+    if value > most:
+        raise UserError(
+            f"config.json: '{name}' is {value}, expected at most {most}.", code="config-value-invalid"
+        )
     return value
+
+
+def layers(config: Config, default: int) -> int:
+    """Return ``num_hidden_layers``, of which a thousand would be ten times those of any model.
+
+    Raises:
+        UserError: as :func:`count`.
+    """
+    return count(config, "num_hidden_layers", default, 1000)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -36,7 +36,7 @@ def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing
     normalised = bool(config.get("do_normalize", True))
     facts = Preprocessing(
         **_resize(config),
-        resample=int(setting(config, "resample", BICUBIC, int)),
+        resample=_resample(config),
         crop_height=crop[0] if crop else None,
         crop_width=crop[1] if crop else None,
         pad_to_square=kind in _PADDING and bool(config.get("do_pad", False)),
@@ -46,6 +46,16 @@ def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing
     )
     _check_size(facts, image_size)
     return facts
+
+
+def _resample(config: Config) -> int:
+    value = setting(config, "resample", BICUBIC, int)
+    if not 0 <= value <= 5:
+        raise UserError(
+            f"The image processor's resample is {value}, expected one of Pillow's filters, 0 to 5.",
+            code="image-processor-invalid",
+        )
+    return int(value)
 
 
 def _find(files: CheckpointFiles) -> Config:
@@ -67,11 +77,15 @@ def _resize(config: Config) -> dict[str, Any]:
         return {"resize": "none"}
     size = config.get("size", {"shortest_edge": 224})
     if isinstance(size, int):
-        return {"resize": "shortest_edge", "shortest_edge": size}
+        return {"resize": "shortest_edge", "shortest_edge": _pixels(size, "size")}
     if isinstance(size, dict) and "shortest_edge" in size and "longest_edge" not in size:
-        return {"resize": "shortest_edge", "shortest_edge": int(size["shortest_edge"])}
+        return {"resize": "shortest_edge", "shortest_edge": _pixels(size["shortest_edge"], "size")}
     if isinstance(size, dict) and {"height", "width"} <= set(size):
-        return {"resize": "exact", "resize_height": int(size["height"]), "resize_width": int(size["width"])}
+        return {
+            "resize": "exact",
+            "resize_height": _pixels(size["height"], "size"),
+            "resize_width": _pixels(size["width"], "size"),
+        }
     raise UserError(
         f"The image processor's size is {size!r}, supported are shortest_edge or height and width.",
         code="image-processor-unsupported",
@@ -80,20 +94,30 @@ def _resize(config: Config) -> dict[str, Any]:
 
 def _height_width(size: Any) -> tuple[int, int]:
     if isinstance(size, int):
-        return size, size
+        return (_pixels(size, "crop_size"),) * 2
     if isinstance(size, dict) and {"height", "width"} <= set(size):
-        return int(size["height"]), int(size["width"])
+        return _pixels(size["height"], "crop_size"), _pixels(size["width"], "crop_size")
     raise UserError(
         f"The image processor's crop_size is {size!r}, expected a number or height and width.",
         code="image-processor-invalid",
     )
 
 
+def _pixels(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value <= 1 << 16:
+        raise UserError(
+            f"The image processor's {name} is {str(value)[:60]}, expected a number of pixels.",
+            code="image-processor-invalid",
+        )
+    return value
+
+
 def _three(config: Config, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
     values = config.get(name)
     if values is None:
         return default
-    if not isinstance(values, list) or len(values) != 3:
+    numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+    if not numbers or len(values) != 3 or max(map(abs, values)) > 1e6:
         raise UserError(
             f"The image processor's {name} is {values!r}, expected three numbers.",
             code="image-processor-invalid",

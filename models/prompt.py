@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.ids import MOST_IDS, Ids
 from divprune_edge.manifest import Prompt
 from divprune_edge.models.files import CheckpointFiles, Config
 
@@ -67,7 +68,7 @@ def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, voc
         pad_token=special["pad_token"],
         unk_token=special["unk_token"],
         stop_ids=_stop_ids(files, config, {text: i for i, text in tokens.items()}, special["eos_token"]),
-        forbidden_ids=tuple(i for i in range(vocabulary) if i == image_token_id or i not in tokens),
+        forbidden_ids=Ids(i for i in range(vocabulary) if i == image_token_id or i not in tokens),
     )
     return PromptFacts(entry, template, source)
 
@@ -81,12 +82,31 @@ def _tokens(files: CheckpointFiles) -> dict[int, str]:
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
             code="tokenizer-missing",
         )
-    vocabulary: Any = (data.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, dict):
-        tokens = {int(i): str(token) for token, i in vocabulary.items()}
-    else:
-        tokens = {i: str(entry[0]) for i, entry in enumerate(vocabulary)}
-    return tokens | {int(added["id"]): str(added["content"]) for added in data.get("added_tokens") or []}
+    try:
+        vocabulary = (data.get("model") or {}).get("vocab") or {}
+        if isinstance(vocabulary, dict):
+            tokens = {_id(i): token for token, i in vocabulary.items()}
+        else:
+            tokens = {i: _text(entry[0]) for i, entry in enumerate(vocabulary)}
+        return tokens | {_id(a["id"]): _text(a["content"]) for a in data.get("added_tokens") or []}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"'{files.folder / TOKENIZER_FILE}' is not a tokenizer ({type(error).__name__}: {error}): download it "
+            "again.",
+            code="tokenizer-unreadable",
+        ) from None
+
+
+def _id(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < MOST_IDS:
+        raise ValueError(f"{str(value)[:60]} is not an id")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:60]} is not a token")
+    return value
 
 
 def _special_tokens(files: CheckpointFiles) -> dict[str, str | None]:
@@ -104,12 +124,17 @@ def _stop_ids(
     files: CheckpointFiles, config: Config, ids: dict[str, int], eos: str | None
 ) -> tuple[int, ...]:
     generation = files.json("generation_config.json") or {}
-    for source in (generation, config.get("text_config") or {}, config):
-        value = source.get("eos_token_id")
-        if isinstance(value, int):
-            return (value,)
-        if isinstance(value, list) and value:
-            return tuple(int(i) for i in value)
+    for source in (generation, config.get("text_config"), config):
+        value = source.get("eos_token_id") if isinstance(source, dict) else None
+        if value is None or value == []:
+            continue
+        given = value if isinstance(value, list) else [value]
+        if len(given) > 1000 or not all(type(i) is int and -1 <= i < MOST_IDS for i in given):
+            raise UserError(
+                f"'{files.folder}' says that eos_token_id is {str(value)[:60]}, expected an id or a list of ids.",
+                code="config-value-invalid",
+            )
+        return tuple(given)
     if eos in ids:
         return (ids[eos],)
     raise UserError(

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.models.files import Config, setting
 
+_CONTEXT = "original_max_position_embeddings"
+
 
 @dataclass(frozen=True)
 class RopeSpec:
@@ -69,32 +71,36 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
         UserError: a scaling other than default, linear or llama3, or one that lacks its parameters.
     """
     parameters = setting(config, "rope_parameters", {}, dict) or setting(config, "rope_scaling", {}, dict)
-    theta = parameters.get("rope_theta", setting(config, "rope_theta", default_theta, float))
+    theta = setting(parameters, "rope_theta", setting(config, "rope_theta", default_theta, float), float)
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    if theta <= 0:
+        raise UserError(
+            f"config.json: rope_theta is {theta}, expected more than 0.", code="config-value-invalid"
+        )
     if partial not in (None, 1, 1.0):
         raise UserError(
             f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="rope-unsupported"
         )
     if kind == "default":
-        return RopeSpec(float(theta))
+        return RopeSpec(theta)
     if kind not in ("linear", "llama3"):
         raise UserError(
             f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are.",
             code="rope-unsupported",
         )
-    try:
-        if kind == "linear":
-            return RopeSpec(float(theta), kind, float(parameters["factor"]))
-        return RopeSpec(
-            float(theta),
-            kind,
-            float(parameters["factor"]),
-            float(parameters["low_freq_factor"]),
-            float(parameters["high_freq_factor"]),
-            int(parameters["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise UserError(
-            f"config.json: RoPE scaling '{kind}' lacks {error}.", code="rope-incomplete"
-        ) from None
+    names = ["factor"] if kind == "linear" else ["factor", "low_freq_factor", "high_freq_factor", _CONTEXT]
+    values = []
+    for name in names:
+        value = setting(parameters, name, None, float)
+        if value is None:
+            raise UserError(f"config.json: RoPE scaling '{kind}' lacks '{name}'.", code="rope-incomplete")
+        if value <= 0:
+            raise UserError(
+                f"config.json: '{name}' is {value}, expected more than 0.", code="config-value-invalid"
+            )
+        values.append(value)
+    if kind == "linear":
+        return RopeSpec(theta, kind, values[0])
+    factor, low, high, context = values
+    return RopeSpec(theta, kind, factor, low, high, int(context))

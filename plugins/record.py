@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from divprune_edge.errors import UserError
+from divprune_edge.strict_json import is_file, read_json
 
 LIBRARY = "libdivprune_plugins.so"
 RECORD = "libdivprune_plugins.json"
@@ -44,8 +45,15 @@ def read_record(folder: Path) -> LibraryRecord:
         UserError: there is none, or it cannot be understood.
     """
     path = folder / RECORD
+    again = "build the library again with 'python -m plugins build'"
+    if not is_file(path):
+        raise UserError(
+            f"'{path}' is missing, so the plugin library beside it cannot be checked: build it again with "
+            "'python -m plugins build'.",
+            code="plugin-record-missing",
+        )
+    data = read_json(path, code="plugin-record-invalid", advice=again)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         return LibraryRecord(
             version=str(data["version"]),
             abi=int(data["abi"]),
@@ -54,15 +62,9 @@ def read_record(folder: Path) -> LibraryRecord:
             cuda=str(data["cuda"]),
             tensorrt=None if data["tensorrt"] is None else str(data["tensorrt"]),
         )
-    except FileNotFoundError:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"'{path}' is missing, so the plugin library beside it cannot be checked: build it again with "
-            "'python -m plugins build'.",
-            code="plugin-record-missing",
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"'{path}' cannot be understood ({error}): build the library again with 'python -m plugins build'.",
+            f"'{path}' cannot be understood ({error}): {again}.",
             code="plugin-record-invalid",
         ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import MANIFEST, UNPRUNED, FileInfo, Manifest, SelectorInfo, read_manifest
+from divprune_edge.strict_json import parse_json, read_text
 
 if TYPE_CHECKING:
     from divprune_edge.processing.prompt import PromptEncoder
@@ -35,8 +37,9 @@ class Bundle:
 
         Args:
             path: the bundle's folder.
-            verify_hashes: ``auto`` hashes a file the first time and afterwards compares its size and
-                modification time with a stamp in the user's cache folder; ``always`` hashes every time.
+            verify_hashes: ``auto`` hashes a file the first time and afterwards compares its size, inode and
+                times (that of the last change among them, which nobody can set) with a stamp in the user's cache
+                folder; ``always`` hashes every time.
 
         Raises:
             UserError: not a bundle, or a file that is missing, changed, or outside the folder.
@@ -111,7 +114,11 @@ class Bundle:
         prompt, language = self.manifest.prompt, self.manifest.language_model
         return PromptEncoder(
             prompt,
-            self.file(prompt.chat_template).read_text(encoding="utf-8"),
+            read_text(
+                self.file(prompt.chat_template),
+                code="bundle-file-unreadable",
+                advice="export the bundle again",
+            ),
             self.file(prompt.tokenizer),
             rows=language.embedding_rows,
             room=language.positions,
@@ -149,7 +156,7 @@ class Bundle:
 
 
 def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int | str]:
-    """Return [size, mtime_ns, sha256] of a file inside ``root`` that has the size that the manifest states."""
+    """Return [size, mtime_ns, ctime_ns, inode, sha256] of a file inside ``root`` of the stated size."""
     try:
         real = (root / name).resolve(strict=True)
         if not real.is_relative_to(root):
@@ -169,13 +176,17 @@ def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int 
             f"'{given / name}' cannot be read ({_reason(error)}): export the bundle again.",
             code="bundle-file-unreadable",
         ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(
+            f"'{given / name}' is not a file: export the bundle again.", code="bundle-file-unreadable"
+        )
     if status.st_size != info.size:
         raise UserError(
             f"'{given / name}' has {status.st_size} bytes, but {MANIFEST} states {info.size}: "
             "export the bundle again.",
             code="bundle-file-changed",
         )
-    return [status.st_size, status.st_mtime_ns, info.sha256]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, info.sha256]
 
 
 def _check_hash(file: Path, given: Path, name: str, info: FileInfo) -> None:
@@ -221,9 +232,9 @@ def _stamp_path(root: Path) -> Path | None:
 
 
 def _read_stamp(note: Path | None) -> Stamp:
-    """Return what is known of each file: its size and time when it had the sha256 that comes third."""
+    """Return what is known of each file: its size, times and inode when it had the sha256 that comes last."""
     try:
-        stamp = json.loads(note.read_text(encoding="utf-8")) if note is not None else {}
+        stamp = parse_json(note.read_text(encoding="utf-8")) if note is not None else {}
     except (OSError, ValueError):
         return {}
     return stamp if isinstance(stamp, dict) else {}

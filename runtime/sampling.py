@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
+from divprune_edge.ids import Ids
 
 
 class Sampler:
@@ -35,7 +36,7 @@ class Sampler:
         self._temperature = temperature
         self._top_p = top_p
         self._random = np.random.default_rng(seed) if temperature > 0 else None
-        self._forbidden = np.asarray(forbidden, dtype=np.int64)
+        self._forbidden = Ids(forbidden).ranges
         self._top_k = top_k
         self._penalty = repetition_penalty
         self._seen: set[int] = set()
@@ -50,11 +51,12 @@ class Sampler:
         Raises:
             UserError: the logits are not numbers (an overflow in half precision).
         """
-        if self._forbidden.size or self._penalty != 1:
+        if self._forbidden or self._penalty != 1:
             logits = logits.copy()
         if self._penalty != 1:
             self._penalise(logits)
-        logits[self._forbidden] = -np.inf
+        for first, last in self._forbidden:
+            logits[first : last + 1] = -np.inf
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise UserError(

@@ -39,6 +39,7 @@ _DEEPEST = 64
 _WIDEST = 10_000
 _MOST_BITS = 4096
 _VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_HOLDING: tuple[Any, ...] = (list, tuple, set, frozenset, *_VIEWS)
 _CONVERSION = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d*)(?:\.(\*|\d*))?")
 
 
@@ -102,7 +103,7 @@ def size(value: Any, most: int = 1 << 40) -> int:
                 total += len(item)
             elif isinstance(item, Mapping):
                 total += 2 * STEP * len(item)
-            elif isinstance(item, (list, tuple, set, frozenset, *_VIEWS)):
+            elif isinstance(item, _HOLDING):
                 total += STEP * len(item)
             elif isinstance(item, int):
                 total += item.bit_length() // 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from divprune_edge.errors import UserError
@@ -12,6 +12,7 @@ from divprune_edge.manifest import Prompt
 from divprune_edge.processing.layout import PromptIds, lay_out
 from divprune_edge.processing.template import ChatTemplate, Message
 from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
+from divprune_edge.strict_json import well_formed
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class PromptEncoder:
         """Return the ids of a conversation, ready for the assistant's next answer.
 
         What the turns say is text: an image placeholder or another special token in it is encoded as the
-        words it is written with.
+        words it is written with, and half of a surrogate pair as U+FFFD.
 
         Args:
             turns: the conversation, the last one the user's; exactly one brings the image.
@@ -71,6 +72,7 @@ class PromptEncoder:
             UserError: an empty question, another number of images than one, a prompt that leaves no room
                 for an answer, or a tokenizer that does not belong to the model.
         """
+        turns = [replace(turn, text=well_formed(turn.text)) for turn in turns]
         if not turns[-1].text.strip():
             raise UserError("The question is empty: ask something about the image.", code="question-empty")
         images = sum(turn.image for turn in turns)

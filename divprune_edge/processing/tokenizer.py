@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
+from divprune_edge.strict_json import read_text
 
 # Code points of the private use area, which no tokenizer's own tokens contain, with a number between them.
 _PART, _TOKEN, _END = "\ue000", "\ue001", "\ue002"
+MOST_BYTES = 64 << 20
+"""Of the file: one of 262,000 tokens has 33 MB."""
 _MARKS = re.compile(f"[{_PART}{_TOKEN}{_END}]")
 
 
@@ -24,18 +29,16 @@ class PromptTokenizer:
     """
 
     def __init__(self, file: Path, bos_token: str | None) -> None:
-        try:
-            self._source = file.read_text(encoding="utf-8")
+        self._file = file
+        self._source = read_text(
+            file, code="tokenizer-unreadable", advice="export the bundle again", most=MOST_BYTES
+        )
+        with self._guarded():
             self.model = Tokenizer.from_str(self._source)
-        except Exception as error:  # tokenizers raises plain Exception
-            raise UserError(
-                f"'{file}' cannot be read as a tokenizer ({error}): export the bundle again.",
-                code="tokenizer-unreadable",
-            ) from error
-        self.model.no_truncation()
-        self.model.no_padding()
+            self.model.no_truncation()
+            self.model.no_padding()
+            self._added = [str(token.content) for token in self.model.get_added_tokens_decoder().values()]
         self._bos = bos_token
-        self._added = [str(token.content) for token in self.model.get_added_tokens_decoder().values()]
 
     def holds_special(self, text: str) -> bool:
         """Return whether ``text`` might hold an added token (in any case: some match after lowering)."""
@@ -62,10 +65,27 @@ class PromptTokenizer:
         renamed = re.sub(pattern, lambda match: names[match[0]], text) if names else text
         for mark, part in plain.items():
             renamed = renamed.replace(mark, part)
-        return self._encode(_renamed(self._source, names), renamed, names.get(self._bos or "", self._bos))
+        with self._guarded():
+            model = _renamed(self._source, names)
+        return self._encode(model, renamed, names.get(self._bos or "", self._bos))
 
     def _encode(self, model: Tokenizer, text: str, bos: str | None) -> list[int]:
-        return list(model.encode(text, add_special_tokens=not (bos and text.startswith(bos))).ids)
+        with self._guarded():
+            return list(model.encode(text, add_special_tokens=not (bos and text.startswith(bos))).ids)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Tell in a sentence what the library makes of a damaged file: exceptions of any kind, and Rust's panics."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"'{self._file}' cannot be read as a tokenizer ({reason}): export the bundle again.",
+                code="tokenizer-unreadable",
+            ) from error
 
 
 def stand_in(index: int) -> str:
@@ -81,7 +101,7 @@ def without_stand_ins(text: str) -> str:
 def _renamed(source: str, names: dict[str, str]) -> Tokenizer:
     """Return the tokenizer of ``source`` with its added tokens under other names and the same ids."""
     data: dict[str, Any] = json.loads(source)
-    for token in data["added_tokens"]:
+    for token in data.get("added_tokens") or []:
         token["content"] = names.get(token["content"], token["content"])
     model = data["model"]
     if isinstance(model["vocab"], dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from divprune_edge.models.files import CheckpointFiles
 
 Array = npt.NDArray[Any]
 
@@ -147,11 +148,12 @@ def _image_processor(folder: Path) -> Any:
     """Return transformers' CLIP processor, less resize and crop, with the checkpoint's own settings."""
     from transformers import CLIPImageProcessorPil
 
-    path = folder / "preprocessor_config.json"
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
-    else:
-        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    files = CheckpointFiles(folder)
+    config = files.json("preprocessor_config.json")
+    if config is None:
+        config = files.required_json("processor_config.json", "says how images are resized")[
+            "image_processor"
+        ]
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     chosen = {name: config[name] for name in names if config.get(name) is not None}
     return CLIPImageProcessorPil(do_resize=False, do_center_crop=False, **chosen)

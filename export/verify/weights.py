@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify.comparison import none_of
 from divprune_edge.manifest import Check
+from divprune_edge.models.files import CheckpointFiles
 
 TRANSPOSED = ".T"
 SCALE = ".scale"
@@ -113,7 +113,9 @@ class StoredWeights:
         index = folder / "model.safetensors.index.json"
         files = {"model.safetensors"}
         if index.is_file() and not (folder / "model.safetensors").is_file():
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            files = set(
+                CheckpointFiles(folder).required_json(index.name, "lists the shards")["weight_map"].values()
+            )
         handles: list[Any] = [safe_open(folder / file, framework="pt") for file in sorted(files)]
         self._handles: dict[str, Any] = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118
 

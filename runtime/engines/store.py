@@ -27,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.engines.fingerprint import DIGITS, Facts, fingerprint
 from divprune_edge.runtime.engines.profiles import Profile
+from divprune_edge.strict_json import read_json
 
 FOLDER, RECORD, TIMING_CACHE = "engines", "engines.json", "timing.cache"
 PLANS = "plans"
@@ -158,19 +159,15 @@ def read_record(folder: Path) -> EnginesInfo:
     """
     path = folder / RECORD
     again = f"build the engines again with '{rebuild_command(folder.parent.parent)} --force'"
+    data = read_json(path, code="engines-record-unreadable", advice=again)
     try:
-        info = EnginesInfo.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        info = EnginesInfo.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "engines"
         raise UserError(
             f"'{path}' does not fit the schema at '{where}' ({first['msg']}): {again}.",
             code="engines-record-invalid",
-        ) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"'{path}' cannot be read ({reason}): {again}.", code="engines-record-unreadable"
         ) from error
     if fingerprint(info.facts) != folder.name:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,40 @@ def test_changed_byte_is_named(bundle_copy: Path, name: str) -> None:
         Bundle.open(bundle_copy)
 
 
-def test_changed_byte_behind_the_stamp_needs_always(bundle_copy: Path) -> None:
+def test_changed_byte_behind_the_stamp_is_noticed(bundle_copy: Path) -> None:
+    """Size and modification time can be set to what they were, the time of that change cannot."""
     Bundle.open(bundle_copy)
     flip_byte(bundle_copy / "language_model.data")
-    Bundle.open(bundle_copy)
     with pytest.raises(UserError, match="was changed"):
-        Bundle.open(bundle_copy, "always")
+        Bundle.open(bundle_copy)
+
+
+def test_another_file_in_its_place_is_noticed(bundle_copy: Path, tmp_path: Path) -> None:
+    Bundle.open(bundle_copy)
+    file = bundle_copy / "language_model.data"
+    other = tmp_path / "other"
+    shutil.copy2(file, other)
+    flip_byte(other)
+    other.replace(file)
+    with pytest.raises(UserError, match="was changed"):
+        Bundle.open(bundle_copy)
+
+
+def test_what_is_no_file_is_refused(bundle_copy: Path) -> None:
+    (bundle_copy / "tokenizer.json").unlink()
+    os.mkfifo(bundle_copy / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer\.json' is not a file"):
+        Bundle.open(bundle_copy)
+    (bundle_copy / MANIFEST).unlink()
+    os.mkfifo(bundle_copy / MANIFEST)
+    with pytest.raises(UserError, match="has no manifest"):
+        Bundle.open(bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000, "nul\0", "\udce9"])
+def test_a_name_that_no_folder_can_have(name: str) -> None:
+    with pytest.raises(UserError, match="There is no bundle"):
+        Bundle.open(name)
 
 
 def test_truncated_and_missing_files_are_named(bundle_copy: Path) -> None:

@@ -222,7 +222,7 @@ def test_bundles_that_are_refused(
     manifest.write_text(original.replace('"tokenizer.json"', '"../tokenizer.json"'))
     refused(run(), "leaves the bundle folder")
     manifest.write_text(original[:-40])
-    refused(run(), "cannot be read as JSON")
+    refused(run(), "is not valid JSON")
     manifest.write_text(original)
     data = bundle_copy / "language_model.data"
     bytes_ = bytearray(data.read_bytes())

@@ -13,12 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
+from divprune_edge.strict_json import JsonError, is_file, is_folder, parse_json, read_text
 
 if TYPE_CHECKING:
     from divprune_edge.processing.images import ImageSource
 
 DEMO = "demo"
 LMMS = "lmms:"
+MOST_BYTES = 256 << 20
+"""Of the file of questions: VQAv2's validation set has about 30 MB."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def _demo(limit: int | None) -> list[ImageQuestions]:
 
 
 def _folder(folder: Path) -> list[ImageQuestions]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(
             f"There is no folder '{folder}': give 'demo' or a folder of images with a JSONL of questions.",
             code="dataset-missing",
@@ -110,18 +113,13 @@ def _folder(folder: Path) -> list[ImageQuestions]:
             f"'{folder}' holds {len(files)} files '*.jsonl', expected one with the questions.",
             code="dataset-not-one-file",
         )
-    try:
-        # Not splitlines: a JSON text may hold other characters that end a line.
-        lines = files[0].read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"'{files[0]}' cannot be read as UTF-8 text ({error}).", code="questions-unreadable"
-        ) from None
+    text = read_text(files[0], code="questions-unreadable", advice="give a UTF-8 text", most=MOST_BYTES)
+    lines = text.split("\n")  # not splitlines: a JSON text may hold other characters that end a line
     asked: dict[str, list[Question]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             image, question = _parse(line, f"'{files[0]}', line {number}")
-            if not (folder / image).is_file():
+            if not is_file(folder / image):
                 raise UserError(
                     f"'{files[0]}', line {number}: there is no image '{folder / image}'.",
                     code="image-missing",
@@ -138,8 +136,8 @@ def _path(path: Path) -> Callable[[], Path]:
 
 def _parse(line: str, where: str) -> tuple[str, Question]:
     try:
-        entry: Any = json.loads(line)
-    except ValueError as error:
+        entry: Any = parse_json(line)
+    except JsonError as error:
         raise UserError(f"{where} is not JSON ({error}).", code="questions-invalid") from None
     if not isinstance(entry, dict):
         raise UserError(

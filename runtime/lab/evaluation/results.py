@@ -15,6 +15,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.scoring import wilson
+from divprune_edge.strict_json import parse_json
 
 RECORDS = "records.jsonl"
 
@@ -78,13 +79,13 @@ class Journal:
         whole = written[: written.rfind(b"\n") + 1]
         lines = whole.splitlines()  # of bytes: of a text, other characters would end lines as well
         try:
-            if not lines or json.loads(lines[0]) != json.loads(json.dumps(facts)):
+            if not lines or parse_json(lines[0].decode()) != json.loads(json.dumps(facts)):
                 raise UserError(
                     f"'{self._path}' holds results of another bundle, question set, backend, number of threads or "
                     "longest answer: choose another --output, or delete it.",
                     code="results-of-another-run",
                 )
-            self.records = [Record(**json.loads(line)) for line in lines[1:]]
+            self.records = [Record(**parse_json(line.decode())) for line in lines[1:]]
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"'{self._path}' is damaged ({error}): delete it to begin again.", code="results-damaged"

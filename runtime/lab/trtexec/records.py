@@ -6,7 +6,6 @@ and a run without layers has figures that are not numbers: what does not parse i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,9 +13,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from divprune_edge.errors import UserError
+from divprune_edge.strict_json import is_file, read_json
 
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _ONNX_LAYER = "[ONNX Layer: "
+MOST_BYTES = 256 << 20
+"""Of one file."""
 
 
 class _Record(BaseModel):
@@ -117,19 +119,15 @@ def read_layers(path: Path) -> tuple[LayerInfo, ...]:
 
 
 def _load(path: Path) -> Any:
-    try:
-        # TensorRT separates names in metadata by control characters, as they are.
-        return json.loads(path.read_text(encoding="utf-8"), strict=False)
-    except FileNotFoundError:
+    if not is_file(path):
         raise UserError(
             f"There is no '{path}': run the commands of 'python -m runtime trtexec' first.",
             code="measurements-missing",
-        ) from None
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"'{path}' cannot be read as JSON ({reason}): measure again.", code="measurements-unreadable"
-        ) from None
+        )
+    # TensorRT separates names in metadata by control characters, as they are.
+    return read_json(
+        path, code="measurements-unreadable", advice="measure again", most=MOST_BYTES, lenient=True
+    )
 
 
 def _entries(data: Any, path: Path) -> list[Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Precision
+from divprune_edge.strict_json import is_file, read_json
 
 RECORD = "trtexec.json"
 
@@ -65,19 +66,16 @@ def read_run(folder: Path) -> RunInfo:
         UserError: there is none, or it is damaged.
     """
     path = folder / RECORD
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-        return RunInfo.model_validate(data)
-    except FileNotFoundError:
+    if not is_file(path):
         raise UserError(
             f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output' wrote.",
             code="measurements-missing",
-        ) from None
-    except (OSError, ValidationError, ValueError) as error:
-        reason = (
-            error.errors()[0]["msg"] if isinstance(error, ValidationError) else " ".join(str(error).split())
         )
+    again = "run the commands again with --output"
+    data = read_json(path, code="measurements-unreadable", advice=again)
+    try:
+        return RunInfo.model_validate(data)
+    except ValidationError as error:
         raise UserError(
-            f"'{path}' cannot be read ({reason}): run the commands again with --output.",
-            code="measurements-unreadable",
+            f"'{path}' cannot be read ({error.errors()[0]['msg']}): {again}.", code="measurements-unreadable"
         ) from None

@@ -59,8 +59,8 @@ def test_layers_with_details_and_names_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reader", "text", "part"),
     [
-        (read_times, "[ {", "cannot be read as JSON"),
-        (read_times, "", "cannot be read as JSON"),
+        (read_times, "[ {", "is not valid JSON"),
+        (read_times, "", "is not valid JSON"),
         (read_times, "[]", "no runs"),
         (read_times, "{}", "holds no list"),
         (read_times, "[1]", "does not fit"),
@@ -71,8 +71,8 @@ def test_layers_with_details_and_names_alone(tmp_path: Path) -> None:
         (read_profile, '[{"name": "a"}]', "count of runs"),
         (read_profile, '[{"count": 0}]', "count"),
         (read_profile, '[{"count": 1}, {"name": "a"}]', "layers.0"),
-        (read_profile, '[{"count": 1}, {"name": "a", "timeMs": nan}]', "cannot be read as JSON"),
-        (read_profile, '[{"count": 1}, {"name": "a "quoted" name"}]', "cannot be read as JSON"),
+        (read_profile, '[{"count": 1}, {"name": "a", "timeMs": nan}]', "is not valid JSON"),
+        (read_profile, '[{"count": 1}, {"name": "a "quoted" name"}]', "is not valid JSON"),
         (read_layers, "[]", "no list 'Layers'"),
         (read_layers, '{"Layers": 3}', "no list 'Layers'"),
         (read_layers, '{"Layers": [{"LayerType": "x"}]}', "Name"),
@@ -90,7 +90,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the commands"):
         read_times(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         read_times(tmp_path / "bytes.json")
 
 

@@ -136,7 +136,7 @@ def test_folders_that_cannot_be_read(command: Any, tmp_path: Path) -> None:
     told("There is no", "trtexec.json")
     measured(tmp_path, [1.0], {"a": 1.0}, 0.1)
     (tmp_path / "vision.profile.json").write_text("[ {")
-    told("vision.profile.json", "cannot be read as JSON")
+    told("vision.profile.json", "is not valid JSON")
     (tmp_path / "vision.times.json").unlink()
     told("vision.times.json", "run the commands")
     (tmp_path / "trtexec.json").write_text("{}")
