@@ -165,6 +165,7 @@ def _language(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str
         context=decoder.context,
         cost=_language_cost(plan, folder, graph),
         capacity=plan.capacity,
+        window=decoder.only_window if plan.capacity else None,
     )
 
 

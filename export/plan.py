@@ -207,11 +207,12 @@ def plan_llava(
             "it out, or choose --dialect static or decomposed.",
             code="capacity-with-dialect",
         )
+    keep = budget(keep, prune, spec.tokens)
+    rows = cache_capacity(keep, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
+    spec = replace(spec, decoder=spec.decoder.within(rows or spec.decoder.context))
     written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
     if outputs:
         signal_layers(spec.vision)  # refuses a tower without attention
-    keep = budget(keep, prune, spec.tokens)
-    rows = cache_capacity(keep, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
     preprocessing = read_preprocessing(checkpoint.files, spec.vision.image_size)
     names = find_weights(checkpoint.tensors, _tied(checkpoint))
     checkpoint.check(

@@ -79,7 +79,7 @@ def verify_bundle(
         tolerance = TOLERANCES[plan.precisions.language]
         checks += check_language(
             plan,
-            open_language(run.path, plan.dialect.facts.name),
+            open_language(run.path, plan.dialect.facts.name, plan.spec.decoder.only_window),
             oracle,
             kept,
             tolerance=tolerance,
@@ -88,7 +88,12 @@ def verify_bundle(
         if run.is_quantised():
             report("what the precision costs")
             whole = Oracle(plan.checkpoint.folder, layers)
-            checks += cost_of_precision(plan, open_language(run.path, plan.dialect.facts.name), whole, kept)
+            checks += cost_of_precision(
+                plan,
+                open_language(run.path, plan.dialect.facts.name, plan.spec.decoder.only_window),
+                whole,
+                kept,
+            )
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 
 

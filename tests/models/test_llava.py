@@ -182,21 +182,6 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (changed("text_config", "hidden_size", value="wide"), "'hidden_size' is 'wide', expected int"),
     (changed("text_config", "hidden_size", value=True), "'hidden_size' is True, expected a number"),
     (changed("text_config", "num_hidden_layers", value=0), "'num_hidden_layers' is 0, expected at least 1"),
-    (
-        {"model_type": "llava", "text_config": {"model_type": "mistral", "sliding_window": 1024}},
-        "sliding-window attention (1024 of 131072 tokens), which is not supported",
-    ),
-    (
-        {"model_type": "llava", "text_config": {"model_type": "mistral"}},
-        "sliding-window attention (4096 of 131072 tokens)",
-    ),
-    (
-        {
-            "model_type": "llava",
-            "text_config": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 99},
-        },
-        "sliding-window attention (99 of 32768 tokens)",
-    ),
 ]
 
 
@@ -208,9 +193,41 @@ def test_refusals_say_why(config: dict[str, Any], sentence: str) -> None:
     assert str(error.value).endswith((".", ")"))
 
 
-def test_a_window_as_long_as_the_context_is_none() -> None:
-    text = {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 4096}
-    assert read_llava({"model_type": "llava", "text_config": text}).decoder.context == 4096
+@pytest.mark.parametrize(
+    ("text", "windows"),
+    [
+        ({"model_type": "mistral"}, (4096,) * 4),
+        ({"model_type": "mistral", "sliding_window": None}, ()),
+        ({"model_type": "mistral", "sliding_window": 9}, (9,) * 4),
+        ({"model_type": "llama", "sliding_window": 9}, ()),
+        ({"model_type": "qwen2", "sliding_window": 9}, ()),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9}, (None,) * 4),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 3},
+            (None, None, None, 4096),
+        ),
+        (
+            {
+                "model_type": "qwen2",
+                "use_sliding_window": True,
+                "sliding_window": 9,
+                "layer_types": ["full_attention", "sliding_attention"] * 2,
+            },
+            (None, 9, None, 9),
+        ),
+    ],
+)
+def test_sliding_windows(text: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    config = {"model_type": "llava", "text_config": text | {"num_hidden_layers": 4}}
+    decoder = read_llava(config).decoder
+    assert decoder.windows == windows
+
+
+def test_a_window_that_no_sequence_reaches_is_none() -> None:
+    text = {"model_type": "mistral", "sliding_window": 4096, "num_hidden_layers": 2}
+    decoder = read_llava({"model_type": "llava", "text_config": text}).decoder
+    assert decoder.within(4096).windows == ()
+    assert decoder.within(4097).only_window == 4096
 
 
 TOWERS = (

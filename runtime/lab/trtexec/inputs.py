@@ -67,12 +67,12 @@ class Inputs:
         # What a cache holds does not change what a step costs, as long as it is finite: one file serves all layers.
         filled[:, :, :length] = np.random.default_rng(0).standard_normal(filled[:, :, :length].shape)
         prefill = {
-            **step(ids, rows[:, :length], np.array([0]), info.capacity),
+            **step(ids, rows[:, :length], np.array([0]), info.capacity, info.window),
             "visual_tokens": kept,
             CACHES: empty,
         }
         decode = {
-            **step(ids[:, -1:], rows[:, length:], np.array([length]), info.capacity),
+            **step(ids[:, -1:], rows[:, length:], np.array([length]), info.capacity, info.window),
             "visual_tokens": kept,
             CACHES: filled,
         }
