@@ -7,8 +7,7 @@ from typing import Any
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
-from divprune_edge.models.clip import Shapes
-from divprune_edge.models.files import Config, count, setting
+from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.rope import RopeSpec, read_rope
 
 
