@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.clip import Shapes
-from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.models.files import CheckpointFiles, Shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

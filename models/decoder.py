@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
-from divprune_edge.models.clip import Shapes
-from divprune_edge.models.files import Config, count, setting
+from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.rope import RopeSpec, read_rope
 
 
@@ -41,6 +40,10 @@ class DecoderSpec:
         """The window that all layers share; None where they have none, or not the same."""
         found = {self.window(layer) for layer in range(self.layers)}
         return found.pop() if len(found) == 1 else None
+
+    def truncated(self, layers: int) -> DecoderSpec:
+        """Return the first ``layers`` layers."""
+        return replace(self, layers=layers, windows=self.windows[:layers])
 
     def within(self, positions: int) -> DecoderSpec:
         """Return what the decoder is for sequences of at most so many positions: windows that these reach stay."""

@@ -11,6 +11,8 @@ from typing import Any
 from divprune_edge.errors import UserError
 
 Config = Mapping[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+"""Name of a weight -> its shape."""
 
 
 @dataclass(frozen=True)

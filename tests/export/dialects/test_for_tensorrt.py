@@ -151,7 +151,7 @@ def test_greedy_tokens_of_transformers_up_to_the_last_row(dialect: str, made: Ca
     bundle = made(dialect, capacity=96)
     kept = select(bundle, see(bundle, images(bundle)))[0]
     before, after = np.array([1, 5, 7, 9, 30, 31, 22]), np.array([12, 13, 8, 6, 7, 41, 17, 19, 20])
-    oracle = Oracle(bundle.plan.checkpoint.folder)
+    oracle = Oracle(bundle.plan.family.reference, bundle.plan.checkpoint.folder)
     answer = oracle.answer(
         np.concatenate([oracle.embed(before), kept[0], oracle.embed(after)]), steps=96 - 25
     )

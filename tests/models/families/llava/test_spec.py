@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.llava import find_weights, read_llava
+from divprune_edge.models.families import family_of
+from divprune_edge.models.families.llava.spec import read_llava
 
 LLAVA_15_7B: dict[str, Any] = {
     "text_config": {
@@ -143,8 +144,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "original 'liuhaotian' layout"),
     ({"model_type": "llava_mistral"}, "original 'liuhaotian' layout"),
     ({"model_type": "vipllava"}, "ViP-LLaVA is not supported"),
-    ({"model_type": "bert"}, "is not a LLaVA config: its model_type is 'bert', expected 'llava'"),
-    ({}, "is not a LLaVA config: its model_type is None"),
+    ({"model_type": "bert"}, "model_type is 'bert', expected 'llava'"),
+    ({}, "model_type is None"),
     (changed("quantization_config", value={"bits": 4}), "already quantised"),
     (
         changed("text_config", "model_type", value="gemma"),
@@ -188,7 +189,7 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("config", "sentence"), REFUSALS, ids=[sentence[:40] for _, sentence in REFUSALS])
 def test_refusals_say_why(config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)) as error:
-        read_llava(config)
+        family_of(config).spec(config)
     assert "\n" not in str(error.value)
     assert str(error.value).endswith((".", ")"))
 
@@ -228,35 +229,3 @@ def test_a_window_that_no_sequence_reaches_is_none() -> None:
     decoder = read_llava({"model_type": "llava", "text_config": text}).decoder
     assert decoder.within(4096).windows == ()
     assert decoder.within(4097).only_window == 4096
-
-
-TOWERS = (
-    "model.vision_tower.vision_model.",
-    "vision_tower.vision_model.",
-    "model.vision_tower.",
-    "vision_tower.",
-)
-PROBES = ("embeddings.class_embedding", "linear_1.weight", "embed_tokens.weight")
-
-
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("old", [True, False])
-def test_names_in_both_spellings(tower: str, old: bool) -> None:
-    projector = "multi_modal_projector." if old else "model.multi_modal_projector."
-    decoder = "language_model.model." if old else "model.language_model."
-    head = "language_model.lm_head.weight" if old else "lm_head.weight"
-    prefixes = (tower, projector, decoder)
-    names = {*(prefix + probe for prefix, probe in zip(prefixes, PROBES, strict=True)), head}
-    found = find_weights(names, tied=False)
-    assert (found.vision, found.projector, found.decoder, found.head) == (*prefixes, head)
-    assert not found.tied
-    tied = find_weights(names - {head}, tied=True)
-    assert tied.head == f"{decoder}embed_tokens.weight"
-    assert tied.tied
-    with pytest.raises(UserError, match="does not tie the output head"):
-        find_weights(names - {head}, tied=False)
-    for prefix, probe, part in zip(
-        prefixes, PROBES, ("vision tower", "projector", "language model"), strict=True
-    ):
-        with pytest.raises(UserError, match=f"no weights of the {part}"):
-            find_weights(names - {prefix + probe}, tied=False)
