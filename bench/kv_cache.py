@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from bench.random_checkpoint import TINY_VISION, write_random_checkpoint
+from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.llava import export_llava
-from divprune_edge.export.plan import plan_llava
+from divprune_edge.export.plan import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification
 from divprune_edge.models.decoder import read_decoder
@@ -148,7 +148,7 @@ def measure(folder: Path, precision: str, capacities: Sequence[int], rounds: int
 def _backend(checkpoint: Path, folder: Path, name: str, precision: str) -> tuple[OnnxRuntimeBackend, Bundle]:
     dialect, _, capacity = name.partition(" ")
     with Checkpoint(checkpoint, name="random-0.1B") as opened:
-        plan = plan_llava(
+        plan = plan_export(
             opened,
             selector="divprune",
             keep=KEEP,
@@ -158,7 +158,7 @@ def _backend(checkpoint: Path, folder: Path, name: str, precision: str) -> tuple
             capacity=int(capacity) if capacity else None,
         )
         no_check = Verification(status="not verified", reason="benchmark")
-        export_llava(
+        export_bundle(
             plan, folder, force=False, verify=lambda plan, folder: no_check, report=ConsoleReporter()
         )
     bundle = Bundle.open(folder)

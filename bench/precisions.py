@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.llava import export_llava
-from divprune_edge.export.plan import ExportPlan, plan_llava
+from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification
 from divprune_edge.models.demo import CHECKPOINT
@@ -64,7 +64,7 @@ def _export(
         return Verification(status="not verified", reason="benchmark")
 
     with Checkpoint(arguments.model, name="demo") as checkpoint:
-        plan = plan_llava(
+        plan = plan_export(
             checkpoint,
             selector="divprune",
             keep=None,
@@ -75,7 +75,7 @@ def _export(
         )
         if calibrate is not None:
             plan = calibrated(plan, calibrate)
-        export_llava(plan, folder, force=False, verify=unverified, report=ConsoleReporter())
+        export_bundle(plan, folder, force=False, verify=unverified, report=ConsoleReporter())
     return Bundle.open(folder)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from bench.random_checkpoint import CLIP_L_336, LM_04B, TINY_LM, TINY_VISION, write_random_checkpoint
+from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.llava import export_llava
-from divprune_edge.export.plan import ExportPlan, plan_llava
+from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification
 from divprune_edge.models.cost import decoder_flops
@@ -57,10 +57,10 @@ def _arguments() -> argparse.Namespace:
 def _export(folder: Path, tiny: bool, prune: str) -> tuple[ExportPlan, Path]:
     vision, text = (TINY_VISION, TINY_LM) if tiny else (CLIP_L_336, LM_04B)
     checkpoint = Checkpoint(write_random_checkpoint(folder / "checkpoint", vision, text), name="random-0.4B")
-    plan = plan_llava(checkpoint, selector="divprune", keep=None, prune=prune, precision="fp32")
+    plan = plan_export(checkpoint, selector="divprune", keep=None, prune=prune, precision="fp32")
     no_check = Verification(status="not verified", reason="benchmark")
     output = folder / "bundle"
-    export_llava(plan, output, force=False, verify=lambda plan, folder: no_check, report=ConsoleReporter())
+    export_bundle(plan, output, force=False, verify=lambda plan, folder: no_check, report=ConsoleReporter())
     return plan, output
 
 
@@ -68,7 +68,7 @@ def _measure(folder: Path, plan: ExportPlan, repeats: int, threads: int) -> dict
     """Encode one image, then select and prefill with the pruned and the full budget in turn."""
     bundle = Bundle.open(folder)
     backend = OnnxRuntimeBackend(bundle, "cpu", threads)
-    size = plan.spec.vision.image_size
+    size = plan.spec.image_size[0]
     pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     text = np.random.default_rng(1).integers(0, plan.embedding_rows, TEXT_TOKENS)
     vision = Vision(bundle, backend)

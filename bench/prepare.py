@@ -55,9 +55,9 @@ TINY = Sizes(TINY_VISION, TINY_LM | {"hidden_size": 128, "intermediate_size": 25
 
 def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
     """Write the checkpoint and a bundle for each variant under ``folder``, unless they are there."""
+    from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.checkpoint import Checkpoint
-    from divprune_edge.export.llava import export_llava
-    from divprune_edge.export.plan import ExportPlan, plan_llava
+    from divprune_edge.export.plan import ExportPlan, plan_export
     from divprune_edge.export.reporter import ConsoleReporter
     from divprune_edge.manifest import Verification
 
@@ -73,7 +73,7 @@ def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
             continue
         print(f"exporting {variant.what}, {variant.dialect}", flush=True)
         with Checkpoint(checkpoint, name="random") as opened:
-            plan = plan_llava(
+            plan = plan_export(
                 opened,
                 selector="divprune",
                 keep=None,
@@ -82,7 +82,7 @@ def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
                 dialect=variant.dialect,
                 block_size=variant.block,
             )
-            export_llava(plan, target, force=False, verify=unverified, report=ConsoleReporter())
+            export_bundle(plan, target, force=False, verify=unverified, report=ConsoleReporter())
     return checkpoint
 
 

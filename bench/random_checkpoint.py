@@ -64,19 +64,21 @@ def write_random_checkpoint(
     """Write a float16 checkpoint of the given sizes, one shard per decoder layer, and return its folder."""
     from safetensors.numpy import save_file
 
-    from divprune_edge.models.llava import WeightNames, read_llava
+    from divprune_edge.models.families import WeightNames, family_of
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": "llava", "image_token_index": 3, "vision_config": vision, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config))
     _write_text_files(folder, vision["image_size"])
     names = WeightNames(
-        "vision_tower.vision_model.",
-        "multi_modal_projector.",
+        {
+            "vision_tower": "vision_tower.vision_model.",
+            "multi_modal_projector": "multi_modal_projector.",
+        },
         "language_model.model.",
         "language_model.lm_head.weight",
     )
-    shapes = names.parameters(read_llava(config), text["vocab_size"], text["vocab_size"])
+    shapes = names.parameters(family_of(config).spec(config), text["vocab_size"], text["vocab_size"])
     random = np.random.default_rng(seed)
     weight_map: dict[str, str] = {}
     for shard, part in _shards(shapes):

@@ -145,8 +145,9 @@ class LanguageInfo(GraphInfo):
 
     ``embedding_rows`` is V of the token table: id V + i is row i of ``visual_tokens``. ``vocabulary`` is the
     number of logits. ``context`` counts tokens of one sequence, visual ones included. ``capacity`` is the number
-    of rows of a KV cache whose size is part of the graph; None where the cache grows. ``cost`` is None in bundles of
-    older exports.
+    of rows of a KV cache whose size is part of the graph; None where the cache grows. ``window`` is how many positions
+    a token sees, its own included, where whoever makes the masks must know. ``cost`` is None in bundles of older
+    exports.
     """
 
     precision: Precision
@@ -159,6 +160,7 @@ class LanguageInfo(GraphInfo):
     vocabulary: Positive
     context: Positive
     capacity: Positive | None = None
+    window: Positive | None = None
     cost: LanguageCost | None = None
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.llava import VerificationFailed
+from divprune_edge.export.bundle import VerificationFailed
 from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest

@@ -25,7 +25,6 @@ from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
 from divprune_edge.models.prompt import TOKENIZER_FILE
 from divprune_edge.processing.images import load_image
-from divprune_edge.processing.preprocess import encoder_pixels
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 
 QUESTIONS = (
@@ -107,14 +106,7 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the two take turns
-    vision = build_vision_encoder(
-        plan.spec,
-        plan.names,
-        plan.checkpoint,
-        plan.preprocessing,
-        Plain("float32"),
-        plan.selector.signals,
-    )
+    vision = build_vision_encoder(plan, Plain("float32"), plan.selector.signals)
     recording = Recording()
     language = build_language_model(
         plan.spec, plan.names, plan.checkpoint, Portable(), recording, token_dtype="float32"
@@ -128,8 +120,7 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
 
 def _pixels(plan: ExportPlan, file: Path) -> npt.NDArray[np.uint8]:
     """Return uint8 [1, H, W, 3], as the runtime will make it."""
-    size = plan.spec.vision.image_size
-    return encoder_pixels(load_image(file), plan.preprocessing, size, size)
+    return plan.family.pixels(load_image(file), plan.preprocessing, *plan.spec.image_size)
 
 
 def _prompts(plan: ExportPlan) -> PromptEncoder:

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.clip import Shapes
-from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.models.files import CheckpointFiles, Shapes
 from divprune_edge.strict_json import is_file, is_folder
 
 INDEX = "model.safetensors.index.json"

@@ -104,9 +104,9 @@ def llava(
     verify: VerifyFlag = None,
 ) -> None:
     """Export a LLaVA-1.5 checkpoint: vision encoder, selector and language model."""
+    from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
-    from divprune_edge.export.llava import export_llava
-    from divprune_edge.export.plan import plan_llava
+    from divprune_edge.export.plan import plan_export
     from divprune_edge.export.reporter import ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification
@@ -125,7 +125,7 @@ def llava(
     else:
         checkpoint = open_checkpoint(model)
     with checkpoint:
-        plan = plan_llava(
+        plan = plan_export(
             checkpoint,
             selector=selector,
             keep=keep,
@@ -151,7 +151,7 @@ def llava(
 
             with report.stage("calibration"):
                 plan = calibrated(plan, calibrate)
-        manifest = export_llava(plan, folder, force=force, verify=check, report=report)
+        manifest = export_bundle(plan, folder, force=force, verify=check, report=report)
     show_bundle(folder, manifest)
     if package:
         from divprune_edge.export.package.command import package_bundle

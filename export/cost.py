@@ -19,15 +19,13 @@ from divprune_edge.models.cost_conventions import (
     divprune_ratio,
     prefill_flops,
 )
+from divprune_edge.models.families import FAMILIES, Spec, family_of
 from divprune_edge.models.files import CheckpointFiles, Config
-from divprune_edge.models.llava import LlavaSpec, read_llava
 from divprune_edge.strict_json import is_file
 
 PRESETS: dict[str, Config] = {
-    "llava-1.5-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
-    "llava-1.5-13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40},
+    name: config for family in FAMILIES.values() for name, config in family.presets.items()
 }
-"""Decoder sizes of well-known checkpoints, so that nobody needs to download one to count."""
 
 _console = Console(highlight=False)
 
@@ -64,7 +62,7 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
         _console.print(f"  {line}")
 
 
-def conventions(spec: LlavaSpec, keep: int) -> list[str]:
+def conventions(spec: Spec, keep: int) -> list[str]:
     """Return one line per convention of the literature: what a paper would print for this budget."""
     sizes = Sizes(spec.decoder.hidden, spec.decoder.intermediate, spec.decoder.layers)
     questions = list(QUESTION_TOKENS.values())
@@ -89,14 +87,18 @@ def _ratio_kv(full: Cost, pruned: Cost) -> str:
     return f"{pruned.kv_bytes / full.kv_bytes:.1%}"
 
 
-def _spec(model: str) -> LlavaSpec:
+def _spec(model: str) -> Spec:
     if model in PRESETS:
-        return read_llava({"model_type": "llava", "text_config": {"model_type": "llama", **PRESETS[model]}})
+        return _read(PRESETS[model])
     path = Path(model) / "config.json"
     if not is_file(path):
         raise UserError(
             f"'{model}' is neither {' nor '.join(PRESETS)} nor a checkpoint folder with a config.json.",
             code="model-unknown",
         )
-    config = CheckpointFiles(path.parent).required_json(path.name, "says what model this is")
-    return read_llava(config)
+    return _read(CheckpointFiles(path.parent).required_json(path.name, "says what model this is"))
+
+
+def _read(config: Config) -> Spec:
+    spec: Spec = family_of(config).spec(config)
+    return spec

@@ -12,11 +12,11 @@ from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
-from divprune_edge.models.llava import LlavaSpec, WeightNames
+from divprune_edge.models.families import Spec, WeightNames
 
 
 def build_language_model(
-    spec: LlavaSpec,
+    spec: Spec,
     names: WeightNames,
     checkpoint: Checkpoint,
     dialect: Dialect,

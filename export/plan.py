@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,11 @@ from divprune_edge.export.precision import (
 )
 from divprune_edge.manifest import Precision, Preprocessing
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
-from divprune_edge.models.clip import Shapes
-from divprune_edge.models.llava import LlavaSpec, WeightNames, find_weights, read_llava
-from divprune_edge.models.preprocessing import read_preprocessing
+from divprune_edge.models.families import Family, Spec, WeightNames, family_of
+from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
-from divprune_edge.models.signals import NONE, parse_signals, signal_layers
+from divprune_edge.models.signals import NONE, parse_signals
 
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
@@ -36,7 +36,8 @@ class ExportPlan:
     """A checkpoint and the decisions about it. Everything the user can get wrong has been checked."""
 
     checkpoint: Checkpoint
-    spec: LlavaSpec
+    family: Family[Any]
+    spec: Spec
     names: WeightNames
     preprocessing: Preprocessing
     prompt: PromptFacts
@@ -150,7 +151,7 @@ class ExportPlan:
     def _graphs(self) -> list[tuple[Format, Shapes]]:
         """Return each graph's format and the weights in it."""
         shapes = self.names.parameters(self.spec, self.embedding_rows, self.vocabulary)
-        seen = {n: s for n, s in shapes.items() if n.startswith((self.names.vision, self.names.projector))}
+        seen = {n: s for n, s in shapes.items() if self.names.in_encoder(n)}
         said = {n: s for n, s in shapes.items() if n not in seen}
         return [(self.vision_format(), seen), (self.language_format(), said)]
 
@@ -171,7 +172,7 @@ def budget(keep: int | None, prune: str | None, candidates: int) -> int:
     return keep_from_prune(DEFAULT_PRUNE if prune is None else prune, candidates)
 
 
-def plan_llava(
+def plan_export(
     checkpoint: Checkpoint,
     *,
     selector: str,
@@ -184,7 +185,7 @@ def plan_llava(
     signals: str = NONE,
     target: str | None = None,
 ) -> ExportPlan:
-    """Read a LLaVA-1.5 checkpoint and settle the export.
+    """Read a checkpoint, whatever its family, and settle the export.
 
     ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
     ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``block_size`` of
@@ -197,8 +198,10 @@ def plan_llava(
     precisions = parse_precisions(precision, block_size)
     written = find_dialect(dialect)
     chosen = find_selector(selector)
-    outputs = parse_signals(signals, chosen.signals)
-    spec = read_llava(checkpoint.config)
+    family = family_of(checkpoint.config)
+    spec = family.spec(checkpoint.config)
+    asks_signals = signals != NONE or chosen.signals
+    outputs = parse_signals(signals, chosen.signals, spec.signal_shapes() if asks_signals else ())
     if written.facts.for_tensorrt:
         check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:
@@ -207,23 +210,27 @@ def plan_llava(
             "it out, or choose --dialect static or decomposed.",
             code="capacity-with-dialect",
         )
-    written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
-    if outputs:
-        signal_layers(spec.vision)  # refuses a tower without attention
     keep = budget(keep, prune, spec.tokens)
     rows = cache_capacity(keep, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
-    preprocessing = read_preprocessing(checkpoint.files, spec.vision.image_size)
-    names = find_weights(checkpoint.tensors, _tied(checkpoint))
+    spec = spec.with_decoder(spec.decoder.within(rows or spec.decoder.context))
+    written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
+    preprocessing = family.preprocessing(checkpoint.files, spec)
+    names = family.weight_names(checkpoint.tensors, _tied(checkpoint))
     checkpoint.check(
         names.parameters(
             spec, checkpoint.rows(f"{names.decoder}embed_tokens.weight"), checkpoint.rows(names.head)
         )
     )
     prompt = read_prompt(
-        checkpoint.files, checkpoint.config, spec.image_token_id, checkpoint.rows(names.head)
+        checkpoint.files,
+        checkpoint.config,
+        spec.image_token_id,
+        checkpoint.rows(names.head),
+        family.template,
     )
     plan = ExportPlan(
         checkpoint,
+        family,
         spec,
         names,
         preprocessing,

@@ -29,7 +29,7 @@ class ConsoleReporter:
 
     @contextmanager
     def stage(self, title: str, weights: int = 0) -> Iterator[Count]:
-        """See :class:`divprune_edge.export.llava.Reporter`."""
+        """See :class:`divprune_edge.export.bundle.Reporter`."""
         start = time.perf_counter()
         columns = (
             TextColumn("  {task.description}"),

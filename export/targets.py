@@ -167,7 +167,7 @@ def elements_of(plan: ExportPlan) -> Elements:
     vision = matrices = rest = 0
     for name, shape in shapes.items():
         count = int(np.prod(shape))
-        if name.startswith((plan.names.vision, plan.names.projector)):
+        if plan.names.in_encoder(name):
             vision += count
         elif is_matrix(name, shape) and name != plan.names.head:
             matrices += count

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.llava import Verify
+from divprune_edge.export.bundle import Verify
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import Verification

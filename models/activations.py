@@ -19,6 +19,8 @@ CANONICAL = {
     "linear": "linear",
 }
 """Name in a config -> name in the graph builder."""
+GATES = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2", "sigmoid")
+"""Those that leave hardly anything negative: -0.28 at most, whatever goes in."""
 
 
 def activation(name: str, where: str) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from divprune_edge.models.clip import ClipVisionSpec
 from divprune_edge.models.decoder import DecoderSpec
-from divprune_edge.models.llava import LlavaSpec
+from divprune_edge.models.families.family import Spec
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,6 @@ def decoder_flops(spec: DecoderSpec, tokens: int, vocabulary: int) -> int:
     return decoder_parts(spec, vocabulary).of(tokens)
 
 
-def vision_flops(spec: ClipVisionSpec) -> int:
-    """Return the FLOPs of encoding one image, used layers only: ``2 L (4 n h^2 + 2 n^2 h + 2 n h m)`` + patches."""
-    n, h = spec.patches + 1, spec.hidden
-    layer = 4 * n * h * h + 2 * n * n * h + 2 * n * h * spec.intermediate
-    patches = spec.patches * h * 3 * spec.patch_size**2
-    return 2 * (spec.used_layers * layer + patches)
-
-
-def projector_flops(inputs: int, outputs: int, tokens: int) -> int:
-    """Return the FLOPs of the two-layer projector."""
-    return 2 * tokens * outputs * (inputs + outputs)
-
-
 def max_min_flops(tokens: int, width: int, keep: int) -> int:
     """Return the FLOPs of max-min selection: the distance matrix, then K passes over N running minima."""
     return 2 * tokens * tokens * width + 2 * keep * tokens
@@ -81,7 +67,7 @@ class Cost:
         return self.vision + self.projector + self.selector + self.language
 
 
-def cost_of(spec: LlavaSpec, keep: int, text_tokens: int, vocabulary: int | None = None) -> Cost:
+def cost_of(spec: Spec, keep: int, text_tokens: int, vocabulary: int | None = None) -> Cost:
     """Return the cost of one image and ``text_tokens`` tokens of prompt (system and question).
 
     The projector sees every token: the selection comes after it. A budget of all tokens has no selector.
@@ -89,8 +75,8 @@ def cost_of(spec: LlavaSpec, keep: int, text_tokens: int, vocabulary: int | None
     n, tokens = spec.tokens, keep + text_tokens
     rows = spec.decoder.vocabulary if vocabulary is None else vocabulary
     return Cost(
-        vision=vision_flops(spec.vision),
-        projector=projector_flops(spec.vision.feature_width, spec.width, n),
+        vision=spec.vision_flops,
+        projector=spec.projector_flops,
         selector=max_min_flops(n, spec.width, keep) if keep < n else 0,
         language=decoder_flops(spec.decoder, tokens, rows),
         kv_bytes=kv_bytes(spec.decoder, tokens),

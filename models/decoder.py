@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
-from divprune_edge.models.clip import Shapes
-from divprune_edge.models.files import Config, count, layers, setting
+from divprune_edge.models.files import Config, Shapes, count, layers, setting
 from divprune_edge.models.rope import RopeSpec, read_rope
 
 
@@ -30,6 +29,26 @@ class DecoderSpec:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    windows: tuple[int | None, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """Return how many positions, its own included, a token of that layer sees; None: all before it."""
+        return self.windows[layer] if self.windows else None
+
+    @property
+    def only_window(self) -> int | None:
+        """The window that all layers share; None where they have none, or not the same."""
+        found = {self.window(layer) for layer in range(self.layers)}
+        return found.pop() if len(found) == 1 else None
+
+    def truncated(self, layers: int) -> DecoderSpec:
+        """Return the first ``layers`` layers."""
+        return replace(self, layers=layers, windows=self.windows[:layers])
+
+    def within(self, positions: int) -> DecoderSpec:
+        """Return what the decoder is for sequences of at most so many positions: windows that these reach stay."""
+        windows = tuple(size if size is not None and size < positions else None for size in self.windows)
+        return replace(self, windows=windows if any(windows) else ())
 
     def parameters(self, rows: int) -> Shapes:
         """Return name -> shape of every weight, relative to the decoder, with ``rows`` embedding rows."""
@@ -78,7 +97,7 @@ def read_decoder(config: Config) -> DecoderSpec:
     """Return the spec of a ``text_config``; absent fields take the defaults of transformers' config class.
 
     Raises:
-        UserError: another architecture, sliding-window attention, or sizes that do not fit each other.
+        UserError: another architecture, or sizes that do not fit each other.
     """
     kind = setting(config, "model_type", "llama", str)
     if kind not in _DEFAULTS:
@@ -90,7 +109,6 @@ def read_decoder(config: Config) -> DecoderSpec:
     hidden = count(config, "hidden_size", 4096)
     heads = count(config, "num_attention_heads", 32)
     context = count(config, "max_position_embeddings", defaults.context, 1 << 24)
-    _refuse_sliding_window(kind, config, context)
     spec = DecoderSpec(
         kind=kind,
         hidden=hidden,
@@ -107,6 +125,7 @@ def read_decoder(config: Config) -> DecoderSpec:
         qkv_bias=kind == "qwen2" or _llama_switch(kind, config, "attention_bias"),
         output_bias=_llama_switch(kind, config, "attention_bias"),
         mlp_bias=_llama_switch(kind, config, "mlp_bias"),
+        windows=_windows(kind, config),
     )
     if spec.heads % spec.kv_heads:
         raise UserError(
@@ -132,14 +151,18 @@ def _llama_switch(kind: str, config: Config, name: str) -> bool:
     return kind == "llama" and bool(setting(config, name, False, bool))
 
 
-def _refuse_sliding_window(kind: str, config: Config, context: int) -> None:
-    window: int | None = None
-    if kind == "mistral" or (kind == "qwen2" and setting(config, "use_sliding_window", False, bool)):
-        window = setting(config, "sliding_window", None, int) if "sliding_window" in config else 4096
-    if window is not None and window < context:
-        raise UserError(
-            f"The language model uses sliding-window attention ({window} of {context} tokens), which is not "
-            f"supported; if your prompts stay below {window} tokens, set max_position_embeddings to {window} in "
-            "config.json's text_config and export again.",
-            code="sliding-window-unsupported",
-        )
+def _windows(kind: str, config: Config) -> tuple[int | None, ...]:
+    """Return the sliding window of each layer, as transformers' config classes read it."""
+    depth = layers(config, 32)
+    if kind == "llama" or config.get("sliding_window", 4096) is None:
+        return ()
+    size: int = count(config, "sliding_window", 4096)
+    if kind == "mistral":
+        return (size,) * depth
+    if not setting(config, "use_sliding_window", False, bool):
+        return ()
+    kinds: list[object] = setting(config, "layer_types", [], list)
+    if kinds:
+        return tuple(size if one == "sliding_attention" else None for one in kinds)
+    first: int = setting(config, "max_window_layers", 28, int)
+    return (None,) * max(min(first, depth), 0) + (size,) * max(depth - max(first, 0), 0)

@@ -11,6 +11,8 @@ from divprune_edge.errors import UserError
 from divprune_edge.strict_json import is_file, read_json, read_text
 
 Config = Mapping[str, Any]
+Shapes = dict[str, tuple[int, ...]]
+"""Name of a weight -> its shape."""
 
 MOST_BYTES = 64 << 20
 """Of one file: a tokenizer of 262,000 tokens has 33 MB."""

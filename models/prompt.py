@@ -13,17 +13,6 @@ from divprune_edge.models.files import CheckpointFiles, Config
 TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer.json", "chat_template.jinja"
 """Names in the bundle, and in checkpoints."""
 
-VICUNA_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message['role'] | upper }}: "
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
-"""For LLaVA-1.5 checkpoints that carry no template: the prompt form the model was trained with."""
-
 
 @dataclass(frozen=True)
 class PromptFacts:
@@ -37,7 +26,9 @@ class PromptFacts:
     template_source: str
 
 
-def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, vocabulary: int) -> PromptFacts:
+def read_prompt(
+    files: CheckpointFiles, config: Config, image_token_id: int, vocabulary: int, default: str
+) -> PromptFacts:
     """Return the prompt facts of a checkpoint.
 
     Args:
@@ -45,6 +36,7 @@ def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, voc
         config: its ``config.json``.
         image_token_id: id of the image placeholder.
         vocabulary: number of logits; ids that no token has are never sampled.
+        default: the family's chat template, for checkpoints that carry none.
 
     Raises:
         UserError: no ``tokenizer.json``, or a placeholder id that the tokenizer does not know.
@@ -57,7 +49,7 @@ def read_prompt(files: CheckpointFiles, config: Config, image_token_id: int, voc
             code="tokenizer-foreign",
         )
     special = _special_tokens(files)
-    template, source = _chat_template(files)
+    template, source = _chat_template(files, default)
     entry = Prompt(
         tokenizer=TOKENIZER_FILE,
         chat_template=TEMPLATE_FILE,
@@ -143,7 +135,7 @@ def _stop_ids(
     )
 
 
-def _chat_template(files: CheckpointFiles) -> tuple[str, str]:
+def _chat_template(files: CheckpointFiles, default: str) -> tuple[str, str]:
     """Return (template, where it was found), in transformers' order of precedence."""
     for name in ("processor_config.json", "chat_template.json", TEMPLATE_FILE, "tokenizer_config.json"):
         if name == TEMPLATE_FILE:
@@ -152,7 +144,7 @@ def _chat_template(files: CheckpointFiles) -> tuple[str, str]:
             template = _default_of((files.json(name) or {}).get("chat_template"))
         if template is not None:
             return template, name
-    return VICUNA_TEMPLATE, "the LLaVA-1.5 default"
+    return default, "the family's default"
 
 
 def _default_of(template: Any) -> str | None:

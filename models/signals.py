@@ -11,15 +11,9 @@ layers chosen by a paper for 24 layers keep their relative depth in towers of ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection
 
 from divprune_edge.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from divprune_edge.models.clip import ClipVisionSpec
-    from divprune_edge.models.llava import LlavaSpec
 
 CLS_ATTENTION = "cls_attention"
 CLS_ATTENTION_SUM = "cls_attention_sum"
@@ -40,58 +34,21 @@ SIGNALS: dict[str, str] = {
 
 NONE, ALL = "none", "all"
 
-# HiPrune's object layer is the 9th of 24; VTC-CLS sums from index 16 of 24.
-_OBJECT_DEPTH = 9 / 24
-_SUM_DEPTH = 16 / 24
 
-
-@dataclass(frozen=True)
-class SignalLayers:
-    """Which layers (from 0) the signals look at: ``summed`` is a range of them."""
-
-    feature: int
-    object: int
-    summed: range
-
-
-def signal_layers(spec: ClipVisionSpec) -> SignalLayers:
-    """Return the layers of a tower that signals look at.
-
-    Raises:
-        UserError: the feature is the tower's input, before any attention.
-    """
-    if spec.used_layers == 0:
-        raise UserError(
-            "The checkpoint's feature is the vision tower's input (vision_feature_layer 0), before any "
-            "attention: choose a selector that needs no signals, such as divprune.",
-            code="signals-unavailable",
-        )
-    feature = spec.used_layers - 1
-    middle = min(max(round(_OBJECT_DEPTH * spec.layers) - 1, 0), feature)
-    first = min(round(_SUM_DEPTH * spec.layers), feature)
-    return SignalLayers(feature, middle, range(first, feature + 1))
-
-
-def signal_shape(name: str, spec: LlavaSpec) -> tuple[int, ...]:
-    """Return the shape of a signal for one tile."""
-    if name == KEYS:
-        return (spec.tokens, spec.vision.head_dim)
-    if name == CLS_TOKEN:
-        return (1, spec.width)
-    return (spec.tokens,)
-
-
-def parse_signals(asked: str, needed: Iterable[str] = ()) -> tuple[str, ...]:
+def parse_signals(
+    asked: str, needed: Collection[str] = (), offered: Collection[str] = tuple(SIGNALS)
+) -> tuple[str, ...]:
     """Return the signals to export, in the order of :data:`SIGNALS`.
 
     Args:
         asked: ``all``, ``none``, or names with commas between them.
         needed: what the selector declares; always included.
+        offered: what the checkpoint's vision encoder can give.
 
     Raises:
-        UserError: an unknown name; the closest one is suggested.
+        UserError: an unknown name (the closest one is suggested), or one that the encoder cannot give.
     """
-    names = {ALL: set(SIGNALS), NONE: set()}.get(asked)
+    names = {ALL: set(offered), NONE: set()}.get(asked)
     if names is None:
         names = {name.strip() for name in asked.split(",") if name.strip()}
     for name in sorted(names):
@@ -101,5 +58,12 @@ def parse_signals(asked: str, needed: Iterable[str] = ()) -> tuple[str, ...]:
                 f"There is no signal '{name}'{did_you_mean(name, [ALL, NONE, *SIGNALS])}: known are {known}.",
                 code="signals-unknown",
             )
-    wanted = names | set(needed)
-    return tuple(name for name in SIGNALS if name in wanted)
+    wanted = tuple(name for name in SIGNALS if name in names | set(needed))
+    for name in wanted:
+        if name not in offered:
+            raise UserError(
+                f"The checkpoint's vision encoder has no signal '{name}': choose a selector that does not need it, "
+                "such as divprune.",
+                code="signals-unavailable",
+            )
+    return wanted

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.models.families import family_named
 from divprune_edge.processing.images import load_image
-from divprune_edge.processing.preprocess import encoder_pixels
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
 
@@ -43,6 +43,7 @@ class Vision:
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self._manifest, self._backend = bundle.manifest, backend
+        self._family = family_named(bundle.manifest.family)
 
     def pixels(self, image: ImageSource, *, bgr: bool = False) -> Pixels:
         """Return an image as the encoder takes it, uint8 [1, H, W, 3].
@@ -50,7 +51,7 @@ class Vision:
         Raises:
             UserError: the image cannot be used.
         """
-        return encoder_pixels(load_image(image, bgr), *self._manifest.encoder_input)
+        return self._family.pixels(load_image(image, bgr), *self._manifest.encoder_input)
 
     def see(
         self, pixels: Pixels, selector: SelectorInfo | None, on_stage: OnStage = lambda stage: None

@@ -78,7 +78,16 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "explicit head_dim": {"text": {"head_dim": 16}},
     "attention and mlp bias": {"text": {"attention_bias": True, "mlp_bias": True}},
     "mistral": {"kind": "mistral", "text": {"num_key_value_heads": 2, "sliding_window": None}},
+    "mistral, sliding window": {"kind": "mistral", "text": {"num_key_value_heads": 2, "sliding_window": 11}},
     "qwen2": {"kind": "qwen2", "text": {"num_key_value_heads": 2}},
+    "qwen2, sliding window in some layers": {
+        "kind": "qwen2",
+        "text": {
+            "use_sliding_window": True,
+            "sliding_window": 11,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        },
+    },
     "qwen2 tied": {"kind": "qwen2", "text": {"tie_word_embeddings": True}, "tied": True},
     "linear rope": {
         "text": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}

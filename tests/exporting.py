@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.llava import export_llava
-from divprune_edge.export.plan import ExportPlan, plan_llava
+from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.verify import verify_bundle
 from divprune_edge.export.verify.bundle import bytes_needed
 from divprune_edge.manifest import Manifest, Verification
@@ -38,7 +38,7 @@ def plan_of(folder: Path, keep: int | None = 9, **options: Any) -> ExportPlan:
     """Return the plan of a checkpoint folder."""
     checkpoint = Checkpoint(folder, folder.name)
     asked = {"selector": "divprune", "prune": None, "precision": "fp32", **options}
-    return plan_llava(checkpoint, keep=keep, **asked)
+    return plan_export(checkpoint, keep=keep, **asked)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Bundle:
 
 def export(plan: ExportPlan, folder: Path) -> Bundle:
     """Export without verification."""
-    return Bundle(plan, folder, export_llava(plan, folder, force=False, verify=unverified, report=Silent()))
+    return Bundle(plan, folder, export_bundle(plan, folder, force=False, verify=unverified, report=Silent()))
 
 
 def open_session(source: Path | bytes) -> Any:

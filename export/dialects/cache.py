@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from divprune_edge.errors import UserError
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.models.decoder import DecoderSpec
 
@@ -41,3 +42,18 @@ def heads_first(g: GraphBuilder, x: ir.Value) -> ir.Value:
 def merge_heads(g: GraphBuilder, x: ir.Value, width: int) -> ir.Value:
     """Return [batch, seq, width] of [batch, heads, seq, head_dim]."""
     return g.op("Reshape", heads_first(g, x), g.constant([0, 0, width]))
+
+
+def check_windows(spec: DecoderSpec, dialect: str) -> None:
+    """Check that one mask does for all layers.
+
+    Raises:
+        UserError: some have a sliding window, and not all the same.
+    """
+    if spec.windows and spec.only_window is None:
+        sizes = sorted({size for size in spec.windows if size})
+        raise UserError(
+            f"Some layers of the language model have a sliding window of {sizes[0]} tokens and others not, for which "
+            f"--dialect {dialect} has no masks: use a --capacity of at most {sizes[0]}, or --dialect portable.",
+            code="sliding-window-unsupported",
+        )

@@ -3,7 +3,8 @@
 For TensorRT 10.3 (JetPack 6.2), whose parser ends at opset 20 and knows neither ``Attention`` nor an operator that
 writes into a cache; see ``docs/kv-cache.md`` for the alternatives. ONNX Runtime runs the same file.
 
-Inputs beyond ids and visual tokens: ``cache_mask`` bool [batch, 1, 1, capacity] (rows that are filled), ``new_mask``
+Inputs beyond ids and visual tokens: ``cache_mask`` bool [batch, 1, 1, capacity] (rows that are filled;
+[batch, 1, seq, capacity] where a sliding window hides some of them from some queries), ``new_mask``
 bool [batch, 1, seq, seq] (which new key each new query may see; itself at least), ``position_ids`` int64
 [batch, seq], and per layer ``past_key_values.{i}.key`` and ``.value`` [batch, kv_heads, capacity, head_dim].
 Outputs: ``new_key_values.{i}.key`` and ``.value`` [batch, kv_heads, seq, head_dim], the new rows alone: the caller
@@ -19,6 +20,7 @@ import onnx_ir as ir
 from divprune_edge.export.dialects.cache import (
     cache_inputs,
     cache_outputs,
+    check_windows,
     heads_first,
     merge_heads,
     split_heads,
@@ -50,11 +52,13 @@ class Decomposed:
 
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
-        """Every decoder will do."""
+        """The masks are the same for all layers."""
+        check_windows(spec, "decomposed")
 
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
         """Declare masks, positions and past; write what all layers share."""
-        filled = g.input("cache_mask", "bool", ["batch", 1, 1, self._capacity])
+        queries = 1 if spec.only_window is None else "seq"
+        filled = g.input("cache_mask", "bool", ["batch", 1, queries, self._capacity])
         visible = g.input("new_mask", "bool", ["batch", 1, "seq", "seq"])
         positions = g.input("position_ids", "int64", ["batch", "seq"])
         past = cache_inputs(g, spec, dtype, self._capacity)
@@ -63,6 +67,8 @@ class Decomposed:
             cache_bias, new_bias = (_bias(g, mask) for mask in (filled, visible))
             if group > 1:
                 new_bias = g.op("Concat", *[new_bias] * group, axis=2)
+                if spec.only_window is not None:
+                    cache_bias = g.op("Concat", *[cache_bias] * group, axis=2)
         rope = PlainRope(g, spec, dtype, positions)
         scale = g.constant(spec.head_dim**-0.5, dtype)
 

@@ -55,6 +55,7 @@ class OnnxRuntime:
         cosine, sine = rope_tables(g, spec, dtype)
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+            window = spec.window(layer)
             y, key, value = g.ops(
                 "GroupQueryAttention",
                 q,
@@ -71,6 +72,7 @@ class OnnxRuntime:
                 num_heads=spec.heads,
                 kv_num_heads=spec.kv_heads,
                 do_rotary=1,
+                **({} if window is None else {"local_window_size": window}),
             )
             self._present += [key, value]
             return y

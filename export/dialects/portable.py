@@ -40,7 +40,10 @@ class Portable:
         positions = g.input("position_ids", "int64", ["batch", "seq"])
         past = cache_inputs(g, spec, dtype, "past")
         with g.scope("mask"):
-            allowed = _allowed(g, ids, mask)
+            allowed: dict[int | None, ir.Value] = {None: _allowed(g, ids, mask)}
+            for window in sorted({spec.window(i) or 0 for i in range(spec.layers)} - {0}):
+                with g.scope(f"window_{window}"):
+                    allowed[window] = g.op("And", allowed[None], _near(g, ids, mask, window))
         cosine, sine = rope_tables(g, spec, dtype)
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -51,7 +54,7 @@ class Portable:
                 q,
                 k,
                 v,
-                allowed,
+                allowed[spec.window(layer)],
                 past[2 * layer],
                 past[2 * layer + 1],
                 outputs=3,
@@ -99,3 +102,18 @@ def _allowed(g: GraphBuilder, ids: ir.Value, mask: ir.Value) -> ir.Value:
     visible = g.op("Unsqueeze", mask, g.constant([1, 2]))
     seen = g.op("And", g.op("LessOrEqual", keys, queries), visible)
     return g.op("Or", seen, g.op("Equal", keys, queries))
+
+
+def _near(g: GraphBuilder, ids: ir.Value, mask: ir.Value, window: int) -> ir.Value:
+    """Return bool [batch, 1, seq, total]: key j is among the last ``window`` real ones up to query i.
+
+    ::
+
+        mask ─► CumSum ─► count of real keys ─┬─► of the queries - window ─┐
+                                              └────────────────────────────┴► Greater ─►
+    """
+    counts = g.op("CumSum", g.cast(mask, "int64"), g.constant(1))
+    seq, total = (g.op("Shape", value, start=1, end=2) for value in (ids, mask))
+    queries = g.op("Slice", counts, g.op("Sub", total, seq), total, g.constant([1]))
+    first = g.op("Sub", g.op("Unsqueeze", queries, g.constant([1, 3])), g.constant(window))
+    return g.op("Greater", g.op("Unsqueeze", counts, g.constant([1, 2])), first)

@@ -18,6 +18,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.dialects.cache import (
     cache_inputs,
     cache_outputs,
+    check_windows,
     heads_first,
     merge_heads,
     split_heads,
@@ -46,6 +47,7 @@ class Static:
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
         """TensorRT has no 16-bit kernel for heads of other sizes, whole or split."""
+        check_windows(spec, "static")
         if dtype != "float32" and spec.head_dim % 8:
             raise UserError(
                 f"Dialect 'static' in {dtype} needs heads whose size is a multiple of 8, but head_dim is "

@@ -42,9 +42,6 @@ _WRITERS: dict[str, Callable[[GraphBuilder, ir.Value, str], ir.Value]] = {
     "linear": lambda g, x, dtype: x,
 }
 
-GATES = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2", "sigmoid")
-"""Those that leave hardly anything negative: -0.28 at most, whatever goes in."""
-
 
 def activate(g: GraphBuilder, x: ir.Value, name: str, dtype: str) -> ir.Value:
     """Return the activation ``name`` (canonical, see ``models.activations``) of ``x``."""

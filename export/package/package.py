@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.llava import Reporter
+from divprune_edge.export.bundle import Reporter
 from divprune_edge.export.package.archive import (
     Member,
     archive_size,

@@ -21,6 +21,7 @@ from divprune_edge.export.verify.structure import check_structure
 from divprune_edge.export.verify.vision import check_vision, run_signals, sample_images
 from divprune_edge.export.verify.weights import GraphFile, check_weights
 from divprune_edge.manifest import Check, Verification
+from divprune_edge.models.families.family import HEAD
 
 Report = Callable[[str], None]
 
@@ -55,10 +56,10 @@ def verify_bundle(
     with _runnable(plan, language, layers, report) as run:
         checks += check_structure(plan, vision, language, run)
         report("loading the reference")
-        oracle = Oracle(plan.checkpoint.folder, layers)
+        reference = plan.family.reference
+        oracle = Oracle(reference, plan.checkpoint.folder, layers)
         report("visual tokens")
-        height = width = plan.spec.vision.image_size
-        images = sample_images(height, width)
+        images = sample_images(*plan.spec.image_size)
         unquantised = oracle.visual_tokens(images) if vision.is_quantised() else None
         _replace(plan, oracle, [vision, run], report)
         tolerance = TOLERANCES[plan.precisions.vision]
@@ -67,19 +68,19 @@ def verify_bundle(
         report("selection")
         # Found by glob: the file's name is the export's business, that there is one is ours.
         (selector,) = (folder / "selectors").glob("*.onnx")
-        width = plan.spec.width
         checks += verify_selector(
-            plan.selector, plan.spec.tokens, plan.keep, width, plan.token_dtype, selector
+            plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.token_dtype, selector
         )
         signals = run_signals(vision.path, images, plan.signals)
-        checks += check_signals(signals, oracle, plan.spec.vision, images, tolerance)
+        if signals:
+            checks += check_signals(signals, reference.signals(plan.spec, oracle, images), tolerance)
         found, kept = check_selection(plan.selector, selector, tokens, plan.keep, signals)
         checks += found
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))
         tolerance = TOLERANCES[plan.precisions.language]
         checks += check_language(
             plan,
-            open_language(run.path, plan.dialect.facts.name),
+            open_language(run.path, plan.dialect.facts.name, plan.spec.decoder.only_window),
             oracle,
             kept,
             tolerance=tolerance,
@@ -87,8 +88,13 @@ def verify_bundle(
         )
         if run.is_quantised():
             report("what the precision costs")
-            whole = Oracle(plan.checkpoint.folder, layers)
-            checks += cost_of_precision(plan, open_language(run.path, plan.dialect.facts.name), whole, kept)
+            whole = Oracle(reference, plan.checkpoint.folder, layers)
+            checks += cost_of_precision(
+                plan,
+                open_language(run.path, plan.dialect.facts.name, plan.spec.decoder.only_window),
+                whole,
+                kept,
+            )
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 
 
@@ -115,7 +121,9 @@ def affordable_layers(plan: ExportPlan, memory: int | None) -> int | None:
 
 def bytes_needed(plan: ExportPlan, layers: int) -> int:
     """Return the memory that a run with ``layers`` decoder layers takes."""
-    shapes = plan.names.parameters(plan.spec.truncated(layers), plan.embedding_rows, plan.vocabulary)
+    shapes = plan.names.parameters(
+        plan.spec.with_decoder(plan.spec.decoder.truncated(layers)), plan.embedding_rows, plan.vocabulary
+    )
     return _BYTES_PER_PARAMETER * sum(int(np.prod(shape)) for shape in shapes.values())
 
 
@@ -141,7 +149,7 @@ def _runnable(
 
     with tempfile.TemporaryDirectory(prefix=".truncated.", dir=language.path.parent) as partial:
         model = build_language_model(
-            plan.spec.truncated(layers),
+            plan.spec.with_decoder(plan.spec.decoder.truncated(layers)),
             plan.names,
             plan.checkpoint,
             plan.language_dialect(),
@@ -158,14 +166,8 @@ def _replace(plan: ExportPlan, oracle: Oracle, graphs: list[GraphFile], report: 
     How far they are from the checkpoint's is a check of its own, against a bound that follows from the format.
     So the graphs are held to what they should compute, not to what a lossy format may cost.
     """
-    parts = {
-        plan.names.vision: "model.vision_tower.",
-        plan.names.projector: "model.multi_modal_projector.",
-        plan.names.decoder: "model.language_model.",
-    }
     for graph in graphs:
         for name, weight, _ in graph.dequantised():
             report(f"weight {name}")
-            prefix = max((prefix for prefix in parts if name.startswith(prefix)), key=len, default="")
-            path = "lm_head.weight" if name == plan.names.head else parts[prefix] + name[len(prefix) :]
-            oracle.replace(path, np.ascontiguousarray(weight))
+            part, path = (HEAD, "weight") if name == plan.names.head else plan.names.split(name)
+            oracle.replace(part, path, np.ascontiguousarray(weight))

@@ -28,8 +28,8 @@ def open_graph(model: Path | bytes) -> Any:
 class _OpenedLanguage:
     """A session, and what its inputs and outputs say about tokens and cache."""
 
-    def __init__(self, path: Path) -> None:
-        self._session = open_graph(path)
+    def __init__(self, path: Path, window: int | None = None) -> None:
+        self._session, self._window = open_graph(path), window
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._past = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
@@ -173,8 +173,11 @@ class StaticLanguageGraph(_FixedLanguageGraph):
     def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
         positions = before[:, None] + np.arange(ids.shape[1])
         rows = np.arange(next(iter(cache.values())).shape[2])
+        seen = rows <= positions[..., None]
+        if self._window is not None:
+            seen &= positions[..., None] - rows < self._window
         inputs = {
-            "attention_mask": (rows <= positions[..., None])[:, None],
+            "attention_mask": seen[:, None],
             "position_ids": positions,
             "write_indices": before.astype(np.int64),
         }
@@ -189,10 +192,15 @@ class DecomposedLanguageGraph(_FixedLanguageGraph):
     def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
         batch, seq = ids.shape
         rows = np.arange(next(iter(cache.values())).shape[2])
+        positions = before[:, None] + np.arange(seq)
+        filled, visible = rows < before[:, None, None], np.tri(seq, dtype=bool)
+        if self._window is not None:
+            filled = filled & (positions[..., None] - rows < self._window)
+            visible &= ~np.tri(seq, k=-self._window, dtype=bool)
         inputs = {
-            "cache_mask": (rows < before[:, None])[:, None, None],
-            "new_mask": np.tile(np.tri(seq, dtype=bool), (batch, 1, 1, 1)),
-            "position_ids": before[:, None] + np.arange(seq),
+            "cache_mask": filled[:, None],
+            "new_mask": np.tile(visible, (batch, 1, 1, 1)),
+            "position_ids": positions,
         }
         logits, new = self._run(ids, visual, after - before - 1, inputs, cache)
         for name, value in new.items():
@@ -220,6 +228,6 @@ _GRAPHS: dict[str, type[LanguageGraph] | type[_RightPadded]] = {
 }
 
 
-def open_language(path: Path, dialect: str) -> AnyLanguageGraph:
-    """Open a language model graph of any dialect."""
-    return _GRAPHS[dialect](path)
+def open_language(path: Path, dialect: str, window: int | None = None) -> AnyLanguageGraph:
+    """Open a language model graph of any dialect; ``window`` is that of a mask which is made outside of the graph."""
+    return _GRAPHS[dialect](path, window)

@@ -1,8 +1,8 @@
-"""The reference: transformers' own LLaVA in float32, with weights that transformers itself loads."""
+"""The reference: transformers' own model in float32, with weights that transformers itself loads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.families.family import DECODER, HEAD, Reference
 from divprune_edge.models.files import CheckpointFiles
 
 Array = npt.NDArray[Any]
@@ -24,85 +25,74 @@ class ExpectedAnswer:
     tokens: Array
 
 
-@dataclass(frozen=True)
-class Tower:
-    """Of a vision tower: all hidden states, and queries and keys [tiles, n, hidden] of some layers, unscaled."""
-
-    states: list[Array]
-    queries: dict[int, Array]
-    keys: dict[int, Array]
-
-
 class Oracle:
-    """``LlavaForConditionalGeneration`` in float32 on the CPU, whole or with its first decoder layers only."""
+    """A family's model in float32 on the CPU, whole or with its first decoder layers only."""
 
-    def __init__(self, folder: Path, layers: int | None = None) -> None:
+    def __init__(self, reference: Reference[Any], folder: Path, layers: int | None = None) -> None:
         import torch
-        from transformers import AutoConfig, LlavaForConditionalGeneration
+        import transformers
 
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if layers is not None:
             _truncate(config.text_config, layers)
         with _quiet():
-            model = LlavaForConditionalGeneration.from_pretrained(
+            model = getattr(transformers, reference.model).from_pretrained(
                 folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
         self._torch = torch
+        self._reference = reference
         self._model = model.eval()
-        self._processor = _image_processor(folder)
+        self._modules = {
+            **reference.modules(model),
+            DECODER: model.get_decoder(),
+            HEAD: model.get_output_embeddings(),
+        }
+        self._processor = _image_processor(getattr(transformers, reference.processor), folder)
 
-    def replace(self, path: str, weight: Array) -> None:
-        """Put float32 ``weight`` in the place of a parameter, such as ``model.language_model.norm.weight``."""
-        parameters = dict(self._model.named_parameters(remove_duplicate=False))
-        if path not in parameters:  # transformers before 5 has one level more
-            path = path.replace("model.vision_tower.", "model.vision_tower.vision_model.")
-        assert tuple(parameters[path].shape) == weight.shape, path
-        module, _, name = path.rpartition(".")
+    def replace(self, part: str, name: str, weight: Array) -> None:
+        """Put float32 ``weight`` in the place of a part's parameter, such as ``norm.weight`` of the decoder."""
+        path, _, leaf = name.rpartition(".")
+        module = self._modules[part].get_submodule(path)
+        assert tuple(getattr(module, leaf).shape) == weight.shape, f"{part}.{name}"
         # A parameter of its own: a tied head must not take the embedding with it.
-        parameter = self._torch.nn.Parameter(self._torch.from_numpy(weight), requires_grad=False)
-        setattr(self._model.get_submodule(module), name, parameter)
+        setattr(module, leaf, self._torch.nn.Parameter(self._torch.from_numpy(weight), requires_grad=False))
 
     def visual_tokens(self, pixels: Array) -> Array:
         """Return float32 [tiles, N, D] of uint8 [tiles, H, W, 3]; the constants are the checkpoint file's."""
-        images = self._processor(images=list(pixels), return_tensors="pt", input_data_format="channels_last")
         with self._torch.inference_mode():
-            features = self._model.get_image_features(pixel_values=images["pixel_values"], return_dict=True)
-        return np.stack([image.numpy() for image in features.pooler_output])
+            images = self._reference.visual_tokens(self._model, self._processed(pixels))
+        return np.stack([image.numpy() for image in images])
 
-    def tower(self, pixels: Array, layers: Sequence[int]) -> Tower:
-        """Run the vision tower on uint8 [tiles, H, W, 3] and return what signals are made of.
-
-        Queries and keys are taken where the projections give them: no attention needs to be written out for it.
-        """
-        torch, tower = self._torch, self._model.model.vision_tower
-        images = self._processor(images=list(pixels), return_tensors="pt", input_data_format="channels_last")
-        encoder = getattr(tower, "vision_model", tower).encoder  # transformers before 5 has one level more
-        taken: dict[tuple[int, str], Any] = {}
-        hooks = []
-        for index in layers:
-            for part in ("q_proj", "k_proj"):
-                module = getattr(encoder.layers[index].self_attn, part)
-                key = (index, part)
-                hooks.append(
-                    module.register_forward_hook(lambda m, i, out, key=key: taken.update({key: out}))
-                )
+    def record(
+        self, part: str, pixels: Array, modules: Sequence[str]
+    ) -> tuple[list[Array], dict[str, Array]]:
+        """Run a part on uint8 [tiles, H, W, 3]; return its hidden states, and what the modules named in it put out."""
+        module, taken = self._modules[part], {}
+        hooks = [
+            module.get_submodule(name).register_forward_hook(
+                lambda m, i, out, name=name: taken.update({name: out.numpy()})
+            )
+            for name in modules
+        ]
         try:
-            with torch.inference_mode():
-                out = tower(images["pixel_values"], output_hidden_states=True)
+            with self._torch.inference_mode():
+                out = module(self._processed(pixels)["pixel_values"], output_hidden_states=True)
         finally:
             for hook in hooks:
                 hook.remove()
-        return Tower(
-            states=[state.numpy() for state in out.hidden_states],
-            queries={index: taken[index, "q_proj"].numpy() for index in layers},
-            keys={index: taken[index, "k_proj"].numpy() for index in layers},
-        )
+        return [state.numpy() for state in out.hidden_states], taken
 
-    def project(self, features: Array) -> Array:
-        """Return float32 [tiles, n, D] of features [tiles, n, width]."""
+    def apply(self, part: str, features: Array) -> Array:
+        """Run a part on float32 ``features``."""
         with self._torch.inference_mode():
-            tokens: Array = self._model.model.multi_modal_projector(self._torch.from_numpy(features)).numpy()
-        return tokens
+            result: Array = self._modules[part](self._torch.from_numpy(features)).numpy()
+        return result
+
+    def _processed(self, pixels: Array) -> Mapping[str, Any]:
+        images: Mapping[str, Any] = self._processor(
+            images=list(pixels), return_tensors="pt", input_data_format="channels_last"
+        )
+        return images
 
     def embed(self, ids: Array) -> Array:
         """Return float32 [length, D] of vocabulary ids."""
@@ -144,19 +134,16 @@ def _truncate(text_config: Any, layers: int) -> None:
         text_config.layer_types = text_config.layer_types[:layers]
 
 
-def _image_processor(folder: Path) -> Any:
-    """Return transformers' CLIP processor, less resize and crop, with the checkpoint's own settings."""
-    from transformers import CLIPImageProcessorPil
-
+def _image_processor(kind: Any, folder: Path) -> Any:
+    """Return transformers' processor, less resize and crop, with the checkpoint's own settings."""
     files = CheckpointFiles(folder)
     config = files.json("preprocessor_config.json")
     if config is None:
-        config = files.required_json("processor_config.json", "says how images are resized")[
-            "image_processor"
-        ]
+        whole = files.required_json("processor_config.json", "says how images are resized")
+        config = whole["image_processor"]
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     chosen = {name: config[name] for name in names if config.get(name) is not None}
-    return CLIPImageProcessorPil(do_resize=False, do_center_crop=False, **chosen)
+    return kind(do_resize=False, do_center_crop=False, **chosen)
 
 
 @contextmanager

@@ -65,16 +65,8 @@ def _belongs(plan: ExportPlan, node: Any, weight: str) -> bool:
 
 def _module(plan: ExportPlan, name: str) -> str:
     """Return the dotted path of the module that owns a weight, with the part's name in the graph in front."""
-    names = plan.names
-    parts = {
-        names.vision: "vision_tower",
-        names.projector: "multi_modal_projector",
-        names.decoder: "language_model",
-    }
-    # The longest prefix is the right one where one is the beginning of another.
-    prefix = max((prefix for prefix in parts if name.startswith(prefix)), key=len, default="")
-    owner = name[len(prefix) :].rpartition(".")[0]
-    return ".".join(part for part in (parts.get(prefix, ""), owner) if part)
+    part, rest = plan.names.split(name)
+    return ".".join(piece for piece in (part, rest.rpartition(".")[0]) if piece)
 
 
 def _layer(file: GraphFile, index: int) -> list[Any]:

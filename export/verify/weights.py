@@ -31,8 +31,7 @@ _MARGIN = 1.001
 # below two steps; another row, or one of another layer, is several steps away.
 _ROW_STEPS = 2.0
 
-# Tensors of a checkpoint that no graph needs: buffers, CLIP's pooled output, and a head beside a tied one.
-_BUFFERS = re.compile(r"\.(position_ids|inv_freq)$|\.post_layernorm\.(weight|bias)$")
+_BUFFERS = re.compile(r"\.(position_ids|inv_freq)$")
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,7 @@ def check_weights(plan: ExportPlan, graphs: list[GraphFile], report: Callable[[s
 
 
 def _dtype(plan: ExportPlan, name: str) -> str:
-    vision = name.startswith((plan.names.vision, plan.names.projector))
-    return plan.token_dtype if vision else plan.language_dtype
+    return plan.token_dtype if plan.names.in_encoder(name) else plan.language_dtype
 
 
 def _uses(plan: ExportPlan, name: str) -> int:
@@ -230,18 +228,9 @@ def _difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> str:
 
 
 def _dispensable(plan: ExportPlan, name: str) -> bool:
-    """Whether a tensor may be left out: a buffer, a tower layer above the feature, or a tied head's copy."""
+    """Whether a tensor may be left out: a buffer, what the family says is unused, or a tied head's copy."""
     if _BUFFERS.search(name):
         return True
     if name.endswith("lm_head.weight"):
         return plan.names.tied
-    above = re.match(re.escape(plan.names.vision) + r"encoder\.layers\.(\d+)\.", name)
-    return above is not None and int(above.group(1)) >= _tower_depth(plan)
-
-
-def _tower_depth(plan: ExportPlan) -> int:
-    """Tower layers that the feature needs, from the config itself: hidden state i comes after i layers."""
-    config = plan.checkpoint.config
-    feature = config.get("vision_feature_layer")
-    indices = [-2] if feature is None else feature if isinstance(feature, list) else [feature]
-    return max(i if i >= 0 else plan.spec.vision.layers + 1 + i for i in indices)
+    return plan.family.reference.unused(plan.spec, plan.checkpoint.config, *plan.names.split(name))

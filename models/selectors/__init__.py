@@ -14,7 +14,7 @@ from divprune_edge.models.selectors.fastervlm import FASTERVLM
 from divprune_edge.models.selectors.hiprune import HIPRUNE
 from divprune_edge.models.selectors.holov import HOLOV
 from divprune_edge.models.selectors.random import RANDOM
-from divprune_edge.models.selectors.selector import Merge, Ops, Selector, regret_of
+from divprune_edge.models.selectors.selector import Merge, Selector, regret_of
 from divprune_edge.models.selectors.todre import TODRE
 from divprune_edge.models.selectors.uniform import UNIFORM
 from divprune_edge.models.selectors.visionzip import VISIONZIP
@@ -38,7 +38,7 @@ SELECTORS: dict[str, Selector] = {
     )
 }
 
-__all__ = ["SELECTORS", "Merge", "Ops", "Selector", "find_selector", "regret_of"]
+__all__ = ["SELECTORS", "Merge", "Selector", "find_selector", "regret_of"]
 
 
 def find_selector(name: str) -> Selector:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.ranking import (
     LOWEST,
     cosine_similarities,
@@ -27,7 +28,6 @@ from divprune_edge.models.selectors.ranking import (
 )
 from divprune_edge.models.selectors.selector import (
     Indices,
-    Ops,
     Selector,
     Tokens,
     Valid,

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.divprune import DIVPRUNE
 from divprune_edge.models.selectors.fastervlm import FASTERVLM
 from divprune_edge.models.selectors.ranking import write_members
 from divprune_edge.models.selectors.selector import (
     Indices,
-    Ops,
     Selector,
     Tokens,
     Valid,

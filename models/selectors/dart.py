@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.ranking import (
     cosine_similarities,
     top_picks,
@@ -19,7 +20,7 @@ from divprune_edge.models.selectors.ranking import (
     write_similarities,
     write_top,
 )
-from divprune_edge.models.selectors.selector import Indices, Ops, Selector, Tokens, Valid, require_rows
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, require_rows
 
 PIVOTS = 4
 

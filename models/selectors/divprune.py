@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.selector import (
     Indices,
-    Ops,
     Selector,
     Tokens,
     Valid,

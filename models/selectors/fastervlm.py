@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.ranking import constant_values, top_picks, write_ascending, write_top
-from divprune_edge.models.selectors.selector import Indices, Ops, Selector, Tokens, Valid, Values
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values
 from divprune_edge.models.signals import CLS_ATTENTION
 
 

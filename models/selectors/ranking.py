@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.models.selectors.selector import Indices, Ops, Tokens, Valid, Values, require_rows
+from divprune_edge.models.graph import Ops
+from divprune_edge.models.selectors.selector import Indices, Tokens, Valid, Values, require_rows
 
 LOWEST = float(np.finfo(np.float32).min)
 """Score of a row that cannot be picked; finite, because not every runtime orders infinities."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,42 +18,6 @@ Picks = Callable[..., Indices]
 Body = Callable[..., Any]
 Values = Callable[[Sequence[int]], npt.NDArray[np.float64]]
 Parameter = bool | int | float | str
-
-
-class Ops(Protocol):
-    """The graph builder as a selector sees it; values are opaque.
-
-    Keeping this narrow is what lets the algorithms live without onnx: the export passes its builder in.
-    """
-
-    def op(self, op_type: str, *inputs: Any, **attributes: Any) -> Any:
-        """Add a standard operator with one output and return that output."""
-        ...
-
-    def ops(self, op_type: str, *inputs: Any, outputs: int, **attributes: Any) -> Sequence[Any]:
-        """Add a standard operator with several outputs and return them."""
-        ...
-
-    def constant(self, value: Any, dtype: str = "int64") -> Any:
-        """Add a small constant and return it."""
-        ...
-
-    def cast(self, value: Any, dtype: str) -> Any:
-        """Convert the element type."""
-        ...
-
-    def loop(
-        self,
-        trips: int,
-        carried: Sequence[Any],
-        body: Callable[[Ops, Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]],
-    ) -> tuple[list[Any], list[Any]]:
-        """Repeat ``body`` a constant number of times.
-
-        ``body`` gets a builder for the subgraph and the carried values and returns (next carried values,
-        values to stack). Returns (final carried values, stacked values with a new first axis of ``trips``).
-        """
-        ...
 
 
 @dataclass(frozen=True)

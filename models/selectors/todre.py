@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.divprune import cosine_distances, write_distances
 from divprune_edge.models.selectors.ranking import LOWEST, write_ascending, write_top
 from divprune_edge.models.selectors.selector import (
     Indices,
-    Ops,
     Selector,
     Tokens,
     Valid,

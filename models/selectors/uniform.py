@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.ranking import write_rows_at
-from divprune_edge.models.selectors.selector import Indices, Ops, Selector, Tokens, Valid, require_rows
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, require_rows
 
 
 def uniform_picks(tokens: Tokens, valid: Valid, keep: int) -> Indices:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.ranking import (
     TINY,
     top_picks,
@@ -26,7 +27,7 @@ from divprune_edge.models.selectors.ranking import (
     write_rows_at,
     write_top,
 )
-from divprune_edge.models.selectors.selector import Indices, Merge, Ops, Selector, Tokens, Valid, require_rows
+from divprune_edge.models.selectors.selector import Indices, Merge, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION, CLS_TOKEN, KEYS
 
 CONTEXTUAL, OF = 10, 64

@@ -113,7 +113,7 @@ class BlockSession:
         return tuple(np.array(whole[slot : slot + 1, :, :length]) for whole in self._host())
 
     def _feed(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
-        return STEPS[self._info.dialect](ids, positions, lengths, self._capacity)
+        return STEPS[self._info.dialect](ids, positions, lengths, self._capacity, self._info.window)
 
     def _view(self, first: int, count: int) -> _View:
         key = first, count

@@ -20,34 +20,42 @@ StepInputs = dict[str, npt.NDArray[Any]]
 """Name of a graph input -> its value; contiguous."""
 
 
-def static_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int) -> StepInputs:
+def static_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int, window: int | None) -> StepInputs:
     """Return the inputs of dialect ``static``: new rows are written at ``write_indices``, then all are read.
 
-    ``attention_mask`` bool [n, 1, seq, capacity]: key j may be seen by query i where j <= length + i.
+    ``attention_mask`` bool [n, 1, seq, capacity]: key j may be seen by query i where j <= length + i, and with a
+    sliding window only the last ``window`` of them.
     """
-    last = lengths[:, None] + np.arange(ids.shape[1])
+    last = (lengths[:, None] + np.arange(ids.shape[1]))[:, None, :, None]
+    keys = np.arange(capacity)
+    seen = keys <= last
     return {
         **_common(ids, positions),
-        "attention_mask": (np.arange(capacity) <= last[:, :, None])[:, None],
+        "attention_mask": seen if window is None else seen & (keys > last - window),
         "write_indices": lengths,
     }
 
 
-def decomposed_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int) -> StepInputs:
+def decomposed_step(
+    ids: Ints, positions: Ints, lengths: Ints, capacity: int, window: int | None
+) -> StepInputs:
     """Return the inputs of dialect ``decomposed``: old rows are read from the cache, new ones from the step.
 
-    ``cache_mask`` bool [n, 1, 1, capacity]: rows of the cache that are filled. ``new_mask`` bool
-    [n, 1, seq, seq]: new key j may be seen by query i where j <= i.
+    ``cache_mask`` bool [n, 1, 1, capacity]: rows of the cache that are filled; with a sliding window
+    [n, 1, seq, capacity], as another query may see others. ``new_mask`` bool [n, 1, seq, seq]: new key j may be seen by
+    query i where j <= i.
     """
     count, seq = ids.shape
-    return {
-        **_common(ids, positions),
-        "cache_mask": (np.arange(capacity) < lengths[:, None])[:, None, None],
-        "new_mask": np.tile(np.tri(seq, dtype=np.bool_), (count, 1, 1, 1)),
-    }
+    keys, queries = np.arange(capacity), np.arange(seq)[:, None]
+    filled = (keys < lengths[:, None])[:, None, None]
+    new = np.tri(seq, dtype=np.bool_)
+    if window is not None:
+        filled = filled & (keys > (lengths[:, None] + np.arange(seq))[:, None, :, None] - window)
+        new &= np.arange(seq) > queries - window
+    return {**_common(ids, positions), "cache_mask": filled, "new_mask": np.tile(new, (count, 1, 1, 1))}
 
 
-def fused_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int) -> StepInputs:
+def fused_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int, window: int | None) -> StepInputs:
     """Return the inputs of dialect ``onnxruntime``, whose operator derives positions from the lengths.
 
     Raises:
@@ -77,9 +85,9 @@ def _common(ids: Ints, positions: Ints) -> StepInputs:
     }
 
 
-STEPS: dict[Dialect, Callable[[Ints, Ints, Ints, int], StepInputs]] = {
+STEPS: dict[Dialect, Callable[[Ints, Ints, Ints, int, int | None], StepInputs]] = {
     "static": static_step,
     "decomposed": decomposed_step,
     "onnxruntime": fused_step,
 }
-"""Dialect -> what makes a step's inputs from ids and positions int64 [n, seq], lengths int64 [n] and capacity."""
+"""Dialect -> what makes a step's inputs from ids and positions int64 [n, seq], lengths int64 [n], capacity, window."""

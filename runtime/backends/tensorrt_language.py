@@ -17,8 +17,8 @@ import numpy as np
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime.backends.session import CacheRows, Logits, SlotTable, pieces
-from divprune_edge.runtime.backends.steps import STEPS
+from divprune_edge.runtime.backends.session import CacheRows, Ints, Logits, SlotTable, pieces
+from divprune_edge.runtime.backends.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.tensorrt_slots import PAST, ROWS, VISUAL, Slots
 from divprune_edge.runtime.engines.device import Device, Memory, Plan, Shape, aligned
 from divprune_edge.runtime.engines.pool import Tensor
@@ -52,7 +52,6 @@ class TensorRtLanguage:
         assert info.capacity is not None
         self.device, self.plan, self.info = device, plan, info
         self.capacity = info.capacity
-        self.step = STEPS[info.dialect]
         self.prefill = min(PREFILL, plan.profiles - 1)
         self.longest = plan.limits("input_ids", self.prefill)[1][1]
         self.tensors = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
@@ -120,6 +119,10 @@ class TensorRtLanguage:
             found[name] = Place(size, shape, dtype)
             size += aligned(found[name].nbytes)
         return found, size
+
+    def step(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
+        """Return what a step is fed; see :data:`~divprune_edge.runtime.backends.steps.STEPS`."""
+        return STEPS[self.info.dialect](ids, positions, lengths, self.capacity, self.info.window)
 
     def reserve(self, scratch: Memory) -> None:
         """Have the memory of one sequence ready, and its decode step captured; ``scratch`` is for activations."""
@@ -224,7 +227,7 @@ class TensorRtSession:
         assert visual is not None
         most = min(chunk or model.longest, model.longest)
         for part, places in pieces(ids, positions, int(lengths[slot]), most):
-            inputs = model.step(part, places, lengths[slot : slot + 1], model.capacity)
+            inputs = model.step(part, places, lengths[slot : slot + 1])
             where = visual.address, visual.shape
             memory.prefill(slot, where, inputs, part.shape[1], int(lengths[slot]))
             lengths[slot] += part.shape[1]
@@ -241,7 +244,7 @@ class TensorRtSession:
             held[slot] = rows[slot] = lengths[slot]
             row[slot], places[slot] = token, lengths[slot] if positions is None else positions[slot]
         memory.intact = [min(rows, int(held[slot])) for slot, rows in enumerate(memory.intact)]
-        memory.decode({**model.step(row, places, held, model.capacity), ROWS: rows})
+        memory.decode({**model.step(row, places, held), ROWS: rows})
         lengths[list(ids)] += 1
         return {slot: memory.logits[slot] for slot in ids}
 

@@ -78,10 +78,10 @@ class Slots:
         self.intact = [0] * self.count
         if model.longest > 1:
             nothing = np.zeros((1, 2), np.int64)
-            inputs = model.step(nothing, nothing + np.arange(2), np.zeros(1, np.int64), model.capacity)
+            inputs = model.step(nothing, nothing + np.arange(2), np.zeros(1, np.int64))
             self.prefill(0, (self._nothing.address, model.nothing_shape(1)), inputs, 2, 0)
         row, idle = np.zeros((self.count, 1), np.int64), np.full(self.count, model.capacity - 1)
-        inputs = {**model.step(row, row, idle, model.capacity), ROWS: np.full(self.count, model.capacity)}
+        inputs = {**model.step(row, row, idle), ROWS: np.full(self.count, model.capacity)}
         self.decode(inputs)
         self.decode(inputs)
 

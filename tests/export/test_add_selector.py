@@ -12,7 +12,7 @@ from exporting import Bundle, export, images, open_session, plan_of, see
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.add_selector import add_selector, add_selectors
-from divprune_edge.export.llava import VerificationFailed
+from divprune_edge.export.bundle import VerificationFailed
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.selectors.divprune import max_min_select
 

@@ -13,7 +13,8 @@ from exporting import close, export, failures, images, plan_of
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.verify import verify_bundle
-from divprune_edge.models.signals import SIGNALS, SignalLayers, parse_signals, signal_layers
+from divprune_edge.models.signals import SIGNALS, parse_signals
+from divprune_edge.models.towers.signals import SignalLayers, signal_layers
 
 FULL = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
 TOWERS = {
@@ -141,7 +142,7 @@ def test_an_export_verifies_its_signals(tmp_path: Path, name: str) -> None:
 
 def test_a_wrong_layer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Signals of the layer before the feature layer do not pass."""
-    import divprune_edge.export.signals as module
+    import divprune_edge.models.towers.signals as module
 
     def early(spec: Any) -> SignalLayers:
         right = signal_layers(spec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from divprune_edge.models.cost import cost_of, decoder_flops, kv_bytes, max_min_flops, vision_flops
+from divprune_edge.models.cost import cost_of, decoder_flops, kv_bytes, max_min_flops
 from divprune_edge.models.cost_conventions import (
     F2,
     F3,
@@ -16,7 +16,7 @@ from divprune_edge.models.cost_conventions import (
     fitprune_flops,
     prefill_flops,
 )
-from divprune_edge.models.llava import read_llava
+from divprune_edge.models.families.llava.spec import read_llava
 
 TERA = 1e12
 QUESTIONS = list(QUESTION_TOKENS.values())
@@ -149,7 +149,7 @@ def test_end_to_end_of_llava_15(keep: int, language: float, total: float, percen
 
 
 def test_vision_and_selector_of_llava_15() -> None:
-    assert vision_flops(LLAVA_7B.vision) / TERA == pytest.approx(0.366, abs=5e-4)
+    assert LLAVA_7B.vision_flops / TERA == pytest.approx(0.366, abs=5e-4)
     assert max_min_flops(576, 4096, 56) / 1e9 == pytest.approx(2.718, abs=1e-3)
 
 

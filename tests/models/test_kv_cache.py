@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from divprune_edge.models.families.llava.spec import read_llava
 from divprune_edge.models.kv_cache import (
     APPEND_PLUGIN,
     GROWING,
@@ -12,7 +13,6 @@ from divprune_edge.models.kv_cache import (
     TWO_PART,
     step_weight_bytes,
 )
-from divprune_edge.models.llava import read_llava
 
 LLAVA_7B = read_llava(
     {"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064}}

@@ -12,7 +12,7 @@ import pytest
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.files import CheckpointFiles
-from divprune_edge.models.prompt import VICUNA_TEMPLATE, PromptFacts, read_prompt
+from divprune_edge.models.prompt import PromptFacts, read_prompt
 
 TOKENIZER: dict[str, Any] = {
     "model": {"type": "BPE", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}},
@@ -36,7 +36,7 @@ def read(
     for name, content in {"tokenizer.json": TOKENIZER, "tokenizer_config.json": SPECIAL, **files}.items():
         if content is not None:
             (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
-    return read_prompt(CheckpointFiles(folder), config or {}, 6, rows)
+    return read_prompt(CheckpointFiles(folder), config or {}, 6, rows, "{{ messages }}")
 
 
 def test_tokens_and_ids(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_precedence_is_that_of_transformers(tmp_path: Path) -> None:
         processor = LlavaProcessor.from_pretrained(folder, backend="pil")
         stock = processor.chat_template or processor.tokenizer.chat_template
         config = json.loads((folder / "config.json").read_text())
-        assert read_prompt(CheckpointFiles(folder), config, 4, 50).template == stock == place
+        assert read_prompt(CheckpointFiles(folder), config, 4, 50, "none").template == stock == place
 
 
 def test_named_templates(tmp_path: Path) -> None:
@@ -148,8 +148,7 @@ def test_named_templates(tmp_path: Path) -> None:
 
 def test_no_template_is_the_family_default(tmp_path: Path) -> None:
     facts = read(tmp_path, {})
-    assert facts.template == VICUNA_TEMPLATE
-    assert facts.template_source == "the LLaVA-1.5 default"
+    assert (facts.template, facts.template_source) == ("{{ messages }}", "the family's default")
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

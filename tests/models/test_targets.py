@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.llava import WeightNames, read_llava
+from divprune_edge.models.families import WeightNames
+from divprune_edge.models.families.llava.spec import read_llava
 from divprune_edge.models.targets import SEVEN_BILLION, TARGETS, Target, find_target
 
 RTX = [target for target in TARGETS.values() if target.backend == "tensorrt-rtx"]
@@ -119,7 +120,8 @@ def test_float16_where_a_7b_model_takes_at_most_half_of_the_memory() -> None:
 def test_the_size_of_a_7b_model() -> None:
     text = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
     spec = read_llava({"model_type": "llava", "text_config": text})
-    shapes = WeightNames("v.", "p.", "d.", "head").parameters(spec, 32064, 32064)
+    names = WeightNames({"vision_tower": "v.", "multi_modal_projector": "p."}, "d.", "head")
+    shapes = names.parameters(spec, 32064, 32064)
     assert sum(math.prod(shape) for shape in shapes.values()) * np.dtype(np.float16).itemsize == SEVEN_BILLION
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.models.families import family_named
 from divprune_edge.processing.images import load_image
-from divprune_edge.processing.preprocess import encoder_pixels
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends.session import check_room
 from divprune_edge.runtime.backends.steps import STEPS
@@ -36,7 +36,8 @@ class Inputs:
 
     def __init__(self, bundle: Bundle, selector: SelectorInfo | None, image: Path, question: str) -> None:
         self._bundle, self._selector, self._question = bundle, selector, question
-        self._pixels = encoder_pixels(load_image(image), *bundle.manifest.encoder_input)
+        family = family_named(bundle.manifest.family)
+        self._pixels = family.pixels(load_image(image), *bundle.manifest.encoder_input)
         self._seen: tuple[dict[str, Array], Array] | None = None
         self.note = ""
 
@@ -67,12 +68,12 @@ class Inputs:
         # What a cache holds does not change what a step costs, as long as it is finite: one file serves all layers.
         filled[:, :, :length] = np.random.default_rng(0).standard_normal(filled[:, :, :length].shape)
         prefill = {
-            **step(ids, rows[:, :length], np.array([0]), info.capacity),
+            **step(ids, rows[:, :length], np.array([0]), info.capacity, info.window),
             "visual_tokens": kept,
             CACHES: empty,
         }
         decode = {
-            **step(ids[:, -1:], rows[:, length:], np.array([length]), info.capacity),
+            **step(ids[:, -1:], rows[:, length:], np.array([length]), info.capacity, info.window),
             "visual_tokens": kept,
             CACHES: filled,
         }

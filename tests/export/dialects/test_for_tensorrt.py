@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from checkpoints import VARIATIONS, make_checkpoint
 from exporting import Bundle, export, failures, images, plan_of, see, select
 
 from divprune_edge.errors import UserError
@@ -27,6 +29,7 @@ NAMES = [
     "explicit head_dim",
     "attention and mlp bias",
     "mistral",
+    "mistral, sliding window",
     "qwen2",
     "llama3 rope",
     "one layer",
@@ -148,7 +151,7 @@ def test_greedy_tokens_of_transformers_up_to_the_last_row(dialect: str, made: Ca
     bundle = made(dialect, capacity=96)
     kept = select(bundle, see(bundle, images(bundle)))[0]
     before, after = np.array([1, 5, 7, 9, 30, 31, 22]), np.array([12, 13, 8, 6, 7, 41, 17, 19, 20])
-    oracle = Oracle(bundle.plan.checkpoint.folder)
+    oracle = Oracle(bundle.plan.family.reference, bundle.plan.checkpoint.folder)
     answer = oracle.answer(
         np.concatenate([oracle.embed(before), kept[0], oracle.embed(after)]), steps=96 - 25
     )
@@ -306,3 +309,24 @@ def test_a_capacity_out_of_range_is_one_sentence(capacity: int, checkpoint: Call
         UserError, match=rf"--capacity {capacity} is out of range: with 9 .* at least 73 rows, .* ends at 256"
     ):
         plan_of(checkpoint("plain"), dialect="static", capacity=capacity)
+
+
+@DIALECTS
+def test_windows_of_some_layers_are_refused(dialect: str, tmp_path: Path) -> None:
+    options = VARIATIONS["qwen2, sliding window in some layers"]
+    text = options["text"] | {"sliding_window": 80}
+    checkpoint = make_checkpoint(tmp_path / "tiny", **options | {"text": text})
+    with pytest.raises(UserError, match=f"window of 80.*{dialect}") as error:
+        plan_of(checkpoint, keep=9, dialect=dialect, capacity=81)
+    assert error.value.code == "sliding-window-unsupported"
+    assert plan_of(checkpoint, keep=9, dialect=dialect, capacity=80).spec.decoder.windows == ()
+
+
+@DIALECTS
+def test_a_window_that_is_off_by_one_is_caught(dialect: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "tiny", **VARIATIONS["mistral, sliding window"])
+    bundle = export(plan_of(checkpoint, dialect=dialect), tmp_path / "bundle")
+    assert bundle.manifest.language_model.window == 11
+    decoder = replace(bundle.plan.spec.decoder, windows=(12,) * 3)
+    wrong = replace(bundle.plan, spec=replace(bundle.plan.spec, decoder=decoder))
+    assert "language: prefill" in failures(wrong, bundle.folder)

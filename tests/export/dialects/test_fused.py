@@ -21,6 +21,8 @@ NAMES = [
     "explicit head_dim",
     "attention and mlp bias",
     "mistral",
+    "mistral, sliding window",
+    "qwen2, sliding window in some layers",
     "qwen2",
     "llama3 rope",
     "one layer",

@@ -74,7 +74,7 @@ def test_every_step_that_the_host_feeds_fits_its_profile(manifest: Manifest) -> 
     profiles = language_profiles(info, make_limits(manifest, [SELECTORS[0]], 100))
     for at, count, length in ((PREFILL, 1, 0), (PREFILL, 100, 0), (PREFILL, 37, 200), (DECODE, 1, 511)):
         rows = np.arange(length, length + count)[None]
-        fed = STEPS[info.dialect](np.zeros((1, count), np.int64), rows, rows[:, 0], CAPACITY)
+        fed = STEPS[info.dialect](np.zeros((1, count), np.int64), rows, rows[:, 0], CAPACITY, None)
         for name, value in fed.items():
             least, _, most = three(profiles[at], name)
             inside = [low <= size <= high for low, size, high in zip(least, value.shape, most, strict=True)]

@@ -1,4 +1,4 @@
-"""The CLIP vision tower: what of it a LLaVA checkpoint uses (Radford et al. 2021, ViT variant)."""
+"""The CLIP vision tower (Radford et al. 2021, ViT variant): what a family uses of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
-from divprune_edge.models.files import Config, count, layers, setting
-
-Shapes = dict[str, tuple[int, ...]]
+from divprune_edge.models.files import Config, Shapes, count, layers, setting
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,14 @@ class ClipVisionSpec:
         """Encoder layers that the feature needs; later ones are never exported."""
         return max(self.feature_states)
 
+    @property
+    def flops(self) -> int:
+        """FLOPs of one image, used layers only: ``2 L (4 n h^2 + 2 n^2 h + 2 n h m)`` + patches."""
+        n, h = self.patches + 1, self.hidden
+        layer = 4 * n * h * h + 2 * n * n * h + 2 * n * h * self.intermediate
+        patches = self.patches * h * 3 * self.patch_size**2
+        return 2 * (self.used_layers * layer + patches)
+
     def parameters(self) -> Shapes:
         """Return name -> shape of every weight that the exported part needs, relative to the tower."""
         h, m, p = self.hidden, self.intermediate, self.patch_size
@@ -81,7 +87,7 @@ def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> 
     """Return the spec of a ``vision_config``; absent fields take ``CLIPVisionConfig``'s defaults.
 
     Args:
-        config: the vision part of a LLaVA config.
+        config: the vision part of a family's config.
         feature_layer: ``vision_feature_layer``, one index or several; negative ones count from the end.
         strategy: ``default`` drops the class token, ``full`` keeps it.
 

@@ -39,8 +39,7 @@ from divprune_edge.manifest import (
     Verification,
     VisionInfo,
 )
-from divprune_edge.models.cost import decoder_parts, projector_flops, vision_flops
-from divprune_edge.models.llava import FAMILY
+from divprune_edge.models.cost import decoder_parts
 from divprune_edge.models.prompt import TOKENIZER_FILE
 
 VISION_FILE = "vision_encoder.onnx"
@@ -61,7 +60,7 @@ class Reporter(Protocol):
         ...
 
 
-def export_llava(
+def export_bundle(
     plan: ExportPlan, output: Path, *, force: bool, verify: Verify, report: Reporter
 ) -> Manifest:
     """Write the bundle of ``plan`` to ``output``, whole or not at all.
@@ -105,7 +104,7 @@ def export_llava(
         with report.stage("sha256 of every file"):
             files = hash_files(folder, hashed)
         manifest = Manifest(
-            family=FAMILY,
+            family=plan.family.name,
             precision=str(plan.precisions),
             block_size=plan.precisions.block_size if plan.precisions.has_blocks else None,
             calibrated=bool(plan.moments),
@@ -127,20 +126,18 @@ def export_llava(
 
 
 def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> VisionInfo:
-    model = build_vision_encoder(
-        plan.spec, plan.names, plan.checkpoint, plan.preprocessing, plan.vision_format(), plan.signals
-    )
+    spec = plan.spec
+    model = build_vision_encoder(plan, plan.vision_format(), plan.signals)
     with report.stage(VISION_FILE, len(model.graph.initializers)) as progress:
         graph = write_graph(model, folder, VISION_FILE, progress, hashed)
     return VisionInfo(
         **_fields(graph),
-        tokens=plan.spec.tokens,
-        width=plan.spec.width,
-        image_height=plan.spec.vision.image_size,
-        image_width=plan.spec.vision.image_size,
+        tokens=spec.tokens,
+        width=spec.width,
+        image_height=spec.image_size[0],
+        image_width=spec.image_size[1],
         precision=plan.precisions.vision,
-        flops=vision_flops(plan.spec.vision)
-        + projector_flops(plan.spec.vision.feature_width, plan.spec.width, plan.spec.tokens),
+        flops=spec.vision_flops + spec.projector_flops,
     )
 
 
@@ -165,6 +162,7 @@ def _language(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str
         context=decoder.context,
         cost=_language_cost(plan, folder, graph),
         capacity=plan.capacity,
+        window=decoder.only_window if plan.capacity else None,
     )
 
 

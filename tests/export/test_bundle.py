@@ -20,10 +20,10 @@ from checkpoints import TEMPLATE
 from exporting import Bundle, Silent, export, plan_of, unverified
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.llava import VerificationFailed, export_llava
+from divprune_edge.export.bundle import VerificationFailed, export_bundle
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.manifest import Check, Verification, read_manifest
-from divprune_edge.models.prompt import VICUNA_TEMPLATE
+from divprune_edge.models.families.llava import VICUNA_TEMPLATE
 
 Usage = namedtuple("Usage", "total used free")
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,17 +105,17 @@ def test_force_replaces_only_bundles(plan: ExportPlan, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     export(plan, output)
     (output / "stale.txt").write_text("old")
-    export_llava(plan, output, force=True, verify=unverified, report=Silent())
+    export_bundle(plan, output, force=True, verify=unverified, report=Silent())
     assert not (output / "stale.txt").exists()
     assert listing(tmp_path) == ["bundle"]
     other = tmp_path / "holiday"
     other.mkdir()
     (other / "photo.jpg").write_text("precious")
     with pytest.raises(UserError, match="is not a bundle, so --force will not delete it"):
-        export_llava(plan, other, force=True, verify=unverified, report=Silent())
+        export_bundle(plan, other, force=True, verify=unverified, report=Silent())
     assert listing(other) == ["photo.jpg"]
     (tmp_path / "empty").mkdir()
-    export_llava(plan, tmp_path / "empty", force=True, verify=unverified, report=Silent())
+    export_bundle(plan, tmp_path / "empty", force=True, verify=unverified, report=Silent())
     assert read_manifest(tmp_path / "empty")
 
 
@@ -133,7 +133,7 @@ def test_disk_full_while_writing(plan: ExportPlan, tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"failed \(No space left on device\); nothing was left behind"):
-        export_llava(plan, tmp_path / "bundle", force=False, verify=unverified, report=Silent(full))
+        export_bundle(plan, tmp_path / "bundle", force=False, verify=unverified, report=Silent(full))
     assert listing(tmp_path) == []
 
 
@@ -150,7 +150,7 @@ def test_whatever_ends_the_export_leaves_nothing(
             raise ending
 
     with pytest.raises(ending):
-        export_llava(plan, tmp_path / "bundle", force=False, verify=unverified, report=Silent(stop))
+        export_bundle(plan, tmp_path / "bundle", force=False, verify=unverified, report=Silent(stop))
     assert listing(tmp_path) == []
 
 
@@ -161,7 +161,7 @@ def test_an_interrupted_force_keeps_the_old_bundle(plan: ExportPlan, tmp_path: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_llava(plan, tmp_path / "bundle", force=True, verify=unverified, report=Silent(stop))
+        export_bundle(plan, tmp_path / "bundle", force=True, verify=unverified, report=Silent(stop))
     assert read_manifest(tmp_path / "bundle") == old.manifest
     assert listing(tmp_path) == ["bundle"]
 
@@ -178,7 +178,7 @@ def test_a_failed_verification_writes_nothing(plan: ExportPlan, tmp_path: Path) 
     with pytest.raises(
         VerificationFailed, match=r"language prefill is 0\.5 relative .*no bundle was written"
     ) as error:
-        export_llava(plan, tmp_path / "bundle", force=False, verify=failing, report=Silent())
+        export_bundle(plan, tmp_path / "bundle", force=False, verify=failing, report=Silent())
     assert error.value.exit_code == 1
     assert listing(tmp_path) == []
 
@@ -189,7 +189,7 @@ def test_verification_is_stored(plan: ExportPlan, tmp_path: Path) -> None:
     def verify(plan: ExportPlan, folder: Path) -> Verification:
         return verify_bundle(plan, folder, lambda line: None)
 
-    export_llava(plan, tmp_path / "bundle", force=False, verify=verify, report=Silent())
+    export_bundle(plan, tmp_path / "bundle", force=False, verify=verify, report=Silent())
     stored = read_manifest(tmp_path / "bundle").verification
     assert stored.status == "verified"
     assert len(stored.checks) > 15

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.llava import find_weights, read_llava
+from divprune_edge.models.families import family_of
+from divprune_edge.models.families.llava.spec import read_llava
 
 LLAVA_15_7B: dict[str, Any] = {
     "text_config": {
@@ -143,8 +144,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "original 'liuhaotian' layout"),
     ({"model_type": "llava_mistral"}, "original 'liuhaotian' layout"),
     ({"model_type": "vipllava"}, "ViP-LLaVA is not supported"),
-    ({"model_type": "bert"}, "is not a LLaVA config: its model_type is 'bert', expected 'llava'"),
-    ({}, "is not a LLaVA config: its model_type is None"),
+    ({"model_type": "bert"}, "model_type is 'bert', expected 'llava'"),
+    ({}, "model_type is None"),
     (changed("quantization_config", value={"bits": 4}), "already quantised"),
     (
         changed("text_config", "model_type", value="gemma"),
@@ -182,64 +183,49 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     (changed("text_config", "hidden_size", value="wide"), "'hidden_size' is 'wide', expected int"),
     (changed("text_config", "hidden_size", value=True), "'hidden_size' is True, expected a number"),
     (changed("text_config", "num_hidden_layers", value=0), "'num_hidden_layers' is 0, expected at least 1"),
-    (
-        {"model_type": "llava", "text_config": {"model_type": "mistral", "sliding_window": 1024}},
-        "sliding-window attention (1024 of 131072 tokens), which is not supported",
-    ),
-    (
-        {"model_type": "llava", "text_config": {"model_type": "mistral"}},
-        "sliding-window attention (4096 of 131072 tokens)",
-    ),
-    (
-        {
-            "model_type": "llava",
-            "text_config": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 99},
-        },
-        "sliding-window attention (99 of 32768 tokens)",
-    ),
 ]
 
 
 @pytest.mark.parametrize(("config", "sentence"), REFUSALS, ids=[sentence[:40] for _, sentence in REFUSALS])
 def test_refusals_say_why(config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)) as error:
-        read_llava(config)
+        family_of(config).spec(config)
     assert "\n" not in str(error.value)
     assert str(error.value).endswith((".", ")"))
 
 
-def test_a_window_as_long_as_the_context_is_none() -> None:
-    text = {"model_type": "mistral", "sliding_window": 4096, "max_position_embeddings": 4096}
-    assert read_llava({"model_type": "llava", "text_config": text}).decoder.context == 4096
-
-
-TOWERS = (
-    "model.vision_tower.vision_model.",
-    "vision_tower.vision_model.",
-    "model.vision_tower.",
-    "vision_tower.",
+@pytest.mark.parametrize(
+    ("text", "windows"),
+    [
+        ({"model_type": "mistral"}, (4096,) * 4),
+        ({"model_type": "mistral", "sliding_window": None}, ()),
+        ({"model_type": "mistral", "sliding_window": 9}, (9,) * 4),
+        ({"model_type": "llama", "sliding_window": 9}, ()),
+        ({"model_type": "qwen2", "sliding_window": 9}, ()),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9}, (None,) * 4),
+        (
+            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 3},
+            (None, None, None, 4096),
+        ),
+        (
+            {
+                "model_type": "qwen2",
+                "use_sliding_window": True,
+                "sliding_window": 9,
+                "layer_types": ["full_attention", "sliding_attention"] * 2,
+            },
+            (None, 9, None, 9),
+        ),
+    ],
 )
-PROBES = ("embeddings.class_embedding", "linear_1.weight", "embed_tokens.weight")
+def test_sliding_windows(text: dict[str, Any], windows: tuple[int | None, ...]) -> None:
+    config = {"model_type": "llava", "text_config": text | {"num_hidden_layers": 4}}
+    decoder = read_llava(config).decoder
+    assert decoder.windows == windows
 
 
-@pytest.mark.parametrize("tower", TOWERS)
-@pytest.mark.parametrize("old", [True, False])
-def test_names_in_both_spellings(tower: str, old: bool) -> None:
-    projector = "multi_modal_projector." if old else "model.multi_modal_projector."
-    decoder = "language_model.model." if old else "model.language_model."
-    head = "language_model.lm_head.weight" if old else "lm_head.weight"
-    prefixes = (tower, projector, decoder)
-    names = {*(prefix + probe for prefix, probe in zip(prefixes, PROBES, strict=True)), head}
-    found = find_weights(names, tied=False)
-    assert (found.vision, found.projector, found.decoder, found.head) == (*prefixes, head)
-    assert not found.tied
-    tied = find_weights(names - {head}, tied=True)
-    assert tied.head == f"{decoder}embed_tokens.weight"
-    assert tied.tied
-    with pytest.raises(UserError, match="does not tie the output head"):
-        find_weights(names - {head}, tied=False)
-    for prefix, probe, part in zip(
-        prefixes, PROBES, ("vision tower", "projector", "language model"), strict=True
-    ):
-        with pytest.raises(UserError, match=f"no weights of the {part}"):
-            find_weights(names - {prefix + probe}, tied=False)
+def test_a_window_that_no_sequence_reaches_is_none() -> None:
+    text = {"model_type": "mistral", "sliding_window": 4096, "num_hidden_layers": 2}
+    decoder = read_llava({"model_type": "llava", "text_config": text}).decoder
+    assert decoder.within(4096).windows == ()
+    assert decoder.within(4097).only_window == 4096

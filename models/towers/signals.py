@@ -1,22 +1,52 @@
-"""Signal outputs of the vision graph, computed beside the layers that they look at."""
+"""Signals of a tower: which layers they look at, and their graph beside those layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import onnx_ir as ir
-
-from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.models.clip import ClipVisionSpec
+from divprune_edge.errors import UserError
+from divprune_edge.models.graph import Builder
 from divprune_edge.models.signals import (
     ATTENTION_OBJECT,
     ATTENTION_RECEIVED,
     CLS_ATTENTION,
     CLS_ATTENTION_SUM,
     KEYS,
-    SignalLayers,
-    signal_layers,
 )
+from divprune_edge.models.towers.clip import ClipVisionSpec
+
+# HiPrune's object layer is the 9th of 24; VTC-CLS sums from index 16 of 24.
+_OBJECT_DEPTH = 9 / 24
+_SUM_DEPTH = 16 / 24
+
+
+@dataclass(frozen=True)
+class SignalLayers:
+    """Which layers (from 0) the signals look at: ``summed`` is a range of them."""
+
+    feature: int
+    object: int
+    summed: range
+
+
+def signal_layers(spec: ClipVisionSpec) -> SignalLayers:
+    """Return the layers of a tower that signals look at.
+
+    Raises:
+        UserError: the feature is the tower's input, before any attention.
+    """
+    if spec.used_layers == 0:
+        raise UserError(
+            "The checkpoint's feature is the vision tower's input (vision_feature_layer 0), before any "
+            "attention: choose a selector that needs no signals, such as divprune.",
+            code="signals-unavailable",
+        )
+    feature = spec.used_layers - 1
+    middle = min(max(round(_OBJECT_DEPTH * spec.layers) - 1, 0), feature)
+    first = min(round(_SUM_DEPTH * spec.layers), feature)
+    return SignalLayers(feature, middle, range(first, feature + 1))
 
 
 class SignalTap:
@@ -30,9 +60,9 @@ class SignalTap:
         self._spec = spec
         self._names = frozenset(names)
         self._layers: SignalLayers | None = signal_layers(spec) if names else None
-        self.found: dict[str, ir.Value] = {}
+        self.found: dict[str, Any] = {}
 
-    def see(self, g: GraphBuilder, layer: int, queries: ir.Value, keys: ir.Value, dtype: str) -> None:
+    def see(self, g: Builder, layer: int, queries: Any, keys: Any, dtype: str) -> None:
         """Take what is wanted from one layer.
 
         Args:
@@ -60,25 +90,25 @@ class SignalTap:
                 mean = g.op("ReduceMean", _single(g, keys, dtype), g.constant([1]), keepdims=0)
                 self.found[KEYS] = self._rows(g, g.op("Transpose", mean, perm=[0, 2, 1]))
 
-    def _class_row(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, dtype: str) -> ir.Value:
+    def _class_row(self, g: Builder, queries: Any, keys: Any, dtype: str) -> Any:
         """softmax(q_cls K^T), mean over heads: [tiles, N]."""
         row = g.op("Slice", queries, g.constant([0]), g.constant([1]), g.constant([2]))
         scores = g.op("MatMul", _single(g, row, dtype), _single(g, keys, dtype))
         mean = g.op("ReduceMean", g.op("Softmax", scores, axis=-1), g.constant([1, 2]), keepdims=0)
         return self._rows(g, mean)
 
-    def _received(self, g: GraphBuilder, queries: ir.Value, keys: ir.Value, dtype: str) -> ir.Value:
+    def _received(self, g: Builder, queries: Any, keys: Any, dtype: str) -> Any:
         """Column means of softmax(Q K^T), the class token's row included: [tiles, N]."""
         scores = g.op("MatMul", _single(g, queries, dtype), _single(g, keys, dtype))
         mean = g.op("ReduceMean", g.op("Softmax", scores, axis=-1), g.constant([1, 2]), keepdims=0)
         return self._rows(g, mean)
 
-    def _rows(self, g: GraphBuilder, x: ir.Value) -> ir.Value:
+    def _rows(self, g: Builder, x: Any) -> Any:
         """Drop the class token's place on axis 1 where ``visual_tokens`` has none."""
         if self._spec.keep_cls:
             return x
         return g.op("Slice", x, g.constant([1]), g.constant([self._spec.patches + 1]), g.constant([1]))
 
 
-def _single(g: GraphBuilder, x: ir.Value, dtype: str) -> ir.Value:
+def _single(g: Builder, x: Any, dtype: str) -> Any:
     return x if dtype == "float32" else g.cast(x, "float32")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
+from divprune_edge.models.families.llava.preprocessing import CLIP_MEAN, CLIP_STD, read_preprocessing
 from divprune_edge.models.files import CheckpointFiles
-from divprune_edge.models.preprocessing import CLIP_MEAN, CLIP_STD, read_preprocessing
 
 SETTINGS: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",

@@ -1,0 +1,42 @@
+"""The layers of one part of a checkpoint, for encoders that models write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.layers.activation import activate
+from divprune_edge.export.layers.linear import linear
+from divprune_edge.export.layers.norm import layer_norm
+from divprune_edge.export.weights import Weights
+
+
+@dataclass(frozen=True)
+class Part:
+    """See :class:`divprune_edge.models.graph.Layers`."""
+
+    graph: GraphBuilder
+    weights: Weights
+
+    @property
+    def dtype(self) -> str:
+        """Element type of activations."""
+        return self.weights.dtype
+
+    def weight(self, name: str) -> ir.Value:
+        """Return a weight as it is stored, in the graph's type."""
+        return self.weights.plain(self.graph, name)
+
+    def linear(self, x: ir.Value, name: str, *, gated: bool = False) -> ir.Value:
+        """See :func:`divprune_edge.export.layers.linear.linear`."""
+        return linear(self.graph, x, self.weights, name, gated=gated)
+
+    def layer_norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+        """See :func:`divprune_edge.export.layers.norm.layer_norm`."""
+        return layer_norm(self.graph, x, self.weights, name, eps)
+
+    def activation(self, x: ir.Value, name: str) -> ir.Value:
+        """See :func:`divprune_edge.export.layers.activation.activate`."""
+        return activate(self.graph, x, name, self.weights.dtype)

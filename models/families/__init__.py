@@ -1,0 +1,73 @@
+"""Every model family, once: what an export and a runtime need to know of it.
+
+A new family is one folder here and one line in :data:`FAMILIES`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.families.family import Family, Reference, Spec, WeightNames
+from divprune_edge.models.families.llava import LLAVA
+from divprune_edge.models.files import Config
+
+__all__ = ["FAMILIES", "Family", "Reference", "Spec", "WeightNames", "family_named", "family_of"]
+
+FAMILIES: dict[str, Family[Any]] = {family.name: family for family in (LLAVA,)}
+
+_UNSUPPORTED = {
+    "llava_next": "LLaVA-NeXT (LLaVA-1.6) cuts an image into several tiles, which is not supported yet",
+    "llava_next_video": "LLaVA-NeXT-Video is not supported yet",
+    "llava_onevision": "LLaVA-OneVision is not supported yet",
+    "llava_llama": "it has the original 'liuhaotian' layout; use the converted checkpoint (llava-hf/…-hf)",
+    "llava_mistral": "it has the original 'liuhaotian' layout; use the converted checkpoint (llava-hf/…-hf)",
+    "vipllava": "ViP-LLaVA is not supported",
+    "video_llava": "Video-LLaVA is not supported",
+}
+
+
+def family_of(config: Config) -> Family[Any]:
+    """Return the family of a ``config.json``.
+
+    Raises:
+        UserError: one that is not supported (named, with what to do), or weights that are quantised already.
+    """
+    kind = config.get("model_type")
+    if "mm_vision_tower" in config:
+        raise UserError(
+            f"This checkpoint cannot be exported: {_UNSUPPORTED['llava_llama']}.", code="model-unsupported"
+        )
+    if kind in _UNSUPPORTED:
+        raise UserError(
+            f"This checkpoint ('{kind}') cannot be exported: {_UNSUPPORTED[str(kind)]}.",
+            code="model-unsupported",
+        )
+    if kind not in FAMILIES:
+        raise UserError(
+            f"config.json's model_type is {kind!r}, expected {' or '.join(map(repr, FAMILIES))} "
+            "(a checkpoint such as llava-hf/llava-1.5-7b-hf).",
+            code="model-unsupported",
+        )
+    if config.get("quantization_config"):
+        raise UserError(
+            "The checkpoint's weights are already quantised (config.json has a quantization_config): "
+            "export the original checkpoint and choose a --precision instead.",
+            code="weights-quantized",
+        )
+    return FAMILIES[str(kind)]
+
+
+def family_named(name: str) -> Family[Any]:
+    """Return the family that a manifest names.
+
+    Raises:
+        UserError: none has this name.
+    """
+    try:
+        return FAMILIES[name]
+    except KeyError:
+        raise UserError(
+            f"The bundle's family is '{name}', this divprune-edge knows {', '.join(FAMILIES)}: upgrade divprune-edge.",
+            code="family-unknown",
+        ) from None

@@ -1,0 +1,186 @@
+"""What a model family is to the rest of the project: one object, with the spec that it reads from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.manifest import Preprocessing
+from divprune_edge.models.decoder import DecoderSpec
+from divprune_edge.models.files import CheckpointFiles, Config, Shapes
+from divprune_edge.models.graph import Builder, Layers
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Array = npt.NDArray[Any]
+Pixels = npt.NDArray[np.uint8]
+
+DECODER, HEAD = "language_model", "lm_head"
+"""What the decoder and the output head are called in graphs."""
+VISUAL_TOKENS = "visual_tokens"
+
+
+class Spec(Protocol):
+    """Everything of a checkpoint that a graph depends on, as far as no family is meant."""
+
+    @property
+    def decoder(self) -> DecoderSpec:
+        """The language model."""
+        ...
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder of an image."""
+        ...
+
+    @property
+    def tokens(self) -> int:
+        """N: visual tokens of one tile."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """D: width of a visual token."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of a tile in pixels."""
+        ...
+
+    @property
+    def vision_flops(self) -> int:
+        """FLOPs of the vision tower for one tile."""
+        ...
+
+    @property
+    def projector_flops(self) -> int:
+        """FLOPs of the projector for one tile."""
+        ...
+
+    def encoder_parameters(self) -> Mapping[str, Shapes]:
+        """Return, for each part of the encoder by its name in the graph, the weights that the graph needs."""
+        ...
+
+    def signal_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Return the signals that the encoder can give, and their shapes for one tile.
+
+        Raises:
+            UserError: it has none in this configuration.
+        """
+        ...
+
+    def with_decoder(self, decoder: DecoderSpec) -> Spec:
+        """Return the same model with another decoder: fewer layers, other windows."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightNames:
+    """Where each part's weights live in a checkpoint.
+
+    ``encoder`` has a prefix for each of the encoder's parts, by the part's name in the graph; ``decoder`` is a prefix,
+    ``head`` the output head's full name.
+    """
+
+    encoder: Mapping[str, str]
+    decoder: str
+    head: str
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding."""
+        return self.head == f"{self.decoder}embed_tokens.weight"
+
+    def in_encoder(self, name: str) -> bool:
+        """Whether a weight, by its full name, belongs to the encoder."""
+        return name.startswith(tuple(self.encoder.values()))
+
+    def split(self, name: str) -> tuple[str, str]:
+        """Return the part that a weight is of, and its name there; an empty part where there is none."""
+        prefixes = {**self.encoder, DECODER: self.decoder}
+        # The longest prefix is the right one where one is the beginning of another.
+        part = max(
+            (p for p in prefixes if name.startswith(prefixes[p])), key=lambda p: len(prefixes[p]), default=""
+        )
+        return part, name.removeprefix(prefixes.get(part, ""))
+
+    def parameters(self, spec: Spec, rows: int, vocabulary: int) -> Shapes:
+        """Return full name -> expected shape of every weight that the graphs need."""
+        parts = {self.encoder[part]: shapes for part, shapes in spec.encoder_parameters().items()}
+        parts[self.decoder] = spec.decoder.parameters(rows)
+        shapes = {prefix + name: shape for prefix, part in parts.items() for name, shape in part.items()}
+        return shapes | {self.head: (vocabulary, spec.decoder.hidden)}
+
+
+class Model(Protocol):
+    """transformers' model of a checkpoint, as the verification opens it; parts as in :class:`WeightNames`."""
+
+    def record(
+        self, part: str, pixels: Pixels, modules: Sequence[str]
+    ) -> tuple[list[Array], dict[str, Array]]:
+        """Run a part on uint8 ``pixels``; return its hidden states, and what the modules named in it put out."""
+        ...
+
+    def apply(self, part: str, features: Array) -> Array:
+        """Run a part on ``features``."""
+        ...
+
+
+S = TypeVar("S", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Reference(Generic[S]):
+    """How transformers' own model of a family is reached. Handles are opaque: nothing here imports it.
+
+    Attributes:
+        model: name of its class.
+        processor: name of its image processor's class.
+        modules: ``(model)`` returns the modules of the encoder's parts.
+        visual_tokens: ``(model, what the processor made)`` returns a tensor [N, D] for each image.
+        signals: ``(spec, model, uint8 pixels)`` returns every signal, computed from what the model computes.
+        unused: ``(spec, config, part, name)`` says whether no graph needs a weight of an encoder's part.
+    """
+
+    model: str
+    processor: str
+    modules: Callable[[Any], Mapping[str, Any]]
+    visual_tokens: Callable[[Any, Mapping[str, Any]], Sequence[Any]]
+    signals: Callable[[S, Model, Pixels], dict[str, Array]]
+    unused: Callable[[S, Config, str, str], bool]
+
+
+@dataclass(frozen=True)
+class Family(Generic[S]):
+    """One model family.
+
+    Attributes:
+        name: the ``model_type`` of its configs, and its name in manifests.
+        template: the chat template for checkpoints that carry none.
+        presets: name -> config of well-known checkpoints, so that nobody needs to download one to count.
+        spec: reads a ``config.json``; absent fields take transformers' class defaults.
+        weight_names: ``(names of all tensors, whether the config ties the output head to the embedding)``.
+        preprocessing: reads the image processor's facts.
+        pixels: ``(RGB image, facts, height, width)`` returns what the encoder takes, uint8 [tiles, H, W, 3].
+        encoder: ``(builder, layers of each part, pixels, spec, facts, signals)`` writes the encoder; returns
+            :data:`VISUAL_TOKENS` [tiles, N, D] and the signals, by name.
+        reference: what verification compares with.
+    """
+
+    name: str
+    template: str
+    presets: Mapping[str, Config]
+    spec: Callable[[Config], S]
+    weight_names: Callable[[Collection[str], bool], WeightNames]
+    preprocessing: Callable[[CheckpointFiles, S], Preprocessing]
+    pixels: Callable[[Image.Image, Preprocessing, int, int], Pixels]
+    encoder: Callable[
+        [Builder, Mapping[str, Layers], Any, S, Preprocessing, Sequence[str]], Mapping[str, Any]
+    ]
+    reference: Reference[S]

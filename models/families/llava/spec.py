@@ -1,0 +1,126 @@
+"""What a LLaVA-1.5 config says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from divprune_edge.models.activations import activation
+from divprune_edge.models.decoder import DecoderSpec, read_decoder
+from divprune_edge.models.files import Config, Shapes, count, setting
+from divprune_edge.models.signals import CLS_TOKEN, KEYS, SIGNALS
+from divprune_edge.models.towers.clip import ClipVisionSpec, read_clip
+from divprune_edge.models.towers.signals import signal_layers
+
+TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
+"""The encoder's parts, as graphs and transformers name them."""
+
+# LlavaConfig's own vision tower where a config names none: CLIP ViT-L/14 at 336 pixels.
+_VISION_DEFAULT: Config = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True)
+class ProjectorSpec:
+    """Two linear layers with an activation between them."""
+
+    inputs: int
+    outputs: int
+    activation: str
+    bias: bool
+
+    def parameters(self) -> Shapes:
+        """Return name -> shape of its weights, relative to the projector."""
+        shapes: Shapes = {
+            "linear_1.weight": (self.outputs, self.inputs),
+            "linear_2.weight": (self.outputs, self.outputs),
+        }
+        if self.bias:
+            shapes |= {"linear_1.bias": (self.outputs,), "linear_2.bias": (self.outputs,)}
+        return shapes
+
+    def flops(self, tokens: int) -> int:
+        """Return the FLOPs of projecting ``tokens`` tokens."""
+        return 2 * tokens * self.outputs * (self.inputs + self.outputs)
+
+
+@dataclass(frozen=True)
+class LlavaSpec:
+    """Everything of a LLaVA-1.5 checkpoint that a graph depends on."""
+
+    vision: ClipVisionSpec
+    projector: ProjectorSpec
+    decoder: DecoderSpec
+    image_token_id: int
+
+    @property
+    def tokens(self) -> int:
+        """N: visual tokens of one image."""
+        return self.vision.tokens
+
+    @property
+    def width(self) -> int:
+        """D: width of a visual token."""
+        return self.projector.outputs
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the tower's input in pixels."""
+        return self.vision.image_size, self.vision.image_size
+
+    @property
+    def vision_flops(self) -> int:
+        """FLOPs of the tower for one image."""
+        return self.vision.flops
+
+    @property
+    def projector_flops(self) -> int:
+        """FLOPs of the projector for one image."""
+        return self.projector.flops(self.tokens)
+
+    def encoder_parameters(self) -> dict[str, Shapes]:
+        """Return the weights of each part that the encoder needs."""
+        return {TOWER: self.vision.parameters(), PROJECTOR: self.projector.parameters()}
+
+    def signal_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the signals that the encoder can give, and their shapes for one tile.
+
+        Raises:
+            UserError: the feature is the tower's input, before any attention.
+        """
+        signal_layers(self.vision)
+        special = {KEYS: (self.tokens, self.vision.head_dim), CLS_TOKEN: (1, self.width)}
+        return {name: special.get(name, (self.tokens,)) for name in SIGNALS}
+
+    def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
+        """Return the same model with another decoder."""
+        return replace(self, decoder=decoder)
+
+
+def read_llava(config: Config) -> LlavaSpec:
+    """Return the spec of a LLaVA-1.5 ``config.json``; absent fields take transformers' class defaults.
+
+    Raises:
+        UserError: settings that are not supported.
+    """
+    layer = setting(config, "vision_feature_layer", -2, (int, list))
+    vision = read_clip(
+        setting(config, "vision_config", _VISION_DEFAULT, dict),
+        layer,
+        setting(config, "vision_feature_select_strategy", "default", str),
+    )
+    decoder = read_decoder(setting(config, "text_config", {}, dict))
+    projector = ProjectorSpec(
+        inputs=vision.feature_width,
+        outputs=decoder.hidden,
+        activation=activation(setting(config, "projector_hidden_act", "gelu", str), "projector_hidden_act"),
+        bias=setting(config, "multimodal_projector_bias", True, bool),
+    )
+    name = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
+    return LlavaSpec(vision, projector, decoder, image_token_id=count(config, name, 32000))

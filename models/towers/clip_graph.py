@@ -1,0 +1,101 @@
+"""The CLIP tower as a graph: normalised pixels in, the rows of its feature out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from divprune_edge.models.activations import GATES
+from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.models.towers.clip import ClipVisionSpec
+from divprune_edge.models.towers.signals import SignalTap
+
+
+def hidden_states(g: Builder, tower: Layers, image: Any, spec: ClipVisionSpec, tap: SignalTap) -> list[Any]:
+    """Normalised pixels to the hidden states that the feature is chosen from, each [t, 1 + patches, hidden]."""
+    x = _embed(g, tower, image, spec)
+    states = [tower.layer_norm(x, "pre_layrnorm", spec.norm_eps)]
+    with g.scope("encoder"):
+        for i in range(spec.used_layers):
+            with g.scope(f"layers.{i}"):
+                states.append(_layer(g, tower, states[-1], spec, i, tap))
+    return states
+
+
+def feature(g: Builder, states: Sequence[Any], spec: ClipVisionSpec) -> Any:
+    """Hidden states to the feature [t, 1 + patches, feature width], the class token in front."""
+    with g.scope("select"):
+        chosen = [states[i] for i in spec.feature_states]
+        return chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
+
+
+def visual_rows(g: Builder, x: Any, spec: ClipVisionSpec) -> Any:
+    """Class token and patches to the rows that the checkpoint's language model reads."""
+    return x if spec.keep_cls else _rows(g, x, 1, spec.patches + 1)
+
+
+def class_row(g: Builder, x: Any) -> Any:
+    """Class token and patches to the class token alone."""
+    return _rows(g, x, 0, 1)
+
+
+def _rows(g: Builder, x: Any, begin: int, end: int) -> Any:
+    with g.scope("select"):
+        return g.op("Slice", x, g.constant([begin]), g.constant([end]), g.constant([1]))
+
+
+def _embed(g: Builder, tower: Layers, image: Any, spec: ClipVisionSpec) -> Any:
+    """Patches by a strided convolution, the class token in front, learned positions added."""
+    with g.scope("embeddings"):
+        kernel = tower.weight("embeddings.patch_embedding.weight")
+        sides = [spec.patch_size, spec.patch_size]
+        with g.scope("patch_embedding"):
+            patches = g.op("Conv", image, kernel, kernel_shape=sides, strides=sides)
+        flat = g.op("Reshape", patches, g.constant([0, spec.hidden, spec.patches]))
+        tokens = g.op("Transpose", flat, perm=[0, 2, 1])
+        tiles = g.op("Shape", image, start=0, end=1)
+        cls_shape = g.op("Concat", tiles, g.constant([1, spec.hidden]), axis=0)
+        cls = g.op("Expand", tower.weight("embeddings.class_embedding"), cls_shape)
+        x = g.op("Concat", cls, tokens, axis=1)
+        return g.op("Add", x, tower.weight("embeddings.position_embedding.weight"))
+
+
+def _layer(g: Builder, tower: Layers, x: Any, spec: ClipVisionSpec, index: int, tap: SignalTap) -> Any:
+    name = f"encoder.layers.{index}"
+    y = tower.layer_norm(x, f"{name}.layer_norm1", spec.norm_eps)
+    x = g.op("Add", x, _attention(g, tower, y, spec, index, tap))
+    y = tower.layer_norm(x, f"{name}.layer_norm2", spec.norm_eps)
+    with g.scope("mlp"):
+        y = tower.linear(y, f"{name}.mlp.fc1")
+        y = tower.activation(y, spec.activation)
+        y = tower.linear(y, f"{name}.mlp.fc2", gated=spec.activation in GATES)
+    return g.op("Add", x, y)
+
+
+def _attention(g: Builder, tower: Layers, x: Any, spec: ClipVisionSpec, index: int, tap: SignalTap) -> Any:
+    """Bidirectional multi-head attention, written out: the CPU runs it faster than the fused operator.
+
+    ::
+
+        x ─► q_proj · 1/√d ─► [t, h, n, d] ─┐
+        x ─► k_proj ─► [t, h, d, n] ────────┴► MatMul ─► Softmax ─┐
+        x ─► v_proj ─► [t, h, n, d] ──────────────────────────────┴► MatMul ─► merge heads ─► out_proj ─►
+    """
+    name = f"encoder.layers.{index}.self_attn"
+    with g.scope("self_attn"):
+        split = g.constant([0, 0, spec.heads, spec.head_dim])
+
+        def heads(projection: str, perm: list[int]) -> Any:
+            y = tower.linear(x, f"{name}.{projection}")
+            return g.op("Transpose", g.op("Reshape", y, split), perm=perm)
+
+        scale = g.constant(np.float32(spec.head_dim) ** np.float32(-0.5), tower.dtype)
+        q = g.op("Mul", heads("q_proj", [0, 2, 1, 3]), scale)
+        k = heads("k_proj", [0, 2, 3, 1])
+        tap.see(g, index, q, k, tower.dtype)
+        scores = g.op("Softmax", g.op("MatMul", q, k), axis=-1)
+        y = g.op("Transpose", g.op("MatMul", scores, heads("v_proj", [0, 2, 1, 3])), perm=[0, 2, 1, 3])
+        y = g.op("Reshape", y, g.constant([0, 0, spec.hidden]))
+        return tower.linear(y, f"{name}.out_proj")

@@ -1,0 +1,62 @@
+"""What a tower's signals are by other arithmetic: NumPy on what transformers' own tower gives, for the verification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.models.signals import (
+    ATTENTION_OBJECT,
+    ATTENTION_RECEIVED,
+    CLS_ATTENTION,
+    CLS_ATTENTION_SUM,
+    CLS_TOKEN,
+    KEYS,
+)
+from divprune_edge.models.towers.clip import ClipVisionSpec
+from divprune_edge.models.towers.signals import signal_layers
+
+Array = npt.NDArray[Any]
+Tower = Callable[[Sequence[str]], tuple[list[Array], dict[str, Array]]]
+"""Runs a tower; returns its hidden states, and what the modules named put out, each [tiles, n, hidden]."""
+
+
+def expected_signals(
+    spec: ClipVisionSpec, tower: Tower, project: Callable[[Array], Array]
+) -> dict[str, Array]:
+    """Return every signal of some images, from a run of ``tower`` over them and from the projector."""
+    layers = signal_layers(spec)
+    looked_at = sorted({layers.object, *layers.summed})
+    states, outputs = tower([_module(layer, part) for layer in looked_at for part in "qk"])
+    first = 0 if spec.keep_cls else 1
+
+    def heads(x: Array) -> Array:
+        tiles, n, _ = x.shape
+        return x.reshape(tiles, n, spec.heads, spec.head_dim).transpose(0, 2, 1, 3)
+
+    def attention(layer: int) -> Array:
+        """Mean over heads, [tiles, n, N]."""
+        q, k = heads(outputs[_module(layer, "q")]), heads(outputs[_module(layer, "k")])
+        scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(np.float32(spec.head_dim))
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+        return np.asarray(weights.mean(axis=1)[:, :, first:])
+
+    maps = {layer: attention(layer) for layer in looked_at}
+    cls = np.concatenate([states[i][:, :1] for i in spec.feature_states], axis=-1)
+    return {
+        CLS_ATTENTION: maps[layers.feature][:, 0],
+        CLS_ATTENTION_SUM: np.sum([maps[i][:, 0] for i in layers.summed], axis=0),
+        ATTENTION_OBJECT: maps[layers.object].mean(axis=1),
+        ATTENTION_RECEIVED: maps[layers.feature].mean(axis=1),
+        KEYS: heads(outputs[_module(layers.feature, "k")]).mean(axis=1)[:, first:],
+        CLS_TOKEN: project(cls),
+    }
+
+
+def _module(layer: int, part: str) -> str:
+    """The projections give queries and keys: no attention needs to be written out for them."""
+    return f"encoder.layers.{layer}.self_attn.{part}_proj"
