@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,32 +17,88 @@ from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from divprune_edge.processing.images import ImageSource
+    from divprune_edge.processing.layout import PromptIds
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 
+Question = tuple["ImageSource", str]
+
+
 def ask_batch(
-    pipeline: Pipeline, questions: Sequence[tuple[ImageSource, str]], bgr: bool, options: Decoding
+    pipeline: Pipeline, questions: Sequence[Question], bgr: bool, options: Decoding
 ) -> list[Answer]:
-    """Return the answers in the order of ``questions``."""
+    """Return the answers in the order of ``questions``.
+
+    Raises:
+        UserError: the first question that cannot be asked, by its number.
+    """
+    watch = Stopwatch()
+    prepared = _prepare(pipeline, questions, bgr)
+    for number, question in enumerate(prepared, start=1):
+        if isinstance(question, UserError):
+            raise UserError(f"Question {number} of the batch: {question}", code=question.code) from None
+    return _answer(
+        pipeline, [question for question in prepared if isinstance(question, _Prepared)], options, watch
+    )
+
+
+def ask_each(
+    pipeline: Pipeline, questions: Sequence[Question], options: Decoding
+) -> list[Answer | UserError]:
+    """Return an answer for each of ``questions`` that can be asked, and for the others what is wrong with them."""
+    watch = Stopwatch()
+    prepared = _prepare(pipeline, questions, bgr=False)
+    asked = [question for question in prepared if isinstance(question, _Prepared)]
+    answers = iter(_answer(pipeline, asked, options, watch))
+    return [question if isinstance(question, UserError) else next(answers) for question in prepared]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A question that can be asked; questions about the same image share its pixels."""
+
+    prompt: PromptIds
+    pixels: npt.NDArray[np.uint8]
+
+
+def _prepare(pipeline: Pipeline, questions: Sequence[Question], bgr: bool) -> list[_Prepared | UserError]:
+    """Read prompts and images; an image with several questions is read once."""
+    read: dict[Hashable, npt.NDArray[np.uint8] | UserError] = {}
+    prepared: list[_Prepared | UserError] = []
+    for image, text in questions:
+        try:
+            prompt = pipeline._encode_prompt([Turn("user", text, image=True)])
+        except UserError as error:
+            prepared.append(error)
+            continue
+        key = _key(image)
+        if key not in read:
+            try:
+                read[key] = pipeline._vision.pixels(image, bgr=bgr)
+            except UserError as error:
+                read[key] = error
+        pixels = read[key]
+        prepared.append(pixels if isinstance(pixels, UserError) else _Prepared(prompt, pixels))
+    return prepared
+
+
+def _answer(
+    pipeline: Pipeline, questions: Sequence[_Prepared], options: Decoding, watch: Stopwatch
+) -> list[Answer]:
     if not questions:
         return []
-    watch = Stopwatch()
-    prompts = []
-    for number, (_, text) in enumerate(questions, start=1):
-        with _question(number):
-            prompts.append(pipeline._encode_prompt([Turn("user", text, image=True)]))
     # An image with several questions is looked at once.
-    first: dict[Hashable, int] = {}
-    for i, (image, _) in enumerate(questions):
-        first.setdefault(_key(image), i)
+    first = {id(question.pixels): question.pixels for question in questions}
     order = {key: number for number, key in enumerate(first)}
-    images = [order[_key(image)] for image, _ in questions]
-    kept, indices = _see(pipeline, [(i + 1, questions[i][0]) for i in first.values()], bgr, watch)
+    images = [order[id(question.pixels)] for question in questions]
+    watch.lap("preprocess")
+    kept, indices = _see(pipeline, list(first.values()), watch)
     session = pipeline._backend.session(len(questions))
     writers: dict[int, Writer] = {}
-    for prompt, at in zip(prompts, images, strict=True):
+    for question, at in zip(questions, images, strict=True):
+        prompt = question.prompt
         slot = pipeline._begin(session, prompt, pipeline._backend.to_device(kept[at : at + 1]))
-        if not session.length(slot) and len(prompts) > 1 and prompt.before_image:
+        if not session.length(slot) and len(questions) > 1 and prompt.before_image:
             session.extend(slot, prompt.before_image, prompt.positions[: len(prompt.before_image)])
             pipeline._remember_prefix(prompt, session, slot)
         writers[slot] = pipeline._writer(prompt, options)
@@ -53,39 +109,24 @@ def ask_batch(
     ]
 
 
-@contextmanager
-def _question(number: int) -> Iterator[None]:
-    """Say which question an error is about."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"Question {number} of the batch: {error}", code=error.code) from None
-
-
 def _key(image: ImageSource) -> Hashable:
     """Return what two questions about the same image have in common."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
 
 
 def _see(
-    pipeline: Pipeline,
-    images: Sequence[tuple[int, ImageSource]],
-    bgr: bool,
-    watch: Stopwatch,
+    pipeline: Pipeline, images: Sequence[npt.NDArray[np.uint8]], watch: Stopwatch
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Encode and prune (number of the question, image), a few at a time.
+    """Encode and prune images, a few at a time.
 
     Returns the kept tokens [images, K, D] and their indices int64 [images, K].
     """
     kept, indices = [], []
     at_once = pipeline._backend.images_at_once
     for start in range(0, len(images), at_once):
-        pixels = []
-        for number, image in images[start : start + at_once]:
-            with _question(number):
-                pixels.append(pipeline._vision.pixels(image, bgr=bgr))
-        watch.lap("preprocess")
-        seen = pipeline._vision.see(np.concatenate(pixels), pipeline.selector, watch.lap)
+        seen = pipeline._vision.see(
+            np.concatenate(images[start : start + at_once]), pipeline.selector, watch.lap
+        )
         kept.append(pipeline._backend.to_host(seen.tokens))
         indices.append(seen.kept_indices)
     return np.concatenate(kept), np.concatenate(indices)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +24,12 @@ from divprune_edge.runtime.options import (
     TopKOption,
     TopPOption,
 )
+
+if TYPE_CHECKING:
+    from divprune_edge.errors import UserError
+
+LONGEST_LINE = 1 << 20
+"""Bytes of one question; a longer line is passed over without being read into memory."""
 
 
 def batch_command(
@@ -51,9 +60,11 @@ def batch_command(
 ) -> None:
     """Answer a file of questions, several at once.
 
-    Each line of the output repeats its line of the input and adds the answer, in the same order.
+    Each line of the output repeats its line of the input and adds the answer, in the same order. A line that cannot be
+    answered gets "error" and "code" instead, the others are answered all the same, and the exit code is 1.
     """
-    from divprune_edge.errors import UserError
+    from divprune_edge.errors import DivpruneError, UserError
+    from divprune_edge.runtime.batch import ask_each
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
 
@@ -69,57 +80,99 @@ def batch_command(
         "stop": tuple(stop or ()),
         "ignore_eos": ignore_eos,
     }
-    Decoding(**decoding)  # a wrong value is told before anything is loaded
-    asked = read_questions(questions)
+    options = Decoding(**decoding)  # a wrong value is told before anything is loaded
+    lines = read_questions(questions)
+    first = list(islice(lines, 1))  # and so is a file that is none
     pipeline = Pipeline(bundle, selector, keep, backend, threads)
-    for start in range(0, len(asked), size):
-        part = asked[start : start + size]
-        pairs = [(questions.parent / line["image"], line["question"]) for line in part]
-        for line, answer in zip(part, pipeline.ask_batch(pairs, **decoding), strict=True):
-            print(json.dumps({**line, **json.loads(answer.to_json())}, ensure_ascii=False), flush=True)
+    lines = chain(first, lines)
+    asked = failed = 0
+    while part := list(islice(lines, size)):
+        good = [line for line in part if line.error is None]
+        pairs = [(questions.parent / line.entry["image"], line.entry["question"]) for line in good]
+        answers = dict(zip((line.number for line in good), ask_each(pipeline, pairs, options), strict=True))
+        for line in part:
+            answer = line.error or answers[line.number]
+            asked += 1
+            if isinstance(answer, UserError):
+                failed += 1
+                fields = {"line": line.number, **line.entry, "error": str(answer), "code": answer.code}
+            else:
+                fields = {**line.entry, **json.loads(answer.to_json())}
+            print(json.dumps(fields, ensure_ascii=False), flush=True)
+    if failed:
+        raise DivpruneError(
+            f"{failed} of {asked} lines of '{questions}' have no answer: each says why, in its place.",
+            code="questions-unanswered",
+        )
 
 
-def read_questions(file: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSONL, each an object with ``image`` and ``question`` and whatever else it has.
+@dataclass(frozen=True)
+class Line:
+    """A line of the file: an object with ``image`` and ``question`` and whatever else it has, or what is wrong.
+
+    ``entry`` is empty where the line is not an object.
+    """
+
+    number: int
+    entry: dict[str, Any]
+    error: UserError | None = None
+
+
+def read_questions(file: Path) -> Iterator[Line]:
+    """Yield the lines of a JSONL that are not empty; images are looked for when their turn comes.
 
     Raises:
-        UserError: not readable, a malformed line (its number is named), a missing image, or no questions.
+        UserError: not readable, or no questions in it.
     """
     from divprune_edge.errors import UserError
+    from divprune_edge.strict_json import is_file
 
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(
             f"There is no file '{file}': give a JSONL with a question on each line.", code="questions-missing"
         )
+    empty = True
     try:
-        # Not splitlines: a JSON text may hold other characters that end a line.
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as stream:
+            number = 0
+            # Not splitlines: a JSON text may hold other characters that end a line.
+            while line := stream.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    while line and not line.endswith(b"\n"):
+                        line = stream.readline(LONGEST_LINE)
+                    error = f"is longer than {LONGEST_LINE} bytes"
+                    yield Line(number, {}, _invalid(file, number, error))
+                elif line.strip():
+                    yield _parse(line, file, number)
+                else:
+                    continue
+                empty = False
+    except OSError as error:
         raise UserError(
-            f"'{file}' cannot be read as UTF-8 text ({error}).", code="questions-unreadable"
+            f"'{file}' cannot be read ({error.strerror or error}): give a JSONL with a question on each line.",
+            code="questions-unreadable",
         ) from None
-    asked = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            asked.append(_parse(line, file, number))
-    if not asked:
+    if empty:
         raise UserError(f"'{file}' holds no questions.", code="questions-empty")
-    return asked
 
 
-def _parse(line: str, file: Path, number: int) -> dict[str, Any]:
-    from divprune_edge.errors import UserError
+def _parse(line: bytes, file: Path, number: int) -> Line:
+    from divprune_edge.strict_json import parse_json
 
-    where = f"'{file}', line {number}"
     try:
-        entry: Any = json.loads(line)
+        entry: Any = parse_json(line.decode("utf-8"))
     except ValueError as error:
-        raise UserError(f"{where} is not JSON ({error}).", code="questions-invalid") from None
+        return Line(number, {}, _invalid(file, number, f"is not JSON ({error})"))
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not an object with image and question.", code="questions-invalid")
+        return Line(number, {}, _invalid(file, number, "is not an object with image and question"))
     for name in ("image", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
-            raise UserError(f"{where} has no text '{name}'.", code="questions-invalid")
-    if not (file.parent / entry["image"]).is_file():
-        raise UserError(f"{where}: there is no image '{file.parent / entry['image']}'.", code="image-missing")
-    return entry
+            return Line(number, entry, _invalid(file, number, f"has no text '{name}'"))
+    return Line(number, entry)
+
+
+def _invalid(file: Path, number: int, reason: str) -> UserError:
+    from divprune_edge.errors import UserError
+
+    return UserError(f"'{file}', line {number} {reason}.", code="questions-invalid")

@@ -34,7 +34,7 @@ def test_what_nobody_can_mean(text: str, tmp_path: Path) -> None:
     with pytest.raises(JsonError, match=HOSTILE[text]):
         parse_json(text)
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"a.json' cannot be read as JSON \(.*\): get another") as told:
+    with pytest.raises(UserError, match=r"a.json' is not valid JSON \(.*\): get another") as told:
         read_json(tmp_path / "a.json", code="a-code", advice="get another")
     assert told.value.code == "a-code"
 
