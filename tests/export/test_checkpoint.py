@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from checkpoints import VARIATIONS, edit_json, make_checkpoint
 from exporting import export, plan_of
+from raising import refused
 from safetensors.numpy import load_file, save_file
 
 from divprune_edge.errors import UserError
@@ -66,7 +67,7 @@ def test_a_single_file_outranks_an_index(plain: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no checkpoint folder"):
+    with refused("checkpoint-missing"):
         Checkpoint(tmp_path / "nowhere", "x")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from exporting import Bundle, export, plan_of
 from onnx import TensorProto
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.precision import (
@@ -71,17 +72,12 @@ def test_mistakes_are_one_sentence(text: str, said: str) -> None:
 
 
 def test_another_block_size_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="--block-size 48 is not offered: int4 weights come in blocks of 32, 64 or 128"
-    ):
+    with refused("block-size-unsupported", "--block-size 48", 32, 64, 128):
         parse_precisions("int4", 48)
 
 
 def test_a_block_size_that_does_not_divide_is_refused(checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"Rows of '.*' have \d+ values, which blocks of 32 do not divide: choose int8 for that graph",
-    ):
+    with refused("block-size-unfit", 32, "int8"):
         plan_of(checkpoint("plain"), precision="int4")
 
 
@@ -92,10 +88,7 @@ def test_blocks_for_tensorrt(quantisable: Callable[..., Path]) -> None:
     assert chosen.block_widths == {64, 128}
     assert chosen.precisions.block_size == 64
     assert plan_of(quantisable(False), precision="int4").precisions.block_size == 32
-    with pytest.raises(
-        UserError,
-        match="--block-size 32 does not go with --dialect decomposed: TensorRT takes int4 in blocks of 64 or 128",
-    ):
+    with refused("block-size-with-dialect", "--block-size 32", "--dialect decomposed", 64, 128):
         plan_of(quantisable(False), precision="int4", dialect="decomposed", block_size=32)
 
 

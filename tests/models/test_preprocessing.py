@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.files import CheckpointFiles
@@ -126,7 +127,5 @@ def test_refusals(tmp_path: Path, change: dict[str, Any], sentence: str) -> None
 
 
 def test_no_file_at_all(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"has no preprocessor_config\.json .* copy it from the original checkpoint"
-    ):
+    with refused("image-processor-missing", "preprocessor_config.json"):
         read_preprocessing(files(tmp_path, None), 336)

@@ -11,8 +11,8 @@ import onnxruntime as ort
 import pytest
 from conftest import ROOT
 from exporting import export, plan_of
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import Backend, fixed, open_backend, steps
@@ -75,9 +75,7 @@ def test_greedy_tokens_until_the_cache_is_full(pair: tuple[Any, Any, list[int]])
         found, wanted = a.extend([token]), b.extend([token])
     assert agree(found, wanted)
     assert a.length == b.length == CAPACITY
-    with pytest.raises(
-        UserError, match=rf"would have {CAPACITY + 1} tokens, .* room for {CAPACITY}.*--capacity"
-    ):
+    with refused("sequence-too-long", CAPACITY + 1, CAPACITY, "--capacity"):
         a.extend([5])
     assert a.length == CAPACITY
     a.truncate(CAPACITY - 1)
@@ -199,9 +197,7 @@ def test_a_conversation(dialect: str, bundle_of: Callable[..., Path], demo_bundl
 
 def test_a_prompt_that_is_too_long_is_one_sentence(bundle_of: Callable[..., Path], image: Path) -> None:
     pipeline = Pipeline(bundle_of("static"), "none")
-    with pytest.raises(
-        UserError, match=r"tokens \(576 of them visual\), but the bundle's cache holds 192 .*--capacity\."
-    ):
+    with refused("prompt-too-long", 576, 192, "--capacity"):
         pipeline.ask(image, "What is there?")
 
 
@@ -234,12 +230,12 @@ def test_half_precision_stays_close(
 def test_cuda_is_refused(dialect: str, bundle_of: Callable[..., Path]) -> None:
     manifest = Bundle.open(bundle_of(dialect)).manifest
     _require_kernels(manifest, "cpu")
-    with pytest.raises(UserError, match=f"dialect '{dialect}', which is made for TensorRT .* portable"):
+    with refused("dialect-with-backend", dialect, "portable"):
         _require_kernels(manifest, "cuda")
 
 
 def test_several_at_once_are_refused(bundle_of: Callable[..., Path], image: Path) -> None:
-    with pytest.raises(UserError, match="dialect 'static', which takes one sequence at a time"):
+    with refused("batch-with-dialect", "static"):
         Pipeline(bundle_of("static")).ask_batch([(image, "What?"), (image, "Where?")])
 
 

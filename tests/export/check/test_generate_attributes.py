@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.generate_attributes import main, read_checkers, table_json
@@ -172,9 +173,9 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert (table["source"], table["revision"], table["tensorrt"]) == ("a file", REVISION, "10.9")
     assert table["refused"] == ["Bad"]
     assert "other" not in output.read_text(encoding="utf-8"), "no message is stored"
-    with pytest.raises(UserError, match=r"missing\.cpp' cannot be read"):
+    with refused("source-unreadable", "missing.cpp"):
         main([str(tmp_path / "missing.cpp"), str(output), "--revision", REVISION, "--tensorrt", "10.9"])
-    with pytest.raises(UserError, match="--revision 'main' is not a commit"):
+    with refused("revision-not-a-commit", "--revision 'main'"):
         table_json(FILE, "a file", "main", "10.9")
-    with pytest.raises(UserError, match="'new' is not a TensorRT version"):
+    with refused("tensorrt-version-invalid", "new"):
         table_json(FILE, "a file", REVISION, "new")

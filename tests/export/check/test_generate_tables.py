@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.generate_tables import main, read_operators, table_json
@@ -50,7 +51,7 @@ def test_as_a_command(tmp_path: Path) -> None:
     table = json.loads(output.read_text(encoding="utf-8"))
     assert (table["source"], table["revision"], table["tensorrt"]) == ("a list", REVISION, "10.10")
     assert "must be" not in output.read_text(encoding="utf-8"), "no prose of the list is stored"
-    with pytest.raises(UserError, match=r"missing\.md' cannot be read"):
+    with refused("source-unreadable", "missing.md"):
         main([str(tmp_path / "missing.md"), str(output), "--revision", REVISION])
 
 
@@ -73,5 +74,5 @@ def test_a_damaged_list_is_one_sentence(before: str, after: str, sentence: str) 
 
 
 def test_a_revision_is_a_commit() -> None:
-    with pytest.raises(UserError, match="--revision 'main' is not a commit"):
+    with refused("revision-not-a-commit", "--revision 'main'"):
         table_json(LIST, "a list", "main")

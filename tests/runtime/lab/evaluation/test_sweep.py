@@ -12,9 +12,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import MANIFEST
 from divprune_edge.runtime.lab.charts import WIDTH, Axis
 from divprune_edge.runtime.lab.evaluation.charts import HEIGHT, scatter
@@ -75,7 +74,7 @@ def test_largest_budget_within_a_target() -> None:
 def test_times() -> None:
     assert [parse_milliseconds(t) for t in ("150ms", "0.15s", "150", " 1.5 s ")] == [150, 150, 150, 1500]
     for text in ("", "fast", "-3ms", "0", "1m"):
-        with pytest.raises(UserError, match=f"--target-ttft is '{text}'"):
+        with refused("target-ttft-invalid", "--target-ttft", text):
             parse_milliseconds(text)
 
 

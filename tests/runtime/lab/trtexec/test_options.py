@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.lab.trtexec.generate_options import read_options
@@ -82,5 +83,5 @@ def test_attention_may_be_split_where_trtexec_can_say_so() -> None:
 
 def test_options_are_read_from_the_source() -> None:
     assert read_options(SOURCE) == ["--help", "--inputIOFormats", "--minShapes", "--noTF32", "--onnx"]
-    with pytest.raises(UserError, match="not trtexec's source"):
+    with refused("source-not-recognized"):
         read_options("int main() { return 0; }")
