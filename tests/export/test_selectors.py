@@ -14,7 +14,6 @@ from exporting import Bundle, export, failures, open_session, plan_of
 from raising import refused
 from selectors_cases import KINDS, WIDTH, make_signals, make_tokens, signal_infos, some_valid
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.add_selector import add_selector, add_selectors
 from divprune_edge.export.selector import DOMAIN, build_selector
 from divprune_edge.models.selectors import SELECTORS, Selector, regret_of
@@ -178,10 +177,10 @@ def test_several_selectors_at_several_budgets(bundle_with_signals: Bundle) -> No
     assert [entry.id for _, entry, _ in add_selectors(folder, "dart", "5,4", **options)] == ["dart-4"]
     assert [entry.id for _, entry, _ in add_selectors(folder, "dart,dart", "6,6", **options)] == ["dart-6"]
     assert len(list(add_selectors(folder, "all", "2", **options))) == len(SELECTORS)
-    for names, budgets, message in (
-        ("darts", "5", "no selector 'darts'"),
-        ("dart", "5,x", "--keep is '5,x', expected whole numbers"),
-        ("dart", "26", "26"),
+    for names, budgets, code, given in (
+        ("darts", "5", "selector-unknown", "darts"),
+        ("dart", "5,x", "keep-not-numbers", "5,x"),
+        ("dart", "26", "keep-out-of-range", "26"),
     ):
-        with pytest.raises(UserError, match=message):
+        with refused(code, given):
             list(add_selectors(folder, names, budgets, **options))

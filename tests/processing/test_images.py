@@ -144,8 +144,9 @@ def test_truncated_file_is_one_sentence(tmp_path: Path, suffix: str) -> None:
     load_image(path)
     for length in (len(whole) // 2, 40, 10, 0):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"cut.* (is not an image|is damaged|cannot be read)"):
+        with pytest.raises(UserError, match="cut") as error:
             load_image(path)
+        assert error.value.code in {"image-format-unknown", "image-damaged", "image-unreadable"}
 
 
 @settings(max_examples=150, deadline=None)

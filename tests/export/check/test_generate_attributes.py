@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.check.generate_attributes import main, read_checkers, table_json
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -149,18 +148,18 @@ def test_a_helper_behind_a_condition_is_unread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "sentence"),
+    ("before", "after", "code", "name"),
     [
-        ("DEFINE_OP_", "DEFINE_", "has no DEFINE_OP_CHECKER"),
-        ("(Same)", "(Plain)", "has the checker of 'Plain' twice"),
-        ("nodeIndex, 2);\n}", "nodeIndex, 2);\n", "brackets of 'Helped' do not close"),
-        ("checkHelped(ctx, node, errors, nodeIndex);\n}", "", "brackets of 'Same' do not close"),
-        ("DEFINE_OP_CHECKER(Same)\n{", "DEFINE_OP_CHECKER(Same)\n", "brackets of 'Same' do not close"),
+        ("DEFINE_OP_", "DEFINE_", "source-not-recognized", "DEFINE_OP_CHECKER"),
+        ("(Same)", "(Plain)", "source-damaged", "'Plain' twice"),
+        ("nodeIndex, 2);\n}", "nodeIndex, 2);\n", "source-damaged", "'Helped'"),
+        ("checkHelped(ctx, node, errors, nodeIndex);\n}", "", "source-damaged", "'Same'"),
+        ("DEFINE_OP_CHECKER(Same)\n{", "DEFINE_OP_CHECKER(Same)\n", "source-damaged", "'Same'"),
     ],
 )
-def test_a_damaged_text_is_one_sentence(before: str, after: str, sentence: str) -> None:
+def test_a_damaged_text_is_one_sentence(before: str, after: str, code: str, name: str) -> None:
     assert before in FILE
-    with pytest.raises(UserError, match=sentence) as caught:
+    with refused(code, name) as caught:
         read_checkers(FILE.replace(before, after))
     assert "\n" not in str(caught.value)
 

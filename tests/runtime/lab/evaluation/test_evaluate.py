@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation import evaluate as module
@@ -63,20 +62,20 @@ def test_folder_groups_questions_by_image(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "code", "given"),
     [
-        ("{", "line 2 is not JSON"),
-        ("[1]", "line 2 is not an object"),
-        ({"image": "a.png", "question": " ", "answer": "x"}, "line 2 has no text 'question'"),
-        ({"image": "a.png", "question": "x"}, "line 2 has no 'answer'"),
-        ({"image": "a.png", "question": "x", "answer": []}, "line 2 has no 'answer'"),
-        ({"image": "a.png", "question": "x", "answer": "y", "type": 3}, "line 2: 'type' is 3"),
-        ({"image": "c.png", "question": "x", "answer": "y"}, r"line 2: there is no image '.*c\.png'"),
+        ("{", "questions-invalid", "JSON"),
+        ("[1]", "questions-invalid", "image, question and answer"),
+        ({"image": "a.png", "question": " ", "answer": "x"}, "questions-invalid", "'question'"),
+        ({"image": "a.png", "question": "x"}, "questions-invalid", "'answer'"),
+        ({"image": "a.png", "question": "x", "answer": []}, "questions-invalid", "'answer'"),
+        ({"image": "a.png", "question": "x", "answer": "y", "type": 3}, "questions-invalid", "'type' is 3"),
+        ({"image": "c.png", "question": "x", "answer": "y"}, "image-missing", "c.png"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: Any, message: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, line: Any, code: str, given: str) -> None:
     good = {"image": "a.png", "question": "What?", "answer": "red"}
-    with pytest.raises(UserError, match=message):
+    with refused(code, "line 2", given):
         load_dataset(str(write_folder(tmp_path / "set", [good, line])))
 
 

@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.demo.held_out import held_out
 from divprune_edge.models.demo.render import render
 from divprune_edge.runtime.bundle import Bundle
@@ -117,16 +116,16 @@ def test_a_request_is_asked_once_with_all_methods() -> None:
 
 
 @pytest.mark.parametrize(
-    ("visuals", "said"),
+    ("visuals", "given"),
     [
-        ((), "'a' shows 0 images, expected one"),
-        (None, "'a' shows 0 images, expected one"),
-        ((BLANK, BLANK), "'a' shows 2 images, expected one"),
-        (("film.mp4",), r"'a' shows a str \(a video or a sound\), expected an image"),
+        ((), "0 images"),
+        (None, "0 images"),
+        ((BLANK, BLANK), "2 images"),
+        (("film.mp4",), "str"),
     ],
 )
-def test_what_is_not_one_image_is_refused(visuals: Any, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_is_not_one_image_is_refused(visuals: Any, given: str) -> None:
+    with refused("task-unsupported", "'a'", given):
         Answers(Fake(), METHODS, AnswerMemory()).of([request("a", visuals)], METHODS[0])
 
 
