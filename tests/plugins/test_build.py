@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import run_module
 from plugins_emulation import need
-from raising import failed, refused
+from raising import assert_told, failed, refused
 
 from divprune_edge import __version__
 from divprune_edge.console import run
@@ -169,11 +169,10 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     result = run_module(
         "plugins", "build", "--tensorrt-include", str(tmp_path), "--output", str(tmp_path / "o")
     )
-    assert result.returncode == 2
+    assert_told(result.returncode, result.stderr, "tensorrt-headers-missing", tmp_path)
     assert result.stderr.count("\n") == 1
     result = run_module("plugins", "info", "--library", str(tmp_path))
-    assert result.returncode == 2
-    assert "build it with 'python -m plugins build'" in result.stderr
+    assert_told(result.returncode, result.stderr, "plugin-missing", "python -m plugins build")
 
 
 def test_the_command_passes_on_what_was_asked(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from raising import refused
+from raising import assert_told, refused
 
 from divprune_edge.models.demo import PICTURE
 from divprune_edge.runtime.bundle import Bundle
@@ -81,8 +81,7 @@ def test_show_kept(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any
         assert image.format == "PNG"
         assert image.width >= 576
     wrong = command("ask", demo_bundle, "--image", PICTURE, "--show-kept", tmp_path / "kept.txt", "What?")
-    assert wrong.code == 2
-    assert "expected a file name that ends in .png" in wrong.err
+    assert_told(wrong.code, wrong.err, "show-kept-not-png", "kept.txt", ".png")
     nowhere = command(
         "ask",
         demo_bundle,
@@ -94,8 +93,7 @@ def test_show_kept(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any
         1,
         "?",
     )
-    assert nowhere.code == 2
-    assert "cannot be written" in nowhere.err
+    assert_told(nowhere.code, nowhere.err, "output-unwritable", "kept.png")
 
 
 class _Page(HTMLParser):

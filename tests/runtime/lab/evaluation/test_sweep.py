@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from raising import refused
+from raising import assert_told, refused
 
 from divprune_edge.manifest import MANIFEST
 from divprune_edge.runtime.lab.charts import WIDTH, Axis
@@ -165,6 +165,5 @@ def test_bundles_of_two_models(demo_bundle: Path, tmp_path: Path, command: Calla
     (other / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     out = tmp_path / "out"
     result = command("sweep", demo_bundle, other, "--images", 1, "--output", out)
-    assert (result.code, out.exists()) == (2, False)
-    assert "is of another model than" in result.err
-    assert "(tiny, demo)" in result.err
+    assert_told(result.code, result.err, "models-mixed", demo_bundle, other, "(tiny, demo)")
+    assert not out.exists()
