@@ -7,14 +7,14 @@ import copy
 import pickle
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.export.llava import VerificationFailed
 
-PACKAGE = Path(__file__).parents[1] / "divprune_edge"
+PACKAGE = ROOT / "divprune_edge"
 FOLDERS = [PACKAGE, *(path for path in PACKAGE.iterdir() if path.is_symlink())]
 MISTAKES = {kind.__name__ for kind in (DivpruneError, UserError, VerificationFailed)}
 
@@ -59,3 +59,14 @@ def test_a_mistake_keeps_its_code_between_processes(kind: type[DivpruneError]) -
     ):
         assert (type(again), str(again)) == (kind, "No.")
     assert again.code == "a-b"
+
+
+@pytest.mark.parametrize("guide", ["docs/engines.md", "docs/jetson.md"])
+def test_the_guides_name_codes_that_exist(guide: str) -> None:
+    known = {text for _, code in raised() if code is not None for text in literals(code) or []}
+    rows: list[str] = []
+    for table in re.findall(r"^\| code \|.*\n((?:\|.*\n)+)", (ROOT / guide).read_text("utf-8"), re.MULTILINE):
+        rows += re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    named = {code for row in rows for code in re.findall(r"`([^`]+)`", row)}
+    assert len(named) > 15
+    assert named - known == set()
