@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import run_module
 from PIL import Image
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.runtime import batch as module
 from divprune_edge.runtime.backends.growing import GrowingBatch
 from divprune_edge.runtime.backends.in_place import InPlaceBatch
@@ -145,7 +145,7 @@ def test_chunks_are_for_the_dialect_that_takes_them(asked: Pipeline, pairs: list
     if asked.bundle.manifest.language_model.dialect == "portable":
         same(asked.ask_batch(pairs, **options), alone(asked, pairs, **options))
     else:
-        with pytest.raises(UserError, match=r"in dialect 'onnxruntime' is prefilled once and in one piece"):
+        with refused("batch-not-in-one-piece", "onnxruntime"):
             asked.ask_batch(pairs, **options)
 
 
@@ -155,11 +155,11 @@ def test_a_cache_in_place_takes_no_rows_of_another(fused_bundle: Path) -> None:
     visual = backend.to_device(np.zeros((2, 58, vision.width), np.float32))
     one = backend.language(backend.to_device(np.zeros((1, 58, vision.width), np.float32)))
     one.extend([5, 6, 7])
-    with pytest.raises(UserError, match="leave out prefill_chunk and rows of another cache"):
+    with refused("batch-not-in-one-piece", "prefill_chunk"):
         backend.language_batch(visual, one.rows(3))
     batch = backend.language_batch(visual)
     batch.extend([[5, 6], [5]])
-    with pytest.raises(UserError, match="prefilled once and in one piece"):
+    with refused("batch-not-in-one-piece"):
         batch.extend([[5, 6], [5]])
 
 
@@ -191,7 +191,7 @@ def test_a_cache_of_fixed_size_takes_one_sequence(demo_bundle: Path, pairs: list
         pipeline.bundle.path, manifest.model_copy(update={"language_model": language})
     )
     pipeline._backend = OnnxRuntimeBackend(changed, "cpu", 1)
-    with pytest.raises(UserError, match=rf"dialect '{dialect}', which takes one sequence at a time"):
+    with refused("batch-with-dialect", dialect):
         pipeline.ask_batch(pairs)
 
 
@@ -201,14 +201,14 @@ def test_a_backend_without_batches_is_refused(demo_bundle: Path, pairs: list) ->
 
     pipeline = Pipeline(demo_bundle, threads=1)
     pipeline._backend = Single()  # type: ignore[assignment]
-    with pytest.raises(UserError, match="Backend 'tensorrt' takes one sequence at a time"):
+    with refused("batch-with-backend", "tensorrt"):
         pipeline.ask_batch(pairs)
 
 
 def test_an_error_names_its_question(asked: Pipeline, pairs: list) -> None:
-    with pytest.raises(UserError, match=r"Question 2 of the batch: The question is empty"):
+    with refused("question-empty", "Question 2"):
         asked.ask_batch([pairs[0], (pairs[1][0], " ")])
-    with pytest.raises(UserError, match=r"Question 3 of the batch: .*nowhere.png"):
+    with refused("image-missing", "Question 3", "nowhere.png"):
         asked.ask_batch([*pairs[:2], ("nowhere.png", "what?")])
 
 

@@ -19,6 +19,7 @@ from conftest import run_module
 from exporting import export, plan_of
 from fake_device import FakeDevice, FakeEngines
 from plugins_emulation import EMULATED, compile_emulated
+from raising import failed, refused
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins import abi
@@ -243,9 +244,7 @@ def test_sessions_of_a_small_cache(tiny: dict[str, Bundle], dialect: str) -> Non
     while sessions[0].length < info.positions:
         both(sessions[0].length % 40)
     before = dict(device.counts)
-    with pytest.raises(
-        UserError, match=f"would have {info.positions + 1} tokens, but there is room for {info.positions}"
-    ):
+    with refused("sequence-too-long", info.positions + 1, info.positions):
         sessions[0].extend([7])
     assert dict(device.counts) == before
     sessions[0].truncate(10)
@@ -287,14 +286,14 @@ def test_a_sequence_that_fails_to_begin_gives_its_memory_back(tiny: dict[str, Bu
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Slot, "warm_up", fail)
-        with pytest.raises(DivpruneError, match="could not"):
+        with failed("gpu-failed", "could not"):
             backend.load(bundle.selector())
     backend.load(bundle.selector())
     visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width), np.float32))
     rows = backend.language(visual).rows(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Slot, "bind", fail)
-        with pytest.raises(DivpruneError, match="could not"):
+        with failed("gpu-failed", "could not"):
             backend.language(visual, rows)
     backend.language(visual).extend([1, 7])
     assert len(backend._model._slots) == 1
@@ -406,15 +405,13 @@ def test_a_budget_without_an_engine_is_told_before_anything_runs(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, _ = over_fake(demo, monkeypatch, selectors=["divprune-58"])
-    with pytest.raises(
-        UserError, match=r"576 visual tokens, but the language model's engine was built for 58"
-    ):
+    with refused("engines-for-other-keep", 576, 58):
         ours.with_selector("none")
 
 
 def test_too_little_memory_is_told_with_the_numbers(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     device = FakeDevice(free=1 << 20)
-    with pytest.raises(UserError, match=r"run with \d+ MiB beside their weights .*KV cache.* has 1 MiB free"):
+    with refused("gpu-memory-too-small", "KV cache", "1 MiB"):
         over_fake(demo, monkeypatch, device)
     assert device.counts["allocations"] == 0
 
@@ -426,7 +423,7 @@ def test_host_and_device(tiny: dict[str, Bundle]) -> None:
     tensor = backend.to_device(values)
     assert tensor.dtype == np.float32
     assert np.array_equal(backend.to_host(tensor), values.astype(np.float32))
-    with pytest.raises(UserError, match="2 images, but backend 'tensorrt' takes one"):
+    with refused("batch-with-backend", "2 images", "tensorrt"):
         backend.encode(np.zeros((2, 35, 35, 3), np.uint8))
 
 
@@ -435,7 +432,7 @@ def test_too_few_rows_that_count(tiny: dict[str, Bundle]) -> None:
     backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
     backend.load(bundle.selector())
     encoded = backend.encode(np.zeros((1, 35, 35, 3), np.uint8))
-    with pytest.raises(UserError, match="keeps 9 tokens, but the image has only 8"):
+    with refused("keep-exceeds-rows", 9, 8):
         backend.select(encoded, bundle.selector(), np.arange(25)[None] < 8)
 
 

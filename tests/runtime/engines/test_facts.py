@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from fake_cuda import FakeRuntime, cudaError_t
 from fake_device import FakeDevice
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.engines import facts
@@ -45,13 +46,13 @@ def test_a_card_has_memory_of_its_own(cuda: FakeRuntime) -> None:
 @pytest.mark.parametrize("fail", [{"cudaGetDeviceCount": cudaError_t.cudaErrorInsufficientDriver}, {}])
 def test_no_gpu(cuda: FakeRuntime, fail: dict[str, cudaError_t]) -> None:
     cuda.fail, cuda.count = fail, 0
-    with pytest.raises(UserError, match=r"There is no GPU that CUDA can use here.*--backend cpu"):
+    with refused("gpu-missing", "--backend cpu"):
         device_facts(TENSORRT)
 
 
 def test_cuda_fails(cuda: FakeRuntime) -> None:
     cuda.fail["cudaMemGetInfo"] = cudaError_t.cudaErrorMemoryAllocation
-    with pytest.raises(UserError, match=r"CUDA does not tell about the GPU \(what CUDA says\)"):
+    with refused("cuda-unavailable", "what CUDA says"):
         device_facts(TENSORRT)
 
 
@@ -95,7 +96,7 @@ def test_without_tensorrt(edition: Edition, words: str, monkeypatch: pytest.Monk
 
 def test_without_cudas_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda", None)
-    with pytest.raises(UserError, match=r"cannot be loaded \(.*pip install cuda-python'.*<13"):
+    with refused("cuda-bindings-missing", "pip install cuda-python", "<13"):
         import_cuda()
 
 
