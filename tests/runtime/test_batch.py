@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import run_module
 from PIL import Image
-from raising import refused
+from raising import assert_told, refused
 
 from divprune_edge.runtime import batch as module
 from divprune_edge.runtime.backends.growing import GrowingBatch
@@ -233,23 +232,22 @@ def test_a_question_may_hold_what_ends_a_line_for_python(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "told"),
     [
-        ("nothing", "line 1 is not JSON"),
-        ("[]", "line 1 is not an object"),
-        ('{"image": "a.png"}', "line 1 has no text 'question'"),
-        ('{"image": "a.png", "question": "what?"}', r"line 1: there is no image '.*a.png'"),
-        ("", "holds no questions"),
+        ("nothing", ("questions-invalid", "line 1", "JSON")),
+        ("[]", ("questions-invalid", "line 1", "image and question")),
+        ('{"image": "a.png"}', ("questions-invalid", "line 1", "'question'")),
+        ('{"image": "a.png", "question": "what?"}', ("image-missing", "line 1", "a.png")),
+        ("", ("questions-empty", "q.jsonl")),
     ],
 )
 def test_a_file_of_questions_is_checked_before_anything_is_loaded(
-    line: str, message: str, tmp_path: Path, command: Callable[..., Any]
+    line: str, told: tuple[str, ...], tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     (tmp_path / "q.jsonl").write_text(line + "\n")
     outcome = command("batch", tmp_path / "no-bundle", tmp_path / "q.jsonl")
-    assert outcome.code == 2
-    assert re.search(message, outcome.err)
-    assert command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0).code == 2
+    assert_told(outcome.code, outcome.err, *told)
+    size = command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0)
+    assert_told(size.code, size.err, "size-out-of-range", 0)
     missing = command("batch", tmp_path, tmp_path / "none.jsonl")
-    assert missing.code == 2
-    assert re.search(r"There is no file '.*none\.jsonl'", missing.err)
+    assert_told(missing.code, missing.err, "questions-missing", "none.jsonl")
