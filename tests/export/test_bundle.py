@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from checkpoints import TEMPLATE
 from exporting import Bundle, Silent, export, plan_of, unverified
+from raising import failed, refused
 
-from divprune_edge.errors import UserError
-from divprune_edge.export.bundle import VerificationFailed, export_bundle
+from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.manifest import Check, Verification, read_manifest
 from divprune_edge.models.families.llava import VICUNA_TEMPLATE
@@ -94,9 +94,7 @@ def test_licence_and_revision_travel(checkpoint: Callable[[str], Path], tmp_path
 def test_output_exists(plan: ExportPlan, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     export(plan, output)
-    with pytest.raises(
-        UserError, match="exists already: choose another --output, or replace it with --force"
-    ):
+    with refused("output-exists", "--output", "--force"):
         export(plan, output)
     assert listing(tmp_path) == ["bundle"]
 
@@ -111,7 +109,7 @@ def test_force_replaces_only_bundles(plan: ExportPlan, tmp_path: Path) -> None:
     other = tmp_path / "holiday"
     other.mkdir()
     (other / "photo.jpg").write_text("precious")
-    with pytest.raises(UserError, match="is not a bundle, so --force will not delete it"):
+    with refused("output-not-a-bundle", "--force"):
         export_bundle(plan, other, force=True, verify=unverified, report=Silent())
     assert listing(other) == ["photo.jpg"]
     (tmp_path / "empty").mkdir()
@@ -123,7 +121,7 @@ def test_disk_full_is_seen_before_writing(
     plan: ExportPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(2**30, 2**30 - 2**20, 2**20))
-    with pytest.raises(UserError, match=r"The bundle needs \d+ MiB, but '.*' has only 1 MiB free\."):
+    with refused("disk-too-full", "1 MiB"):
         export(plan, tmp_path / "new" / "bundle")
     assert listing(tmp_path) == []
 
@@ -132,7 +130,7 @@ def test_disk_full_while_writing(plan: ExportPlan, tmp_path: Path) -> None:
     def full(name: str) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match=r"failed \(No space left on device\); nothing was left behind"):
+    with refused("output-write-failed", "No space left on device"):
         export_bundle(plan, tmp_path / "bundle", force=False, verify=unverified, report=Silent(full))
     assert listing(tmp_path) == []
 
@@ -175,9 +173,7 @@ def test_a_failed_verification_writes_nothing(plan: ExportPlan, tmp_path: Path) 
         )
         return Verification(status="verified", checks=checks)
 
-    with pytest.raises(
-        VerificationFailed, match=r"language prefill is 0\.5 relative .*no bundle was written"
-    ) as error:
+    with failed("verification-failed", "language prefill", 0.5) as error:
         export_bundle(plan, tmp_path / "bundle", force=False, verify=failing, report=Silent())
     assert error.value.exit_code == 1
     assert listing(tmp_path) == []

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from exporting import Bundle, export, failures, plan_of
 from PIL import Image
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.gptq import _loss, quantise_for
 from divprune_edge.export.quantise import INT4, dequantise, quantise
@@ -129,18 +129,18 @@ def test_too_little_room_for_the_graphs_in_float32(
     plan = plan_of(quantisable(), precision="int4")
     written = 4 * sum(int(np.prod(tensor.shape)) for tensor in plan.checkpoint.tensors.values())
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=written // 2))
-    with pytest.raises(UserError, match=r"--calibrate writes both graphs in float32, \d+ MiB, .* TMPDIR"):
+    with refused("disk-too-full", "--calibrate", "TMPDIR"):
         calibrated(plan, photos)
 
 
 def test_nothing_to_calibrate_is_refused(
     quantisable: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="--calibrate is for a language model in int4, not int8"):
+    with refused("calibration-needs-int4", "--calibrate", "int4", "int8"):
         calibrated(plan_of(quantisable(), precision="int8"), photos)
     plan = plan_of(quantisable(), precision="int4")
-    with pytest.raises(UserError, match="has no images to calibrate with"):
+    with refused("calibration-images-missing"):
         calibrated(plan, tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"broken\.png' \(8 bytes\) is not an image"):
+    with refused("image-format-unknown", "broken.png", "8 bytes"):
         calibrated(plan, tmp_path)

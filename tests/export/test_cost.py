@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.cost import show_cost
 
 
@@ -18,9 +18,9 @@ def test_the_published_ratio_and_the_honest_one(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("model", "tokens", "message"),
-    [("llava-7b", 60, "neither llava-1.5-7b nor"), ("llava-1.5-7b", 0, "0 text tokens were given")],
+    ("model", "tokens", "code", "given"),
+    [("llava-7b", 60, "model-unknown", "llava-7b"), ("llava-1.5-7b", 0, "text-tokens-out-of-range", 0)],
 )
-def test_bad_requests(model: str, tokens: int, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_bad_requests(model: str, tokens: int, code: str, given: object) -> None:
+    with refused(code, given):
         show_cost(model, keep=None, prune="0.9", text_tokens=tokens)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from checkpoints import TEXT
 from exporting import plan_of
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.plan import budget
 from divprune_edge.models.selectors import find_selector
@@ -20,7 +20,7 @@ def test_budget_by_either_option() -> None:
     assert budget(None, None, 576) == 58, "0.9 unless asked otherwise"
     assert budget(None, "0.902", 576) == 56
     assert budget(100, None, 576) == 100
-    with pytest.raises(UserError, match="--keep 577 is out of range"):
+    with refused("keep-out-of-range", "--keep 577"):
         budget(577, None, 576)
 
 

@@ -11,9 +11,9 @@ import onnx_ir as ir
 import pytest
 from checkpoints import make_checkpoint
 from exporting import Bundle, export, failures, open_session, plan_of
+from raising import refused
 from selectors_cases import KINDS, WIDTH, make_signals, make_tokens, signal_infos, some_valid
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.add_selector import add_selector, add_selectors
 from divprune_edge.export.selector import DOMAIN, build_selector
 from divprune_edge.models.selectors import SELECTORS, Selector, regret_of
@@ -150,10 +150,12 @@ def test_each_can_be_added_to_a_bundle_and_is_verified(bundle_with_signals: Bund
 
 def test_missing_signals_get_the_command_that_adds_them(tmp_path: Path) -> None:
     bundle = export(plan_of(make_checkpoint(tmp_path / "checkpoint")), tmp_path / "bundle")
-    with pytest.raises(
-        UserError,
-        match=r"'visionzip' needs cls_attention, keys, cls_token of the vision encoder, .* export it again with "
-        r"'python -m export llava --model PATH/checkpoint --signals all --output .*bundle --force'",
+    with refused(
+        "signals-missing",
+        "visionzip",
+        "cls_attention, keys, cls_token",
+        "python -m export llava --model PATH/checkpoint --signals all --output",
+        "bundle --force",
     ):
         add_selector(bundle.folder, "visionzip", keep=7, prune=None, force=False, verify=True)
 
@@ -175,10 +177,10 @@ def test_several_selectors_at_several_budgets(bundle_with_signals: Bundle) -> No
     assert [entry.id for _, entry, _ in add_selectors(folder, "dart", "5,4", **options)] == ["dart-4"]
     assert [entry.id for _, entry, _ in add_selectors(folder, "dart,dart", "6,6", **options)] == ["dart-6"]
     assert len(list(add_selectors(folder, "all", "2", **options))) == len(SELECTORS)
-    for names, budgets, message in (
-        ("darts", "5", "no selector 'darts'"),
-        ("dart", "5,x", "--keep is '5,x', expected whole numbers"),
-        ("dart", "26", "26"),
+    for names, budgets, code, given in (
+        ("darts", "5", "selector-unknown", "darts"),
+        ("dart", "5,x", "keep-not-numbers", "5,x"),
+        ("dart", "26", "keep-out-of-range", "26"),
     ):
-        with pytest.raises(UserError, match=message):
+        with refused(code, given):
             list(add_selectors(folder, names, budgets, **options))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from raising import refused
 from selection_cases import (
     DTYPES,
     Case,
@@ -27,7 +28,6 @@ from selection_cases import (
     special_cases,
 )
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.selectors.divprune import cosine_distances, max_min_picks
 from divprune_edge.plugins import torch_op
 
@@ -176,19 +176,19 @@ def test_another_stream() -> None:
 
 def test_wrong_arguments() -> None:
     tokens = torch.zeros(1, 10, 16, device="cuda")
-    with pytest.raises(UserError, match="must be on a CUDA device, not on 'cpu'"):
+    with refused("tensor-not-on-gpu", "cpu"):
         torch_op.max_min_diversity(tokens.cpu(), 3)
-    with pytest.raises(UserError, match=r"must be \[B, N, D\], not \[10, 16\]"):
+    with refused("tensor-unfit", "[B, N, D]", "[10, 16]"):
         torch_op.max_min_diversity(tokens[0], 3)
-    with pytest.raises(UserError, match="not float64"):
+    with refused("tensor-unfit", "float64"):
         torch_op.max_min_diversity(tokens.double(), 3)
-    with pytest.raises(UserError, match="between 1 and the number of candidates"):
+    with refused("kernel-arguments-invalid"):
         torch_op.max_min_diversity(tokens, 11)
-    with pytest.raises(UserError, match="multiple of 8"):
+    with refused("kernel-arguments-invalid", 8):
         torch_op.max_min_diversity(tokens[:, :, :12], 3)
-    with pytest.raises(UserError, match=r"valid must be bool \[1, 10\]"):
+    with refused("tensor-unfit", "valid", "bool", "[1, 10]"):
         torch_op.max_min_diversity(tokens, 3, torch.ones(1, 9, dtype=torch.bool, device="cuda"))
-    with pytest.raises(UserError, match=r"seeds must be int64 \[1\]"):
+    with refused("tensor-unfit", "seeds", "int64", "[1]"):
         torch_op.min_sum_similarity(tokens, torch.zeros(2, dtype=torch.int64, device="cuda"), 3)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 
 
@@ -32,9 +32,7 @@ def test_budget(ratio: str | float, candidates: int, keep: int) -> None:
 
 @pytest.mark.parametrize("ratio", ["1", "1.0", "-0.1", "2", "abc", "", "nan", "inf", "-inf", "0,9", "90%"])
 def test_what_is_not_a_ratio(ratio: str) -> None:
-    with pytest.raises(
-        UserError, match=r"is not a pruning ratio: .*at least 0 and below 1, such as 0\.9\."
-    ) as error:
+    with refused("prune-out-of-range") as error:
         keep_from_prune(ratio, 576)
     assert f"--prune {ratio} " in str(error.value)
 
@@ -46,7 +44,7 @@ def test_keep_in_range(keep: int) -> None:
 
 @pytest.mark.parametrize("keep", [0, -3, 577])
 def test_keep_out_of_range(keep: int) -> None:
-    with pytest.raises(UserError, match=f"--keep {keep} is out of range: .* 576 visual tokens"):
+    with refused("keep-out-of-range", f"--keep {keep}", 576):
         check_keep(keep, 576)
 
 
@@ -69,8 +67,5 @@ def test_capacity_that_was_asked_for() -> None:
     ("asked", "context", "least"), [(121, 4096, 122), (4097, 4096, 122), (99, 100, 100), (-1, 4096, 122)]
 )
 def test_capacity_out_of_range(asked: int, context: int, least: int) -> None:
-    with pytest.raises(
-        UserError,
-        match=f"--capacity {asked} is out of range: with 58 .* at least {least} rows, .* ends at {context}",
-    ):
+    with refused("capacity-out-of-range", f"--capacity {asked}", 58, least, context):
         cache_capacity(58, context, asked)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from plugins_emulation import EMULATED, aligned
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.plugins import abi
 
 pytestmark = pytest.mark.xdist_group("emulated")
@@ -121,7 +121,7 @@ def test_wrong_sizes(emulated: ctypes.CDLL, changes: dict[str, int], status: int
     """Found before the device is touched: the pointers lead nowhere."""
     wrong = abi.Append(**(GOOD | changes))
     assert emulated.divprune_append_rows(wrong, 16, 16, 16, None) == status
-    with pytest.raises(UserError):
+    with refused("kernel-arguments-invalid"):
         abi.check(emulated, status)
 
 

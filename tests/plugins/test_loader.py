@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fake_cuda import PluginRegistry
 from plugins_emulation import RECORDED, write_library
+from raising import failed, refused
 
-from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.loader import Library, find_library, register
 from divprune_edge.plugins.record import LIBRARY, RECORD
@@ -24,22 +24,20 @@ def test_a_library_is_found_with_its_facts(tmp_path: Path) -> None:
 
 
 def test_none_is_built(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"There is no plugin library at .*: build it with 'python -m plugins build'"
-    ):
+    with refused("plugin-missing", "python -m plugins build"):
         find_library(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "code", "given"),
     [
-        ({"version": "0.0.1"}, r"belongs to divprune-edge 0\.0\.1"),
-        ({"abi": 1}, r"interface 1\), this is"),
-        ({"sha256": "0" * 64}, "is not the file that was built"),
+        ({"version": "0.0.1"}, "plugin-version-mismatch", "divprune-edge 0.0.1"),
+        ({"abi": 1}, "plugin-version-mismatch", "interface 1"),
+        ({"sha256": "0" * 64}, "plugin-changed", "plugins build"),
     ],
 )
-def test_another_library(tmp_path: Path, changes: dict[str, object], sentence: str) -> None:
-    with pytest.raises(UserError, match=f"{sentence}.*build it again"):
+def test_another_library(tmp_path: Path, changes: dict[str, object], code: str, given: str) -> None:
+    with refused(code, given):
         find_library(write_library(tmp_path, **changes))
 
 
@@ -47,12 +45,10 @@ def test_another_library(tmp_path: Path, changes: dict[str, object], sentence: s
 def test_a_record_that_cannot_be_understood(tmp_path: Path, content: str) -> None:
     write_library(tmp_path)
     (tmp_path / RECORD).write_bytes(content.encode("utf-8", "surrogateescape"))
-    with pytest.raises(
-        UserError, match=r"(cannot be understood|cannot be read|is not valid JSON) .*build the library again"
-    ):
+    with refused("plugin-record-invalid"):
         find_library(tmp_path)
     (tmp_path / RECORD).unlink()
-    with pytest.raises(UserError, match="is missing, so the plugin library beside it cannot be checked"):
+    with refused("plugin-record-missing"):
         find_library(tmp_path)
 
 
@@ -62,7 +58,7 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_library(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with refused("plugin-unloadable"):
         abi.load(find_library(write_library(tmp_path)).path)
 
 
@@ -79,13 +75,11 @@ def test_registering_once(library: Library) -> None:
 
 
 def test_registering_what_does_not_fit(library: Library) -> None:
-    with pytest.raises(
-        UserError, match=r"built for TensorRT 10\.16\.0, but TensorRT 11\.4\.0\.106 is running"
-    ):
+    with refused("plugin-tensorrt-mismatch", "10.16.0", "11.4.0.106"):
         register(PluginRegistry(), "11.4.0.106", library)
     bare = Library(library.path, dataclasses.replace(library.record, tensorrt=None))
-    with pytest.raises(UserError, match="was built without TensorRT's headers"):
+    with refused("plugin-without-tensorrt"):
         register(PluginRegistry(), "10.3.0", bare)
     for registry in (PluginRegistry(accepts=False), PluginRegistry(has_creator=False)):
-        with pytest.raises(DivpruneError, match="did not accept the plugin library"):
+        with failed("plugin-not-accepted"):
             register(registry, "10.3.0", library)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from raising import refused
 from selection_cases import Case, assert_max_min, min_sum_picks, random_tokens
 
-from divprune_edge.errors import UserError
 from divprune_edge.plugins import torch_op
 
 torch = pytest.importorskip("torch")
@@ -78,19 +78,19 @@ def test_the_sum_rule_on_a_matrix(case: Case) -> None:
 @pytest.mark.usefixtures("on_the_emulator")
 def test_wrong_arguments(case: Case) -> None:
     tokens, valid = pretend(case.tokens), pretend(case.valid)
-    with pytest.raises(UserError, match="must be on a CUDA device, not on 'cpu'"):
+    with refused("tensor-not-on-gpu", "cpu"):
         torch_op.max_min_diversity(torch.zeros(1, 4, 8), 3)
-    with pytest.raises(UserError, match=r"must be \[B, N, D\], not \[20, 16\]"):
+    with refused("tensor-unfit", "[B, N, D]", "[20, 16]"):
         torch_op.max_min_diversity(tokens[0], 3)
-    with pytest.raises(UserError, match="not float64"):
+    with refused("tensor-unfit", "float64"):
         torch_op.max_min_diversity(tokens.double(), 3)
-    with pytest.raises(UserError, match="between 1 and the number of candidates"):
+    with refused("kernel-arguments-invalid"):
         torch_op.max_min_diversity(tokens, 21)
-    with pytest.raises(UserError, match="multiple of 8"):
+    with refused("kernel-arguments-invalid", 8):
         torch_op.max_min_diversity(tokens[:, :, :12], 3)
-    with pytest.raises(UserError, match=r"valid must be bool \[2, 20\], not torch\.uint8 \[2, 20\]"):
+    with refused("tensor-unfit", "valid", "bool [2, 20]", "torch.uint8 [2, 20]"):
         torch_op.max_min_diversity(tokens, 3, valid.to(torch.uint8))
-    with pytest.raises(UserError, match=r"seeds must be int64 \[2\], not torch\.int64 \[3\]"):
+    with refused("tensor-unfit", "seeds", "int64 [2]", "torch.int64 [3]"):
         torch_op.min_sum_similarity(tokens, pretend(np.zeros(3, np.int64)), 3)
-    with pytest.raises(UserError, match=r"distances must be float32 \[B, N, N\] on a CUDA device"):
+    with refused("tensor-unfit", "distances", "float32 [B, N, N]"):
         torch_op.pick(tokens, 3)

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.processing import images
@@ -76,12 +77,12 @@ def test_grey_array_is_spread_over_the_channels() -> None:
     ],
 )
 def test_other_arrays_are_refused(array: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"expected uint8 of shape \[height, width, 3\]"):
+    with refused("image-array-unfit", "[height, width, 3]"):
         load_image(array)
 
 
 def test_bgr_is_for_arrays(image: Path) -> None:
-    with pytest.raises(UserError, match="bgr"):
+    with refused("image-bgr-misplaced"):
         load_image(image, bgr=True)
 
 
@@ -143,8 +144,9 @@ def test_truncated_file_is_one_sentence(tmp_path: Path, suffix: str) -> None:
     load_image(path)
     for length in (len(whole) // 2, 40, 10, 0):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match=r"cut.* (is not an image|is damaged|cannot be read)"):
+        with pytest.raises(UserError, match="cut") as error:
             load_image(path)
+        assert error.value.code in {"image-format-unknown", "image-damaged", "image-unreadable"}
 
 
 @settings(max_examples=150, deadline=None)
@@ -168,13 +170,13 @@ def test_damaged_bytes_never_raise_anything_else(
 
 def test_not_an_image(tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    with pytest.raises(UserError, match=r"notes.jpg' \(\d+ bytes\) is not an image"):
+    with refused("image-format-unknown", "notes.jpg"):
         load_image(tmp_path / "notes.jpg")
-    with pytest.raises(UserError, match="There is no image at"):
+    with refused("image-missing"):
         load_image(tmp_path / "nothing.png")
-    with pytest.raises(UserError, match="is a folder"):
+    with refused("image-not-a-file"):
         load_image(tmp_path)
-    with pytest.raises(UserError, match="not a int"):
+    with refused("image-type-unsupported", "int"):
         load_image(5)  # type: ignore[arg-type]
 
 
@@ -191,14 +193,14 @@ def test_size_is_bounded_before_decoding(
 ) -> None:
     monkeypatch.setattr(images, "_decode", lambda *a, **k: pytest.fail("was decoded"))
     (tmp_path / "huge.png").write_bytes(png_header(*size))
-    with pytest.raises(UserError, match=f"{number}.*at most 16384 pixels a side and 64 million"):
+    with refused("image-too-large", number, 16384, 64):
         load_image(tmp_path / "huge.png")
     assert not recwarn.list
 
 
 def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
     monkeypatch.setattr(images, "MAX_BYTES", 10)
-    with pytest.raises(UserError, match="at most 10 are read"):
+    with refused("image-too-large", 10):
         load_image(image)
 
 

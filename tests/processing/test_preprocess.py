@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing
 from divprune_edge.processing.preprocess import to_pixels
 
@@ -122,5 +122,5 @@ def test_padding_has_the_truncated_mean_colour() -> None:
 @pytest.mark.parametrize(("size", "pad"), [((5000, 1), False), ((1, 5000), False), ((2, 16000), True)])
 def test_too_elongated_is_refused_with_numbers(size: tuple[int, int], pad: bool) -> None:
     image = Image.new("RGB", size)
-    with pytest.raises(UserError, match=rf"{size[0]} x {size[1]} pixels is too elongated.*64 million"):
+    with refused("image-too-elongated", f"{size[0]} x {size[1]}", 64):
         to_pixels(image, facts(resize="shortest_edge", shortest_edge=336, pad_to_square=pad))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from processing.templates import HOSTILE, USUAL
+from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.processing import bounded
@@ -65,12 +67,13 @@ def test_renders_as_transformers_does(source: str) -> None:
     ],
 )
 def test_failure_is_one_sentence(source: str, reason: str) -> None:
-    with pytest.raises(UserError, match=f"chat template refuses these messages .*({reason})"):
+    with refused("template-refuses") as error:
         ChatTemplate(source, TOKENS).render(CHAT)
+    assert re.search(reason, str(error.value))
 
 
 def test_invalid_source_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="chat template is not valid"):
+    with refused("template-invalid"):
         ChatTemplate("{% for %}", TOKENS)
 
 
@@ -109,21 +112,20 @@ def test_no_template_takes_long_or_much(number: int) -> None:
     ],
 )
 def test_what_is_told_of_them(source: str, code: str) -> None:
-    with pytest.raises(UserError) as told:
+    with refused(code):
         ChatTemplate(source, TOKENS).render(CHAT)
-    assert told.value.code == code
 
 
 def test_the_second_limit_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded, "ALLOWANCE", 1 << 40)
     with ThreadPoolExecutor(1) as threads:
         answer = threads.submit(ChatTemplate(HOSTILE[0], TOKENS).render, CHAT)
-        with pytest.raises(UserError, match="more than 1 s of processor time"):
+        with refused("template-too-much-work", "processor time"):
             answer.result(timeout=60)
 
 
 def test_a_template_says_nothing_to_the_terminal() -> None:
-    with pytest.raises(UserError) as told:
+    with refused("template-refuses", "gone") as told:
         ChatTemplate("{{ raise_exception('\x1b[2J\x07gone\r\n' + 'x' * 9999) }}", TOKENS).render(CHAT)
     assert str(told.value).isprintable()
     assert len(str(told.value)) < 600

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from raising import refused
 from tokenizers import Tokenizer
 
-from divprune_edge.errors import UserError
 from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
 
 
@@ -62,5 +62,5 @@ def test_a_text_with_the_stand_ins_own_mark(subject: PromptTokenizer) -> None:
 
 def test_unreadable_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="cannot be read as a tokenizer"):
+    with refused("tokenizer-unreadable"):
         PromptTokenizer(tmp_path / "tokenizer.json", None)

@@ -15,8 +15,8 @@ import pytest
 from exporting import export, plan_of
 from one_slot import OneSlot
 from PIL import Image
+from raising import assert_told, refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.prompt import Turn
@@ -151,7 +151,7 @@ def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) ->
             slot = session.add(seen.tokens)
             writer.take(session.extend(slot, prompt.ids))
             writers[slot] = number, writer
-        with pytest.raises(UserError, match="All 2 slots") if len(writers) == 2 else nullcontext():
+        with refused("slots-taken", 2) if len(writers) == 2 else nullcontext():
             session.remove(session.add(seen.tokens))
         going = {slot: writer for slot, (_, writer) in writers.items() if not writer.ended}
         if going:
@@ -226,9 +226,9 @@ def test_what_comes_before_the_image_is_computed_once(asked: Pipeline, pairs: li
 
 
 def test_an_error_names_its_question(asked: Pipeline, pairs: list) -> None:
-    with pytest.raises(UserError, match=r"Question 2 of the batch: The question is empty"):
+    with refused("question-empty", "Question 2"):
         asked.ask_batch([pairs[0], (pairs[1][0], " ")])
-    with pytest.raises(UserError, match=r"Question 3 of the batch: .*nowhere.png"):
+    with refused("image-missing", "Question 3", "nowhere.png"):
         asked.ask_batch([*pairs[:2], ("nowhere.png", "what?")])
 
 
@@ -315,10 +315,9 @@ def test_a_file_of_questions_is_checked_before_anything_is_loaded(
 ) -> None:
     (tmp_path / "q.jsonl").write_text("\n \n")
     outcome = command("batch", tmp_path / "no-bundle", tmp_path / "q.jsonl")
-    assert outcome.code == 2
-    assert "holds no questions" in outcome.err
-    assert command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0).code == 2
+    assert_told(outcome.code, outcome.err, "questions-empty", "q.jsonl")
+    size = command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0)
+    assert_told(size.code, size.err, "size-out-of-range", 0)
     for name in ("none.jsonl", "x" * 300, "."):
         missing = command("batch", tmp_path, tmp_path / name)
-        assert missing.code == 2
-        assert "There is no file" in missing.err
+        assert_told(missing.code, missing.err, "questions-missing")

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 from exporting import export, plan_of
 from one_slot import OneSlot
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import Backend, CacheRows, open_backend, steps
@@ -77,9 +77,7 @@ def test_greedy_tokens_until_the_cache_is_full(pair: tuple[Any, Any, list[int]])
         found, wanted = a.extend([token]), b.extend([token])
     assert agree(found, wanted)
     assert a.length == b.length == CAPACITY
-    with pytest.raises(
-        UserError, match=rf"would have {CAPACITY + 1} tokens, .* room for {CAPACITY}.*--capacity"
-    ):
+    with refused("sequence-too-long", CAPACITY + 1, CAPACITY, "--capacity"):
         a.extend([5])
     assert a.length == CAPACITY
     a.truncate(CAPACITY - 1)
@@ -190,9 +188,7 @@ def test_a_conversation(dialect: str, bundle_of: Callable[..., Path], demo_bundl
 
 def test_a_prompt_that_is_too_long_is_one_sentence(bundle_of: Callable[..., Path], image: Path) -> None:
     pipeline = Pipeline(bundle_of("static"), "none")
-    with pytest.raises(
-        UserError, match=r"tokens \(576 of them visual\), but the bundle's cache holds 192 .*--capacity\."
-    ):
+    with refused("prompt-too-long", 576, 192, "--capacity"):
         pipeline.ask(image, "What is there?")
 
 
@@ -225,7 +221,7 @@ def test_half_precision_stays_close(
 def test_cuda_is_refused(dialect: str, bundle_of: Callable[..., Path]) -> None:
     manifest = Bundle.open(bundle_of(dialect)).manifest
     _require_kernels(manifest, "cpu")
-    with pytest.raises(UserError, match=f"dialect '{dialect}', which is made for TensorRT .* portable"):
+    with refused("dialect-with-backend", dialect, "portable"):
         _require_kernels(manifest, "cuda")
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import run_module
 from one_slot import OneSlot
+from raising import failed, refused
 
-from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import Backend, block, open_backend
 from divprune_edge.runtime.backends.binding import run_bound
@@ -78,9 +78,7 @@ def test_a_full_cache_ends_in_one_sentence(fused: Backend, portable: Backend, fu
     a.extend([7] * (context - 1))
     a.extend([7])
     assert a.session.capacity == a.length == context
-    with pytest.raises(
-        UserError, match=f"would have {context + 1} tokens, but the model's context holds {context}"
-    ):
+    with refused("sequence-too-long", context + 1, context):
         a.extend([7])
 
 
@@ -95,17 +93,13 @@ def test_answers_equal_those_of_the_other_dialect(fused_bundle: Path, demo_bundl
 def test_a_kernel_that_does_not_exist_is_refused(fused_bundle: Path) -> None:
     manifest = Bundle.open(fused_bundle).manifest
     _require_kernels(manifest, "cpu")
-    with pytest.raises(
-        UserError, match="no CUDA kernel: export it with --precision fp16, or with --dialect portable"
-    ):
+    with refused("onnxruntime-without-kernel", "--precision fp16", "--dialect portable"):
         _require_kernels(manifest, "cuda")
     language = manifest.language_model.model_copy(update={"cache_dtype": "float16"})
     half = manifest.model_copy(update={"language_model": language})
     _require_kernels(half, "cuda")
     vision = manifest.vision_encoder.model_copy(update={"precision": "int8"})
-    with pytest.raises(
-        UserError, match="int8 with unsigned activations, for which ONNX Runtime has no CUDA kernel"
-    ):
+    with refused("onnxruntime-without-kernel", "int8"):
         _require_kernels(half.model_copy(update={"vision_encoder": vision}), "cuda")
 
 
@@ -148,5 +142,5 @@ def test_a_failure_of_the_engine_is_one_sentence() -> None:
         def run_with_iobinding(self, binding: object) -> None:
             raise RuntimeError("Failed to allocate\nmemory for requested buffer of size 99.")
 
-    with pytest.raises(DivpruneError, match=r"Failed to allocate memory .* 99\): if memory ran out"):
+    with failed("onnxruntime-failed", "Failed to allocate memory", 99):
         run_bound(Full(), object())  # type: ignore[arg-type]

@@ -20,8 +20,9 @@ from exporting import export, plan_of
 from fake_device import FakeDevice, FakeEngines
 from one_slot import OneSlot
 from plugins_emulation import EMULATED, compile_emulated
+from raising import failed, refused
 
-from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.errors import DivpruneError
 from divprune_edge.plugins import abi
 from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends import open_backend
@@ -245,9 +246,7 @@ def test_sessions_of_a_small_cache(tiny: dict[str, Bundle], dialect: str) -> Non
     while sessions[0].length < info.positions:
         both(sessions[0].length % 40)
     before = dict(device.counts)
-    with pytest.raises(
-        UserError, match=f"would have {info.positions + 1} tokens, but there is room for {info.positions}"
-    ):
+    with refused("sequence-too-long", info.positions + 1, info.positions):
         sessions[0].extend([7])
     assert dict(device.counts) == before
     sessions[0].truncate(10)
@@ -289,14 +288,14 @@ def test_a_sequence_that_fails_to_begin_gives_its_memory_back(tiny: dict[str, Bu
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Slots, "warm_up", fail)
-        with pytest.raises(DivpruneError, match="could not"):
+        with failed("gpu-failed", "could not"):
             backend.load(bundle.selector())
     backend.load(bundle.selector())
     visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width), np.float32))
     rows = OneSlot(backend, visual).rows(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TensorRtSession, "_write", fail)
-        with pytest.raises(DivpruneError, match="could not"):
+        with failed("gpu-failed", "could not"):
             OneSlot(backend, visual, (*rows,))
     OneSlot(backend, visual).extend([1, 7])
     assert backend._model._made == 1
@@ -341,7 +340,7 @@ def test_a_batch_is_decoded_together(
     appends = 3 + 8 * 3 if demo.manifest.language_model.dialect == "decomposed" else 0
     assert device.counts["appends"] == appends
     assert device.counts["allocations"] == 0
-    with pytest.raises(UserError, match=r"5 sequences were asked for at a time.*built for 4.*--slots 5"):
+    with refused("engine-slots", 5, 4, "--slots"):
         ours.ask_batch(pairs[:1] * 5)
 
 
@@ -350,7 +349,7 @@ def test_slots_that_cannot_be_bound_are_refused(tiny: dict[str, Bundle]) -> None
     bundle = tiny["static"]
     backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle, slots=2))
     backend.load(bundle.selector())
-    with pytest.raises(UserError, match="2 slots were asked for, but a cache of 77 rows"):
+    with refused("slots-unaligned", 2, 77):
         backend.session(2)
 
 
@@ -366,7 +365,7 @@ def test_an_answer_ends_where_the_cache_does(
         image, "what is in the picture ?", max_tokens=len(answer.token_ids), ignore_eos=True
     )
     assert answer.token_ids == wanted.token_ids
-    with pytest.raises(UserError, match=f"room for {ROWS}|{ROWS}"):
+    with refused("prompt-too-long", ROWS):
         ours.ask(image, "what is in the picture ? " * 12)
 
 
@@ -439,15 +438,13 @@ def test_a_budget_without_an_engine_is_told_before_anything_runs(
     demo: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, _ = over_fake(demo, monkeypatch, selectors=["divprune-58"])
-    with pytest.raises(
-        UserError, match=r"576 visual tokens, but the language model's engine was built for 58"
-    ):
+    with refused("engines-for-other-keep", 576, 58):
         ours.with_selector("none")
 
 
 def test_too_little_memory_is_told_with_the_numbers(demo: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     device = FakeDevice(free=1 << 20)
-    with pytest.raises(UserError, match=r"run with \d+ MiB beside their weights .*KV cache.* has 1 MiB free"):
+    with refused("gpu-memory-too-small", "KV cache", "1 MiB"):
         over_fake(demo, monkeypatch, device)
     assert device.counts["allocations"] == 0
 
@@ -459,7 +456,7 @@ def test_host_and_device(tiny: dict[str, Bundle]) -> None:
     tensor = backend.to_device(values)
     assert tensor.dtype == np.float32
     assert np.array_equal(backend.to_host(tensor), values.astype(np.float32))
-    with pytest.raises(UserError, match="2 images, but backend 'tensorrt' takes one"):
+    with refused("batch-with-backend", "2 images", "tensorrt"):
         backend.encode(np.zeros((2, 35, 35, 3), np.uint8))
 
 
@@ -468,18 +465,18 @@ def test_too_few_rows_that_count(tiny: dict[str, Bundle]) -> None:
     backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
     backend.load(bundle.selector())
     encoded = backend.encode(np.zeros((1, 35, 35, 3), np.uint8))
-    with pytest.raises(UserError, match="keeps 9 tokens, but the image has only 8"):
+    with refused("keep-exceeds-rows", 9, 8):
         backend.select(encoded, bundle.selector(), np.arange(25)[None] < 8)
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "told"),
     [
-        ({"threads": 2}, "2 threads were asked for, but backend 'tensorrt' computes on the GPU"),
-        ({"threads": 0}, "0 threads were asked for, expected at least 1"),
-        ({}, "in dialect 'portable'"),
+        ({"threads": 2}, ("threads-with-backend", "2 threads", "'tensorrt'")),
+        ({"threads": 0}, ("threads-out-of-range", "0 threads")),
+        ({}, ("dialect-not-for-tensorrt", "'portable'")),
     ],
 )
-def test_what_cannot_be_opened(demo_bundle: Path, options: dict[str, int], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+def test_what_cannot_be_opened(demo_bundle: Path, options: dict[str, int], told: tuple[str, ...]) -> None:
+    with refused(*told):
         open_backend(Bundle.open(demo_bundle), "tensorrt", **options)

@@ -16,8 +16,8 @@ import onnx
 import pytest
 from conftest import run_module
 from exporting import Bundle
+from raising import failed
 
-from divprune_edge.errors import DivpruneError
 from divprune_edge.export.check import asked
 from divprune_edge.export.check.asked import GraphAnswer, RtxAnswers, ask_tensorrt
 from divprune_edge.export.check.bundle import check_bundle
@@ -168,7 +168,7 @@ def test_a_second_process_that_does_not_start(
         "compile.check_graph = lambda job: job.name == 'vision_encoder' and os.kill(os.getpid(), 11)"
     )
     monkeypatch.setattr(asked.sys, "executable", python(line))
-    with pytest.raises(DivpruneError, match="ended the process that asked it: no memory"):
+    with failed("tensorrt-ended", "no memory"):
         ask_tensorrt(demo("static").folder, TARGETS["rtx4090"], build=False)
 
 
@@ -177,9 +177,7 @@ def test_a_process_that_does_not_start(
     demo: Demo, monkeypatch: pytest.MonkeyPatch, python: Callable[[str], str]
 ) -> None:
     monkeypatch.setattr(asked.sys, "executable", python("raise ImportError('libcudart.so is missing')"))
-    with pytest.raises(
-        DivpruneError, match=r"ended the process that asked it: ImportError: libcudart.so is missing\."
-    ):
+    with failed("tensorrt-ended", "ImportError: libcudart.so is missing"):
         ask_tensorrt(demo("static").folder, TARGETS["rtx4090"])
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.check.generate_attributes import main, read_checkers, table_json
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -148,18 +148,18 @@ def test_a_helper_behind_a_condition_is_unread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "sentence"),
+    ("before", "after", "code", "name"),
     [
-        ("DEFINE_OP_", "DEFINE_", "has no DEFINE_OP_CHECKER"),
-        ("(Same)", "(Plain)", "has the checker of 'Plain' twice"),
-        ("nodeIndex, 2);\n}", "nodeIndex, 2);\n", "brackets of 'Helped' do not close"),
-        ("checkHelped(ctx, node, errors, nodeIndex);\n}", "", "brackets of 'Same' do not close"),
-        ("DEFINE_OP_CHECKER(Same)\n{", "DEFINE_OP_CHECKER(Same)\n", "brackets of 'Same' do not close"),
+        ("DEFINE_OP_", "DEFINE_", "source-not-recognized", "DEFINE_OP_CHECKER"),
+        ("(Same)", "(Plain)", "source-damaged", "'Plain' twice"),
+        ("nodeIndex, 2);\n}", "nodeIndex, 2);\n", "source-damaged", "'Helped'"),
+        ("checkHelped(ctx, node, errors, nodeIndex);\n}", "", "source-damaged", "'Same'"),
+        ("DEFINE_OP_CHECKER(Same)\n{", "DEFINE_OP_CHECKER(Same)\n", "source-damaged", "'Same'"),
     ],
 )
-def test_a_damaged_text_is_one_sentence(before: str, after: str, sentence: str) -> None:
+def test_a_damaged_text_is_one_sentence(before: str, after: str, code: str, name: str) -> None:
     assert before in FILE
-    with pytest.raises(UserError, match=sentence) as caught:
+    with refused(code, name) as caught:
         read_checkers(FILE.replace(before, after))
     assert "\n" not in str(caught.value)
 
@@ -172,9 +172,9 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert (table["source"], table["revision"], table["tensorrt"]) == ("a file", REVISION, "10.9")
     assert table["refused"] == ["Bad"]
     assert "other" not in output.read_text(encoding="utf-8"), "no message is stored"
-    with pytest.raises(UserError, match=r"missing\.cpp' cannot be read"):
+    with refused("source-unreadable", "missing.cpp"):
         main([str(tmp_path / "missing.cpp"), str(output), "--revision", REVISION, "--tensorrt", "10.9"])
-    with pytest.raises(UserError, match="--revision 'main' is not a commit"):
+    with refused("revision-not-a-commit", "--revision 'main'"):
         table_json(FILE, "a file", "main", "10.9")
-    with pytest.raises(UserError, match="'new' is not a TensorRT version"):
+    with refused("tensorrt-version-invalid", "new"):
         table_json(FILE, "a file", REVISION, "new")

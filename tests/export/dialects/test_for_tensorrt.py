@@ -13,8 +13,8 @@ import onnx
 import pytest
 from checkpoints import VARIATIONS, make_checkpoint
 from exporting import Bundle, export, failures, images, plan_of, see, select
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.verify import verify_bundle
 from divprune_edge.export.verify.comparison import relative_error
 from divprune_edge.export.verify.graphs import open_language
@@ -133,9 +133,7 @@ def test_other_precisions_verify(
 def test_sixteen_bits_want_heads_of_a_multiple_of_eight(checkpoint: Callable[[str], Path]) -> None:
     """TensorRT's builder fails on others; in float32, and in dialect ``decomposed``, it takes any size."""
     assert plan_of(checkpoint("plain"), dialect="decomposed", precision="fp16").spec.decoder.head_dim == 10
-    with pytest.raises(
-        UserError, match=r"'static' in float16 .*multiple of 8, but head_dim is 10: .*decomposed"
-    ):
+    with refused("dialect-head-size", "static", "float16", 8, 10, "decomposed"):
         plan_of(checkpoint("plain"), dialect="static", precision="fp16")
 
 
@@ -282,8 +280,8 @@ def test_int4_is_blocks_of_float16_and_a_head_that_is_not_quantised(
 @pytest.mark.parametrize("precision", ["int8", "vision=int8,language=int4", "vision=fp16,language=int8"])
 def test_int8_is_refused(dialect: str, precision: str, quantisable: Callable[..., Path]) -> None:
     graph = "language" if precision.endswith("language=int8") else "vision"
-    with pytest.raises(
-        UserError, match=rf"{graph}=int8 does not go with --dialect {dialect}: .*MatMulInteger.*fp16"
+    with refused(
+        "precision-with-dialect", f"{graph}=int8", f"--dialect {dialect}", "MatMulInteger", f"{graph}=fp16"
     ):
         plan_of(quantisable(), dialect=dialect, precision=precision)
 
@@ -299,15 +297,13 @@ def test_the_capacity_that_was_asked_for(dialect: str, made: Callable[..., Bundl
 @pytest.mark.parametrize("dialect", ["portable", "onnxruntime"])
 def test_a_cache_that_grows_has_no_capacity(dialect: str, quantisable: Callable[..., Path]) -> None:
     assert plan_of(quantisable(), dialect=dialect).capacity is None
-    with pytest.raises(UserError, match=f"--capacity 128 does not go with --dialect {dialect}"):
+    with refused("capacity-with-dialect", "--capacity 128", f"--dialect {dialect}"):
         plan_of(quantisable(), dialect=dialect, capacity=128)
 
 
 @pytest.mark.parametrize("capacity", [0, 72, 257])
 def test_a_capacity_out_of_range_is_one_sentence(capacity: int, checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(
-        UserError, match=rf"--capacity {capacity} is out of range: with 9 .* at least 73 rows, .* ends at 256"
-    ):
+    with refused("capacity-out-of-range", f"--capacity {capacity}", 9, 73, 256):
         plan_of(checkpoint("plain"), dialect="static", capacity=capacity)
 
 
@@ -316,9 +312,8 @@ def test_windows_of_some_layers_are_refused(dialect: str, tmp_path: Path) -> Non
     options = VARIATIONS["qwen2, sliding window in some layers"]
     text = options["text"] | {"sliding_window": 80}
     checkpoint = make_checkpoint(tmp_path / "tiny", **options | {"text": text})
-    with pytest.raises(UserError, match=f"window of 80.*{dialect}") as error:
+    with refused("sliding-window-unsupported", 80, dialect):
         plan_of(checkpoint, keep=9, dialect=dialect, capacity=81)
-    assert error.value.code == "sliding-window-unsupported"
     assert plan_of(checkpoint, keep=9, dialect=dialect, capacity=80).spec.decoder.windows == ()
 
 

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from checkpoints import VARIATIONS, make_checkpoint
 from exporting import Bundle, export, failures, plan_of
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.verify import verify_bundle
 
 NAMES = [
@@ -72,7 +72,7 @@ def test_attention_and_norms_are_fused(fused: Callable[..., Bundle]) -> None:
 
 
 def test_an_unknown_dialect_is_refused(checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(UserError, match=r"no dialect 'onnxrt' \(did you mean 'onnxruntime'\?\)"):
+    with refused("dialect-unknown", "'onnxrt'", "'onnxruntime'"):
         plan_of(checkpoint("plain"), dialect="onnxrt")
 
 
@@ -80,5 +80,5 @@ def test_an_unknown_dialect_is_refused(checkpoint: Callable[[str], Path]) -> Non
 def test_heads_of_another_size_are_refused(tmp_path: Path, size: int) -> None:
     """A multiple of 8 is not enough: the operator rotates, and refuses 24 when it runs."""
     make_checkpoint(tmp_path, text={"head_dim": size})
-    with pytest.raises(UserError, match=f"multiple of 16, but head_dim is {size}: use --dialect portable"):
+    with refused("dialect-head-size", 16, size, "--dialect portable"):
         plan_of(tmp_path, dialect="onnxruntime")

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from exporting import open_session
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.models.activations import CANONICAL, activation
@@ -28,7 +28,5 @@ def test_it_is_that_of_transformers(name: str) -> None:
 
 
 def test_an_unknown_one_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"config\.json: text hidden_act is 'mish', supported are .*quick_gelu"
-    ):
+    with refused("activation-unsupported", "config.json", "hidden_act", "mish", "quick_gelu"):
         activation("mish", "text hidden_act")

@@ -45,7 +45,7 @@ case "$name $*" in
   "python -c import sys; from divprune_edge.runtime.bundle"*) [ -d "$3/engines" ] && echo yes ;;
   "python -m runtime build "*)
     if [ "${FAKE_ENGINES:-}" = none ]; then
-      printf 'error: Building the largest engine takes at least 1 MiB.\n' >&2
+      printf 'error[memory-too-small]: Building the largest engine takes at least 1 MiB.\n' >&2
       exit 2
     fi
     mkdir "$4/engines"

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exporting import export, failures, plan_of
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify import available, verify_bundle
 from divprune_edge.export.verify.bundle import affordable_layers, available_memory, bytes_needed
@@ -38,7 +38,7 @@ def test_memory_decides_the_depth(plan: ExportPlan) -> None:
 
 
 def test_too_little_memory_for_anything_is_refused(plan: ExportPlan, staged: Path) -> None:
-    with pytest.raises(UserError, match=r"needs at least .* GiB of free memory, but 0\.0 GiB are free"):
+    with refused("memory-too-small", "0.0 GiB"):
         verify_bundle(plan, staged, lambda line: None, memory=1000)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raising import refused
 from selectors_cases import KINDS, make_signals, make_tokens, some_valid
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.selectors import SELECTORS, find_selector, regret_of
 from divprune_edge.models.selectors.cdpruner import cdpruner_picks, relevance
 from divprune_edge.models.selectors.dart import dart_picks, shares
@@ -76,7 +76,7 @@ def test_too_few_valid_rows_are_refused(name: str) -> None:
     random = np.random.default_rng(0)
     valid = all_valid(9)
     valid[:6] = False
-    with pytest.raises(UserError, match="4 tokens are to be kept, but only 3 of 9 rows are valid"):
+    with refused("keep-exceeds-rows", 4, 3, 9):
         selector.reference(make_tokens("random", 9, random), valid, 4, **make_signals(selector, 9, random))
 
 
@@ -104,9 +104,7 @@ def test_each_states_its_source_and_its_parameters() -> None:
 
 
 def test_unknown_names_get_the_closest_one() -> None:
-    with pytest.raises(
-        UserError, match=r"no selector 'holv' \(did you mean 'holov'\?\): known are divprune, "
-    ):
+    with refused("selector-unknown", "holv", "holov", "divprune"):
         find_selector("holv")
 
 
@@ -166,9 +164,7 @@ def test_hiprune_anchors_neighbours_and_registers() -> None:
     # At an edge, neighbours wrap to the next row and are clamped to the image.
     assert neighbours(np.array([0]), 100).tolist() == [0, 1, 0, 10]
     assert neighbours(np.array([19]), 100).tolist() == [18, 20, 9, 29]
-    with pytest.raises(
-        UserError, match="hiprune needs the visual tokens of a square image, but there are 26"
-    ):
+    with refused("selector-needs-square-grid", "hiprune", 26):
         check = SELECTORS["hiprune"].check
         assert check is not None
         check(26, 5)

@@ -13,6 +13,7 @@ import pytest
 from engine_bundles import refresh
 from fake_device import FakeDevice
 from plugins_emulation import EMULATED, compile_emulated, write_library
+from raising import assert_told
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.demo import CHECKPOINT
@@ -184,26 +185,22 @@ def test_engines_that_do_not_fit_are_not_loaded(
     for damage in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
         plan.write_bytes(damage)
         refused = command(*ask)
-        assert (refused.code, refused.out) == (2, "")
-        assert f"'{plan}'" in refused.err
-        assert len([line for line in refused.err.splitlines() if line.startswith("error: ")]) == 1
+        assert_told(refused.code, refused.err, "engines-file-changed", f"'{plan}'")
+        assert refused.out == ""
     plan.write_bytes(whole)
     here.change(sms=(90,))
     refused = command(*ask)
-    assert refused.code == 2
-    assert "but this is sm_90" in refused.err
+    assert_told(refused.code, refused.err, "engines-unfit", "sm_90")
     shutil.rmtree(built / "engines")
     none = command(*ask)
-    assert (none.code, none.out) == (2, "")
-    where = ": build them on this device" if edition is TENSORRT else " for TensorRT-RTX: build them"
-    assert f"has no engines{where} with 'python -m runtime build {built}'" in none.err
+    where = "on this device" if edition is TENSORRT else "for TensorRT-RTX"
+    assert_told(none.code, none.err, "engines-missing", where, f"'python -m runtime build {built}'")
+    assert none.out == ""
     assert not [name for name in run.counts if name.startswith("load ")], "no plan was handed to the device"
 
 
 def test_a_bundle_for_an_rtx_card_is_not_tensorrts(command: Command, here: Here, bundle: Path) -> None:
     refused = command("ask", bundle, QUESTION, "--image", PICTURE, "--backend", "tensorrt")
-    assert (refused.code, refused.out) == (2, "")
-    assert refused.err == (
-        f"error: '{bundle}' was made for GeForce RTX 4090 24GB, which TensorRT-RTX serves: use --backend "
-        "tensorrt-rtx.\n"
-    )
+    told = (f"'{bundle}'", "GeForce RTX 4090 24GB", "--backend tensorrt-rtx")
+    assert_told(refused.code, refused.err, "backend-with-target", *told)
+    assert (refused.out, refused.err.count("\n")) == ("", 1)

@@ -11,6 +11,7 @@ import pytest
 import typer
 from engine_bundles import refresh
 from plugins_emulation import ROOT
+from raising import assert_told
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.runtime.cli import app
@@ -43,8 +44,8 @@ def test_a_build(command: Command, here: Here, bundle: Path, edition: Edition, l
     asked = json.loads((Path(folder) / "engines.json").read_text())["asked"]
     assert (asked["workspace"], asked["optimization_level"]) == (64 << 20, 2)
     again = command("build", bundle, "--max-prompt", 200)
-    assert (again.code, again.out) == (2, "")
-    assert again.err.startswith(f"error: '{folder}' holds these engines already")
+    assert_told(again.code, again.err, "engines-exist", folder)
+    assert again.out == ""
     assert command("build", bundle, "--max-prompt", 200, "--force", "--selector", "uniform").code == 0
 
 
@@ -97,9 +98,8 @@ def test_a_target_that_the_bundle_was_not_made_for(
 ) -> None:
     refresh(bundle, read_manifest(bundle), target=made_for)
     failed = command("build", bundle, "--target", asked)
-    assert (failed.code, failed.out) == (2, "")
-    assert len(failed.err.splitlines()) == 1
-    assert words in failed.err
+    assert_told(failed.code, failed.err, "target-mismatch", words)
+    assert (failed.out, len(failed.err.splitlines())) == ("", 1)
     assert not (bundle / "engines").exists()
 
 
@@ -109,29 +109,24 @@ def test_verbose_shows_what_tensorrt_says(
 ) -> None:
     here.world.capability = "SM75"
     failed = command("build", bundle, "--verbose")
-    assert failed.code == 1
     told = [line for line in failed.err.splitlines() if line.startswith("[TensorRT] ")]
     assert [line for line in told if "FP32 GEMM is not supported" in line]
-    assert "cannot build an engine from" in failed.err.splitlines()[-1]
+    assert_told(failed.code, failed.err, "engine-build-failed", expected=1)
 
 
 @pytest.mark.parametrize(
-    ("edition", "words"),
-    [
-        (TENSORRT, "TensorRT's Python module cannot be loaded ("),
-        (TENSORRT_RTX, "TensorRT-RTX's Python module cannot be loaded ("),
-    ],
+    ("edition", "name"),
+    [(TENSORRT, "TensorRT"), (TENSORRT_RTX, "TensorRT-RTX")],
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_without_tensorrt(
-    command: Command, here: Here, bundle: Path, monkeypatch: pytest.MonkeyPatch, edition: Edition, words: str
+    command: Command, here: Here, bundle: Path, monkeypatch: pytest.MonkeyPatch, edition: Edition, name: str
 ) -> None:
     monkeypatch.setattr(target, "device_facts", facts.device_facts)
     monkeypatch.setitem(sys.modules, edition.module, None)
     failed = command("build", bundle)
-    assert (failed.code, failed.out) == (2, "")
-    assert failed.err.startswith(f"error: {words}")
-    assert len(failed.err.splitlines()) == 1
+    assert_told(failed.code, failed.err, "tensorrt-missing", f"{name}'s")
+    assert (failed.out, len(failed.err.splitlines())) == ("", 1)
     assert ("'.[rtx]'" in failed.err) == (edition is TENSORRT_RTX)
     assert not (bundle / "engines").exists()
 
@@ -147,20 +142,19 @@ def test_interrupted(command: Command, here: Here, bundle: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "code"),
     [
-        ("--max-prompt", 0),
-        ("--workspace", 0),
-        ("--optimization-level", 6),
-        ("--target", "nowhere"),
-        ("--selector", "x"),
+        (("--max-prompt", 0), "max-prompt-out-of-range"),
+        (("--workspace", 0), "usage"),
+        (("--optimization-level", 6), "usage"),
+        (("--target", "nowhere"), "target-unknown"),
+        (("--selector", "x"), "selector-not-in-bundle"),
     ],
 )
-def test_wrong_values(command: Command, here: Here, bundle: Path, wrong: tuple[Any, ...]) -> None:
+def test_wrong_values(command: Command, here: Here, bundle: Path, wrong: tuple[Any, ...], code: str) -> None:
     failed = command("build", bundle, *wrong)
-    assert failed.code == 2
+    assert_told(failed.code, failed.err, code, wrong[1])
     assert len(failed.err.splitlines()) == 1
-    assert str(wrong[1]) in failed.err
     assert not (bundle / "engines").exists()
 
 

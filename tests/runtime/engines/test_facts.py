@@ -9,8 +9,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from fake_cuda import FakeRuntime, cudaError_t
 from fake_device import FakeDevice
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.runtime.engines import facts
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines.facts import device_facts, facts_ahead, host_memory, import_cuda
@@ -45,13 +45,13 @@ def test_a_card_has_memory_of_its_own(cuda: FakeRuntime) -> None:
 @pytest.mark.parametrize("fail", [{"cudaGetDeviceCount": cudaError_t.cudaErrorInsufficientDriver}, {}])
 def test_no_gpu(cuda: FakeRuntime, fail: dict[str, cudaError_t]) -> None:
     cuda.fail, cuda.count = fail, 0
-    with pytest.raises(UserError, match=r"There is no GPU that CUDA can use here.*--backend cpu"):
+    with refused("gpu-missing", "--backend cpu"):
         device_facts(TENSORRT)
 
 
 def test_cuda_fails(cuda: FakeRuntime) -> None:
     cuda.fail["cudaMemGetInfo"] = cudaError_t.cudaErrorMemoryAllocation
-    with pytest.raises(UserError, match=r"CUDA does not tell about the GPU \(what CUDA says\)"):
+    with refused("cuda-unavailable", "what CUDA says"):
         device_facts(TENSORRT)
 
 
@@ -71,23 +71,23 @@ def test_gpus_that_are_not_here(cuda: FakeRuntime) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edition", "words"),
+    ("edition", "told"),
     [
         (
             TENSORRT,
-            r"TensorRT's Python module cannot be loaded \(.*--system-site-packages.*pip install tensorrt",
+            ("TensorRT's", "--system-site-packages", "pip install tensorrt"),
         ),
         (
             TENSORRT_RTX,
-            r"TensorRT-RTX's Python module cannot be loaded \(.*tensorrt-rtx-cu13', .* '\.\[rtx\]'\.$",
+            ("TensorRT-RTX's", "tensorrt-rtx-cu13", "'.[rtx]'"),
         ),
     ],
     ids=["tensorrt", "tensorrt-rtx"],
 )
-def test_without_tensorrt(edition: Edition, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorrt(edition: Edition, told: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, edition.module, None)
     for ask in (device_facts, lambda edition: facts_ahead(edition, (89,))):
-        with pytest.raises(UserError, match=words):
+        with refused("tensorrt-missing", *told):
             ask(edition)
     monkeypatch.setitem(sys.modules, edition.module, ModuleType(edition.module))
     assert edition.load() is sys.modules[edition.module]
@@ -95,7 +95,7 @@ def test_without_tensorrt(edition: Edition, words: str, monkeypatch: pytest.Monk
 
 def test_without_cudas_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda", None)
-    with pytest.raises(UserError, match=r"cannot be loaded \(.*pip install cuda-python'.*<13"):
+    with refused("cuda-bindings-missing", "pip install cuda-python", "<13"):
         import_cuda()
 
 

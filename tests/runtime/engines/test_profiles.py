@@ -17,8 +17,8 @@ from engine_bundles import (
     make_bundle,
     tensor,
 )
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest, read_manifest
 from divprune_edge.models.budget import PROMPT
 from divprune_edge.runtime.backends.steps import STEPS
@@ -88,7 +88,7 @@ def test_slots_are_decoded_together(manifest: Manifest) -> None:
         profiles = language_profiles(manifest.language_model, limits, apart=apart)
         found = [tuple(shape[0] for shape in three(profile, "input_ids")) for profile in profiles]
         assert found == batches
-    with pytest.raises(UserError, match="--slots is 0"):
+    with refused("slots-out-of-range", "--slots", 0):
         make_limits(manifest, [SELECTORS[0]], 100, slots=0)
 
 
@@ -102,11 +102,11 @@ def test_limits_span_the_budgets(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("longest", [0, -1, CAPACITY + 1, CONTEXT])
 def test_a_prompt_that_there_is_no_room_for(manifest: Manifest, longest: int) -> None:
-    with pytest.raises(UserError, match=rf"--max-prompt is {longest}, .* room for {CAPACITY} tokens"):
+    with refused("max-prompt-out-of-range", f"--max-prompt is {longest}", CAPACITY):
         make_limits(manifest, [None], longest)
 
 
 def test_a_dimension_that_no_engine_is_built_for() -> None:
     odd = SELECTORS[0].model_copy(update={"inputs": (tensor("visual_tokens", "float16", "batch", "frames"),)})
-    with pytest.raises(UserError, match="'visual_tokens' has a dimension 'frames'"):
+    with refused("graph-dimension-unknown", "visual_tokens", "frames"):
         selector_profiles(odd)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from raising import assert_told, refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation import evaluate as module
@@ -62,33 +62,33 @@ def test_folder_groups_questions_by_image(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "code", "given"),
     [
-        ("{", "line 2 is not JSON"),
-        ("[1]", "line 2 is not an object"),
-        ({"image": "a.png", "question": " ", "answer": "x"}, "line 2 has no text 'question'"),
-        ({"image": "a.png", "question": "x"}, "line 2 has no 'answer'"),
-        ({"image": "a.png", "question": "x", "answer": []}, "line 2 has no 'answer'"),
-        ({"image": "a.png", "question": "x", "answer": "y", "type": 3}, "line 2: 'type' is 3"),
-        ({"image": "c.png", "question": "x", "answer": "y"}, r"line 2: there is no image '.*c\.png'"),
+        ("{", "questions-invalid", "JSON"),
+        ("[1]", "questions-invalid", "image, question and answer"),
+        ({"image": "a.png", "question": " ", "answer": "x"}, "questions-invalid", "'question'"),
+        ({"image": "a.png", "question": "x"}, "questions-invalid", "'answer'"),
+        ({"image": "a.png", "question": "x", "answer": []}, "questions-invalid", "'answer'"),
+        ({"image": "a.png", "question": "x", "answer": "y", "type": 3}, "questions-invalid", "'type' is 3"),
+        ({"image": "c.png", "question": "x", "answer": "y"}, "image-missing", "c.png"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: Any, message: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, line: Any, code: str, given: str) -> None:
     good = {"image": "a.png", "question": "What?", "answer": "red"}
-    with pytest.raises(UserError, match=message):
+    with refused(code, "line 2", given):
         load_dataset(str(write_folder(tmp_path / "set", [good, line])))
 
 
 def test_other_bad_sets(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="There is no folder"):
+    with refused("dataset-missing"):
         load_dataset(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="holds 0 files"):
+    with refused("dataset-not-one-file", 0):
         load_dataset(str(tmp_path))
-    with pytest.raises(UserError, match="holds no questions"):
+    with refused("questions-empty"):
         load_dataset(str(write_folder(tmp_path / "empty", [])))
-    with pytest.raises(UserError, match="0 images were asked for"):
+    with refused("limit-out-of-range", "0 images"):
         load_dataset("demo", 0)
-    with pytest.raises(UserError, match="ask it with 'evaluate'"):
+    with refused("dataset-is-a-task", "evaluate"):
         load_dataset("lmms:gqa")
 
 
@@ -138,17 +138,13 @@ def test_baselines_and_the_unpruned_model_are_always_there(demo_bundle: Path) ->
     assert [m.id for m in methods] == ["none", "divprune-58", "random-58", "uniform-58"]
     assert [m.is_reference for m in methods] == [False, False, True, True]
     assert [m.id for m in choose_methods(bundle, [], [40])] == ["none", "random-40", "uniform-40"]
-    with pytest.raises(
-        UserError, match=r"no selector 'divprune-40' .*export selector .* --selector divprune --keep 40"
-    ):
+    with refused("selector-not-in-bundle", "divprune-40", "--selector divprune", "--keep 40"):
         choose_methods(bundle, ["divprune"], [40])
-    with pytest.raises(UserError, match=r"no selector 'divprun' \(did you mean 'divprune'"):
+    with refused("selector-unknown", "'divprun'", "'divprune'"):
         choose_methods(bundle, ["divprun"])
-    with pytest.raises(UserError, match="budget of 576 visual tokens was asked for, expected 1 to 575"):
+    with refused("keep-out-of-range", 576, "1 to 575"):
         choose_methods(bundle, None, [576])
-    with pytest.raises(
-        UserError, match=r"no selector that keeps 40 .* it has .*export selector .* --keep 40'"
-    ):
+    with refused("selector-not-in-bundle", 40, "--keep 40"):
         choose_methods(bundle, None, [40])
 
 
@@ -223,7 +219,7 @@ def test_an_interrupted_run_goes_on(
     (folder / "questions.jsonl").write_text(lines)
     evaluate(bundle, load_dataset(str(folder)), methods, out, max_tokens=2)
     assert asked == [("b.png", 2), ("b.png", 2)]
-    with pytest.raises(UserError, match=r"results of another bundle, question set, .* or longest answer"):
+    with refused("results-of-another-run", "bundle", "question set", "longest answer"):
         evaluate(bundle, data, methods, out, max_tokens=3)
 
 
@@ -252,7 +248,7 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
     assert Journal(tmp_path, {"data": "set"}).records == [record]
     assert (tmp_path / RECORDS).read_bytes() == whole
     (tmp_path / RECORDS).write_bytes(whole + b"\xff\n")
-    with pytest.raises(UserError, match="is damaged"):
+    with refused("results-damaged"):
         Journal(tmp_path, {"data": "set"})
 
 
@@ -260,7 +256,7 @@ def test_a_journal_that_can_no_longer_be_written(tmp_path: Path) -> None:
     journal = Journal(tmp_path, {"data": "set"})
     (tmp_path / RECORDS).unlink()
     (tmp_path / RECORDS).mkdir()
-    with pytest.raises(UserError, match=r"records\.jsonl' cannot be written \(.*\): choose another --output"):
+    with refused("output-unwritable", "records.jsonl", "--output"):
         journal.add(Record("a.png", "0", "none", ["one"], [True], [1.0], [2.0], {}, 0.0, 2.0))
     assert journal.records == []
 
@@ -315,13 +311,10 @@ def test_command(demo_bundle: Path, folder: Path, tmp_path: Path, command: Calla
     barred = command(
         "evaluate", demo_bundle, "--data", folder, "--output", out, "--max-tokens", 2, "--threads", 1
     )
-    assert barred.code == 2
-    assert "evaluation.md' cannot be written" in barred.err
+    assert_told(barred.code, barred.err, "output-unwritable", "evaluation.md")
     none = command("evaluate", demo_bundle, "--data", folder, "--output", out, "--max-tokens", 0)
-    assert (none.code, none.out) == (2, "")
-    assert "Invalid value for '--max-tokens'" in none.err
+    assert_told(none.code, none.err, "usage", "--max-tokens")
+    assert none.out == ""
     bad = command("evaluate", demo_bundle, "--data", folder, "--keep", "58,many")
-    assert (bad.code, bad.err) == (
-        2,
-        "error: --keep is '58,many', expected whole numbers with commas between them.\n",
-    )
+    assert_told(bad.code, bad.err, "keep-not-numbers", "58,many")
+    assert bad.err.count("\n") == 1

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from raising import refused
 from trtexec_made_up import made_up_layers, made_up_profile, made_up_times
 
-from divprune_edge.errors import UserError
 from divprune_edge.runtime.lab.trtexec.layers import COPIES, OWN, group_layers, module_of
 from divprune_edge.runtime.lab.trtexec.records import (
     LayerInfo,
@@ -57,40 +57,50 @@ def test_layers_with_details_and_names_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "text", "part"),
+    ("reader", "text", "code", "part"),
     [
-        (read_times, "[ {", "is not valid JSON"),
-        (read_times, "", "is not valid JSON"),
-        (read_times, "[]", "no runs"),
-        (read_times, "{}", "holds no list"),
-        (read_times, "[1]", "does not fit"),
-        (read_times, '[{"computeMs": 1}]', "does not fit at 'startEnqMs'"),
-        (read_times, made_up_times([1.0]).replace('"computeMs" : 1', '"computeMs" : -1'), "computeMs"),
-        (read_times, made_up_times([1.0]).replace('"computeMs" : 1', '"computeMs" : NaN'), "computeMs"),
-        (read_profile, "[]", "count of runs"),
-        (read_profile, '[{"name": "a"}]', "count of runs"),
-        (read_profile, '[{"count": 0}]', "count"),
-        (read_profile, '[{"count": 1}, {"name": "a"}]', "layers.0"),
-        (read_profile, '[{"count": 1}, {"name": "a", "timeMs": nan}]', "is not valid JSON"),
-        (read_profile, '[{"count": 1}, {"name": "a "quoted" name"}]', "is not valid JSON"),
-        (read_layers, "[]", "no list 'Layers'"),
-        (read_layers, '{"Layers": 3}', "no list 'Layers'"),
-        (read_layers, '{"Layers": [{"LayerType": "x"}]}', "Name"),
+        (read_times, "[ {", "measurements-unreadable", "JSON"),
+        (read_times, "", "measurements-unreadable", "JSON"),
+        (read_times, "[]", "measurements-empty", ""),
+        (read_times, "{}", "measurements-invalid", ""),
+        (read_times, "[1]", "measurements-invalid", ""),
+        (read_times, '[{"computeMs": 1}]', "measurements-invalid", "startEnqMs"),
+        (
+            read_times,
+            made_up_times([1.0]).replace('"computeMs" : 1', '"computeMs" : -1'),
+            "measurements-invalid",
+            "computeMs",
+        ),
+        (
+            read_times,
+            made_up_times([1.0]).replace('"computeMs" : 1', '"computeMs" : NaN'),
+            "measurements-invalid",
+            "computeMs",
+        ),
+        (read_profile, "[]", "measurements-invalid", "--exportProfile"),
+        (read_profile, '[{"name": "a"}]', "measurements-invalid", "--exportProfile"),
+        (read_profile, '[{"count": 0}]', "measurements-invalid", "count"),
+        (read_profile, '[{"count": 1}, {"name": "a"}]', "measurements-invalid", "layers.0"),
+        (read_profile, '[{"count": 1}, {"name": "a", "timeMs": nan}]', "measurements-unreadable", "JSON"),
+        (read_profile, '[{"count": 1}, {"name": "a "quoted" name"}]', "measurements-unreadable", "JSON"),
+        (read_layers, "[]", "measurements-invalid", "'Layers'"),
+        (read_layers, '{"Layers": 3}', "measurements-invalid", "'Layers'"),
+        (read_layers, '{"Layers": [{"LayerType": "x"}]}', "measurements-invalid", "Name"),
     ],
 )
-def test_damaged_files(tmp_path: Path, reader: Callable[[Path], object], text: str, part: str) -> None:
-    with pytest.raises(UserError) as told:
+def test_damaged_files(
+    tmp_path: Path, reader: Callable[[Path], object], text: str, code: str, part: str
+) -> None:
+    with refused(code, "file.json", part) as told:
         reader(write(tmp_path, text))
-    assert part in str(told.value)
-    assert "file.json" in str(told.value)
     assert "\n" not in str(told.value)
 
 
 def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="run the commands"):
+    with refused("measurements-missing"):
         read_times(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="is not valid JSON"):
+    with refused("measurements-unreadable"):
         read_times(tmp_path / "bytes.json")
 
 
