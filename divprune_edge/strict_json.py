@@ -36,7 +36,7 @@ def parse_json(text: str, *, lenient: bool = False) -> Any:
 
     Args:
         text: a whole JSON text.
-        lenient: allow control characters in texts and equal names, as other people's tools write them.
+        lenient: allow control characters in texts, equal names and NaN, as other people's tools write them.
 
     Raises:
         JsonError: not JSON, or one of what this module refuses.
@@ -46,9 +46,9 @@ def parse_json(text: str, *, lenient: bool = False) -> Any:
             text,
             strict=not lenient,
             object_pairs_hook=None if lenient else _unique,
-            parse_constant=_constant,
+            parse_constant=None if lenient else _constant,
             parse_int=_integer,
-            parse_float=_float,
+            parse_float=None if lenient else _float,
         )
     except JsonError:
         raise

@@ -5,6 +5,7 @@ There is one loop, for any number of sequences; a single question is one of them
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class Decoding:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.max_tokens < 1:
             raise UserError(
                 f"max_tokens is {self.max_tokens}, expected at least 1.", code="max-tokens-out-of-range"
@@ -66,11 +68,6 @@ class Decoding:
             )
         if self.seed is not None and self.seed < 0:
             raise UserError(f"seed is {self.seed}, expected 0 or more.", code="seed-out-of-range")
-        if isinstance(self.stop, str):
-            raise UserError(
-                f"stop is the text '{self.stop}', expected a tuple of texts: ('{self.stop}',).",
-                code="stop-not-a-tuple",
-            )
         if "" in self.stop:
             raise UserError(
                 "A stop string is empty: leave it out or name the text that ends the answer.",
@@ -89,11 +86,54 @@ class Decoding:
                 code="repetition-penalty-out-of-range",
             )
 
+    def _check_types(self) -> None:
+        if isinstance(self.stop, str):
+            raise UserError(
+                f"stop is the text '{self.stop}', expected a tuple of texts: ('{self.stop}',).",
+                code="stop-not-a-tuple",
+            )
+        if not isinstance(self.stop, (list, tuple)) or not all(isinstance(text, str) for text in self.stop):
+            raise UserError(
+                f"stop is {_short(self.stop)}, expected a tuple of texts.", code="stop-not-a-tuple"
+            )
+        for name, optional in (
+            ("max_tokens", False),
+            ("seed", True),
+            ("prefill_chunk", True),
+            ("top_k", False),
+        ):
+            value = getattr(self, name)
+            if not (optional and value is None) and not (
+                _is_a(numbers.Integral, value) and abs(value) < 1 << 63
+            ):
+                raise UserError(
+                    f"{name} is {_short(value)}, expected a whole number.", code=f"{_code(name)}-out-of-range"
+                )
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if not _is_a(numbers.Real, value) or abs(value) > 1e30:
+                raise UserError(
+                    f"{name} is {_short(value)}, expected a number.", code=f"{_code(name)}-out-of-range"
+                )
+
     def sampler(self, forbidden: Sequence[int]) -> Sampler:
         """Return a fresh sampler that never draws an id of ``forbidden``."""
         return Sampler(
             self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty
         )
+
+
+def _is_a(kind: type, value: object) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _code(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from divprune_edge.errors import UserError
 from divprune_edge.models.families.family import Family, Reference, Spec, WeightNames
 from divprune_edge.models.families.llava import LLAVA
-from divprune_edge.models.files import Config
+from divprune_edge.models.files import Config, setting
 
 __all__ = ["FAMILIES", "Family", "Reference", "Spec", "WeightNames", "family_named", "family_of"]
 
@@ -33,14 +33,14 @@ def family_of(config: Config) -> Family[Any]:
     Raises:
         UserError: one that is not supported (named, with what to do), or weights that are quantised already.
     """
-    kind = config.get("model_type")
+    kind: str | None = setting(config, "model_type", None, str)
     if "mm_vision_tower" in config:
         raise UserError(
             f"This checkpoint cannot be exported: {_UNSUPPORTED['llava_llama']}.", code="model-unsupported"
         )
     if kind in _UNSUPPORTED:
         raise UserError(
-            f"This checkpoint ('{kind}') cannot be exported: {_UNSUPPORTED[str(kind)]}.",
+            f"This checkpoint ('{kind}') cannot be exported: {_UNSUPPORTED[kind]}.",
             code="model-unsupported",
         )
     if kind not in FAMILIES:
@@ -55,7 +55,7 @@ def family_of(config: Config) -> Family[Any]:
             "export the original checkpoint and choose a --precision instead.",
             code="weights-quantized",
         )
-    return FAMILIES[str(kind)]
+    return FAMILIES[kind]
 
 
 def family_named(name: str) -> Family[Any]:

@@ -1,0 +1,378 @@
+"""Classes of what comes from outside: each makes one input of a seed and hands it to a public entry point."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from engine_bundles import make_bundle
+from fuzz.mutate import TEXTS, VALUES, change, dumped, flipped, text
+from fuzz.template_source import source
+from PIL import Image
+from tokenizer_kinds import KINDS
+
+from divprune_edge.errors import DivpruneError
+from divprune_edge.models.demo import CHECKPOINT
+
+Case = Callable[[Random], None]
+_TURNS = ("what is <image> in </s> it?", "what is it?", "\ud83d caf\udce9", "<s><unk>" * 3)
+_EMPTY = hashlib.sha256(b"x").hexdigest()
+
+
+def manifest(folder: Path, bundle: Path) -> Case:
+    """``manifest.json`` of a bundle whose graphs are a byte each."""
+    small, original = _small_bundle(folder, bundle)
+
+    def case(random: Random) -> None:
+        (small / "manifest.json").write_bytes(dumped(random, original))
+        _open_and_encode(small)
+
+    return case
+
+
+def tokenizer(folder: Path, bundle: Path) -> Case:
+    """``tokenizer.json`` of a bundle and of a checkpoint."""
+    from divprune_edge.models.files import CheckpointFiles
+    from divprune_edge.models.prompt import read_prompt
+
+    small, original = _small_bundle(folder, bundle)
+    kinds = [json.loads(kind().to_str()) for kind in KINDS.values()]
+
+    def case(random: Random) -> None:
+        data = dumped(random, random.choice(kinds))
+        changed = json.loads(json.dumps(original))
+        changed["prompt"] |= {"image_token": "<image>", "image_token_id": 3, "bos_token": "<s>"}
+        _replace_file(small, changed, "tokenizer.json", data)
+        attempt(lambda: _open_and_encode(small))
+        read_prompt(CheckpointFiles(small), {"eos_token_id": 2}, 3, 400, "{{ messages }}")
+
+    return case
+
+
+def template(folder: Path, bundle: Path) -> Case:
+    """``chat_template.jinja`` of a bundle."""
+    small, original = _small_bundle(folder, bundle)
+
+    def case(random: Random) -> None:
+        data = source(random).encode("utf-8", "surrogatepass")
+        _replace_file(small, json.loads(json.dumps(original)), "chat_template.jinja", data)
+        _open_and_encode(small)
+
+    return case
+
+
+def checkpoint(folder: Path, bundle: Path) -> Case:
+    """A checkpoint's configs and the header of its safetensors, up to the plan of the export."""
+    from divprune_edge.export.checkpoint import Checkpoint
+    from divprune_edge.export.plan import plan_export
+
+    names = [path.name for path in CHECKPOINT.glob("*.json")]
+    originals = {name: json.loads((CHECKPOINT / name).read_text(encoding="utf-8")) for name in names}
+    weights = next(CHECKPOINT.glob("*.safetensors"))
+    with weights.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    place = folder / "checkpoint"
+    shutil.copytree(CHECKPOINT, place)
+    likely = ["config.json"] * 4 + names
+
+    def case(random: Random) -> None:
+        name, written = random.choice(likely), place / weights.name
+        good, damaged = json.dumps(header).encode(), random.random() < 0.3
+        head = dumped(random, header) if damaged else good
+        length = random.choice((len(head),) * 8 + (0, 1, 1 << 40, (1 << 64) - 1)) if damaged else len(head)
+        written.write_bytes(struct.pack("<Q", length) + head)
+        with written.open("r+b") as file:  # what is not read need not be written
+            file.truncate(
+                8 + len(head) + max((x["data_offsets"][1] for n, x in header.items() if n != "__metadata__"))
+            )
+        if not damaged:
+            (place / name).write_bytes(dumped(random, originals[name]))
+        try:
+            with Checkpoint(place, "fuzzed") as opened:
+                plan_export(
+                    opened,
+                    selector="divprune",
+                    keep=None,
+                    prune=None,
+                    precision=random.choice(("fp32", "int4")),
+                )
+        finally:
+            (place / name).write_text(json.dumps(originals[name]), encoding="utf-8")
+
+    return case
+
+
+def images(folder: Path, bundle: Path) -> Case:
+    """Damaged images of every format, from a file and from memory."""
+    from divprune_edge.processing.images import load_image
+
+    pixels = np.random.default_rng(1).integers(0, 256, (23, 31, 3), dtype=np.uint8)
+    seeds: list[bytes] = []
+    for form in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"):
+        for mode in ("RGB", "L", "P", "RGBA", "I;16", "1", "CMYK"):
+            with contextlib.suppress(Exception):
+                stream = io.BytesIO()
+                Image.fromarray(pixels).convert(mode).save(stream, form)
+                seeds.append(stream.getvalue())
+    file = folder / "image"
+
+    def case(random: Random) -> None:
+        if random.random() < 0.05:
+            shape = random.choice(((0, 4, 3), (4, 4), (4, 4, 3), (4, 4, 4), (4,), (1, 20000, 3), ()))
+            load_image(
+                np.zeros(shape, random.choice((np.uint8, np.float32, bool))), bgr=random.random() < 0.3
+            )
+            return
+        file.write_bytes(flipped(random, random.choice(seeds)))
+        load_image(file)
+
+    return case
+
+
+def questions(folder: Path, bundle: Path) -> Case:
+    """A JSONL of questions, for a batch and for an evaluation."""
+    from divprune_edge.runtime.batch_cli import read_questions
+    from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
+
+    place = folder / "questions"
+    place.mkdir()
+    Image.new("RGB", (8, 8)).save(place / "a.png")
+    entry = {"image": "a.png", "question": "what?", "answer": ["a", "b"], "type": "colour", "id": 3}
+
+    def case(random: Random) -> None:
+        lines = [
+            dumped(random, entry) if random.random() < 0.4 else json.dumps(entry).encode() for _ in range(5)
+        ]
+        data = random.choice((b"\n", b"\n", b"\r\n", b"\n\n")).join(lines)
+        (place / "q.jsonl").write_bytes(flipped(random, data) if random.random() < 0.1 else data)
+        for line in read_questions(place / "q.jsonl"):
+            assert line.error is not None or line.entry["question"].strip()
+        load_dataset(str(place))
+
+    return case
+
+
+def engine_record(folder: Path, bundle: Path) -> Case:
+    """``engines.json``, in the folder that its facts ask for and in another."""
+    from divprune_edge.runtime.engines.fingerprint import Facts, fingerprint
+    from divprune_edge.runtime.engines.store import EnginesInfo, map_plan, read_stores
+
+    made = make_bundle(folder / "bundle")
+    facts = {
+        "onnx": {"vision_encoder": _EMPTY}, "edition": "tensorrt", "tensorrt": "10.3.0.26", "cuda": "12.6", "sms": [87],
+        "plugin": None, "limits": {"max_prompt": 64, "kept": [58, 58, 58], "slots": 1},
+    }  # fmt: skip
+    record: dict[str, Any] = {
+        "schema_version": 3, "facts": facts, "asked": {"selector": "divprune-58", "max_prompt": 64},
+        "plans": {"vision_encoder": {
+            "file": "vision_encoder.plan", "layers": "vision_encoder.layers.json", "size": 1, "sha256": _EMPTY,
+            "graph": "vision_encoder.onnx", "recipe": _EMPTY, "profiles": [], "device_memory": [1], "plugin": False,
+            "seconds": 1.5}},
+    }  # fmt: skip
+    name = fingerprint(EnginesInfo.model_validate(record).facts)
+    place = made / "engines" / name
+    place.mkdir(parents=True)
+    (place / "vision_encoder.plan").write_bytes(b"x")
+
+    def case(random: Random) -> None:
+        data = dumped(random, record)
+        (place / "engines.json").write_bytes(data)
+        target = place
+        with contextlib.suppress(Exception):
+            target = place.with_name(fingerprint(Facts.model_validate(json.loads(data)["facts"])))
+            place.rename(target)
+        try:
+            stores, problems = read_stores(made)
+            for stored in stores:
+                for plan in stored.info.plans:
+                    map_plan(stored, plan).close()
+            if problems:
+                raise problems[0]
+        finally:
+            target.rename(place)
+
+    return case
+
+
+def decoding(folder: Path, bundle: Path) -> Case:
+    """Questions and options of ``Pipeline.ask``."""
+    from divprune_edge.runtime.generate import Decoding
+    from divprune_edge.runtime.pipeline import Pipeline
+
+    pipeline = Pipeline(bundle, threads=1)
+    chat = pipeline.chat(np.zeros((40, 60, 3), np.uint8))
+    options: dict[str, Any] = {
+        "max_tokens": 2, "temperature": 0.7, "top_p": 0.9, "seed": 3, "stop": ["x"], "ignore_eos": False,
+        "prefill_chunk": 9, "top_k": 3, "repetition_penalty": 1.1,
+    }  # fmt: skip
+
+    def case(random: Random) -> None:
+        chosen = change(random, options)
+        if not isinstance(chosen, dict):
+            return
+        unknown = set(chosen) - set(options)
+        chosen = {name: value for name, value in chosen.items() if name not in unknown}
+        most = Decoding(**chosen).max_tokens
+        question = text(random, random.choice(("what is in the picture?", *_TURNS)))
+        if random.random() < 0.1:
+            question = random.choice(("", " \n", question * 2000, *TEXTS))
+        chat._turns.clear()
+        chat.ask(question, **{**chosen, "max_tokens": min(most, 2)})
+
+    return case
+
+
+def arguments(folder: Path, bundle: Path) -> Case:
+    """The command line, in process."""
+    from divprune_edge.console import run
+    from divprune_edge.export.cli import app as export
+    from divprune_edge.runtime.cli import app as runtime
+
+    picture = folder / "picture.png"
+    Image.new("RGB", (30, 20)).save(picture)
+    lines = folder / "lines.jsonl"
+    lines.write_text(json.dumps({"image": "picture.png", "question": "what?"}) + "\nno\n", encoding="utf-8")
+    small, _ = _small_bundle(folder, bundle)
+    seeds = [
+        (
+            runtime,
+            [
+                "ask",
+                small,
+                "--image",
+                picture,
+                "what?",
+                "--max-tokens",
+                1,
+                "--selector",
+                "none",
+                "--top-p",
+                0.5,
+            ],
+        ),
+        (
+            runtime,
+            ["ask", small, "--image", picture, "--chat", "a", "b", "--keep", 58, "--seed", 1, "--stop", "x"],
+        ),
+        (runtime, ["info", small, "--json", "--verify-hashes", "auto"]),
+        (
+            runtime,
+            ["batch", small, lines, "--size", 2, "--temperature", 0.5, "--backend", "cpu", "--threads", 1],
+        ),
+        (runtime, ["trtexec", small, "--tensorrt", "10.3", "--output", folder / "out", "--max-prompt", 64]),
+        (runtime, ["trtexec", "--read", folder]),
+        (runtime, ["build", small, "--selector", "divprune", "--max-prompt", 64, "--target", "orin"]),
+        (export, ["cost", "--model", "llava-1.5-7b", "--prune", "0.9"]),
+        (
+            export,
+            [
+                "llava",
+                "--model",
+                folder / "none",
+                "--prune",
+                "0.9",
+                "--precision",
+                "int8",
+                "--output",
+                folder,
+            ],
+        ),
+        (export, ["selector", small, "--selector", "divprune", "--keep", 3]),
+        (export, ["check", small, "--target", "orin-nano"]),
+    ]
+
+    def case(random: Random) -> None:
+        app, seed = random.choice(seeds)
+        words = list(seed)
+        for _ in range(random.choice((1, 1, 2, 3))):
+            at = random.randrange(len(words))
+            kind = random.random()
+            if kind < 0.5 and at:
+                words[at] = random.choice(VALUES)
+            elif kind < 0.7:
+                words[at] = text(random, str(words[at]))
+            elif kind < 0.85:
+                del words[at]
+            else:
+                words.insert(at, random.choice((*words, *TEXTS)))
+            words = words or ["ask"]
+        given = [str(word).replace("\0", "") for word in words]  # no process can be given that
+        out, err, code = io.StringIO(), io.StringIO(), None
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                run(app, given, program="fuzz")
+            except SystemExit as ended:
+                code = ended.code
+        if "Traceback" in err.getvalue():
+            raise AssertionError(f"a traceback of {given}")
+        if code not in (0, None):
+            assert code in (1, 2), f"exit code {code} of {given}"
+            raise DivpruneError(err.getvalue(), code="exit")
+
+    return case
+
+
+CLASSES: dict[str, Callable[[Path, Path], Case]] = {
+    made.__name__: made
+    for made in (
+        manifest,
+        tokenizer,
+        template,
+        checkpoint,
+        images,
+        questions,
+        engine_record,
+        decoding,
+        arguments,
+    )
+}
+
+
+def attempt(action: Callable[[], object]) -> None:
+    """Do something that may be refused, and go on."""
+    with contextlib.suppress(DivpruneError):
+        action()
+
+
+def _small_bundle(folder: Path, bundle: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a copy of a bundle whose graphs and weights are a byte each, and its manifest."""
+    small = folder / "small"
+    small.mkdir()
+    original = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+    for name in original["files"]:
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith((".json", ".jinja")):
+            shutil.copy(bundle / name, small / name)
+        else:
+            (small / name).write_bytes(b"x")
+            original["files"][name] = {"size": 1, "sha256": _EMPTY}
+    (small / "manifest.json").write_text(json.dumps(original), encoding="utf-8")
+    return small, original
+
+
+def _replace_file(bundle: Path, manifest: dict[str, Any], name: str, data: bytes) -> None:
+    (bundle / name).write_bytes(data)
+    manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _open_and_encode(bundle: Path) -> None:
+    from divprune_edge.processing.prompt import Turn
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.info import facts_of
+
+    opened = Bundle.open(bundle)
+    attempt(opened.selector)
+    attempt(lambda: json.dumps(facts_of(opened)))
+    encoder = opened.prompt_encoder()
+    for said in _TURNS:
+        attempt(lambda said=said: encoder.encode([Turn("user", said, image=True)], 58))  # type: ignore[misc]
