@@ -6,13 +6,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_BUNDLE := bundles/demo
 
 # TensorRT's Python bindings, without TensorRT, and CUDA's, without a driver: what plugin and engines must fit.
+FUZZ_CASES ?= 100000
 BINDINGS := build/bindings/10.16.1.11 build/bindings/11.4.0.106
 BINDINGS_JETPACK_6 := build/bindings/10.3.0
 BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: tensorrt demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector bench-startup evidence clean help
+.PHONY: fuzz tensorrt demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +61,10 @@ build/cuda-12.6: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial nvidia-cuda-nvrtc-cu12==12.6.85 \
 	    nvidia-cuda-nvcc-cu12==12.6.85 nvidia-cuda-runtime-cu12==12.6.77
 	mv $@.partial $@
+
+fuzz: $(VENV)/.dev  ## Damage FUZZ_CASES inputs of each class (hours) and write what came of it into docs/security.md.
+	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES) --json bench/results/fuzz.json
+	$(BIN)/python tests/fuzz/table.py
 
 tensorrt: $(VENV)/.dev  ## Parse and build every graph with TensorRT-RTX, which needs no GPU for it (3 minutes).
 	$(BIN)/python tests/tensorrt_matrix.py

@@ -60,6 +60,18 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def printable(text: str) -> str:
+    """Return ``text`` with U+FFFD for each character that could move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def literal(value: object) -> str:
+    """Return what rich prints as ``value`` reads, which may look like markup."""
+    from rich.markup import escape
+
+    return escape(printable(str(value)))
+
+
 def _write_anything() -> None:
     """Lose no answer to a terminal's encoding."""
     for stream in (sys.stdout, sys.stderr):
@@ -81,6 +93,5 @@ def _given(error: BaseException) -> str:
 
 def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
     """Print ``error[code]: message`` on one line of standard error and exit."""
-    plain = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(message.split()))
-    sys.stderr.write(f"error[{code}]: {plain}\n")
+    sys.stderr.write(f"error[{code}]: {printable(' '.join(message.split()))}\n")
     sys.exit(exit_code)

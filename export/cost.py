@@ -27,7 +27,7 @@ PRESETS: dict[str, Config] = {
     name: config for family in FAMILIES.values() for name, config in family.presets.items()
 }
 
-_console = Console(highlight=False)
+_console = Console(markup=False, highlight=False)
 
 
 def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: int) -> None:

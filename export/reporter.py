@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from divprune_edge.console import literal
 from divprune_edge.export.writer import Progress as Count
 from divprune_edge.manifest import Check, Manifest, SelectorInfo
 
@@ -20,7 +21,7 @@ _console = Console(highlight=False, soft_wrap=True)
 def demo_notice(command: str) -> None:
     """Say that the bundled demo checkpoint is used, and what to type for a real one."""
     _console.print(
-        f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{command}[/bold]"
+        f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{literal(command)}[/bold]"
     )
 
 
@@ -62,7 +63,13 @@ def checks_table(checks: Sequence[Check]) -> Table:
     for check in checks:
         limit = "" if check.limit is None else f"{check.limit:.4g}"
         verdict = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
-        table.add_row(check.stage, check.name, f"{check.value:.4g} {check.unit}".strip(), limit, verdict)
+        table.add_row(
+            literal(check.stage),
+            literal(check.name),
+            f"{check.value:.4g} {check.unit}".strip(),
+            limit,
+            verdict,
+        )
     return table
 
 
@@ -71,18 +78,18 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     size = sum(info.size for info in manifest.files.values())
     selector = manifest.selectors[0]
     _console.print(
-        f"Bundle: [bold]{folder}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
+        f"Bundle: [bold]{literal(folder)}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
         f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
     )
     _console.print(
-        f'Ask it: [bold]python -m runtime ask {folder} --image IMAGE "What is in the picture?"[/bold]'
+        f'Ask it: [bold]python -m runtime ask {literal(folder)} --image IMAGE "What is in the picture?"[/bold]'
     )
 
 
 def show_package(archive: Path, size: int) -> None:
     """Print what was packed and what to do with it."""
-    name = archive.name
-    _console.print(f"Package: [bold]{archive}[/bold] ({size / 1e6:,.1f} MB).")
+    name = literal(archive.name)
+    _console.print(f"Package: [bold]{literal(archive)}[/bold] ({size / 1e6:,.1f} MB).")
     _console.print(
         f"On the Jetson: [bold]tar -xf {name} && ./{name.removesuffix('.tar')}/install.sh[/bold] (docs/jetson.md)"
     )
@@ -90,10 +97,11 @@ def show_package(archive: Path, size: int) -> None:
 
 def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks: Sequence[Check]) -> None:
     """Print what was added."""
+    added = f"[bold]{literal(entry.id)}[/bold] to {literal(folder)}"
     state = f"{len(checks)} checks against its reference passed" if checks else "not verified"
     _console.print(
-        f"Added [bold]{entry.id}[/bold] to {folder}: {entry.keep} of {entry.candidates} visual tokens; {state}. "
-        f"The bundle now has {', '.join(selector.id for selector in manifest.selectors)}."
+        f"Added {added}: {entry.keep} of {entry.candidates} visual tokens; {state}. "
+        f"The bundle now has {', '.join(literal(selector.id) for selector in manifest.selectors)}."
     )
 
 

@@ -137,7 +137,7 @@ def announce_memory(plan: ExportPlan) -> None:
     """
     sentence = None if plan.target is None else check_memory(plan, find_target(plan.target))
     if sentence is not None:
-        Console(highlight=False, soft_wrap=True).print(sentence)
+        Console(markup=False, highlight=False, soft_wrap=True).print(sentence)
 
 
 def check_memory(plan: ExportPlan, target: Target) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from divprune_edge.console import literal
 from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, LanguageInfo, TensorInfo
 from divprune_edge.runtime.bundle import Bundle
 
@@ -26,7 +27,7 @@ def print_tables(bundle: Bundle) -> None:
 
     manifest = bundle.manifest
     console = Console()
-    console.print(f"[bold]{bundle.path}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{literal(bundle.path)}[/bold]", highlight=False, soft_wrap=True)
 
     about = Table(show_header=False, box=None, pad_edge=False)
     source = manifest.source
@@ -43,7 +44,7 @@ def print_tables(bundle: Bundle) -> None:
         "total size": _bytes(_total(bundle)),
     }
     for name, value in lines.items():
-        about.add_row(f"[dim]{name}[/dim]", value)
+        about.add_row(f"[dim]{name}[/dim]", literal(value))
     console.print(about)
 
     style: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False, "padding": 0}
@@ -61,7 +62,11 @@ def print_tables(bundle: Bundle) -> None:
             size = _bytes(_size(bundle, graph)) if i == 0 else ""
             shape = "[" + ", ".join(str(d) for d in tensor.shape) + "]"
             graphs.add_row(
-                name if i == 0 else "", f"{arrow} {tensor.name}", tensor.dtype, _plain(shape), size
+                literal(name) if i == 0 else "",
+                f"{arrow} {literal(tensor.name)}",
+                tensor.dtype,
+                literal(shape),
+                size,
             )
     console.print(graphs)
 
@@ -71,7 +76,10 @@ def print_tables(bundle: Bundle) -> None:
         default = " (default)" if s.id == manifest.default_selector else ""
         parameters = ", ".join(f"{key}={value}" for key, value in s.parameters.items())
         selectors.add_row(
-            s.id + default, f"{s.keep} of {s.candidates}", f"{s.keep / s.candidates:.1%}", parameters
+            literal(s.id) + default,
+            f"{s.keep} of {s.candidates}",
+            f"{s.keep / s.candidates:.1%}",
+            literal(parameters),
         )
     default = " (default)" if manifest.default_selector == UNPRUNED else ""
     selectors.add_row(UNPRUNED + default, f"{tokens} of {tokens}", "100.0%", "")
@@ -119,9 +127,3 @@ def _bytes(count: int) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

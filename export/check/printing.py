@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from divprune_edge.console import literal
 from divprune_edge.export.check.asked import EVIDENCE as BUILT
 from divprune_edge.export.check.asked import GraphAnswer, RtxAnswers
 from divprune_edge.export.check.bundle import CheckReport
@@ -105,26 +105,26 @@ def show_report(report: CheckReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     target = report.target
     version = "" if target.tensorrt is None else f", {target.software}"
-    console.print(f"[bold]{report.bundle}[/bold] on [bold]{target.title}[/bold]{version}")
+    console.print(f"[bold]{literal(report.bundle)}[/bold] on [bold]{target.title}[/bold]{version}")
     if report.provenance is not None:
         console.print(f"Operators: {report.provenance}.")
         console.print(f"Attributes: {report.attributes}.")
         console.print(f"Selector files: {variant(report)} (the plugin takes their node where there is one).")
     if target.tensorrt is not None:
-        console.print(escape(_who_was_asked(report)))
+        console.print(literal(_who_was_asked(report)))
     console.print(_graphs(report))
     for finding in report.findings:
         console.print(_line(finding))
     if report.forecast is not None:
         console.print(_forecast(report.forecast, report.stored))
         console.print(
-            f"Activations: what is alive at once at the widest node ({report.widest.node or 'none'}), a prefill in one "
-            "piece, nothing fused."
+            f"Activations: what is alive at once at the widest node ({literal(report.widest.node or 'none')}), "
+            "a prefill in one piece, nothing fused."
         )
         for sentence in ASSUMPTIONS:
             console.print(f"Assumed: {sentence}.")
     if report.refused is not None:
-        console.print(f"[red]{report.refused}[/red]")
+        console.print(f"[red]{literal(report.refused)}[/red]")
     bad = len(errors(report.findings))
     why = [f"{bad} error{'s' * (bad != 1)}"] * bool(bad) + ["memory"] * (report.refused is not None)
     verdict = (
@@ -161,7 +161,7 @@ def _graphs(report: CheckReport) -> Table:
         of = [f for f in report.findings if f.graph == graph.file]
         bad = len(errors(of))
         note = "plugin" if graph.plugin else ""
-        row = [graph.file, str(graph.opset), str(graph.nodes), str(bad), str(len(of) - bad), note]
+        row = [literal(graph.file), str(graph.opset), str(graph.nodes), str(bad), str(len(of) - bad), note]
         # Of a selector it was asked about the file with the local function, whatever the target's TensorRT needs.
         told = answers.get(graph.file) or answers.get(graph.file.replace("/stripped/", "/"))
         table.add_row(*row, *[_answer(told)] * bool(answers))
@@ -171,8 +171,10 @@ def _graphs(report: CheckReport) -> Table:
 def _line(finding: Finding) -> str:
     colour = "red" if finding.severity == "error" else "yellow"
     times = f"{finding.count} nodes, first " if finding.count > 1 else ""
-    where = f" ({times}{escape(finding.node)})" if finding.node else ""
-    return f"[{colour}]{finding.severity}[/{colour}] {finding.graph}: {escape(finding.message)}{where}"
+    where = f" ({times}{literal(finding.node)})" if finding.node else ""
+    return (
+        f"[{colour}]{finding.severity}[/{colour}] {literal(finding.graph)}: {literal(finding.message)}{where}"
+    )
 
 
 def _forecast(known: Forecast, stored: int) -> Table:

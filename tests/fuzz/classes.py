@@ -34,7 +34,7 @@ def manifest(folder: Path, bundle: Path) -> Case:
 
     def case(random: Random) -> None:
         (small / "manifest.json").write_bytes(dumped(random, original))
-        _open_and_encode(small)
+        _open_and_encode(random, small)
 
     return case
 
@@ -52,7 +52,7 @@ def tokenizer(folder: Path, bundle: Path) -> Case:
         changed = json.loads(json.dumps(original))
         changed["prompt"] |= {"image_token": "<image>", "image_token_id": 3, "bos_token": "<s>"}
         _replace_file(small, changed, "tokenizer.json", data)
-        attempt(lambda: _open_and_encode(small))
+        attempt(lambda: _open_and_encode(random, small))
         read_prompt(CheckpointFiles(small), {"eos_token_id": 2}, 3, 400, "{{ messages }}")
 
     return case
@@ -65,7 +65,7 @@ def template(folder: Path, bundle: Path) -> Case:
     def case(random: Random) -> None:
         data = source(random).encode("utf-8", "surrogatepass")
         _replace_file(small, json.loads(json.dumps(original)), "chat_template.jinja", data)
-        _open_and_encode(small)
+        _open_and_encode(random, small)
 
     return case
 
@@ -365,14 +365,17 @@ def _replace_file(bundle: Path, manifest: dict[str, Any], name: str, data: bytes
     (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def _open_and_encode(bundle: Path) -> None:
+def _open_and_encode(random: Random, bundle: Path) -> None:
     from divprune_edge.processing.prompt import Turn
     from divprune_edge.runtime.bundle import Bundle
-    from divprune_edge.runtime.info import facts_of
+    from divprune_edge.runtime.info import facts_of, print_tables
 
     opened = Bundle.open(bundle)
     attempt(opened.selector)
     attempt(lambda: json.dumps(facts_of(opened)))
+    if random.random() < 0.2:
+        with contextlib.redirect_stdout(io.StringIO()):
+            print_tables(opened)
     encoder = opened.prompt_encoder()
     for said in _TURNS:
         attempt(lambda said=said: encoder.encode([Turn("user", said, image=True)], 58))  # type: ignore[misc]

@@ -1,5 +1,7 @@
 """Seeded changes to JSON, text and bytes, and the values that readers trip over."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import copy
@@ -10,7 +12,7 @@ from typing import Any
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 7, 1 << 24, 1 << 31, 1 << 63, 10**30, 10**38, -(10**18), 0.5, -0.5, 1e308, 1e-308,
     "", " ", "\0", "\ud83d", "\udcff", "x" * 300, "x" * 70_000, "../../etc/passwd", "/dev/zero", "/", "a/b", "a\\b",
-    "\x1b[2J", "\u2028", "<image>", "</s>", "%s{0}{{", "1", "none", "float32", "NaN", [], {}, [[]], [None], {"a": {}},
+    "\x1b[2J", "\u2028", "<image>", "</s>", "%s{0}{{", "1", "none", "float32", "NaN", "[/x]", "[red]a\\\\", [], {}, [[]], [None], {"a": {}},
     [0, (1 << 24) - 1], [[0, (1 << 24) - 1]] * 50, ["a", 1], [1 << 63], {"": 0},
 ]  # fmt: skip
 TEXTS = [

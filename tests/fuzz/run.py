@@ -47,6 +47,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.worker:
         name, folder, first, last = asked.worker
+        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
         work(name, Path(folder), range(int(first), int(last)), asked.seed)
     elif asked.case is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +154,6 @@ def work(name: str, place: Path, numbers: range, seed: int) -> None:
     from divprune_edge.errors import DivpruneError
 
     case = start(name, place)
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     with (place / "counter").open("r+b", buffering=0) as counter, (place / "faults").open("a") as faults:
 
         def fault(number: int, what: str, where: str = "") -> None:

@@ -14,6 +14,7 @@ from raising import refused
 from divprune_edge.manifest import MANIFEST
 from divprune_edge.runtime import bundle as module
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.info import print_tables
 
 
 @pytest.fixture
@@ -168,6 +169,17 @@ def test_link_out_of_the_folder_is_refused(bundle_copy: Path, tmp_path: Path) ->
     real.symlink_to(outside)
     with refused("bundle-file-outside"):
         Bundle.open(bundle_copy)
+
+
+def test_what_looks_like_markup_is_shown_as_it_reads(
+    bundle_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = json.loads((bundle_copy / MANIFEST).read_text())["source"]
+    edit_manifest(bundle_copy, source=source | {"model": "[/x] [red]a\x1b[2J"}, family="[bold]")
+    print_tables(Bundle.open(bundle_copy))
+    shown = capsys.readouterr().out
+    assert "[/x] [red]a\ufffd[2J" in shown
+    assert "[bold]" in shown
 
 
 @pytest.mark.parametrize("path", ["../tokenizer.json", "/etc/hostname", "a/../../b"])

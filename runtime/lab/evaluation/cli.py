@@ -182,9 +182,14 @@ def _progress(said: str) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = Console(markup=False, stderr=True, soft_wrap=True, highlight=False)
     console.print(said)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
@@ -224,7 +229,7 @@ def report(
     if as_json:
         print(text, end="")
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, soft_wrap=True)
     lines = tables.cells(rows, by_type=False)
     table = Table()
     for i, head in enumerate(tables.heads(rows, by_type=False)):

@@ -37,7 +37,7 @@ def print_tables(
     from rich.console import Console
     from rich.table import Table as Drawn
 
-    console = Console()
+    console = Console(markup=False)
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
     for table in tables:
         drawn = Drawn(box=SIMPLE_HEAD, title=table.title, title_justify="left", pad_edge=False)
