@@ -184,5 +184,5 @@ def _one_piece() -> UserError:
     return UserError(
         "A batch in dialect 'onnxruntime' is prefilled once and in one piece: leave out prefill_chunk and rows of "
         "another cache, ask one by one, or export with --dialect portable.",
-        code="batch-not-in-one-piece",
+        code="batch-with-dialect",
     )

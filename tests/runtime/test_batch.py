@@ -144,7 +144,7 @@ def test_chunks_are_for_the_dialect_that_takes_them(asked: Pipeline, pairs: list
     if asked.bundle.manifest.language_model.dialect == "portable":
         same(asked.ask_batch(pairs, **options), alone(asked, pairs, **options))
     else:
-        with refused("batch-not-in-one-piece", "onnxruntime"):
+        with refused("batch-with-dialect", "onnxruntime"):
             asked.ask_batch(pairs, **options)
 
 
@@ -154,11 +154,11 @@ def test_a_cache_in_place_takes_no_rows_of_another(fused_bundle: Path) -> None:
     visual = backend.to_device(np.zeros((2, 58, vision.width), np.float32))
     one = backend.language(backend.to_device(np.zeros((1, 58, vision.width), np.float32)))
     one.extend([5, 6, 7])
-    with refused("batch-not-in-one-piece", "prefill_chunk"):
+    with refused("batch-with-dialect", "prefill_chunk"):
         backend.language_batch(visual, one.rows(3))
     batch = backend.language_batch(visual)
     batch.extend([[5, 6], [5]])
-    with refused("batch-not-in-one-piece"):
+    with refused("batch-with-dialect"):
         batch.extend([[5, 6], [5]])
 
 
@@ -248,6 +248,6 @@ def test_a_file_of_questions_is_checked_before_anything_is_loaded(
     outcome = command("batch", tmp_path / "no-bundle", tmp_path / "q.jsonl")
     assert_told(outcome.code, outcome.err, *told)
     size = command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0)
-    assert_told(size.code, size.err, "size-out-of-range", 0)
+    assert_told(size.code, size.err, "count-out-of-range", 0)
     missing = command("batch", tmp_path, tmp_path / "none.jsonl")
     assert_told(missing.code, missing.err, "questions-missing", "none.jsonl")
