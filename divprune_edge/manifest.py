@@ -355,7 +355,7 @@ def read_manifest(bundle: Path) -> Manifest:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(
-            f"'{path}' cannot be read as JSON ({error}): export the bundle again.", code="manifest-unreadable"
+            f"'{path}' cannot be read as JSON ({error}): export the bundle again.", code="manifest-invalid"
         ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:

@@ -110,7 +110,7 @@ def add_selectors(
     except ValueError:
         raise UserError(
             f"--keep is '{budgets}', expected whole numbers with commas between them.",
-            code="keep-not-numbers",
+            code="option-invalid",
         ) from None
     kept = [budget(number, None, manifest.vision_encoder.tokens) for number in numbers]
     _require_room(bundle, manifest, max(kept))

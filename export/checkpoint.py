@@ -140,14 +140,14 @@ class Checkpoint:
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(
                 f"'{self.folder / INDEX}' has no weight_map: download the checkpoint again.",
-                code="weights-index-invalid",
+                code="weights-incomplete",
             )
         shards = sorted({str(file) for file in weight_map.values()})
         for shard in shards:
             if Path(shard).name != shard or not (self.folder / shard).is_file():
                 raise UserError(
                     f"Shard '{shard}' of {len(shards)} is missing from '{self.folder}': download it again.",
-                    code="weights-shard-missing",
+                    code="weights-incomplete",
                 )
         return [self.folder / shard for shard in shards]
 

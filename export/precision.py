@@ -96,12 +96,12 @@ def parse_precisions(text: str, block_size: int | None = None) -> Precisions:
             raise UserError(
                 f"--precision {text} names '{graph}'{did_you_mean(graph, GRAPHS)}: give one precision for both "
                 "graphs, or both as in vision=int8,language=int4.",
-                code="precision-graph-unknown",
+                code="precision-graphs-invalid",
             )
         if graph in chosen:
             raise UserError(
                 f"--precision {text} names '{graph}' twice: say once what it is to be.",
-                code="precision-graph-twice",
+                code="precision-graphs-invalid",
             )
         chosen[graph] = _known(named, text)
     missing = [graph for graph in GRAPHS if graph not in chosen]
@@ -109,7 +109,7 @@ def parse_precisions(text: str, block_size: int | None = None) -> Precisions:
         raise UserError(
             f"--precision {text} does not say what '{missing[0]}' is to be: add {missing[0]}=fp32, or another of "
             f"{', '.join(PRECISIONS)}.",
-            code="precision-graph-missing",
+            code="precision-graphs-invalid",
         )
     return Precisions(chosen["vision"], chosen["language"], block_size)
 

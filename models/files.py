@@ -36,7 +36,7 @@ class CheckpointFiles:
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"'{path}' cannot be read as text ({error}): download it again.",
-                code="checkpoint-file-unreadable",
+                code="checkpoint-file-invalid",
             ) from error
 
     def json(self, name: str) -> dict[str, Any] | None:

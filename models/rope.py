@@ -74,14 +74,14 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
     partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     if partial not in (None, 1, 1.0):
         raise UserError(
-            f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="rope-unsupported"
+            f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="config-unsupported"
         )
     if kind == "default":
         return RopeSpec(float(theta))
     if kind not in ("linear", "llama3"):
         raise UserError(
             f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are.",
-            code="rope-unsupported",
+            code="config-unsupported",
         )
     try:
         if kind == "linear":
@@ -96,5 +96,5 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
         )
     except KeyError as error:
         raise UserError(
-            f"config.json: RoPE scaling '{kind}' lacks {error}.", code="rope-incomplete"
+            f"config.json: RoPE scaling '{kind}' lacks {error}.", code="config-value-invalid"
         ) from None

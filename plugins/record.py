@@ -58,7 +58,7 @@ def read_record(folder: Path) -> LibraryRecord:
         raise UserError(
             f"'{path}' is missing, so the plugin library beside it cannot be checked: build it again with "
             "'python -m plugins build'.",
-            code="plugin-record-missing",
+            code="plugin-record-invalid",
         ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(

@@ -58,7 +58,7 @@ def batch_command(
     from divprune_edge.runtime.pipeline import Pipeline
 
     if size < 1:
-        raise UserError(f"--size is {size}, expected at least 1.", code="size-out-of-range")
+        raise UserError(f"--size is {size}, expected at least 1.", code="count-out-of-range")
     decoding: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -96,7 +96,7 @@ def read_questions(file: Path) -> list[dict[str, Any]]:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"'{file}' cannot be read as UTF-8 text ({error}).", code="questions-unreadable"
+            f"'{file}' cannot be read as UTF-8 text ({error}).", code="questions-invalid"
         ) from None
     asked = []
     for number, line in enumerate(lines, start=1):

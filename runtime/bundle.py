@@ -44,7 +44,7 @@ class Bundle:
         if verify_hashes not in ("auto", "always"):
             raise UserError(
                 f"verify_hashes is '{verify_hashes}', expected 'auto' or 'always'.",
-                code="verify-hashes-unknown",
+                code="option-invalid",
             )
         given = Path(path)
         manifest = read_manifest(given)

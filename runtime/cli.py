@@ -100,7 +100,7 @@ def ask(
     }
     if show_kept is not None and show_kept.suffix.lower() != ".png":
         raise UserError(
-            f"--show-kept is '{show_kept}', expected a file name that ends in .png.", code="show-kept-not-png"
+            f"--show-kept is '{show_kept}', expected a file name that ends in .png.", code="option-invalid"
         )
     Decoding(**decoding)  # type: ignore[arg-type]  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]

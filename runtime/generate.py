@@ -53,40 +53,40 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UserError(
-                f"max_tokens is {self.max_tokens}, expected at least 1.", code="max-tokens-out-of-range"
+                f"max_tokens is {self.max_tokens}, expected at least 1.", code="decoding-out-of-range"
             )
         if not 0 <= self.temperature < float("inf"):
             raise UserError(
                 f"temperature is {self.temperature}, expected 0 (greedy) or more.",
-                code="temperature-out-of-range",
+                code="decoding-out-of-range",
             )
         if not 0 < self.top_p <= 1:
             raise UserError(
-                f"top_p is {self.top_p}, expected more than 0 and at most 1.", code="top-p-out-of-range"
+                f"top_p is {self.top_p}, expected more than 0 and at most 1.", code="decoding-out-of-range"
             )
         if self.seed is not None and self.seed < 0:
-            raise UserError(f"seed is {self.seed}, expected 0 or more.", code="seed-out-of-range")
+            raise UserError(f"seed is {self.seed}, expected 0 or more.", code="decoding-out-of-range")
         if isinstance(self.stop, str):
             raise UserError(
                 f"stop is the text '{self.stop}', expected a tuple of texts: ('{self.stop}',).",
-                code="stop-not-a-tuple",
+                code="stop-invalid",
             )
         if "" in self.stop:
             raise UserError(
                 "A stop string is empty: leave it out or name the text that ends the answer.",
-                code="stop-empty",
+                code="stop-invalid",
             )
         if self.prefill_chunk is not None and self.prefill_chunk < 1:
             raise UserError(
                 f"prefill_chunk is {self.prefill_chunk}, expected at least 1.",
-                code="prefill-chunk-out-of-range",
+                code="decoding-out-of-range",
             )
         if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}, expected 0 (all) or more.", code="top-k-out-of-range")
+            raise UserError(f"top_k is {self.top_k}, expected 0 (all) or more.", code="decoding-out-of-range")
         if not 0 < self.repetition_penalty < float("inf"):
             raise UserError(
                 f"repetition_penalty is {self.repetition_penalty}, expected more than 0 (1 is none).",
-                code="repetition-penalty-out-of-range",
+                code="decoding-out-of-range",
             )
 
     def sampler(self, forbidden: Sequence[int]) -> Sampler:

@@ -75,7 +75,7 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
         raise UserError(
             f"The image is a {array.dtype} array of shape {list(array.shape)}, "
             "expected uint8 of shape [height, width, 3] or [height, width].",
-            code="image-array-unfit",
+            code="image-type-unsupported",
         )
     _check_size((array.shape[1], array.shape[0]), "The image")
     return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if bgr and not grey else array)).convert(

@@ -25,7 +25,7 @@ def written(table: dict[str, Any]) -> str:
     if not re.fullmatch(r"[0-9a-f]{40}", table["revision"]):
         raise UserError(
             f"--revision '{table['revision']}' is not a commit: give its 40 hexadecimal digits.",
-            code="revision-not-a-commit",
+            code="revision-invalid",
         )
     lines = []
     for key, value in table.items():

@@ -170,13 +170,13 @@ def read_record(folder: Path) -> EnginesInfo:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"'{path}' cannot be read ({reason}): {again}.", code="engines-record-unreadable"
+            f"'{path}' cannot be read ({reason}): {again}.", code="engines-record-invalid"
         ) from error
     if fingerprint(info.facts) != folder.name:
         raise UserError(
             f"'{path}' states facts with the fingerprint {fingerprint(info.facts)}, but lies in {folder.name}: "
             f"{again}.",
-            code="engines-record-misplaced",
+            code="engines-record-invalid",
         )
     return info
 

@@ -77,7 +77,7 @@ def test_grey_array_is_spread_over_the_channels() -> None:
     ],
 )
 def test_other_arrays_are_refused(array: np.ndarray) -> None:
-    with refused("image-array-unfit", "[height, width, 3]"):
+    with refused("image-type-unsupported", "[height, width, 3]"):
         load_image(array)
 
 

@@ -268,6 +268,6 @@ def test_a_file_of_questions_is_checked_before_anything_is_loaded(
     outcome = command("batch", tmp_path / "no-bundle", tmp_path / "q.jsonl")
     assert_told(outcome.code, outcome.err, *told)
     size = command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0)
-    assert_told(size.code, size.err, "size-out-of-range", 0)
+    assert_told(size.code, size.err, "count-out-of-range", 0)
     missing = command("batch", tmp_path, tmp_path / "none.jsonl")
     assert_told(missing.code, missing.err, "questions-missing", "none.jsonl")

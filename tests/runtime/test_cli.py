@@ -119,13 +119,13 @@ def refused(result: Any, code: str, *parts: object) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--max-tokens", -1], ["max-tokens-out-of-range", "max_tokens is -1", "at least 1"]),
+        (["--max-tokens", -1], ["decoding-out-of-range", "max_tokens is -1", "at least 1"]),
         (["--max-tokens", "many"], ["usage", "--max-tokens", "integer"]),
-        (["--temperature", -0.5], ["temperature-out-of-range", "temperature is -0.5"]),
-        (["--top-p", 0], ["top-p-out-of-range", "top_p is 0"]),
-        (["--top-p", 1.5], ["top-p-out-of-range", "top_p is 1.5"]),
-        (["--seed", -1], ["seed-out-of-range", "seed is -1"]),
-        (["--stop", ""], ["stop-empty"]),
+        (["--temperature", -0.5], ["decoding-out-of-range", "temperature is -0.5"]),
+        (["--top-p", 0], ["decoding-out-of-range", "top_p is 0"]),
+        (["--top-p", 1.5], ["decoding-out-of-range", "top_p is 1.5"]),
+        (["--seed", -1], ["decoding-out-of-range", "seed is -1"]),
+        (["--stop", ""], ["stop-invalid", "empty"]),
         (["--threads", 0], ["threads-out-of-range", 0]),
         (
             ["--selector", "divprun"],
@@ -135,7 +135,7 @@ def refused(result: Any, code: str, *parts: object) -> None:
         (["--keep", 0], ["keep-out-of-range", "1 to 576"]),
         (["--keep", 577], ["keep-out-of-range", "1 to 576"]),
         (["--backend", "tpu"], ["backend-unknown", "'tpu'", "cpu, cuda, tensorrt or tensorrt-rtx"]),
-        (["--verify-hashes", "never"], ["verify-hashes-unknown", "'never'", "'auto' or 'always'"]),
+        (["--verify-hashes", "never"], ["option-invalid", "'never'", "'auto' or 'always'"]),
         (["--nonsense"], ["usage", "--nonsense", "--help"]),
         (["a second question"], ["question-count", "2 questions", "--chat"]),
     ],
@@ -222,7 +222,7 @@ def test_bundles_that_are_refused(
     manifest.write_text(original.replace('"tokenizer.json"', '"../tokenizer.json"'))
     refused(run(), "manifest-invalid", "leaves the bundle folder")
     manifest.write_text(original[:-40])
-    refused(run(), "manifest-unreadable", manifest)
+    refused(run(), "manifest-invalid", manifest)
     manifest.write_text(original)
     data = bundle_copy / "language_model.data"
     bytes_ = bytearray(data.read_bytes())

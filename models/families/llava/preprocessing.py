@@ -85,7 +85,7 @@ def _height_width(size: Any) -> tuple[int, int]:
         return int(size["height"]), int(size["width"])
     raise UserError(
         f"The image processor's crop_size is {size!r}, expected a number or height and width.",
-        code="image-processor-invalid",
+        code="image-processor-unsupported",
     )
 
 
@@ -96,7 +96,7 @@ def _three(config: Config, name: str, default: tuple[float, float, float]) -> tu
     if not isinstance(values, list) or len(values) != 3:
         raise UserError(
             f"The image processor's {name} is {values!r}, expected three numbers.",
-            code="image-processor-invalid",
+            code="image-processor-unsupported",
         )
     return (float(values[0]), float(values[1]), float(values[2]))
 

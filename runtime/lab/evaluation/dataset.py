@@ -71,7 +71,7 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
         UserError: no such folder, a malformed line (its number is named), or a missing image.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} images were asked for, expected at least 1.", code="limit-out-of-range")
+        raise UserError(f"{limit} images were asked for, expected at least 1.", code="count-out-of-range")
     if source.startswith(LMMS):
         raise UserError(
             f"'{source}' names a task of lmms-eval, which scores in its own way: ask it with 'evaluate', or give "
@@ -115,7 +115,7 @@ def _folder(folder: Path) -> list[ImageQuestions]:
         lines = files[0].read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"'{files[0]}' cannot be read as UTF-8 text ({error}).", code="questions-unreadable"
+            f"'{files[0]}' cannot be read as UTF-8 text ({error}).", code="questions-invalid"
         ) from None
     asked: dict[str, list[Question]] = {}
     for number, line in enumerate(lines, start=1):

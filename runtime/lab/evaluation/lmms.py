@@ -123,7 +123,7 @@ def evaluate_task(
             or the folder holds another evaluation.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} documents were asked for, expected at least 1.", code="limit-out-of-range")
+        raise UserError(f"{limit} documents were asked for, expected at least 1.", code="count-out-of-range")
     runner = Runner(bundle, methods, backend, threads)
     facts = run_facts(bundle, f"{LMMS}{task.name}", runner.backend, threads, max_tokens)
     journal = Journal(folder, facts)

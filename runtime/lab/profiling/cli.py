@@ -75,7 +75,7 @@ def profile_command(
 
     if runs < 1 or warmup < 1:
         name, value = ("--runs", runs) if runs < 1 else ("--warmup", warmup)
-        raise UserError(f"{name} is {value}, expected at least 1.", code="runs-out-of-range")
+        raise UserError(f"{name} is {value}, expected at least 1.", code="count-out-of-range")
     if alone and against is not None:
         raise UserError(
             "--alone and --against were given together: leave one of the two out.", code="options-exclusive"
@@ -121,7 +121,7 @@ def read_lengths(text: str) -> list[int]:
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(
             f"--answer-tokens is '{text}', expected positive numbers with commas, such as {LENGTHS}.",
-            code="answer-tokens-invalid",
+            code="option-invalid",
         )
     return sorted({int(part) for part in parts})
 

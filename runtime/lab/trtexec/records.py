@@ -88,7 +88,7 @@ def read_times(path: Path) -> tuple[Run, ...]:
     """
     runs = tuple(_check(Run, entry, path) for entry in _entries(_load(path), path))
     if not runs:
-        raise UserError(f"'{path}' has no runs in it: measure again.", code="measurements-empty")
+        raise UserError(f"'{path}' has no runs in it: measure again.", code="measurements-invalid")
     return runs
 
 
@@ -128,7 +128,7 @@ def _load(path: Path) -> Any:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"'{path}' cannot be read as JSON ({reason}): measure again.", code="measurements-unreadable"
+            f"'{path}' cannot be read as JSON ({reason}): measure again.", code="measurements-invalid"
         ) from None
 
 

@@ -79,5 +79,5 @@ def read_run(folder: Path) -> RunInfo:
         )
         raise UserError(
             f"'{path}' cannot be read ({reason}): run the commands again with --output.",
-            code="measurements-unreadable",
+            code="measurements-invalid",
         ) from None

@@ -107,13 +107,13 @@ def test_padding_to_a_square(tmp_path: Path) -> None:
             "SiglipImageProcessor",
         ),
         ({"size": {"longest_edge": 5}}, "image-processor-unsupported", "size is {'longest_edge': 5}"),
-        ({"crop_size": {"height": 336}}, "image-processor-invalid", "crop_size is {'height': 336}"),
+        ({"crop_size": {"height": 336}}, "image-processor-unsupported", "crop_size is {'height': 336}"),
         (
             {"image_mean": [0.5, 0.5]},
-            "image-processor-invalid",
+            "image-processor-unsupported",
             "image_mean is [0.5, 0.5]",
         ),
-        ({"image_std": 0.5}, "image-processor-invalid", "image_std is 0.5"),
+        ({"image_std": 0.5}, "image-processor-unsupported", "image_std is 0.5"),
         (
             {"crop_size": 224},
             "image-processor-size-unfit",

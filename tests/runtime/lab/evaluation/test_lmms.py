@@ -295,7 +295,7 @@ def test_registered_model(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_documents(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lmms_interface.install(monkeypatch, {"two": two_documents})
-    with refused("limit-out-of-range", "0 documents"):
+    with refused("count-out-of-range", "0 documents"):
         evaluate_task(Bundle.open(demo_bundle), find_task("lmms:two"), [], Path("nowhere"), limit=0)
 
 

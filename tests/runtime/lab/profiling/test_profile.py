@@ -145,9 +145,9 @@ def test_a_bundle_without_costs_has_no_rooflines_for_its_graphs(
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--runs", 0], ["runs-out-of-range", "--runs is 0", "at least 1"]),
-        (["--warmup", 0], ["runs-out-of-range", "--warmup is 0"]),
-        (["--answer-tokens", "1,x"], ["answer-tokens-invalid", "--answer-tokens is '1,x'", "1,16,64,256"]),
+        (["--runs", 0], ["count-out-of-range", "--runs is 0", "at least 1"]),
+        (["--warmup", 0], ["count-out-of-range", "--warmup is 0"]),
+        (["--answer-tokens", "1,x"], ["option-invalid", "--answer-tokens is '1,x'", "1,16,64,256"]),
         (["--answer-tokens", "99999"], ["answer-too-long", "99999 tokens", "--answer-tokens"]),
         (["--target", "orin"], ["target-unknown", "'orin'"]),
         (["--against", "divprune-58"], ["against-itself", "--against divprune-58"]),
