@@ -232,20 +232,33 @@ class Prompt(_Model):
     forbidden_ids: Ids
 
 
+class AdapterSource(_Model):
+    """A LoRA adapter that was merged: its folder's name, the base that it names, and the sha256 of its weights."""
+
+    name: str
+    base: str | None
+    sha256: Annotated[str, AfterValidator(_sha256)]
+
+
 class Source(_Model):
-    """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path."""
+    """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path.
+
+    ``adapter`` was merged into them; None where there was none.
+    """
 
     model: str
     revision: str | None
     licence: str | None
     config_sha256: Annotated[str, AfterValidator(_sha256)]
+    adapter: AdapterSource | None = None
 
     @property
     def export_command(self) -> str:
         """The command that exports this checkpoint anew; where a folder lay is not known and left to the reader."""
+        more = f" --adapter PATH/{self.adapter.name}" if self.adapter is not None else ""
         if self.model == DEMO:
-            return "python -m export llava"
-        return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}"
+            return f"python -m export llava{more}"
+        return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}{more}"
 
 
 class Check(_Model):

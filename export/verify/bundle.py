@@ -11,6 +11,7 @@ import numpy as np
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.verify.adapter import PeftAdapter
 from divprune_edge.export.verify.comparison import TOLERANCES
 from divprune_edge.export.verify.graphs import open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
@@ -51,11 +52,13 @@ def verify_bundle(
     """
     vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
-    checks: list[Check] = check_weights(plan, [vision, language], report)
+    merged = plan.checkpoint.adapter
+    adapter = PeftAdapter(merged.folder) if merged is not None else None
+    checks: list[Check] = check_weights(plan, [vision, language], report, adapter)
     with _runnable(plan, language, layers, report) as run:
         checks += check_structure(plan, vision, language, run)
         report("loading the reference")
-        oracle = Oracle(plan.checkpoint.folder, layers)
+        oracle = Oracle(plan.checkpoint.folder, layers, adapter)
         report("visual tokens")
         height = width = plan.spec.vision.image_size
         images = sample_images(height, width)
@@ -87,7 +90,7 @@ def verify_bundle(
         )
         if run.is_quantised():
             report("what the precision costs")
-            whole = Oracle(plan.checkpoint.folder, layers)
+            whole = Oracle(plan.checkpoint.folder, layers, adapter)
             checks += cost_of_precision(plan, open_language(run.path, plan.dialect.facts.name), whole, kept)
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.export.verify.adapter import PeftAdapter, without_adapter
+
 Array = npt.NDArray[Any]
 
 
@@ -33,19 +35,24 @@ class Tower:
 
 
 class Oracle:
-    """``LlavaForConditionalGeneration`` in float32 on the CPU, whole or with its first decoder layers only."""
+    """``LlavaForConditionalGeneration`` in float32 on the CPU, whole or with its first decoder layers only.
 
-    def __init__(self, folder: Path, layers: int | None = None) -> None:
+    An ``adapter`` is merged by peft.
+    """
+
+    def __init__(self, folder: Path, layers: int | None = None, adapter: PeftAdapter | None = None) -> None:
         import torch
         from transformers import AutoConfig, LlavaForConditionalGeneration
 
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if layers is not None:
             _truncate(config.text_config, layers)
-        with _quiet():
+        with _quiet(), without_adapter(folder) as bare:
             model = LlavaForConditionalGeneration.from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                bare, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
+            if adapter is not None:
+                model = adapter.into(model)
         self._torch = torch
         self._model = model.eval()
         self._processor = _image_processor(folder)
