@@ -28,6 +28,7 @@ class DialectFacts:
         tensorrt: edition of TensorRT -> the oldest version whose parser takes the graph; empty for ONNX Runtime alone.
         refusal: why what is missing above does not take it; ``{software}`` is what that is.
         batch: how ONNX Runtime prefills several sequences at once; None where it takes one at a time.
+        inputs: those of the language model beside ids, visual tokens and cache.
         cuda: types of the cache for which ONNX Runtime has CUDA kernels.
     """
 
@@ -40,6 +41,7 @@ class DialectFacts:
     refusal: str = ""
     batch: Literal["in pieces", "in one piece"] | None = None
     cuda: frozenset[str] = frozenset()
+    inputs: tuple[str, ...] = ()
 
     @property
     def for_tensorrt(self) -> bool:
@@ -70,6 +72,7 @@ _ALL = (
         refusal="{software} takes no Attention with cache inputs",
         batch="in pieces",
         cuda=frozenset({"float32", "float16"}),
+        inputs=("attention_mask", "position_ids"),
     ),
     DialectFacts(
         "onnxruntime",
@@ -80,6 +83,7 @@ _ALL = (
         refusal="its fused operators are ONNX Runtime's own",
         batch="in one piece",
         cuda=frozenset({"float16"}),
+        inputs=("seqlens_k", "total_sequence_length"),
     ),
     DialectFacts(
         "static",
@@ -90,6 +94,7 @@ _ALL = (
         # Of TensorRT-RTX, the oldest that was tried.
         tensorrt=MappingProxyType({"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}),
         refusal="{software} has no TensorScatter, which came with 10.15",
+        inputs=("attention_mask", "position_ids", "write_indices"),
     ),
     DialectFacts(
         "decomposed",
@@ -98,6 +103,7 @@ _ALL = (
         hands_out_rows=True,
         padding="right",
         tensorrt=MappingProxyType({"tensorrt": (10, 0), "tensorrt-rtx": (1, 7)}),
+        inputs=("cache_mask", "new_mask", "position_ids"),
     ),
 )
 DIALECTS: Mapping[str, DialectFacts] = MappingProxyType({one.name: one for one in _ALL})

@@ -30,6 +30,7 @@ from divprune_edge.runtime.backends.fixed import DecomposedLanguage, StaticLangu
 from divprune_edge.runtime.backends.growing import GrowingBatch, GrowingLanguage
 from divprune_edge.runtime.backends.in_place import InPlaceBatch, InPlaceLanguage, check_one_piece
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.graph_facts import check_session
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = {"cpu": "cpu", "cuda": "gpu"}
@@ -168,6 +169,7 @@ class OnnxRuntimeBackend:
                 f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]} for '{graph.file}': "
                 "check the driver, CUDA and cuDNN, or use '--backend cpu'."
             )
+        check_session(self._bundle.manifest, graph, session)
         return session
 
 
