@@ -196,7 +196,8 @@ class LanguageInfo(GraphInfo):
 class Preprocessing(_Model):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
-    ``resize`` is ``shortest_edge`` (keeps the aspect ratio) or ``exact`` (to ``resize_height`` x
+    ``resize`` is ``shortest_edge`` (keeps the aspect ratio; with ``longest_edge`` smaller where the other edge would
+    exceed that) or ``exact`` (to ``resize_height`` x
     ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
     None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number.
     """
@@ -205,6 +206,7 @@ class Preprocessing(_Model):
     resize_height: Positive | None = None
     resize_width: Positive | None = None
     shortest_edge: Positive | None = None
+    longest_edge: Positive | None = None
     resample: Annotated[int, Field(ge=0, le=5)]
     crop_height: Positive | None = None
     crop_width: Positive | None = None

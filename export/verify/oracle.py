@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,8 +152,8 @@ def _truncate(text_config: Any, layers: int) -> None:
 
 
 def _image_processor(folder: Path) -> Any:
-    """Return transformers' CLIP processor, less resize and crop, with the checkpoint's own settings."""
-    from transformers import CLIPImageProcessorPil
+    """Return transformers' own processor, less resize and crop, with the checkpoint's own settings."""
+    import transformers
 
     path = folder / "preprocessor_config.json"
     if path.is_file():
@@ -161,7 +162,9 @@ def _image_processor(folder: Path) -> Any:
         config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     chosen = {name: config[name] for name in names if config.get(name) is not None}
-    return CLIPImageProcessorPil(do_resize=False, do_center_crop=False, **chosen)
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or "CLIPImageProcessor"
+    name = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "ImageProcessorPil", kind)
+    return getattr(transformers, name)(do_resize=False, do_center_crop=False, **chosen)
 
 
 @contextmanager
