@@ -79,7 +79,7 @@ def export_llava(
     """
     check_output(output, force)
     check_disk(output, plan.weight_bytes)
-    with staged(output) as folder:
+    with staged(output, force=force) as folder:
         hashed: dict[str, FileInfo] = {}
         vision = _vision(plan, folder, report, hashed)
         selector = write_selector(
