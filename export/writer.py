@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ import onnx_ir as ir
 from divprune_edge import __version__
 from divprune_edge.errors import UserError
 from divprune_edge.export.streaming import FollowingHash, computed_ahead
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import MANIFEST, FileInfo, GraphInfo, Manifest, TensorInfo
 from divprune_edge.scratch import give_way, scratch
 
@@ -200,9 +200,7 @@ def hash_files(folder: Path, known: Mapping[str, FileInfo] | None = None) -> dic
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` in one step: a reader sees the old one or the new one."""
-    partial = folder / f".{MANIFEST}.partial"
-    partial.write_text(manifest.to_json(), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)  # noqa: PTH105 - the atomic one
+    write_whole(folder / MANIFEST, manifest.to_json())
 
 
 def tool_versions() -> dict[str, str]:
