@@ -198,7 +198,8 @@ class LanguageInfo(GraphInfo):
 class Preprocessing(_Model):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
-    ``resize`` is ``shortest_edge`` (keeps the aspect ratio) or ``exact`` (to ``resize_height`` x
+    ``resize`` is ``shortest_edge`` (keeps the aspect ratio; with ``longest_edge`` smaller where the other edge would
+    exceed that) or ``exact`` (to ``resize_height`` x
     ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
     None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number.
     """
@@ -207,6 +208,7 @@ class Preprocessing(_Model):
     resize_height: Positive | None = None
     resize_width: Positive | None = None
     shortest_edge: Positive | None = None
+    longest_edge: Positive | None = None
     resample: Annotated[int, Field(ge=0, le=5)]
     crop_height: Positive | None = None
     crop_width: Positive | None = None
@@ -234,20 +236,33 @@ class Prompt(_Model):
     forbidden_ids: Ids
 
 
+class AdapterSource(_Model):
+    """A LoRA adapter that was merged: its folder's name, the base that it names, and the sha256 of its weights."""
+
+    name: str
+    base: str | None
+    sha256: Annotated[str, AfterValidator(_sha256)]
+
+
 class Source(_Model):
-    """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path."""
+    """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path.
+
+    ``adapter`` was merged into them; None where there was none.
+    """
 
     model: str
     revision: str | None
     licence: str | None
     config_sha256: Annotated[str, AfterValidator(_sha256)]
+    adapter: AdapterSource | None = None
 
     @property
     def export_command(self) -> str:
         """The command that exports this checkpoint anew; where a folder lay is not known and left to the reader."""
+        more = f" --adapter PATH/{self.adapter.name}" if self.adapter is not None else ""
         if self.model == DEMO:
-            return "python -m export llava"
-        return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}"
+            return f"python -m export llava{more}"
+        return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}{more}"
 
 
 class Check(_Model):

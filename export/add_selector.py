@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from divprune_edge.errors import UserError
@@ -14,6 +15,7 @@ from divprune_edge.export.writer import file_info, write_manifest
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
+from divprune_edge.scratch import scratch
 
 
 def add_selector(
@@ -26,6 +28,38 @@ def add_selector(
             written.
         VerificationFailed: the graph does not pick what the reference picks.
     """
+    with _alone(bundle) as work:
+        return _add_alone(bundle, name, work, keep=keep, prune=prune, force=force, verify=verify)
+
+
+@contextmanager
+def _alone(bundle: Path) -> Iterator[Path]:
+    """Give a folder in the bundle, which no other process changes or replaces meanwhile; wait for one that does."""
+    read_manifest(bundle)
+    real = bundle.resolve()
+    busy = f"'{bundle}' is being changed by another process: wait for it and repeat the command."
+    with ExitStack() as stack:
+        # An export that replaces the bundle works beside it; where nothing can be written there, none does.
+        if os.access(real.parent, os.W_OK):
+            stack.enter_context(scratch(real.parent, real.name, busy=busy, wait=True))
+        try:
+            work = stack.enter_context(scratch(real, "selector", busy=busy, wait=True))
+        except OSError as error:
+            raise _unwritable(bundle, error) from error
+        yield work
+
+
+def _unwritable(bundle: Path, error: OSError) -> UserError:
+    return UserError(
+        f"'{bundle}' cannot be written ({error.strerror or error}): make it writable or make room, or copy the "
+        "bundle to where it is.",
+        code="bundle-unwritable",
+    )
+
+
+def _add_alone(
+    bundle: Path, name: str, work: Path, *, keep: int | None, prune: str | None, force: bool, verify: bool
+) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     manifest = read_manifest(bundle)
     selector = find_selector(name)
     keep = budget(keep, prune, manifest.vision_encoder.tokens)
@@ -38,13 +72,9 @@ def add_selector(
         )
     _require_signals(bundle, manifest, selector)
     try:
-        return _add(bundle, manifest, others, selector, keep, verify=verify)
+        return _add(bundle, manifest, others, selector, keep, work, verify=verify)
     except OSError as error:
-        raise UserError(
-            f"'{bundle}' cannot be written ({error.strerror or error}): make it writable or make room, or copy the "
-            "bundle to where it is.",
-            code="bundle-unwritable",
-        ) from error
+        raise _unwritable(bundle, error) from error
 
 
 def _add(
@@ -53,32 +83,31 @@ def _add(
     others: tuple[SelectorInfo, ...],
     selector: Selector,
     keep: int,
+    folder: Path,
     *,
     verify: bool,
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
     tokens, width = manifest.vision_encoder.tokens, manifest.vision_encoder.width
-    with tempfile.TemporaryDirectory(prefix=".selector.", suffix=".partial", dir=bundle) as partial:
-        folder = Path(partial)
-        signals = signal_inputs(selector, manifest.vision_encoder)
-        entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
-        checks: tuple[Check, ...] = ()
-        if verify:
-            from divprune_edge.export.verify import verify_selector
+    signals = signal_inputs(selector, manifest.vision_encoder)
+    entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
+    checks: tuple[Check, ...] = ()
+    if verify:
+        from divprune_edge.export.verify import verify_selector
 
-            checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / entry.file)
-            failed = [check for check in checks if not check.passed]
-            if failed:
-                raise VerificationFailed(
-                    f"The graph of '{entry.id}' does not pick what its reference picks ({failed[0].name}: "
-                    f"{failed[0].detail or failed[0].value}); the bundle is unchanged.",
-                    code="verification-failed",
-                )
-        written = [path for path in (entry.file, entry.stripped) if path is not None]
-        infos = {path: file_info(folder / path) for path in written}
-        for path in written:
-            (bundle / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).replace(bundle / path)
+        checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / entry.file)
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            raise VerificationFailed(
+                f"The graph of '{entry.id}' does not pick what its reference picks ({failed[0].name}: "
+                f"{failed[0].detail or failed[0].value}); the bundle is unchanged.",
+                code="verification-failed",
+            )
+    written = [path for path in (entry.file, entry.stripped) if path is not None]
+    infos = {path: file_info(folder / path) for path in written}
+    for path in written:
+        (bundle / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).replace(bundle / path)
     updated = manifest.model_copy(update={"selectors": (*others, entry), "files": manifest.files | infos})
     updated = Manifest.model_validate(updated.model_dump())
     write_manifest(bundle, updated)
@@ -114,9 +143,10 @@ def add_selectors(
         ) from None
     kept = [budget(number, None, manifest.vision_encoder.tokens) for number in numbers]
     _require_room(bundle, manifest, max(kept))
-    there = {entry.id for entry in manifest.selectors}
     for name in chosen:
         for keep in kept:
+            # Read anew: another process may have added it meanwhile.
+            there = {entry.id for entry in read_manifest(bundle).selectors}
             if force or selector_id(name, keep) not in there:
                 yield add_selector(bundle, name, keep=keep, prune=None, force=force, verify=verify)
 

@@ -78,7 +78,7 @@ def export_bundle(
     """
     check_output(output, force)
     check_disk(output, plan.weight_bytes)
-    with staged(output) as folder:
+    with staged(output, force=force) as folder:
         hashed: dict[str, FileInfo] = {}
         vision = _vision(plan, folder, report, hashed)
         selector = write_selector(
@@ -207,4 +207,5 @@ def _source(checkpoint: Checkpoint) -> Source:
         revision=checkpoint.revision,
         licence=licence.group(1) if licence else None,
         config_sha256=hashlib.sha256((checkpoint.folder / "config.json").read_bytes()).hexdigest(),
+        adapter=checkpoint.adapter.source() if checkpoint.adapter is not None else None,
     )

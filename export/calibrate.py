@@ -5,6 +5,7 @@ The only part of the export, beside verification, that runs a model.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from divprune_edge.export.writer import write_graph
 from divprune_edge.models.prompt import TOKENIZER_FILE
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.prompt import PromptEncoder, Turn
+from divprune_edge.scratch import scratch
 
 QUESTIONS = (
     "What is in the picture?",
@@ -61,9 +63,10 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
             code="calibration-images-missing",
         )
     moments: dict[str, npt.NDArray[np.float64]] = {}
-    with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
-        _check_room(plan, Path(temporary))
-        encoder, language, recording = _open(plan, Path(temporary))
+    temporary, name = Path(tempfile.gettempdir()), f"calibrate-{secrets.token_hex(4)}"
+    with scratch(temporary, name, busy=f"'{temporary}' is in use by another calibration: repeat it.") as work:
+        _check_room(plan, temporary)
+        encoder, language, recording = _open(plan, work)
         prompts = _prompts(plan)
         for i, file in enumerate(files):
             outputs = ["visual_tokens", *plan.selector.signals]
@@ -88,7 +91,7 @@ def _check_room(plan: ExportPlan, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"--calibrate writes both graphs in float32, {needed >> 20} MiB, but '{folder.parent}' has only "
+            f"--calibrate writes both graphs in float32, {needed >> 20} MiB, but '{folder}' has only "
             f"{free >> 20} MiB free: make room there, or name another folder in TMPDIR.",
             code="disk-too-full",
         )

@@ -7,13 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.files import CheckpointFiles, Shapes
+
+if TYPE_CHECKING:
+    from divprune_edge.export.adapter import Adapter
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -57,6 +60,11 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that is merged into the weights, if one is."""
+        return None
 
     def close(self) -> None:
         """Release the weight files."""

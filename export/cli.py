@@ -36,6 +36,13 @@ def llava(
         str | None,
         typer.Option(metavar="PATH_OR_HUB_ID", help="Checkpoint; the bundled demo checkpoint if not given."),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="LoRA adapter (peft's) to merge into the weights."),
+    ] = None,
+    no_adapter: Annotated[
+        bool, typer.Option("--no-adapter", help="Leave out an adapter that lies beside the weights.")
+    ] = False,
     prune: Prune = None,
     keep: Keep = None,
     selector: SelectorName = "divprune",
@@ -106,6 +113,7 @@ def llava(
     """Export a LLaVA-1.5 checkpoint: vision encoder, selector and language model."""
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
+    from divprune_edge.export.merged import with_adapter
     from divprune_edge.export.plan import plan_export
     from divprune_edge.export.reporter import ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
@@ -124,7 +132,7 @@ def llava(
         checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
     else:
         checkpoint = open_checkpoint(model)
-    with checkpoint:
+    with with_adapter(checkpoint, adapter, ignore=no_adapter) as checkpoint:
         plan = plan_export(
             checkpoint,
             selector=selector,
@@ -145,7 +153,7 @@ def llava(
             check_before_export(target, folder, plan.weight_bytes, force=force)
         check_output(folder, force)
         announce_memory(plan)
-        check = chosen_verification(verify, report)
+        check = chosen_verification(verify, report, adapter=adapter is not None)
         if calibrate is not None:
             from divprune_edge.export.calibrate import calibrated
 

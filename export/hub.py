@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.adapter import refuse_adapter_alone
 from divprune_edge.export.checkpoint import Checkpoint
 
 # What an export reads: weights in safetensors and the small files, never pickles or code.
@@ -21,6 +22,7 @@ def open_checkpoint(model: str) -> Checkpoint:
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
+        refuse_adapter_alone(folder, model)
         return Checkpoint(folder, name=folder.resolve().name)
     if folder.exists():
         raise UserError(
@@ -33,6 +35,7 @@ def open_checkpoint(model: str) -> Checkpoint:
             code="checkpoint-missing",
         )
     path = _download(model)
+    refuse_adapter_alone(path, model)
     return Checkpoint(path, name=model, revision=path.name)
 
 

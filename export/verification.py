@@ -14,8 +14,10 @@ from divprune_edge.manifest import Verification
 _INSTALL = "pip install 'divprune-edge[cpu,verify]'"
 
 
-def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
+def chosen_verification(asked: bool | None, report: ConsoleReporter, *, adapter: bool = False) -> Verify:
     """Return the verification to run: the real one, or one that says why there is none.
+
+    An ``adapter`` needs peft as well.
 
     Raises:
         UserError: ``--verify`` was asked for, but cannot be done.
@@ -24,7 +26,7 @@ def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
         return lambda plan, folder: Verification(status="not verified", reason="--no-verify")
     from divprune_edge.export.verify import available
 
-    missing = available()
+    missing = available(adapter=adapter)
     if asked and missing is not None:
         raise UserError(
             f"--verify needs PyTorch and transformers ({missing}): {_INSTALL}.", code="pytorch-missing"

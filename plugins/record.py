@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 
 LIBRARY = "libdivprune_plugins.so"
 RECORD = "libdivprune_plugins.json"
@@ -34,7 +35,7 @@ class LibraryRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record to ``folder``."""
-        (folder / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read_record(folder: Path) -> LibraryRecord:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import MANIFEST, UNPRUNED, FileInfo, Manifest, SelectorInfo, read_manifest
 
 if TYPE_CHECKING:
@@ -235,8 +236,6 @@ def _write_stamp(note: Path | None, stamp: Stamp) -> None:
         return
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_name(f"{note.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(stamp), encoding="utf-8")
-        temporary.replace(note)
+        write_whole(note, json.dumps(stamp))
     except OSError:
         return

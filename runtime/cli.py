@@ -194,13 +194,17 @@ def _questions_from_stdin() -> Iterator[str]:
 
 
 def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:
+    import io
+
     from divprune_edge.errors import UserError
+    from divprune_edge.files import write_whole
     from divprune_edge.runtime.lab.drawing import draw_selection
     from divprune_edge.runtime.lab.inspection import inspect_selection
 
     drawing = draw_selection(inspect_selection(pipeline, image))
     try:
-        drawing.save(path, "PNG")
+        drawing.save(encoded := io.BytesIO(), "PNG")
+        write_whole(path, encoded.getvalue())
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be written ({error.strerror or error}): choose another --show-kept.",

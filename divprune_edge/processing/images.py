@@ -4,7 +4,8 @@
   taken with its pixels as they lie.
 - Transparency is composited onto white, as ``transformers.image_transforms.convert_to_rgb`` does.
 - An animation or a file with several pages counts with its first frame, and a warning is logged.
-- 16-bit grey is scaled to 8 bit (0…65535 to 0…255); Pillow's own conversion would clip it to white.
+- 16-bit grey is scaled to 8 bit (0…65535 to 0…255); Pillow's own conversion, which transformers takes, would clip it to
+  white. Where no value exceeds 255 it is 8-bit grey in a larger box, and stays as it is, as in transformers.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MAX_PIXELS = 64_000_000
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF")
+_EIGHT_BITS, _TWELVE_BITS = 255, 4095
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
@@ -152,7 +154,7 @@ def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
         image.load()
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        rgb = _to_rgb(image)
+        rgb = _to_rgb(image, name)
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise UserError(
             f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy.", code="image-damaged"
@@ -165,9 +167,19 @@ def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
     return rgb
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         wide = np.asarray(image).astype(np.uint32)
+        most = int(wide.max(initial=0))
+        if most <= _EIGHT_BITS:
+            return Image.fromarray(wide.astype(np.uint8)).convert("RGB")
+        if most <= _TWELVE_BITS:
+            _log.warning(
+                "%s has 16 bits, of which its values up to %d fill %d: it is dark; scale it to 16 or to 8 bits.",
+                name,
+                most,
+                most.bit_length(),
+            )
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")

@@ -23,6 +23,7 @@ from divprune_edge.runtime.backends.block import BlockSession, check_device
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.graph_facts import check_session
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = {"cpu": "cpu", "cuda": "gpu"}
@@ -136,6 +137,7 @@ class OnnxRuntimeBackend:
                 "check the driver, CUDA and cuDNN, or use '--backend cpu'.",
                 code="onnxruntime-fell-back",
             )
+        check_session(self._bundle.manifest, graph, session)
         return session
 
 

@@ -190,7 +190,7 @@ def test_a_failed_verification_is_exit_code_one(
 def test_without_the_extra_it_says_so(
     command: Run, refused: Callable[..., None], plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("divprune_edge.export.verify.available", lambda: "torch is not installed")
+    monkeypatch.setattr("divprune_edge.export.verify.available", lambda **asked: "torch is not installed")
     told = ["pytorch-missing", "--verify", "torch is not installed", "pip install"]
     refused(told, "llava", "--model", plain, "--verify", "--output", "other")
     code, output, _ = command("llava", "--model", plain, "--output", "out")

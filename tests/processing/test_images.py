@@ -116,6 +116,20 @@ def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     assert np.array_equal(loaded, np.repeat(eight[..., None], 3, axis=-1))
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_8_bits_in_16_stay_as_in_transformers(tmp_path: Path, kind: str) -> None:
+    load = pytest.importorskip("transformers.image_utils").load_image
+    path = tmp_path / f"wide.{kind}"
+    Image.fromarray(noise(6, 7).astype(np.uint16)).save(path)
+    assert np.array_equal(np.asarray(load_image(path)), np.asarray(load(str(path))))
+
+
+def test_12_bits_in_16_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(noise(6, 7).astype(np.uint16) * 16).save(tmp_path / "twelve.png")
+    assert np.asarray(load_image(tmp_path / "twelve.png")).max() <= 16
+    assert "fill 12: it is dark" in caplog.text
+
+
 def test_orientation_of_a_file_is_applied(tmp_path: Path) -> None:
     load = pytest.importorskip("transformers.image_utils").load_image
     exif = Image.Exif()

@@ -7,7 +7,7 @@ from divprune_edge.models.families.llava.encoder import write_encoder
 from divprune_edge.models.families.llava.preprocessing import read_preprocessing
 from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import read_llava
-from divprune_edge.models.families.llava.weights import find_weights
+from divprune_edge.models.families.llava.weights import canonical_name, find_weights
 from divprune_edge.models.files import Config
 from divprune_edge.processing.preprocess import encoder_pixels
 
@@ -38,6 +38,7 @@ LLAVA = Family(
     template=VICUNA_TEMPLATE,
     presets=_PRESETS,
     spec=read_llava,
+    canonical_name=canonical_name,
     weight_names=find_weights,
     preprocessing=lambda files, spec: read_preprocessing(files, spec.vision.image_size),
     pixels=encoder_pixels,

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 from divprune_edge.runtime.lab.charts import lines, stacked_bars
 from divprune_edge.runtime.lab.html import page
 from divprune_edge.runtime.lab.profiling.measure import DECODE
@@ -36,7 +37,7 @@ def write_file(text: str, path: Path, option: str) -> None:
         UserError: it cannot be written; the sentence names the option.
     """
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be written ({error.strerror or error}): choose another {option}.",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import Precision
 
 RECORD = "trtexec.json"
@@ -50,7 +51,7 @@ def write_run(info: RunInfo, folder: Path) -> None:
     """
     text = json.dumps(info.model_dump(mode="json"), indent=1) + "\n"
     try:
-        (folder / RECORD).write_text(text, encoding="utf-8")
+        write_whole(folder / RECORD, text)
     except OSError as error:
         raise UserError(
             f"'{folder}' cannot be written ({error.strerror or error}): choose another --output.",

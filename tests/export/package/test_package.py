@@ -167,7 +167,16 @@ def test_the_wheel_holds_the_runtime_and_the_plugin_sources_only(wheel: Path) ->
 def test_the_wheel_asks_for_no_torch(wheel: Path) -> None:
     text = zipfile.ZipFile(wheel).read("divprune_edge_runtime-0.1.0.dist-info/METADATA").decode()
     needed = re.findall(r"^Requires-Dist: ([\w-]+)", text, re.MULTILINE)
-    assert sorted(needed) == ["jinja2", "numpy", "pillow", "pydantic", "rich", "tokenizers", "typer"]
+    assert sorted(needed) == [
+        "filelock",
+        "jinja2",
+        "numpy",
+        "pillow",
+        "pydantic",
+        "rich",
+        "tokenizers",
+        "typer",
+    ]
 
 
 def test_nothing_in_the_wheel_imports_what_is_not_there(wheel: Path) -> None:
