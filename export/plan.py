@@ -18,6 +18,7 @@ from divprune_edge.export.precision import (
     largest_block,
     parse_precisions,
 )
+from divprune_edge.export.prompts import check_prompts
 from divprune_edge.manifest import Precision, Preprocessing
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.clip import Shapes
@@ -238,6 +239,7 @@ def plan_llava(
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))
     plan.check_formats()
+    check_prompts(plan)
     return plan
 
 

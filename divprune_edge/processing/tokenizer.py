@@ -72,6 +72,10 @@ class PromptTokenizer:
             return True
         return any(token in form for form in self._forms(text) for token in self._folded)
 
+    def special_in(self, text: str) -> set[str]:
+        """Return the special tokens that act in ``text``."""
+        return {match.content for match in self._matches(text)}
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``, special tokens and all."""
         return self._encode(self.model, text, begun=bool(self._bos) and text.startswith(self._bos or ""))
@@ -120,8 +124,7 @@ class PromptTokenizer:
         matcher = Tokenizer(WordLevel({"": 0}, unk_token=""))
         if self.model.normalizer is not None:
             matcher.normalizer = self.model.normalizer
-        for token in added:  # one by one: in a list, the special ones would be sorted out
-            (matcher.add_special_tokens if token.special else matcher.add_tokens)([token])
+        matcher.add_tokens(list(added))
         return matcher
 
     def _matches(self, text: str) -> Iterator[_Match]:

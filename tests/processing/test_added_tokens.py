@@ -28,7 +28,10 @@ QUESTIONS = (
 PLAIN = ("a the", " the ", "a", "\u00e9 a\n")
 
 
-@pytest.fixture(params=COMBINATIONS, ids=lambda flags: "-".join(n for n, f in zip(FLAGS, flags) if f) or "none")
+@pytest.fixture(
+    params=COMBINATIONS,
+    ids=lambda flags: "-".join(n for n, f in zip(FLAGS, flags, strict=True) if f) or "none",
+)
 def flags(request: pytest.FixtureRequest) -> dict[str, bool]:
     return dict(zip(FLAGS, request.param, strict=True))
 
@@ -39,7 +42,9 @@ def both(tokenizer: Tokenizer, tokens: list[AddedToken], folder: Path) -> tuple[
     for token in tokens:
         (copy.add_special_tokens if token.special else copy.add_tokens)([token])
     copy.save(str(folder / "tokenizer.json"))
-    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>")
+    reference = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>"
+    )
     return PromptTokenizer(folder / "tokenizer.json", "<s>", ["<image>"]), reference
 
 
@@ -75,7 +80,7 @@ def test_beside_one_another(tokenizer: Tokenizer, flags: dict[str, bool], tmp_pa
     """A special token of the template between words that are tokens only where they stand alone."""
     single = AddedToken("num", single_word=True, special=False)
     subject, reference = both(tokenizer, [AddedToken(WORD, **flags), single], tmp_path)
-    for template in (f"{WORD}{{}} num{WORD}", f"{{}}{WORD} {WORD}num", f"num<image>{{}}"):
+    for template in (f"{WORD}{{}} num{WORD}", f"{{}}{WORD} {WORD}num", "num<image>{}"):
         for question in ("num", " num a", "a num"):
             text = template.format(question)
             assert encoded(subject, template, question) == reference(text)["input_ids"], text
@@ -96,7 +101,9 @@ def test_a_word_that_begins_like_a_special_token(tokenizer: Tokenizer, tmp_path:
         assert encoded(subject, template, question) == reference(text)["input_ids"]
 
 
-def test_the_placeholder_is_special_even_where_the_tokenizer_forgot(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_placeholder_is_special_even_where_the_tokenizer_forgot(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     subject, reference = both(tokenizer, [AddedToken("<picture>", special=False)], tmp_path)
     subject = PromptTokenizer(tmp_path / "tokenizer.json", "<s>", ["<picture>"])
     place = reference.convert_tokens_to_ids("<picture>")
