@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.processing.prompt import PromptIds, Turn
+from divprune_edge.processing.prompt import PromptIds, Turn, system_turns
 from divprune_edge.runtime.backends import BatchBackend, CacheRows
 from divprune_edge.runtime.generate import Decoding, write
 from divprune_edge.runtime.stopwatch import Stopwatch
@@ -25,7 +25,12 @@ IMAGES_AT_ONCE = 4
 
 
 def ask_batch(
-    pipeline: Pipeline, questions: Sequence[tuple[ImageSource, str]], bgr: bool, options: Decoding
+    pipeline: Pipeline,
+    questions: Sequence[tuple[ImageSource, str]],
+    bgr: bool,
+    options: Decoding,
+    system: str | None = None,
+    raw_prompt: bool = False,
 ) -> list[Answer]:
     """Return the answers in the order of ``questions``."""
     backend = _require_batches(pipeline, options)
@@ -35,7 +40,8 @@ def ask_batch(
     prompts = []
     for number, (_, text) in enumerate(questions, start=1):
         with _question(number):
-            prompts.append(pipeline._encode_prompt([Turn("user", text, image=True)]))
+            turns = [*system_turns(system), Turn("user", text, image=True)]
+            prompts.append(pipeline._encode_prompt(turns, raw_prompt))
     # An image with several questions is looked at once.
     first: dict[Hashable, int] = {}
     for i, (image, _) in enumerate(questions):

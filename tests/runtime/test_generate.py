@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,3 +127,50 @@ def test_unfinished_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
 def test_options_outside_their_range_are_refused(option: str, value: object) -> None:
     with pytest.raises(UserError, match=rf"(?i){option}"):
         Decoding(**{option: value})  # type: ignore[arg-type]
+
+
+IMAGE = 3
+"""A special token that is not the script's stop id."""
+
+
+@pytest.mark.parametrize("stop", ["<image>", "<image>\n"])
+def test_a_stop_string_that_is_a_special_token(tokenizer: Tokenizer, stop: str) -> None:
+    ids = encode(tokenizer, "the a")
+    result, _ = run(tokenizer, Script([*ids, IMAGE, *ids]), stop=("END", stop))
+    assert (result.token_ids, result.finish_reason) == ((*ids, IMAGE), "stop_string")
+    assert result.text == tokenizer.decode(ids)
+
+
+def test_one_that_the_answer_spells_out(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "the <a> the")
+    result, _ = run(tokenizer, Script([*ids, STOP]), stop=("<image>", tokenizer.decode(ids)[4:]))
+    assert result.finish_reason == "stop_string"
+
+
+def test_a_special_token_among_other_text_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(
+        UserError, match=r"'a<image>' holds the special token '<image>'.*give '<image>' alone"
+    ) as info:
+        run(tokenizer, Script([STOP]), stop=("a<image>",))
+    assert info.value.code == "stop-string-special-token"
+
+
+def test_stop_ids_beside_the_bundles_own(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "the a the")
+    for stops in ((IMAGE, ids[2]), (IMAGE,)):
+        result, _ = run(tokenizer, Script([ids[0], IMAGE, *ids]), stop_ids=stops, ignore_eos=True)
+        assert (result.token_ids[-1] in stops, result.finish_reason) == (True, "stop")
+    result, _ = run(tokenizer, Script([ids[0], STOP]), stop_ids=(IMAGE,))
+    assert result.token_ids == (ids[0], STOP)
+
+
+@pytest.mark.parametrize(("ids", "sentence"), [((-1,), "-1 is below 0"), (5, "expected a tuple of ids")])
+def test_stop_ids_that_are_none(ids: Any, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Decoding(stop_ids=ids)
+
+
+def test_a_stop_id_that_no_token_has(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="No token has the stop id 99999: the tokenizer has") as info:
+        run(tokenizer, Script([STOP]), stop_ids=(99999,))
+    assert info.value.code == "stop-id"
