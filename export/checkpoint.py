@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.clip import Shapes
-from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.models.files import CheckpointFiles, HubSource
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -39,7 +39,9 @@ class Checkpoint:
     release the files.
     """
 
-    def __init__(self, folder: Path, name: str, revision: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, revision: str | None = None, hub: HubSource | None = None
+    ) -> None:
         if not folder.is_dir():
             raise UserError(
                 f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model."
@@ -47,7 +49,7 @@ class Checkpoint:
         self.folder = folder
         self.name = name
         self.revision = revision
-        self.files = CheckpointFiles(folder)
+        self.files = CheckpointFiles(folder, hub)
         self.config: dict[str, Any] = self.files.required_json("config.json", "says what model this is")
         self._open = ExitStack()
         self._handles: dict[Path, Any] = {}
@@ -145,11 +147,13 @@ class Checkpoint:
         pickles = sorted(
             path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern)
         )
+        if self.files.hub is not None:
+            pickles += self.files.hub.left_out
         if pickles:
             raise UserError(
-                f"'{self.folder}' has only pickle weights ({pickles[0]}), which can run code when loaded: convert "
-                "them with transformers' LlavaForConditionalGeneration.from_pretrained(FOLDER)"
-                ".save_pretrained(NEW_FOLDER) and export NEW_FOLDER."
+                f"'{self.files.title}' has only pickle weights ({pickles[0]}), which can run code when loaded: "
+                f"{self.files.own_copy}write safetensors beside them with transformers' "
+                "LlavaForConditionalGeneration.from_pretrained('FOLDER').save_pretrained('FOLDER'), and export FOLDER."
             )
         raise UserError(f"'{self.folder}' has no weights: expected {SINGLE} or {INDEX} with its shards.")
 

@@ -121,8 +121,8 @@ def test_an_index_without_a_map(sharded: Path) -> None:
 def test_only_pickles(plain: Path, name: str) -> None:
     (plain / "model.safetensors").rename(plain / name)
     sentence = refusal(plain)
-    assert f"has only pickle weights ({name}), which can run code when loaded: convert them with" in sentence
-    assert "save_pretrained(NEW_FOLDER)" in sentence
+    assert f"has only pickle weights ({name}), which can run code when loaded: write safetensors" in sentence
+    assert "save_pretrained('FOLDER'), and export FOLDER" in sentence
 
 
 def test_no_weights(plain: Path) -> None:

@@ -88,6 +88,12 @@ def test_wrong_options(refused: Callable[..., str], plain: str, arguments: list[
     assert sentence in refused("llava", "--model", plain, *arguments)
 
 
+def test_a_revision_without_a_model(command: Run) -> None:
+    code, _, errors = command("llava", "--revision", "v1")
+    assert code == 2
+    assert errors.startswith("error[revision-without-model]: --revision v1 has no --model")
+
+
 def test_no_such_checkpoint(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "There is no folder 'nowhere', and it does not look like a hub id" in refused(
         "llava", "--model", "nowhere"

@@ -138,10 +138,13 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "llava_onevision"}, "LLaVA-OneVision is not supported yet"),
     (
         {"model_type": "llava_llama", "mm_vision_tower": "x"},
-        "original 'liuhaotian' layout; use the converted checkp",
+        "has the layout of the original LLaVA code (its config.json names an mm_vision_tower)",
     ),
-    ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "original 'liuhaotian' layout"),
-    ({"model_type": "llava_mistral"}, "original 'liuhaotian' layout"),
+    (
+        {"model_type": "llava", "mm_vision_tower": "openai/clip"},
+        "for other models, such as fine-tunes, ask their authors",
+    ),
+    ({"model_type": "llava_mistral"}, "for other models, such as fine-tunes, ask their authors"),
     ({"model_type": "vipllava"}, "ViP-LLaVA is not supported"),
     ({"model_type": "bert"}, "is not a LLaVA config: its model_type is 'bert', expected 'llava'"),
     ({}, "is not a LLaVA config: its model_type is None"),
