@@ -218,10 +218,37 @@ class Preprocessing(_Model):
     std: tuple[float, float, float]
 
 
+class GenerationDefaults(_Model):
+    """How the checkpoint would have its answers decoded: what its ``generation_config.json`` says, used where asked.
+
+    None where it says nothing. ``unsupported`` are settings that this runtime has no counterpart of, as they stand.
+    The ids that end an answer are the prompt's ``stop_ids``.
+    """
+
+    do_sample: bool | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    max_new_tokens: Positive | None = None
+    stop: tuple[str, ...] = ()
+    unsupported: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        """Return the settings in one line, those without a counterpart marked."""
+        stated = self.model_dump(exclude={"unsupported"}, exclude_none=True, exclude_defaults=True)
+        shown = [f"{name} {value}" for name, value in stated.items()]
+        return ", ".join(
+            [*shown, *(f"{name} {value} (not supported)" for name, value in self.unsupported.items())]
+        )
+
+
 class Prompt(_Model):
     """How text becomes ids: ``tokenizer.json``, a chat template, and the ids with a meaning.
 
-    ``forbidden_ids`` are never sampled: the image placeholder and rows without a token.
+    ``forbidden_ids`` are never sampled: the image placeholder and rows without a token. ``template_source`` says which
+    file of the checkpoint the template came from, or that it is the family's default; None in bundles of older exports,
+    as ``generation`` is.
     """
 
     tokenizer: BundlePath
@@ -234,6 +261,8 @@ class Prompt(_Model):
     unk_token: str | None
     stop_ids: tuple[int, ...]
     forbidden_ids: Ids
+    template_source: str | None = None
+    generation: GenerationDefaults | None = None
 
 
 class AdapterSource(_Model):

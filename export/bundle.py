@@ -40,7 +40,6 @@ from divprune_edge.manifest import (
     VisionInfo,
 )
 from divprune_edge.models.cost import decoder_parts
-from divprune_edge.models.prompt import TOKENIZER_FILE
 
 VISION_FILE = "vision_encoder.onnx"
 LANGUAGE_FILE = "language_model.onnx"
@@ -188,7 +187,7 @@ def _fields(graph: GraphInfo) -> dict[str, object]:
 
 def _prompt(plan: ExportPlan, folder: Path) -> Prompt:
     facts = plan.prompt
-    shutil.copyfile(plan.checkpoint.folder / TOKENIZER_FILE, folder / facts.entry.tokenizer)
+    (folder / facts.entry.tokenizer).write_text(facts.tokenizer, encoding="utf-8")
     (folder / facts.entry.chat_template).write_text(facts.template, encoding="utf-8")
     return facts.entry
 

@@ -22,11 +22,11 @@ from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.formats.recording import OUTPUT, Recording
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.prompts import prompt_encoder
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
-from divprune_edge.models.prompt import TOKENIZER_FILE
 from divprune_edge.processing.images import load_image
-from divprune_edge.processing.prompt import PromptEncoder, Turn
+from divprune_edge.processing.prompt import Turn
 from divprune_edge.scratch import scratch
 
 QUESTIONS = (
@@ -67,7 +67,7 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
     with scratch(temporary, name, busy=f"'{temporary}' is in use by another calibration: repeat it.") as work:
         _check_room(plan, temporary)
         encoder, language, recording = _open(plan, work)
-        prompts = _prompts(plan)
+        prompts = prompt_encoder(plan, room=plan.spec.decoder.context, fixed=False)
         for i, file in enumerate(files):
             outputs = ["visual_tokens", *plan.selector.signals]
             tokens, *seen = encoder.run(outputs, {"pixels": _pixels(plan, file)})
@@ -124,15 +124,6 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
 def _pixels(plan: ExportPlan, file: Path) -> npt.NDArray[np.uint8]:
     """Return uint8 [1, H, W, 3], as the runtime will make it."""
     return plan.family.pixels(load_image(file), plan.preprocessing, *plan.spec.image_size)
-
-
-def _prompts(plan: ExportPlan) -> PromptEncoder:
-    """Return what turns questions into ids, as the runtime will."""
-    facts, context = plan.prompt, plan.spec.decoder.context
-    tokenizer = plan.checkpoint.folder / TOKENIZER_FILE
-    return PromptEncoder(
-        facts.entry, facts.template, tokenizer, rows=plan.embedding_rows, room=context, fixed=False
-    )
 
 
 def _inputs(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.files import CheckpointFiles, Shapes
+from divprune_edge.models.files import CheckpointFiles, HubSource, Shapes
 
 if TYPE_CHECKING:
     from divprune_edge.export.adapter import Adapter
@@ -41,7 +41,9 @@ class Checkpoint:
     release the files.
     """
 
-    def __init__(self, folder: Path, name: str, revision: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, revision: str | None = None, hub: HubSource | None = None
+    ) -> None:
         if not folder.is_dir():
             raise UserError(
                 f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model.",
@@ -50,7 +52,7 @@ class Checkpoint:
         self.folder = folder
         self.name = name
         self.revision = revision
-        self.files = CheckpointFiles(folder)
+        self.files = CheckpointFiles(folder, hub)
         self.config: dict[str, Any] = self.files.required_json("config.json", "says what model this is")
         self._open = ExitStack()
         self._handles: dict[Path, Any] = {}
@@ -163,11 +165,13 @@ class Checkpoint:
         pickles = sorted(
             path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern)
         )
+        if self.files.hub is not None:
+            pickles += self.files.hub.left_out
         if pickles:
             raise UserError(
-                f"'{self.folder}' has only pickle weights ({pickles[0]}), which can run code when loaded: convert "
-                "them with transformers' LlavaForConditionalGeneration.from_pretrained(FOLDER)"
-                ".save_pretrained(NEW_FOLDER) and export NEW_FOLDER.",
+                f"'{self.files.title}' has only pickle weights ({pickles[0]}), which can run code when loaded: "
+                f"{self.files.own_copy}write safetensors beside them with transformers' "
+                "LlavaForConditionalGeneration.from_pretrained('FOLDER').save_pretrained('FOLDER'), and export FOLDER.",
                 code="weights-pickled",
             )
         raise UserError(

@@ -34,7 +34,13 @@ VerifyFlag = Annotated[
 def llava(
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH_OR_HUB_ID", help="Checkpoint; the bundled demo checkpoint if not given."),
+        typer.Option(
+            metavar="PATH_OR_HUB_ID",
+            help="Checkpoint: a folder, owner/name[@revision] or its page's address; the bundled demo if not given.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the hub id.")
     ] = None,
     adapter: Annotated[
         Path | None,
@@ -111,6 +117,7 @@ def llava(
     verify: VerifyFlag = None,
 ) -> None:
     """Export a LLaVA-1.5 checkpoint: vision encoder, selector and language model."""
+    from divprune_edge.errors import UserError
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
     from divprune_edge.export.merged import with_adapter
@@ -123,6 +130,11 @@ def llava(
     _one_budget(prune, keep)
     dialect, precision = settle(target, dialect, precision)
     report = ConsoleReporter()
+    if model is None and revision is not None:
+        raise UserError(
+            f"--revision {revision} has no --model to be a revision of: name the hub id (owner/name).",
+            code="revision-without-model",
+        )
     if model is None:
         from divprune_edge.export.checkpoint import Checkpoint
         from divprune_edge.manifest import DEMO
@@ -131,7 +143,7 @@ def llava(
         demo_notice(f"python -m export llava --model {HUB_EXAMPLE} --prune {prune or '0.9'}")
         checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
     else:
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model, revision)
     with with_adapter(checkpoint, adapter, ignore=no_adapter) as checkpoint:
         plan = plan_export(
             checkpoint,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from divprune_edge.export.writer import Progress as Count
 from divprune_edge.manifest import Check, Manifest, SelectorInfo
+from divprune_edge.models.prompt import DEFAULT_TEMPLATE
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -74,6 +75,17 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
         f"Bundle: [bold]{folder}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
         f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
     )
+    prompt = manifest.prompt
+    if prompt.template_source == DEFAULT_TEMPLATE:
+        _console.print(
+            "The checkpoint has no chat template: prompts take the form that LLaVA-1.5 was trained with (USER: … "
+            "ASSISTANT:). If this model was trained with another, put its chat_template.jinja into the checkpoint."
+        )
+    if prompt.generation is not None:
+        _console.print(
+            f"Its generation_config.json says: {prompt.generation} (used with --checkpoint-defaults).",
+            markup=False,
+        )
     _console.print(
         f'Ask it: [bold]python -m runtime ask {folder} --image IMAGE "What is in the picture?"[/bold]'
     )

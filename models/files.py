@@ -16,10 +16,36 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class HubSource:
+    """A repository of the hub. ``left_out`` are weights in other formats that it has and that were not downloaded."""
+
+    name: str
+    revision: str | None = None
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint folder, seen through its small files."""
+    """A checkpoint folder, seen through its small files; ``hub`` is where it was downloaded from, if it was."""
 
     folder: Path
+    hub: HubSource | None = None
+
+    @property
+    def title(self) -> str:
+        """What to call the checkpoint in a sentence: its hub id or its folder."""
+        return str(self.folder) if self.hub is None else self.hub.name
+
+    @property
+    def own_copy(self) -> str:
+        """The first step of an advice to change files: nothing for a folder, a download for the hub's cache."""
+        if self.hub is None:
+            return ""
+        revision = "" if self.hub.revision is None else f", revision='{self.hub.revision}'"
+        return (
+            "download all of it into a FOLDER of your own with huggingface_hub's "
+            f"snapshot_download('{self.hub.name}'{revision}, local_dir='FOLDER'), "
+        )
 
     def path(self, name: str) -> Path | None:
         """Return the path of ``name`` if the folder has it."""

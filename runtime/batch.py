@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.processing.prompt import Turn
+from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
 
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def ask_batch(
-    pipeline: Pipeline, questions: Sequence[tuple[ImageSource, str]], bgr: bool, options: Decoding
+    pipeline: Pipeline,
+    questions: Sequence[tuple[ImageSource, str]],
+    bgr: bool,
+    options: Decoding,
+    system: str | None = None,
+    raw_prompt: bool = False,
 ) -> list[Answer]:
     """Return the answers in the order of ``questions``."""
     if not questions:
@@ -30,7 +35,8 @@ def ask_batch(
     prompts = []
     for number, (_, text) in enumerate(questions, start=1):
         with _question(number):
-            prompts.append(pipeline._encode_prompt([Turn("user", text, image=True)]))
+            turns = [*system_turns(system), Turn("user", text, image=True)]
+            prompts.append(pipeline._encode_prompt(turns, raw_prompt))
     # An image with several questions is looked at once.
     first: dict[Hashable, int] = {}
     for i, (image, _) in enumerate(questions):

@@ -10,16 +10,21 @@ import typer
 
 from divprune_edge.runtime.options import (
     BundleArgument,
+    DefaultsOption,
     GoOnOption,
     KeepOption,
     LongestOption,
     PenaltyOption,
+    RawOption,
     SelectorOption,
+    StopIdOption,
     StopOption,
+    SystemOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
+    decoding_options,
 )
 
 
@@ -34,20 +39,24 @@ def batch_command(
     ],
     *,
     size: Annotated[int, typer.Option(help="Questions answered at once; each takes a KV cache.")] = 8,
-    max_tokens: LongestOption = 256,
+    max_tokens: LongestOption = None,
     ignore_eos: GoOnOption = False,
     selector: SelectorOption = None,
     keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    repetition_penalty: PenaltyOption = 1.0,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    repetition_penalty: PenaltyOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the sampling; each answer starts from it.")
     ] = None,
     stop: StopOption = None,
+    stop_id: StopIdOption = None,
+    checkpoint_defaults: DefaultsOption = False,
+    system: SystemOption = None,
+    raw_prompt: RawOption = False,
 ) -> None:
     """Answer a file of questions, several at once.
 
@@ -59,19 +68,21 @@ def batch_command(
 
     if size < 1:
         raise UserError(f"--size is {size}, expected at least 1.", code="count-out-of-range")
-    decoding: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-        "ignore_eos": ignore_eos,
-    }
+    decoding = decoding_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        stop_ids=tuple(stop_id or ()),
+        ignore_eos=ignore_eos,
+    )
     Decoding(**decoding)  # a wrong value is told before anything is loaded
     asked = read_questions(questions)
     pipeline = Pipeline(bundle, selector, keep, backend, threads)
+    decoding |= {"system": system, "raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
         pairs = [(questions.parent / line["image"], line["question"]) for line in part]

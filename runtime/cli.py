@@ -16,16 +16,21 @@ from divprune_edge.runtime.lab.profiling.cli import profile_command
 from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
 from divprune_edge.runtime.options import (
     BundleArgument,
+    DefaultsOption,
     GoOnOption,
     KeepOption,
     LongestOption,
     PenaltyOption,
+    RawOption,
     SelectorOption,
+    StopIdOption,
     StopOption,
+    SystemOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
+    decoding_options,
 )
 
 if TYPE_CHECKING:
@@ -54,18 +59,22 @@ def ask(
         typer.Option("--chat", help="Several questions about the image, from arguments or standard input."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
-    max_tokens: LongestOption = 256,
+    max_tokens: LongestOption = None,
     ignore_eos: GoOnOption = False,
     selector: SelectorOption = None,
     keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: ThreadsOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    repetition_penalty: PenaltyOption = 1.0,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    repetition_penalty: PenaltyOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     stop: StopOption = None,
+    stop_id: StopIdOption = None,
+    checkpoint_defaults: DefaultsOption = False,
+    system: SystemOption = None,
+    raw_prompt: RawOption = False,
     show_kept: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Draw the kept patches over the image into this file."),
@@ -88,24 +97,26 @@ def ask(
             + (", or add --chat to ask several." if given else "."),
             code="question-count",
         )
-    decoding = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-        "ignore_eos": ignore_eos,
-    }
+    decoding = decoding_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        stop_ids=tuple(stop_id or ()),
+        ignore_eos=ignore_eos,
+    )
     if show_kept is not None and show_kept.suffix.lower() != ".png":
         raise UserError(
             f"--show-kept is '{show_kept}', expected a file name that ends in .png.", code="option-invalid"
         )
-    Decoding(**decoding)  # type: ignore[arg-type]  # a wrong value is told before anything is loaded
+    Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     pipeline = Pipeline(opened, selector, keep, backend, threads)
-    conversation = pipeline.chat(image)
+    conversation = pipeline.chat(image, system=system)
+    decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
     for question in given or _questions_from_stdin():
         answer = conversation.ask(question, stream=None if as_json else _print_piece, **decoding)
         _print_json(answer) if as_json else _print_summary(answer)

@@ -31,8 +31,9 @@ FinishReason = Literal["stop", "stop_string", "length", "context"]
 class Decoding:
     """How an answer is decoded.
 
-    ``temperature`` 0 is greedy. ``stop`` are strings that end the answer and are not part of it.
-    ``ignore_eos`` goes on past the stop ids. ``prefill_chunk`` feeds the prompt in pieces of so many ids
+    ``temperature`` 0 is greedy. ``stop`` are strings that end the answer and are not part of it; one that is a
+    special token, which no text shows, ends it by its id. ``stop_ids`` are ids that end it beside the bundle's own.
+    ``ignore_eos`` goes on past the bundle's stop ids. ``prefill_chunk`` feeds the prompt in pieces of so many ids
     (less memory, same result). ``top_k`` draws from so many most likely ids only (0: all);
     ``repetition_penalty`` above 1 makes ids of the question and the answer less likely to come again.
 
@@ -49,6 +50,7 @@ class Decoding:
     prefill_chunk: int | None = None
     top_k: int = 0
     repetition_penalty: float = 1.0
+    stop_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -88,6 +90,13 @@ class Decoding:
                 f"repetition_penalty is {self.repetition_penalty}, expected more than 0 (1 is none).",
                 code="decoding-out-of-range",
             )
+        if isinstance(self.stop_ids, int):
+            raise UserError(
+                f"stop_ids is {self.stop_ids}, expected a tuple of ids: ({self.stop_ids},).", code="stop-id"
+            )
+        for i in self.stop_ids:
+            if i < 0:
+                raise UserError(f"Stop id {i} is below 0: give the id of a token.", code="stop-id")
 
     def sampler(self, forbidden: Sequence[int]) -> Sampler:
         """Return a fresh sampler that never draws an id of ``forbidden``."""
@@ -121,6 +130,9 @@ class Writer:
         stop_ids: ids that end an answer.
         context: positions of one sequence, prompt and answer together.
         on_text: gets the text piece by piece as soon as it is certain.
+
+    Raises:
+        UserError: a stop id that no token has, or a stop string that holds a special token among other text.
     """
 
     def __init__(
@@ -136,7 +148,9 @@ class Writer:
     ) -> None:
         self.prompt, self.decoding = prompt, decoding
         self._detokenizer, self._sampler, self._on_text = detokenizer, sampler, on_text
-        self._stop_ids = frozenset[int]() if decoding.ignore_eos else stop_ids
+        own = frozenset[int]() if decoding.ignore_eos else stop_ids
+        self._stop_ids = own.union(detokenizer.known(decoding.stop_ids))
+        self._stop_tokens = detokenizer.stop_tokens(decoding.stop)
         self._stops = StopStrings(decoding.stop)
         self._limit = min(decoding.max_tokens, context - len(prompt))
         self._at_limit: FinishReason = "length" if self._limit == decoding.max_tokens else "context"
@@ -164,6 +178,9 @@ class Writer:
         self._ids.append(token)
         if token in self._stop_ids:
             self._end("stop")
+            return
+        if token in self._stop_tokens:
+            self._end("stop_string")
             return
         self._emit(self._stops.push(self._detokenizer.push(token)))
         if self._stops.found():

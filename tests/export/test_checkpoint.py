@@ -118,7 +118,7 @@ def test_an_index_without_a_map(sharded: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "consolidated.00.pt"])
 def test_only_pickles(plain: Path, name: str) -> None:
     (plain / "model.safetensors").rename(plain / name)
-    refusal(plain, "weights-pickled", name, "save_pretrained(NEW_FOLDER)")
+    refusal(plain, "weights-pickled", name, "save_pretrained('FOLDER'), and export FOLDER")
 
 
 def test_no_weights(plain: Path) -> None:

@@ -88,6 +88,12 @@ def test_wrong_options(
     refused(told, "llava", "--model", plain, *arguments)
 
 
+def test_a_revision_without_a_model(command: Run) -> None:
+    code, _, errors = command("llava", "--revision", "v1")
+    assert code == 2
+    assert errors.startswith("error[revision-without-model]: --revision v1 has no --model")
+
+
 def test_no_such_checkpoint(refused: Callable[..., None], tmp_path: Path) -> None:
     refused(["checkpoint-missing", "'nowhere'", "owner/name"], "llava", "--model", "nowhere")
     refused(["checkpoint-missing", "/no/such/folder", "owner/name"], "llava", "--model", "/no/such/folder")

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from raising import assert_told
 
+from divprune_edge.runtime.pipeline import Pipeline
+
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "what color is the circle?"
 FIELDS = {
@@ -73,6 +75,57 @@ def test_options_reach_the_answer(command: Run, demo_bundle: Path, image: Path) 
     letter = fields("--ignore-eos", "--max-tokens", 20)["answer"].strip()[0]
     stopped = fields("--ignore-eos", "--max-tokens", 20, "--stop", letter, "--verify-hashes", "always")
     assert (stopped["finish_reason"], letter in stopped["answer"]) == ("stop_string", False)
+
+
+def test_special_tokens_and_ids_that_stop(
+    command: Run, pipeline: Pipeline, demo_bundle: Path, image: Path
+) -> None:
+    ids = pipeline.ask(image, QUESTION, max_tokens=12, ignore_eos=True).token_ids
+    asked = ["ask", demo_bundle, "--image", image, QUESTION, "--json", "--ignore-eos"]
+    stopped = json.loads(command(*asked, "--stop-id", ids[0], "--stop-id", 7).out)
+    assert (stopped["token_ids"], stopped["finish_reason"]) == ([ids[0]], "stop")
+    at = ids.index(2)
+    stopped = json.loads(command(*asked, "--stop", "</s>").out)
+    assert (stopped["token_ids"], stopped["finish_reason"]) == (list(ids[: at + 1]), "stop_string")
+    assert "error[stop-id]" in command(*asked, "--stop-id", 12345).err
+
+
+def test_system_text_and_ready_made_prompts(
+    command: Run, demo_bundle: Path, image: Path, tmp_path: Path
+) -> None:
+    def fields(text: str, *options: object) -> dict[str, Any]:
+        (tmp_path / "q.jsonl").write_text(json.dumps({"image": str(image), "question": text}))
+        one = command("ask", demo_bundle, "--image", image, text, "--json", "--max-tokens", 9, *options)
+        several = command("batch", demo_bundle, tmp_path / "q.jsonl", "--max-tokens", 9, *options)
+        assert (one.code, several.code) == (0, 0), one.err + several.err
+        first, second = json.loads(one.out), json.loads(several.out)
+        assert (first["token_ids"], first["prompt_tokens"]) == (second["token_ids"], second["prompt_tokens"])
+        return dict(first)
+
+    plain, told = fields(QUESTION), fields(QUESTION, "--system", "the red circle")
+    assert told["prompt_tokens"] == plain["prompt_tokens"] + 3
+    ready = fields(f"USER: <image>\n{QUESTION} ASSISTANT:", "--raw-prompt")
+    assert (ready["prompt_tokens"], ready["token_ids"]) == (plain["prompt_tokens"], plain["token_ids"])
+    asked = ["ask", demo_bundle, "--image", image]
+    assert "error[raw-prompt-placeholder]" in command(*asked, QUESTION, "--raw-prompt").err
+    assert "error[raw-prompt-system]" in command(*asked, "<image>", "--raw-prompt", "--system", "a").err
+    assert "error[system-empty]" in command(*asked, QUESTION, "--system", "").err
+
+
+def test_a_chat_keeps_its_system_text(pipeline: Pipeline, image: Path) -> None:
+    chat = pipeline.chat(image, system="the red circle")
+    first, second = chat.ask(QUESTION, max_tokens=4), chat.ask("how many?", max_tokens=4)
+    assert [turn.role for turn in chat._turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert second.prompt_tokens > first.prompt_tokens
+    assert second.timings_ms["vision"] == 0
+
+
+def test_a_ready_made_prompt_in_a_chat_stands_alone(pipeline: Pipeline, image: Path) -> None:
+    chat = pipeline.chat(image)
+    chat.ask("how many?", max_tokens=4)
+    raw = chat.ask(f"USER: <image>\n{QUESTION} ASSISTANT:", raw_prompt=True, max_tokens=4)
+    assert raw.token_ids == pipeline.ask(image, QUESTION, max_tokens=4).token_ids
+    assert len(chat._turns) == 2
 
 
 @pytest.mark.parametrize("stdin", [False, True])

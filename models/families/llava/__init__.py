@@ -15,7 +15,7 @@ __all__ = ["LLAVA"]
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ message['role'] | upper }}: "
+    "{% if message['role'] != 'system' %}{{ message['role'] | upper }}: {% endif %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}"

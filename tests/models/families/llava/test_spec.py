@@ -138,10 +138,13 @@ REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     ({"model_type": "llava_onevision"}, ("model-unsupported", "LLaVA-OneVision")),
     (
         {"model_type": "llava_llama", "mm_vision_tower": "x"},
-        ("model-unsupported", "liuhaotian", "use the converted checkpoint"),
+        ("model-unsupported", "mm_vision_tower", "llava-hf/llava-1.5-7b-hf"),
     ),
-    ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, ("model-unsupported", "liuhaotian")),
-    ({"model_type": "llava_mistral"}, ("model-unsupported", "liuhaotian")),
+    (
+        {"model_type": "llava", "mm_vision_tower": "openai/clip"},
+        ("model-unsupported", "such as fine-tunes, ask their authors"),
+    ),
+    ({"model_type": "llava_mistral"}, ("model-unsupported", "such as fine-tunes, ask their authors")),
     ({"model_type": "vipllava"}, ("model-unsupported", "ViP-LLaVA")),
     ({"model_type": "bert"}, ("model-unsupported", "'bert'", "'llava'")),
     ({}, ("model-unsupported", "None")),
