@@ -204,14 +204,11 @@ class PromptEncoder:
                 continue
             if all(shown.count(turn.text) == 1 for turn in turns) and "'type':" not in shown:
                 return
-        if refusal is None:
-            why, code = "does not show system turns", "system-ignored"
-        else:
-            why, code = f"refuses system turns ({refusal.__cause__})", "system-refused"
+        why = f"refuses system turns ({refusal.__cause__})" if refusal else "does not show system turns"
         raise UserError(
             f"The system text '{_short(text)}' cannot reach the model, because the bundle's chat template {why}: "
             "leave --system out and say it in the question.",
-            code=code,
+            code="system-refused" if refusal else "system-ignored",
         )
 
     def _marker_in(self, text: str) -> str | None:

@@ -84,9 +84,9 @@ def test_ids_revisions_and_addresses(
         ("https://huggingface.co/datasets/a/b", None, "not the address of a model", "not-a-hub-address"),
         ("https://huggingface.co/somebody", None, "not the address of a model", "not-a-hub-address"),
         ("https://example.org/a/b", None, "is not an address of the hub", "not-a-hub-address"),
-        ("[x", None, "does not look like a hub id", ""),
-        ("a/b/c", None, "does not look like a hub id", ""),
-        ("a/b@", None, "does not look like a hub id", ""),
+        ("[x", None, "does not look like a hub id", "checkpoint-missing"),
+        ("a/b/c", None, "does not look like a hub id", "checkpoint-missing"),
+        ("a/b@", None, "does not look like a hub id", "checkpoint-missing"),
     ],
 )
 def test_what_names_no_repository(

@@ -208,7 +208,7 @@ def test_special_tokens_in_a_system_text_are_words(make: MakeEncoder) -> None:
     [
         (
             REFUSING_TEMPLATE + LIST_TEMPLATE,
-            r"refuses system turns \(no system here\): leave --system",
+            "refuses system turns (no system here): leave --system",
             "system-refused",
         ),
         (
