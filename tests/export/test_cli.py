@@ -42,7 +42,7 @@ def refused(command: Run, tmp_path: Path) -> Iterator[Callable[..., str]]:
         before.append(set(tmp_path.rglob("*")))
         code, _, errors = command(*arguments)
         assert code == 2, errors
-        assert re.fullmatch(r"error: [^\n]+\n", errors), errors
+        assert re.fullmatch(r"error\[[a-z0-9-]+\]: [^\n]+\n", errors), errors
         assert set(tmp_path.rglob("*")) == before[-1]
         return errors
 
@@ -190,7 +190,8 @@ def test_a_failed_verification_is_exit_code_one(
     code, output, errors = command("llava", "--model", plain, "--output", "out")
     assert code == 1
     assert re.fullmatch(
-        r"error: The graphs do not match PyTorch: language [^\n]+no bundle was written\.\n", errors
+        r"error\[verification-failed\]: The graphs do not match PyTorch: language [^\n]+no bundle was written\.\n",
+        errors,
     )
     assert "FAILED" in output
     assert list(tmp_path.iterdir()) == []

@@ -112,7 +112,7 @@ def refused(result: Any, *parts: str) -> None:
     """One sentence on stderr, nothing on stdout, exit code 2."""
     assert result.code == 2
     assert result.out == ""
-    assert result.err.startswith("error: ")
+    assert result.err.startswith("error[")
     assert result.err.count("\n") == 1
     assert "Traceback" not in result.err
     for part in parts:
@@ -263,7 +263,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 def test_mistake_in_a_real_process() -> None:
     result = python("-m", "runtime", "ask", "nowhere", "--image", "x.png", "hello")
     assert result.returncode == 2
-    assert result.stderr.startswith("error: There is no bundle at 'nowhere'")
+    assert result.stderr.startswith("error[bundle-missing]: There is no bundle at 'nowhere'")
     assert result.stderr.count("\n") == 1
 
 

@@ -186,7 +186,7 @@ def test_engines_that_do_not_fit_are_not_loaded(
         refused = command(*ask)
         assert (refused.code, refused.out) == (2, "")
         assert f"'{plan}'" in refused.err
-        assert len([line for line in refused.err.splitlines() if line.startswith("error: ")]) == 1
+        assert len([line for line in refused.err.splitlines() if line.startswith("error[")]) == 1
     plan.write_bytes(whole)
     here.change(sms=(90,))
     refused = command(*ask)
@@ -204,6 +204,6 @@ def test_a_bundle_for_an_rtx_card_is_not_tensorrts(command: Command, here: Here,
     refused = command("ask", bundle, QUESTION, "--image", PICTURE, "--backend", "tensorrt")
     assert (refused.code, refused.out) == (2, "")
     assert refused.err == (
-        f"error: '{bundle}' was made for GeForce RTX 4090 24GB, which TensorRT-RTX serves: use --backend "
+        f"error[backend-with-target]: '{bundle}' was made for GeForce RTX 4090 24GB, which TensorRT-RTX serves: use --backend "
         "tensorrt-rtx.\n"
     )

@@ -44,7 +44,7 @@ def test_a_build(command: Command, here: Here, bundle: Path, edition: Edition, l
     assert (asked["workspace"], asked["optimization_level"]) == (64 << 20, 2)
     again = command("build", bundle, "--max-prompt", 200)
     assert (again.code, again.out) == (2, "")
-    assert again.err.startswith(f"error: '{folder}' holds these engines already")
+    assert again.err.startswith(f"error[engines-exist]: '{folder}' holds these engines already")
     assert command("build", bundle, "--max-prompt", 200, "--force", "--selector", "uniform").code == 0
 
 
@@ -130,7 +130,7 @@ def test_without_tensorrt(
     monkeypatch.setitem(sys.modules, edition.module, None)
     failed = command("build", bundle)
     assert (failed.code, failed.out) == (2, "")
-    assert failed.err.startswith(f"error: {words}")
+    assert f"]: {words}" in failed.err
     assert len(failed.err.splitlines()) == 1
     assert ("'.[rtx]'" in failed.err) == (edition is TENSORRT_RTX)
     assert not (bundle / "engines").exists()

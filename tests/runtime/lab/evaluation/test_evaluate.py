@@ -323,5 +323,5 @@ def test_command(demo_bundle: Path, folder: Path, tmp_path: Path, command: Calla
     bad = command("evaluate", demo_bundle, "--data", folder, "--keep", "58,many")
     assert (bad.code, bad.err) == (
         2,
-        "error: --keep is '58,many', expected whole numbers with commas between them.\n",
+        "error[keep-not-numbers]: --keep is '58,many', expected whole numbers with commas between them.\n",
     )

@@ -281,8 +281,8 @@ def test_bad_tasks(
         "evaluate", demo_bundle, "--data", f"lmms:{task}", "--output", tmp_path / "out", "--threads", 1
     )
     assert result.code == 2
-    assert f"error: {said}" in result.err
-    assert result.err.splitlines()[-1].startswith("error: ")
+    assert f"]: {said}" in result.err
+    assert result.err.splitlines()[-1].startswith("error[")
 
 
 def test_registered_model(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

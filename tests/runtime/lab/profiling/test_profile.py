@@ -159,7 +159,7 @@ def test_a_bundle_without_costs_has_no_rooflines_for_its_graphs(
 def test_bad_options(command: Run, demo_bundle: Path, options: list[object], parts: list[str]) -> None:
     result = command("profile", demo_bundle, "--runs", 1, "--warmup", 1, *options)
     assert result.code == 2
-    assert result.err.startswith("error: ")
+    assert result.err.startswith("error[")
     assert result.err.count("\n") == 1
     for part in parts:
         assert part in result.err

@@ -208,7 +208,7 @@ def test_bad_options(
 
 def refused(result: Any, *parts: str) -> None:
     assert result.code == 2, (result.out, result.err)
-    assert result.err.startswith("error: ")
+    assert result.err.startswith("error[")
     assert result.err.count("\n") == 1
     for part in parts:
         assert part in result.err

@@ -128,7 +128,7 @@ def test_folders_that_cannot_be_read(command: Any, tmp_path: Path) -> None:
     def told(*parts: str) -> None:
         result = command("trtexec", "--read", tmp_path)
         assert result.code == 2
-        assert result.err.startswith("error: ")
+        assert result.err.startswith("error[")
         assert result.err.count("\n") == 1
         for part in parts:
             assert part in result.err
@@ -149,7 +149,7 @@ def test_a_command_that_fails(
     result = command("trtexec", orin_bundle, "--run", "--library", library, "--output", tmp_path / "FAIL")
     assert result.code == 1
     said = result.err.splitlines()[-1]
-    assert said.startswith("error: trtexec could not build vision_encoder (Unknown or missing")
+    assert said.partition("]: ")[2].startswith("trtexec could not build vision_encoder (Unknown or missing")
     assert "build-vision_encoder.log" in said
 
 
