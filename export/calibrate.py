@@ -23,6 +23,7 @@ from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
+from divprune_edge.hints import install
 from divprune_edge.models.prompt import TOKENIZER_FILE
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.preprocess import encoder_pixels
@@ -101,7 +102,7 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
         import onnxruntime as ort
     except ImportError:
         raise UserError(
-            "--calibrate runs the model, which needs ONNX Runtime: pip install 'divprune-edge[cpu]'.",
+            f"--calibrate runs the model, which needs ONNX Runtime: {install('cpu')}.",
             code="onnxruntime-missing",
         ) from None
     options = ort.SessionOptions()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.hints import install
 
 # What an export reads: weights in safetensors and the small files, never pickles or code.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "README.md"]
@@ -42,8 +43,7 @@ def _download(hub_id: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise UserError(
-            f"There is no folder '{hub_id}'; to download it from the hub, install the extra: "
-            "pip install 'divprune-edge[export]'.",
+            f"There is no folder '{hub_id}'; downloading it from the hub needs an extra: {install('export')}.",
             code="hub-client-missing",
         ) from None
     try:

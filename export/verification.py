@@ -9,9 +9,8 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.llava import Verify
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.reporter import ConsoleReporter
+from divprune_edge.hints import install
 from divprune_edge.manifest import Verification
-
-_INSTALL = "pip install 'divprune-edge[cpu,verify]'"
 
 
 def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
@@ -27,7 +26,8 @@ def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
     missing = available()
     if asked and missing is not None:
         raise UserError(
-            f"--verify needs PyTorch and transformers ({missing}): {_INSTALL}.", code="pytorch-missing"
+            f"--verify needs PyTorch and transformers ({missing}): {install('cpu', 'verify')}.",
+            code="pytorch-missing",
         )
     if missing is not None:
         return lambda plan, folder: Verification(status="not verified", reason=missing)
@@ -52,6 +52,7 @@ def can_check_selectors(asked: bool | None) -> bool:
     installed = find_spec("onnxruntime") is not None
     if asked and not installed:
         raise UserError(
-            f"--verify needs ONNX Runtime, which is not installed: {_INSTALL}.", code="onnxruntime-missing"
+            f"--verify needs ONNX Runtime, which is not installed: {install('cpu')}.",
+            code="onnxruntime-missing",
         )
     return installed if asked is None else asked

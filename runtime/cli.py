@@ -140,7 +140,7 @@ def _has_lab() -> bool:
 def _lab_missing(what: str) -> str:
     return (
         f"'{what}' is for a workstation and is not in divprune-edge-runtime, which is what is installed here: install "
-        "the whole of divprune-edge there, with 'pip install -e .[cpu]' in its clone."
+        "the whole of divprune-edge there, by pip install -e '.[cpu]' in its clone."
     )
 
 

@@ -89,10 +89,10 @@ class Decoding:
                 code="repetition-penalty-out-of-range",
             )
 
-    def sampler(self, forbidden: Sequence[int]) -> Sampler:
-        """Return a fresh sampler that never draws an id of ``forbidden``."""
+    def sampler(self, forbidden: Sequence[int], *, half: bool = False) -> Sampler:
+        """Return a fresh sampler that never draws an id of ``forbidden``; ``half``: of a float16 model."""
         return Sampler(
-            self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty
+            self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty, half=half
         )
 
 

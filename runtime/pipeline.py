@@ -176,14 +176,14 @@ class Pipeline:
 
     def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
         """Begin an answer to ``prompt``."""
-        facts = self.bundle.manifest.prompt
+        facts, language = self.bundle.manifest.prompt, self.bundle.manifest.language_model
         return Writer(
             prompt,
             Detokenizer(self._prompt.tokenizer.model),
-            options.sampler(facts.forbidden_ids),
+            options.sampler(facts.forbidden_ids, half=language.cache_dtype == "float16"),
             options,
             stop_ids=frozenset(facts.stop_ids),
-            context=self.bundle.manifest.language_model.positions,
+            context=language.positions,
             on_text=on_text,
         )
 

@@ -36,6 +36,8 @@ MAX_PIXELS = 64_000_000
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF")
+# Two letters or more: one is a drive of Windows. A path has one slash left of the two.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:[^/]+/", re.IGNORECASE)
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
@@ -83,8 +85,24 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
     )
 
 
+def refuse_address(source: str | os.PathLike[str]) -> None:
+    """Refuse what is the address of an image and not a path.
+
+    Raises:
+        UserError: it is one.
+    """
+    text = os.fspath(source)
+    if _ADDRESS.match(text):
+        shown = re.sub(r":/+", "://", text[:80], count=1) + ("…" if len(text) > 80 else "")
+        raise UserError(
+            f"'{shown}' is an address, but images are read from files: download it first, and give the file's path.",
+            code="image-is-address",
+        )
+
+
 def _from_file(path: Path) -> Image.Image:
     name = f"Image '{path}'"
+    refuse_address(path)
     try:
         size = path.stat().st_size
         if not path.is_file():

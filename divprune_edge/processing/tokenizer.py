@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
@@ -29,7 +30,8 @@ class PromptTokenizer:
             self.model = Tokenizer.from_str(self._source)
         except Exception as error:  # tokenizers raises plain Exception
             raise UserError(
-                f"'{file}' cannot be read as a tokenizer ({error}): export the bundle again.",
+                f"'{file}' cannot be read as a tokenizer by tokenizers {tokenizers.__version__} ({error}): use the "
+                "version that wrote it, or a newer one.",
                 code="tokenizer-unreadable",
             ) from error
         self.model.no_truncation()

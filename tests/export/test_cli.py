@@ -202,7 +202,8 @@ def test_without_the_extra_it_says_so(
 ) -> None:
     monkeypatch.setattr("divprune_edge.export.verify.available", lambda: "torch is not installed")
     sentence = refused("llava", "--model", plain, "--verify", "--output", "other")
-    assert "--verify needs PyTorch and transformers (torch is not installed): pip install" in sentence
+    assert "--verify needs PyTorch and transformers (torch is not installed): " in sentence
+    assert "-m pip install -e '.[cpu,verify]' in the clone" in sentence
     code, output, _ = command("llava", "--model", plain, "--output", "out")
     assert code == 0
     assert "not verified (torch is not installed)" in output

@@ -58,7 +58,6 @@ def test_only_half_precision_has_narrow_activations() -> None:
         ("bf16", "bf16 is not known"),
         ("vision=int9,language=int4", "vision=int9,language=int4 is not known"),
         ("vison=int8,language=int4", "names 'vison' (did you mean 'vision'?)"),
-        ("vision=int8", "does not say what 'language' is to be"),
         ("vision=int8,vision=int4", "names 'vision' twice"),
         ("vision=int8,", "names ''"),
         ("", "is not known"),
@@ -68,6 +67,20 @@ def test_mistakes_are_one_sentence(text: str, said: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_precisions(text)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "read"),
+    [
+        ("language=int4", "fp32", "vision=fp32,language=int4"),
+        ("language=int4", "fp16", "vision=fp16,language=int4"),
+        ("vision=fp16", "vision=fp32,language=int4", "vision=fp16,language=int4"),
+        ("vision=int8,language=int8", "fp16", "int8"),
+        ("int4", "fp16", "int4"),
+    ],
+)
+def test_a_graph_that_is_not_named_takes_the_default(text: str, default: str, read: str) -> None:
+    assert str(parse_precisions(text, default=default)) == read
 
 
 def test_another_block_size_is_refused() -> None:

@@ -184,6 +184,11 @@ def test_selector_is_found(demo_bundle: Path, name: str | None, keep: int | None
     [
         ("divprune", 59, r"no selector 'divprune' keeping 59 tokens.*divprune-58, none.*--keep 59'"),
         (None, 60, r"--selector divprune --keep 60'"),
+        ("uniform-58", None, r"no selector 'uniform-58': it has .*--selector uniform --keep 58'"),
+        ("uniform", None, r"no selector 'uniform': .*--selector uniform'"),
+        ("vtc-cls-29", None, r"--selector vtc-cls --keep 29'"),
+        ("divprun-58", None, r"did you mean 'divprune-58'\?\).*python -m export selector \S+'"),
+        ("uniform-9999", None, r"python -m export selector \S+'"),
         ("divprun", None, r"did you mean 'divprune'"),
         ("divprune-58", 57, "keeps 58 tokens, not 57"),
         ("divprune-58", 576, "keeps 58 tokens, not 576"),

@@ -152,7 +152,7 @@ def test_missing_provider(command: Run, demo_bundle: Path, image: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("CUDA is there")
     result = command("ask", demo_bundle, "--image", image, QUESTION, "--backend", "cuda")
-    refused(result, "CUDAExecutionProvider", "divprune-edge[gpu]")
+    refused(result, "CUDAExecutionProvider", "-m pip install onnxruntime-gpu'")
 
 
 def test_questions(command: Run, demo_bundle: Path, image: Path) -> None:

@@ -248,7 +248,7 @@ def test_the_lab_is_not_on_a_board(installed: Path, unpacked: Path, arguments: t
     result = run_installed(installed, unpacked, "-m", *arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("error[lab-not-installed]: '")
-    assert "pip install -e .[cpu]" in result.stderr
+    assert "pip install -e '.[cpu]' in its clone" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

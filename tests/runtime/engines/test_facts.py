@@ -79,7 +79,7 @@ def test_gpus_that_are_not_here(cuda: FakeRuntime) -> None:
         ),
         (
             TENSORRT_RTX,
-            r"TensorRT-RTX's Python module cannot be loaded \(.*tensorrt-rtx-cu13', .* '\.\[rtx\]'\.$",
+            r"TensorRT-RTX's Python module cannot be loaded \(.*tensorrt-rtx-cu13', .* '\.\[rtx\]' in the clone\.$",
         ),
     ],
     ids=["tensorrt", "tensorrt-rtx"],

@@ -305,7 +305,7 @@ def test_no_documents(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_without_lmms_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"not installed: run pip install 'divprune-edge\[lmms\]'"):
+    with pytest.raises(UserError, match=r"not installed: python -m pip install -e '\.\[lmms\]' in the clone"):
         find_task("lmms:gqa")
 
 

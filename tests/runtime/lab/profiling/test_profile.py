@@ -151,6 +151,8 @@ def test_a_bundle_without_costs_has_no_rooflines_for_its_graphs(
         (["--target", "orin"], ["no target 'orin'", "choose among"]),
         (["--against", "divprune-58"], ["measured already"]),
         (["--against", "nothing"], ["no selector 'nothing'"]),
+        (["--against", "uniform-58"], ["no selector 'uniform-58'", "--selector uniform --keep 58'"]),
+        (["--image", "https://x.org/a.png"], ["'https://x.org/a.png' is an address", "download it first"]),
         (["--against", "none", "--alone"], ["leave one of the two out"]),
         (["--backend", "tpu"], ["no backend 'tpu'"]),
         (["--image", "/no/such.png"], ["There is no image"]),
