@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-from divprune_edge.errors import UserError
+from divprune_edge.arguments import check_type, wrong_type
+from divprune_edge.errors import UserError, UserTypeError, did_you_mean
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stop import StopStrings
 
@@ -37,7 +38,7 @@ class Decoding:
     ``repetition_penalty`` above 1 makes ids of the question and the answer less likely to come again.
 
     Raises:
-        UserError: a value outside its range.
+        UserError: a value outside its range; a UserTypeError: one of another type.
     """
 
     max_tokens: int = 256
@@ -50,7 +51,27 @@ class Decoding:
     top_k: int = 0
     repetition_penalty: float = 1.0
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Decoding:
+        """Return what keywords say.
+
+        Raises:
+            UserTypeError: there is no option of a name; the closest one is suggested.
+            UserError: as for the class.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UserTypeError(
+                    f"There is no argument '{name}'{did_you_mean(name, known)}: known are {', '.join(known)}.",
+                    code="argument-unknown",
+                )
+        return cls(**given)
+
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name != "stop":
+                check_type(field.name, getattr(self, field.name), str(field.type))
         if self.max_tokens < 1:
             raise UserError(
                 f"max_tokens is {self.max_tokens}, expected at least 1.", code="max-tokens-out-of-range"
@@ -71,6 +92,8 @@ class Decoding:
                 f"stop is the text '{self.stop}', expected a tuple of texts: ('{self.stop}',).",
                 code="stop-not-a-tuple",
             )
+        if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) for text in self.stop):
+            raise wrong_type("stop", self.stop, "a tuple of texts")
         if "" in self.stop:
             raise UserError(
                 "A stop string is empty: leave it out or name the text that ends the answer.",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
@@ -89,6 +90,11 @@ class Pipeline:
         backend: str = "cpu",
         threads: int | None = None,
     ) -> None:
+        if not isinstance(bundle, Bundle):
+            check_type("bundle", bundle, "path")
+        check_type("backend", backend, "str")
+        check_type("threads", threads, "int | None")
+        _check_budget(selector, keep)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.selector = self.bundle.selector(selector, keep)
         self._backend = open_backend(self.bundle, backend, threads)
@@ -104,6 +110,7 @@ class Pipeline:
         Raises:
             UserError: the bundle has no such selector.
         """
+        _check_budget(selector, keep)
         other = copy(self)
         other.selector = self.bundle.selector(selector, keep)
         self._backend.load(other.selector)
@@ -133,8 +140,10 @@ class Pipeline:
             decoding: fields of :class:`~divprune_edge.runtime.generate.Decoding`, such as ``max_tokens``.
 
         Raises:
-            UserError: an image, question or option that cannot be used as it is.
+            UserError: an image, question or option that cannot be used as it is. One of another type, and an option
+                that there is not, is a UserTypeError, which is a TypeError, too.
         """
+        Decoding.of(decoding)  # a wrong option is told before anything is loaded
         return self.chat(image, bgr=bgr).ask(question, stream=stream, **decoding)
 
     def ask_batch(
@@ -157,9 +166,9 @@ class Pipeline:
         Raises:
             UserError: as in :meth:`ask`, with the question's number; or more questions than the backend has slots.
         """
-        from divprune_edge.runtime.batch import ask_batch
+        from divprune_edge.runtime.batch import ask_batch, pairs_of
 
-        return ask_batch(self, questions, bgr, Decoding(**decoding))
+        return ask_batch(self, pairs_of(questions), bgr, Decoding.of(decoding))
 
     def chat(self, image: ImageSource, *, bgr: bool = False) -> Chat:
         """Begin a conversation about one image, which is encoded, pruned and prefilled once.
@@ -167,6 +176,7 @@ class Pipeline:
         Raises:
             UserError: the image cannot be used.
         """
+        check_type("bgr", bgr, "bool")
         started = time.perf_counter()
         pixels = self._vision.pixels(image, bgr=bgr)
         return Chat(self, pixels, (time.perf_counter() - started) * 1000)
@@ -232,7 +242,10 @@ class Chat:
     def ask(self, question: str, *, stream: OnText | None = None, **decoding: Any) -> Answer:
         """Answer the next question; arguments and errors as in :meth:`Pipeline.ask`."""
         pipeline = self._pipeline
-        options = Decoding(**decoding)
+        options = Decoding.of(decoding)
+        check_type("question", question, "str")
+        if stream is not None and not callable(stream):
+            raise wrong_type("stream", stream, "a function that takes a text, or None")
         watch = Stopwatch(self._preprocess_ms)
         turns = [*self._turns, Turn("user", question, image=not self._turns)]
         prompt = pipeline._encode_prompt(turns)
@@ -259,6 +272,11 @@ class Chat:
         self._slot = self._pipeline._begin(self._session, prompt, seen.tokens)
         self._cached = prompt.ids[: self._session.length(self._slot)]
         return self._session
+
+
+def _check_budget(selector: Any, keep: Any) -> None:
+    check_type("selector", selector, "str | None")
+    check_type("keep", keep, "int | None")
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

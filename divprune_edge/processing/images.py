@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, UserTypeError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,7 +65,7 @@ def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
         return _decode(source, "The image", upright=False)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
-    raise UserError(
+    raise UserTypeError(
         f"An image is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.",
         code="image-type-unsupported",
     )
