@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from divprune_edge.errors import DivpruneError
+from divprune_edge.hints import as_typed
 
 INTERRUPTED = 130
 
@@ -172,6 +173,6 @@ def _given(error: BaseException) -> str:
 
 
 def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
-    """Print ``error[code]: message`` on one line of standard error and exit."""
-    sys.stderr.write(f"error[{code}]: {' '.join(message.split())}\n")
+    """Print ``error[code]: message`` on one line of standard error and exit; commands in it are as typed from here."""
+    sys.stderr.write(f"error[{code}]: {' '.join(as_typed(message).split())}\n")
     sys.exit(exit_code)

@@ -27,6 +27,8 @@ SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 DEMO = "demo"
 """``Source.model`` of the bundled checkpoint, which is exported where none is given."""
+RESTORE = "copy the bundle again from where it is whole, or export it again"
+"""What to do about a file that is missing or is not the one that was exported."""
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
@@ -193,6 +195,11 @@ class LanguageInfo(GraphInfo):
     def positions(self) -> int:
         """Tokens of one sequence that there is room for, prompt and answer together."""
         return min(self.context, self.capacity or self.context)
+
+
+def larger_capacity(info: LanguageInfo) -> str:
+    """Return the end of a remedy where a larger KV cache is one: not where the model's own context is the limit."""
+    return ", or export with a larger --capacity" if info.positions < info.context else ""
 
 
 class Preprocessing(_Model):
@@ -397,15 +404,20 @@ def read_manifest(bundle: Path) -> Manifest:
         raise UserError(f"'{bundle}' is not a bundle: it has no {MANIFEST}.", code="bundle-without-manifest")
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except OSError as error:
         raise UserError(
-            f"'{path}' cannot be read as JSON ({error}): export the bundle again.", code="manifest-invalid"
+            f"'{path}' cannot be read ({error.strerror or error}): make it readable for this user.",
+            code="manifest-unreadable",
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"'{path}' cannot be read as JSON ({error}): {RESTORE}.", code="manifest-invalid"
         ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(
             f"'{path}' has schema version {version}, this divprune-edge reads up to {SCHEMA_VERSION}: "
-            "upgrade divprune-edge or export the bundle again.",
+            "upgrade divprune-edge, or export the bundle again with this one.",
             code="manifest-too-new",
         )
     try:
@@ -414,6 +426,7 @@ def read_manifest(bundle: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise UserError(
-            f"'{path}' does not fit the schema at '{where}': {first['msg']}; export the bundle again.",
+            f"'{path}' does not fit the schema at '{where}': {first['msg']}; export the bundle again "
+            "with this divprune-edge.",
             code="manifest-invalid",
         ) from error

@@ -12,6 +12,7 @@ from divprune_edge.export.bundle import VerificationFailed
 from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest
+from divprune_edge.hints import quoted
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
@@ -126,14 +127,15 @@ def add_selectors(
         force: replace those that are there; else they stay as they are.
         verify: check each graph against its reference.
 
+    Those that need signals which the vision encoder does not give are left out: see :func:`left_out`.
+
     Raises:
-        UserError: as :func:`add_selector`, before anything is added.
+        UserError: as :func:`add_selector`, before anything is added; or nothing is left to add.
     """
     manifest = read_manifest(bundle)
-    asked = list(SELECTORS) if names == "all" else [name.strip() for name in names.split(",")]
-    chosen = list(dict.fromkeys(asked))
-    for name in chosen:
-        _require_signals(bundle, manifest, find_selector(name))
+    chosen = [name for name in _named(names) if not _missing_signals(manifest, find_selector(name))]
+    if not chosen:
+        _require_signals(bundle, manifest, find_selector(_named(names)[0]))
     try:
         numbers = dict.fromkeys(int(part) for part in budgets.split(","))
     except ValueError:
@@ -149,6 +151,27 @@ def add_selectors(
             there = {entry.id for entry in read_manifest(bundle).selectors}
             if force or selector_id(name, keep) not in there:
                 yield add_selector(bundle, name, keep=keep, prune=None, force=force, verify=verify)
+
+
+def left_out(bundle: Path, names: str) -> str | None:
+    """Return a sentence about those of ``names`` that cannot be added for want of signals, None where all can."""
+    manifest = read_manifest(bundle)
+    missing = {name: _missing_signals(manifest, find_selector(name)) for name in _named(names)}
+    out = [name for name, signals in missing.items() if signals]
+    if not out:
+        return None
+    signals = dict.fromkeys(signal for found in missing.values() for signal in found)
+    return (
+        f"Left out {', '.join(out)}: {'it needs' if len(out) == 1 else 'they need'} {', '.join(signals)} of the vision "
+        f"encoder, which '{bundle}' does not give; {_with_signals(bundle, manifest)}."
+    )
+
+
+def _named(names: str) -> list[str]:
+    """Return the algorithms of ``all`` or of a list with commas, each once."""
+    return (
+        list(SELECTORS) if names == "all" else list(dict.fromkeys(part.strip() for part in names.split(",")))
+    )
 
 
 def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
@@ -170,11 +193,19 @@ def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
 
 
 def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> None:
-    there = {output.name for output in manifest.vision_encoder.outputs}
-    missing = [name for name in selector.signals if name not in there]
+    missing = _missing_signals(manifest, selector)
     if missing:
         raise UserError(
             f"'{selector.name}' needs {', '.join(missing)} of the vision encoder, which '{bundle}' does not give: "
-            f"export it again with '{manifest.source.export_command} --signals all --output {bundle} --force'.",
+            f"{_with_signals(bundle, manifest)}.",
             code="signals-missing",
         )
+
+
+def _missing_signals(manifest: Manifest, selector: Selector) -> list[str]:
+    there = {output.name for output in manifest.vision_encoder.outputs}
+    return [name for name in selector.signals if name not in there]
+
+
+def _with_signals(bundle: Path, manifest: Manifest) -> str:
+    return f"export it again with '{manifest.source.export_command} --signals all --output {quoted(bundle)} --force'"

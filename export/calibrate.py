@@ -25,6 +25,7 @@ from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.prompts import prompt_encoder
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
+from divprune_edge.hints import install
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.scratch import scratch
@@ -103,7 +104,7 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
         import onnxruntime as ort
     except ImportError:
         raise UserError(
-            "--calibrate runs the model, which needs ONNX Runtime: pip install 'divprune-edge[cpu]'.",
+            f"--calibrate runs the model, which needs ONNX Runtime: {install('cpu')}.",
             code="onnxruntime-missing",
         ) from None
     options = ort.SessionOptions()

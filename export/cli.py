@@ -70,7 +70,7 @@ def llava(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="fp32, fp16 (for GPUs), int8 or int4, for both graphs or as in vision=int8,language=int4.",
+            help="fp32, fp16 (for GPUs), int8 or int4, for both graphs or by graph, as in language=int4.",
             show_default="fp32, or the target's",
         ),
     ] = None,
@@ -212,15 +212,19 @@ def selectors(
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
-    """Add several selectors at several budgets; those that are there already stay."""
-    from divprune_edge.export.add_selector import add_selectors
-    from divprune_edge.export.reporter import show_selector
+    """Add several selectors at several budgets.
+
+    Those that are there already stay; those that need signals which the bundle does not give are left out.
+    """
+    from divprune_edge.export.add_selector import add_selectors, left_out
+    from divprune_edge.export.reporter import show_left_out, show_selector
     from divprune_edge.export.verification import can_check_selectors
 
     for manifest, entry, checks in add_selectors(
         bundle, names, budgets, force=force, verify=can_check_selectors(verify)
     ):
         show_selector(bundle, manifest, entry, checks)
+    show_left_out(left_out(bundle, names))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from divprune_edge.errors import UserError
 from divprune_edge.export.adapter import refuse_adapter_alone
 from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.hints import install
 from divprune_edge.models.files import HubSource
 
 # What an export reads: weights in safetensors and the small files, never pickles or code. The tokenizer's older files
@@ -130,8 +131,7 @@ def _download(source: HubSource) -> Path:
         )
     except ImportError:
         raise UserError(
-            f"There is no folder '{hub_id}'; to download it from the hub, install the extra: "
-            "pip install 'divprune-edge[export]'.",
+            f"There is no folder '{hub_id}'; downloading it from the hub needs an extra: {install('export')}.",
             code="hub-client-missing",
         ) from None
     try:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from divprune_edge.export.writer import Progress as Count
+from divprune_edge.hints import as_typed, quoted
 from divprune_edge.manifest import Check, Manifest, SelectorInfo
 from divprune_edge.models.prompt import DEFAULT_TEMPLATE
 
@@ -21,7 +22,7 @@ _console = Console(highlight=False, soft_wrap=True)
 def demo_notice(command: str) -> None:
     """Say that the bundled demo checkpoint is used, and what to type for a real one."""
     _console.print(
-        f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{command}[/bold]"
+        f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{as_typed(command)}[/bold]"
     )
 
 
@@ -86,9 +87,8 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
             f"Its generation_config.json says: {prompt.generation} (used with --checkpoint-defaults).",
             markup=False,
         )
-    _console.print(
-        f'Ask it: [bold]python -m runtime ask {folder} --image IMAGE "What is in the picture?"[/bold]'
-    )
+    ask = as_typed(f'python -m runtime ask {quoted(folder)} --image IMAGE "What is in the picture?"')
+    _console.print(f"Ask it: [bold]{ask}[/bold]")
 
 
 def show_package(archive: Path, size: int) -> None:
@@ -107,6 +107,12 @@ def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks:
         f"Added [bold]{entry.id}[/bold] to {folder}: {entry.keep} of {entry.candidates} visual tokens; {state}. "
         f"The bundle now has {', '.join(selector.id for selector in manifest.selectors)}."
     )
+
+
+def show_left_out(sentence: str | None) -> None:
+    """Print what was not added, and why, if anything."""
+    if sentence is not None:
+        _console.print(as_typed(sentence))
 
 
 def verified(manifest: Manifest) -> str:

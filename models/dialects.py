@@ -20,7 +20,6 @@ class DialectFacts:
 
     Attributes:
         name: as in the manifest.
-        fixed: the cache's capacity is part of the graph; else it is the caller's, or the cache grows.
         grows: a step makes a new, longer cache of the old one, so that two are alive.
         hands_out_rows: a step only reads the cache; its new rows come out beside it, and the caller appends them.
         tensorrt: edition of TensorRT -> the oldest version whose parser takes the graph; empty for ONNX Runtime alone.
@@ -30,7 +29,6 @@ class DialectFacts:
     """
 
     name: Dialect
-    fixed: bool
     grows: bool
     hands_out_rows: bool
     tensorrt: Mapping[str, Version] = field(default_factory=dict)
@@ -60,7 +58,6 @@ class DialectFacts:
 _ALL = (
     DialectFacts(
         "portable",
-        fixed=False,
         grows=True,
         hands_out_rows=False,
         refusal="{software} takes no Attention with cache inputs",
@@ -69,7 +66,6 @@ _ALL = (
     ),
     DialectFacts(
         "onnxruntime",
-        fixed=False,
         grows=False,
         hands_out_rows=False,
         refusal="its fused operators are ONNX Runtime's own",
@@ -78,7 +74,6 @@ _ALL = (
     ),
     DialectFacts(
         "static",
-        fixed=True,
         grows=False,
         hands_out_rows=False,
         # Of TensorRT-RTX, the oldest that was tried.
@@ -88,7 +83,6 @@ _ALL = (
     ),
     DialectFacts(
         "decomposed",
-        fixed=True,
         grows=False,
         hands_out_rows=True,
         tensorrt=MappingProxyType({"tensorrt": (10, 0), "tensorrt-rtx": (1, 7)}),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
 from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.generate import Decoding, Writer, write
@@ -59,13 +60,29 @@ def ask_batch(
     ]
 
 
+def pairs_of(questions: Any) -> list[tuple[ImageSource, str]]:
+    """Return the questions as pairs of image and question.
+
+    Raises:
+        UserTypeError: they are no such pairs; the number of the first that is not is named.
+    """
+    if isinstance(questions, (str, bytes)) or not isinstance(questions, Iterable):
+        raise wrong_type("questions", questions, "a list of pairs of image and question")
+    pairs = list(questions)
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise wrong_type(f"Question {number} of the batch", pair, "a pair of image and question")
+        check_type(f"The question of pair {number}", pair[1], "str")
+    return [(image, text) for image, text in pairs]
+
+
 @contextmanager
 def _question(number: int) -> Iterator[None]:
     """Say which question an error is about."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"Question {number} of the batch: {error}", code=error.code) from None
+        raise type(error)(f"Question {number} of the batch: {error}", code=error.code) from None
 
 
 def _key(image: ImageSource) -> Hashable:

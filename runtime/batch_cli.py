@@ -120,6 +120,7 @@ def read_questions(file: Path) -> list[dict[str, Any]]:
 
 def _parse(line: str, file: Path, number: int) -> dict[str, Any]:
     from divprune_edge.errors import UserError
+    from divprune_edge.processing.images import refuse_address
 
     where = f"'{file}', line {number}"
     try:
@@ -131,6 +132,7 @@ def _parse(line: str, file: Path, number: int) -> dict[str, Any]:
     for name in ("image", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
             raise UserError(f"{where} has no text '{name}'.", code="questions-invalid")
+    refuse_address(entry["image"])
     if not (file.parent / entry["image"]).is_file():
         raise UserError(f"{where}: there is no image '{file.parent / entry['image']}'.", code="image-missing")
     return entry

@@ -1,9 +1,10 @@
-"""``python -m runtime``: ask, batch, info, and the commands that compare selectors."""
+"""``python -m runtime``: ask, batch, info, build, and the commands of the lab where that is installed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -11,9 +12,6 @@ import typer
 
 from divprune_edge.runtime.batch_cli import batch_command
 from divprune_edge.runtime.engines.cli import build_command
-from divprune_edge.runtime.lab.evaluation.cli import evaluate_command, sweep_command
-from divprune_edge.runtime.lab.profiling.cli import profile_command
-from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
 from divprune_edge.runtime.options import (
     BundleArgument,
     DefaultsOption,
@@ -38,7 +36,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
 
-DEFAULT_QUESTION = "What is in the picture?"
+LAB_COMMANDS = ("compare-selectors", "evaluate", "profile", "sweep", "trtexec")
+"""What a board's wheel leaves out: the commands of ``runtime/lab/``."""
 
 HashOption = Annotated[
     str, typer.Option(help="'auto' hashes new or touched files, 'always' hashes all of them.", metavar="WHEN")
@@ -112,6 +111,8 @@ def ask(
         raise UserError(
             f"--show-kept is '{show_kept}', expected a file name that ends in .png.", code="option-invalid"
         )
+    if show_kept is not None and not _has_lab():
+        raise UserError(_lab_missing("--show-kept"), code="lab-not-installed")
     Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     pipeline = Pipeline(opened, selector, keep, backend, threads)
@@ -143,45 +144,35 @@ def info(
         print_tables(opened)
 
 
-@app.command("compare-selectors")
-def compare_selectors(
-    bundle: BundleArgument,
-    questions: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="QUESTION", help="What to ask.", show_default=DEFAULT_QUESTION),
-    ] = None,
-    *,
-    image: Annotated[Path, typer.Option(help="The image.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page to write.")],
-    selectors: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="Ids or names with commas between them.", show_default="all"),
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Only selectors with this budget.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
-    backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
-) -> None:
-    """Write a page with what each selector keeps of an image and the answers that follow."""
-    from divprune_edge.runtime.bundle import Bundle
-    from divprune_edge.runtime.lab.comparison import compare, write_page
-    from divprune_edge.runtime.lab.evaluation.options import split_names
-    from divprune_edge.runtime.pipeline import Pipeline
+def _has_lab() -> bool:
+    return find_spec("divprune_edge.runtime.lab") is not None
 
-    asked = questions or [DEFAULT_QUESTION]
-    opened = Bundle.open(bundle)
-    pipeline = Pipeline(opened, "none", backend=backend, threads=threads)
-    panels = compare(pipeline, image, asked, split_names(selectors), keep, max_tokens)
-    write_page(panels, asked, f"{opened.manifest.source.model}: {image.name}", output)
-    print(f"{len(panels)} panels written to {output}")
+
+def _lab_missing(what: str) -> str:
+    return (
+        f"'{what}' is for a workstation and is not in divprune-edge-runtime, which is what is installed here: install "
+        "the whole of divprune-edge there, by pip install -e '.[cpu]' in its clone."
+    )
+
+
+def _not_here(context: typer.Context) -> None:
+    """For a workstation: not installed here."""
+    from divprune_edge.errors import UserError
+
+    raise UserError(_lab_missing(str(context.info_name)), code="lab-not-installed")
 
 
 app.command("batch")(batch_command)
 app.command("build")(build_command)
-app.command("evaluate")(evaluate_command)
-app.command("sweep")(sweep_command)
-app.command("profile")(profile_command)
-app.command("trtexec")(trtexec_command)
+if _has_lab():
+    from divprune_edge.runtime.lab.cli import add_commands
+
+    add_commands(app)
+else:
+    for _name in LAB_COMMANDS:
+        app.command(_name, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+            _not_here
+        )
 
 
 def main() -> NoReturn:

@@ -28,7 +28,7 @@ def decoding_of(prompt: Prompt, options: Mapping[str, Any]) -> Decoding:
     """
     given = dict(options)
     if not given.pop("checkpoint_defaults", False):
-        return Decoding(**given)
+        return Decoding.of(given)
     stated = prompt.generation or GenerationDefaults()
     if stated.unsupported:
         _log.warning(
@@ -36,7 +36,7 @@ def decoding_of(prompt: Prompt, options: Mapping[str, Any]) -> Decoding:
             "transformers' there.",
             ", ".join(f"{name} {value}" for name, value in stated.unsupported.items()),
         )
-    return Decoding(**{**checkpoint_options(stated), **given})
+    return Decoding.of({**checkpoint_options(stated), **given})
 
 
 def checkpoint_options(stated: GenerationDefaults) -> dict[str, Any]:

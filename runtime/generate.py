@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-from divprune_edge.errors import UserError
+from divprune_edge.arguments import check_type, wrong_type
+from divprune_edge.errors import UserError, UserTypeError, did_you_mean
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stop import StopStrings
 
@@ -38,7 +39,7 @@ class Decoding:
     ``repetition_penalty`` above 1 makes ids of the question and the answer less likely to come again.
 
     Raises:
-        UserError: a value outside its range.
+        UserError: a value outside its range; a UserTypeError: one of another type.
     """
 
     max_tokens: int = 256
@@ -52,56 +53,70 @@ class Decoding:
     repetition_penalty: float = 1.0
     stop_ids: Sequence[int] = ()
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Decoding:
+        """Return what keywords say.
+
+        Raises:
+            UserTypeError: there is no option of a name; the closest one is suggested.
+            UserError: as for the class.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UserTypeError(
+                    f"There is no argument '{name}'{did_you_mean(name, known)}: known are {', '.join(known)}.",
+                    code="argument-unknown",
+                )
+        return cls(**given)
+
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(
-                f"max_tokens is {self.max_tokens}, expected at least 1.", code="decoding-out-of-range"
-            )
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(
-                f"temperature is {self.temperature}, expected 0 (greedy) or more.",
-                code="decoding-out-of-range",
-            )
-        if not 0 < self.top_p <= 1:
-            raise UserError(
-                f"top_p is {self.top_p}, expected more than 0 and at most 1.", code="decoding-out-of-range"
-            )
-        if self.seed is not None and self.seed < 0:
-            raise UserError(f"seed is {self.seed}, expected 0 or more.", code="decoding-out-of-range")
+        for field in fields(self):
+            if not field.name.startswith("stop"):
+                check_type(field.name, getattr(self, field.name), str(field.type))
+        endless = float("inf")
+        for name, fits, expected in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < endless, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+            ("prefill_chunk", self.prefill_chunk is None or self.prefill_chunk >= 1, "at least 1"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("repetition_penalty", 0 < self.repetition_penalty < endless, "more than 0 (1 is none)"),
+        ):
+            if not fits:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, expected {expected}.", code="decoding-out-of-range"
+                )
+        self._check_stops()
+
+    def _check_stops(self) -> None:
         if isinstance(self.stop, str):
             raise UserError(
                 f"stop is the text '{self.stop}', expected a tuple of texts: ('{self.stop}',).",
                 code="stop-invalid",
             )
+        if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) for text in self.stop):
+            raise wrong_type("stop", self.stop, "a tuple of texts")
         if "" in self.stop:
             raise UserError(
                 "A stop string is empty: leave it out or name the text that ends the answer.",
                 code="stop-invalid",
             )
-        if self.prefill_chunk is not None and self.prefill_chunk < 1:
-            raise UserError(
-                f"prefill_chunk is {self.prefill_chunk}, expected at least 1.",
-                code="decoding-out-of-range",
-            )
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}, expected 0 (all) or more.", code="decoding-out-of-range")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise UserError(
-                f"repetition_penalty is {self.repetition_penalty}, expected more than 0 (1 is none).",
-                code="decoding-out-of-range",
-            )
         if isinstance(self.stop_ids, int):
             raise UserError(
                 f"stop_ids is {self.stop_ids}, expected a tuple of ids: ({self.stop_ids},).", code="stop-id"
             )
+        if not isinstance(self.stop_ids, Sequence) or not all(isinstance(i, int) for i in self.stop_ids):
+            raise wrong_type("stop_ids", self.stop_ids, "a tuple of ids")
         for i in self.stop_ids:
             if i < 0:
                 raise UserError(f"Stop id {i} is below 0: give the id of a token.", code="stop-id")
 
-    def sampler(self, forbidden: Sequence[int]) -> Sampler:
-        """Return a fresh sampler that never draws an id of ``forbidden``."""
+    def sampler(self, forbidden: Sequence[int], *, half: bool = False) -> Sampler:
+        """Return a fresh sampler that never draws an id of ``forbidden``; ``half``: of a float16 model."""
         return Sampler(
-            self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty
+            self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty, half=half
         )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
@@ -90,6 +91,11 @@ class Pipeline:
         backend: str = "cpu",
         threads: int | None = None,
     ) -> None:
+        if not isinstance(bundle, Bundle):
+            check_type("bundle", bundle, "path")
+        check_type("backend", backend, "str")
+        check_type("threads", threads, "int | None")
+        _check_budget(selector, keep)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.selector = self.bundle.selector(selector, keep)
         self._backend = open_backend(self.bundle, backend, threads)
@@ -105,6 +111,7 @@ class Pipeline:
         Raises:
             UserError: the bundle has no such selector.
         """
+        _check_budget(selector, keep)
         other = copy(self)
         other.selector = self.bundle.selector(selector, keep)
         self._backend.load(other.selector)
@@ -139,8 +146,10 @@ class Pipeline:
                 image's placeholder in it once: no chat template, and special tokens act.
 
         Raises:
-            UserError: an image, question or option that cannot be used as it is.
+            UserError: an image, question or option that cannot be used as it is. One of another type, and an option
+                that there is not, is a UserTypeError, which is a TypeError, too.
         """
+        decoding_of(self.bundle.manifest.prompt, decoding)  # a wrong option is told before anything is loaded
         return self.chat(image, bgr=bgr, system=system).ask(question, stream=stream, **decoding)
 
     def ask_batch(
@@ -171,10 +180,10 @@ class Pipeline:
         Raises:
             UserError: as in :meth:`ask`, with the question's number; or more questions than the backend has slots.
         """
-        from divprune_edge.runtime.batch import ask_batch
+        from divprune_edge.runtime.batch import ask_batch, pairs_of
 
         options = decoding_of(self.bundle.manifest.prompt, decoding)
-        return ask_batch(self, questions, bgr, options, system, raw_prompt)
+        return ask_batch(self, pairs_of(questions), bgr, options, system, raw_prompt)
 
     def chat(self, image: ImageSource, *, bgr: bool = False, system: str | None = None) -> Chat:
         """Begin a conversation about one image, which is encoded, pruned and prefilled once.
@@ -184,6 +193,7 @@ class Pipeline:
         Raises:
             UserError: the image cannot be used.
         """
+        check_type("bgr", bgr, "bool")
         started = time.perf_counter()
         pixels = self._vision.pixels(image, bgr=bgr)
         return Chat(self, pixels, (time.perf_counter() - started) * 1000, system)
@@ -195,14 +205,14 @@ class Pipeline:
 
     def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
         """Begin an answer to ``prompt``."""
-        facts = self.bundle.manifest.prompt
+        facts, language = self.bundle.manifest.prompt, self.bundle.manifest.language_model
         return Writer(
             prompt,
             Detokenizer(self._prompt.tokenizer.model),
-            options.sampler(facts.forbidden_ids),
+            options.sampler(facts.forbidden_ids, half=language.cache_dtype == "float16"),
             options,
             stop_ids=frozenset(facts.stop_ids),
-            context=self.bundle.manifest.language_model.positions,
+            context=language.positions,
             on_text=on_text,
         )
 
@@ -263,6 +273,9 @@ class Chat:
         """
         pipeline = self._pipeline
         options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
+        check_type("question", question, "str")
+        if stream is not None and not callable(stream):
+            raise wrong_type("stream", stream, "a function that takes a text, or None")
         watch = Stopwatch(self._preprocess_ms)
         begun = any(turn.image for turn in self._turns)
         turns = [*self._turns, Turn("user", question, image=not begun)]
@@ -291,6 +304,11 @@ class Chat:
         self._slot = self._pipeline._begin(self._session, prompt, seen.tokens)
         self._cached = prompt.ids[: self._session.length(self._slot)]
         return self._session
+
+
+def _check_budget(selector: Any, keep: Any) -> None:
+    check_type("selector", selector, "str | None")
+    check_type("keep", keep, "int | None")
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

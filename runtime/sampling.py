@@ -9,6 +9,13 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 
+_OVERFLOW = (
+    "float16 may overflow on this checkpoint, export its language model with --precision language=fp32."
+)
+_NOT_A_NUMBER = (
+    "something is wrong in the checkpoint or with what runs it, export with --verify to find out which."
+)
+
 
 class Sampler:
     """Greedy at temperature 0, else nucleus sampling with its own random generator.
@@ -21,6 +28,7 @@ class Sampler:
         top_k: only so many of the most likely ids are drawn from; 0 for all.
         repetition_penalty: divides the positive logits of ids seen before and multiplies their negative ones
             (Keskar et al. 2019); 1 leaves them.
+        half: the language model computes in float16, where a sum can overflow.
     """
 
     def __init__(
@@ -31,6 +39,8 @@ class Sampler:
         forbidden: Sequence[int] = (),
         top_k: int = 0,
         repetition_penalty: float = 1.0,
+        *,
+        half: bool = False,
     ) -> None:
         self._temperature = temperature
         self._top_p = top_p
@@ -38,6 +48,7 @@ class Sampler:
         self._forbidden = np.asarray(forbidden, dtype=np.int64)
         self._top_k = top_k
         self._penalty = repetition_penalty
+        self._half = half
         self._seen: set[int] = set()
 
     def see(self, ids: Iterable[int]) -> None:
@@ -48,7 +59,7 @@ class Sampler:
         """Return an id for ``logits`` float32 [vocabulary].
 
         Raises:
-            UserError: the logits are not numbers (an overflow in half precision).
+            UserError: the logits are not numbers.
         """
         if self._forbidden.size or self._penalty != 1:
             logits = logits.copy()
@@ -58,8 +69,8 @@ class Sampler:
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise UserError(
-                "The language model returned logits that are not finite: its half precision overflows on "
-                "this checkpoint, export it with --precision fp32.",
+                "The language model returned logits that are not finite: "
+                + (_OVERFLOW if self._half else _NOT_A_NUMBER),
                 code="logits-not-finite",
             )
         token = best if self._random is None else self._draw(logits, self._random)

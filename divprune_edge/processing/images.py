@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, UserTypeError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -38,6 +38,8 @@ MAX_PIXELS = 64_000_000
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF")
 _EIGHT_BITS, _TWELVE_BITS = 255, 4095
+# Two letters or more: one is a drive of Windows. A path has one slash left of the two.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:[^/]+/", re.IGNORECASE)
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
@@ -65,7 +67,7 @@ def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
         return _decode(source, "The image", upright=False)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
-    raise UserError(
+    raise UserTypeError(
         f"An image is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.",
         code="image-type-unsupported",
     )
@@ -85,8 +87,24 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
     )
 
 
+def refuse_address(source: str | os.PathLike[str]) -> None:
+    """Refuse what is the address of an image and not a path.
+
+    Raises:
+        UserError: it is one.
+    """
+    text = os.fspath(source)
+    if _ADDRESS.match(text):
+        shown = re.sub(r":/+", "://", text[:80], count=1) + ("…" if len(text) > 80 else "")
+        raise UserError(
+            f"'{shown}' is an address, but images are read from files: download it first, and give the file's path.",
+            code="image-is-address",
+        )
+
+
 def _from_file(path: Path) -> Image.Image:
     name = f"Image '{path}'"
+    refuse_address(path)
     try:
         size = path.stat().st_size
         if not path.is_file():

@@ -55,7 +55,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise UserError(
-                f"The bundle's chat template is not valid ({error}): export the bundle again.",
+                f"The bundle's chat template is not valid ({error}): mend the checkpoint's and export it again.",
                 code="template-invalid",
             ) from error
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import tokenizers
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 
@@ -54,7 +55,8 @@ class PromptTokenizer:
         except Exception as error:  # tokenizers raises plain Exception
             name = "tokenizer.json" if isinstance(file, str) else file
             raise UserError(
-                f"'{name}' cannot be read as a tokenizer ({error}): export the bundle again.",
+                f"'{name}' cannot be read as a tokenizer by tokenizers {tokenizers.__version__} ({error}): use the "
+                "version that wrote it, or a newer one.",
                 code="tokenizer-unreadable",
             ) from error
         self.model.no_truncation()

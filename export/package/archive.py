@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import RESTORE
 from divprune_edge.scratch import scratch
 
 EPOCH = 315532800
@@ -166,7 +167,7 @@ class _Checked(io.RawIOBase):
         if self._member.sha256 not in (None, self._digest.hexdigest()):
             raise UserError(
                 f"'{self._member.name}' is not the file that was exported (its sha256 differs from the manifest's): "
-                "export the bundle again.",
+                f"{RESTORE}.",
                 code="bundle-file-changed",
             )
 

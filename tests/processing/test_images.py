@@ -51,6 +51,26 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("https://example.org/cat.jpg", "'https://example.org/cat.jpg'"),
+        (Path("http://example.org/cat.jpg"), "'http://example.org/cat.jpg'"),
+        ("s3://bucket/cat.jpg", "'s3://bucket/cat.jpg'"),
+        ("file:///tmp/cat.jpg", "'file://tmp/cat.jpg'"),
+        ("data:image/png;base64," + "A" * 9000, "'data:image/png;base64,AAAA"),
+    ],
+)
+def test_an_address_is_no_path(source: str | Path, shown: str) -> None:
+    with pytest.raises(
+        UserError, match="is an address, but images are read from files: download it"
+    ) as caught:
+        load_image(source)
+    assert caught.value.code == "image-is-address"
+    assert str(caught.value).startswith(shown)
+    assert len(str(caught.value)) < 250
+
+
 def test_path_object_and_array_agree(tmp_path: Path) -> None:
     pixels = noise(9, 13, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png")

@@ -37,7 +37,7 @@ QUESTIONS = (
 def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The demo checkpoint in each dialect."""
     folder = tmp_path_factory.mktemp("bundles") / request.param
-    options = {"capacity": 704} if DIALECTS[request.param].fixed else {}
+    options = {"capacity": 704} if DIALECTS[request.param].for_tensorrt else {}
     return Pipeline(
         export(plan_of(CHECKPOINT, 58, dialect=request.param, **options), folder).folder, threads=1
     )

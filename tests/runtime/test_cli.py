@@ -205,7 +205,7 @@ def test_missing_provider(command: Run, demo_bundle: Path, image: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("CUDA is there")
     result = command("ask", demo_bundle, "--image", image, QUESTION, "--backend", "cuda")
-    refused(result, "onnxruntime-without-provider", "CUDAExecutionProvider", "divprune-edge[gpu]")
+    refused(result, "onnxruntime-without-provider", "CUDAExecutionProvider", "onnxruntime-gpu")
 
 
 def test_questions(command: Run, demo_bundle: Path, image: Path) -> None:

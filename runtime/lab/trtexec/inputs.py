@@ -61,7 +61,7 @@ class Inputs:
         turns = [Turn("user", self._question, image=True)]
         ids = np.array([self._bundle.prompt_encoder().encode(turns, kept.shape[1]).ids], np.int64)
         length = ids.shape[1]
-        check_room(length + 1, info.positions, fixed=True)
+        check_room(length + 1, info.positions, fixed=info.positions < info.context)
         step, rows = STEPS[info.dialect], np.arange(length + 1)[None]
         shape = (1, info.kv_heads, info.capacity, info.head_dim)
         empty = np.zeros(shape, info.cache_dtype)

@@ -71,7 +71,8 @@ def read_run(folder: Path) -> RunInfo:
         return RunInfo.model_validate(data)
     except FileNotFoundError:
         raise UserError(
-            f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output' wrote.",
+            f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output DIR' "
+            "wrote.",
             code="measurements-missing",
         ) from None
     except (OSError, ValidationError, ValueError) as error:
