@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.random_checkpoint import CLIP_L_336, LM_7B, TINY_LM, TINY_VISION, write_random_checkpoint
+from divprune_edge.files import write_whole
 
 PRECISIONS = ("fp16", "vision=fp16,language=int4")
 # What the checkpoint, a copy of it, and a bundle take at a time, in bytes per byte of the checkpoint.
@@ -52,7 +53,7 @@ def main() -> None:
     }
     _show(results)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -24,6 +24,7 @@ from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.plan import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import Verification
 from divprune_edge.models.decoder import read_decoder
 from divprune_edge.models.kv_cache import SCHEMES, step_weight_bytes
@@ -77,7 +78,7 @@ def main() -> None:
         results = measure(Path(folder), arguments.precision, arguments.capacity, arguments.rounds)
     show(results)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
 
 
 def table() -> list[str]:

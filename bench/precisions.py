@@ -17,6 +17,7 @@ from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.reporter import ConsoleReporter
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import Verification
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
@@ -54,7 +55,7 @@ def main() -> None:
     rows = compare(answers)
     show(rows, data, arguments)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"questions": data.questions, "rows": rows}, indent=2) + "\n")
+        write_whole(arguments.json, json.dumps({"questions": data.questions, "rows": rows}, indent=2) + "\n")
 
 
 def _export(

@@ -23,6 +23,7 @@ from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.reporter import ConsoleReporter
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import Verification
 from divprune_edge.models.cost import decoder_flops
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -41,7 +42,7 @@ def main() -> None:
             results = _measure(bundle, plan, arguments.repeats, arguments.threads)
     _show(results)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

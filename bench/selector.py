@@ -20,6 +20,7 @@ import numpy as np
 
 from bench.selector_forms import SIZES, Run, Size, cpu_forms, onnx_session, torch_loop
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 
 TINY = (Size(40, 8, 64),)
 
@@ -31,7 +32,7 @@ def main() -> None:
     results = _measure_gpu(sizes, arguments) if _has_gpu() else _measure_cpu(sizes, arguments)
     _show(results)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

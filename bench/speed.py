@@ -35,6 +35,7 @@ from bench.prepare import (
     prepare_decoder,
 )
 from bench.summary import show, summarise
+from divprune_edge.files import write_whole
 
 OURS = (
     Variant("fp32", "onnxruntime"),
@@ -59,9 +60,9 @@ def main() -> None:
     summary = summarise(results, skipped, arguments.threads, sys.argv, TEXT_TOKENS)
     show(summary)
     if arguments.json:
-        arguments.json.write_text(json.dumps(summary, indent=2) + "\n")
+        write_whole(arguments.json, json.dumps(summary, indent=2) + "\n")
     if arguments.chart:
-        arguments.chart.write_text(chart(summary))
+        write_whole(arguments.chart, chart(summary))
 
 
 def _arguments() -> argparse.Namespace:

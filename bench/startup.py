@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from divprune_edge.files import write_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 QUESTION = ["--image", str(ROOT / "models/demo/picture.png"), "What does the sign say?"]
 
@@ -39,8 +41,9 @@ def main() -> None:
         wall, processor = ([run[kind] for run in runs] for kind in ("seconds", "processor_seconds"))
         print(f"| {name} | {median(wall):.2f} [{min(wall):.2f}, {max(wall):.2f}] | {median(processor):.2f} |")
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"python": sys.version.split()[0], "samples": samples}, indent=2) + "\n"
+        write_whole(
+            arguments.json,
+            json.dumps({"python": sys.version.split()[0], "samples": samples}, indent=2) + "\n",
         )
 
 

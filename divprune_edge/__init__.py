@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from divprune_edge.errors import UserError as UserError
+    from divprune_edge.errors import UserTypeError as UserTypeError
     from divprune_edge.runtime.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "UserError", "__version__"]
+__all__ = ["Pipeline", "UserError", "UserTypeError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,8 +22,8 @@ def __getattr__(name: str) -> Any:
         from divprune_edge.runtime.pipeline import Pipeline
 
         return Pipeline
-    if name == "UserError":
-        from divprune_edge.errors import UserError
+    if name in ("UserError", "UserTypeError"):
+        from divprune_edge import errors
 
-        return UserError
+        return getattr(errors, name)
     raise AttributeError(f"module 'divprune_edge' has no attribute {name!r}")

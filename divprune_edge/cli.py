@@ -9,7 +9,7 @@ from typing import NoReturn
 import typer
 
 from divprune_edge import __version__
-from divprune_edge.console import run
+from divprune_edge.console import guarded_output, run
 
 
 def _build() -> typer.Typer:
@@ -34,6 +34,7 @@ def _build() -> typer.Typer:
 def main() -> NoReturn:
     """Entry point of the ``divprune-edge`` command."""
     if sys.argv[1:] in (["--version"], ["-V"]):
-        print(f"divprune-edge {__version__}")
+        with guarded_output():
+            print(f"divprune-edge {__version__}")
         sys.exit(0)
     run(_build(), program="divprune-edge")

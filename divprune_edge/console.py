@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
-import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import typer
 
 from divprune_edge.errors import DivpruneError
+from divprune_edge.hints import as_typed
 
 INTERRUPTED = 130
 
@@ -22,6 +25,107 @@ _UsageError: Any = typer.BadParameter.__base__
 _ClickException: Any = _UsageError.__base__
 
 
+_ESCAPES = "divprune_edge.escapes"
+_CLOSED = {"encoding": "utf-8", "errors": "replace", "isatty": lambda: False, "closed": False}
+
+
+class OutputLost(Exception):
+    """Standard output takes no more: its disk is full, its reader is gone, or it is closed.
+
+    No ``OSError``, so that nobody takes it for one of the files that are being written.
+    """
+
+
+class _Output:
+    """A standard stream whose failures are told apart from all others."""
+
+    def __init__(self, stream: Any, *, matters: bool) -> None:
+        """Where ``matters`` is False, what cannot be written is dropped: it is about the work and not its result."""
+        self._stream, self._matters = stream, matters
+        self.lost: BaseException | None = None
+
+    def write(self, text: str) -> int:
+        self._do("write", text)
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self._do("flush")
+
+    def _do(self, what: str, *given: Any) -> None:
+        if self.lost is not None:
+            return
+        try:
+            if self._stream is None:
+                if given and given[0]:
+                    raise OSError(9, "it is closed")
+                return
+            getattr(self._stream, what)(*given)
+        except (OSError, ValueError) as error:
+            if isinstance(error, UnicodeError):
+                raise
+            self.lost = error
+            _forget(self._stream)
+            if self._matters:
+                raise OutputLost(getattr(error, "strerror", None) or str(error)) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if self._stream is None and name in _CLOSED:
+            return _CLOSED[name]
+        return getattr(self._stream, name)
+
+
+def _forget(stream: Any) -> None:
+    """Let what a stream still holds go nowhere, or the interpreter would try again at its end, and complain."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Return what an encoding lacks as JSON writes it: ``\\u2192``, so that JSON stays JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)), error.end
+
+
+@contextmanager
+def guarded_output() -> Iterator[None]:
+    """Let standard output fail in one sentence and standard error in silence, and no character stop either.
+
+    Raises:
+        SystemExit: 1 where standard output cannot be written, 0 where its reader has gone (as ``head`` does).
+    """
+    codecs.register_error(_ESCAPES, _escape)
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=_ESCAPES)
+    out = _Output(sys.stdout, matters=True)
+    sys.stdout, sys.stderr = out, _Output(sys.stderr, matters=False)
+    try:
+        try:
+            yield
+        finally:
+            out.flush()
+    except OutputLost as error:
+        if isinstance(out.lost, BrokenPipeError):
+            sys.exit(0)
+        fail(
+            f"Standard output cannot be written ({error}): make room where it goes, or send it elsewhere.",
+            1,
+            code="output-lost",
+        )
+    finally:
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
 def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: str) -> NoReturn:
     """Run ``app`` and exit: 0 on success, 1 on a failure, 2 on a user's mistake, 130 on Ctrl-C.
 
@@ -30,7 +134,12 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
         arguments: command line without the program's name; None takes ``sys.argv``.
         program: name shown in the usage line.
     """
-    _write_anything()
+    with guarded_output():
+        _run(app, arguments, program)
+    raise AssertionError("it exits")
+
+
+def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoReturn:
     command = typer.main.get_command(app)
     try:
         code = command.main(
@@ -72,13 +181,6 @@ def literal(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def _write_anything() -> None:
-    """Lose no answer to a terminal's encoding."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def _fail_for_path(error: OSError) -> NoReturn:
     if error.errno != errno.ENAMETOOLONG:
         raise error
@@ -92,6 +194,6 @@ def _given(error: BaseException) -> str:
 
 
 def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
-    """Print ``error[code]: message`` on one line of standard error and exit."""
-    sys.stderr.write(f"error[{code}]: {printable(' '.join(message.split()))}\n")
+    """Print ``error[code]: message`` on one line of standard error and exit; commands in it are as typed from here."""
+    sys.stderr.write(f"error[{code}]: {printable(' '.join(as_typed(message).split()))}\n")
     sys.exit(exit_code)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from divprune_edge.console import run
+from divprune_edge.hints import as_typed, quoted
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.pipeline import Answer
@@ -38,8 +39,10 @@ def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpo
         for pipeline in (full, pruned):
             answer = pipeline.ask(PICTURE, entry["question"], max_tokens=_LONGEST_ANSWER)
             print(_line(answer, full.visual_tokens), flush=True)
-    print(f"\nThe bundle lies in {_from_here(bundle)}; its graphs: .venv/bin/python -m runtime info {bundle}")
-    print(f'Ask more: .venv/bin/python -m runtime ask {bundle} --image IMAGE "…"')
+    info = as_typed(f"python -m runtime info {quoted(bundle)}")
+    print(f"\nThe bundle lies in {_from_here(bundle)}; its graphs: {info}")
+    ask = as_typed(f"python -m runtime ask {quoted(bundle)}")
+    print(f'Ask more: {ask} --image {quoted(_from_here(PICTURE))} "How many shapes are there?"')
 
 
 def _from_here(path: Path) -> Path:

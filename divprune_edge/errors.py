@@ -38,6 +38,10 @@ class UserError(DivpruneError):
     exit_code = 2
 
 
+class UserTypeError(UserError, TypeError):
+    """A mistake in the type of an argument, or in its name: what Python programs know as a TypeError."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known name, else an empty string."""
     close = get_close_matches(name, list(known), n=1)

@@ -29,6 +29,8 @@ SCHEMA_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 DEMO = "demo"
 """``Source.model`` of the bundled checkpoint, which is exported where none is given."""
+RESTORE = "copy the bundle again from where it is whole, or export it again"
+"""What to do about a file that is missing or is not the one that was exported."""
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
@@ -169,10 +171,16 @@ class LanguageInfo(GraphInfo):
         return min(self.context, self.capacity or self.context)
 
 
+def larger_capacity(info: LanguageInfo) -> str:
+    """Return the end of a remedy where a larger KV cache is one: not where the model's own context is the limit."""
+    return ", or export with a larger --capacity" if info.positions < info.context else ""
+
+
 class Preprocessing(_Model):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
-    ``resize`` is ``shortest_edge`` (keeps the aspect ratio) or ``exact`` (to ``resize_height`` x
+    ``resize`` is ``shortest_edge`` (keeps the aspect ratio; with ``longest_edge`` smaller where the other edge would
+    exceed that) or ``exact`` (to ``resize_height`` x
     ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
     None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number.
     """
@@ -181,6 +189,7 @@ class Preprocessing(_Model):
     resize_height: Positive | None = None
     resize_width: Positive | None = None
     shortest_edge: Positive | None = None
+    longest_edge: Positive | None = None
     resample: Annotated[int, Field(ge=0, le=5)]
     crop_height: Positive | None = None
     crop_width: Positive | None = None
@@ -190,10 +199,37 @@ class Preprocessing(_Model):
     std: tuple[float, float, float]
 
 
+class GenerationDefaults(_Model):
+    """How the checkpoint would have its answers decoded: what its ``generation_config.json`` says, used where asked.
+
+    None where it says nothing. ``unsupported`` are settings that this runtime has no counterpart of, as they stand.
+    The ids that end an answer are the prompt's ``stop_ids``.
+    """
+
+    do_sample: bool | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    max_new_tokens: Positive | None = None
+    stop: tuple[str, ...] = ()
+    unsupported: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        """Return the settings in one line, those without a counterpart marked."""
+        stated = self.model_dump(exclude={"unsupported"}, exclude_none=True, exclude_defaults=True)
+        shown = [f"{name} {value}" for name, value in stated.items()]
+        return ", ".join(
+            [*shown, *(f"{name} {value} (not supported)" for name, value in self.unsupported.items())]
+        )
+
+
 class Prompt(_Model):
     """How text becomes ids: ``tokenizer.json``, a chat template, and the ids with a meaning.
 
-    ``forbidden_ids`` are never sampled: the image placeholder and rows without a token.
+    ``forbidden_ids`` are never sampled: the image placeholder and rows without a token. ``template_source`` says which
+    file of the checkpoint the template came from, or that it is the family's default; None in bundles of older exports,
+    as ``generation`` is.
     """
 
     tokenizer: BundlePath
@@ -206,22 +242,37 @@ class Prompt(_Model):
     unk_token: str | None
     stop_ids: tuple[int, ...]
     forbidden_ids: ForbiddenIds
+    template_source: str | None = None
+    generation: GenerationDefaults | None = None
+
+
+class AdapterSource(_Model):
+    """A LoRA adapter that was merged: its folder's name, the base that it names, and the sha256 of its weights."""
+
+    name: str
+    base: str | None
+    sha256: Annotated[str, AfterValidator(_sha256)]
 
 
 class Source(_Model):
-    """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path."""
+    """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path.
+
+    ``adapter`` was merged into them; None where there was none.
+    """
 
     model: str
     revision: str | None
     licence: str | None
     config_sha256: Annotated[str, AfterValidator(_sha256)]
+    adapter: AdapterSource | None = None
 
     @property
     def export_command(self) -> str:
         """The command that exports this checkpoint anew; where a folder lay is not known and left to the reader."""
+        more = f" --adapter PATH/{self.adapter.name}" if self.adapter is not None else ""
         if self.model == DEMO:
-            return "python -m export llava"
-        return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}"
+            return f"python -m export llava{more}"
+        return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}{more}"
 
 
 class Check(_Model):
@@ -330,12 +381,12 @@ def read_manifest(bundle: Path) -> Manifest:
         )
     if not is_file(path):
         raise UserError(f"'{bundle}' is not a bundle: it has no {MANIFEST}.", code="bundle-without-manifest")
-    data = read_json(path, code="manifest-unreadable", advice="export the bundle again")
+    data = read_json(path, code="manifest-invalid", unreadable="manifest-unreadable", advice=RESTORE)
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise UserError(
             f"'{path}' has schema version {version}, this divprune-edge reads up to {SCHEMA_VERSION}: "
-            "upgrade divprune-edge or export the bundle again.",
+            "upgrade divprune-edge, or export the bundle again with this one.",
             code="manifest-too-new",
         )
     try:
@@ -344,6 +395,7 @@ def read_manifest(bundle: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise UserError(
-            f"'{path}' does not fit the schema at '{where}': {first['msg']}; export the bundle again.",
+            f"'{path}' does not fit the schema at '{where}': {first['msg']}; export the bundle again "
+            "with this divprune-edge.",
             code="manifest-invalid",
         ) from error

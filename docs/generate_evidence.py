@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from divprune_edge.files import write_whole
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -115,4 +117,4 @@ def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
 
 if __name__ == "__main__":
     for page in PAGES:
-        page.write_text(rewritten(page.read_text(encoding="utf-8"), read()), encoding="utf-8")
+        write_whole(page, rewritten(page.read_text(encoding="utf-8"), read()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from divprune_edge.errors import UserError
@@ -11,9 +12,11 @@ from divprune_edge.export.bundle import VerificationFailed
 from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest
+from divprune_edge.hints import quoted
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
+from divprune_edge.scratch import scratch
 
 
 def add_selector(
@@ -26,6 +29,38 @@ def add_selector(
             written.
         VerificationFailed: the graph does not pick what the reference picks.
     """
+    with _alone(bundle) as work:
+        return _add_alone(bundle, name, work, keep=keep, prune=prune, force=force, verify=verify)
+
+
+@contextmanager
+def _alone(bundle: Path) -> Iterator[Path]:
+    """Give a folder in the bundle, which no other process changes or replaces meanwhile; wait for one that does."""
+    read_manifest(bundle)
+    real = bundle.resolve()
+    busy = f"'{bundle}' is being changed by another process: wait for it and repeat the command."
+    with ExitStack() as stack:
+        # An export that replaces the bundle works beside it; where nothing can be written there, none does.
+        if os.access(real.parent, os.W_OK):
+            stack.enter_context(scratch(real.parent, real.name, busy=busy, wait=True))
+        try:
+            work = stack.enter_context(scratch(real, "selector", busy=busy, wait=True))
+        except OSError as error:
+            raise _unwritable(bundle, error) from error
+        yield work
+
+
+def _unwritable(bundle: Path, error: OSError) -> UserError:
+    return UserError(
+        f"'{bundle}' cannot be written ({error.strerror or error}): make it writable or make room, or copy the "
+        "bundle to where it is.",
+        code="bundle-unwritable",
+    )
+
+
+def _add_alone(
+    bundle: Path, name: str, work: Path, *, keep: int | None, prune: str | None, force: bool, verify: bool
+) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     manifest = read_manifest(bundle)
     selector = find_selector(name)
     keep = budget(keep, prune, manifest.vision_encoder.tokens)
@@ -38,13 +73,9 @@ def add_selector(
         )
     _require_signals(bundle, manifest, selector)
     try:
-        return _add(bundle, manifest, others, selector, keep, verify=verify)
+        return _add(bundle, manifest, others, selector, keep, work, verify=verify)
     except OSError as error:
-        raise UserError(
-            f"'{bundle}' cannot be written ({error.strerror or error}): make it writable or make room, or copy the "
-            "bundle to where it is.",
-            code="bundle-unwritable",
-        ) from error
+        raise _unwritable(bundle, error) from error
 
 
 def _add(
@@ -53,32 +84,31 @@ def _add(
     others: tuple[SelectorInfo, ...],
     selector: Selector,
     keep: int,
+    folder: Path,
     *,
     verify: bool,
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
     tokens, width = manifest.vision_encoder.tokens, manifest.vision_encoder.width
-    with tempfile.TemporaryDirectory(prefix=".selector.", suffix=".partial", dir=bundle) as partial:
-        folder = Path(partial)
-        signals = signal_inputs(selector, manifest.vision_encoder)
-        entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
-        checks: tuple[Check, ...] = ()
-        if verify:
-            from divprune_edge.export.verify import verify_selector
+    signals = signal_inputs(selector, manifest.vision_encoder)
+    entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
+    checks: tuple[Check, ...] = ()
+    if verify:
+        from divprune_edge.export.verify import verify_selector
 
-            checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / entry.file)
-            failed = [check for check in checks if not check.passed]
-            if failed:
-                raise VerificationFailed(
-                    f"The graph of '{entry.id}' does not pick what its reference picks ({failed[0].name}: "
-                    f"{failed[0].detail or failed[0].value}); the bundle is unchanged.",
-                    code="verification-failed",
-                )
-        written = [path for path in (entry.file, entry.stripped) if path is not None]
-        infos = {path: file_info(folder / path) for path in written}
-        for path in written:
-            (bundle / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).replace(bundle / path)
+        checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / entry.file)
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            raise VerificationFailed(
+                f"The graph of '{entry.id}' does not pick what its reference picks ({failed[0].name}: "
+                f"{failed[0].detail or failed[0].value}); the bundle is unchanged.",
+                code="verification-failed",
+            )
+    written = [path for path in (entry.file, entry.stripped) if path is not None]
+    infos = {path: file_info(folder / path) for path in written}
+    for path in written:
+        (bundle / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).replace(bundle / path)
     updated = manifest.model_copy(update={"selectors": (*others, entry), "files": manifest.files | infos})
     updated = Manifest.model_validate(updated.model_dump())
     write_manifest(bundle, updated)
@@ -97,28 +127,51 @@ def add_selectors(
         force: replace those that are there; else they stay as they are.
         verify: check each graph against its reference.
 
+    Those that need signals which the vision encoder does not give are left out: see :func:`left_out`.
+
     Raises:
-        UserError: as :func:`add_selector`, before anything is added.
+        UserError: as :func:`add_selector`, before anything is added; or nothing is left to add.
     """
     manifest = read_manifest(bundle)
-    asked = list(SELECTORS) if names == "all" else [name.strip() for name in names.split(",")]
-    chosen = list(dict.fromkeys(asked))
-    for name in chosen:
-        _require_signals(bundle, manifest, find_selector(name))
+    chosen = [name for name in _named(names) if not _missing_signals(manifest, find_selector(name))]
+    if not chosen:
+        _require_signals(bundle, manifest, find_selector(_named(names)[0]))
     try:
         numbers = dict.fromkeys(int(part) for part in budgets.split(","))
     except ValueError:
         raise UserError(
             f"--keep is '{budgets}', expected whole numbers with commas between them.",
-            code="keep-not-numbers",
+            code="option-invalid",
         ) from None
     kept = [budget(number, None, manifest.vision_encoder.tokens) for number in numbers]
     _require_room(bundle, manifest, max(kept))
-    there = {entry.id for entry in manifest.selectors}
     for name in chosen:
         for keep in kept:
+            # Read anew: another process may have added it meanwhile.
+            there = {entry.id for entry in read_manifest(bundle).selectors}
             if force or selector_id(name, keep) not in there:
                 yield add_selector(bundle, name, keep=keep, prune=None, force=force, verify=verify)
+
+
+def left_out(bundle: Path, names: str) -> str | None:
+    """Return a sentence about those of ``names`` that cannot be added for want of signals, None where all can."""
+    manifest = read_manifest(bundle)
+    missing = {name: _missing_signals(manifest, find_selector(name)) for name in _named(names)}
+    out = [name for name, signals in missing.items() if signals]
+    if not out:
+        return None
+    signals = dict.fromkeys(signal for found in missing.values() for signal in found)
+    return (
+        f"Left out {', '.join(out)}: {'it needs' if len(out) == 1 else 'they need'} {', '.join(signals)} of the vision "
+        f"encoder, which '{bundle}' does not give; {_with_signals(bundle, manifest)}."
+    )
+
+
+def _named(names: str) -> list[str]:
+    """Return the algorithms of ``all`` or of a list with commas, each once."""
+    return (
+        list(SELECTORS) if names == "all" else list(dict.fromkeys(part.strip() for part in names.split(",")))
+    )
 
 
 def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
@@ -140,11 +193,19 @@ def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
 
 
 def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> None:
-    there = {output.name for output in manifest.vision_encoder.outputs}
-    missing = [name for name in selector.signals if name not in there]
+    missing = _missing_signals(manifest, selector)
     if missing:
         raise UserError(
             f"'{selector.name}' needs {', '.join(missing)} of the vision encoder, which '{bundle}' does not give: "
-            f"export it again with '{manifest.source.export_command} --signals all --output {bundle} --force'.",
+            f"{_with_signals(bundle, manifest)}.",
             code="signals-missing",
         )
+
+
+def _missing_signals(manifest: Manifest, selector: Selector) -> list[str]:
+    there = {output.name for output in manifest.vision_encoder.outputs}
+    return [name for name in selector.signals if name not in there]
+
+
+def _with_signals(bundle: Path, manifest: Manifest) -> str:
+    return f"export it again with '{manifest.source.export_command} --signals all --output {quoted(bundle)} --force'"

@@ -40,7 +40,6 @@ from divprune_edge.manifest import (
     VisionInfo,
 )
 from divprune_edge.models.cost import decoder_parts
-from divprune_edge.models.prompt import TOKENIZER_FILE
 
 VISION_FILE = "vision_encoder.onnx"
 LANGUAGE_FILE = "language_model.onnx"
@@ -78,7 +77,7 @@ def export_bundle(
     """
     check_output(output, force)
     check_disk(output, plan.weight_bytes)
-    with staged(output) as folder:
+    with staged(output, force=force) as folder:
         hashed: dict[str, FileInfo] = {}
         vision = _vision(plan, folder, report, hashed)
         selector = write_selector(
@@ -188,7 +187,7 @@ def _fields(graph: GraphInfo) -> dict[str, object]:
 
 def _prompt(plan: ExportPlan, folder: Path) -> Prompt:
     facts = plan.prompt
-    shutil.copyfile(plan.checkpoint.folder / TOKENIZER_FILE, folder / facts.entry.tokenizer)
+    (folder / facts.entry.tokenizer).write_text(facts.tokenizer, encoding="utf-8")
     (folder / facts.entry.chat_template).write_text(facts.template, encoding="utf-8")
     return facts.entry
 
@@ -207,4 +206,5 @@ def _source(checkpoint: Checkpoint) -> Source:
         revision=checkpoint.revision,
         licence=licence.group(1) if licence else None,
         config_sha256=hashlib.sha256((checkpoint.folder / "config.json").read_bytes()).hexdigest(),
+        adapter=checkpoint.adapter.source() if checkpoint.adapter is not None else None,
     )

@@ -5,6 +5,7 @@ The only part of the export, beside verification, that runs a model.
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,11 +22,13 @@ from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.formats.recording import OUTPUT, Recording
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.prompts import prompt_encoder
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
-from divprune_edge.models.prompt import TOKENIZER_FILE
+from divprune_edge.hints import install
 from divprune_edge.processing.images import load_image
-from divprune_edge.processing.prompt import PromptEncoder, Turn
+from divprune_edge.processing.prompt import Turn
+from divprune_edge.scratch import scratch
 
 QUESTIONS = (
     "What is in the picture?",
@@ -61,10 +64,11 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
             code="calibration-images-missing",
         )
     moments: dict[str, npt.NDArray[np.float64]] = {}
-    with tempfile.TemporaryDirectory(prefix="divprune-calibrate-") as temporary:
-        _check_room(plan, Path(temporary))
-        encoder, language, recording = _open(plan, Path(temporary))
-        prompts = _prompts(plan)
+    temporary, name = Path(tempfile.gettempdir()), f"calibrate-{secrets.token_hex(4)}"
+    with scratch(temporary, name, busy=f"'{temporary}' is in use by another calibration: repeat it.") as work:
+        _check_room(plan, temporary)
+        encoder, language, recording = _open(plan, work)
+        prompts = prompt_encoder(plan, room=plan.spec.decoder.context, fixed=False)
         for i, file in enumerate(files):
             outputs = ["visual_tokens", *plan.selector.signals]
             tokens, *seen = encoder.run(outputs, {"pixels": _pixels(plan, file)})
@@ -88,7 +92,7 @@ def _check_room(plan: ExportPlan, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"--calibrate writes both graphs in float32, {needed >> 20} MiB, but '{folder.parent}' has only "
+            f"--calibrate writes both graphs in float32, {needed >> 20} MiB, but '{folder}' has only "
             f"{free >> 20} MiB free: make room there, or name another folder in TMPDIR.",
             code="disk-too-full",
         )
@@ -100,7 +104,7 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
         import onnxruntime as ort
     except ImportError:
         raise UserError(
-            "--calibrate runs the model, which needs ONNX Runtime: pip install 'divprune-edge[cpu]'.",
+            f"--calibrate runs the model, which needs ONNX Runtime: {install('cpu')}.",
             code="onnxruntime-missing",
         ) from None
     options = ort.SessionOptions()
@@ -121,15 +125,6 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
 def _pixels(plan: ExportPlan, file: Path) -> npt.NDArray[np.uint8]:
     """Return uint8 [1, H, W, 3], as the runtime will make it."""
     return plan.family.pixels(load_image(file), plan.preprocessing, *plan.spec.image_size)
-
-
-def _prompts(plan: ExportPlan) -> PromptEncoder:
-    """Return what turns questions into ids, as the runtime will."""
-    facts, context = plan.prompt, plan.spec.decoder.context
-    tokenizer = plan.checkpoint.folder / TOKENIZER_FILE
-    return PromptEncoder(
-        facts.entry, facts.template, tokenizer, rows=plan.embedding_rows, room=context, fixed=False
-    )
 
 
 def _inputs(

@@ -7,14 +7,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.files import CheckpointFiles, Shapes
+from divprune_edge.models.files import CheckpointFiles, HubSource, Shapes
 from divprune_edge.strict_json import is_file, is_folder
+
+if TYPE_CHECKING:
+    from divprune_edge.export.adapter import Adapter
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -39,7 +42,9 @@ class Checkpoint:
     release the files.
     """
 
-    def __init__(self, folder: Path, name: str, revision: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, name: str, revision: str | None = None, hub: HubSource | None = None
+    ) -> None:
         if not is_folder(folder):
             raise UserError(
                 f"There is no checkpoint folder '{folder}': give a folder or a hub id to --model.",
@@ -48,7 +53,7 @@ class Checkpoint:
         self.folder = folder
         self.name = name
         self.revision = revision
-        self.files = CheckpointFiles(folder)
+        self.files = CheckpointFiles(folder, hub)
         self.config: dict[str, Any] = self.files.required_json("config.json", "says what model this is")
         self._open = ExitStack()
         self._handles: dict[Path, Any] = {}
@@ -58,6 +63,11 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that is merged into the weights, if one is."""
+        return None
 
     def close(self) -> None:
         """Release the weight files."""
@@ -141,14 +151,14 @@ class Checkpoint:
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(
                 f"'{self.folder / INDEX}' has no weight_map: download the checkpoint again.",
-                code="weights-index-invalid",
+                code="weights-incomplete",
             )
         shards = sorted({str(file) for file in weight_map.values()})
         for shard in shards:
             if Path(shard).name != shard or not is_file(self.folder / shard):
                 raise UserError(
                     f"Shard '{shard}' of {len(shards)} is missing from '{self.folder}': download it again.",
-                    code="weights-shard-missing",
+                    code="weights-incomplete",
                 )
         return [self.folder / shard for shard in shards]
 
@@ -156,11 +166,13 @@ class Checkpoint:
         pickles = sorted(
             path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern)
         )
+        if self.files.hub is not None:
+            pickles += self.files.hub.left_out
         if pickles:
             raise UserError(
-                f"'{self.folder}' has only pickle weights ({pickles[0]}), which can run code when loaded: convert "
-                "them with transformers' LlavaForConditionalGeneration.from_pretrained(FOLDER)"
-                ".save_pretrained(NEW_FOLDER) and export NEW_FOLDER.",
+                f"'{self.files.title}' has only pickle weights ({pickles[0]}), which can run code when loaded: "
+                f"{self.files.own_copy}write safetensors beside them with transformers' "
+                "LlavaForConditionalGeneration.from_pretrained('FOLDER').save_pretrained('FOLDER'), and export FOLDER.",
                 code="weights-pickled",
             )
         raise UserError(

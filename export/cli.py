@@ -34,8 +34,21 @@ VerifyFlag = Annotated[
 def llava(
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH_OR_HUB_ID", help="Checkpoint; the bundled demo checkpoint if not given."),
+        typer.Option(
+            metavar="PATH_OR_HUB_ID",
+            help="Checkpoint: a folder, owner/name[@revision] or its page's address; the bundled demo if not given.",
+        ),
     ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit of the hub id.")
+    ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="LoRA adapter (peft's) to merge into the weights."),
+    ] = None,
+    no_adapter: Annotated[
+        bool, typer.Option("--no-adapter", help="Leave out an adapter that lies beside the weights.")
+    ] = False,
     prune: Prune = None,
     keep: Keep = None,
     selector: SelectorName = "divprune",
@@ -57,7 +70,7 @@ def llava(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="fp32, fp16 (for GPUs), int8 or int4, for both graphs or as in vision=int8,language=int4.",
+            help="fp32, fp16 (for GPUs), int8 or int4, for both graphs or by graph, as in language=int4.",
             show_default="fp32, or the target's",
         ),
     ] = None,
@@ -104,8 +117,10 @@ def llava(
     verify: VerifyFlag = None,
 ) -> None:
     """Export a LLaVA-1.5 checkpoint: vision encoder, selector and language model."""
+    from divprune_edge.errors import UserError
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
+    from divprune_edge.export.merged import with_adapter
     from divprune_edge.export.plan import plan_export
     from divprune_edge.export.reporter import ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
@@ -115,6 +130,11 @@ def llava(
     _one_budget(prune, keep)
     dialect, precision = settle(target, dialect, precision)
     report = ConsoleReporter()
+    if model is None and revision is not None:
+        raise UserError(
+            f"--revision {revision} has no --model to be a revision of: name the hub id (owner/name).",
+            code="revision-without-model",
+        )
     if model is None:
         from divprune_edge.export.checkpoint import Checkpoint
         from divprune_edge.manifest import DEMO
@@ -123,8 +143,8 @@ def llava(
         demo_notice(f"python -m export llava --model {HUB_EXAMPLE} --prune {prune or '0.9'}")
         checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
     else:
-        checkpoint = open_checkpoint(model)
-    with checkpoint:
+        checkpoint = open_checkpoint(model, revision)
+    with with_adapter(checkpoint, adapter, ignore=no_adapter) as checkpoint:
         plan = plan_export(
             checkpoint,
             selector=selector,
@@ -145,7 +165,7 @@ def llava(
             check_before_export(target, folder, plan.weight_bytes, force=force)
         check_output(folder, force)
         announce_memory(plan)
-        check = chosen_verification(verify, report)
+        check = chosen_verification(verify, report, adapter=adapter is not None)
         if calibrate is not None:
             from divprune_edge.export.calibrate import calibrated
 
@@ -192,15 +212,19 @@ def selectors(
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
-    """Add several selectors at several budgets; those that are there already stay."""
-    from divprune_edge.export.add_selector import add_selectors
-    from divprune_edge.export.reporter import show_selector
+    """Add several selectors at several budgets.
+
+    Those that are there already stay; those that need signals which the bundle does not give are left out.
+    """
+    from divprune_edge.export.add_selector import add_selectors, left_out
+    from divprune_edge.export.reporter import show_left_out, show_selector
     from divprune_edge.export.verification import can_check_selectors
 
     for manifest, entry, checks in add_selectors(
         bundle, names, budgets, force=force, verify=can_check_selectors(verify)
     ):
         show_selector(bundle, manifest, entry, checks)
+    show_left_out(left_out(bundle, names))
 
 
 @app.command()

@@ -38,7 +38,7 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
     """
     if text_tokens < 1:
         raise UserError(
-            f"{text_tokens} text tokens were given, expected at least 1.", code="text-tokens-out-of-range"
+            f"{text_tokens} text tokens were given, expected at least 1.", code="count-out-of-range"
         )
     spec = _spec(model)
     kept = budget(keep, prune, spec.tokens)

@@ -63,7 +63,12 @@ def build_language_model(
     vocabulary = checkpoint.rows(names.head)
     g.output(g.cast(logits, "float32"), "logits", "float32", ["batch", vocabulary])
     dialect.finish(g, decoder, dtype)
-    return g.model(max(dialect.opset, format.opset), domains=sorted({*dialect.domains, *format.domains}))
+    model = g.model(max(dialect.opset, format.opset), domains=sorted({*dialect.domains, *format.domains}))
+    # What no input or output shows and a runtime must know; it holds the manifest against it.
+    rows = checkpoint.rows(f"{names.decoder}embed_tokens.weight")
+    model.metadata_props["divprune_edge.embedding_rows"] = str(rows)
+    model.metadata_props["divprune_edge.context"] = str(decoder.context)
+    return model
 
 
 def _token_table(g: GraphBuilder, ids: ir.Value, visual: ir.Value, weights: Weights) -> ir.Value:

@@ -19,6 +19,7 @@ from divprune_edge.export.precision import (
     largest_block,
     parse_precisions,
 )
+from divprune_edge.export.prompts import check_prompts
 from divprune_edge.manifest import Precision, Preprocessing
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.families import Family, Spec, WeightNames, family_of
@@ -246,6 +247,7 @@ def plan_export(
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))
     plan.check_formats()
+    check_prompts(plan)
     return plan
 
 

@@ -16,6 +16,7 @@ BLOCK_SIZES = (32, 64, 128)
 TENSORRT_BLOCK_SIZES = (64, 128)
 """What TensorRT takes for int4, by the page "Quantization Schemes" of its documentation."""
 DEFAULT_BLOCK_SIZE = 32
+DEFAULT_PRECISION: Precision = "fp32"
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,15 @@ def largest_block(widths: Collection[int]) -> int:
     return max(fitting, default=TENSORRT_BLOCK_SIZES[0])
 
 
-def parse_precisions(text: str, block_size: int | None = None) -> Precisions:
-    """Read ``--precision``: one name for both graphs, or ``vision=int8,language=int4``.
+def parse_precisions(
+    text: str, block_size: int | None = None, default: str = DEFAULT_PRECISION
+) -> Precisions:
+    """Read ``--precision``: one name for both graphs, or by graph as in ``vision=int8,language=int4``.
+
+    A graph that is not named takes its precision of ``default``, in the same notation.
 
     Raises:
-        UserError: an unknown or missing graph or precision, or another block size.
+        UserError: an unknown graph or precision, one that is named twice, or another block size.
     """
     block_size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
     if block_size not in BLOCK_SIZES:
@@ -95,22 +100,18 @@ def parse_precisions(text: str, block_size: int | None = None) -> Precisions:
         if graph not in GRAPHS or not equals:
             raise UserError(
                 f"--precision {text} names '{graph}'{did_you_mean(graph, GRAPHS)}: give one precision for both "
-                "graphs, or both as in vision=int8,language=int4.",
-                code="precision-graph-unknown",
+                "graphs, or by graph as in vision=int8,language=int4.",
+                code="precision-graphs-invalid",
             )
         if graph in chosen:
             raise UserError(
                 f"--precision {text} names '{graph}' twice: say once what it is to be.",
-                code="precision-graph-twice",
+                code="precision-graphs-invalid",
             )
         chosen[graph] = _known(named, text)
-    missing = [graph for graph in GRAPHS if graph not in chosen]
-    if missing:
-        raise UserError(
-            f"--precision {text} does not say what '{missing[0]}' is to be: add {missing[0]}=fp32, or another of "
-            f"{', '.join(PRECISIONS)}.",
-            code="precision-graph-missing",
-        )
+    if len(chosen) < len(GRAPHS):
+        rest = parse_precisions(default)
+        chosen = {"vision": rest.vision, "language": rest.language, **chosen}
     return Precisions(chosen["vision"], chosen["language"], block_size)
 
 

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from divprune_edge.console import literal
 from divprune_edge.export.writer import Progress as Count
+from divprune_edge.hints import as_typed, quoted
 from divprune_edge.manifest import Check, Manifest, SelectorInfo
+from divprune_edge.models.prompt import DEFAULT_TEMPLATE
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -21,7 +23,8 @@ _console = Console(highlight=False, soft_wrap=True)
 def demo_notice(command: str) -> None:
     """Say that the bundled demo checkpoint is used, and what to type for a real one."""
     _console.print(
-        f"No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: [bold]{literal(command)}[/bold]"
+        "No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: "
+        f"[bold]{literal(as_typed(command))}[/bold]"
     )
 
 
@@ -81,9 +84,19 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
         f"Bundle: [bold]{literal(folder)}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
         f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
     )
-    _console.print(
-        f'Ask it: [bold]python -m runtime ask {literal(folder)} --image IMAGE "What is in the picture?"[/bold]'
-    )
+    prompt = manifest.prompt
+    if prompt.template_source == DEFAULT_TEMPLATE:
+        _console.print(
+            "The checkpoint has no chat template: prompts take the form that LLaVA-1.5 was trained with (USER: … "
+            "ASSISTANT:). If this model was trained with another, put its chat_template.jinja into the checkpoint."
+        )
+    if prompt.generation is not None:
+        _console.print(
+            f"Its generation_config.json says: {prompt.generation} (used with --checkpoint-defaults).",
+            markup=False,
+        )
+    ask = as_typed(f'python -m runtime ask {quoted(folder)} --image IMAGE "What is in the picture?"')
+    _console.print(f"Ask it: [bold]{literal(ask)}[/bold]")
 
 
 def show_package(archive: Path, size: int) -> None:
@@ -103,6 +116,12 @@ def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks:
         f"Added {added}: {entry.keep} of {entry.candidates} visual tokens; {state}. "
         f"The bundle now has {', '.join(literal(selector.id) for selector in manifest.selectors)}."
     )
+
+
+def show_left_out(sentence: str | None) -> None:
+    """Print what was not added, and why, if anything."""
+    if sentence is not None:
+        _console.print(as_typed(sentence))
 
 
 def verified(manifest: Manifest) -> str:

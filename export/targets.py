@@ -9,8 +9,8 @@ from rich.console import Console
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import DEFAULT_DIALECT, ExportPlan, is_matrix
-from divprune_edge.export.precision import activation_type, parse_precisions
-from divprune_edge.manifest import Dialect, Precision, read_manifest
+from divprune_edge.export.precision import DEFAULT_PRECISION, activation_type, parse_precisions
+from divprune_edge.manifest import Dialect, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.models.memory import (
@@ -24,8 +24,6 @@ from divprune_edge.models.memory import (
 )
 from divprune_edge.models.targets import TARGETS, Target, find_target
 
-DEFAULT_PRECISION: Precision = "fp32"
-
 
 def settle(name: str | None, dialect: str | None, precision: str | None) -> tuple[str, str]:
     """Return dialect and precision of an export: what is asked for, else the target's, else the defaults.
@@ -38,14 +36,17 @@ def settle(name: str | None, dialect: str | None, precision: str | None) -> tupl
     Raises:
         UserError: there is no such target, or it cannot run what is asked for.
     """
-    if name is None:
-        return dialect or DEFAULT_DIALECT, precision or DEFAULT_PRECISION
-    target = find_target(name)
+    target = None if name is None else find_target(name)
+    usual = DEFAULT_PRECISION if target is None else target.precision
+    # Whole from here on: a graph that is not named takes what it would have had.
+    chosen = usual if precision is None else str(parse_precisions(precision, default=usual))
+    if target is None:
+        return dialect or DEFAULT_DIALECT, chosen
     if dialect is not None:
         _check_dialect(target, dialect)
     if precision is not None:
-        _check_precision(target, precision, dialect or target.dialect)
-    return dialect or target.dialect, precision or target.precision
+        _check_precision(target, chosen, dialect or target.dialect)
+    return dialect or target.dialect, chosen
 
 
 def dialects_of(target: Target) -> tuple[Dialect, ...]:

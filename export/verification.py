@@ -9,13 +9,14 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.bundle import Verify
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.reporter import ConsoleReporter
+from divprune_edge.hints import install
 from divprune_edge.manifest import Verification
 
-_INSTALL = "pip install 'divprune-edge[cpu,verify]'"
 
-
-def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
+def chosen_verification(asked: bool | None, report: ConsoleReporter, *, adapter: bool = False) -> Verify:
     """Return the verification to run: the real one, or one that says why there is none.
+
+    An ``adapter`` needs peft as well.
 
     Raises:
         UserError: ``--verify`` was asked for, but cannot be done.
@@ -24,10 +25,11 @@ def chosen_verification(asked: bool | None, report: ConsoleReporter) -> Verify:
         return lambda plan, folder: Verification(status="not verified", reason="--no-verify")
     from divprune_edge.export.verify import available
 
-    missing = available()
+    missing = available(adapter=adapter)
     if asked and missing is not None:
         raise UserError(
-            f"--verify needs PyTorch and transformers ({missing}): {_INSTALL}.", code="pytorch-missing"
+            f"--verify needs PyTorch and transformers ({missing}): {install('cpu', 'verify')}.",
+            code="pytorch-missing",
         )
     if missing is not None:
         return lambda plan, folder: Verification(status="not verified", reason=missing)
@@ -52,6 +54,7 @@ def can_check_selectors(asked: bool | None) -> bool:
     installed = find_spec("onnxruntime") is not None
     if asked and not installed:
         raise UserError(
-            f"--verify needs ONNX Runtime, which is not installed: {_INSTALL}.", code="onnxruntime-missing"
+            f"--verify needs ONNX Runtime, which is not installed: {install('cpu')}.",
+            code="onnxruntime-missing",
         )
     return installed if asked is None else asked

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,9 @@ import onnx_ir as ir
 from divprune_edge import __version__
 from divprune_edge.errors import UserError
 from divprune_edge.export.streaming import FollowingHash, computed_ahead
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import MANIFEST, FileInfo, GraphInfo, Manifest, TensorInfo
+from divprune_edge.scratch import give_way, scratch
 
 Progress = Callable[[str], None]
 """Called with the name of each weight as it is written."""
@@ -75,50 +75,52 @@ def check_disk(output: Path, weight_bytes: int) -> None:
 
 
 @contextmanager
-def staged(output: Path) -> Iterator[Path]:
+def staged(output: Path, *, force: bool = True) -> Iterator[Path]:
     """Give a temporary folder beside ``output`` that becomes ``output`` when the block ends well.
 
-    Whatever ends the block early, an error or Ctrl-C, leaves neither the folder nor a half bundle.
+    Whatever ends the block early, an error or Ctrl-C, leaves neither the folder nor a half bundle; what a process that
+    was killed leaves, the next one removes. One process at a time writes an ``output``.
 
     Raises:
-        UserError: the disk is full or the place cannot be written.
+        UserError: the disk is full or the place cannot be written, another process is writing it, or something is
+            there by now and ``force`` is not given.
     """
     output = output.absolute()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    except OSError as error:
-        raise UserError(
-            f"'{output}' cannot be written ({error.strerror}): choose another --output.",
-            code="output-unwritable",
-        ) from error
-    try:
-        yield folder
-        folder.chmod(0o755)
-        _replace(folder, output)
-    except OSError as error:
-        raise UserError(
-            f"Writing '{output}' failed ({error.strerror or error}); nothing was left behind.",
-            code="output-write-failed",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    busy = f"'{output}' is being written by another process: wait for it, or choose another --output."
+    with ExitStack() as stack:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            work = stack.enter_context(scratch(output.parent, output.name, busy=busy))
+            folder = work / "bundle"
+            folder.mkdir()
+        except OSError as error:
+            raise UserError(
+                f"'{output}' cannot be written ({error.strerror}): choose another --output.",
+                code="output-unwritable",
+            ) from error
+        check_output(output, force)
+        try:
+            yield folder
+            folder.chmod(0o755)
+            _replace(folder, output, work)
+        except OSError as error:
+            raise UserError(
+                f"Writing '{output}' failed ({error.strerror or error}); nothing was left behind.",
+                code="output-write-failed",
+            ) from error
 
 
-def _replace(folder: Path, output: Path) -> None:
+def _replace(folder: Path, output: Path, work: Path) -> None:
     """Move ``folder`` to ``output``; an older bundle there stays until the new one is whole."""
     if not output.exists():
         folder.rename(output)
         return
-    retired = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-    output.rename(retired / "bundle")
+    kept = give_way(output, work)
     try:
         folder.rename(output)
     except BaseException:
-        (retired / "bundle").rename(output)
-        retired.rmdir()
+        kept.rename(output)
         raise
-    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_graph(
@@ -205,9 +207,7 @@ def hash_files(folder: Path, known: Mapping[str, FileInfo] | None = None) -> dic
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` in one step: a reader sees the old one or the new one."""
-    partial = folder / f".{MANIFEST}.partial"
-    partial.write_text(manifest.to_json(), encoding="utf-8")
-    os.replace(partial, folder / MANIFEST)  # noqa: PTH105 - the atomic one
+    write_whole(folder / MANIFEST, manifest.to_json())
 
 
 def tool_versions() -> dict[str, str]:

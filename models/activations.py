@@ -34,5 +34,5 @@ def activation(name: str, where: str) -> str:
     except KeyError:
         known = ", ".join(sorted(CANONICAL))
         raise UserError(
-            f"config.json: {where} is '{name}', supported are {known}.", code="activation-unsupported"
+            f"config.json: {where} is '{name}', supported are {known}.", code="config-unsupported"
         ) from None

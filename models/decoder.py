@@ -103,7 +103,7 @@ def read_decoder(config: Config) -> DecoderSpec:
     if kind not in _DEFAULTS:
         raise UserError(
             f"The language model is a '{kind}', supported are {', '.join(_DEFAULTS)}.",
-            code="language-model-unsupported",
+            code="model-unsupported",
         )
     defaults = _DEFAULTS[kind]
     hidden = count(config, "hidden_size", 4096)

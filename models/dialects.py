@@ -20,21 +20,21 @@ class DialectFacts:
 
     Attributes:
         name: as in the manifest.
-        fixed: the cache's capacity is part of the graph; else it is the caller's, or the cache grows.
         grows: a step makes a new, longer cache of the old one, so that two are alive.
         hands_out_rows: a step only reads the cache; its new rows come out beside it, and the caller appends them.
         tensorrt: edition of TensorRT -> the oldest version whose parser takes the graph; empty for ONNX Runtime alone.
         refusal: why what is missing above does not take it; ``{software}`` is what that is.
+        inputs: those of the language model beside ids, visual tokens and cache.
         cuda: types of the cache for which ONNX Runtime has CUDA kernels.
     """
 
     name: Dialect
-    fixed: bool
     grows: bool
     hands_out_rows: bool
     tensorrt: Mapping[str, Version] = field(default_factory=dict)
     refusal: str = ""
     cuda: frozenset[str] = frozenset()
+    inputs: tuple[str, ...] = ()
 
     @property
     def for_tensorrt(self) -> bool:
@@ -58,35 +58,35 @@ class DialectFacts:
 _ALL = (
     DialectFacts(
         "portable",
-        fixed=False,
         grows=True,
         hands_out_rows=False,
         refusal="{software} takes no Attention with cache inputs",
         cuda=frozenset({"float32", "float16"}),
+        inputs=("attention_mask", "position_ids"),
     ),
     DialectFacts(
         "onnxruntime",
-        fixed=False,
         grows=False,
         hands_out_rows=False,
         refusal="its fused operators are ONNX Runtime's own",
         cuda=frozenset({"float16"}),
+        inputs=("seqlens_k", "total_sequence_length"),
     ),
     DialectFacts(
         "static",
-        fixed=True,
         grows=False,
         hands_out_rows=False,
         # Of TensorRT-RTX, the oldest that was tried.
         tensorrt=MappingProxyType({"tensorrt": (10, 15), "tensorrt-rtx": (1, 7)}),
         refusal="{software} has no TensorScatter, which came with 10.15",
+        inputs=("attention_mask", "position_ids", "write_indices"),
     ),
     DialectFacts(
         "decomposed",
-        fixed=True,
         grows=False,
         hands_out_rows=True,
         tensorrt=MappingProxyType({"tensorrt": (10, 0), "tensorrt-rtx": (1, 7)}),
+        inputs=("cache_mask", "new_mask", "position_ids"),
     ),
 )
 DIALECTS: Mapping[str, DialectFacts] = MappingProxyType({one.name: one for one in _ALL})

@@ -21,10 +21,36 @@ LARGEST = 1 << 31
 
 
 @dataclass(frozen=True)
+class HubSource:
+    """A repository of the hub. ``left_out`` are weights in other formats that it has and that were not downloaded."""
+
+    name: str
+    revision: str | None = None
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint folder, seen through its small files."""
+    """A checkpoint folder, seen through its small files; ``hub`` is where it was downloaded from, if it was."""
 
     folder: Path
+    hub: HubSource | None = None
+
+    @property
+    def title(self) -> str:
+        """What to call the checkpoint in a sentence: its hub id or its folder."""
+        return str(self.folder) if self.hub is None else self.hub.name
+
+    @property
+    def own_copy(self) -> str:
+        """The first step of an advice to change files: nothing for a folder, a download for the hub's cache."""
+        if self.hub is None:
+            return ""
+        revision = "" if self.hub.revision is None else f", revision='{self.hub.revision}'"
+        return (
+            "download all of it into a FOLDER of your own with huggingface_hub's "
+            f"snapshot_download('{self.hub.name}'{revision}, local_dir='FOLDER'), "
+        )
 
     def path(self, name: str) -> Path | None:
         """Return the path of ``name`` if the folder has it."""
@@ -36,7 +62,7 @@ class CheckpointFiles:
         path = self.path(name)
         if path is None:
             return None
-        return read_text(path, code="checkpoint-file-unreadable", advice="download it again", most=MOST_BYTES)
+        return read_text(path, code="checkpoint-file-invalid", advice="download it again", most=MOST_BYTES)
 
     def json(self, name: str) -> dict[str, Any] | None:
         """Return the file's JSON object, or None where there is no such file."""
@@ -46,7 +72,6 @@ class CheckpointFiles:
         data = read_json(
             path,
             code="checkpoint-file-invalid",
-            unreadable="checkpoint-file-unreadable",
             advice="download it again",
             most=MOST_BYTES,
         )

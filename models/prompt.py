@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from divprune_edge.errors import UserError
 from divprune_edge.ids import MOST_IDS, Ids
 from divprune_edge.manifest import Prompt
 from divprune_edge.models.files import CheckpointFiles, Config
+from divprune_edge.models.generation import read_generation
+from divprune_edge.models.tokenizer import TOKENIZER_FILE, read_tokenizer
 
-TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer.json", "chat_template.jinja"
-"""Names in the bundle, and in checkpoints."""
+TEMPLATE_FILE = "chat_template.jinja"
+"""Name in the bundle, and in checkpoints."""
+
+DEFAULT_TEMPLATE = "the family's default"
+"""``template_source`` where a checkpoint brings no template."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +25,15 @@ class PromptFacts:
     """Everything about the prompt but the tokenizer itself: the manifest's entry, and the template that it names.
 
     ``template_source`` names the file that the template came from, or says that it is the family's default.
+    ``tokenizer`` is the content of the bundle's ``tokenizer.json``, and ``token_ids`` the ids of its added tokens as
+    the checkpoint states them.
     """
 
     entry: Prompt
     template: str
     template_source: str
+    tokenizer: str
+    token_ids: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_prompt(
@@ -41,13 +51,16 @@ def read_prompt(
     Raises:
         UserError: no ``tokenizer.json``, or a placeholder id that the tokenizer does not know.
     """
-    tokens = _tokens(files)
+    tokenizer = read_tokenizer(files)
+    ids = tokenizer.ids()
+    tokens = {i: text for text, i in ids.items()}
     if image_token_id not in tokens:
         raise UserError(
             f"config.json names {image_token_id} as the image placeholder, but tokenizer.json has no token with "
-            "that id: the tokenizer does not belong to this checkpoint.",
+            "that id, and no file beside it names one: the tokenizer does not belong to this checkpoint.",
             code="tokenizer-foreign",
         )
+    sampled = tokens.keys() - {ids[token] for token in tokenizer.invented}
     special = _special_tokens(files)
     template, source = _chat_template(files, default)
     entry = Prompt(
@@ -59,46 +72,13 @@ def read_prompt(
         eos_token=special["eos_token"],
         pad_token=special["pad_token"],
         unk_token=special["unk_token"],
-        stop_ids=_stop_ids(files, config, {text: i for i, text in tokens.items()}, special["eos_token"]),
-        forbidden_ids=Ids(i for i in range(vocabulary) if i == image_token_id or i not in tokens),
+        stop_ids=_stop_ids(files, config, ids, special["eos_token"]),
+        forbidden_ids=Ids(i for i in range(vocabulary) if i == image_token_id or i not in sampled),
+        template_source=source,
+        generation=read_generation(files),
     )
-    return PromptFacts(entry, template, source)
-
-
-def _tokens(files: CheckpointFiles) -> dict[int, str]:
-    """Return id -> token of ``tokenizer.json``."""
-    data = files.json(TOKENIZER_FILE)
-    if data is None:
-        raise UserError(
-            f"'{files.folder}' has no tokenizer.json: make one with transformers' "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).",
-            code="tokenizer-missing",
-        )
-    try:
-        vocabulary = (data.get("model") or {}).get("vocab") or {}
-        if isinstance(vocabulary, dict):
-            tokens = {_id(i): token for token, i in vocabulary.items()}
-        else:
-            tokens = {i: _text(entry[0]) for i, entry in enumerate(vocabulary)}
-        return tokens | {_id(a["id"]): _text(a["content"]) for a in data.get("added_tokens") or []}
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"'{files.folder / TOKENIZER_FILE}' is not a tokenizer ({type(error).__name__}: {error}): download it "
-            "again.",
-            code="tokenizer-unreadable",
-        ) from None
-
-
-def _id(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < MOST_IDS:
-        raise ValueError(f"{str(value)[:60]} is not an id")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:60]} is not a token")
-    return value
+    text = tokenizer.text if tokenizer.changed else files.text(TOKENIZER_FILE)
+    return PromptFacts(entry, template, source, text or "", tokenizer.added_ids())
 
 
 def _special_tokens(files: CheckpointFiles) -> dict[str, str | None]:
@@ -144,7 +124,7 @@ def _chat_template(files: CheckpointFiles, default: str) -> tuple[str, str]:
             template = _default_of((files.json(name) or {}).get("chat_template"))
         if template is not None:
             return template, name
-    return default, "the family's default"
+    return default, DEFAULT_TEMPLATE
 
 
 def _default_of(template: Any) -> str | None:

@@ -80,21 +80,23 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
         )
     if partial not in (None, 1, 1.0):
         raise UserError(
-            f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="rope-unsupported"
+            f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="config-unsupported"
         )
     if kind == "default":
         return RopeSpec(theta)
     if kind not in ("linear", "llama3"):
         raise UserError(
             f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are.",
-            code="rope-unsupported",
+            code="config-unsupported",
         )
     names = ["factor"] if kind == "linear" else ["factor", "low_freq_factor", "high_freq_factor", _CONTEXT]
     values = []
     for name in names:
         value = setting(parameters, name, None, float)
         if value is None:
-            raise UserError(f"config.json: RoPE scaling '{kind}' lacks '{name}'.", code="rope-incomplete")
+            raise UserError(
+                f"config.json: RoPE scaling '{kind}' lacks '{name}'.", code="config-value-invalid"
+            )
         if value <= 0:
             raise UserError(
                 f"config.json: '{name}' is {value}, expected more than 0.", code="config-value-invalid"

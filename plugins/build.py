@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD, LibraryRecord, sha256
 from divprune_edge.plugins.toolchain import Compiler, Headers, find_cmake
+from divprune_edge.scratch import scratch
 
 SOURCE = Path(__file__).resolve().parent
 
@@ -37,19 +38,22 @@ def build(
         show: called with each line of the build's output.
 
     Raises:
-        UserError: cmake is missing, or ``output`` cannot be written.
+        UserError: cmake is missing, ``output`` cannot be written, or another process is building there.
         DivpruneError: the build failed; the compiler's first error is in the message.
     """
     cmake = find_cmake()
+    busy = f"Another process is building in '{output}': wait for it, or choose another folder with --output."
+    stack = ExitStack()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        partial = tempfile.TemporaryDirectory(prefix=".build.", dir=output)
+        partial = stack.enter_context(scratch(output, "build", busy=busy))
     except OSError as error:
         raise UserError(
             f"'{output}' cannot be written ({error.strerror}): choose another folder with --output.",
             code="output-unwritable",
         ) from error
-    with partial as folder:
+    with stack:
+        folder = str(partial)
         _run(_configure(cmake, compiler, headers, architectures, folder, jobs), show)
         _run([str(cmake), "--build", folder, "--parallel", str(jobs)], show)
         built = Path(folder) / LIBRARY

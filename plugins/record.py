@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 from divprune_edge.strict_json import is_file, read_json
 
 LIBRARY = "libdivprune_plugins.so"
@@ -35,7 +36,7 @@ class LibraryRecord:
 
     def write(self, folder: Path) -> None:
         """Write the record to ``folder``."""
-        (folder / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / RECORD, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def read_record(folder: Path) -> LibraryRecord:
@@ -50,7 +51,7 @@ def read_record(folder: Path) -> LibraryRecord:
         raise UserError(
             f"'{path}' is missing, so the plugin library beside it cannot be checked: build it again with "
             "'python -m plugins build'.",
-            code="plugin-record-missing",
+            code="plugin-record-invalid",
         )
     data = read_json(path, code="plugin-record-invalid", advice=again)
     try:

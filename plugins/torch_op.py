@@ -124,7 +124,7 @@ def pick(
 def _problem(tokens: torch.Tensor, keep: int, matrix_budget: int) -> abi.Problem:
     if not tokens.is_cuda:
         raise UserError(
-            f"visual_tokens must be on a CUDA device, not on '{tokens.device}'.", code="tensor-not-on-gpu"
+            f"visual_tokens must be on a CUDA device, not on '{tokens.device}'.", code="tensor-unfit"
         )
     if tokens.ndim != 3:
         raise UserError(f"visual_tokens must be [B, N, D], not {list(tokens.shape)}.", code="tensor-unfit")

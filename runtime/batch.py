@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
-from divprune_edge.processing.prompt import Turn
+from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
 
@@ -25,7 +26,12 @@ Question = tuple["ImageSource", str]
 
 
 def ask_batch(
-    pipeline: Pipeline, questions: Sequence[Question], bgr: bool, options: Decoding
+    pipeline: Pipeline,
+    questions: Sequence[Question],
+    bgr: bool,
+    options: Decoding,
+    system: str | None = None,
+    raw_prompt: bool = False,
 ) -> list[Answer]:
     """Return the answers in the order of ``questions``.
 
@@ -33,21 +39,25 @@ def ask_batch(
         UserError: the first question that cannot be asked, by its number.
     """
     watch = Stopwatch()
-    prepared = _prepare(pipeline, questions, bgr)
+    prepared = _prepare(pipeline, questions, bgr, system, raw_prompt)
     for number, question in enumerate(prepared, start=1):
         if isinstance(question, UserError):
-            raise UserError(f"Question {number} of the batch: {question}", code=question.code) from None
+            raise type(question)(f"Question {number} of the batch: {question}", code=question.code)
     return _answer(
         pipeline, [question for question in prepared if isinstance(question, _Prepared)], options, watch
     )
 
 
 def ask_each(
-    pipeline: Pipeline, questions: Sequence[Question], options: Decoding
+    pipeline: Pipeline,
+    questions: Sequence[Question],
+    options: Decoding,
+    system: str | None = None,
+    raw_prompt: bool = False,
 ) -> list[Answer | UserError]:
     """Return an answer for each of ``questions`` that can be asked, and for the others what is wrong with them."""
     watch = Stopwatch()
-    prepared = _prepare(pipeline, questions, bgr=False)
+    prepared = _prepare(pipeline, questions, False, system, raw_prompt)
     asked = [question for question in prepared if isinstance(question, _Prepared)]
     answers = iter(_answer(pipeline, asked, options, watch))
     return [question if isinstance(question, UserError) else next(answers) for question in prepared]
@@ -61,13 +71,16 @@ class _Prepared:
     pixels: npt.NDArray[np.uint8]
 
 
-def _prepare(pipeline: Pipeline, questions: Sequence[Question], bgr: bool) -> list[_Prepared | UserError]:
+def _prepare(
+    pipeline: Pipeline, questions: Sequence[Question], bgr: bool, system: str | None, raw_prompt: bool
+) -> list[_Prepared | UserError]:
     """Read prompts and images; an image with several questions is read once."""
     read: dict[Hashable, npt.NDArray[np.uint8] | UserError] = {}
     prepared: list[_Prepared | UserError] = []
     for image, text in questions:
         try:
-            prompt = pipeline._encode_prompt([Turn("user", text, image=True)])
+            turns = [*system_turns(system), Turn("user", text, image=True)]
+            prompt = pipeline._encode_prompt(turns, raw_prompt)
         except UserError as error:
             prepared.append(error)
             continue
@@ -107,6 +120,22 @@ def _answer(
         pipeline._answer(writer.result(), writer.prompt, indices[at], watch)
         for writer, at in zip(writers.values(), images, strict=True)
     ]
+
+
+def pairs_of(questions: Any) -> list[tuple[ImageSource, str]]:
+    """Return the questions as pairs of image and question.
+
+    Raises:
+        UserTypeError: they are no such pairs; the number of the first that is not is named.
+    """
+    if isinstance(questions, (str, bytes)) or not isinstance(questions, Iterable):
+        raise wrong_type("questions", questions, "a list of pairs of image and question")
+    pairs = list(questions)
+    for number, pair in enumerate(pairs, start=1):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise wrong_type(f"Question {number} of the batch", pair, "a pair of image and question")
+        check_type(f"The question of pair {number}", pair[1], "str")
+    return [(image, text) for image, text in pairs]
 
 
 def _key(image: ImageSource) -> Hashable:

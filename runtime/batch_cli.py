@@ -13,16 +13,21 @@ import typer
 
 from divprune_edge.runtime.options import (
     BundleArgument,
+    DefaultsOption,
     GoOnOption,
     KeepOption,
     LongestOption,
     PenaltyOption,
+    RawOption,
     SelectorOption,
+    StopIdOption,
     StopOption,
+    SystemOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
+    decoding_options,
 )
 
 if TYPE_CHECKING:
@@ -43,20 +48,24 @@ def batch_command(
     ],
     *,
     size: Annotated[int, typer.Option(help="Questions answered at once; each takes a KV cache.")] = 8,
-    max_tokens: LongestOption = 256,
+    max_tokens: LongestOption = None,
     ignore_eos: GoOnOption = False,
     selector: SelectorOption = None,
     keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    repetition_penalty: PenaltyOption = 1.0,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    repetition_penalty: PenaltyOption = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the sampling; each answer starts from it.")
     ] = None,
     stop: StopOption = None,
+    stop_id: StopIdOption = None,
+    checkpoint_defaults: DefaultsOption = False,
+    system: SystemOption = None,
+    raw_prompt: RawOption = False,
 ) -> None:
     """Answer a file of questions, several at once.
 
@@ -65,31 +74,36 @@ def batch_command(
     """
     from divprune_edge.errors import DivpruneError, UserError
     from divprune_edge.runtime.batch import ask_each
+    from divprune_edge.runtime.defaults import decoding_of
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
 
     if size < 1:
-        raise UserError(f"--size is {size}, expected at least 1.", code="size-out-of-range")
-    decoding: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-        "ignore_eos": ignore_eos,
-    }
-    options = Decoding(**decoding)  # a wrong value is told before anything is loaded
+        raise UserError(f"--size is {size}, expected at least 1.", code="count-out-of-range")
+    decoding = decoding_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        stop_ids=tuple(stop_id or ()),
+        ignore_eos=ignore_eos,
+    )
+    Decoding(**decoding)  # a wrong value is told before anything is loaded
     lines = read_questions(questions)
     first = list(islice(lines, 1))  # and so is a file that is none
     pipeline = Pipeline(bundle, selector, keep, backend, threads)
+    decoding["checkpoint_defaults"] = checkpoint_defaults
+    options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
     lines = chain(first, lines)
     asked = failed = 0
     while part := list(islice(lines, size)):
         good = [line for line in part if line.error is None]
         pairs = [(questions.parent / line.entry["image"], line.entry["question"]) for line in good]
-        answers = dict(zip((line.number for line in good), ask_each(pipeline, pairs, options), strict=True))
+        found = ask_each(pipeline, pairs, options, system, raw_prompt)
+        answers = dict(zip((line.number for line in good), found, strict=True))
         for line in part:
             answer = line.error or answers[line.number]
             asked += 1
@@ -158,6 +172,8 @@ def read_questions(file: Path) -> Iterator[Line]:
 
 
 def _parse(line: bytes, file: Path, number: int) -> Line:
+    from divprune_edge.errors import UserError
+    from divprune_edge.processing.images import refuse_address
     from divprune_edge.strict_json import parse_json
 
     try:
@@ -169,6 +185,10 @@ def _parse(line: bytes, file: Path, number: int) -> Line:
     for name in ("image", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
             return Line(number, entry, _invalid(file, number, f"has no text '{name}'"))
+    try:
+        refuse_address(entry["image"])
+    except UserError as error:
+        return Line(number, entry, error)
     return Line(number, entry)
 
 

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from divprune_edge.errors import UserError, did_you_mean
-from divprune_edge.manifest import MANIFEST, UNPRUNED, FileInfo, Manifest, SelectorInfo, read_manifest
+from divprune_edge.files import write_whole
+from divprune_edge.hints import quoted
+from divprune_edge.manifest import (
+    MANIFEST,
+    RESTORE,
+    UNPRUNED,
+    FileInfo,
+    Manifest,
+    SelectorInfo,
+    read_manifest,
+)
+from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.strict_json import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -47,7 +58,7 @@ class Bundle:
         if verify_hashes not in ("auto", "always"):
             raise UserError(
                 f"verify_hashes is '{verify_hashes}', expected 'auto' or 'always'.",
-                code="verify-hashes-unknown",
+                code="option-invalid",
             )
         given = Path(path)
         manifest = read_manifest(given)
@@ -117,12 +128,12 @@ class Bundle:
             read_text(
                 self.file(prompt.chat_template),
                 code="bundle-file-unreadable",
-                advice="export the bundle again",
+                advice=RESTORE,
             ),
             self.file(prompt.tokenizer),
             rows=language.embedding_rows,
             room=language.positions,
-            fixed=language.capacity is not None,
+            fixed=language.positions < language.context,
         )
 
     def _by_id(self, name: str) -> SelectorInfo | None:
@@ -142,17 +153,28 @@ class Bundle:
         )
 
     def _no_such_selector(self, name: str | None, keep: int | None, fitting: list[SelectorInfo]) -> str:
-        there = ", ".join([*(s.id for s in self.manifest.selectors), UNPRUNED])
         if fitting:
             return f"Several selectors fit: choose one of {', '.join(s.id for s in fitting)}."
+        there = ", ".join([*(s.id for s in self.manifest.selectors), UNPRUNED])
         asked = " ".join([f"'{name}'" if name else "", f"keeping {keep} tokens" if keep else ""]).strip()
-        known = {s.name for s in self.manifest.selectors}
-        if name is not None and name not in known:
-            close = did_you_mean(name, [*known, *(s.id for s in self.manifest.selectors), UNPRUNED])
-        else:
-            close = ""
-        command = f"python -m export selector {self.path} --selector {name or 'NAME'} --keep {keep or 'K'}"
+        close, command = "", f"python -m export selector {quoted(self.path)}"
+        algorithm, budget = _algorithm(name)
+        budget = keep or budget
+        if algorithm is None and name is not None:
+            known = {*SELECTORS, *(s.id for s in self.manifest.selectors), UNPRUNED}
+            close = did_you_mean(name, known)
+        elif budget is None or 1 <= budget <= self.manifest.vision_encoder.tokens:
+            command += f" --selector {algorithm}" if algorithm else ""
+            command += f" --keep {budget}" if budget else ""
         return f"The bundle has no selector {asked}{close}: it has {there}; add one with '{command}'."
+
+
+def _algorithm(name: str | None) -> tuple[str | None, int | None]:
+    """Return the algorithm and the budget of an id such as ``divprune-58``, or of an algorithm's name."""
+    if name is None or name in SELECTORS:
+        return name, None
+    algorithm, _, number = name.rpartition("-")
+    return (algorithm, int(number)) if algorithm in SELECTORS and number.isdecimal() else (None, None)
 
 
 def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int | str]:
@@ -162,28 +184,25 @@ def _check_file(root: Path, given: Path, name: str, info: FileInfo) -> list[int 
         if not real.is_relative_to(root):
             raise UserError(
                 f"'{given / name}' is a link that leaves the bundle folder (to '{real}'): "
-                "export the bundle again.",
+                "put the file itself in its place.",
                 code="bundle-file-outside",
             )
         status = real.stat()
     except FileNotFoundError:
         raise UserError(
-            f"'{given / name}' is missing from the bundle: export the bundle again.",
+            f"'{given / name}' is missing from the bundle: {RESTORE}.",
             code="bundle-file-missing",
         ) from None
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"'{given / name}' cannot be read ({_reason(error)}): export the bundle again.",
+            f"'{given / name}' cannot be read ({_reason(error)}): make it readable for this user.",
             code="bundle-file-unreadable",
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(
-            f"'{given / name}' is not a file: export the bundle again.", code="bundle-file-unreadable"
-        )
+        raise UserError(f"'{given / name}' is not a file: {RESTORE}.", code="bundle-file-unreadable")
     if status.st_size != info.size:
         raise UserError(
-            f"'{given / name}' has {status.st_size} bytes, but {MANIFEST} states {info.size}: "
-            "export the bundle again.",
+            f"'{given / name}' has {status.st_size} bytes, but {MANIFEST} states {info.size}: {RESTORE}.",
             code="bundle-file-changed",
         )
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, info.sha256]
@@ -198,12 +217,13 @@ def _check_hash(file: Path, given: Path, name: str, info: FileInfo) -> None:
                 digest.update(buffer[:count])
     except OSError as error:
         raise UserError(
-            f"'{given / name}' cannot be read ({_reason(error)}).", code="bundle-file-unreadable"
+            f"'{given / name}' cannot be read ({_reason(error)}): make it readable for this user.",
+            code="bundle-file-unreadable",
         ) from None
     if digest.hexdigest() != info.sha256:
         raise UserError(
             f"'{given / name}' was changed after the export (its sha256 is {digest.hexdigest()[:12]}…, "
-            f"{MANIFEST} states {info.sha256[:12]}…): export the bundle again.",
+            f"{MANIFEST} states {info.sha256[:12]}…): {RESTORE}.",
             code="bundle-file-changed",
         )
 
@@ -246,8 +266,6 @@ def _write_stamp(note: Path | None, stamp: Stamp) -> None:
         return
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        temporary = note.with_name(f"{note.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(stamp), encoding="utf-8")
-        temporary.replace(note)
+        write_whole(note, json.dumps(stamp))
     except OSError:
         return

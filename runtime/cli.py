@@ -1,9 +1,10 @@
-"""``python -m runtime``: ask, batch, info, and the commands that compare selectors."""
+"""``python -m runtime``: ask, batch, info, build, and the commands of the lab where that is installed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -11,21 +12,23 @@ import typer
 
 from divprune_edge.runtime.batch_cli import batch_command
 from divprune_edge.runtime.engines.cli import build_command
-from divprune_edge.runtime.lab.evaluation.cli import evaluate_command, sweep_command
-from divprune_edge.runtime.lab.profiling.cli import profile_command
-from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
 from divprune_edge.runtime.options import (
     BundleArgument,
+    DefaultsOption,
     GoOnOption,
     KeepOption,
     LongestOption,
     PenaltyOption,
+    RawOption,
     SelectorOption,
+    StopIdOption,
     StopOption,
+    SystemOption,
     TemperatureOption,
     ThreadsOption,
     TopKOption,
     TopPOption,
+    decoding_options,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
 
-DEFAULT_QUESTION = "What is in the picture?"
+LAB_COMMANDS = ("compare-selectors", "evaluate", "profile", "sweep", "trtexec")
+"""What a board's wheel leaves out: the commands of ``runtime/lab/``."""
 
 HashOption = Annotated[
     str, typer.Option(help="'auto' hashes new or touched files, 'always' hashes all of them.", metavar="WHEN")
@@ -54,18 +58,22 @@ def ask(
         typer.Option("--chat", help="Several questions about the image, from arguments or standard input."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
-    max_tokens: LongestOption = 256,
+    max_tokens: LongestOption = None,
     ignore_eos: GoOnOption = False,
     selector: SelectorOption = None,
     keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: ThreadsOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    repetition_penalty: PenaltyOption = 1.0,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    repetition_penalty: PenaltyOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     stop: StopOption = None,
+    stop_id: StopIdOption = None,
+    checkpoint_defaults: DefaultsOption = False,
+    system: SystemOption = None,
+    raw_prompt: RawOption = False,
     show_kept: Annotated[
         Path | None,
         typer.Option(metavar="PNG", help="Draw the kept patches over the image into this file."),
@@ -88,24 +96,28 @@ def ask(
             + (", or add --chat to ask several." if given else "."),
             code="question-count",
         )
-    decoding = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": tuple(stop or ()),
-        "ignore_eos": ignore_eos,
-    }
+    decoding = decoding_options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        stop_ids=tuple(stop_id or ()),
+        ignore_eos=ignore_eos,
+    )
     if show_kept is not None and show_kept.suffix.lower() != ".png":
         raise UserError(
-            f"--show-kept is '{show_kept}', expected a file name that ends in .png.", code="show-kept-not-png"
+            f"--show-kept is '{show_kept}', expected a file name that ends in .png.", code="option-invalid"
         )
-    Decoding(**decoding)  # type: ignore[arg-type]  # a wrong value is told before anything is loaded
+    if show_kept is not None and not _has_lab():
+        raise UserError(_lab_missing("--show-kept"), code="lab-not-installed")
+    Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     pipeline = Pipeline(opened, selector, keep, backend, threads)
-    conversation = pipeline.chat(image)
+    conversation = pipeline.chat(image, system=system)
+    decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
     for question in given or _questions_from_stdin():
         answer = conversation.ask(question, stream=None if as_json else _print_piece, **decoding)
         _print_json(answer) if as_json else _print_summary(answer)
@@ -132,45 +144,35 @@ def info(
         print_tables(opened)
 
 
-@app.command("compare-selectors")
-def compare_selectors(
-    bundle: BundleArgument,
-    questions: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="QUESTION", help="What to ask.", show_default=DEFAULT_QUESTION),
-    ] = None,
-    *,
-    image: Annotated[Path, typer.Option(help="The image.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page to write.")],
-    selectors: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="Ids or names with commas between them.", show_default="all"),
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Only selectors with this budget.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
-    backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
-) -> None:
-    """Write a page with what each selector keeps of an image and the answers that follow."""
-    from divprune_edge.runtime.bundle import Bundle
-    from divprune_edge.runtime.lab.comparison import compare, write_page
-    from divprune_edge.runtime.lab.evaluation.options import split_names
-    from divprune_edge.runtime.pipeline import Pipeline
+def _has_lab() -> bool:
+    return find_spec("divprune_edge.runtime.lab") is not None
 
-    asked = questions or [DEFAULT_QUESTION]
-    opened = Bundle.open(bundle)
-    pipeline = Pipeline(opened, "none", backend=backend, threads=threads)
-    panels = compare(pipeline, image, asked, split_names(selectors), keep, max_tokens)
-    write_page(panels, asked, f"{opened.manifest.source.model}: {image.name}", output)
-    print(f"{len(panels)} panels written to {output}")
+
+def _lab_missing(what: str) -> str:
+    return (
+        f"'{what}' is for a workstation and is not in divprune-edge-runtime, which is what is installed here: install "
+        "the whole of divprune-edge there, by pip install -e '.[cpu]' in its clone."
+    )
+
+
+def _not_here(context: typer.Context) -> None:
+    """For a workstation: not installed here."""
+    from divprune_edge.errors import UserError
+
+    raise UserError(_lab_missing(str(context.info_name)), code="lab-not-installed")
 
 
 app.command("batch")(batch_command)
 app.command("build")(build_command)
-app.command("evaluate")(evaluate_command)
-app.command("sweep")(sweep_command)
-app.command("profile")(profile_command)
-app.command("trtexec")(trtexec_command)
+if _has_lab():
+    from divprune_edge.runtime.lab.cli import add_commands
+
+    add_commands(app)
+else:
+    for _name in LAB_COMMANDS:
+        app.command(_name, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+            _not_here
+        )
 
 
 def main() -> NoReturn:
@@ -194,13 +196,17 @@ def _questions_from_stdin() -> Iterator[str]:
 
 
 def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:
+    import io
+
     from divprune_edge.errors import UserError
+    from divprune_edge.files import write_whole
     from divprune_edge.runtime.lab.drawing import draw_selection
     from divprune_edge.runtime.lab.inspection import inspect_selection
 
     drawing = draw_selection(inspect_selection(pipeline, image))
     try:
-        drawing.save(path, "PNG")
+        drawing.save(encoded := io.BytesIO(), "PNG")
+        write_whole(path, encoded.getvalue())
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be written ({error.strerror or error}): choose another --show-kept.",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer
+
+from divprune_edge.errors import UserError
 
 _INCOMPLETE = "\ufffd"
 
@@ -25,6 +29,42 @@ class Detokenizer:
         self._start = 0  # the window: ids[start:read] are in the text already returned
         self._read = 0
         self._returned = ""
+
+    def known(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return ``ids``.
+
+        Raises:
+            UserError: one that no token has.
+        """
+        for i in ids:
+            if self._tokenizer.id_to_token(i) is None:
+                count = self._tokenizer.get_vocab_size()
+                raise UserError(
+                    f"No token has the stop id {i}: the tokenizer has {count} tokens, give the id of one of them.",
+                    code="stop-id",
+                )
+        return ids
+
+    def stop_tokens(self, strings: Sequence[str]) -> frozenset[int]:
+        """Return the ids of those stop strings that are special tokens, which no text shows.
+
+        Raises:
+            UserError: a string with a special token among other text, which no text ever holds.
+        """
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        special = {token.content: i for i, token in added if token.special and token.content}
+        found = set()
+        for string in strings:
+            held = next((token for token in special if token in string), None)
+            if string.strip() in special:
+                found.add(special[string.strip()])
+            elif held is not None:
+                raise UserError(
+                    f"The stop string '{string}' holds the special token '{held}', which is no text of an answer: "
+                    f"give '{held}' alone.",
+                    code="stop-string-special-token",
+                )
+        return frozenset(found)
 
     def push(self, token: int) -> str:
         """Take one id and return the text that became certain, possibly none."""

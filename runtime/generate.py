@@ -5,13 +5,13 @@ There is one loop, for any number of sequences; a single question is one of them
 
 from __future__ import annotations
 
-import numbers
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-from divprune_edge.errors import UserError
+from divprune_edge.arguments import check_type, wrong_type
+from divprune_edge.errors import UserError, UserTypeError, did_you_mean
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stop import StopStrings
 
@@ -32,13 +32,14 @@ FinishReason = Literal["stop", "stop_string", "length", "context"]
 class Decoding:
     """How an answer is decoded.
 
-    ``temperature`` 0 is greedy. ``stop`` are strings that end the answer and are not part of it.
-    ``ignore_eos`` goes on past the stop ids. ``prefill_chunk`` feeds the prompt in pieces of so many ids
+    ``temperature`` 0 is greedy. ``stop`` are strings that end the answer and are not part of it; one that is a
+    special token, which no text shows, ends it by its id. ``stop_ids`` are ids that end it beside the bundle's own.
+    ``ignore_eos`` goes on past the bundle's stop ids. ``prefill_chunk`` feeds the prompt in pieces of so many ids
     (less memory, same result). ``top_k`` draws from so many most likely ids only (0: all);
     ``repetition_penalty`` above 1 makes ids of the question and the answer less likely to come again.
 
     Raises:
-        UserError: a value outside its range.
+        UserError: a value outside its range; a UserTypeError: one of another type.
     """
 
     max_tokens: int = 256
@@ -50,90 +51,73 @@ class Decoding:
     prefill_chunk: int | None = None
     top_k: int = 0
     repetition_penalty: float = 1.0
+    stop_ids: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Decoding:
+        """Return what keywords say.
+
+        Raises:
+            UserTypeError: there is no option of a name; the closest one is suggested.
+            UserError: as for the class.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UserTypeError(
+                    f"There is no argument '{name}'{did_you_mean(name, known)}: known are {', '.join(known)}.",
+                    code="argument-unknown",
+                )
+        return cls(**given)
 
     def __post_init__(self) -> None:
-        self._check_types()
-        if self.max_tokens < 1:
-            raise UserError(
-                f"max_tokens is {self.max_tokens}, expected at least 1.", code="max-tokens-out-of-range"
-            )
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(
-                f"temperature is {self.temperature}, expected 0 (greedy) or more.",
-                code="temperature-out-of-range",
-            )
-        if not 0 < self.top_p <= 1:
-            raise UserError(
-                f"top_p is {self.top_p}, expected more than 0 and at most 1.", code="top-p-out-of-range"
-            )
-        if self.seed is not None and self.seed < 0:
-            raise UserError(f"seed is {self.seed}, expected 0 or more.", code="seed-out-of-range")
-        if "" in self.stop:
-            raise UserError(
-                "A stop string is empty: leave it out or name the text that ends the answer.",
-                code="stop-empty",
-            )
-        if self.prefill_chunk is not None and self.prefill_chunk < 1:
-            raise UserError(
-                f"prefill_chunk is {self.prefill_chunk}, expected at least 1.",
-                code="prefill-chunk-out-of-range",
-            )
-        if self.top_k < 0:
-            raise UserError(f"top_k is {self.top_k}, expected 0 (all) or more.", code="top-k-out-of-range")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise UserError(
-                f"repetition_penalty is {self.repetition_penalty}, expected more than 0 (1 is none).",
-                code="repetition-penalty-out-of-range",
-            )
+        for field in fields(self):
+            if not field.name.startswith("stop"):
+                check_type(field.name, getattr(self, field.name), str(field.type))
+        endless = float("inf")
+        for name, fits, expected in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < endless, "0 (greedy) or more"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0 and at most 1"),
+            ("seed", self.seed is None or self.seed >= 0, "0 or more"),
+            ("prefill_chunk", self.prefill_chunk is None or self.prefill_chunk >= 1, "at least 1"),
+            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("repetition_penalty", 0 < self.repetition_penalty < endless, "more than 0 (1 is none)"),
+        ):
+            if not fits:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}, expected {expected}.", code="decoding-out-of-range"
+                )
+        self._check_stops()
 
-    def _check_types(self) -> None:
+    def _check_stops(self) -> None:
         if isinstance(self.stop, str):
             raise UserError(
                 f"stop is the text '{self.stop}', expected a tuple of texts: ('{self.stop}',).",
-                code="stop-not-a-tuple",
+                code="stop-invalid",
             )
-        if not isinstance(self.stop, (list, tuple)) or not all(isinstance(text, str) for text in self.stop):
+        if not isinstance(self.stop, Sequence) or not all(isinstance(text, str) for text in self.stop):
+            raise wrong_type("stop", self.stop, "a tuple of texts")
+        if "" in self.stop:
             raise UserError(
-                f"stop is {_short(self.stop)}, expected a tuple of texts.", code="stop-not-a-tuple"
+                "A stop string is empty: leave it out or name the text that ends the answer.",
+                code="stop-invalid",
             )
-        for name, optional in (
-            ("max_tokens", False),
-            ("seed", True),
-            ("prefill_chunk", True),
-            ("top_k", False),
-        ):
-            value = getattr(self, name)
-            if not (optional and value is None) and not (
-                _is_a(numbers.Integral, value) and abs(value) < 1 << 63
-            ):
-                raise UserError(
-                    f"{name} is {_short(value)}, expected a whole number.", code=f"{_code(name)}-out-of-range"
-                )
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            value = getattr(self, name)
-            if not _is_a(numbers.Real, value) or abs(value) > 1e30:
-                raise UserError(
-                    f"{name} is {_short(value)}, expected a number.", code=f"{_code(name)}-out-of-range"
-                )
+        if isinstance(self.stop_ids, int):
+            raise UserError(
+                f"stop_ids is {self.stop_ids}, expected a tuple of ids: ({self.stop_ids},).", code="stop-id"
+            )
+        if not isinstance(self.stop_ids, Sequence) or not all(isinstance(i, int) for i in self.stop_ids):
+            raise wrong_type("stop_ids", self.stop_ids, "a tuple of ids")
+        for i in self.stop_ids:
+            if i < 0:
+                raise UserError(f"Stop id {i} is below 0: give the id of a token.", code="stop-id")
 
-    def sampler(self, forbidden: Sequence[int]) -> Sampler:
-        """Return a fresh sampler that never draws an id of ``forbidden``."""
+    def sampler(self, forbidden: Sequence[int], *, half: bool = False) -> Sampler:
+        """Return a fresh sampler that never draws an id of ``forbidden``; ``half``: of a float16 model."""
         return Sampler(
-            self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty
+            self.temperature, self.top_p, self.seed, forbidden, self.top_k, self.repetition_penalty, half=half
         )
-
-
-def _is_a(kind: type, value: object) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _code(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 @dataclass(frozen=True)
@@ -161,6 +145,9 @@ class Writer:
         stop_ids: ids that end an answer.
         context: positions of one sequence, prompt and answer together.
         on_text: gets the text piece by piece as soon as it is certain.
+
+    Raises:
+        UserError: a stop id that no token has, or a stop string that holds a special token among other text.
     """
 
     def __init__(
@@ -176,7 +163,9 @@ class Writer:
     ) -> None:
         self.prompt, self.decoding = prompt, decoding
         self._detokenizer, self._sampler, self._on_text = detokenizer, sampler, on_text
-        self._stop_ids = frozenset[int]() if decoding.ignore_eos else stop_ids
+        own = frozenset[int]() if decoding.ignore_eos else stop_ids
+        self._stop_ids = own.union(detokenizer.known(decoding.stop_ids))
+        self._stop_tokens = detokenizer.stop_tokens(decoding.stop)
         self._stops = StopStrings(decoding.stop)
         self._limit = min(decoding.max_tokens, context - len(prompt))
         self._at_limit: FinishReason = "length" if self._limit == decoding.max_tokens else "context"
@@ -204,6 +193,9 @@ class Writer:
         self._ids.append(token)
         if token in self._stop_ids:
             self._end("stop")
+            return
+        if token in self._stop_tokens:
+            self._end("stop_string")
             return
         self._emit(self._stops.push(self._detokenizer.push(token)))
         if self._stops.found():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from divprune_edge.console import literal
-from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, LanguageInfo, TensorInfo
+from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, LanguageInfo, Prompt, TensorInfo
+from divprune_edge.models.prompt import DEFAULT_TEMPLATE
 from divprune_edge.runtime.bundle import Bundle
 
 
@@ -39,6 +40,9 @@ def print_tables(bundle: Bundle) -> None:
         "precision": f"{manifest.precision} (tokens {manifest.token_dtype}, cache {language.cache_dtype})",
         "dialect": language.dialect,
         "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
+        "chat template": _template(manifest.prompt),
+        "ends an answer": _ends(bundle),
+        "decoding": _decoding(manifest.prompt),
         "verification": _verification(bundle),
         "tools": ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items()),
         "total size": _bytes(_total(bundle)),
@@ -84,6 +88,29 @@ def print_tables(bundle: Bundle) -> None:
     default = " (default)" if manifest.default_selector == UNPRUNED else ""
     selectors.add_row(UNPRUNED + default, f"{tokens} of {tokens}", "100.0%", "")
     console.print(selectors)
+
+
+def _template(prompt: Prompt) -> str:
+    source = prompt.template_source or "not recorded (an older export)"
+    note = ": the checkpoint brought none" if source == DEFAULT_TEMPLATE else ""
+    return source + note
+
+
+def _ends(bundle: Bundle) -> str:
+    from tokenizers import Tokenizer
+
+    prompt = bundle.manifest.prompt
+    tokenizer = Tokenizer.from_file(str(bundle.file(prompt.tokenizer)))
+    return ", ".join(f"{tokenizer.id_to_token(i) or '?'} ({i})" for i in prompt.stop_ids)
+
+
+def _decoding(prompt: Prompt) -> str:
+    stated = prompt.generation
+    return (
+        f"{stated} (with --checkpoint-defaults)"
+        if stated is not None
+        else "greedy; the checkpoint says nothing"
+    )
 
 
 def _cache(language: LanguageInfo) -> str:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.processing.layout import PromptIds
-from divprune_edge.processing.prompt import Turn
+from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.defaults import decoding_of
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
@@ -89,6 +91,11 @@ class Pipeline:
         backend: str = "cpu",
         threads: int | None = None,
     ) -> None:
+        if not isinstance(bundle, Bundle):
+            check_type("bundle", bundle, "path")
+        check_type("backend", backend, "str")
+        check_type("threads", threads, "int | None")
+        _check_budget(selector, keep)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.selector = self.bundle.selector(selector, keep)
         self._backend = open_backend(self.bundle, backend, threads)
@@ -104,6 +111,7 @@ class Pipeline:
         Raises:
             UserError: the bundle has no such selector.
         """
+        _check_budget(selector, keep)
         other = copy(self)
         other.selector = self.bundle.selector(selector, keep)
         self._backend.load(other.selector)
@@ -121,6 +129,7 @@ class Pipeline:
         *,
         stream: OnText | None = None,
         bgr: bool = False,
+        system: str | None = None,
         **decoding: Any,
     ) -> Answer:
         """Answer one question about one image.
@@ -130,15 +139,27 @@ class Pipeline:
             question: what to ask; special tokens in it are plain text.
             stream: gets the answer piece by piece.
             bgr: the array is in BGR.
-            decoding: fields of :class:`~divprune_edge.runtime.generate.Decoding`, such as ``max_tokens``.
+            system: an instruction for the whole conversation, in a system turn of the chat template.
+            decoding: fields of :class:`~divprune_edge.runtime.generate.Decoding`, such as ``max_tokens``;
+                ``checkpoint_defaults=True`` takes what they leave open from the checkpoint's
+                ``generation_config.json``; ``raw_prompt=True`` says that the question is the whole prompt, with the
+                image's placeholder in it once: no chat template, and special tokens act.
 
         Raises:
-            UserError: an image, question or option that cannot be used as it is.
+            UserError: an image, question or option that cannot be used as it is. One of another type, and an option
+                that there is not, is a UserTypeError, which is a TypeError, too.
         """
-        return self.chat(image, bgr=bgr).ask(question, stream=stream, **decoding)
+        decoding_of(self.bundle.manifest.prompt, decoding)  # a wrong option is told before anything is loaded
+        return self.chat(image, bgr=bgr, system=system).ask(question, stream=stream, **decoding)
 
     def ask_batch(
-        self, questions: Sequence[tuple[ImageSource, str]], *, bgr: bool = False, **decoding: Any
+        self,
+        questions: Sequence[tuple[ImageSource, str]],
+        *,
+        bgr: bool = False,
+        system: str | None = None,
+        raw_prompt: bool = False,
+        **decoding: Any,
     ) -> list[Answer]:
         """Answer several questions at once: more answers per second, each of them later.
 
@@ -149,6 +170,8 @@ class Pipeline:
         Args:
             questions: pairs of image and question.
             bgr: the arrays are in BGR.
+            system: as in :meth:`ask`, for every question.
+            raw_prompt: as in :meth:`ask`, for every question.
             decoding: as in :meth:`ask`.
 
         Returns:
@@ -157,33 +180,39 @@ class Pipeline:
         Raises:
             UserError: as in :meth:`ask`, with the question's number; or more questions than the backend has slots.
         """
-        from divprune_edge.runtime.batch import ask_batch
+        from divprune_edge.runtime.batch import ask_batch, pairs_of
 
-        return ask_batch(self, questions, bgr, Decoding(**decoding))
+        options = decoding_of(self.bundle.manifest.prompt, decoding)
+        return ask_batch(self, pairs_of(questions), bgr, options, system, raw_prompt)
 
-    def chat(self, image: ImageSource, *, bgr: bool = False) -> Chat:
+    def chat(self, image: ImageSource, *, bgr: bool = False, system: str | None = None) -> Chat:
         """Begin a conversation about one image, which is encoded, pruned and prefilled once.
+
+        ``system`` is as in :meth:`ask`.
 
         Raises:
             UserError: the image cannot be used.
         """
+        check_type("bgr", bgr, "bool")
         started = time.perf_counter()
         pixels = self._vision.pixels(image, bgr=bgr)
-        return Chat(self, pixels, (time.perf_counter() - started) * 1000)
+        return Chat(self, pixels, (time.perf_counter() - started) * 1000, system)
 
-    def _encode_prompt(self, turns: Sequence[Turn]) -> PromptIds:
+    def _encode_prompt(self, turns: Sequence[Turn], raw: bool = False) -> PromptIds:
+        if raw:
+            return self._prompt.encode_raw(turns, self.visual_tokens)
         return self._prompt.encode(turns, self.visual_tokens)
 
     def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
         """Begin an answer to ``prompt``."""
-        facts = self.bundle.manifest.prompt
+        facts, language = self.bundle.manifest.prompt, self.bundle.manifest.language_model
         return Writer(
             prompt,
             Detokenizer(self._prompt.tokenizer.model),
-            options.sampler(facts.forbidden_ids),
+            options.sampler(facts.forbidden_ids, half=language.cache_dtype == "float16"),
             options,
             stop_ids=frozenset(facts.stop_ids),
-            context=self.bundle.manifest.language_model.positions,
+            context=language.positions,
             on_text=on_text,
         )
 
@@ -220,22 +249,37 @@ class Chat:
     Each question reuses the KV cache as far as its prompt begins like what the cache holds.
     """
 
-    def __init__(self, pipeline: Pipeline, pixels: npt.NDArray[np.uint8], preprocess_ms: float) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        pixels: npt.NDArray[np.uint8],
+        preprocess_ms: float,
+        system: str | None = None,
+    ) -> None:
         self._pipeline = pipeline
         self._pixels = pixels
         self._preprocess_ms = preprocess_ms
-        self._turns: list[Turn] = []
+        self._turns = system_turns(system)
         self._session: LanguageSession | None = None
         self._kept = np.empty(0, np.int64)
         self._cached: tuple[int, ...] = ()
 
-    def ask(self, question: str, *, stream: OnText | None = None, **decoding: Any) -> Answer:
-        """Answer the next question; arguments and errors as in :meth:`Pipeline.ask`."""
+    def ask(
+        self, question: str, *, stream: OnText | None = None, raw_prompt: bool = False, **decoding: Any
+    ) -> Answer:
+        """Answer the next question; arguments and errors as in :meth:`Pipeline.ask`.
+
+        A ``raw_prompt`` is a whole prompt of its own: nothing of the conversation is added to it, nor it to that.
+        """
         pipeline = self._pipeline
-        options = Decoding(**decoding)
+        options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
+        check_type("question", question, "str")
+        if stream is not None and not callable(stream):
+            raise wrong_type("stream", stream, "a function that takes a text, or None")
         watch = Stopwatch(self._preprocess_ms)
-        turns = [*self._turns, Turn("user", question, image=not self._turns)]
-        prompt = pipeline._encode_prompt(turns)
+        begun = any(turn.image for turn in self._turns)
+        turns = [*self._turns, Turn("user", question, image=not begun)]
+        prompt = pipeline._encode_prompt(turns, raw_prompt)
         watch.lap("preprocess")
         session = self._session or self._open_session(prompt, watch)
         # At least the last id is fed again: its logits are what the answer starts from.
@@ -246,7 +290,8 @@ class Chat:
         write(session, {self._slot: writer})
         result = writer.result()
         self._cached = (*prompt.ids, *result.token_ids)[: session.length(self._slot)]
-        self._turns = [*turns, Turn("assistant", result.text)]
+        if not raw_prompt:
+            self._turns = [*turns, Turn("assistant", result.text)]
         self._preprocess_ms = 0.0
         answer = pipeline._answer(result, prompt, self._kept, watch)
         pipeline._remember_prefix(prompt, session, self._slot)
@@ -259,6 +304,11 @@ class Chat:
         self._slot = self._pipeline._begin(self._session, prompt, seen.tokens)
         self._cached = prompt.ids[: self._session.length(self._slot)]
         return self._session
+
+
+def _check_budget(selector: Any, keep: Any) -> None:
+    check_type("selector", selector, "str | None")
+    check_type("keep", keep, "int | None")
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -10,6 +10,13 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.ids import Ids
 
+_OVERFLOW = (
+    "float16 may overflow on this checkpoint, export its language model with --precision language=fp32."
+)
+_NOT_A_NUMBER = (
+    "something is wrong in the checkpoint or with what runs it, export with --verify to find out which."
+)
+
 
 class Sampler:
     """Greedy at temperature 0, else nucleus sampling with its own random generator.
@@ -22,6 +29,7 @@ class Sampler:
         top_k: only so many of the most likely ids are drawn from; 0 for all.
         repetition_penalty: divides the positive logits of ids seen before and multiplies their negative ones
             (Keskar et al. 2019); 1 leaves them.
+        half: the language model computes in float16, where a sum can overflow.
     """
 
     def __init__(
@@ -32,6 +40,8 @@ class Sampler:
         forbidden: Sequence[int] = (),
         top_k: int = 0,
         repetition_penalty: float = 1.0,
+        *,
+        half: bool = False,
     ) -> None:
         self._temperature = temperature
         self._top_p = top_p
@@ -39,6 +49,7 @@ class Sampler:
         self._forbidden = Ids(forbidden).ranges
         self._top_k = top_k
         self._penalty = repetition_penalty
+        self._half = half
         self._seen: set[int] = set()
 
     def see(self, ids: Iterable[int]) -> None:
@@ -49,7 +60,7 @@ class Sampler:
         """Return an id for ``logits`` float32 [vocabulary].
 
         Raises:
-            UserError: the logits are not numbers (an overflow in half precision).
+            UserError: the logits are not numbers.
         """
         if self._forbidden or self._penalty != 1:
             logits = logits.copy()
@@ -60,8 +71,8 @@ class Sampler:
         best = int(logits.argmax())
         if not np.isfinite(logits[best]):
             raise UserError(
-                "The language model returned logits that are not finite: its half precision overflows on "
-                "this checkpoint, export it with --precision fp32.",
+                "The language model returned logits that are not finite: "
+                + (_OVERFLOW if self._half else _NOT_A_NUMBER),
                 code="logits-not-finite",
             )
         token = best if self._random is None else self._draw(logits, self._random)

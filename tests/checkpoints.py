@@ -136,6 +136,15 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "template in chat_template.json": {"template_in": "chat_template.json"},
     "no template": {"template": None},
     "nested image processor": {"processor_in": "processor_config.json"},
+    "SigLIP's processor": {
+        "processor": {
+            "image_processor_type": "SiglipImageProcessor",
+            "size": {"height": 35, "width": 35},
+            "do_center_crop": None,
+            "image_mean": 0.5,
+            "image_std": 0.5,
+        }
+    },
     "other image constants": {
         "processor": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "rescale_factor": 0.005}
     },

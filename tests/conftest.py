@@ -20,9 +20,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def run_module(*arguments: str, cwd: Path = ROOT, **options: object) -> subprocess.CompletedProcess[str]:
+def run_module(
+    *arguments: str, cwd: Path = ROOT, path: str | None = None, **options: object
+) -> subprocess.CompletedProcess[str]:
     """Run ``python -m …`` as a user would, with the clone importable; output is captured as text."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    if path is not None:
+        environment["PATH"] = path
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=cwd,

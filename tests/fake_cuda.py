@@ -251,6 +251,9 @@ class Engine:
     def get_tensor_name(self, index: int) -> str:
         return self._plan.names[index]
 
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return list(self._plan.shape(name))
+
     def get_tensor_location(self, name: str) -> int:
         return self._tensorrt.location
 

@@ -323,6 +323,10 @@ class FakePlan:
         self.names: Sequence[str] = [*self.inputs, *self.outputs]
         self.profiles = len(self.shapes)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        node = {**self.inputs, **self.outputs}[name]
+        return tuple(size if isinstance(size, int) else -1 for size in node.shape)
+
     def limits(self, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         found = self.shapes[profile][name]
         return tuple(found["min"]), tuple(found["max"])

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.export.llava import VerificationFailed
+from divprune_edge.export.bundle import VerificationFailed
 
 PACKAGE = ROOT / "divprune_edge"
 FOLDERS = [PACKAGE, *(path for path in PACKAGE.iterdir() if path.is_symlink())]

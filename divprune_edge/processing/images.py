@@ -4,7 +4,8 @@
   taken with its pixels as they lie.
 - Transparency is composited onto white, as ``transformers.image_transforms.convert_to_rgb`` does.
 - An animation or a file with several pages counts with its first frame, and a warning is logged.
-- 16-bit grey is scaled to 8 bit (0…65535 to 0…255); Pillow's own conversion would clip it to white.
+- 16-bit grey is scaled to 8 bit (0…65535 to 0…255); Pillow's own conversion, which transformers takes, would clip it to
+  white. Where no value exceeds 255 it is 8-bit grey in a larger box, and stays as it is, as in transformers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, UserTypeError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,6 +37,9 @@ MAX_PIXELS = 64_000_000
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 _OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF")
+_EIGHT_BITS, _TWELVE_BITS = 255, 4095
+# Two letters or more: one is a drive of Windows. A path has one slash left of the two.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:[^/]+/", re.IGNORECASE)
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
@@ -63,7 +67,7 @@ def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
         return _decode(source, "The image", upright=False)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
-    raise UserError(
+    raise UserTypeError(
         f"An image is a path, a Pillow image or a uint8 array, not a {type(source).__name__}.",
         code="image-type-unsupported",
     )
@@ -75,7 +79,7 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
         raise UserError(
             f"The image is a {array.dtype} array of shape {list(array.shape)}, "
             "expected uint8 of shape [height, width, 3] or [height, width].",
-            code="image-array-unfit",
+            code="image-type-unsupported",
         )
     _check_size((array.shape[1], array.shape[0]), "The image")
     return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if bgr and not grey else array)).convert(
@@ -83,8 +87,24 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
     )
 
 
+def refuse_address(source: str | os.PathLike[str]) -> None:
+    """Refuse what is the address of an image and not a path.
+
+    Raises:
+        UserError: it is one.
+    """
+    text = os.fspath(source)
+    if _ADDRESS.match(text):
+        shown = re.sub(r":/+", "://", text[:80], count=1) + ("…" if len(text) > 80 else "")
+        raise UserError(
+            f"'{shown}' is an address, but images are read from files: download it first, and give the file's path.",
+            code="image-is-address",
+        )
+
+
 def _from_file(path: Path) -> Image.Image:
     name = f"Image '{path}'"
+    refuse_address(path)
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -152,7 +172,7 @@ def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
         image.load()
         if upright:
             ImageOps.exif_transpose(image, in_place=True)
-        rgb = _to_rgb(image)
+        rgb = _to_rgb(image, name)
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise UserError(
             f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy.", code="image-damaged"
@@ -165,9 +185,19 @@ def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
     return rgb
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         wide = np.asarray(image).astype(np.uint32)
+        most = int(wide.max(initial=0))
+        if most <= _EIGHT_BITS:
+            return Image.fromarray(wide.astype(np.uint8)).convert("RGB")
+        if most <= _TWELVE_BITS:
+            _log.warning(
+                "%s has 16 bits, of which its values up to %d fill %d: it is dark; scale it to 16 or to 8 bits.",
+                name,
+                most,
+                most.bit_length(),
+            )
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")

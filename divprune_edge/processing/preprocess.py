@@ -53,6 +53,12 @@ def to_pixels(image: Image.Image, facts: Preprocessing) -> npt.NDArray[np.uint8]
 
 def _check_pixels(image: Image.Image, size: tuple[int, int], verb: str) -> None:
     height, width = size
+    if min(size) < 1:
+        raise UserError(
+            f"The image of {image.width} x {image.height} pixels is too elongated: {verb} it would have {width} x "
+            f"{height} pixels; crop it.",
+            code="image-too-elongated",
+        )
     if height * width > MAX_PIXELS:
         raise UserError(
             f"The image of {image.width} x {image.height} pixels is too elongated: {verb} it would "
@@ -75,11 +81,23 @@ def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Imag
 
 
 def _resized(image: Image.Image, facts: Preprocessing) -> tuple[int, int]:
-    """Return (height, width) after the resize; the long edge is truncated, not rounded."""
+    """Return (height, width) after the resize; the long edge is truncated, not rounded.
+
+    With a bound on the long edge, transformers goes another way (``get_size_with_aspect_ratio``): the short edge is
+    rounded, and the long one follows from what it was before. In floating point, as there.
+    """
     if facts.resize == "exact" and facts.resize_height is not None and facts.resize_width is not None:
         return facts.resize_height, facts.resize_width
     edge = facts.shortest_edge or min(image.size)
     width, height = image.size
+    if facts.longest_edge is not None:
+        short, long, scale = min(image.size), max(image.size), float(edge)
+        if float(long) / float(short) * edge > facts.longest_edge:
+            scale = facts.longest_edge * float(short) / float(long)
+            edge = round(scale)
+        if short == edge:
+            return height, width
+        return (int(scale * height / width), edge) if width < height else (edge, int(scale * width / height))
     if width <= height:
         return int(edge * height / width), edge
     return edge, int(edge * width / height)

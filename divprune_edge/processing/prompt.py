@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +15,35 @@ from divprune_edge.processing.template import ChatTemplate, Message
 from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
 from divprune_edge.strict_json import well_formed
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance: ``role`` is ``user`` or ``assistant``; ``image`` says that the image comes with it."""
+    """One utterance: ``role`` is ``user``, ``assistant`` or, for the first one, ``system``.
+
+    ``image`` says that the image comes with it.
+    """
 
     role: str
     text: str
     image: bool = False
+
+
+def system_turns(text: str | None) -> list[Turn]:
+    """Return the turns that a conversation with the instruction ``text`` begins with.
+
+    Raises:
+        UserError: the instruction is empty.
+    """
+    if text is None:
+        return []
+    if not text.strip():
+        raise UserError(
+            "The system text is empty: leave --system out or say what the model is to do.",
+            code="system-empty",
+        )
+    return [Turn("system", text)]
 
 
 class PromptEncoder:
@@ -30,7 +52,7 @@ class PromptEncoder:
     Args:
         prompt: what is known of its prompts.
         template: source of the chat template.
-        tokenizer: its ``tokenizer.json``.
+        tokenizer: its ``tokenizer.json``, or the text of it.
         rows: V of the token table.
         room: most tokens of prompt and answer.
         fixed: the room is the cache's, and not the model's own.
@@ -40,7 +62,7 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, prompt: Prompt, template: str, tokenizer: Path, *, rows: int, room: int, fixed: bool
+        self, prompt: Prompt, template: str, tokenizer: Path | str, *, rows: int, room: int, fixed: bool
     ) -> None:
         self._image_token = prompt.image_token
         self._image_id = prompt.image_token_id
@@ -55,8 +77,10 @@ class PromptEncoder:
         self._template = ChatTemplate(
             template, {name: text for name, text in named.items() if text is not None}
         )
-        self.tokenizer = PromptTokenizer(tokenizer, prompt.bos_token)
-        self._parts = self._takes_parts()
+        special = [text for text in named.values() if text]
+        self.tokenizer = PromptTokenizer(tokenizer, prompt.bos_token, special)
+        self._parts = self._system_parts = self._takes_parts()
+        self._markers = self._find_markers()
 
     def encode(self, turns: Sequence[Turn], visual_tokens: int) -> PromptIds:
         """Return the ids of a conversation, ready for the assistant's next answer.
@@ -65,12 +89,14 @@ class PromptEncoder:
         words it is written with, and half of a surrogate pair as U+FFFD.
 
         Args:
-            turns: the conversation, the last one the user's; exactly one brings the image.
+            turns: the conversation, the last one the user's; exactly one brings the image. The first may be the
+                system's.
             visual_tokens: K, the number of visual tokens that take the placeholder's place.
 
         Raises:
-            UserError: an empty question, another number of images than one, a prompt that leaves no room
-                for an answer, or a tokenizer that does not belong to the model.
+            UserError: an empty question, another number of images than one, a template that has no place for a
+                system text, a prompt that leaves no room for an answer, or a tokenizer that does not belong to the
+                model.
         """
         turns = [replace(turn, text=well_formed(turn.text)) for turn in turns]
         if not turns[-1].text.strip():
@@ -80,10 +106,44 @@ class PromptEncoder:
             raise UserError(
                 f"The conversation has {images} images, expected exactly one.", code="image-count"
             )
+        marker = self._marker_in(turns[-1].text)
+        if marker is not None:
+            _log.warning(
+                "The question holds '%s' like a ready-made prompt, but it is put into the chat template as plain "
+                "text: ask the question alone, or give the whole prompt with --raw-prompt.",
+                marker,
+            )
+        if any(turn.role == "system" for turn in turns):
+            self._check_system(turns[0].text)
         if any(self.tokenizer.holds_special(turn.text) for turn in turns):
             ids = self._encode_plain(turns)
         else:
             ids = self.tokenizer.encode(self._render(turns, [turn.text for turn in turns]))
+        return self._with_image(ids, visual_tokens)
+
+    def encode_raw(self, turns: Sequence[Turn], visual_tokens: int) -> PromptIds:
+        """Return the ids of a ready-made prompt: no template, special tokens act, BOS only if it does not bring it.
+
+        Args:
+            turns: the last one's text is the prompt, with the image's placeholder in it exactly once.
+            visual_tokens: K, the number of visual tokens that take the placeholder's place.
+
+        Raises:
+            UserError: another number of placeholders, a system turn, or as in :meth:`encode`.
+        """
+        if any(turn.role == "system" for turn in turns):
+            raise UserError(
+                "--system does not go with --raw-prompt, which is the whole prompt: write the system text into it.",
+                code="raw-prompt-system",
+            )
+        ids = self.tokenizer.encode(turns[-1].text)
+        places = ids.count(self._image_id)
+        if places != 1:
+            raise UserError(
+                f"The ready-made prompt has {places} image placeholders, expected one: write '{self._image_token}' "
+                "once, where the image belongs.",
+                code="raw-prompt-placeholder",
+            )
         return self._with_image(ids, visual_tokens)
 
     def _with_image(self, ids: list[int], visual_tokens: int) -> PromptIds:
@@ -129,6 +189,50 @@ class PromptEncoder:
             code="question-special-token",
         )
 
+    def _check_system(self, text: str) -> None:
+        """Find out in which form the template shows a system turn.
+
+        Raises:
+            UserError: it refuses or ignores the turn.
+        """
+        turns = [Turn("system", stand_in(0)), Turn("user", stand_in(1), image=True)]
+        refusal: UserError | None = None
+        for parts in (self._parts, not self._parts):
+            self._system_parts = parts
+            try:
+                shown = self._render(turns, [turn.text for turn in turns])
+            except UserError as error:
+                refusal = refusal or error
+                continue
+            if all(shown.count(turn.text) == 1 for turn in turns) and "'type':" not in shown:
+                return
+        why = f"refuses system turns ({refusal.__cause__})" if refusal else "does not show system turns"
+        raise UserError(
+            f"The system text '{_short(text)}' cannot reach the model, because the bundle's chat template {why}: "
+            "leave --system out and say it in the question.",
+            code="system-refused" if refusal else "system-ignored",
+        )
+
+    def _marker_in(self, text: str) -> str | None:
+        """Return what of ``text`` looks like a prompt's own marks: a placeholder, or what the template writes."""
+        return next((mark for mark in self._markers if _stands_in(mark, text)), None)
+
+    def _find_markers(self) -> list[str]:
+        """Return the placeholder, the special tokens that the template writes, and the words before each turn."""
+        user, again = Turn("user", stand_in(0), image=True), Turn("user", stand_in(2))
+        turns = [user, Turn("assistant", stand_in(1)), again]
+        try:
+            shown = self._render(turns, [turn.text for turn in turns])
+        except UserError:  # a template for single turns
+            shown = self._render([user], [user.text])
+        written = shown.replace(self._image_token, " ")
+        marks = {self._image_token, "<image>", *self.tokenizer.special_in(written)}
+        for piece in re.split("|".join(re.escape(stand_in(i)) for i in range(3)), written):
+            word = piece.split()[-1] if piece.strip() else ""
+            if len(word) > 2 and re.search(r"[^\w.,]", word):
+                marks.add(word)
+        return sorted(marks, key=len, reverse=True)
+
     def _render(self, turns: Sequence[Turn], texts: Sequence[str], parts: bool | None = None) -> str:
         form = self._parts if parts is None else parts
         return self._template.render(
@@ -136,7 +240,7 @@ class PromptEncoder:
         )
 
     def _message(self, turn: Turn, text: str, parts: bool) -> Message:
-        if not parts:
+        if not (self._system_parts if turn.role == "system" else parts):
             return {"role": turn.role, "content": f"{self._image_token}\n{text}" if turn.image else text}
         content = [{"type": "image"}] if turn.image else []
         return {"role": turn.role, "content": [*content, {"type": "text", "text": text}]}
@@ -162,3 +266,12 @@ class PromptEncoder:
             "export the checkpoint with another template.",
             code="template-unfit",
         )
+
+
+def _stands_in(mark: str, text: str) -> bool:
+    """Whether ``mark`` is in ``text``, and not as the end of a longer word."""
+    return re.search(rf"(?<!\w){re.escape(mark)}", text) is not None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"

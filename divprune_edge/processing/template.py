@@ -65,7 +65,8 @@ class ChatTemplate:
                 self._template = environment.from_string(source)
         except Exception as error:  # nested too deep for the parser, or for Python's own
             raise UserError(
-                f"The bundle's chat template is not valid ({_plain(error)}): export the bundle again.",
+                f"The bundle's chat template is not valid ({_plain(error)}): mend the checkpoint's and export it "
+                "again.",
                 code="template-invalid",
             ) from error
 

@@ -16,7 +16,7 @@ from divprune_edge.export.check.lint import lint_graph
 from divprune_edge.export.check.rtx import INSTALL, answer_findings, rtx_findings, unknown_findings
 from divprune_edge.export.check.tables import OperatorTable, table_for
 from divprune_edge.export.selector import PLUGINS
-from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, VisionInfo, read_manifest
+from divprune_edge.manifest import RESTORE, LanguageInfo, Manifest, SelectorInfo, VisionInfo, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.dialects import DIALECTS, FOR_TENSORRT, row_bytes
 from divprune_edge.models.memory import Elements, Forecast, Need, forecast, refusal
@@ -239,7 +239,7 @@ def _main_files(manifest: Manifest) -> Iterator[str]:
 def _existing(bundle: Path, file: str) -> Path:
     if not (bundle / file).is_file():
         raise UserError(
-            f"'{bundle}' has no '{file}', which its manifest names: export the bundle again.",
+            f"'{bundle}' has no '{file}', which its manifest names: {RESTORE}.",
             code="bundle-file-missing",
         )
     return bundle / file

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from divprune_edge.console import fail
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 
 
 def written(table: dict[str, Any]) -> str:
@@ -25,7 +26,7 @@ def written(table: dict[str, Any]) -> str:
     if not re.fullmatch(r"[0-9a-f]{40}", table["revision"]):
         raise UserError(
             f"--revision '{table['revision']}' is not a commit: give its 40 hexadecimal digits.",
-            code="revision-not-a-commit",
+            code="revision-invalid",
         )
     lines = []
     for key, value in table.items():
@@ -65,7 +66,7 @@ def write_table(
             f"'{options.published}' cannot be read ({error}).", code="source-unreadable"
         ) from error
     table = make(text, options.source, options.revision, options.tensorrt)
-    options.output.write_text(table, encoding="utf-8")
+    write_whole(options.output, table)
 
 
 def run(main: Callable[[], None]) -> NoReturn:  # pragma: no cover - the shell's side of main

@@ -19,6 +19,7 @@ import onnx.inliner
 import onnx.shape_inference
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import RESTORE
 
 Shape = tuple[int | None, ...]
 
@@ -112,9 +113,14 @@ def read_graph(path: Path, dims: Mapping[str, int] | None = None) -> GraphView:
     """
     try:
         model = onnx.load(path, load_external_data=False)
+    except OSError as error:
+        raise UserError(
+            f"'{path}' cannot be read ({error.strerror or error}): make it readable for this user.",
+            code="graph-unreadable",
+        ) from error
     except Exception as error:
         raise UserError(
-            f"'{path}' cannot be read as ONNX ({error}): export the bundle again.", code="graph-unreadable"
+            f"'{path}' cannot be read as ONNX ({error}): {RESTORE}.", code="graph-unreadable"
         ) from error
     for value in model.graph.input:
         for dim in value.type.tensor_type.shape.dim:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from divprune_edge.export.check.asked import RtxAnswers
 from divprune_edge.export.check.findings import Finding
+from divprune_edge.hints import install
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.dialects import FOR_TENSORRT
 from divprune_edge.models.targets import Target
 
-INSTALL = "'pip install .[rtx]'"
+INSTALL = install("rtx")
 
 
 def answer_findings(asked: RtxAnswers) -> list[Finding]:

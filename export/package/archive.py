@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import RESTORE
+from divprune_edge.scratch import scratch
 
 EPOCH = 315532800
 """1980-01-01, the modification time of every member: the earliest that a wheel can hold too."""
@@ -115,27 +115,28 @@ def check_room(path: Path, needed: int) -> None:
 def _whole(path: Path) -> Iterator[IO[bytes]]:
     """Give a temporary file beside ``path`` that becomes it when the block ends well, else nothing."""
     path = path.absolute()
+    busy = f"'{path}' is being written by another process: wait for it, or choose another --output."
+    stack = ExitStack()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        work = stack.enter_context(scratch(path.parent, path.name, busy=busy))
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be written ({error.strerror}): choose another --output.",
             code="output-unwritable",
         ) from error
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-        partial.chmod(0o644)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"Writing '{path}' failed ({error.strerror or error}); nothing was left behind.",
-            code="output-write-failed",
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with stack:
+        try:
+            partial = work / path.name
+            with partial.open("wb") as stream:
+                yield stream
+            partial.chmod(0o644)
+            partial.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"Writing '{path}' failed ({error.strerror or error}); nothing was left behind.",
+                code="output-write-failed",
+            ) from error
 
 
 class _Checked(io.RawIOBase):
@@ -166,7 +167,7 @@ class _Checked(io.RawIOBase):
         if self._member.sha256 not in (None, self._digest.hexdigest()):
             raise UserError(
                 f"'{self._member.name}' is not the file that was exported (its sha256 differs from the manifest's): "
-                "export the bundle again.",
+                f"{RESTORE}.",
                 code="bundle-file-changed",
             )
 

@@ -19,7 +19,7 @@ from divprune_edge.export.package.archive import (
 from divprune_edge.export.package.facts import L4T, shell_facts, to_shell
 from divprune_edge.export.package.requirements import requirements
 from divprune_edge.export.package.wheel import plugin_sources, runtime_wheel, wheel_name
-from divprune_edge.manifest import MANIFEST, Manifest, read_manifest
+from divprune_edge.manifest import MANIFEST, RESTORE, Manifest, read_manifest
 from divprune_edge.models.demo import PICTURE, PICTURE_FACTS
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.targets import TARGETS, Target, find_target
@@ -118,7 +118,7 @@ def _bundle_members(bundle: Path, manifest: Manifest) -> list[Member]:
         path = root / name
         if not path.resolve().is_relative_to(root) or not path.is_file() or path.stat().st_size != info.size:
             raise UserError(
-                f"'{bundle / name}' is missing or not the file that {MANIFEST} lists: export the bundle again.",
+                f"'{bundle / name}' is missing or not the file that {MANIFEST} lists: {RESTORE}.",
                 code="bundle-file-changed",
             )
         members.append(Member(f"{BUNDLE}/{name}", path, info.sha256))

@@ -16,6 +16,7 @@ from __future__ import annotations
 from divprune_edge.models.targets import Target
 
 _PINS = {
+    "filelock": "4.3.1",
     "huggingface-hub": "2.4.0",
     "jinja2": "3.1.6",
     "markupsafe": "3.0.4",

@@ -1,25 +1,28 @@
-"""The runtime as a wheel, packed from the modules that are running: the same bytes from a clone and from an install.
+"""The runtime as a wheel, built from the modules that are running: the same bytes from a clone and from an install.
 
-It holds everything but the export and the demo's weights and trainer: answering, profiling, the plugin's sources. What
-it needs is read from the installed metadata. A wheel is a zip with a list of its files (PyPA's binary distribution
-format 1.0), so no build tool, network or source tree is needed. It is called ``divprune-edge-runtime``, because it is
-not the whole of divprune-edge.
+It holds what answers a question on a board: not the export, the lab, or the demo's weights and trainer. The files are
+laid out with a ``pyproject.toml`` whose facts come from the installed metadata, and setuptools makes the wheel, in a
+process of its own, without a network. It is called ``divprune-edge-runtime``, because it is not the whole of
+divprune-edge.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib
-import io
-import zipfile
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
-from importlib.metadata import PackageMetadata, PackageNotFoundError, metadata
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 
 import divprune_edge
 from divprune_edge import __version__
 from divprune_edge.errors import UserError
+from divprune_edge.export.package.archive import EPOCH
 
 DISTRIBUTION = "divprune-edge-runtime"
 PACKAGE = "divprune_edge"
@@ -28,7 +31,7 @@ PARTS = ("models", "plugins", "processing", "runtime")
 SHIMS = ("plugins", "runtime")
 PLUGIN_SOURCES = ("CMakeLists.txt", "csrc")
 
-_LEFT_OUT = ("models/demo/checkpoint/", "models/demo/trainer/", "plugins/lib/")
+_LEFT_OUT = ("models/demo/checkpoint/", "models/demo/trainer/", "plugins/lib/", "runtime/lab/")
 _SHIM = """\
 \"\"\"Forwards ``python -m {name} …`` to ``divprune_edge.{name}``; nothing else lives under this name.\"\"\"
 
@@ -37,7 +40,32 @@ from divprune_edge.{name}.cli import main
 if __name__ == "__main__":
     main()
 """
-_TIME = (1980, 1, 1, 0, 0, 0)
+_PROJECT = """\
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "{name}"
+version = "{version}"
+description = "Runtime of divprune-edge: exported bundles into answers, with ONNX Runtime or TensorRT."
+license = "{licence}"
+license-files = ["LICENSE*"]
+requires-python = "{python}"
+dependencies = {dependencies}
+scripts.{command} = "{package}.cli:main"
+
+[tool.setuptools]
+py-modules = {shims}
+include-package-data = false
+
+[tool.setuptools.packages.find]
+include = ["{package}*"]
+
+[tool.setuptools.package-data]
+"*" = ["**"]
+"""
+_BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 
 
 def wheel_name() -> str:
@@ -46,24 +74,45 @@ def wheel_name() -> str:
 
 
 def runtime_wheel() -> bytes:
-    """Return the wheel of the runtime."""
-    files = dict(sorted(_files().items()))
-    info = f"{DISTRIBUTION.replace('-', '_')}-{__version__}.dist-info"
-    files[f"{info}/METADATA"] = _metadata().encode()
-    files[f"{info}/WHEEL"] = (
-        b"Wheel-Version: 1.0\nGenerator: divprune-edge\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    )
-    files[f"{info}/entry_points.txt"] = b"[console_scripts]\ndivprune-edge = divprune_edge.cli:main\n"
-    record = [f"{name},sha256={_digest(data)},{len(data)}" for name, data in files.items()]
-    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    """Return the wheel of the runtime.
+
+    Raises:
+        UserError: divprune-edge or setuptools is not installed.
+    """
+    installed = _installed()
+    if find_spec("setuptools") is None:
+        raise UserError(
+            "A package builds the runtime's wheel with setuptools, which is not installed: 'pip install setuptools'.",
+            code="setuptools-missing",
+        )
+    with tempfile.TemporaryDirectory(prefix="divprune-edge-wheel-") as folder:
+        source, output = Path(folder, "source"), Path(folder, "wheel")
+        files = _files() | {"pyproject.toml": _project(installed).encode()}
+        if licence := installed.read_text("licenses/LICENSE"):
+            files["LICENSE"] = licence.encode()
         for name, data in files.items():
-            entry = zipfile.ZipInfo(name, _TIME)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o644 << 16
-            archive.writestr(entry, data)
-    return buffer.getvalue()
+            path = source / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            path.chmod(0o644)
+        done = subprocess.run(
+            [sys.executable, "-c", _BUILD, str(output)],
+            cwd=source,
+            env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH)},  # the time of every entry
+            umask=0o022,  # modes are part of the bytes
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        wheel = output / wheel_name()
+        if done.returncode != 0 or not wheel.is_file():
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(
+                f"setuptools did not build the runtime's wheel ({last}): version 77 or later is needed, "
+                "'pip install --upgrade setuptools'.",
+                code="wheel-failed",
+            )
+        return wheel.read_bytes()
 
 
 def plugin_sources() -> dict[str, bytes]:
@@ -74,6 +123,11 @@ def plugin_sources() -> dict[str, bytes]:
         for name, data in _walk(folder)
         if any(name == part or name.startswith(f"{part}/") for part in PLUGIN_SOURCES)
     }
+
+
+def dependencies() -> list[str]:
+    """Return what divprune-edge needs without any extra, as its installed metadata says."""
+    return [entry for entry in _installed().requires or [] if "extra ==" not in entry]
 
 
 def _files() -> dict[str, bytes]:
@@ -104,35 +158,25 @@ def _plain(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_file() and path.suffix in (".py", ".typed")]
 
 
-def dependencies() -> list[str]:
-    """Return what divprune-edge needs without any extra, as its installed metadata says."""
-    return [entry for entry in _installed().get_all("Requires-Dist") or [] if "extra ==" not in entry]
+def _project(installed: Distribution) -> str:
+    return _PROJECT.format(
+        name=DISTRIBUTION,
+        version=__version__,
+        licence=installed.metadata["License-Expression"],
+        python=installed.metadata["Requires-Python"],
+        dependencies=json.dumps(dependencies()),  # a JSON list of plain strings is one of TOML
+        command="divprune-edge",
+        package=PACKAGE,
+        shims=json.dumps(SHIMS),
+    )
 
 
-def _metadata() -> str:
-    installed = _installed()
-    lines = [
-        "Metadata-Version: 2.1",
-        f"Name: {DISTRIBUTION}",
-        f"Version: {__version__}",
-        "Summary: Runtime of divprune-edge: exported bundles into answers, with ONNX Runtime or TensorRT.",
-        f"License: {installed['License-Expression']}",
-        f"Requires-Python: {installed['Requires-Python']}",
-        *(f"Requires-Dist: {dependency}" for dependency in dependencies()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _installed() -> PackageMetadata:
+def _installed() -> Distribution:
     try:
-        return metadata("divprune-edge")
+        return distribution("divprune-edge")
     except PackageNotFoundError:
         raise UserError(
             "A package takes its dependencies from the installed divprune-edge, and none is: install it with "
             "'pip install -e .' in the clone.",
             code="installation-missing",
         ) from None
-
-
-def _digest(data: bytes) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

@@ -17,9 +17,11 @@ __all__ = ["available", "verify_bundle", "verify_selector"]
 _NEEDED = ("torch", "transformers", "onnxruntime")
 
 
-def available() -> str | None:
-    """Return None if a bundle can be verified here, else what is missing."""
-    missing = [package for package in _NEEDED if find_spec(package) is None]
+def available(*, adapter: bool = False) -> str | None:
+    """Return None if a bundle can be verified here, else what is missing; an ``adapter`` needs peft."""
+    missing = [
+        package for package in (*_NEEDED, *(["peft"] if adapter else [])) if find_spec(package) is None
+    ]
     if not missing:
         return None
     return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"

@@ -11,6 +11,7 @@ import numpy as np
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.verify.adapter import PeftAdapter
 from divprune_edge.export.verify.comparison import TOLERANCES
 from divprune_edge.export.verify.graphs import open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
@@ -52,12 +53,14 @@ def verify_bundle(
     """
     vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
-    checks: list[Check] = check_weights(plan, [vision, language], report)
+    merged = plan.checkpoint.adapter
+    adapter = PeftAdapter(merged.folder, plan.family) if merged is not None else None
+    checks: list[Check] = check_weights(plan, [vision, language], report, adapter)
     with _runnable(plan, language, layers, report) as run:
         checks += check_structure(plan, vision, language, run)
         report("loading the reference")
         reference = plan.family.reference
-        oracle = Oracle(reference, plan.checkpoint.folder, layers)
+        oracle = Oracle(reference, plan.checkpoint.folder, layers, adapter)
         report("visual tokens")
         images = sample_images(*plan.spec.image_size)
         unquantised = oracle.visual_tokens(images) if vision.is_quantised() else None
@@ -88,7 +91,7 @@ def verify_bundle(
         )
         if run.is_quantised():
             report("what the precision costs")
-            whole = Oracle(reference, plan.checkpoint.folder, layers)
+            whole = Oracle(reference, plan.checkpoint.folder, layers, adapter)
             checks += cost_of_precision(
                 plan,
                 open_language(run.path, plan.dialect.facts.name, plan.spec.decoder.only_window),

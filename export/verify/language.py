@@ -21,7 +21,6 @@ from divprune_edge.export.verify.graphs import AnyLanguageGraph
 from divprune_edge.export.verify.oracle import ExpectedAnswer, Oracle
 from divprune_edge.export.verify.weights import GraphFile
 from divprune_edge.manifest import Check
-from divprune_edge.models.prompt import TOKENIZER_FILE
 
 Array = npt.NDArray[Any]
 
@@ -144,10 +143,10 @@ def sample_prompts(plan: ExportPlan, kept: Array) -> list[PromptCase]:
 
 def _tokenise(plan: ExportPlan, text: str, usable: Array) -> Array:
     """Return the text's ids; those without an embedding row (none, in a sound checkpoint) are left out."""
-    from tokenizers import Tokenizer
+    from divprune_edge.processing.tokenizer import PromptTokenizer
 
-    tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / TOKENIZER_FILE))
-    ids = np.array(tokenizer.encode(text, add_special_tokens=True).ids, dtype=np.int64)
+    tokenizer = PromptTokenizer(plan.prompt.tokenizer, plan.prompt.entry.bos_token)
+    ids = np.array(tokenizer.encode(text), dtype=np.int64)
     ids = ids[np.isin(ids, usable)]
     return ids if len(ids) else usable[:1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.export.verify.adapter import PeftAdapter, without_adapter
 from divprune_edge.models.families.family import DECODER, HEAD, Reference
 from divprune_edge.models.files import CheckpointFiles
 
@@ -26,19 +28,30 @@ class ExpectedAnswer:
 
 
 class Oracle:
-    """A family's model in float32 on the CPU, whole or with its first decoder layers only."""
+    """A family's model in float32 on the CPU, whole or with its first decoder layers only.
 
-    def __init__(self, reference: Reference[Any], folder: Path, layers: int | None = None) -> None:
+    An ``adapter`` is merged by peft.
+    """
+
+    def __init__(
+        self,
+        reference: Reference[Any],
+        folder: Path,
+        layers: int | None = None,
+        adapter: PeftAdapter | None = None,
+    ) -> None:
         import torch
         import transformers
 
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if layers is not None:
             _truncate(config.text_config, layers)
-        with _quiet():
+        with _quiet(), without_adapter(folder) as bare:
             model = getattr(transformers, reference.model).from_pretrained(
-                folder, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                bare, config=config, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
+            if adapter is not None:
+                model = adapter.into(model)
         self._torch = torch
         self._reference = reference
         self._model = model.eval()
@@ -47,7 +60,7 @@ class Oracle:
             DECODER: model.get_decoder(),
             HEAD: model.get_output_embeddings(),
         }
-        self._processor = _image_processor(getattr(transformers, reference.processor), folder)
+        self._processor = _image_processor(reference.processor, folder)
 
     def replace(self, part: str, name: str, weight: Array) -> None:
         """Put float32 ``weight`` in the place of a part's parameter, such as ``norm.weight`` of the decoder."""
@@ -134,8 +147,10 @@ def _truncate(text_config: Any, layers: int) -> None:
         text_config.layer_types = text_config.layer_types[:layers]
 
 
-def _image_processor(kind: Any, folder: Path) -> Any:
-    """Return transformers' processor, less resize and crop, with the checkpoint's own settings."""
+def _image_processor(default: str, folder: Path) -> Any:
+    """Return transformers' own processor, less resize and crop, with the checkpoint's own settings."""
+    import transformers
+
     files = CheckpointFiles(folder)
     config = files.json("preprocessor_config.json")
     if config is None:
@@ -143,7 +158,9 @@ def _image_processor(kind: Any, folder: Path) -> Any:
         config = whole["image_processor"]
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     chosen = {name: config[name] for name in names if config.get(name) is not None}
-    return kind(do_resize=False, do_center_crop=False, **chosen)
+    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default
+    name = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "ImageProcessorPil", kind)
+    return getattr(transformers, name)(do_resize=False, do_center_crop=False, **chosen)
 
 
 @contextmanager

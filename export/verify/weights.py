@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.verify.adapter import PeftAdapter
 from divprune_edge.export.verify.comparison import none_of
 from divprune_edge.manifest import Check
 from divprune_edge.models.files import CheckpointFiles
@@ -104,9 +105,10 @@ def _unpacked(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
 
 
 class StoredWeights:
-    """The checkpoint's tensors as torch reads them."""
+    """The checkpoint's tensors as torch reads them, and peft merges them where there is an adapter."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: PeftAdapter | None = None) -> None:
+        self.adapter = adapter
         from safetensors import safe_open
 
         index = folder / "model.safetensors.index.json"
@@ -124,21 +126,34 @@ class StoredWeights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._handles)
 
+    def is_merged(self, name: str) -> bool:
+        """Whether the adapter changes this weight."""
+        return self.adapter is not None and name in self.adapter
+
     def read(self, name: str, dtype: str, *, transposed: bool) -> npt.NDArray[Any]:
         """Return a tensor cast to ``dtype`` (to the nearest, ties to even)."""
         import torch
 
-        tensor = self._handles[name].get_tensor(name).to(getattr(torch, dtype))
+        tensor = self._handles[name].get_tensor(name)
+        if self.is_merged(name) and self.adapter is not None:
+            tensor = self.adapter.merged(name, tensor.float())
+        tensor = tensor.to(getattr(torch, dtype))
         return np.asarray((tensor.T if transposed else tensor).contiguous().numpy())
 
 
-def check_weights(plan: ExportPlan, graphs: list[GraphFile], report: Callable[[str], None]) -> list[Check]:
-    """Compare every weight of ``graphs`` with the checkpoint.
+def check_weights(
+    plan: ExportPlan,
+    graphs: list[GraphFile],
+    report: Callable[[str], None],
+    adapter: PeftAdapter | None = None,
+) -> list[Check]:
+    """Compare every weight of ``graphs`` with the checkpoint, merged by peft where there is an ``adapter``.
 
-    Floating-point weights must be equal bit for bit after the cast, quantised ones within half a step. Also
+    Floating-point weights must be equal bit for bit after the cast (merged ones to the rounding of a product in
+    float32, whose order is the library's), quantised ones within half a step. Also
     counts what should be there and is not, and what the checkpoint has and no graph took.
     """
-    stored = StoredWeights(plan.checkpoint.folder)
+    stored = StoredWeights(plan.checkpoint.folder, adapter)
     changed: list[str] = []
     used: Counter[str] = Counter()
     for graph in graphs:
@@ -152,7 +167,8 @@ def check_weights(plan: ExportPlan, graphs: list[GraphFile], report: Callable[[s
             used[name] += 1
             if name in stored:
                 wanted = stored.read(name, _dtype(plan, name), transposed=key.endswith(TRANSPOSED))
-                difference = _difference(graph.read(key), wanted)
+                compare = _rounding_difference if stored.is_merged(name) else _difference
+                difference = compare(graph.read(key), wanted)
                 if difference:
                     changed.append(f"'{name}' {difference}")
         for name, found, suffix in graph.dequantised():
@@ -225,6 +241,16 @@ def _difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> str:
     integers = f"u{found.dtype.itemsize}"
     different = int(np.count_nonzero(found.view(integers) != wanted.view(integers)))
     return f"differs in {different} of {wanted.size} values" if different else ""
+
+
+def _rounding_difference(found: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> str:
+    """Say how many values differ by more than the last bit of their type and 2^-20 of the largest."""
+    if found.dtype != wanted.dtype or found.shape != wanted.shape:
+        return f"is {found.dtype} {list(found.shape)}, expected {wanted.dtype} {list(wanted.shape)}"
+    f, w = found.astype(np.float32), wanted.astype(np.float32)
+    last = np.finfo(np.float16).eps if found.dtype == np.float16 else np.finfo(np.float32).eps
+    far = ~(np.abs(f - w) <= np.abs(w) * last + np.abs(w).max(initial=0) * 2.0**-20)
+    return f"differs in {int(far.sum())} of {far.size} values" if far.any() else ""
 
 
 def _dispensable(plan: ExportPlan, name: str) -> bool:

@@ -16,12 +16,19 @@ __all__ = ["FAMILIES", "Family", "Reference", "Spec", "WeightNames", "family_nam
 
 FAMILIES: dict[str, Family[Any]] = {family.name: family for family in (LLAVA,)}
 
+# Named are only conversions that exist and that can be exported.
+_ORIGINAL = (
+    "it has the layout of the original LLaVA code (its config.json names an mm_vision_tower), and only the layout of "
+    "transformers' LlavaForConditionalGeneration can be read. Of LLaVA-1.5 there are conversions "
+    "(llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf); for other models, such as fine-tunes, ask their authors "
+    "for one"
+)
 _UNSUPPORTED = {
     "llava_next": "LLaVA-NeXT (LLaVA-1.6) cuts an image into several tiles, which is not supported yet",
     "llava_next_video": "LLaVA-NeXT-Video is not supported yet",
     "llava_onevision": "LLaVA-OneVision is not supported yet",
-    "llava_llama": "it has the original 'liuhaotian' layout; use the converted checkpoint (llava-hf/…-hf)",
-    "llava_mistral": "it has the original 'liuhaotian' layout; use the converted checkpoint (llava-hf/…-hf)",
+    "llava_llama": _ORIGINAL,
+    "llava_mistral": _ORIGINAL,
     "vipllava": "ViP-LLaVA is not supported",
     "video_llava": "Video-LLaVA is not supported",
 }

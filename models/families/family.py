@@ -165,6 +165,8 @@ class Family(Generic[S]):
         template: the chat template for checkpoints that carry none.
         presets: name -> config of well-known checkpoints, so that nobody needs to download one to count.
         spec: reads a ``config.json``; absent fields take transformers' class defaults.
+        canonical_name: ``(name)`` of a weight or module returns one name for all its spellings, such as
+            ``decoder.norm.weight``; None where it is in no part.
         weight_names: ``(names of all tensors, whether the config ties the output head to the embedding)``.
         preprocessing: reads the image processor's facts.
         pixels: ``(RGB image, facts, height, width)`` returns what the encoder takes, uint8 [tiles, H, W, 3].
@@ -177,6 +179,7 @@ class Family(Generic[S]):
     template: str
     presets: Mapping[str, Config]
     spec: Callable[[Config], S]
+    canonical_name: Callable[[str], str | None]
     weight_names: Callable[[Collection[str], bool], WeightNames]
     preprocessing: Callable[[CheckpointFiles, S], Preprocessing]
     pixels: Callable[[Image.Image, Preprocessing, int, int], Pixels]

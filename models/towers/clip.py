@@ -98,7 +98,7 @@ def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> 
     if kind != "clip_vision_model":
         raise UserError(
             f"The vision tower is a '{kind}', supported is 'clip_vision_model'.",
-            code="vision-model-unsupported",
+            code="model-unsupported",
         )
     depth = layers(config, 12)
     spec = ClipVisionSpec(
@@ -143,7 +143,7 @@ def _feature_states(feature_layer: int | list[int], layers: int) -> tuple[int, .
         raise UserError(
             f"config.json: vision_feature_layer is {str(feature_layer)[:80]}, but the vision tower has {layers} layers "
             f"(valid: {-layers - 1} to {layers}).",
-            code="feature-layer-out-of-range",
+            code="config-value-invalid",
         )
     return tuple(states)
 

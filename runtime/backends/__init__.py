@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from importlib.util import find_spec
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.runtime.backends.backend import Backend, Encoded
@@ -51,6 +52,12 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
         )
     if name not in ("cpu", "cuda"):
         return _open_tensorrt(bundle, name, threads)
+    if find_spec("onnxruntime") is None:
+        package = "onnxruntime" if name == "cpu" else "onnxruntime-gpu"
+        raise UserError(
+            f"Backend '{name}' needs ONNX Runtime, which is not installed: 'python -m pip install {package}'.",
+            code="onnxruntime-missing",
+        )
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(bundle, name, threads)

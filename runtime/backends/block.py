@@ -36,7 +36,7 @@ class BlockSession:
     def __init__(self, session: ort.InferenceSession, device: str, info: LanguageInfo, slots: int) -> None:
         self._session, self._device, self._info = session, device, info
         self._facts = DIALECTS[info.dialect]
-        self._table = SlotTable(slots, info.positions, fixed=self._facts.fixed)
+        self._table = SlotTable(slots, info.positions, fixed=info.positions < info.context)
         self._visual: list[DeviceTensor] = [None] * slots
         self._reserve(info.capacity or min(FIRST_CAPACITY, info.context))
 

@@ -6,6 +6,7 @@ are handed over without a copy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -23,9 +24,9 @@ from divprune_edge.runtime.backends.block import BlockSession, check_device
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.graph_facts import check_session
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_INSTALL = {"cpu": "cpu", "cuda": "gpu"}
 _ERRORS_ONLY = 3
 
 
@@ -126,8 +127,8 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime has an exception class per status code, all of them private
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"ONNX Runtime {ort.__version__} cannot load '{graph.file}' on {self._device} ({reason}): "
-                "upgrade onnxruntime or export the bundle again.",
+                f"ONNX Runtime {ort.__version__} cannot load '{graph.file}' on {self._device} ({reason})"
+                f"{_remedy(reason)}.",
                 code="onnxruntime-refuses-graph",
             ) from error
         if session.get_providers()[0] != provider:
@@ -136,16 +137,37 @@ class OnnxRuntimeBackend:
                 "check the driver, CUDA and cuDNN, or use '--backend cpu'.",
                 code="onnxruntime-fell-back",
             )
+        check_session(self._bundle.manifest, graph, session)
         return session
+
+
+_REMEDIES = (
+    (r"alloc|out of memory", ": free memory, or export with a smaller --precision"),
+    (r"CUDA|CUDNN|CUBLAS", ": check the driver, CUDA and cuDNN, or use '--backend cpu'"),
+    (
+        r"NOT_IMPLEMENTED|not a registered function|opset|IR version|No Op registered|Unrecognized attribute",
+        ": it is older than the operators of this graph, upgrade it",
+    ),
+    (r"NO_SUCHFILE|[Pp]ermission|No such file", ": make the file readable, or copy the bundle again"),
+)
+
+
+def _remedy(reason: str) -> str:
+    """Return what follows from what ONNX Runtime said; nothing where it does not tell. The file itself is proven."""
+    return next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), "")
 
 
 def _require_provider(provider: str) -> None:
     available = ort.get_available_providers()
     if provider not in available:
-        extra = next(_INSTALL[device] for device, name in _PROVIDERS.items() if name == provider)
+        package, other = (
+            ("onnxruntime", "onnxruntime-gpu")
+            if provider == _PROVIDERS["cpu"]
+            else ("onnxruntime-gpu", "onnxruntime")
+        )
         raise UserError(
             f"{provider} was asked for, but this ONNX Runtime {ort.__version__} offers only "
-            f"{', '.join(available)}: install 'divprune-edge[{extra}]' in place of the other onnxruntime.",
+            f"{', '.join(available)}: 'python -m pip uninstall {other}', then 'python -m pip install {package}'.",
             code="onnxruntime-without-provider",
         )
 

@@ -25,6 +25,7 @@ from divprune_edge.runtime.engines.edition import Name
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
 from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION
+from divprune_edge.runtime.graph_facts import check_plan
 
 _MIB = 1 << 20
 
@@ -132,7 +133,13 @@ class TensorRtBackend:
     def _load_plans(self, engines: Engines) -> None:
         for name, plan in engines.plans.items():
             library = engines.library if engines.info[name].plugin else None
-            self._plans[name] = self._device.load(plan, name, engines.info[name].sha256, library)
+            loaded = self._device.load(plan, name, engines.info[name].sha256, library)
+            manifest = self._bundle.manifest
+            graphs = {VISION: manifest.vision_encoder, LANGUAGE: manifest.language_model}
+            graph = graphs.get(name) or self._bundle.selector(name)
+            if graph is not None:
+                check_plan(manifest, graph, {tensor: loaded.shape(tensor) for tensor in loaded.names})
+            self._plans[name] = loaded
         # What was deserialised is not needed as bytes any more.
         self._engines = self._engines or replace(engines, plans={})
 

@@ -183,7 +183,9 @@ class TensorRtSession:
 
     def __init__(self, model: TensorRtLanguage, memory: Slots) -> None:
         self._model, self._memory = model, memory
-        self._table = SlotTable(memory.count, model.info.positions, fixed=True)
+        self._table = SlotTable(
+            memory.count, model.info.positions, fixed=model.info.positions < model.info.context
+        )
         # The contexts read them as long as their sequences live.
         self._visual: list[Tensor | None] = [None] * memory.count
 

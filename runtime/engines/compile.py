@@ -196,7 +196,7 @@ def _parse(
         if tensor.is_shape_tensor:
             raise UserError(
                 f"{_WHO} takes the values of input '{tensor.name}' of '{job.graph}' for a shape, "
-                "which no profile covers: export the bundle again.",
+                "which no profile covers: a bundle of an older release is exported again.",
                 code="graph-shape-input",
             )
     _let_attention_split(network)
@@ -248,7 +248,8 @@ def _config_for(sms: tuple[int, ...]) -> Callable[..., Any]:
             from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
         except ImportError as error:
             raise UserError(
-                "Polygraphy 0.53 or newer is needed: 'pip install .[rtx]'.", code="polygraphy-too-old"
+                "Polygraphy 0.53 or newer is needed: 'python -m pip install --upgrade polygraphy'.",
+                code="polygraphy-too-old",
             ) from error
         make = partial(CreateConfigRTX, compute_capabilities=[divmod(sm, 10) for sm in sms])
     return make

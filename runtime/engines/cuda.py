@@ -6,6 +6,7 @@ What is special about Jetson is in :meth:`CudaDevice.free_bytes` alone: there, C
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from collections.abc import Callable
 from functools import cached_property
@@ -43,8 +44,12 @@ class CudaDevice:
         self._runtime = import_cuda()
         count = self._open("look for a GPU", self._runtime.cudaGetDeviceCount)
         if count == 0:
+            hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
             raise UserError(
-                "There is no CUDA GPU here: use '--backend cpu', or set CUDA_VISIBLE_DEVICES.",
+                "There is no CUDA GPU here"
+                + (f" but those that CUDA_VISIBLE_DEVICES='{hidden}' hides" if hidden is not None else "")
+                + ": use '--backend cpu'"
+                + (", or unset that." if hidden is not None else "."),
                 code="gpu-missing",
             )
         self._open("use the GPU", self._runtime.cudaSetDevice, _FIRST)

@@ -80,6 +80,10 @@ class Plan(Protocol):
         """Inputs and outputs."""
         ...
 
+    def shape(self, name: str) -> Shape:
+        """Return the shape of an input or output, -1 where a dimension varies."""
+        ...
+
     @property
     def profiles(self) -> int:
         """Number of optimisation profiles."""

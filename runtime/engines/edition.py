@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.hints import install
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -74,7 +75,7 @@ TENSORRT_RTX = Edition(
     name="tensorrt-rtx",
     title="TensorRT-RTX",
     module="tensorrt_rtx",
-    install="'pip install tensorrt-rtx-cu13', which is in '.[rtx]'",
+    install=f"'pip install tensorrt-rtx-cu13', or the whole extra with {install('rtx')}",
     ahead_of_time=True,
     plugins=False,
     # Measured: with 1.7, an engine of two profiles is as large as two engines, whatever the hint.

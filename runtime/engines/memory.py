@@ -80,15 +80,15 @@ def check_build_memory(graphs: Iterable[int], workspace: int | None, device: Dev
     on_device, on_host = weights + (workspace or 0), 2 * weights
     if device.shared_memory:
         on_host += on_device
-    for needed, there, where in (
-        (on_device, device.free_memory, "on the GPU"),
-        (on_host, device.host_memory, "with swap"),
+    for needed, there, where, remedy in (
+        (on_device, device.free_memory, "on the GPU", "close other programs that use it"),
+        (on_host, device.host_memory, "with swap", "close other programs, add swap"),
     ):
         # A system that does not tell how much there is, is not held to it.
         if there and there < needed:
             raise UserError(
                 f"Building the largest engine takes at least {_mib(needed)} MiB {where}, but there are {_mib(there)} "
-                "MiB: close other programs, add swap, or export with a smaller --precision.",
+                f"MiB: {remedy}, or export with a smaller --precision.",
                 code="memory-too-small",
             )
 

@@ -85,6 +85,10 @@ class TensorRtPlan:
         """See :class:`~divprune_edge.runtime.engines.device.Plan`, also for what follows."""
         return [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
 
+    def shape(self, name: str) -> Shape:
+        """TensorRT has -1 as well where a dimension varies."""
+        return tuple(self._engine.get_tensor_shape(name))
+
     @property
     def profiles(self) -> int:
         """Number of optimisation profiles."""

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo
+from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo, larger_capacity
 from divprune_edge.models.budget import PROMPT
 from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
@@ -75,7 +75,7 @@ def make_limits(
     if max_prompt is not None and not 1 <= max_prompt <= info.positions:
         raise UserError(
             f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "
-            f"from 1 to {info.positions}, or export with a larger --capacity.",
+            f"from 1 to {info.positions}{larger_capacity(info)}.",
             code="max-prompt-out-of-range",
         )
     if slots < 1:

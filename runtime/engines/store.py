@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -27,12 +27,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.engines.fingerprint import DIGITS, Facts, fingerprint
 from divprune_edge.runtime.engines.profiles import Profile
+from divprune_edge.scratch import give_way, scratch
 from divprune_edge.strict_json import read_json
 
 FOLDER, RECORD, TIMING_CACHE = "engines", "engines.json", "timing.cache"
 PLANS = "plans"
 """Folder inside a partial one that becomes the folder of a fingerprint."""
-_PARTIAL = ".partial-"
 _CHUNK = 1 << 24
 
 
@@ -159,7 +159,7 @@ def read_record(folder: Path) -> EnginesInfo:
     """
     path = folder / RECORD
     again = f"build the engines again with '{rebuild_command(folder.parent.parent)} --force'"
-    data = read_json(path, code="engines-record-unreadable", advice=again)
+    data = read_json(path, code="engines-record-invalid", advice=again)
     try:
         info = EnginesInfo.model_validate(data)
     except ValidationError as error:
@@ -173,7 +173,7 @@ def read_record(folder: Path) -> EnginesInfo:
         raise UserError(
             f"'{path}' states facts with the fingerprint {fingerprint(info.facts)}, but lies in {folder.name}: "
             f"{again}.",
-            code="engines-record-misplaced",
+            code="engines-record-invalid",
         )
     return info
 
@@ -238,43 +238,31 @@ def partial_folder(bundle: Path) -> Iterator[Path]:
         UserError: the bundle cannot be written to.
     """
     root = bundle / FOLDER
-    folder = root / f"{_PARTIAL}{os.getpid()}"
-    try:
-        root.mkdir(exist_ok=True)
-        for left in root.glob(f"{_PARTIAL}*"):
-            if not _is_running(left.name.removeprefix(_PARTIAL)):
-                shutil.rmtree(left, ignore_errors=True)
-        (folder / PLANS).mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"'{root}' cannot be written ({error.strerror}): make it writable, or copy the bundle to where it is.",
-            code="bundle-unwritable",
-        ) from error
-    try:
+    name = f"partial-{secrets.token_hex(4)}"
+    with ExitStack() as stack:
+        try:
+            root.mkdir(exist_ok=True)
+            folder = stack.enter_context(scratch(root, name, busy=f"'{root}' is in use: repeat the build."))
+            (folder / PLANS).mkdir()
+        except OSError as error:
+            raise UserError(
+                f"'{root}' cannot be written ({error.strerror}): make it writable, or copy the bundle to where it is.",
+                code="bundle-unwritable",
+            ) from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: str) -> bool:
-    """Whether the process of a partial folder is another one that still lives."""
-    if not pid.isdigit() or int(pid) == os.getpid():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def publish(partial: Path, info: EnginesInfo) -> Path:
-    """Write the record into ``partial/plans`` and give that folder its place; return the place."""
-    made, final = partial / PLANS, partial.parent / fingerprint(info.facts)
+    """Write the record into ``partial/plans`` and give that folder its place; return the place.
+
+    What was there, of the same fingerprint, goes; where two builds of one fingerprint end at a time, the later stays.
+    """
+    made, final = partial / PLANS, partial.parent.parent / fingerprint(info.facts)
     text = json.dumps(info.model_dump(mode="json"), indent=2) + "\n"
     (made / RECORD).write_text(text, encoding="utf-8")
-    if final.exists():
-        final.rename(partial / "replaced")
-    made.rename(final)
+    busy = f"'{final}' is being written by another process: wait for it."
+    with scratch(final.parent, "publish", busy=busy, wait=True):
+        if final.exists():
+            give_way(final, partial)
+        made.rename(final)
     return final

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from types import MappingProxyType
 
 WIDTH = 760
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 180, 44, 48
 _BAR, _GAP = 26, 14
+_NUMBERS, _LEAST = 16, 3
 
 # Told apart with normal and with red-green-blind sight (after Okabe and Ito); baselines are grey.
 COLORS = (
@@ -66,7 +68,8 @@ def svg(title: str, height: float, parts: Sequence[str]) -> str:
 def stacked_bars(title: str, unit: str, bars: Mapping[str, Mapping[str, float]]) -> str:
     """Return an SVG of horizontal bars: label -> series -> value, with a legend; the total stands behind each bar.
 
-    Values are not negative; labels are cut to what there is room for.
+    Values are not negative; labels are cut to what there is room for. Below a bar of several series stand its numbers,
+    and what is above nothing has a mark of :data:`_LEAST` pixels at least: nothing vanishes for being small.
     """
     series = list(dict.fromkeys(name for bar in bars.values() for name in bar))
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(series)}
@@ -78,31 +81,71 @@ def stacked_bars(title: str, unit: str, bars: Mapping[str, Mapping[str, float]])
     parts = [f'<text class="title" x="16" y="24">{escape(title)}</text>']
     if many:
         parts.append(_legend_row(colors))
+    step = _BAR + _GAP + (_NUMBERS if many else 0)
     for i, (label, bar) in enumerate(bars.items()):
-        y, start = top + i * (_BAR + _GAP), 0.0
+        y, at = top + i * step, x.start
         cut = label if len(label) <= 40 else f"…{label[-39:]}"
         parts.append(
             f'<text class="tick" x="{left - 8}" y="{y + 18}" text-anchor="end">{escape(cut)}'
             f"<title>{escape(label)}</title></text>"
         )
         for name, value in bar.items():
-            wide = x.at(start + value) - x.at(start)
+            wide = max(x.at(value) - x.start, _LEAST if value > 0 else 0)
             parts.append(
-                f'<rect x="{x.at(start):.1f}" y="{y}" width="{wide:.1f}" height="{_BAR}" fill="{colors[name]}">'
+                f'<rect x="{at:.1f}" y="{y}" width="{wide:.1f}" height="{_BAR}" fill="{colors[name]}">'
                 f"<title>{escape(f'{label}, {name}: {value:.4g} {unit}')}</title></rect>"
             )
-            start += value
+            at += wide
         parts.append(
-            f'<text class="tick" x="{x.at(start) + 6:.1f}" y="{y + 18}">{start:.4g} {escape(unit)}</text>'
+            f'<text class="tick" x="{at + 6:.1f}" y="{y + 18}">{sum(bar.values()):.4g} {escape(unit)}</text>'
         )
-    return svg(title, top + len(bars) * (_BAR + _GAP) + 6, parts)
+        if many:
+            numbers = ", ".join(f"{name} {value:.3g}" for name, value in bar.items())
+            parts.append(f'<text class="tick" x="{left}" y="{y + _BAR + 14}">{escape(numbers)}</text>')
+    return svg(title, top + len(bars) * step + 6, parts)
 
 
-def lines(title: str, across: str, up: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Return an SVG of lines with points: name -> (x, y), x in logarithms and above 0, y from 0."""
+def marked_bars(title: str, unit: str, mark: str, bars: Mapping[str, tuple[float, float | None]]) -> str:
+    """Return an SVG of horizontal bars: label -> value, and where the line called ``mark`` crosses it, if anywhere."""
+    left = min(300, 20 + 7 * max(len(label) for label in bars))
+    most = max(max(value, line or 0.0) for value, line in bars.values()) or 1.0
+    x = Axis(0.0, most, left, WIDTH - 170)
+    parts = [f'<text class="title" x="16" y="24">{escape(title)}</text>']
+    for i, (label, (value, line)) in enumerate(bars.items()):
+        y = _TOP + i * (_BAR + _GAP)
+        end = max(x.at(value), x.start + (_LEAST if value > 0 else 0))
+        said = f"{value:.3g} {unit}"
+        parts.append(
+            f'<text class="tick" x="{left - 8}" y="{y + 18}" text-anchor="end">{escape(label)}</text>'
+            f'<rect x="{x.start:.1f}" y="{y}" width="{end - x.start:.1f}" height="{_BAR}" fill="{COLORS[0]}">'
+            f"<title>{escape(f'{label}: {said}')}</title></rect>"
+        )
+        if line is not None:
+            said, at = f"{said}, {mark} {line:.3g}", x.at(line)
+            end = max(end, at)
+            parts.append(
+                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y - 3}" y2="{y + _BAR + 3}" stroke="{COLORS[1]}" '
+                'stroke-width="3"/>'
+            )
+        parts.append(f'<text class="tick" x="{end + 6:.1f}" y="{y + 18}">{escape(said)}</text>')
+    return svg(title, _TOP + len(bars) * (_BAR + _GAP) + 6, parts)
+
+
+def lines(
+    title: str,
+    across: str,
+    up: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    intervals: Mapping[str, Sequence[tuple[float, float]]] = MappingProxyType({}),
+) -> str:
+    """Return an SVG of lines with points: name -> (x, y), x in logarithms and above 0, y from 0.
+
+    ``intervals`` are name -> (low, high) of each point, for those that have any; they are drawn as bars.
+    """
     height = 360
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
+    ys += [high for pairs in intervals.values() for _, high in pairs]
     x = Axis(min(xs) / 1.2, max(xs) * 1.2, _LEFT + 10, WIDTH - _RIGHT, log=True)
     y = Axis(0.0, (max(ys) or 1.0) * 1.08, height - _BOTTOM, _TOP)
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(series)}
@@ -110,6 +153,13 @@ def lines(title: str, across: str, up: str, series: Mapping[str, Sequence[tuple[
     for name, points in series.items():
         path = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colors[name]}" stroke-width="2"/>')
+        for (a, _), (low, high) in zip(points, intervals.get(name, ()), strict=False):
+            # Beside each other where two series have the same x.
+            at = x.at(a) + 3 * (2 * list(series).index(name) - len(series) + 1)
+            parts.append(
+                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y.at(low):.1f}" y2="{y.at(high):.1f}" stroke="{colors[name]}" '
+                f'stroke-width="3" opacity=".45"><title>{escape(f"{name}: {low:.4g} to {high:.4g}")}</title></line>'
+            )
         for a, b in points:
             parts.append(
                 f'<circle cx="{x.at(a):.1f}" cy="{y.at(b):.1f}" r="4" fill="{colors[name]}">'

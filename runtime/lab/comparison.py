@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.lab.drawing import draw_selection
 from divprune_edge.runtime.lab.inspection import Selection, inspect_selection
@@ -80,10 +81,11 @@ def write_page(panels: Sequence[Panel], questions: Sequence[str], title: str, pa
     cards = "\n".join(_card(panel, questions, full) for panel in panels)
     page = _PAGE.format(title=escape(title), cards=cards)
     try:
-        path.write_text(page, encoding="utf-8")
+        write_whole(path, page)
     except OSError as error:
         raise UserError(
-            f"'{path}' cannot be written ({error.strerror}): choose another -o.", code="output-unwritable"
+            f"'{path}' cannot be written ({error.strerror or error}): choose another -o.",
+            code="output-unwritable",
         ) from None
 
 

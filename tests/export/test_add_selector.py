@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from exporting import Bundle, export, images, open_session, plan_of, see
 from raising import failed, refused
 
-from divprune_edge.export.add_selector import add_selector, add_selectors
+from divprune_edge.errors import UserError
+from divprune_edge.export.add_selector import add_selector, add_selectors, left_out
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.selectors.divprune import max_min_select
 
@@ -52,6 +54,26 @@ def test_another_budget(bundle: Callable[[], Bundle], target: Path) -> None:
         ["kept_indices"], {"visual_tokens": tokens, "valid": valid}
     )[0]
     assert indices[0].tolist() == max_min_select(tokens[0], valid[0], 12).tolist()
+
+
+def test_many_without_signals(target: Path) -> None:
+    """What needs none is added; what needs some is left out by name, with the reason."""
+    added = [entry.id for _, entry, _ in add_selectors(target, "all", "4", force=False, verify=False)]
+    assert "uniform-4" in added
+    assert "vtc-cls-4" not in added
+    sentence = left_out(target, "all")
+    assert sentence is not None
+    assert re.search(r"^Left out .*vtc-cls.*: they need cls_attention.* --signals all --output ", sentence)
+    assert left_out(target, "uniform,divprune") is None
+    only = left_out(target, "uniform,vtc-cls")
+    assert only is not None
+    assert only.startswith("Left out vtc-cls: it needs cls_attention_sum of the")
+    assert [e.id for _, e, _ in add_selectors(target, "vtc-cls,random", "3", force=False, verify=False)] == [
+        "random-3"
+    ]
+    with pytest.raises(UserError, match="'vtc-cls' needs cls_attention") as caught:
+        list(add_selectors(target, "vtc-cls", "4", force=False, verify=False))
+    assert caught.value.code == "signals-missing"
 
 
 def test_all_tokens(target: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_config_that_is_not_json(plain: Path) -> None:
 
 def test_a_missing_shard(sharded: Path) -> None:
     (sharded / "model-00003-of-00004.safetensors").unlink()
-    refusal(sharded, "weights-shard-missing", "model-00003-of-00004.safetensors", "of 4")
+    refusal(sharded, "weights-incomplete", "model-00003-of-00004.safetensors", "of 4")
 
 
 @pytest.mark.parametrize("length", [0, 7, 300, -1])
@@ -107,18 +107,18 @@ def test_an_index_that_leaves_the_folder(sharded: Path, shard: str) -> None:
     (sharded.parent / "secret.safetensors").write_bytes(
         (sharded / "model-00001-of-00004.safetensors").read_bytes()
     )
-    refusal(sharded, "weights-shard-missing", shard)
+    refusal(sharded, "weights-incomplete", shard)
 
 
 def test_an_index_without_a_map(sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").write_text("{}")
-    refusal(sharded, "weights-index-invalid", "weight_map")
+    refusal(sharded, "weights-incomplete", "weight_map")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pth", "consolidated.00.pt"])
 def test_only_pickles(plain: Path, name: str) -> None:
     (plain / "model.safetensors").rename(plain / name)
-    refusal(plain, "weights-pickled", name, "save_pretrained(NEW_FOLDER)")
+    refusal(plain, "weights-pickled", name, "save_pretrained('FOLDER'), and export FOLDER")
 
 
 def test_no_weights(plain: Path) -> None:

@@ -88,6 +88,12 @@ def test_wrong_options(
     refused(told, "llava", "--model", plain, *arguments)
 
 
+def test_a_revision_without_a_model(command: Run) -> None:
+    code, _, errors = command("llava", "--revision", "v1")
+    assert code == 2
+    assert errors.startswith("error[revision-without-model]: --revision v1 has no --model")
+
+
 def test_no_such_checkpoint(refused: Callable[..., None], tmp_path: Path) -> None:
     refused(["checkpoint-missing", "'nowhere'", "owner/name"], "llava", "--model", "nowhere")
     refused(["checkpoint-missing", "/no/such/folder", "owner/name"], "llava", "--model", "/no/such/folder")
@@ -190,7 +196,7 @@ def test_a_failed_verification_is_exit_code_one(
 def test_without_the_extra_it_says_so(
     command: Run, refused: Callable[..., None], plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("divprune_edge.export.verify.available", lambda: "torch is not installed")
+    monkeypatch.setattr("divprune_edge.export.verify.available", lambda **asked: "torch is not installed")
     told = ["pytorch-missing", "--verify", "torch is not installed", "pip install"]
     refused(told, "llava", "--model", plain, "--verify", "--output", "other")
     code, output, _ = command("llava", "--model", plain, "--output", "out")

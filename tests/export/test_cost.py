@@ -19,7 +19,7 @@ def test_the_published_ratio_and_the_honest_one(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     ("model", "tokens", "code", "given"),
-    [("llava-7b", 60, "model-unknown", "llava-7b"), ("llava-1.5-7b", 0, "text-tokens-out-of-range", 0)],
+    [("llava-7b", 60, "model-unknown", "llava-7b"), ("llava-1.5-7b", 0, "count-out-of-range", 0)],
 )
 def test_bad_requests(model: str, tokens: int, code: str, given: object) -> None:
     with refused(code, given):

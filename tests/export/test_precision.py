@@ -57,16 +57,29 @@ def test_only_half_precision_has_narrow_activations() -> None:
         ("int5", "precision-unknown", "did you mean"),
         ("bf16", "precision-unknown", "bf16"),
         ("vision=int9,language=int4", "precision-unknown", "vision=int9,language=int4"),
-        ("vison=int8,language=int4", "precision-graph-unknown", "'vison' (did you mean 'vision'?)"),
-        ("vision=int8", "precision-graph-missing", "'language'"),
-        ("vision=int8,vision=int4", "precision-graph-twice", "'vision'"),
-        ("vision=int8,", "precision-graph-unknown", "''"),
+        ("vison=int8,language=int4", "precision-graphs-invalid", "'vison' (did you mean 'vision'?)"),
+        ("vision=int8,vision=int4", "precision-graphs-invalid", "'vision'"),
+        ("vision=int8,", "precision-graphs-invalid", "''"),
         ("", "precision-unknown", ""),
     ],
 )
 def test_mistakes_are_one_sentence(text: str, code: str, given: str) -> None:
     with refused(code, given):
         parse_precisions(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "read"),
+    [
+        ("language=int4", "fp32", "vision=fp32,language=int4"),
+        ("language=int4", "fp16", "vision=fp16,language=int4"),
+        ("vision=fp16", "vision=fp32,language=int4", "vision=fp16,language=int4"),
+        ("vision=int8,language=int8", "fp16", "int8"),
+        ("int4", "fp16", "int4"),
+    ],
+)
+def test_a_graph_that_is_not_named_takes_the_default(text: str, default: str, read: str) -> None:
+    assert str(parse_precisions(text, default=default)) == read
 
 
 def test_another_block_size_is_refused() -> None:

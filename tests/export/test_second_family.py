@@ -84,6 +84,7 @@ STRIPES = Family(
     template="{% for message in messages %}<image>{{ message['content'][1]['text'] }}{% endfor %}",
     presets={},
     spec=lambda config: StripesSpec(read_decoder(config["text_config"]), IMAGE_TOKEN_ID),
+    canonical_name=lambda name: name,
     weight_names=lambda names, tied: WeightNames(
         {"stripes": "eyes."}, "model.language_model.", "lm_head.weight"
     ),

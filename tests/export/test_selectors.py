@@ -179,7 +179,7 @@ def test_several_selectors_at_several_budgets(bundle_with_signals: Bundle) -> No
     assert len(list(add_selectors(folder, "all", "2", **options))) == len(SELECTORS)
     for names, budgets, code, given in (
         ("darts", "5", "selector-unknown", "darts"),
-        ("dart", "5,x", "keep-not-numbers", "5,x"),
+        ("dart", "5,x", "option-invalid", "5,x"),
         ("dart", "26", "keep-out-of-range", "26"),
     ):
         with refused(code, given):

@@ -32,6 +32,9 @@ from divprune_edge.models.targets import TARGETS
         ("agx-orin-64gb", None, None, ("decomposed", "fp16")),
         ("agx-orin-64gb-jp7", None, None, ("static", "fp16")),
         ("h100", "decomposed", None, ("decomposed", "fp16")),
+        (None, None, "language=int4", ("portable", "vision=fp32,language=int4")),
+        ("agx-orin-64gb", None, "language=int4", ("decomposed", "vision=fp16,language=int4")),
+        ("cpu", None, "vision=fp32", ("onnxruntime", "vision=fp32,language=int8")),
     ],
 )
 def test_what_a_target_settles(

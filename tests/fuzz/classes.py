@@ -212,7 +212,7 @@ def decoding(folder: Path, bundle: Path) -> Case:
     chat = pipeline.chat(np.zeros((40, 60, 3), np.uint8))
     options: dict[str, Any] = {
         "max_tokens": 2, "temperature": 0.7, "top_p": 0.9, "seed": 3, "stop": ["x"], "ignore_eos": False,
-        "prefill_chunk": 9, "top_k": 3, "repetition_penalty": 1.1,
+        "prefill_chunk": 9, "top_k": 3, "repetition_penalty": 1.1, "stop_ids": [5],
     }  # fmt: skip
 
     def case(random: Random) -> None:

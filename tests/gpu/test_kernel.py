@@ -176,7 +176,7 @@ def test_another_stream() -> None:
 
 def test_wrong_arguments() -> None:
     tokens = torch.zeros(1, 10, 16, device="cuda")
-    with refused("tensor-not-on-gpu", "cpu"):
+    with refused("tensor-unfit", "cpu"):
         torch_op.max_min_diversity(tokens.cpu(), 3)
     with refused("tensor-unfit", "[B, N, D]", "[10, 16]"):
         torch_op.max_min_diversity(tokens[0], 3)

@@ -59,17 +59,17 @@ def test_default_theta() -> None:
 
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
 def test_other_scalings_are_refused(kind: str) -> None:
-    with refused("rope-unsupported", kind):
+    with refused("config-unsupported", kind):
         read_rope({"rope_scaling": {"rope_type": kind, "factor": 2.0}}, 10000.0)
 
 
 @pytest.mark.parametrize("lost", ["factor", "low_freq_factor", "high_freq_factor"])
 def test_a_lost_parameter_is_named(lost: str) -> None:
     parameters = {key: value for key, value in LLAMA3.items() if key != lost}
-    with refused("rope-incomplete", "llama3", lost):
+    with refused("config-value-invalid", "llama3", lost):
         read_rope({"rope_parameters": parameters}, 10000.0)
 
 
 def test_partial_rotation_is_refused() -> None:
-    with refused("rope-unsupported", "partial_rotary_factor", 0.5):
+    with refused("config-unsupported", "partial_rotary_factor", 0.5):
         read_rope({"partial_rotary_factor": 0.5}, 10000.0)

@@ -48,7 +48,7 @@ def test_a_record_that_cannot_be_understood(tmp_path: Path, content: str) -> Non
     with refused("plugin-record-invalid"):
         find_library(tmp_path)
     (tmp_path / RECORD).unlink()
-    with refused("plugin-record-missing"):
+    with refused("plugin-record-invalid", "is missing"):
         find_library(tmp_path)
 
 

@@ -78,7 +78,7 @@ def test_the_sum_rule_on_a_matrix(case: Case) -> None:
 @pytest.mark.usefixtures("on_the_emulator")
 def test_wrong_arguments(case: Case) -> None:
     tokens, valid = pretend(case.tokens), pretend(case.valid)
-    with refused("tensor-not-on-gpu", "cpu"):
+    with refused("tensor-unfit", "cpu"):
         torch_op.max_min_diversity(torch.zeros(1, 4, 8), 3)
     with refused("tensor-unfit", "[B, N, D]", "[20, 16]"):
         torch_op.max_min_diversity(tokens[0], 3)

@@ -51,6 +51,26 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("https://example.org/cat.jpg", "'https://example.org/cat.jpg'"),
+        (Path("http://example.org/cat.jpg"), "'http://example.org/cat.jpg'"),
+        ("s3://bucket/cat.jpg", "'s3://bucket/cat.jpg'"),
+        ("file:///tmp/cat.jpg", "'file://tmp/cat.jpg'"),
+        ("data:image/png;base64," + "A" * 9000, "'data:image/png;base64,AAAA"),
+    ],
+)
+def test_an_address_is_no_path(source: str | Path, shown: str) -> None:
+    with pytest.raises(
+        UserError, match="is an address, but images are read from files: download it"
+    ) as caught:
+        load_image(source)
+    assert caught.value.code == "image-is-address"
+    assert str(caught.value).startswith(shown)
+    assert len(str(caught.value)) < 250
+
+
 def test_path_object_and_array_agree(tmp_path: Path) -> None:
     pixels = noise(9, 13, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -77,7 +97,7 @@ def test_grey_array_is_spread_over_the_channels() -> None:
     ],
 )
 def test_other_arrays_are_refused(array: np.ndarray) -> None:
-    with refused("image-array-unfit", "[height, width, 3]"):
+    with refused("image-type-unsupported", "[height, width, 3]"):
         load_image(array)
 
 
@@ -114,6 +134,20 @@ def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(eight.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     loaded = np.asarray(load_image(tmp_path / "deep.png"))
     assert np.array_equal(loaded, np.repeat(eight[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_8_bits_in_16_stay_as_in_transformers(tmp_path: Path, kind: str) -> None:
+    load = pytest.importorskip("transformers.image_utils").load_image
+    path = tmp_path / f"wide.{kind}"
+    Image.fromarray(noise(6, 7).astype(np.uint16)).save(path)
+    assert np.array_equal(np.asarray(load_image(path)), np.asarray(load(str(path))))
+
+
+def test_12_bits_in_16_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(noise(6, 7).astype(np.uint16) * 16).save(tmp_path / "twelve.png")
+    assert np.asarray(load_image(tmp_path / "twelve.png")).max() <= 16
+    assert "fill 12: it is dark" in caplog.text
 
 
 def test_orientation_of_a_file_is_applied(tmp_path: Path) -> None:

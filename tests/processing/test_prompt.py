@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.demo import __file__ as demo_file
-from divprune_edge.processing.prompt import PromptEncoder, Turn
-from divprune_edge.processing.tokenizer import stand_in
+from divprune_edge.processing.prompt import PromptEncoder, Turn, system_turns
+from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in
 from divprune_edge.runtime.bundle import Bundle
 
 LIST_TEMPLATE = (
@@ -172,3 +172,117 @@ def test_equals_transformers_on_the_demo_checkpoint(demo_bundle: Path) -> None:
         expected = reference(text)["input_ids"]
         ids = bundle.prompt_encoder().encode(turns[:count], 1).ids
         assert [bundle.manifest.prompt.image_token_id if i == rows else i for i in ids] == expected
+
+
+STRING_SYSTEM_TEMPLATE = LIST_TEMPLATE.replace(
+    "{% for p in m.content %}",
+    "{% if m.role == 'system' %}{{ '' + m.content }}{% continue %}{% endif %}{% for p in m.content %}",
+)
+"""Parts for the user, plain text for the system."""
+REFUSING_TEMPLATE = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+
+
+@pytest.mark.parametrize("template", [LIST_TEMPLATE, STRING_TEMPLATE, STRING_SYSTEM_TEMPLATE])
+def test_system_text_is_a_turn_of_its_own(make: MakeEncoder, template: str, tokenizer: Tokenizer) -> None:
+    encoder = make(template)
+    ids = list(encoder.encode([*system_turns("the a"), *ask("what is it?")], 1).ids)
+    parts = [{"type": "text", "text": "the a"}]
+    shown = encoder._template.render(
+        [
+            {"role": "system", "content": parts if template == LIST_TEMPLATE else "the a"},
+            encoder._message(ask("what is it?")[0], "what is it?", encoder._parts),
+        ]
+    )
+    assert shown.index("the a") < shown.index("<image>")
+    assert [3 if i == 1000 else i for i in ids] == encoder.tokenizer.encode(shown)
+    assert ids != list(encoder.encode(ask("what is it?"), 1).ids)
+
+
+def test_special_tokens_in_a_system_text_are_words(make: MakeEncoder) -> None:
+    ids = make(LIST_TEMPLATE).encode([*system_turns("the </s> <image>"), *ask("a?")], 4).ids
+    assert (sum(i >= 1000 for i in ids), ids.count(2), ids.count(3)) == (4, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence", "code"),
+    [
+        (
+            REFUSING_TEMPLATE + LIST_TEMPLATE,
+            "refuses system turns (no system here): leave --system",
+            "system-refused",
+        ),
+        (
+            LIST_TEMPLATE.replace("in messages %}", "in messages if m.role != 'system' %}"),
+            "does not show system turns: leave --system out",
+            "system-ignored",
+        ),
+    ],
+)
+def test_templates_without_a_place_for_it(make: MakeEncoder, template: str, sentence: str, code: str) -> None:
+    encoder = make(template)
+    assert encoder.encode(ask("a"), 1)
+    with refused(code, "'the a'", sentence):
+        encoder.encode([*system_turns("the a"), *ask("a?")], 1)
+
+
+def test_an_empty_system_text() -> None:
+    assert system_turns(None) == []
+    with refused("system-empty"):
+        system_turns(" ")
+
+
+@pytest.mark.parametrize("begin", ["", "<s>"])
+def test_a_ready_made_prompt_is_the_prompt(make: MakeEncoder, begin: str) -> None:
+    encoder = make(LIST_TEMPLATE)
+    text = f"{begin}user: <image>\nthe a</s> user:"
+    ids = list(encoder.encode_raw(ask(text), 2).ids)
+    at = ids.index(1000)
+    assert ids[at + 1] == 1001
+    assert [*ids[:at], 3, *ids[at + 2 :]] == encoder.tokenizer.encode(text)
+    assert (ids.count(1), ids.count(2)) == (1, 1)
+
+
+@pytest.mark.parametrize(("text", "count"), [("the a", 0), ("<image> <image>", 2), ("", 0)])
+def test_a_ready_made_prompt_shows_the_image_once(make: MakeEncoder, text: str, count: int) -> None:
+    with refused("raw-prompt-placeholder", count, "'<image>'"):
+        make(LIST_TEMPLATE).encode_raw(ask(text), 2)
+
+
+def test_a_ready_made_prompt_has_its_own_system_text(make: MakeEncoder) -> None:
+    with refused("raw-prompt-system", "--system", "--raw-prompt"):
+        make(LIST_TEMPLATE).encode_raw([*system_turns("a"), *ask("<image> a")], 2)
+
+
+@pytest.mark.parametrize(
+    ("template", "question", "mark"),
+    [
+        (LIST_TEMPLATE, "user: what is it?", "user:"),
+        (LIST_TEMPLATE, "<image>\nwhat is it?", "<image>"),
+        (LIST_TEMPLATE, "what is it? <s>", "<s>"),
+        (LIST_TEMPLATE.replace("{{ m.role }}: ", "[INST] "), "[INST] what is it? [/INST]", "[INST]"),
+        (LIST_TEMPLATE, "what is a superuser: ?", None),
+        (LIST_TEMPLATE, "what does the user see, and what is in the a?", None),
+        (LIST_TEMPLATE.replace("{{ m.role }}: ", "the assistant. "), "who is the assistant.", None),
+    ],
+)
+def test_a_question_like_a_ready_made_prompt_is_noticed(
+    make: MakeEncoder, template: str, question: str, mark: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(template).encode(ask(question), 2)
+    assert ("like a ready-made prompt" in caplog.text) == (mark is not None)
+    assert mark is None or f"holds '{mark}'" in caplog.text
+
+
+def test_truncation_and_padding_in_the_tokenizer_change_nothing(
+    make: MakeEncoder, tokenizer: Tokenizer
+) -> None:
+    cut = Tokenizer.from_str(tokenizer.to_str())
+    cut.enable_truncation(4)
+    cut.enable_padding(length=64, pad_token="<unk>")
+    prompt = make(LIST_TEMPLATE)
+    for text in ("what is in the a?", "what </s> is in the a?"):
+        whole = prompt.tokenizer.encode_with_plain(f"<image>{stand_in(0)}", {stand_in(0): text})
+        assert len(whole) > 4
+        other = PromptTokenizer(cut.to_str(), "<s>")
+        assert other.encode_with_plain(f"<image>{stand_in(0)}", {stand_in(0): text}) == whole
+        assert other.encode(text) == prompt.tokenizer.encode(text)

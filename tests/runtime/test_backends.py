@@ -12,6 +12,7 @@ import pytest
 from one_slot import OneSlot
 from raising import refused
 
+from divprune_edge.errors import UserError
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.runtime.backends import Backend, open_backend
 from divprune_edge.runtime.backends import onnxruntime as module
@@ -115,9 +116,43 @@ def test_unknown_backend_and_threads(bundle: Bundle) -> None:
         open_backend(bundle, "cpu", threads=99999)
 
 
+@pytest.mark.parametrize(
+    ("said", "remedy"),
+    [
+        ("Failed to allocate memory for requested buffer of size 9", ": free memory, or export"),
+        ("bad allocation", ": free memory"),
+        ("CUDNN failure 1001", ": check the driver"),
+        ("9 : NOT_IMPLEMENTED : Could not find an implementation for Attention(24)", ": it is older"),
+        ("Unsupported model IR version: 14, max supported IR version: 13", ": it is older"),
+        ("com.microsoft:GroupQueryAttention(-1) is not a registered function/op", ": it is older"),
+        ("open file vision_encoder.data fail, errcode = 13 - Permission denied", ": make the file readable"),
+        ("something else", ""),
+    ],
+)
+def test_a_remedy_follows_from_what_onnxruntime_says(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, said: str, remedy: str
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(UserError) as caught:
+        open_backend(bundle).load(None)
+    start, _, end = str(caught.value).partition(f"({said})")
+    assert "cannot load 'vision_encoder.onnx' on cpu" in start
+    assert end.startswith(remedy)
+    assert (end == ".") == (not remedy)
+
+
+def test_without_onnxruntime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divprune_edge.runtime.backends.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="not installed: 'python -m pip install onnxruntime-gpu'"):
+        open_backend(bundle, "cuda")
+
+
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is there")
 def test_missing_provider_is_refused(bundle: Bundle) -> None:
-    with refused("onnxruntime-without-provider", "CUDAExecutionProvider", "divprune-edge[gpu]"):
+    with refused("onnxruntime-without-provider", "CUDAExecutionProvider", "onnxruntime-gpu"):
         open_backend(bundle, "cuda")
 
 
@@ -152,6 +187,7 @@ def test_only_the_language_model_keeps_its_threads_awake(
         return cpu_only
 
     monkeypatch.setattr(module.ort, "InferenceSession", open_session)
+    monkeypatch.setattr(module, "check_session", lambda *given: None)
     open_backend(bundle, "cpu").load(bundle.manifest.selectors[0])
     assert awake == {"vision_encoder.onnx": False, "divprune-58.onnx": False, "language_model.onnx": True}
 

@@ -38,7 +38,7 @@ QUESTIONS = (
 def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """The demo checkpoint in each dialect."""
     folder = tmp_path_factory.mktemp("bundles") / request.param
-    options = {"capacity": 704} if DIALECTS[request.param].fixed else {}
+    options = {"capacity": 704} if DIALECTS[request.param].for_tensorrt else {}
     return Pipeline(
         export(plan_of(CHECKPOINT, 58, dialect=request.param, **options), folder).folder, threads=1
     )
@@ -317,7 +317,7 @@ def test_a_file_of_questions_is_checked_before_anything_is_loaded(
     outcome = command("batch", tmp_path / "no-bundle", tmp_path / "q.jsonl")
     assert_told(outcome.code, outcome.err, "questions-empty", "q.jsonl")
     size = command("batch", tmp_path, tmp_path / "q.jsonl", "--size", 0)
-    assert_told(size.code, size.err, "size-out-of-range", 0)
+    assert_told(size.code, size.err, "count-out-of-range", 0)
     for name in ("none.jsonl", "x" * 300, "."):
         missing = command("batch", tmp_path, tmp_path / name)
         assert_told(missing.code, missing.err, "questions-missing")

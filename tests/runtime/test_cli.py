@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from raising import assert_told
 
+from divprune_edge.runtime.pipeline import Pipeline
+
 ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "what color is the circle?"
 FIELDS = {
@@ -75,6 +77,57 @@ def test_options_reach_the_answer(command: Run, demo_bundle: Path, image: Path) 
     assert (stopped["finish_reason"], letter in stopped["answer"]) == ("stop_string", False)
 
 
+def test_special_tokens_and_ids_that_stop(
+    command: Run, pipeline: Pipeline, demo_bundle: Path, image: Path
+) -> None:
+    ids = pipeline.ask(image, QUESTION, max_tokens=12, ignore_eos=True).token_ids
+    asked = ["ask", demo_bundle, "--image", image, QUESTION, "--json", "--ignore-eos"]
+    stopped = json.loads(command(*asked, "--stop-id", ids[0], "--stop-id", 7).out)
+    assert (stopped["token_ids"], stopped["finish_reason"]) == ([ids[0]], "stop")
+    at = ids.index(2)
+    stopped = json.loads(command(*asked, "--stop", "</s>").out)
+    assert (stopped["token_ids"], stopped["finish_reason"]) == (list(ids[: at + 1]), "stop_string")
+    assert "error[stop-id]" in command(*asked, "--stop-id", 12345).err
+
+
+def test_system_text_and_ready_made_prompts(
+    command: Run, demo_bundle: Path, image: Path, tmp_path: Path
+) -> None:
+    def fields(text: str, *options: object) -> dict[str, Any]:
+        (tmp_path / "q.jsonl").write_text(json.dumps({"image": str(image), "question": text}))
+        one = command("ask", demo_bundle, "--image", image, text, "--json", "--max-tokens", 9, *options)
+        several = command("batch", demo_bundle, tmp_path / "q.jsonl", "--max-tokens", 9, *options)
+        assert (one.code, several.code) == (0, 0), one.err + several.err
+        first, second = json.loads(one.out), json.loads(several.out)
+        assert (first["token_ids"], first["prompt_tokens"]) == (second["token_ids"], second["prompt_tokens"])
+        return dict(first)
+
+    plain, told = fields(QUESTION), fields(QUESTION, "--system", "the red circle")
+    assert told["prompt_tokens"] == plain["prompt_tokens"] + 3
+    ready = fields(f"USER: <image>\n{QUESTION} ASSISTANT:", "--raw-prompt")
+    assert (ready["prompt_tokens"], ready["token_ids"]) == (plain["prompt_tokens"], plain["token_ids"])
+    asked = ["ask", demo_bundle, "--image", image]
+    assert "error[raw-prompt-placeholder]" in command(*asked, QUESTION, "--raw-prompt").err
+    assert "error[raw-prompt-system]" in command(*asked, "<image>", "--raw-prompt", "--system", "a").err
+    assert "error[system-empty]" in command(*asked, QUESTION, "--system", "").err
+
+
+def test_a_chat_keeps_its_system_text(pipeline: Pipeline, image: Path) -> None:
+    chat = pipeline.chat(image, system="the red circle")
+    first, second = chat.ask(QUESTION, max_tokens=4), chat.ask("how many?", max_tokens=4)
+    assert [turn.role for turn in chat._turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert second.prompt_tokens > first.prompt_tokens
+    assert second.timings_ms["vision"] == 0
+
+
+def test_a_ready_made_prompt_in_a_chat_stands_alone(pipeline: Pipeline, image: Path) -> None:
+    chat = pipeline.chat(image)
+    chat.ask("how many?", max_tokens=4)
+    raw = chat.ask(f"USER: <image>\n{QUESTION} ASSISTANT:", raw_prompt=True, max_tokens=4)
+    assert raw.token_ids == pipeline.ask(image, QUESTION, max_tokens=4).token_ids
+    assert len(chat._turns) == 2
+
+
 @pytest.mark.parametrize("stdin", [False, True])
 def test_chat_answers_one_line_per_question(
     command: Run, demo_bundle: Path, image: Path, stdin: bool
@@ -119,13 +172,13 @@ def refused(result: Any, code: str, *parts: object) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--max-tokens", -1], ["max-tokens-out-of-range", "max_tokens is -1", "at least 1"]),
+        (["--max-tokens", -1], ["decoding-out-of-range", "max_tokens is -1", "at least 1"]),
         (["--max-tokens", "many"], ["usage", "--max-tokens", "integer"]),
-        (["--temperature", -0.5], ["temperature-out-of-range", "temperature is -0.5"]),
-        (["--top-p", 0], ["top-p-out-of-range", "top_p is 0"]),
-        (["--top-p", 1.5], ["top-p-out-of-range", "top_p is 1.5"]),
-        (["--seed", -1], ["seed-out-of-range", "seed is -1"]),
-        (["--stop", ""], ["stop-empty"]),
+        (["--temperature", -0.5], ["decoding-out-of-range", "temperature is -0.5"]),
+        (["--top-p", 0], ["decoding-out-of-range", "top_p is 0"]),
+        (["--top-p", 1.5], ["decoding-out-of-range", "top_p is 1.5"]),
+        (["--seed", -1], ["decoding-out-of-range", "seed is -1"]),
+        (["--stop", ""], ["stop-invalid", "empty"]),
         (["--threads", 0], ["threads-out-of-range", 0]),
         (
             ["--selector", "divprun"],
@@ -135,7 +188,7 @@ def refused(result: Any, code: str, *parts: object) -> None:
         (["--keep", 0], ["keep-out-of-range", "1 to 576"]),
         (["--keep", 577], ["keep-out-of-range", "1 to 576"]),
         (["--backend", "tpu"], ["backend-unknown", "'tpu'", "cpu, cuda, tensorrt or tensorrt-rtx"]),
-        (["--verify-hashes", "never"], ["verify-hashes-unknown", "'never'", "'auto' or 'always'"]),
+        (["--verify-hashes", "never"], ["option-invalid", "'never'", "'auto' or 'always'"]),
         (["--nonsense"], ["usage", "--nonsense", "--help"]),
         (["a second question"], ["question-count", "2 questions", "--chat"]),
     ],
@@ -152,7 +205,7 @@ def test_missing_provider(command: Run, demo_bundle: Path, image: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("CUDA is there")
     result = command("ask", demo_bundle, "--image", image, QUESTION, "--backend", "cuda")
-    refused(result, "onnxruntime-without-provider", "CUDAExecutionProvider", "divprune-edge[gpu]")
+    refused(result, "onnxruntime-without-provider", "CUDAExecutionProvider", "onnxruntime-gpu")
 
 
 def test_questions(command: Run, demo_bundle: Path, image: Path) -> None:
@@ -222,7 +275,7 @@ def test_bundles_that_are_refused(
     manifest.write_text(original.replace('"tokenizer.json"', '"../tokenizer.json"'))
     refused(run(), "manifest-invalid", "leaves the bundle folder")
     manifest.write_text(original[:-40])
-    refused(run(), "manifest-unreadable", manifest)
+    refused(run(), "manifest-invalid", manifest)
     manifest.write_text(original)
     data = bundle_copy / "language_model.data"
     bytes_ = bytearray(data.read_bytes())

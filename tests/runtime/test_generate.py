@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from raising import refused
 from tokenizers import Tokenizer
 
+from divprune_edge.errors import UserError
 from divprune_edge.processing.layout import lay_out
 from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, Generation, Writer, write
@@ -133,9 +135,49 @@ def test_unfinished_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
     ],
 )
 def test_options_outside_their_range_are_refused(option: str, value: object) -> None:
-    code = f"{option.replace('_', '-')}-out-of-range"
-    if option == "stop":
-        code = "stop-not-a-tuple" if isinstance(value, str) else "stop-empty"
-    with refused(code) as error:
+    with refused("stop-invalid" if option == "stop" else "decoding-out-of-range") as error:
         Decoding(**{option: value})  # type: ignore[arg-type]
     assert option in str(error.value).lower()
+
+
+IMAGE = 3
+"""A special token that is not the script's stop id."""
+
+
+@pytest.mark.parametrize("stop", ["<image>", "<image>\n"])
+def test_a_stop_string_that_is_a_special_token(tokenizer: Tokenizer, stop: str) -> None:
+    ids = encode(tokenizer, "the a")
+    result, _ = run(tokenizer, Script([*ids, IMAGE, *ids]), stop=("END", stop))
+    assert (result.token_ids, result.finish_reason) == ((*ids, IMAGE), "stop_string")
+    assert result.text == tokenizer.decode(ids)
+
+
+def test_one_that_the_answer_spells_out(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "the <a> the")
+    result, _ = run(tokenizer, Script([*ids, STOP]), stop=("<image>", tokenizer.decode(ids)[4:]))
+    assert result.finish_reason == "stop_string"
+
+
+def test_a_special_token_among_other_text_is_refused(tokenizer: Tokenizer) -> None:
+    with refused("stop-string-special-token", "'a<image>'", "'<image>'"):
+        run(tokenizer, Script([STOP]), stop=("a<image>",))
+
+
+def test_stop_ids_beside_the_bundles_own(tokenizer: Tokenizer) -> None:
+    ids = encode(tokenizer, "the a the")
+    for stops in ((IMAGE, ids[2]), (IMAGE,)):
+        result, _ = run(tokenizer, Script([ids[0], IMAGE, *ids]), stop_ids=stops, ignore_eos=True)
+        assert (result.token_ids[-1] in stops, result.finish_reason) == (True, "stop")
+    result, _ = run(tokenizer, Script([ids[0], STOP]), stop_ids=(IMAGE,))
+    assert result.token_ids == (ids[0], STOP)
+
+
+@pytest.mark.parametrize("ids", [(-1,), 5])
+def test_stop_ids_that_are_none(ids: Any) -> None:
+    with pytest.raises(UserError, match=r"-1 is below 0|expected a tuple of ids"):
+        Decoding(stop_ids=ids)
+
+
+def test_a_stop_id_that_no_token_has(tokenizer: Tokenizer) -> None:
+    with refused("stop-id", 99999):
+        run(tokenizer, Script([STOP]), stop_ids=(99999,))

@@ -157,5 +157,5 @@ def test_special_tokens_in_a_question(pipeline: Pipeline, image: Path) -> None:
 def test_unknown_option_and_bad_value(pipeline: Pipeline, image: Path) -> None:
     with pytest.raises(TypeError, match="max_token"):
         pipeline.ask(image, QUESTION, max_token=3)
-    with refused("max-tokens-out-of-range", "max_tokens is -1"):
+    with refused("decoding-out-of-range", "max_tokens is -1"):
         pipeline.ask(image, QUESTION, max_tokens=-1)

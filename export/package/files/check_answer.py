@@ -1,4 +1,4 @@
-"""Compare an answer of this board with the one that was recorded when the package was made.
+"""Compare an answer of this board with the one that was recorded when the package was made, and say what it took.
 
     python3 check_answer.py EXPECTED.json ANSWER.json
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def main(expected_file: str, answer_file: str) -> int:
-    """Print one line and return the exit code."""
+    """Print what was answered, and below it what that took; return the exit code."""
     expected, answer = read(expected_file), read(answer_file)
     if expected is None or answer is None or not isinstance(answer.get("token_ids"), list):
         broken = expected_file if expected is None else answer_file
@@ -28,6 +28,7 @@ def main(expected_file: str, answer_file: str) -> int:
         return 1
     if expected["answer"] is None:
         print(f"The board answers '{text}'; nothing to compare with ({expected['source']}).")
+        print_timings(answer)
         return 0
     wanted = expected["token_ids"]
     needed = min(expected["required"], len(wanted))
@@ -43,7 +44,16 @@ def main(expected_file: str, answer_file: str) -> int:
         return 1
     whole = same == len(wanted) == len(ids)
     print(f"The board answers '{text}', " + ("as recorded." if whole else f"{same} leading ids as recorded."))
+    print_timings(answer)
     return 0
+
+
+def print_timings(answer: dict[str, Any]) -> None:
+    """Print the stages' times, if the answer has them."""
+    timings = answer.get("timings_ms")
+    if isinstance(timings, dict):
+        stages = ", ".join(f"{stage} {value:.0f}" for stage, value in timings.items())
+        print(f"It took, in ms: {stages} (a first question; later ones take less).")
 
 
 def read(file: str) -> dict[str, Any] | None:

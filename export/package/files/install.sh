@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the bundle beside this script on a Jetson: checks the board, makes a Python environment that sees JetPack's
-# own TensorRT, builds the plugin and the engines, asks a question whose answer is known, and measures.
+# own TensorRT, builds the plugin and the engines, and asks a question whose answer is known.
 #
 # It never uses sudo and changes nothing outside its folder. Every step is printed before it runs; what is done already
 # is not done again, so after a failure the same command goes on.
@@ -27,7 +27,7 @@ prefix=$here
 wheelhouse=
 python=/usr/bin/python3
 number=0
-total=17
+total=16
 partial=
 LC_ALL=C
 export LC_ALL
@@ -351,12 +351,6 @@ self_test() {
     || fail "The self-test failed: build the engines again ('rm -r $prefix/bundle/engines', then install.sh), and compare with '--backend cpu' where ONNX Runtime is installed." 1
 }
 
-show_profile() {
-  step "Profile: how long each stage takes"
-  run "$venv" -m runtime profile "$prefix/bundle" --backend tensorrt --target "$TARGET" --runs 5 --answer-tokens 1,16,64 --html "$prefix/profile.html" \
-    || fail "The profile could not be taken: the message above says why; everything before it is installed." 1
-}
-
 finish() {
   printf '\n'
   if $dry; then
@@ -412,5 +406,4 @@ make_environment
 build_plugin
 build_engines
 self_test
-show_profile
 finish

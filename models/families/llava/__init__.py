@@ -7,7 +7,7 @@ from divprune_edge.models.families.llava.encoder import write_encoder
 from divprune_edge.models.families.llava.preprocessing import read_preprocessing
 from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import read_llava
-from divprune_edge.models.families.llava.weights import find_weights
+from divprune_edge.models.families.llava.weights import canonical_name, find_weights
 from divprune_edge.models.files import Config
 from divprune_edge.processing.preprocess import encoder_pixels
 
@@ -15,7 +15,7 @@ __all__ = ["LLAVA"]
 
 VICUNA_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ message['role'] | upper }}: "
+    "{% if message['role'] != 'system' %}{{ message['role'] | upper }}: {% endif %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %} {% endif %}"
@@ -38,6 +38,7 @@ LLAVA = Family(
     template=VICUNA_TEMPLATE,
     presets=_PRESETS,
     spec=read_llava,
+    canonical_name=canonical_name,
     weight_names=find_weights,
     preprocessing=lambda files, spec: read_preprocessing(files, spec.vision.image_size),
     pixels=encoder_pixels,

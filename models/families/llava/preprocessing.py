@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Any
 
 from divprune_edge.errors import UserError
@@ -10,52 +12,101 @@ from divprune_edge.models.files import CheckpointFiles, Config, setting
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-BICUBIC = 3
-_SUPPORTED = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
-_PADDING = ("LlavaImageProcessor", "LlavaImageProcessorFast", "LlavaImageProcessorPil")
+_HALF = (0.5, 0.5, 0.5)
+BILINEAR, BICUBIC = 2, 3
+
+
+@dataclass(frozen=True)
+class ProcessorKind:
+    """What one of transformers' image processors does where its file says nothing.
+
+    ``square`` says that a single number as size means both edges, not the shorter one; ``crop`` is None where it does
+    not crop; ``pads`` says that ``do_pad`` makes the image a square first.
+    """
+
+    size: dict[str, int]
+    crop: int | None
+    resample: int = BICUBIC
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    square: bool = False
+    pads: bool = False
+
+
+_CLIP = ProcessorKind({"shortest_edge": 224}, 224)
+PROCESSORS: dict[str, ProcessorKind] = {
+    "CLIP": _CLIP,
+    "ChineseCLIP": _CLIP,
+    "Bit": _CLIP,
+    "Llava": ProcessorKind({"shortest_edge": 224}, 224, pads=True),
+    "ViT": ProcessorKind({"height": 224, "width": 224}, None, BILINEAR, _HALF, _HALF, square=True),
+    "DeiT": ProcessorKind({"height": 256, "width": 256}, 224, BICUBIC, _HALF, _HALF, square=True),
+    "Siglip": ProcessorKind({"height": 224, "width": 224}, None, BICUBIC, _HALF, _HALF),
+    "Blip": ProcessorKind({"height": 384, "width": 384}, None, square=True),
+}
+"""Name of the processor, less ``ImageProcessor`` -> the defaults of transformers' Pillow processor of that name."""
+_CLASS = re.compile(r"(\w+?)(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)")
 
 
 def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing:
     """Return the image preprocessing of a checkpoint whose vision tower takes ``image_size`` pixels a side.
 
-    Looks in ``preprocessor_config.json``, then under ``image_processor`` of ``processor_config.json``; absent
-    fields take ``CLIPImageProcessor``'s defaults.
+    Looks in ``preprocessor_config.json``, then under ``image_processor`` of ``processor_config.json``; absent fields
+    take the defaults of the processor that is named, ``CLIPImageProcessor`` where none is. As in transformers, null
+    switches something off.
 
     Raises:
         UserError: no such file, another processor, or a result that does not fit the vision tower.
     """
     config = _find(files)
-    kind = setting(config, "image_processor_type", "CLIPImageProcessor", str)
-    if kind not in _SUPPORTED + _PADDING:
+    name = (
+        setting(config, "image_processor_type", config.get("feature_extractor_type"), str)
+        or "CLIPImageProcessor"
+    )
+    found = _CLASS.fullmatch(name)
+    kind = PROCESSORS.get(found.group(1)) if found else None
+    if kind is None:
         raise UserError(
-            f"The image processor is a '{kind}', supported are {', '.join(_SUPPORTED + _PADDING)}.",
+            f"The image processor is a '{name}', supported are {', '.join(PROCESSORS)} (as CLIPImageProcessor, "
+            "CLIPImageProcessorFast, CLIPFeatureExtractor): use a checkpoint with one of them.",
             code="image-processor-unsupported",
         )
-    crop = _height_width(config.get("crop_size", 224)) if config.get("do_center_crop", True) else None
-    rescaled = bool(config.get("do_rescale", True))
-    normalised = bool(config.get("do_normalize", True))
+    if config.get("do_pad") and not kind.pads and config.get("pad_size") is not None:
+        raise UserError(
+            f"The image processor '{name}' pads to {config['pad_size']!r} after it normalises, which is not supported: "
+            "set do_pad to false if images have the tower's size without it.",
+            code="image-processor-unsupported",
+        )
+    rescaled, normalised = _is_on(config, "do_rescale"), _is_on(config, "do_normalize")
+    crop = None
+    if _is_on(config, "do_center_crop", default=kind.crop is not None):
+        crop = _height_width(kind.crop if config.get("crop_size") is None else config["crop_size"])
     facts = Preprocessing(
-        **_resize(config),
-        resample=_resample(config),
+        **_resize(config, kind),
+        resample=_resample(config, kind),
         crop_height=crop[0] if crop else None,
         crop_width=crop[1] if crop else None,
-        pad_to_square=kind in _PADDING and bool(config.get("do_pad", False)),
+        pad_to_square=kind.pads and _is_on(config, "do_pad", default=False),
         rescale_factor=setting(config, "rescale_factor", 1 / 255, float) if rescaled else 1.0,
-        mean=_three(config, "image_mean", CLIP_MEAN) if normalised else (0.0, 0.0, 0.0),
-        std=_three(config, "image_std", CLIP_STD) if normalised else (1.0, 1.0, 1.0),
+        mean=_three(config, "image_mean", kind.mean) if normalised else (0.0, 0.0, 0.0),
+        std=_three(config, "image_std", kind.std) if normalised else (1.0, 1.0, 1.0),
     )
     _check_size(facts, image_size)
     return facts
 
 
-def _resample(config: Config) -> int:
-    value = setting(config, "resample", BICUBIC, int)
+def _resample(config: Config, kind: ProcessorKind) -> int:
+    value = int(setting(config, "resample", kind.resample, int))
     if not 0 <= value <= 5:
         raise UserError(
             f"The image processor's resample is {value}, expected one of Pillow's filters, 0 to 5.",
-            code="image-processor-invalid",
+            code="image-processor-unsupported",
         )
-    return int(value)
+    return value
+
+
+def _is_on(config: Config, name: str, *, default: bool = True) -> bool:
+    return bool(config.get(name, default))
 
 
 def _find(files: CheckpointFiles) -> Config:
@@ -72,55 +123,60 @@ def _find(files: CheckpointFiles) -> Config:
     return config
 
 
-def _resize(config: Config) -> dict[str, Any]:
-    if not config.get("do_resize", True):
+def _resize(config: Config, kind: ProcessorKind) -> dict[str, Any]:
+    if not _is_on(config, "do_resize"):
         return {"resize": "none"}
-    size = config.get("size", {"shortest_edge": 224})
-    if isinstance(size, int):
-        return {"resize": "shortest_edge", "shortest_edge": _pixels(size, "size")}
-    if isinstance(size, dict) and "shortest_edge" in size and "longest_edge" not in size:
-        return {"resize": "shortest_edge", "shortest_edge": _pixels(size["shortest_edge"], "size")}
-    if isinstance(size, dict) and {"height", "width"} <= set(size):
-        return {
-            "resize": "exact",
-            "resize_height": _pixels(size["height"], "size"),
-            "resize_width": _pixels(size["width"], "size"),
-        }
+    size: Any = kind.size if config.get("size") is None else config["size"]
+    if kind is _CLIP and config.get("use_square_size"):
+        size = {"height": 224, "width": 224}
+    if _is_edge(size):
+        size = {"height": size, "width": size} if kind.square else {"shortest_edge": size}
+    elif isinstance(size, list) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    if isinstance(size, dict) and all(_is_edge(edge) for edge in size.values()):
+        if set(size) == {"shortest_edge"}:
+            return {"resize": "shortest_edge", **size}
+        if set(size) == {"shortest_edge", "longest_edge"}:
+            return {"resize": "shortest_edge", **size}
+        if set(size) == {"height", "width"}:
+            return {"resize": "exact", "resize_height": size["height"], "resize_width": size["width"]}
     raise UserError(
-        f"The image processor's size is {size!r}, supported are shortest_edge or height and width.",
+        f"The image processor's size is {size!r}, supported are shortest_edge, with longest_edge or without, or height "
+        "and width, or one number.",
         code="image-processor-unsupported",
     )
 
 
 def _height_width(size: Any) -> tuple[int, int]:
-    if isinstance(size, int):
-        return (_pixels(size, "crop_size"),) * 2
-    if isinstance(size, dict) and {"height", "width"} <= set(size):
-        return _pixels(size["height"], "crop_size"), _pixels(size["width"], "crop_size")
+    if isinstance(size, list) and len(size) == 2:
+        size = {"height": size[0], "width": size[1]}
+    if _is_edge(size):
+        return size, size
+    if isinstance(size, dict) and set(size) == {"height", "width"} and all(map(_is_edge, size.values())):
+        return size["height"], size["width"]
     raise UserError(
         f"The image processor's crop_size is {size!r}, expected a number or height and width.",
-        code="image-processor-invalid",
+        code="image-processor-unsupported",
     )
 
 
-def _pixels(value: Any, name: str) -> int:
-    if type(value) is not int or not 0 < value <= 1 << 16:
-        raise UserError(
-            f"The image processor's {name} is {str(value)[:60]}, expected a number of pixels.",
-            code="image-processor-invalid",
-        )
-    return value
+def _is_edge(value: Any) -> bool:
+    """Whether this is a number of pixels."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
 
 
 def _three(config: Config, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Return a number per channel; a single one is for all three."""
     values = config.get(name)
     if values is None:
         return default
+    if isinstance(values, (int, float)) and not isinstance(values, bool):
+        values = [values] * 3
     numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
     if not numbers or len(values) != 3 or max(map(abs, values)) > 1e6:
         raise UserError(
-            f"The image processor's {name} is {values!r}, expected three numbers.",
-            code="image-processor-invalid",
+            f"The image processor's {name} is {values!r}, expected three numbers, or one for all.",
+            code="image-processor-unsupported",
         )
     return (float(values[0]), float(values[1]), float(values[2]))
 
@@ -130,7 +186,8 @@ def _check_size(facts: Preprocessing, image_size: int) -> None:
     if sides == (None, None) and facts.resize == "exact":
         sides = (facts.resize_height, facts.resize_width)
     if sides == (None, None) and facts.pad_to_square and facts.resize == "shortest_edge":
-        sides = (facts.shortest_edge, facts.shortest_edge)
+        edge = min(facts.shortest_edge or image_size, facts.longest_edge or facts.shortest_edge or image_size)
+        sides = (edge, edge)
     if sides != (image_size, image_size):
         raise UserError(
             f"The image processor gives images of {sides[0] or 'varying'} x {sides[1] or 'varying'} pixels, "

@@ -64,3 +64,22 @@ def _prefix(prefixes: tuple[str, ...], probe: str, names: Collection[str], part:
         f"{len(prefixes) - 1} other spellings): a shard is missing or this is not a LLaVA checkpoint.",
         code="weights-incomplete",
     )
+
+
+def canonical_name(name: str) -> str | None:
+    """Return the name of a weight or module whatever the spelling of its prefix, None where it is in no part.
+
+    ``language_model.model.norm.weight`` and ``model.language_model.norm.weight`` are both
+    ``decoder.norm.weight``; the output head is ``head.weight``.
+    """
+    heads = [head.removesuffix(".weight") for head in _HEAD]
+    if name.removesuffix(".weight") in heads:
+        return "head.weight" if name.endswith(".weight") else "head"
+    parts = {"vision.": _VISION, "projector.": _PROJECTOR, "decoder.": _DECODER}
+    found = [
+        (prefix, part) for part, prefixes in parts.items() for prefix in prefixes if name.startswith(prefix)
+    ]
+    if not found:
+        return None
+    prefix, part = max(found, key=lambda one: len(one[0]))
+    return part + name[len(prefix) :]

@@ -111,13 +111,14 @@ def _require_one_model(bundles: Sequence[Bundle]) -> None:
 
 def write_sweep(entries: list[Entry], folder: Path, about: dict[str, object], sentence: str | None) -> None:
     """Write the page and its charts."""
+    from divprune_edge.files import write_whole
     from divprune_edge.runtime.lab.evaluation.page import latency_chart, sweep_page, tokens_chart
     from divprune_edge.runtime.lab.evaluation.results import writing
 
     with writing(folder):
-        (folder / "sweep.html").write_text(sweep_page(entries, about, sentence), encoding="utf-8")
-        (folder / "sweep-tokens.svg").write_text(tokens_chart(entries) + "\n", encoding="utf-8")
-        (folder / "sweep-latency.svg").write_text(latency_chart(entries) + "\n", encoding="utf-8")
+        write_whole(folder / "sweep.html", sweep_page(entries, about, sentence))
+        write_whole(folder / "sweep-tokens.svg", tokens_chart(entries) + "\n")
+        write_whole(folder / "sweep-latency.svg", latency_chart(entries) + "\n")
 
 
 def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *, as_json: bool) -> None:
@@ -219,13 +220,14 @@ def report(
     from rich.console import Console
     from rich.table import Table
 
+    from divprune_edge.files import write_whole
     from divprune_edge.runtime.lab.evaluation import tables
     from divprune_edge.runtime.lab.evaluation.results import writing
 
     text = tables.to_json(rows, about)
     for ending, content in (("json", text), ("csv", tables.to_csv(rows)), ("md", tables.markdown(rows))):
         with writing(folder / f"{name}.{ending}"):
-            (folder / f"{name}.{ending}").write_text(content, encoding="utf-8")
+            write_whole(folder / f"{name}.{ending}", content)
     if as_json:
         print(text, end="")
         return

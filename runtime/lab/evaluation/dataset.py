@@ -74,7 +74,7 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
         UserError: no such folder, a malformed line (its number is named), or a missing image.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} images were asked for, expected at least 1.", code="limit-out-of-range")
+        raise UserError(f"{limit} images were asked for, expected at least 1.", code="count-out-of-range")
     if source.startswith(LMMS):
         raise UserError(
             f"'{source}' names a task of lmms-eval, which scores in its own way: ask it with 'evaluate', or give "
@@ -113,7 +113,7 @@ def _folder(folder: Path) -> list[ImageQuestions]:
             f"'{folder}' holds {len(files)} files '*.jsonl', expected one with the questions.",
             code="dataset-not-one-file",
         )
-    text = read_text(files[0], code="questions-unreadable", advice="give a UTF-8 text", most=MOST_BYTES)
+    text = read_text(files[0], code="questions-invalid", advice="give a UTF-8 text", most=MOST_BYTES)
     lines = text.split("\n")  # not splitlines: a JSON text may hold other characters that end a line
     asked: dict[str, list[Question]] = {}
     for number, line in enumerate(lines, start=1):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from divprune_edge.files import write_whole
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
 from divprune_edge.runtime.lab.evaluation.methods import Method
@@ -58,7 +59,7 @@ def evaluate(
         on_image(number, len(data.images))
     pairs = compare_pairs(journal.records, methods, data)
     with writing(folder / PAIRS):
-        (folder / PAIRS).write_text(pairs_csv(pairs), encoding="utf-8")
+        write_whole(folder / PAIRS, pairs_csv(pairs))
     return summarise(journal.records, methods, data)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.hints import install
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import LMMS
 from divprune_edge.runtime.lab.evaluation.evaluate import run_facts
@@ -59,7 +60,7 @@ def find_task(source: str) -> Task:
     named = source.removeprefix(LMMS)
     if importlib.util.find_spec("lmms_eval") is None:
         raise UserError(
-            f"'{source}' is a task of lmms-eval, which is not installed: run pip install 'divprune-edge[lmms]'.",
+            f"'{source}' is a task of lmms-eval, which is not installed: {install('lmms')}.",
             code="lmms-eval-missing",
         )
     file = Path(named) if named.endswith((".yaml", ".yml")) else None
@@ -123,7 +124,7 @@ def evaluate_task(
             or the folder holds another evaluation.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"{limit} documents were asked for, expected at least 1.", code="limit-out-of-range")
+        raise UserError(f"{limit} documents were asked for, expected at least 1.", code="count-out-of-range")
     runner = Runner(bundle, methods, backend, threads)
     facts = run_facts(bundle, f"{LMMS}{task.name}", runner.backend, threads, max_tokens)
     journal = Journal(folder, facts)

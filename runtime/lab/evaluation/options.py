@@ -78,7 +78,7 @@ class RunOptions:
 
             raise UserError(
                 f"--keep is '{self.keep}', expected whole numbers with commas between them.",
-                code="keep-not-numbers",
+                code="option-invalid",
             ) from None
 
     def folder(self, bundle: str, data: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.scoring import wilson
@@ -71,15 +72,18 @@ class Journal:
             if self._path.exists():
                 self._resume(facts)
             else:
-                self._append(facts)
+                write_whole(self._path, _line(facts))
 
     def _resume(self, facts: dict[str, Any]) -> None:
         written = self._path.read_bytes()
         # A line that was being written when the run ended is lost.
         whole = written[: written.rfind(b"\n") + 1]
         lines = whole.splitlines()  # of bytes: of a text, other characters would end lines as well
+        if not lines:  # not even the first one was written
+            write_whole(self._path, _line(facts))
+            return
         try:
-            if not lines or parse_json(lines[0].decode()) != json.loads(json.dumps(facts)):
+            if parse_json(lines[0].decode()) != json.loads(json.dumps(facts)):
                 raise UserError(
                     f"'{self._path}' holds results of another bundle, question set, backend, number of threads or "
                     "longest answer: choose another --output, or delete it.",
@@ -105,12 +109,16 @@ class Journal:
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            stream.write(_line(entry))
 
     def done(self, data: Dataset) -> set[tuple[str, str]]:
         """Return (image, method) of every record about the questions of ``data``."""
         asked = {image.name: image.digest for image in data.images}
         return {(r.image, r.method) for r in self.records if asked.get(r.image) == r.asked}
+
+
+def _line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True)

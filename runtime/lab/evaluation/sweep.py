@@ -65,7 +65,7 @@ def parse_milliseconds(text: str) -> float:
     value = float(found.group(1)) * (1000 if found.group(2) == "s" else 1) if found else 0.0
     if not value > 0:
         raise UserError(
-            f"--target-ttft is '{text}', expected a time such as 150ms or 0.15s.", code="target-ttft-invalid"
+            f"--target-ttft is '{text}', expected a time such as 150ms or 0.15s.", code="option-invalid"
         )
     return value
 

@@ -75,7 +75,7 @@ def profile_command(
 
     if runs < 1 or warmup < 1:
         name, value = ("--runs", runs) if runs < 1 else ("--warmup", warmup)
-        raise UserError(f"{name} is {value}, expected at least 1.", code="runs-out-of-range")
+        raise UserError(f"{name} is {value}, expected at least 1.", code="count-out-of-range")
     if alone and against is not None:
         raise UserError(
             "--alone and --against were given together: leave one of the two out.", code="options-exclusive"
@@ -121,7 +121,7 @@ def read_lengths(text: str) -> list[int]:
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(
             f"--answer-tokens is '{text}', expected positive numbers with commas, such as {LENGTHS}.",
-            code="answer-tokens-invalid",
+            code="option-invalid",
         )
     return sorted({int(part) for part in parts})
 
@@ -185,6 +185,7 @@ def _fit(
 ) -> tuple[list[Variant], list[int], list[str]]:
     """Leave out what there is no room for, with a note; what was asked for by name is refused instead."""
     from divprune_edge.errors import UserError
+    from divprune_edge.manifest import larger_capacity
 
     notes = []
     for variant in variants[1:]:
@@ -193,15 +194,19 @@ def _fit(
                 "There is no room for the unpruned prompt in this bundle's cache, so it is not compared."
             )
             variants = variants[:1]
-    room, tightest = min((max(_room(variant, question), 0), variant.title) for variant in variants)
+    rooms = [max(_room(variant, question), 0) for variant in variants]
+    room = min(rooms)
+    tightest = variants[rooms.index(room)]
     fitting = [length for length in lengths if length <= room]
     if len(fitting) < len(lengths):
         longest = next(length for length in reversed(lengths) if length > room)
         if given or not fitting:
             shorter = "give shorter ones with --answer-tokens, " if room else ""
+            larger = larger_capacity(tightest.bundle.manifest.language_model)
             raise UserError(
-                f"An answer of {longest} token{'s' * (longest != 1)} does not fit: beside the prompt of '{tightest}' "
-                f"there is room for {room}; {shorter}keep fewer visual tokens, or export with a larger --capacity.",
+                f"An answer of {longest} token{'s' * (longest != 1)} does not fit: beside the prompt of "
+                f"'{tightest.title}' "
+                f"there is room for {room}; {shorter}keep fewer visual tokens{larger}.",
                 code="answer-too-long",
             )
         notes.append(f"Answers of more than {room} tokens do not fit beside the prompt and are left out.")

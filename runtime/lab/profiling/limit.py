@@ -1,4 +1,4 @@
-"""What pruning can save at most, by Amdahl's law, and what it saved."""
+"""What pruning can save at most, and what it saved."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from divprune_edge.runtime.lab.profiling.measure import STAGES, Measured
 
-MEANING = (
-    "The limit is Amdahl's law: the unpruned answer's time over that time without its prefill, as if the pruned "
-    "prefill were free. A shorter cache also makes decode steps cheaper, which the limit leaves out: where the "
-    "measured factor passes it, the rest comes from there. The measured factor is the median over rounds of one "
-    "answer's time over the other's, with its quartiles."
-)
-_PREFILL = STAGES.index("prefill")
+_SELECT, _PREFILL = STAGES.index("select"), STAGES.index("prefill")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A median over rounds, and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f}× [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
 class Saving:
     """An answer of ``tokens`` tokens: prefill's share without pruning, and end-to-end factors at most and as measured.
 
-    ``limit`` is of what prefill can give; it is None where the variants differ in more than pruning: then the law says
-    nothing about them. ``step_ms`` and ``full_step_ms`` are their decode steps, None for one token.
+    ``limit`` counts all that pruning changes: the unpruned answer's time over that of the pruned one without its
+    prefill and its selection, as if those were free, and with its decode steps, whose cache is shorter. So no round's
+    factor is beyond it. It is None where the variants differ in more than pruning. ``step_ms`` and ``full_step_ms`` are
+    their decode steps, None for one token.
     """
 
     tokens: int
     dropped: float
     prefill_share: float
-    limit: float | None
-    measured: float
-    low: float
-    high: float
+    limit: Interval | None
+    measured: Interval
     step_ms: float | None
     full_step_ms: float | None
 
@@ -42,15 +49,13 @@ class Saving:
         """The line that keeps everyone honest."""
         plural = "s" if self.tokens > 1 else ""
         start = f"Answer of {self.tokens} token{plural}: prefill is {100 * self.prefill_share:.0f} % of this workload"
-        measured = f"measured {self.measured:.2f}× [{self.low:.2f}, {self.high:.2f}]"
+        if self.step_ms is not None and self.full_step_ms is not None:
+            start += f", decode steps take {self.step_ms:.3g} ms instead of {self.full_step_ms:.3g} ms"
         if self.limit is None:
-            return f"{start}; {measured} end to end."
-        most = f"{100 * self.dropped:.0f} % pruning can save at most {self.limit:.2f}× end to end through it"
-        if self.step_ms is None or self.full_step_ms is None:
-            return f"{start}, so {most}; {measured}."
+            return f"{start}; measured {self.measured} end to end."
         return (
-            f"{start}, so {most}; {measured} with decode steps of {self.step_ms:.3g} ms instead of "
-            f"{self.full_step_ms:.3g} ms."
+            f"{start}, so {100 * self.dropped:.0f} % pruning can save at most {self.limit} end to end; measured "
+            f"{self.measured}."
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,11 +79,22 @@ def savings(pruned: Measured, full: Measured, lengths: Sequence[int]) -> list[Sa
         total = float(np.median(before))
         # Medians of parts and of their sum come from different rounds: a prefill is no longer than its answer.
         share = min(prefill / total, 0.999)
-        low, middle, high = np.percentile(np.divide(before, after), [25, 50, 75])
-        limit = 1 / (1 - share) if only_pruning else None
-        steps = [_step(measured, tokens) for measured in (pruned, full)]
-        found.append(Saving(tokens, dropped, share, limit, float(middle), float(low), float(high), *steps))
+        measured = _interval(np.divide(before, after))
+        limit = None
+        if only_pruning:
+            free = [
+                answer.total(tokens) - answer.stages[_PREFILL] - answer.stages[_SELECT]
+                for answer in pruned.answers
+            ]
+            limit = _interval(np.divide(before, free))
+        steps = [_step(variant, tokens) for variant in (pruned, full)]
+        found.append(Saving(tokens, dropped, share, limit, measured, *steps))
     return found
+
+
+def _interval(factors: npt.NDArray[np.float64]) -> Interval:
+    low, middle, high = np.percentile(factors, [25, 50, 75])
+    return Interval(float(middle), float(low), float(high))
 
 
 def _step(measured: Measured, tokens: int) -> float | None:

@@ -5,11 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-MEANING = (
-    "Peak memory is the process's largest resident set (VmHWM): interpreter, engine, weights, caches and activations "
-    "on the host. On a GPU with memory of its own, what lies there is not in it; on a Jetson, where CPU and GPU share "
-    "the memory, what CUDA allocates may be missing as well."
-)
 _STATUS = Path("/proc/self/status")
 
 

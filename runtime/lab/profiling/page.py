@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.lab.charts import lines, stacked_bars
+from divprune_edge.files import write_whole
+from divprune_edge.runtime.lab.charts import lines, marked_bars, stacked_bars
 from divprune_edge.runtime.lab.html import page
+from divprune_edge.runtime.lab.profiling.limit import Interval
 from divprune_edge.runtime.lab.profiling.measure import DECODE
 from divprune_edge.runtime.lab.profiling.report import ProfileReport
 from divprune_edge.runtime.lab.profiling.tables import Table, tables
@@ -17,11 +19,11 @@ STYLE = "p.note { font-size: 13px; max-width: 80ch; }"
 
 
 def profile_page(report: ProfileReport) -> str:
-    """Return the page: what pruning saves, charts, tables, notes."""
+    """Return the page: a sentence, charts, tables, and what was special about this run; docs/profiling.md explains."""
     facts = ", ".join(f"{key} {value}" for key, value in report.about.items())
     body = [
         f"<p>{escape(facts)}</p>",
-        *(f'<p class="verdict">{escape(saving.sentence)}</p>' for saving in report.savings),
+        f'<p class="verdict">{escape(report.summary)}</p>',
         f'<div class="charts">{"".join(_charts(report))}</div>',
         *(table_html(table) for table in tables(report)),
         notes_html(report.notes),
@@ -36,7 +38,7 @@ def write_file(text: str, path: Path, option: str) -> None:
         UserError: it cannot be written; the sentence names the option.
     """
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise UserError(
             f"'{path}' cannot be written ({error.strerror or error}): choose another {option}.",
@@ -68,30 +70,42 @@ def _charts(report: ProfileReport) -> list[str]:
         for variant in variants
     }
     charts = [stacked_bars("To the first token, medians", "ms", first)]
-    bounds = {
-        f"{variant.title}: {row.stage}": {
-            "roofline": row.bound.ms,
-            "beyond it": row.times.median - row.bound.ms,
-        }
+    many = len(variants) > 1
+    stages = {
+        f"{variant.title}: {row.stage}" if many else row.stage: (
+            row.times.median,
+            None if row.bound is None else row.bound.ms,
+        )
         for variant in variants
         for row in variant.stages
-        if row.bound is not None and row.times.median >= row.bound.ms
     }
-    if bounds:
-        charts.append(stacked_bars("Stages and their rooflines", "ms", bounds))
+    charts.append(marked_bars("Stages, medians, and their rooflines", "ms", "at least", stages))
     if len(variants[0].totals) > 1:
         totals = {
-            variant.title: [(n, total.median) for n, total in variant.totals.items()] for variant in variants
+            variant.title: [(float(n), median) for n, median in report.totals_of(variant)]
+            for variant in variants
         }
         charts.append(lines("Whole answers", "tokens of the answer, logarithmic", "median ms", totals))
     if len(report.savings) > 1:
-        factors = {"measured": [(float(s.tokens), s.measured) for s in report.savings]}
-        limits = [(float(s.tokens), s.limit) for s in report.savings if s.limit is not None]
-        if limits:
-            factors["at most"] = limits
+        drawn: dict[str, list[Interval | None]] = {
+            "at most": [s.limit for s in report.savings],
+            "measured": [s.measured for s in report.savings],
+        }
+        at = [float(s.tokens) for s in report.savings]
+        shown = {name: [i for i in found if i is not None] for name, found in drawn.items()}
+        factors = {
+            name: list(zip(at, [i.median for i in found], strict=True))
+            for name, found in shown.items()
+            if found
+        }
+        quartiles = {name: [(i.low, i.high) for i in found] for name, found in shown.items()}
         charts.append(
             lines(
-                "What pruning saves end to end", "tokens of the answer, logarithmic", "times as fast", factors
+                "What pruning saves end to end, medians and quartiles over rounds",
+                "tokens of the answer, logarithmic",
+                "times as fast",
+                factors,
+                quartiles,
             )
         )
     return charts

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from divprune_edge.runtime.lab.profiling import limit, memory, roofline
 from divprune_edge.runtime.lab.profiling.limit import Saving, savings
 from divprune_edge.runtime.lab.profiling.measure import DECODE, STAGES, Measured
 from divprune_edge.runtime.lab.profiling.roofline import Bound, Machine, bound, costs
@@ -60,16 +59,40 @@ class VariantReport:
 
 @dataclass(frozen=True)
 class ProfileReport:
-    """A whole profile. ``about`` are facts of the run by name; ``notes`` say what the figures mean."""
+    """A whole profile. ``about`` are facts of the run by name; ``notes`` are what is special about this run."""
 
     about: Mapping[str, str]
     variants: tuple[VariantReport, ...]
     savings: tuple[Saving, ...]
     notes: tuple[str, ...]
 
+    @property
+    def summary(self) -> str:
+        """The profile in one sentence."""
+        main = self.variants[0]
+        if not self.savings:
+            longest, total = max(self.totals_of(main))
+            return (
+                f"The first token of '{main.title}' comes after {main.first_token.median:.0f} ms, an answer of "
+                f"{longest} token{'s' * (longest > 1)} takes {total:.0f} ms."
+            )
+        ends = [self.savings[0], *self.savings[1:][-1:]]
+        parts = [
+            f"{saving.measured} as fast with {saving.tokens} token{'s' * (saving.tokens > 1)}"
+            + (f" (at most {saving.limit})" if saving.limit is not None else "")
+            for saving in ends
+        ]
+        return f"Against '{self.variants[1].title}', '{main.title}' answers {' and '.join(parts)}."
+
+    @staticmethod
+    def totals_of(variant: VariantReport) -> list[tuple[int, float]]:
+        """Return (tokens, median milliseconds) of a variant's answers."""
+        return [(tokens, total.median) for tokens, total in variant.totals.items()]
+
     def to_json(self) -> str:
         """Return everything as indented JSON."""
         data = {
+            "summary": self.summary,
             "about": dict(self.about),
             "variants": [variant.to_dict() for variant in self.variants],
             "savings": [saving.to_dict() for saving in self.savings],
@@ -94,22 +117,16 @@ def make_report(
         about: facts of the run.
         machine: what the rooflines are drawn from; None leaves them out.
         same_machine: the measurement ran on that machine, so the two may be divided.
-        notes: further ones, before those that every report has.
+        notes: further ones of this run, before those that follow from the arguments.
     """
     said = [*notes]
     if machine is not None:
-        said += [f"Rooflines of {machine.title}: {machine.source}.", roofline.MEANING]
+        said.append(f"Rooflines of {machine.title}: {machine.source}.")
         if any(m.variant.bundle.manifest.language_model.cost is None for m in measured):
             said.append("A bundle of an older export does not state what its stages cost: export it again.")
         if not same_machine:
             said.append("The rooflines are of another machine than the one measured on: there is no ratio.")
     compared = tuple(savings(measured[0], measured[1], lengths)) if len(measured) > 1 else ()
-    said += [limit.MEANING] if compared else []
-    said += [memory.MEANING]
-    if len(measured) > 1:
-        said.append(
-            "The variants share the process: the second one's peak includes what the first one loaded."
-        )
     variants = tuple(_variant(m, lengths, machine, same_machine) for m in measured)
     return ProfileReport(about, variants, compared, tuple(said))
 

@@ -51,7 +51,7 @@ def make_table(checkout: Path, tags: list[str]) -> dict[str, Any]:
         name = re.match(r"v(\d+\.\d+)", tag)
         if name is None:
             raise UserError(
-                f"'{tag}' is not a release, expected a tag such as v10.3.0.", code="release-not-a-tag"
+                f"'{tag}' is not a release, expected a tag such as v10.3.0.", code="revision-invalid"
             )
         versions[name.group(1)] = {
             "tag": tag,

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.processing.images import load_image
@@ -60,7 +61,7 @@ class Inputs:
         turns = [Turn("user", self._question, image=True)]
         ids = np.array([self._bundle.prompt_encoder().encode(turns, kept.shape[1]).ids], np.int64)
         length = ids.shape[1]
-        check_room(length + 1, info.positions, fixed=True)
+        check_room(length + 1, info.positions, fixed=info.positions < info.context)
         step, rows = STEPS[info.dialect], np.arange(length + 1)[None]
         shape = (1, info.kv_heads, info.capacity, info.head_dim)
         empty = np.zeros(shape, info.cache_dtype)
@@ -123,7 +124,7 @@ def write_inputs(stages: Iterable[Stage], files: Files) -> None:
             for name, values in stage.inputs.items():
                 path = files.input(stage.name, name)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(np.ascontiguousarray(values).tobytes())
+                write_whole(path, np.ascontiguousarray(values).tobytes())
     except OSError as error:
         raise UserError(
             f"'{files.folder}' cannot be written ({error.strerror or error}): choose another --output.",

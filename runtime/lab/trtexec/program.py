@@ -51,7 +51,7 @@ def program_version(program: Path) -> str:
     if found is None:
         raise DivpruneError(
             f"'{program}' does not tell its version: check that its libraries are found (ldd '{program}').",
-            code="trtexec-without-version",
+            code="trtexec-not-starting",
         )
     number = int(found.group(1))
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"

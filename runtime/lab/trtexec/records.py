@@ -90,7 +90,7 @@ def read_times(path: Path) -> tuple[Run, ...]:
     """
     runs = tuple(_check(Run, entry, path) for entry in _entries(_load(path), path))
     if not runs:
-        raise UserError(f"'{path}' has no runs in it: measure again.", code="measurements-empty")
+        raise UserError(f"'{path}' has no runs in it: measure again.", code="measurements-invalid")
     return runs
 
 
@@ -125,9 +125,7 @@ def _load(path: Path) -> Any:
             code="measurements-missing",
         )
     # TensorRT separates names in metadata by control characters, as they are.
-    return read_json(
-        path, code="measurements-unreadable", advice="measure again", most=MOST_BYTES, lenient=True
-    )
+    return read_json(path, code="measurements-invalid", advice="measure again", most=MOST_BYTES, lenient=True)
 
 
 def _entries(data: Any, path: Path) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from divprune_edge.errors import UserError
+from divprune_edge.files import write_whole
 from divprune_edge.manifest import Precision
 from divprune_edge.strict_json import is_file, read_json
 
@@ -51,7 +52,7 @@ def write_run(info: RunInfo, folder: Path) -> None:
     """
     text = json.dumps(info.model_dump(mode="json"), indent=1) + "\n"
     try:
-        (folder / RECORD).write_text(text, encoding="utf-8")
+        write_whole(folder / RECORD, text)
     except OSError as error:
         raise UserError(
             f"'{folder}' cannot be written ({error.strerror or error}): choose another --output.",
@@ -68,14 +69,15 @@ def read_run(folder: Path) -> RunInfo:
     path = folder / RECORD
     if not is_file(path):
         raise UserError(
-            f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output' wrote.",
+            f"There is no '{path}': --read takes the folder that 'python -m runtime trtexec BUNDLE --output DIR' "
+            "wrote.",
             code="measurements-missing",
         )
     again = "run the commands again with --output"
-    data = read_json(path, code="measurements-unreadable", advice=again)
+    data = read_json(path, code="measurements-invalid", advice=again)
     try:
         return RunInfo.model_validate(data)
     except ValidationError as error:
         raise UserError(
-            f"'{path}' cannot be read ({error.errors()[0]['msg']}): {again}.", code="measurements-unreadable"
+            f"'{path}' cannot be read ({error.errors()[0]['msg']}): {again}.", code="measurements-invalid"
         ) from None

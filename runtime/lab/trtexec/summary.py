@@ -162,7 +162,7 @@ def read_report(folder: Path) -> TrtexecReport:
     engines = tuple(_engine(stage, Files(folder), machine) for stage in run.stages)
     if not engines:
         raise UserError(
-            f"'{folder}' names no stages: run the commands again with --output.", code="measurements-empty"
+            f"'{folder}' names no stages: run the commands again with --output.", code="measurements-invalid"
         )
     about = {
         "bundle": run.bundle,

@@ -209,7 +209,7 @@ def test_not_installed_is_said(demo: Demo, capsys: pytest.CaptureFixture[str]) -
         show_report(report)
         said = " ".join(capsys.readouterr().out.split())
         assert "TensorRT-RTX was not asked: its parser and builder need no GPU, but" in said
-        assert "not installed: 'pip install .[rtx]'." in said
+        assert "not installed: python -m pip install -e '.[rtx]' in the clone." in said
         unknown = [
             one for one in report.findings if "nothing is known of what TensorRT-RTX takes" in one.message
         ]

@@ -174,7 +174,7 @@ def test_as_a_command(tmp_path: Path) -> None:
     assert "other" not in output.read_text(encoding="utf-8"), "no message is stored"
     with refused("source-unreadable", "missing.cpp"):
         main([str(tmp_path / "missing.cpp"), str(output), "--revision", REVISION, "--tensorrt", "10.9"])
-    with refused("revision-not-a-commit", "--revision 'main'"):
+    with refused("revision-invalid", "--revision 'main'"):
         table_json(FILE, "a file", "main", "10.9")
     with refused("tensorrt-version-invalid", "new"):
         table_json(FILE, "a file", REVISION, "new")

@@ -73,5 +73,5 @@ def test_a_damaged_list_is_one_sentence(before: str, after: str, code: str, name
 
 
 def test_a_revision_is_a_commit() -> None:
-    with refused("revision-not-a-commit", "--revision 'main'"):
+    with refused("revision-invalid", "--revision 'main'"):
         table_json(LIST, "a list", "main")

@@ -28,5 +28,5 @@ def test_it_is_that_of_transformers(name: str) -> None:
 
 
 def test_an_unknown_one_is_refused() -> None:
-    with refused("activation-unsupported", "config.json", "hidden_act", "mish", "quick_gelu"):
+    with refused("config-unsupported", "config.json", "hidden_act", "mish", "quick_gelu"):
         activation("mish", "text hidden_act")

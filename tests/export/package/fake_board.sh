@@ -51,7 +51,6 @@ case "$name $*" in
     mkdir "$4/engines"
     ;;
   "python -m runtime ask "*) answer "${FAKE_ANSWER:?}" ;;
-  "python -m runtime profile "*) [ "${FAKE_PROFILE:-}" != none ] || exit 2 ;;
   "python selftest/check_answer.py "*) exec "${REAL_PYTHON:?}" "$@" ;;
   *)
     printf 'fake board: no answer to: %s %s\n' "$name" "$*" >&2

@@ -60,6 +60,19 @@ def test_nothing_recorded(tmp_path: Path) -> None:
     assert "nothing to compare with (not recorded: why)" in output
 
 
+def test_what_it_took(tmp_path: Path) -> None:
+    (tmp_path / "expected.json").write_text(json.dumps(EXPECTED))
+    answer = {
+        "answer": "x",
+        "token_ids": EXPECTED["token_ids"],
+        "timings_ms": {"vision": 12.4, "total": 40.0},
+    }
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    command = [sys.executable, str(SCRIPT), "expected.json", "answer.json"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[1].startswith("It took, in ms: vision 12, total 40 (")
+
+
 @pytest.mark.parametrize("answer", ["", "not json", "[]", '{"answer": "x"}'])
 def test_an_answer_that_is_none(tmp_path: Path, answer: str) -> None:
     code, output = compare(tmp_path, answer)

@@ -31,7 +31,6 @@ STEPS = [
     "Plugin",
     "Engines",
     "Self-test",
-    "Profile",
 ]
 
 
@@ -45,7 +44,13 @@ class Board:
             "PATH": f"{tools}:/usr/bin:/bin",
             "HOME": str(tools),
             "FAKE_LOG": str(self.log),
-            "FAKE_ANSWER": json.dumps({"answer": expected["answer"], "token_ids": expected["token_ids"]}),
+            "FAKE_ANSWER": json.dumps(
+                {
+                    "answer": expected["answer"],
+                    "token_ids": expected["token_ids"],
+                    "timings_ms": {"vision": 3.1, "total": 9.2},
+                }
+            ),
             "REAL_PYTHON": sys.executable,
         }
         self.python = tools / "python3"
@@ -81,7 +86,7 @@ def board(unpacked: Path, tmp_path: Path) -> Board:
 
 
 def steps(output: str) -> list[str]:
-    found = re.findall(r"^\[(\d+)/17\] ([^:]+):", output, re.MULTILINE)
+    found = re.findall(r"^\[(\d+)/16\] ([^:]+):", output, re.MULTILINE)
     assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
     return [name for _, name in found]
 
@@ -107,7 +112,7 @@ def test_the_dry_run_prints_every_step_and_runs_none(unpacked: Path, tmp_path: P
         "-m venv --system-site-packages",
         "-m plugins build",
         "-m runtime build",
-        "-m runtime profile",
+        "-m runtime ask",
     ):
         assert command in result.stdout
     assert sorted(unpacked.rglob("*")) == before
@@ -118,11 +123,13 @@ def test_the_dry_run_calls_no_tool_of_the_board(board: Board) -> None:
     assert board.calls == ""
 
 
-def test_from_nothing_to_the_profile(board: Board) -> None:
+def test_from_nothing_to_the_answer(board: Board) -> None:
     result = board.install("--yes")
     assert result.returncode == 0, result.stderr
     assert steps(result.stdout) == STEPS
     assert "The board answers 'purple', as recorded." in result.stdout
+    assert "It took, in ms: vision 3, total 9 (" in result.stdout
+    assert "runtime profile" not in board.calls  # it is not in the board's wheel
     assert "Installed. Ask: " in result.stdout
     assert left(board.package) == {"venv", ".files-checked", "selftest.json"}
 
@@ -227,7 +234,6 @@ FAILING = {
         "build the engines again",
         1,
     ),
-    "profile": ({"profile": "none"}, "profile could not be taken", "everything before it is installed", 1),
 }
 
 

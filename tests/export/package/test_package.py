@@ -30,6 +30,8 @@ from divprune_edge.export.package.wheel import dependencies, runtime_wheel, whee
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.targets import TARGETS, Target, find_target
+from divprune_edge.runtime.cli import LAB_COMMANDS
+from divprune_edge.runtime.cli import app as runtime_app
 
 ORIN = find_target("agx-orin-64gb")
 JETSONS = [target for target in TARGETS.values() if target.jetpack]
@@ -152,7 +154,8 @@ def test_the_wheel_holds_the_runtime_and_the_plugin_sources_only(wheel: Path) ->
     for folder in ("runtime", "plugins", "models"):
         for path in (ROOT / folder).rglob("*.py"):
             name = path.relative_to(ROOT).as_posix()
-            assert (f"divprune_edge/{name}" in inside) != name.startswith("models/demo/trainer/"), name
+            left_out = name.startswith(("models/demo/trainer/", "runtime/lab/"))
+            assert (f"divprune_edge/{name}" in inside) != left_out, name
     for path in (ROOT / "plugins/csrc").rglob("*.c*"):
         assert f"divprune_edge/{path.relative_to(ROOT).as_posix()}" in inside
     assert not [name for name in inside if re.search(r"/export/|safetensors|__pycache__|\.so$", name)]
@@ -167,15 +170,24 @@ def test_the_wheel_holds_the_runtime_and_the_plugin_sources_only(wheel: Path) ->
 def test_the_wheel_asks_for_no_torch(wheel: Path) -> None:
     text = zipfile.ZipFile(wheel).read("divprune_edge_runtime-0.1.0.dist-info/METADATA").decode()
     needed = re.findall(r"^Requires-Dist: ([\w-]+)", text, re.MULTILINE)
-    assert sorted(needed) == ["jinja2", "numpy", "pillow", "pydantic", "rich", "tokenizers", "typer"]
+    assert sorted(needed) == [
+        "filelock",
+        "jinja2",
+        "numpy",
+        "pillow",
+        "pydantic",
+        "rich",
+        "tokenizers",
+        "typer",
+    ]
 
 
 def test_nothing_in_the_wheel_imports_what_is_not_there(wheel: Path) -> None:
-    """But for the command line, which asks first."""
+    """But for the command lines, which ask first."""
     with zipfile.ZipFile(wheel) as files:
         inside = {name for name in files.namelist() if name.endswith(".py")}
         modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in inside}
-        for name in inside - {"divprune_edge/cli.py"}:
+        for name in inside - {"divprune_edge/cli.py", "divprune_edge/runtime/cli.py"}:
             for node in ast.walk(ast.parse(files.read(name))):
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("divprune_edge"):
                     assert node.module in modules, (name, node.module)
@@ -231,6 +243,50 @@ def test_the_wheel_in_a_fresh_environment(installed: Path, unpacked: Path, tmp_p
     assert_told(plugin.returncode, plugin.stderr, "plugin-missing", "python -m plugins build")
     export = run_installed(installed, unpacked, "-m", "divprune_edge", "export", "--help")
     assert_told(export.returncode, export.stderr, "usage", "'export'")
+
+
+LAB = [
+    *(("runtime", name, "bundle", "--anything", "x") for name in LAB_COMMANDS),
+    ("runtime", "ask", "bundle", "What?", "--image", "selftest/picture.png", "--show-kept", "kept.png"),
+]
+
+
+@pytest.mark.parametrize("arguments", LAB, ids=lambda arguments: arguments[1])
+def test_the_lab_is_not_on_a_board(installed: Path, unpacked: Path, arguments: tuple[str, ...]) -> None:
+    result = run_installed(installed, unpacked, "-m", *arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error[lab-not-installed]: '")
+    assert "pip install -e '.[cpu]' in its clone" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_the_command_line_without_the_lab(installed: Path, unpacked: Path) -> None:
+    text = run_installed(installed, unpacked, "-m", "runtime", "--help").stdout
+    assert text.count("For a workstation: not installed here.") == len(LAB_COMMANDS)
+    question = ["--image", "selftest/picture.png", "What is in the picture?", "--json"]
+    answer = run_installed(installed, unpacked, "-m", "runtime", "ask", "bundle", *question)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["timings_ms"]
+
+
+def test_the_names_of_the_lab() -> None:
+    own = {"ask", "batch", "build", "info"}
+    assert {command.name for command in runtime_app.registered_commands} - own - {None} == set(LAB_COMMANDS)
+
+
+def test_without_setuptools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("divprune_edge.export.package.wheel.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="'pip install setuptools'") as caught:
+        runtime_wheel()
+    assert caught.value.code == "setuptools-missing"
+
+
+def test_setuptools_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = "import sys; sys.exit('of another time')"
+    monkeypatch.setattr("divprune_edge.export.package.wheel._BUILD", broken)
+    with pytest.raises(UserError, match=r"did not build .*\(of another time\)") as caught:
+        runtime_wheel()
+    assert caught.value.code == "wheel-failed"
 
 
 class Stopped(BaseException):

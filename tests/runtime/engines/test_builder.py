@@ -204,13 +204,12 @@ def test_ctrl_c_ends_the_build_and_leaves_nothing(build: Build, bundle: Path, re
 
 
 def test_a_build_that_died_is_cleared_away(build: Build, bundle: Path) -> None:
-    dead = bundle / "engines" / ".partial-999999999"
-    (dead / "plans").mkdir(parents=True)
-    living = bundle / "engines" / f".partial-{os.getppid()}"
-    living.mkdir()
-    build(bundle)
-    assert not dead.exists()
-    assert living.exists(), "another build that still runs is left alone"
+    with store.partial_folder(bundle) as living:
+        dead = shutil.copytree(living.parent, living.parent.with_name(".partial-dead.divprune"))
+        build(bundle)
+        assert not dead.exists()
+        assert living.exists(), "another build that still runs is left alone"
+    assert not living.exists()
 
 
 def test_a_graph_that_tensorrt_cannot_parse(build: Build, bundle: Path, report: Recorder) -> None:

@@ -81,7 +81,7 @@ def test_show_kept(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any
         assert image.format == "PNG"
         assert image.width >= 576
     wrong = command("ask", demo_bundle, "--image", PICTURE, "--show-kept", tmp_path / "kept.txt", "What?")
-    assert_told(wrong.code, wrong.err, "show-kept-not-png", "kept.txt", ".png")
+    assert_told(wrong.code, wrong.err, "option-invalid", "kept.txt", ".png")
     nowhere = command(
         "ask",
         demo_bundle,

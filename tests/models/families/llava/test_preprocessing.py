@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from raising import refused
 
 from divprune_edge.models.families.llava.preprocessing import CLIP_MEAN, CLIP_STD, read_preprocessing
 from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.processing.preprocess import encoder_pixels
 
 SETTINGS: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
@@ -34,6 +38,13 @@ def files(
         nested = settings if name.startswith("pre") else {"image_processor": settings}
         (folder / name).write_text(json.dumps(nested))
     return CheckpointFiles(folder)
+
+
+def noise(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(height * 10007 + width).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
+    return Image.fromarray(pixels)
 
 
 def test_both_places_say_the_same(tmp_path: Path) -> None:
@@ -102,22 +113,30 @@ def test_padding_to_a_square(tmp_path: Path) -> None:
     ("change", "code", "given"),
     [
         (
-            {"image_processor_type": "SiglipImageProcessor"},
+            {"image_processor_type": "ConvNextImageProcessor"},
             "image-processor-unsupported",
-            "SiglipImageProcessor",
+            "ConvNextImageProcessor",
         ),
         ({"size": {"longest_edge": 5}}, "image-processor-unsupported", "size is {'longest_edge': 5}"),
-        ({"crop_size": {"height": 336}}, "image-processor-invalid", "crop_size is {'height': 336}"),
+        ({"crop_size": {"height": 336}}, "image-processor-unsupported", "crop_size is {'height': 336}"),
         (
             {"image_mean": [0.5, 0.5]},
-            "image-processor-invalid",
+            "image-processor-unsupported",
             "image_mean is [0.5, 0.5]",
         ),
-        ({"image_std": 0.5}, "image-processor-invalid", "image_std is 0.5"),
         (
             {"crop_size": 224},
             "image-processor-size-unfit",
             "224 x 224 pixels, but the vision tower takes 336 x 336",
+        ),
+        ({"image_std": "0.5"}, "image-processor-unsupported", "image_std is '0.5'"),
+        ({"image_std": [0.5, 0.5, None]}, "image-processor-unsupported", "image_std is [0.5, 0.5, None]"),
+        ({"size": True}, "image-processor-unsupported", "size is True"),
+        ({"size": {"shortest_edge": 0}}, "image-processor-unsupported", "{'shortest_edge': 0}"),
+        (
+            {"do_pad": True, "pad_size": {"height": 400, "width": 400}},
+            "image-processor-unsupported",
+            "{'height': 400, 'width': 400}",
         ),
         (
             {"do_center_crop": False},
@@ -134,3 +153,71 @@ def test_refusals(tmp_path: Path, change: dict[str, Any], code: str, given: str)
 def test_no_file_at_all(tmp_path: Path) -> None:
     with refused("image-processor-missing", "preprocessor_config.json"):
         read_preprocessing(files(tmp_path, None), 336)
+
+
+NAMES = ["CLIP", "ChineseCLIP", "Bit", "Llava", "ViT", "DeiT", "Siglip", "Blip"]
+
+
+def transformers_pixels(image: Image.Image, settings: dict[str, Any]) -> np.ndarray:
+    """What transformers' own processor makes of an image with these settings, float32 [3, H, W]."""
+    transformers = pytest.importorskip("transformers")
+    name = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", settings["image_processor_type"])
+    options = {key: value for key, value in settings.items() if key != "image_processor_type"}
+    processor = getattr(transformers, f"{name}ImageProcessorPil")(**options)
+    return np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0])
+
+
+def our_pixels(image: Image.Image, settings: dict[str, Any], folder: Path, side: int) -> np.ndarray:
+    facts = read_preprocessing(files(folder, settings), side)
+    pixels = encoder_pixels(image, facts, side, side)[0].astype(np.float32)
+    scaled = pixels * np.float32(facts.rescale_factor)
+    return ((scaled - np.float32(facts.mean)) / np.float32(facts.std)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "suffix", ["ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor"]
+)
+def test_defaults_of_each_processor_are_those_of_transformers(tmp_path: Path, name: str, suffix: str) -> None:
+    settings = {"image_processor_type": name + suffix}
+    side = 384 if name == "Blip" else 224
+    image = noise(300, 410)
+    wanted = transformers_pixels(image, settings)
+    found = our_pixels(image, settings, tmp_path, side)
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() < 1e-5  # a pixel that differs by one differs by 0.013
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "a bound on the long edge": {"size": {"shortest_edge": 96, "longest_edge": 130}},
+    "a bound below the short edge": {"size": {"shortest_edge": 96, "longest_edge": 64}},
+    "one number": {"size": 96},
+    "one number, both edges": {"image_processor_type": "ViTImageProcessor", "size": 96, "crop_size": None},
+    "two numbers": {"size": [96, 96], "do_center_crop": False},
+    "two numbers to crop": {"size": 100, "crop_size": [96, 96]},
+    "one mean": {"image_mean": 0.5, "image_std": 0.25},
+    "nulls": {"do_center_crop": None, "do_rescale": None, "size": [96, 96]},
+    "SigLIP of another size": {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": {"height": 96, "width": 96},
+        "do_center_crop": None,
+    },
+    "ViT that crops": {"image_processor_type": "ViTImageProcessor", "do_center_crop": True, "size": 110},
+    "square size of KOSMOS": {"use_square_size": True, "crop_size": {"height": 96, "width": 96}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("height", "width"), [(77, 131), (131, 77), (96, 96), (300, 20), (64, 64), (31, 96)])
+def test_what_a_file_may_say_is_bit_exact(tmp_path: Path, variant: str, height: int, width: int) -> None:
+    settings = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": 96},
+        "crop_size": {"height": 96, "width": 96},
+        **VARIANTS[variant],
+    }
+    image = noise(height, width)
+    wanted = transformers_pixels(image, settings)
+    found = our_pixels(image, settings, tmp_path, 96)
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() < 1e-5

@@ -138,21 +138,24 @@ REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     ({"model_type": "llava_onevision"}, ("model-unsupported", "LLaVA-OneVision")),
     (
         {"model_type": "llava_llama", "mm_vision_tower": "x"},
-        ("model-unsupported", "liuhaotian", "use the converted checkpoint"),
+        ("model-unsupported", "mm_vision_tower", "llava-hf/llava-1.5-7b-hf"),
     ),
-    ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, ("model-unsupported", "liuhaotian")),
-    ({"model_type": "llava_mistral"}, ("model-unsupported", "liuhaotian")),
+    (
+        {"model_type": "llava", "mm_vision_tower": "openai/clip"},
+        ("model-unsupported", "such as fine-tunes, ask their authors"),
+    ),
+    ({"model_type": "llava_mistral"}, ("model-unsupported", "such as fine-tunes, ask their authors")),
     ({"model_type": "vipllava"}, ("model-unsupported", "ViP-LLaVA")),
     ({"model_type": "bert"}, ("model-unsupported", "'bert'", "'llava'")),
     ({}, ("model-unsupported", "None")),
     (changed("quantization_config", value={"bits": 4}), ("weights-quantized", "quantization_config")),
     (
         changed("text_config", "model_type", value="gemma"),
-        ("language-model-unsupported", "'gemma'"),
+        ("model-unsupported", "'gemma'"),
     ),
     (
         changed("vision_config", "model_type", value="siglip_vision_model"),
-        ("vision-model-unsupported", "'siglip_vision_model'"),
+        ("model-unsupported", "'siglip_vision_model'"),
     ),
     (changed("vision_config", "num_channels", value=4), ("config-unsupported", "4 channels")),
     (
@@ -162,25 +165,25 @@ REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     (changed("vision_config", "image_size", value=7), ("config-inconsistent", 7, 14)),
     (
         changed("vision_config", "hidden_act", value="mish"),
-        ("activation-unsupported", "vision hidden_act", "'mish'"),
+        ("config-unsupported", "vision hidden_act", "'mish'"),
     ),
     (
         changed("projector_hidden_act", value="glu"),
-        ("activation-unsupported", "projector_hidden_act", "'glu'"),
+        ("config-unsupported", "projector_hidden_act", "'glu'"),
     ),
     (
         changed("text_config", "hidden_act", value="xielu"),
-        ("activation-unsupported", "text hidden_act", "'xielu'"),
+        ("config-unsupported", "text hidden_act", "'xielu'"),
     ),
     (
         changed("vision_feature_layer", value=-26),
-        ("feature-layer-out-of-range", "-26", 24),
+        ("config-value-invalid", "-26", 24),
     ),
     (
         changed("vision_feature_layer", value=25),
-        ("feature-layer-out-of-range", 25, 24),
+        ("config-value-invalid", 25, 24),
     ),
-    (changed("vision_feature_layer", value=[]), ("feature-layer-out-of-range", "vision_feature_layer is []")),
+    (changed("vision_feature_layer", value=[]), ("config-value-invalid", "vision_feature_layer is []")),
     (
         changed("vision_feature_layer", value="last"),
         ("config-value-invalid", "'vision_feature_layer' is 'last'"),

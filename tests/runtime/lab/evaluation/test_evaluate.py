@@ -86,7 +86,7 @@ def test_other_bad_sets(tmp_path: Path) -> None:
         load_dataset(str(tmp_path))
     with refused("questions-empty"):
         load_dataset(str(write_folder(tmp_path / "empty", [])))
-    with refused("limit-out-of-range", "0 images"):
+    with refused("count-out-of-range", "0 images"):
         load_dataset("demo", 0)
     with refused("dataset-is-a-task", "evaluate"):
         load_dataset("lmms:gqa")
@@ -316,5 +316,5 @@ def test_command(demo_bundle: Path, folder: Path, tmp_path: Path, command: Calla
     assert_told(none.code, none.err, "usage", "--max-tokens")
     assert none.out == ""
     bad = command("evaluate", demo_bundle, "--data", folder, "--keep", "58,many")
-    assert_told(bad.code, bad.err, "keep-not-numbers", "58,many")
+    assert_told(bad.code, bad.err, "option-invalid", "58,many")
     assert bad.err.count("\n") == 1

@@ -74,7 +74,7 @@ def test_largest_budget_within_a_target() -> None:
 def test_times() -> None:
     assert [parse_milliseconds(t) for t in ("150ms", "0.15s", "150", " 1.5 s ")] == [150, 150, 150, 1500]
     for text in ("", "fast", "-3ms", "0", "1m"):
-        with refused("target-ttft-invalid", "--target-ttft", text):
+        with refused("option-invalid", "--target-ttft", text):
             parse_milliseconds(text)
 
 

@@ -7,6 +7,8 @@ import re
 
 from conftest import ROOT, run_module
 
+from divprune_edge.runtime.lab.profiling.limit import Interval
+
 TEXT = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
 PROFILE = json.loads((ROOT / "bench" / "results" / "profile.json").read_text(encoding="utf-8"))
 
@@ -15,8 +17,8 @@ def test_savings() -> None:
     for saving in PROFILE["savings"]:
         plural = "s" if saving["tokens"] > 1 else ""
         row = (
-            f"| {saving['tokens']} token{plural} | {100 * saving['prefill_share']:.0f} % | {saving['limit']:.2f}× | "
-            f"{saving['measured']:.2f}× [{saving['low']:.2f}, {saving['high']:.2f}] |"
+            f"| {saving['tokens']} token{plural} | {100 * saving['prefill_share']:.0f} % | "
+            f"{Interval(**saving['limit'])} | {Interval(**saving['measured'])} |"
         )
         assert row in TEXT
     assert PROFILE["savings"][1]["sentence"] in " ".join(TEXT.replace("\n> ", " ").split())

@@ -59,10 +59,10 @@ def test_layers_with_details_and_names_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reader", "text", "code", "part"),
     [
-        (read_times, "[ {", "measurements-unreadable", "JSON"),
-        (read_times, "", "measurements-unreadable", "JSON"),
-        (read_times, "[]", "measurements-empty", ""),
-        (read_times, "{}", "measurements-invalid", ""),
+        (read_times, "[ {", "measurements-invalid", "JSON"),
+        (read_times, "", "measurements-invalid", "JSON"),
+        (read_times, "[]", "measurements-invalid", "no runs"),
+        (read_times, "{}", "measurements-invalid", "no list"),
         (read_times, "[1]", "measurements-invalid", ""),
         (read_times, '[{"computeMs": 1}]', "measurements-invalid", "startEnqMs"),
         (
@@ -81,8 +81,8 @@ def test_layers_with_details_and_names_alone(tmp_path: Path) -> None:
         (read_profile, '[{"name": "a"}]', "measurements-invalid", "--exportProfile"),
         (read_profile, '[{"count": 0}]', "measurements-invalid", "count"),
         (read_profile, '[{"count": 1}, {"name": "a"}]', "measurements-invalid", "layers.0"),
-        (read_profile, '[{"count": 1}, {"name": "a", "timeMs": nan}]', "measurements-unreadable", "JSON"),
-        (read_profile, '[{"count": 1}, {"name": "a "quoted" name"}]', "measurements-unreadable", "JSON"),
+        (read_profile, '[{"count": 1}, {"name": "a", "timeMs": nan}]', "measurements-invalid", "JSON"),
+        (read_profile, '[{"count": 1}, {"name": "a "quoted" name"}]', "measurements-invalid", "JSON"),
         (read_layers, "[]", "measurements-invalid", "'Layers'"),
         (read_layers, '{"Layers": 3}', "measurements-invalid", "'Layers'"),
         (read_layers, '{"Layers": [{"LayerType": "x"}]}', "measurements-invalid", "Name"),
@@ -100,7 +100,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
     with refused("measurements-missing"):
         read_times(tmp_path / "none.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with refused("measurements-unreadable"):
+    with refused("measurements-invalid"):
         read_times(tmp_path / "bytes.json")
 
 

@@ -134,11 +134,11 @@ def test_folders_that_cannot_be_read(command: Any, tmp_path: Path) -> None:
     told("measurements-missing", "trtexec.json")
     measured(tmp_path, [1.0], {"a": 1.0}, 0.1)
     (tmp_path / "vision.profile.json").write_text("[ {")
-    told("measurements-unreadable", "vision.profile.json")
+    told("measurements-invalid", "vision.profile.json")
     (tmp_path / "vision.times.json").unlink()
     told("measurements-missing", "vision.times.json")
     (tmp_path / "trtexec.json").write_text("{}")
-    told("measurements-unreadable", "trtexec.json")
+    told("measurements-invalid", "trtexec.json")
 
 
 def test_a_command_that_fails(
@@ -163,5 +163,5 @@ def test_a_program_that_tells_no_version(
 ) -> None:
     fake_trtexec.write_text("#!/bin/sh\nexit 127\n")
     result = command("trtexec", orin_bundle, "--run", "--output", tmp_path)
-    assert_told(result.code, result.err, "trtexec-without-version", fake_trtexec, expected=1)
+    assert_told(result.code, result.err, "trtexec-not-starting", fake_trtexec, expected=1)
     assert result.err.count("\n") == 1

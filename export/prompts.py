@@ -1,0 +1,49 @@
+"""A plan's prompts, made by the code that makes them for a user."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.tokenizer import TOKENIZER_FILE
+from divprune_edge.processing.prompt import PromptEncoder, Turn
+
+if TYPE_CHECKING:
+    from divprune_edge.export.plan import ExportPlan
+
+_QUESTION = "What is in the picture?"
+
+
+def prompt_encoder(plan: ExportPlan, *, room: int, fixed: bool) -> PromptEncoder:
+    """Return what turns conversations into ids, as the runtime will; arguments are those of the encoder."""
+    facts = plan.prompt
+    return PromptEncoder(
+        facts.entry, facts.template, facts.tokenizer, rows=plan.embedding_rows, room=room, fixed=fixed
+    )
+
+
+def check_prompts(plan: ExportPlan) -> None:
+    """Check that the bundle of ``plan`` can be asked: a question about an image becomes ids, within its room.
+
+    Raises:
+        UserError: it does not, or the tokenizer gives a token another id than the checkpoint states.
+    """
+    facts = plan.prompt
+    try:
+        encoder = prompt_encoder(plan, room=plan.positions, fixed=plan.capacity is not None)
+        model = encoder.tokenizer.model
+        for token, stated in facts.token_ids.items():
+            if model.token_to_id(token) != stated:
+                raise UserError(
+                    f"the checkpoint states id {stated} for the token '{token}', but {TOKENIZER_FILE} gives it "
+                    f"{model.token_to_id(token)}; load and save its tokenizer with transformers, or download the "
+                    "checkpoint again.",
+                    code="tokenizer-files-disagree",
+                )
+        encoder.encode([Turn("user", _QUESTION, image=True)], plan.keep)
+    except UserError as error:
+        raise UserError(
+            f"A bundle of '{plan.checkpoint.name}' could never be asked (chat template from "
+            f"{facts.entry.template_source}): {error}",
+            code="bundle-cannot-be-asked",
+        ) from error

@@ -1,0 +1,56 @@
+"""The lab's commands of ``python -m runtime``, which a board's wheel leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from divprune_edge.runtime.lab.evaluation.cli import evaluate_command, sweep_command
+from divprune_edge.runtime.lab.profiling.cli import profile_command
+from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
+from divprune_edge.runtime.options import BundleArgument
+
+DEFAULT_QUESTION = "What is in the picture?"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands to ``python -m runtime``."""
+    app.command("compare-selectors")(compare_selectors)
+    app.command("evaluate")(evaluate_command)
+    app.command("sweep")(sweep_command)
+    app.command("profile")(profile_command)
+    app.command("trtexec")(trtexec_command)
+
+
+def compare_selectors(
+    bundle: BundleArgument,
+    questions: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="QUESTION", help="What to ask.", show_default=DEFAULT_QUESTION),
+    ] = None,
+    *,
+    image: Annotated[Path, typer.Option(help="The image.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="HTML", help="The page to write.")],
+    selectors: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Ids or names with commas between them.", show_default="all"),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="Only selectors with this budget.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+) -> None:
+    """Write a page with what each selector keeps of an image and the answers that follow."""
+    from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.lab.comparison import compare, write_page
+    from divprune_edge.runtime.lab.evaluation.options import split_names
+    from divprune_edge.runtime.pipeline import Pipeline
+
+    asked = questions or [DEFAULT_QUESTION]
+    opened = Bundle.open(bundle)
+    pipeline = Pipeline(opened, "none", backend=backend, threads=threads)
+    panels = compare(pipeline, image, asked, split_names(selectors), keep, max_tokens)
+    write_page(panels, asked, f"{opened.manifest.source.model}: {image.name}", output)
+    print(f"{len(panels)} panels written to {output}")
