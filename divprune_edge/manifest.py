@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from divprune_edge.errors import UserError
-from divprune_edge.ids import Ids
+from divprune_edge.ids import MOST_IDS, Ids
 from divprune_edge.strict_json import is_file, is_folder, read_json
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -69,6 +69,7 @@ ForbiddenIds = Annotated[
 ]
 """Ids that are ranges, in JSON and here."""
 BundlePath = Annotated[str, AfterValidator(_inside)]
+Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
 Positive = Annotated[int, Field(gt=0, lt=1 << 62)]
 
 
@@ -235,12 +236,12 @@ class Prompt(_Model):
     tokenizer: BundlePath
     chat_template: BundlePath
     image_token: str
-    image_token_id: int
+    image_token_id: Id
     bos_token: str | None
     eos_token: str | None
     pad_token: str | None
     unk_token: str | None
-    stop_ids: tuple[int, ...]
+    stop_ids: tuple[Id, ...]
     forbidden_ids: ForbiddenIds
     template_source: str | None = None
     generation: GenerationDefaults | None = None

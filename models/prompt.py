@@ -101,7 +101,7 @@ def _stop_ids(
         if value is None or value == []:
             continue
         given = value if isinstance(value, list) else [value]
-        if len(given) > 1000 or not all(type(i) is int and -1 <= i < MOST_IDS for i in given):
+        if len(given) > 1000 or not all(type(i) is int and 0 <= i < MOST_IDS for i in given):
             raise UserError(
                 f"'{files.folder}' says that eos_token_id is {str(value)[:60]}, expected an id or a list of ids.",
                 code="config-value-invalid",

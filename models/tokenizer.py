@@ -142,6 +142,7 @@ def read_tokenizer(files: CheckpointFiles) -> Tokenizer:
 
 def _with_named_tokens(tokenizer: Tokenizer, files: CheckpointFiles) -> Tokenizer:
     data, config = tokenizer.data, files.json("tokenizer_config.json") or {}
+    tokenizer.ids()  # all of them are ids, also where nothing is added
     decoder = config.get("added_tokens_decoder")
     if isinstance(decoder, dict):
         stated = {_id(int(i)): dict(token) for i, token in decoder.items()}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError, UserTypeError, did_you_mean
+from divprune_edge.ids import MOST_IDS
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stop import StopStrings
 
@@ -110,8 +111,9 @@ class Decoding:
         if not isinstance(self.stop_ids, Sequence) or not all(isinstance(i, int) for i in self.stop_ids):
             raise wrong_type("stop_ids", self.stop_ids, "a tuple of ids")
         for i in self.stop_ids:
-            if i < 0:
-                raise UserError(f"Stop id {i} is below 0: give the id of a token.", code="stop-id")
+            if not 0 <= i < MOST_IDS:
+                below = "below 0" if i < 0 else "above all"
+                raise UserError(f"Stop id {i} is {below}: give the id of a token.", code="stop-id")
 
     def sampler(self, forbidden: Sequence[int], *, half: bool = False) -> Sampler:
         """Return a fresh sampler that never draws an id of ``forbidden``; ``half``: of a float16 model."""

@@ -97,10 +97,10 @@ def _template(prompt: Prompt) -> str:
 
 
 def _ends(bundle: Bundle) -> str:
-    from tokenizers import Tokenizer
+    from divprune_edge.processing.tokenizer import PromptTokenizer
 
     prompt = bundle.manifest.prompt
-    tokenizer = Tokenizer.from_file(str(bundle.file(prompt.tokenizer)))
+    tokenizer = PromptTokenizer(bundle.file(prompt.tokenizer), prompt.bos_token).model
     return ", ".join(f"{tokenizer.id_to_token(i) or '?'} ({i})" for i in prompt.stop_ids)
 
 
