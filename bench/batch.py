@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from divprune_edge.runtime.backends import BatchBackend, DeviceTensor
+from divprune_edge.runtime.backends import DeviceTensor
 from divprune_edge.runtime.pipeline import Pipeline
 
 STAGES = ("vision and selection", "prefill", "decode")
@@ -54,9 +54,7 @@ def main() -> None:
 class _Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._pipeline = Pipeline(arguments.bundle, threads=arguments.threads)
-        backend = self._pipeline._backend
-        assert isinstance(backend, BatchBackend)
-        self._backend = backend
+        self._backend = self._pipeline._backend
         self._text, self._tokens = arguments.text, arguments.tokens
         self._sees = not arguments.no_vision
         self._clock = time.process_time if arguments.processor_time else time.perf_counter

@@ -174,6 +174,7 @@ def test_nothing_else_writes_pages_and_images() -> None:
     """Every writer of a result goes through ``write_whole``; these write to folders that are renamed when whole."""
     staged = {
         "export/bundle.py",
+        "export/package/wheel.py",
         "runtime/engines/store.py",
         "runtime/engines/builder.py",
         "runtime/engines/finish.py",

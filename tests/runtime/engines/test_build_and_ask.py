@@ -194,7 +194,7 @@ def test_engines_that_do_not_fit_are_not_loaded(
     shutil.rmtree(built / "engines")
     none = command(*ask)
     where = "on this device" if edition is TENSORRT else "for TensorRT-RTX"
-    assert_told(none.code, none.err, "engines-missing", where, f"'python -m runtime build {built}'")
+    assert_told(none.code, none.err, "engines-missing", where, f"-m runtime build {built}'")
     assert none.out == ""
     assert not [name for name in run.counts if name.startswith("load ")], "no plan was handed to the device"
 
