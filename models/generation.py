@@ -6,7 +6,7 @@ from typing import Any
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GenerationDefaults
-from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.models.files import LARGEST, CheckpointFiles
 
 GENERATION_FILE = "generation_config.json"
 
@@ -95,8 +95,8 @@ def _number(data: dict[str, Any], name: str, above: float, most: float | None) -
 
 def _whole(data: dict[str, Any], name: str, least: int) -> int | None:
     value = data.pop(name, None)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise _wrong(name, value, f"a whole number of at least {least}")
+    if value is not None and (type(value) is not int or not least <= value <= LARGEST):
+        raise _wrong(name, value, f"a whole number from {least} to {LARGEST}")
     return value
 
 

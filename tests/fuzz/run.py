@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
-    parser.add_argument("--json", type=Path, help="write the summary here")
+    parser.add_argument("--json", type=Path, help="write the summary here; with --class that of these alone")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
@@ -58,6 +58,9 @@ def main() -> None:
     else:
         summary = fuzz(asked.names, asked.cases, asked.seed, asked.jobs, asked.seconds)
         show(summary)
+        if asked.json and asked.names and asked.json.exists():  # the other classes stand as they were
+            before = json.loads(asked.json.read_text(encoding="utf-8"))["classes"]
+            summary["classes"] = before | summary["classes"]
         if asked.json:
             asked.json.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         sys.exit(any(entry["faults"] for entry in summary["classes"].values()))

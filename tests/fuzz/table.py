@@ -15,7 +15,7 @@ INPUTS = {
     "template": ("chat template", "the same"),
     "checkpoint": ("configs, safetensors header", "the export's plan"),
     "images": ("images of nine formats, arrays", "`load_image`"),
-    "questions": ("JSONL of questions", "`runtime batch`, `runtime evaluate`"),
+    "questions": ("JSONL of questions", "`read_questions`, `load_dataset`"),
     "engine_record": ("`engines.json`", "reading and mapping engines"),
     "decoding": ("questions, options of decoding", "`Pipeline.ask`"),
     "arguments": ("arguments", "`python -m runtime`, `python -m export`"),
