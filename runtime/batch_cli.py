@@ -165,7 +165,7 @@ def read_questions(file: Path) -> Iterator[Line]:
     except OSError as error:
         raise UserError(
             f"'{file}' cannot be read ({error.strerror or error}): give a JSONL with a question on each line.",
-            code="questions-unreadable",
+            code="questions-invalid",
         ) from None
     if empty:
         raise UserError(f"'{file}' holds no questions.", code="questions-empty")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import resource
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,13 +40,15 @@ def test_a_fault_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             if len(seen) == 3:
                 sum(range(3_000_000))
             if len(seen) == 4:
-                bytearray(b"x") * (300 << 20)
+                # More than this process, which other tests share, has ever had.
+                bytearray(b"x") * ((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) + (300 << 20))
 
         return case
 
     (tmp_path / "demo").mkdir()
     (tmp_path / "counter").write_text("0 0")
     monkeypatch.setitem(CLASSES, "made", made)
+    monkeypatch.setattr(logging, "disable", lambda level: None)  # other tests follow in this process
     monkeypatch.setattr(run, "SECONDS", 0.02)
     monkeypatch.setattr(run, "BYTES", 128 << 20)
     run.work("made", tmp_path, range(4), seed=0)
