@@ -16,7 +16,7 @@ from divprune_edge.export.bundle import VerificationFailed
 
 PACKAGE = ROOT / "divprune_edge"
 FOLDERS = [PACKAGE, *(path for path in PACKAGE.iterdir() if path.is_symlink())]
-READERS = {"read_json", "read_text"}
+READERS = {"read_json"}
 """What takes the code of the mistake that a file may be."""
 MISTAKES = READERS | {kind.__name__ for kind in (DivpruneError, UserError, VerificationFailed)}
 
@@ -37,10 +37,10 @@ def literals(code: ast.expr) -> list[str] | None:
             return [text]
         case ast.IfExp(body=ast.Constant(value=str(one)), orelse=ast.Constant(value=str(other))):
             return [one, other]
-        case (
-            ast.Name(id="code") | ast.Attribute(attr="code") | ast.Subscript(slice=ast.Constant(value="code"))
-        ):
+        case ast.BoolOp(values=[ast.Name(), ast.Name(id="code")]) | ast.Name(id="code"):
             return []  # passed on; whoever calls with ``code=`` writes it out
+        case ast.Attribute(attr="code") | ast.Subscript(slice=ast.Constant(value="code")):
+            return []
     return None
 
 
