@@ -43,12 +43,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
     parser.add_argument("--json", type=Path, help="write the summary here; with --class that of these alone")
+    parser.add_argument("--limit", type=float, default=SECONDS, help="processor seconds that a case may take")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
         name, folder, first, last = asked.worker
         resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
-        work(name, Path(folder), range(int(first), int(last)), asked.seed)
+        work(name, Path(folder), range(int(first), int(last)), asked.seed, asked.limit)
     elif asked.case is not None:
         with tempfile.TemporaryDirectory() as folder:
             make_demo(Path(folder))
@@ -56,7 +57,7 @@ def main() -> None:
             case = start(asked.names[0], Path(folder))
             case(Random(f"{asked.names[0]}:{asked.seed}:{asked.case}"))
     else:
-        summary = fuzz(asked.names, asked.cases, asked.seed, asked.jobs, asked.seconds)
+        summary = fuzz(asked.names, asked.cases, asked.seed, asked.jobs, asked.seconds, asked.limit)
         show(summary)
         if asked.json and asked.names and asked.json.exists():  # the other classes stand as they were
             before = json.loads(asked.json.read_text(encoding="utf-8"))["classes"]
@@ -67,16 +68,21 @@ def main() -> None:
 
 
 def fuzz(
-    names: list[str] | None, cases: int, seed: int = 0, jobs: int = 2, seconds: float = float("inf")
+    names: list[str] | None,
+    cases: int,
+    seed: int = 0,
+    jobs: int = 2,
+    seconds: float = float("inf"),
+    limit: float = SECONDS,
 ) -> dict[str, Any]:
-    """Run ``cases`` of each class and return the summary."""
+    """Run ``cases`` of each class and return the summary; none may take more processor time than ``limit``."""
     from fuzz.classes import CLASSES
 
     chosen = names or list(CLASSES)
     ends = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, ThreadPoolExecutor(jobs) as pool:
         make_demo(Path(folder))
-        runs = {name: pool.submit(run_class, name, Path(folder), cases, seed, ends) for name in chosen}
+        runs = {name: pool.submit(run_class, name, Path(folder), cases, seed, ends, limit) for name in chosen}
         classes = {name: run.result() for name, run in runs.items()}
     return {
         "python": platform.python_version(),
@@ -86,13 +92,15 @@ def fuzz(
     }
 
 
-def run_class(name: str, folder: Path, cases: int, seed: int, ends: float) -> dict[str, Any]:
+def run_class(name: str, folder: Path, cases: int, seed: int, ends: float, limit: float) -> dict[str, Any]:
     """Run a class, beginning a new process where one ends before its time."""
     began, first, faults, refused = time.monotonic(), 0, [], 0
     place = folder / name
     place.mkdir()
     while first < cases and time.monotonic() < ends:
-        ended = _process(name, place, first, min(cases, first + 5000), seed, ends)
+        asked = [name, str(place), str(first), str(min(cases, first + 5000))]
+        options = ["--seed", str(seed), "--limit", str(limit)]
+        ended = _process(place, first, [*options, "--worker", *asked], ends)
         reached, told = map(int, (place / "counter").read_text().split())
         refused += told
         faults += [json.loads(line) for line in _lines(place / "faults")]
@@ -112,13 +120,12 @@ def run_class(name: str, folder: Path, cases: int, seed: int, ends: float) -> di
     }
 
 
-def _process(name: str, place: Path, first: int, last: int, seed: int, ends: float) -> str:
+def _process(place: Path, first: int, asked: list[str], ends: float) -> str:
     """Return why the process ended, where it was not done or out of time; ``counter`` says how far it came."""
-    asked = [name, str(place), str(first), str(last)]
     environment = os.environ | {"XDG_CACHE_HOME": str(place / "cache"), "TOKENIZERS_PARALLELISM": "false"}
     with (place / "log").open("wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, __file__, "--seed", str(seed), "--worker", *asked],
+            [sys.executable, __file__, *asked],
             env=environment,
             stdout=log,
             stderr=log,
@@ -152,7 +159,7 @@ def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []
 
 
-def work(name: str, place: Path, numbers: range, seed: int) -> None:
+def work(name: str, place: Path, numbers: range, seed: int, limit: float) -> None:
     """Run cases in this process, noting each before it begins and every fault."""
     from divprune_edge.errors import DivpruneError
 
@@ -175,7 +182,7 @@ def work(name: str, place: Path, numbers: range, seed: int) -> None:
             except BaseException as error:
                 last = traceback.extract_tb(error.__traceback__)[-1]
                 fault(number, f"{type(error).__name__}: {error}", f"{Path(last.filename).name}:{last.lineno}")
-            if (took := time.process_time() - began) > SECONDS:
+            if (took := time.process_time() - began) > limit:
                 fault(number, f"{took:.1f} s of processor time")
             if (grown := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) - memory > BYTES >> 10:
                 fault(number, f"{(grown - memory) >> 10} MiB of memory")

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from fuzz import run, table
 from fuzz.classes import CLASSES
+from yardstick import LONG, unit
 
 from divprune_edge.errors import UserError
 
 
 @pytest.mark.slow
 def test_nothing_from_outside_ends_in_a_traceback() -> None:
-    summary = run.fuzz(None, cases=60, seed=7, jobs=1)
+    summary = run.fuzz(None, cases=60, seed=7, jobs=1, limit=LONG * unit())
     for name, found in summary["classes"].items():
         assert found["cases"] == 60, name
         assert not found["faults"], (name, found["examples"])
@@ -49,9 +50,8 @@ def test_a_fault_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "counter").write_text("0 0")
     monkeypatch.setitem(CLASSES, "made", made)
     monkeypatch.setattr(logging, "disable", lambda level: None)  # other tests follow in this process
-    monkeypatch.setattr(run, "SECONDS", 0.02)
     monkeypatch.setattr(run, "BYTES", 128 << 20)
-    run.work("made", tmp_path, range(4), seed=0)
+    run.work("made", tmp_path, range(4), seed=0, limit=2 * unit())
     faults = [json.loads(line) for line in (tmp_path / "faults").read_text().splitlines()]
     assert {fault["case"] for fault in faults} >= {1, 2, 3}
     assert 0 not in {fault["case"] for fault in faults}
