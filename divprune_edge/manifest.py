@@ -167,6 +167,16 @@ class LanguageInfo(GraphInfo):
     cost: LanguageCost | None = None
 
     @property
+    def cache_tensors(self) -> tuple[str, ...]:
+        """What the cache's inputs and outputs are called behind their prefix: key and value of each layer."""
+        return tuple(f"{layer}.{part}" for layer in range(self.layers) for part in ("key", "value"))
+
+    @property
+    def visual(self) -> TensorInfo:
+        """The input that takes the visual tokens."""
+        return next(tensor for tensor in self.inputs if tensor.name == "visual_tokens")
+
+    @property
     def positions(self) -> int:
         """Tokens of one sequence that there is room for, prompt and answer together."""
         return min(self.context, self.capacity or self.context)

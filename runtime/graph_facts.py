@@ -152,9 +152,8 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
             f"layers is {language.layers}, kv_heads {language.kv_heads}, head_dim {language.head_dim}, capacity "
             f"{language.capacity} and cache_dtype {language.cache_dtype}"
         )
-        for layer in range(language.layers):
-            for part in ("key", "value"):
-                yield f"past_key_values.{layer}.{part}", language.cache_dtype, cache, what
+        for name in language.cache_tensors:
+            yield f"past_key_values.{name}", language.cache_dtype, cache, what
 
 
 def _check_noted(manifest: Manifest, noted: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ FIRST_CAPACITY = 256
 """Rows that a block begins with where its size is not part of the graph; they double when they are full."""
 
 
-class BlockSession:
+class BlockSession(SlotTable):
     """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`.
 
     The block of a layer's keys, or values, is [slots, kv_heads, capacity, head_dim], so that a sequence's cache is one
@@ -34,16 +34,10 @@ class BlockSession:
     """
 
     def __init__(self, session: ort.InferenceSession, device: str, info: LanguageInfo, slots: int) -> None:
-        self._session, self._device, self._info = session, device, info
+        super().__init__(info, slots)
+        self._session, self._device = session, device
         self._facts = DIALECTS[info.dialect]
-        self._table = SlotTable(slots, info.positions, fixed=info.positions < info.context)
-        self._visual: list[DeviceTensor] = [None] * slots
         self._reserve(info.capacity or min(FIRST_CAPACITY, info.context))
-
-    @property
-    def slots(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
-        return self._table.slots
 
     @property
     def capacity(self) -> int:
@@ -51,34 +45,24 @@ class BlockSession:
         return self._capacity
 
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
-        """Take a slot."""
-        length = rows[0].shape[2] if rows else 0
-        slot = self._table.take(0)
-        self._grow(length)
-        self._visual[slot] = visual
+        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
+        slot = self.take(visual)
         if rows:
+            length = rows[0].shape[2]
+            self._grow(length)
             self._write(slot, rows)
-            self._table.lengths[slot] = length
+            self.lengths[slot] = length
         return slot
-
-    def remove(self, slot: int) -> None:
-        """What the slot holds is written over."""
-        self._table.free(slot)
-        self._visual[slot] = None
-
-    def length(self, slot: int) -> int:
-        """Rows in use."""
-        return int(self._table.lengths[slot])
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
     ) -> Logits:
         """Run one step per chunk on the slot's piece of the cache."""
-        lengths = self._table.lengths
-        self._table.check_room(slot, len(ids))
+        lengths = self.lengths
+        self.check_room(slot, len(ids))
         self._grow(int(lengths[slot]) + len(ids))
         view = self._view(slot, 1)
-        view.bind_visual(self._visual[slot])
+        view.bind_visual(self.visual[slot])
         for part, places in pieces(ids, positions, int(lengths[slot]), chunk):
             view.run(self._feed(part, places, lengths[slot : slot + 1]), part.shape[1], lengths, [slot])
             lengths[slot] += part.shape[1]
@@ -87,9 +71,9 @@ class BlockSession:
 
     def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
         """Run one step on all slots up to the last of these; what it writes for others lies behind their rows."""
-        lengths, stepped = self._table.lengths, list(ids)
+        lengths, stepped = self.lengths, list(ids)
         for slot in stepped:
-            self._table.check_room(slot, 1)
+            self.check_room(slot, 1)
         self._grow(int(lengths[stepped].max()) + 1)
         count = max(stepped) + 1
         # A sequence that is full and waits is fed padding, too: on its last row, which it gives up before it goes on.
@@ -103,10 +87,6 @@ class BlockSession:
         view.run(self._feed(row, places, held), 1, held, stepped)
         lengths[stepped] += 1
         return {slot: view.logits[slot] for slot in stepped}
-
-    def truncate(self, slot: int, length: int) -> None:
-        """Rows from ``length`` on are written over."""
-        self._table.truncate(slot, length)
 
     def rows(self, slot: int, length: int) -> CacheRows:
         """Copy through the host, also on CUDA."""
@@ -123,14 +103,13 @@ class BlockSession:
 
     def _grow(self, rows: int) -> None:
         if rows > self._capacity:
-            held = [np.array(whole) for whole in self._host()]
-            before = self._capacity
+            held, before = self._host(), self._capacity
             self._reserve(min(max(rows, 2 * before), self._info.context))
             self._store([(np.s_[:, :, :before], whole) for whole in held])
 
     def _reserve(self, capacity: int) -> None:
         """Make an empty cache of ``capacity`` rows."""
-        info, slots = self._info, self._table.slots
+        info, slots = self._info, self.slots
         shape = (2 * info.layers, slots, info.kv_heads, capacity, info.head_dim)
         # Hidden rows have no weight, but nothing times what is not a number is not a number.
         self.block = np.zeros(shape, CACHE_TYPES[info.cache_dtype])
@@ -159,7 +138,7 @@ class _View:
     def __init__(self, owner: BlockSession, first: int, count: int) -> None:
         info = owner._info
         self._owner, self._first, self._count = owner, first, count
-        self._names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
+        self._names = info.cache_tensors
         self._binding = owner._session.io_binding()
         self.logits = np.empty((count, info.vocabulary), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
@@ -174,8 +153,7 @@ class _View:
             self._binding.bind_input(f"past_key_values.{name}", *place)
             if not owner._facts.hands_out_rows:
                 self._binding.bind_output(f"present.{name}", *place)
-        (visual,) = (tensor for tensor in info.inputs if tensor.name == "visual_tokens")
-        nothing = np.zeros((count, 1, int(visual.shape[2])), visual.dtype)
+        nothing = np.zeros((count, 1, int(info.visual.shape[2])), info.visual.dtype)
         self.bind_visual(ort.OrtValue.ortvalue_from_numpy(nothing, owner._device))
 
     def bind_visual(self, visual: DeviceTensor) -> None:

@@ -32,7 +32,7 @@ class _Batch:
     visual: DeviceTensor
 
 
-class GrowingSession:
+class GrowingSession(SlotTable):
     """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`.
 
     A sequence is prefilled in a batch of its own. Sequences that are stepped together are put into one batch for that,
@@ -41,58 +41,45 @@ class GrowingSession:
     """
 
     def __init__(self, session: ort.InferenceSession, device: str, info: LanguageInfo, slots: int) -> None:
-        self._session, self._device, self._info = session, device, info
-        self._table = SlotTable(slots, info.positions, fixed=False)
-        names = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
-        self._past = [f"past_key_values.{name}" for name in names]
-        self._present = [f"present.{name}" for name in names]
-        self._visual: dict[int, DeviceTensor] = {}
+        super().__init__(info, slots)
+        self._session, self._device = session, device
+        self._past = [f"past_key_values.{name}" for name in info.cache_tensors]
+        self._present = [f"present.{name}" for name in info.cache_tensors]
         self._batches: dict[int, _Batch] = {}
 
-    @property
-    def slots(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
-        return self._table.slots
-
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
-        """Begin a batch of one."""
-        slot = self._table.take(rows[0].shape[2] if rows else 0)
-        self._visual[slot] = visual
-        empty = np.zeros(
-            (1, self._info.kv_heads, 0, self._info.head_dim), CACHE_TYPES[self._info.cache_dtype]
-        )
+        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
+        slot, info = self.take(visual), self._info
+        if rows:
+            self.lengths[slot] = rows[0].shape[2]
+        empty = np.zeros((1, info.kv_heads, 0, info.head_dim), CACHE_TYPES[info.cache_dtype])
         self._batches[slot] = self._alone(slot, rows or [empty] * len(self._past))
         return slot
 
     def remove(self, slot: int) -> None:
         """Leave the batch, whose cache goes with its last sequence."""
-        batch = self._batches.pop(slot)
-        batch.slots[batch.slots.index(slot)] = -1
-        del self._visual[slot]
-        self._table.free(slot)
-
-    def length(self, slot: int) -> int:
-        """Rows of the cache that are the sequence's own."""
-        return int(self._table.lengths[slot])
+        self._leave(slot)
+        del self._batches[slot]
+        super().remove(slot)
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
     ) -> Logits:
         """Run one step per chunk on a batch of this sequence alone."""
-        self._table.check_room(slot, len(ids))
+        self.check_room(slot, len(ids))
         batch = self._batches[slot]
         if len(batch.slots) > 1:
             batch = self._part(slot, self.length(slot))
         for part, places in pieces(ids, positions, self.length(slot), chunk):
             logits = self._run(batch, part, places, np.ones(part.shape, np.bool_))
-            self._table.lengths[slot] += part.shape[1]
+            self.lengths[slot] += part.shape[1]
         last: Logits = logits[0]
         return last
 
     def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
         """Run one step on one batch; whoever is in it and not asked for is fed padding."""
         for slot in ids:
-            self._table.check_room(slot, 1)
+            self.check_room(slot, 1)
         batch = self._together(list(ids))
         count = len(batch.slots)
         row, places = (np.zeros((count, 1), np.int64) for _ in range(2))
@@ -100,16 +87,16 @@ class GrowingSession:
         for at, slot in enumerate(batch.slots):
             if slot in ids:
                 row[at], real[at] = ids[slot], True
-                places[at] = self._table.lengths[slot] if positions is None else positions[slot]
+                places[at] = self.lengths[slot] if positions is None else positions[slot]
         logits = self._run(batch, row, places, real)
-        self._table.lengths[list(ids)] += 1
+        self.lengths[list(ids)] += 1
         return {slot: logits[at] for at, slot in enumerate(batch.slots) if slot in ids}
 
     def truncate(self, slot: int, length: int) -> None:
         """Cut the cache's tensors."""
         if length < self.length(slot):
             self._part(slot, length)
-            self._table.truncate(slot, length)
+            super().truncate(slot, length)
 
     def rows(self, slot: int, length: int) -> CacheRows:
         """Copy through the host."""
@@ -120,12 +107,16 @@ class GrowingSession:
 
     def _alone(self, slot: int, rows: Sequence[npt.NDArray[Any]]) -> _Batch:
         real = np.ones((1, rows[0].shape[2]), np.bool_)
-        return _Batch([slot], [self._to_device(value) for value in rows], real, self._visual[slot])
+        return _Batch([slot], [self._to_device(value) for value in rows], real, self.visual[slot])
+
+    def _leave(self, slot: int) -> None:
+        slots = self._batches[slot].slots
+        slots[slots.index(slot)] = -1
 
     def _part(self, slot: int, length: int) -> _Batch:
         """Take a sequence's first rows out of its batch, into one of its own."""
-        rows, batch = self.rows(slot, length), self._batches[slot]
-        batch.slots[batch.slots.index(slot)] = -1
+        rows = self.rows(slot, length)
+        self._leave(slot)
         self._batches[slot] = self._alone(slot, rows)
         return self._batches[slot]
 
@@ -147,11 +138,10 @@ class GrowingSession:
             cache.append(self._to_device(whole))
         real = np.arange(longest) >= longest - np.array(lengths)[:, None]
         # Decoded ids refer to no visual token.
-        shape, kind = self._visual[slots[0]].shape(), self._visual[slots[0]].numpy().dtype
-        nothing = self._to_device(np.zeros((len(slots), 1, shape[2]), kind))
+        visual = self._info.visual
+        nothing = self._to_device(np.zeros((len(slots), 1, int(visual.shape[2])), visual.dtype))
         for slot in slots:
-            left = self._batches[slot]
-            left.slots[left.slots.index(slot)] = -1
+            self._leave(slot)
         joined = _Batch(list(slots), cache, real, nothing)
         self._batches.update(dict.fromkeys(slots, joined))
         return joined

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import LanguageInfo
 
 DeviceTensor = Any
 """A tensor in the backend's own form."""
@@ -94,20 +95,38 @@ class LanguageSession(Protocol):
 
 
 class SlotTable:
-    """Which slots are taken, and the rows that each fills: ``lengths``, int64 [slots]."""
+    """What every session keeps of its slots: which are taken, by what, and the rows that each fills.
 
-    def __init__(self, slots: int, room: int, *, fixed: bool) -> None:
-        self._room, self._fixed = room, fixed
+    ``lengths`` is int64 [slots]; ``visual`` are the visual tokens of each slot's sequence, which must live as long.
+    """
+
+    def __init__(self, info: LanguageInfo, slots: int) -> None:
+        self._info = info
         self._taken = [False] * slots
         self.lengths = np.zeros(slots, np.int64)
+        self.visual: list[DeviceTensor] = [None] * slots
 
     @property
     def slots(self) -> int:
-        """All of them."""
+        """See :class:`LanguageSession`, also for what follows."""
         return len(self._taken)
 
-    def take(self, length: int) -> int:
-        """Take the first free slot for a sequence that begins with so many rows.
+    def length(self, slot: int) -> int:
+        """Rows in use."""
+        return int(self.lengths[slot])
+
+    def remove(self, slot: int) -> None:
+        """What the slot holds is written over."""
+        self._taken[slot] = False
+        self.lengths[slot] = 0
+        self.visual[slot] = None
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Rows from ``length`` on are written over."""
+        self.lengths[slot] = min(self.length(slot), length)
+
+    def take(self, visual: DeviceTensor) -> int:
+        """Take the first free slot for a sequence without rows.
 
         Raises:
             UserError: there is none.
@@ -119,17 +138,8 @@ class SlotTable:
             )
         slot = self._taken.index(False)
         self._taken[slot] = True
-        self.lengths[slot] = length
+        self.visual[slot] = visual
         return slot
-
-    def free(self, slot: int) -> None:
-        """Give a slot back."""
-        self._taken[slot] = False
-        self.lengths[slot] = 0
-
-    def truncate(self, slot: int, length: int) -> None:
-        """Let a sequence fill at most ``length`` rows."""
-        self.lengths[slot] = min(int(self.lengths[slot]), length)
 
     def check_room(self, slot: int, count: int) -> None:
         """Check that ``count`` more tokens fit into a slot.
@@ -137,9 +147,8 @@ class SlotTable:
         Raises:
             UserError: they do not; the sentence names both numbers.
         """
-        total = int(self.lengths[slot]) + count
-        if total > self._room:
-            check_room(total, self._room, fixed=self._fixed)
+        room = self._info.positions
+        check_room(self.length(slot) + count, room, fixed=room < self._info.context)
 
 
 def check_room(total: int, room: int, *, fixed: bool) -> None:

@@ -54,7 +54,7 @@ class TensorRtLanguage:
         self.capacity = info.capacity
         self.prefill = min(PREFILL, plan.profiles - 1)
         self.longest = plan.limits("input_ids", self.prefill)[1][1]
-        self.tensors = [f"{i}.{part}" for i in range(info.layers) for part in ("key", "value")]
+        self.tensors = info.cache_tensors
         self.cache_dtype = np.dtype(info.cache_dtype)
         self.row_bytes = info.head_dim * self.cache_dtype.itemsize
         self.slot_bytes = info.kv_heads * self.capacity * self.row_bytes
@@ -97,13 +97,11 @@ class TensorRtLanguage:
 
     def nothing_shape(self, batch: int) -> Shape:
         """Return the least shape of visual tokens that decode takes."""
-        (visual,) = (tensor for tensor in self.info.inputs if tensor.name == VISUAL)
-        return (batch, self.plan.limits(VISUAL, DECODE)[0][1], int(visual.shape[2]))
+        return (batch, self.plan.limits(VISUAL, DECODE)[0][1], int(self.info.visual.shape[2]))
 
     def nothing_bytes(self, slots: int) -> int:
         """Return its bytes."""
-        (visual,) = (tensor for tensor in self.info.inputs if tensor.name == VISUAL)
-        return aligned(math.prod(self.nothing_shape(slots)) * np.dtype(visual.dtype).itemsize)
+        return aligned(math.prod(self.nothing_shape(slots)) * np.dtype(self.info.visual.dtype).itemsize)
 
     def places(self, count: int, batch: int) -> tuple[dict[str, Place], int]:
         """Return where the inputs of a step of ``count`` ids for each of ``batch`` slots lie, and their bytes."""
@@ -178,55 +176,35 @@ class TensorRtLanguage:
         return Slots(self, slots, self._scratch)
 
 
-class TensorRtSession:
+class TensorRtSession(SlotTable):
     """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`."""
 
     def __init__(self, model: TensorRtLanguage, memory: Slots) -> None:
+        super().__init__(model.info, memory.count)
         self._model, self._memory = model, memory
-        self._table = SlotTable(
-            memory.count, model.info.positions, fixed=model.info.positions < model.info.context
-        )
-        # The contexts read them as long as their sequences live.
-        self._visual: list[Tensor | None] = [None] * memory.count
-
-    @property
-    def slots(self) -> int:
-        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
-        return self._table.slots
 
     def add(self, visual: Tensor, rows: CacheRows | None = None) -> int:
         """Take a slot; rows that its cache still begins with are not copied again."""
         self._model.check_kept(visual)
-        slot, memory = self._table.take(0), self._memory
+        slot, memory = self.take(visual), self._memory
         length = rows[0].shape[2] if rows else 0
         if rows and not (memory.prefix[slot] is rows and memory.intact[slot] >= length):
             try:
                 self._write(slot, rows)
             except BaseException:
-                self._table.free(slot)
+                self.remove(slot)
                 raise
-        self._visual[slot] = visual
-        self._table.lengths[slot] = length
+        self.lengths[slot] = length
         return slot
-
-    def remove(self, slot: int) -> None:
-        """What the slot holds is written over."""
-        self._table.free(slot)
-        self._visual[slot] = None
-
-    def length(self, slot: int) -> int:
-        """Rows in use."""
-        return int(self._table.lengths[slot])
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
     ) -> Logits:
         """Run a step per chunk; none is longer than what the engine was built for."""
-        model, memory, lengths = self._model, self._memory, self._table.lengths
-        self._table.check_room(slot, len(ids))
+        model, memory, lengths = self._model, self._memory, self.lengths
+        self.check_room(slot, len(ids))
         memory.intact[slot] = min(memory.intact[slot], int(lengths[slot]))
-        visual = self._visual[slot]
-        assert visual is not None
+        visual: Tensor = self.visual[slot]
         most = min(chunk or model.longest, model.longest)
         for part, places in pieces(ids, positions, int(lengths[slot]), most):
             inputs = model.step(part, places, lengths[slot : slot + 1])
@@ -238,21 +216,17 @@ class TensorRtSession:
 
     def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
         """Run one step on all slots; what it writes for the others lies on the last row, or nowhere."""
-        model, memory, lengths = self._model, self._memory, self._table.lengths
+        model, memory, lengths = self._model, self._memory, self.lengths
         row, places = (np.zeros((memory.count, 1), np.int64) for _ in range(2))
         held, rows = (np.full(memory.count, model.capacity - beside) for beside in (1, 0))
         for slot, token in ids.items():
-            self._table.check_room(slot, 1)
+            self.check_room(slot, 1)
             held[slot] = rows[slot] = lengths[slot]
             row[slot], places[slot] = token, lengths[slot] if positions is None else positions[slot]
-        memory.intact = [min(rows, int(held[slot])) for slot, rows in enumerate(memory.intact)]
+        memory.intact = [min(intact, int(held[slot])) for slot, intact in enumerate(memory.intact)]
         memory.decode({**model.step(row, places, held), ROWS: rows})
         lengths[list(ids)] += 1
         return {slot: memory.logits[slot] for slot in ids}
-
-    def truncate(self, slot: int, length: int) -> None:
-        """Rows from ``length`` on are written over."""
-        self._table.truncate(slot, length)
 
     def rows(self, slot: int, length: int) -> CacheRows:
         """Copy to the host; the slot remembers that its cache begins with them."""
