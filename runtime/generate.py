@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError, UserTypeError, did_you_mean
 from divprune_edge.ids import MOST_IDS
+from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.stop import StopStrings
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from tokenizers import Tokenizer
 
+    from divprune_edge.manifest import Manifest
     from divprune_edge.processing.layout import PromptIds
     from divprune_edge.runtime.backends import LanguageSession
-    from divprune_edge.runtime.detokenize import Detokenizer
 
 OnText = Callable[[str], None]
 FinishReason = Literal["stop", "stop_string", "length", "context"]
@@ -228,6 +230,26 @@ class Writer:
             self._pieces.append(text)
             if self._on_text is not None:
                 self._on_text(text)
+
+
+def new_writer(
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    prompt: PromptIds,
+    decoding: Decoding,
+    on_text: OnText | None = None,
+) -> Writer:
+    """Begin an answer of a bundle's language model to ``prompt``."""
+    facts, language = manifest.prompt, manifest.language_model
+    return Writer(
+        prompt,
+        Detokenizer(tokenizer),
+        decoding.sampler(facts.forbidden_ids, half=language.cache_dtype == "float16"),
+        decoding,
+        stop_ids=frozenset(facts.stop_ids),
+        context=language.positions,
+        on_text=on_text,
+    )
 
 
 def write(session: LanguageSession, writers: Mapping[int, Writer]) -> None:

@@ -23,8 +23,15 @@ from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.defaults import decoding_of
-from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.generate import Decoding, FinishReason, Generation, OnText, Writer, write
+from divprune_edge.runtime.generate import (
+    Decoding,
+    FinishReason,
+    Generation,
+    OnText,
+    Writer,
+    new_writer,
+    write,
+)
 from divprune_edge.runtime.stopwatch import Stopwatch
 from divprune_edge.runtime.vision import Vision
 
@@ -130,6 +137,7 @@ class Pipeline:
         stream: OnText | None = None,
         bgr: bool = False,
         system: str | None = None,
+        raw_prompt: bool = False,
         **decoding: Any,
     ) -> Answer:
         """Answer one question about one image.
@@ -140,17 +148,18 @@ class Pipeline:
             stream: gets the answer piece by piece.
             bgr: the array is in BGR.
             system: an instruction for the whole conversation, in a system turn of the chat template.
+            raw_prompt: the question is the whole prompt, with the image's placeholder in it once: no chat template,
+                and special tokens act.
             decoding: fields of :class:`~divprune_edge.runtime.generate.Decoding`, such as ``max_tokens``;
                 ``checkpoint_defaults=True`` takes what they leave open from the checkpoint's
-                ``generation_config.json``; ``raw_prompt=True`` says that the question is the whole prompt, with the
-                image's placeholder in it once: no chat template, and special tokens act.
+                ``generation_config.json``.
 
         Raises:
             UserError: an image, question or option that cannot be used as it is. One of another type, and an option
                 that there is not, is a UserTypeError, which is a TypeError, too.
         """
-        decoding_of(self.bundle.manifest.prompt, decoding)  # a wrong option is told before anything is loaded
-        return self.chat(image, bgr=bgr, system=system).ask(question, stream=stream, **decoding)
+        options = decoding_of(self.bundle.manifest.prompt, decoding)
+        return self.chat(image, bgr=bgr, system=system)._ask(question, stream, raw_prompt, options)
 
     def ask_batch(
         self,
@@ -205,16 +214,7 @@ class Pipeline:
 
     def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
         """Begin an answer to ``prompt``."""
-        facts, language = self.bundle.manifest.prompt, self.bundle.manifest.language_model
-        return Writer(
-            prompt,
-            Detokenizer(self._prompt.tokenizer.model),
-            options.sampler(facts.forbidden_ids, half=language.cache_dtype == "float16"),
-            options,
-            stop_ids=frozenset(facts.stop_ids),
-            context=language.positions,
-            on_text=on_text,
-        )
+        return new_writer(self.bundle.manifest, self._prompt.tokenizer.model, prompt, options, on_text)
 
     def _answer(
         self, result: Generation, prompt: PromptIds, kept: npt.NDArray[np.int64], watch: Stopwatch
@@ -271,8 +271,11 @@ class Chat:
 
         A ``raw_prompt`` is a whole prompt of its own: nothing of the conversation is added to it, nor it to that.
         """
+        options = decoding_of(self._pipeline.bundle.manifest.prompt, decoding)
+        return self._ask(question, stream, raw_prompt, options)
+
+    def _ask(self, question: str, stream: OnText | None, raw_prompt: bool, options: Decoding) -> Answer:
         pipeline = self._pipeline
-        options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
         check_type("question", question, "str")
         if stream is not None and not callable(stream):
             raise wrong_type("stream", stream, "a function that takes a text, or None")

@@ -126,6 +126,8 @@ def test_a_ready_made_prompt_in_a_chat_stands_alone(pipeline: Pipeline, image: P
     raw = chat.ask(f"USER: <image>\n{QUESTION} ASSISTANT:", raw_prompt=True, max_tokens=4)
     assert raw.token_ids == pipeline.ask(image, QUESTION, max_tokens=4).token_ids
     assert len(chat._turns) == 2
+    ready = f"USER: <image>\n{QUESTION} ASSISTANT:"
+    assert pipeline.ask(image, ready, raw_prompt=True, max_tokens=4).token_ids == raw.token_ids
 
 
 @pytest.mark.parametrize("stdin", [False, True])

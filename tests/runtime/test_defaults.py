@@ -62,6 +62,14 @@ def test_what_cannot_be_done_is_named(
     assert "num_beams 4, which this runtime does not have" in caplog.text
 
 
+def test_it_is_named_once_for_a_question(
+    stating: Callable[..., Bundle], image: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = Pipeline(stating(unsupported={"num_beams": 4}))
+    pipeline.ask(image, QUESTION, checkpoint_defaults=True, max_tokens=2)
+    assert caplog.text.count("num_beams 4") == 1
+
+
 def test_in_the_python_api(stating: Callable[..., Bundle], image: Path) -> None:
     pipeline = Pipeline(stating(repetition_penalty=3.0, max_new_tokens=24))
     same = {"ignore_eos": True}

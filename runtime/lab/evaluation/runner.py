@@ -13,8 +13,7 @@ from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import DeviceTensor, Encoded, open_backend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.detokenize import Detokenizer
-from divprune_edge.runtime.generate import Decoding, Writer, write
+from divprune_edge.runtime.generate import Decoding, new_writer, write
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
 from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions
 from divprune_edge.runtime.lab.evaluation.methods import Method
@@ -116,15 +115,7 @@ class Runner:
         self, visual: DeviceTensor, question: str, kept: int, decoding: Decoding
     ) -> tuple[str, float, float]:
         prompt = self._prompt.encode([Turn("user", question, image=True)], kept)
-        facts = self._manifest.prompt
-        writer = Writer(
-            prompt,
-            Detokenizer(self._prompt.tokenizer.model),
-            decoding.sampler(facts.forbidden_ids),
-            decoding,
-            stop_ids=frozenset(facts.stop_ids),
-            context=self._manifest.language_model.positions,
-        )
+        writer = new_writer(self._manifest, self._prompt.tokenizer.model, prompt, decoding)
         session = self._backend.session()
         write(session, {session.add(visual): writer})
         result = writer.result()
