@@ -1,4 +1,7 @@
-"""The LLaVA-1.5 family: a CLIP tower, a two-layer projector and a decoder (Liu et al. 2023, 2310.03744)."""
+"""The LLaVA-1.5 family: a vision tower, a two-layer projector and a decoder (Liu et al. 2023, 2310.03744).
+
+With a SigLIP tower it is LLaVA-Interleave's layout as well (Li et al. 2024, 2407.07895).
+"""
 
 from __future__ import annotations
 
