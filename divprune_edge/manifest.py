@@ -31,6 +31,7 @@ DEMO = "demo"
 """``Source.model`` of the bundled checkpoint, which is exported where none is given."""
 RESTORE = "copy the bundle again from where it is whole, or export it again"
 """What to do about a file that is missing or is not the one that was exported."""
+TILES_AT_ONCE = 8
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
@@ -144,6 +145,19 @@ class VisionInfo(GraphInfo):
     image_width: Positive
     precision: Precision
     flops: Positive | None = None
+
+
+class AssembleInfo(GraphInfo):
+    """What makes an image's rows of the tokens of its tiles; in bundles whose images are cut into tiles.
+
+    There are ``rows`` of them, N, each of ``sources`` tokens, of at most ``tiles`` tiles. Selectors pick from all rows
+    of an image at once, or from those of each tile, as ``per`` says.
+    """
+
+    rows: Positive
+    sources: Positive
+    tiles: Positive
+    per: Literal["image", "tile"] = "image"
 
 
 class LanguageInfo(GraphInfo):
@@ -386,6 +400,7 @@ class Manifest(_Model):
     target: str | None = None
     token_dtype: DType
     vision_encoder: VisionInfo
+    assemble: AssembleInfo | None = None
     selectors: tuple[SelectorInfo, ...]
     default_selector: str
     language_model: LanguageInfo
@@ -402,9 +417,33 @@ class Manifest(_Model):
         return self.preprocessing, (self.vision_encoder.image_height, self.vision_encoder.image_width)
 
     @property
+    def features(self) -> GraphInfo:
+        """The graph whose outputs selectors read."""
+        return self.assemble or self.vision_encoder
+
+    @property
     def candidates(self) -> int:
         """N: rows that a selector picks from."""
-        return self.vision_encoder.tokens
+        return self.assemble.rows if self.assemble else self.vision_encoder.tokens
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles of an image that one run of the encoder takes: its memory grows with them, its speed hardly."""
+        return min(TILES_AT_ONCE, self.assemble.tiles) if self.assemble else 1
+
+    @property
+    def groups(self) -> int:
+        """How often a selector picks from an image, at most."""
+        return self.assemble.tiles if self.assemble and self.assemble.per == "tile" else 1
+
+    def visual_tokens(self, selector: SelectorInfo | None) -> int:
+        """Return how many visual tokens the language model sees of an image, at most; None is no pruning."""
+        return self.groups * (selector.keep if selector is not None else self.candidates)
+
+    @property
+    def seeing(self) -> list[GraphInfo]:
+        """The graphs that make candidates of pixels, in their order."""
+        return [self.vision_encoder, *([self.assemble] if self.assemble else [])]
 
     @model_validator(mode="after")
     def _names_agree(self) -> Manifest:
@@ -413,14 +452,14 @@ class Manifest(_Model):
             raise ValueError("two selectors share one id")
         if self.default_selector not in [*ids, UNPRUNED]:
             raise ValueError(f"default selector '{self.default_selector}' is not in the bundle")
-        given = {output.name for output in self.vision_encoder.outputs}
+        given = {output.name for output in self.features.outputs}
         for selector in self.selectors:
             for signal in selector.signals:
                 if signal not in given:
                     raise ValueError(
                         f"selector '{selector.id}' needs '{signal}', which the vision encoder lacks"
                     )
-        graphs: list[GraphInfo] = [self.vision_encoder, self.language_model, *self.selectors]
+        graphs: list[GraphInfo] = [*self.seeing, self.language_model, *self.selectors]
         named = [path for graph in graphs for path in (graph.file, *graph.data)]
         named += [selector.stripped for selector in self.selectors if selector.stripped is not None]
         forbidden = self.prompt.forbidden_ids.ranges

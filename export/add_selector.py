@@ -64,7 +64,7 @@ def _add_alone(
     manifest = read_manifest(bundle)
     selector = find_selector(name)
     keep = budget(keep, prune, manifest.candidates)
-    _require_room(bundle, manifest, keep)
+    _require_room(bundle, manifest, keep * manifest.groups)
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
     if len(others) != len(manifest.selectors) and not force:
@@ -90,7 +90,7 @@ def _add(
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
     tokens, width = manifest.candidates, manifest.vision_encoder.width
-    signals = signal_inputs(selector, manifest.vision_encoder)
+    signals = signal_inputs(selector, manifest.features)
     entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
     checks: tuple[Check, ...] = ()
     if verify:
@@ -144,7 +144,7 @@ def add_selectors(
             code="option-invalid",
         ) from None
     kept = [budget(number, None, manifest.candidates) for number in numbers]
-    _require_room(bundle, manifest, max(kept))
+    _require_room(bundle, manifest, max(kept) * manifest.groups)
     for name in chosen:
         for keep in kept:
             # Read anew: another process may have added it meanwhile.
@@ -203,7 +203,7 @@ def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> No
 
 
 def _missing_signals(manifest: Manifest, selector: Selector) -> list[str]:
-    there = {output.name for output in manifest.vision_encoder.outputs}
+    there = {output.name for output in manifest.features.outputs}
     return [name for name in selector.signals if name not in there]
 
 

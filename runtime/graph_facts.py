@@ -126,9 +126,15 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
         yield "pixels", "uint8", size, f"images are {vision.image_width} x {vision.image_height}"
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
         yield "visual_tokens", tokens, (None, vision.tokens, vision.width), what
-    elif isinstance(graph, SelectorInfo):
+    elif graph is (rows := manifest.assemble) and rows is not None:
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
-        yield "visual_tokens", tokens, (None, vision.tokens, vision.width), what
+        yield "tile_tokens", tokens, (None, vision.tokens, vision.width), what
+        what = f"rows is {rows.rows} and sources {rows.sources}"
+        yield "rows", "int64", (None, rows.rows, rows.sources), what
+        yield "visual_tokens", tokens, (None, rows.rows, vision.width), f"rows is {rows.rows}"
+    elif isinstance(graph, SelectorInfo):
+        what = f"the candidates are {manifest.candidates}, width is {vision.width} and token_dtype {tokens}"
+        yield "visual_tokens", tokens, (None, manifest.candidates, vision.width), what
         what = f"candidates is {graph.candidates}"
         yield "valid", "bool", (None, graph.candidates), what
         what = f"keep is {graph.keep}"

@@ -158,7 +158,7 @@ def check_bundle(
 
 def manifest_keep(manifest: Manifest) -> int:
     """Return the largest number of visual tokens that a selector of the bundle hands on."""
-    return max((s.keep for s in manifest.selectors), default=manifest.candidates)
+    return max((manifest.visual_tokens(s) for s in manifest.selectors), default=manifest.visual_tokens(None))
 
 
 def elements_of(vision: GraphView, language: GraphView) -> Elements:
@@ -222,7 +222,8 @@ def _dims(manifest: Manifest, tokens: int) -> dict[str, int]:
     """Numbers for the symbolic dimensions: one image, one sequence, a prefill of all tokens at once."""
     return {
         "batch": 1,
-        "tiles": 1,
+        "tiles": manifest.tiles_at_once,
+        "groups": manifest.groups,
         "seq": tokens,
         "visual": manifest_keep(manifest),
         "past": 0,
@@ -232,8 +233,7 @@ def _dims(manifest: Manifest, tokens: int) -> dict[str, int]:
 
 
 def _main_files(manifest: Manifest) -> Iterator[str]:
-    yield manifest.vision_encoder.file
-    yield manifest.language_model.file
+    yield from (graph.file for graph in (*manifest.seeing, manifest.language_model))
 
 
 def _existing(bundle: Path, file: str) -> Path:

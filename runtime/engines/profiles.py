@@ -13,12 +13,20 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo, larger_capacity
+from divprune_edge.manifest import (
+    AssembleInfo,
+    LanguageInfo,
+    Manifest,
+    SelectorInfo,
+    TensorInfo,
+    larger_capacity,
+)
 from divprune_edge.models.budget import PROMPT
 from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
-VISION, LANGUAGE = "vision_encoder", "language_model"
-"""Names of the engines that every bundle has; a selector's engine is called by the selector's id."""
+VISION, ASSEMBLE, LANGUAGE = "vision_encoder", "assemble", "language_model"
+"""Names of the engines of a bundle, of which one has no ``assemble`` where an image is one tile; a selector's engine is
+called by the selector's id."""
 DECODE, PREFILL = 0, 1
 """Indices of the language model's optimisation profiles; the first decides how the weights lie in memory. Where
 there is one alone, it is both."""
@@ -71,7 +79,7 @@ def make_limits(
         UserError: ``max_prompt`` or ``slots`` is not positive, or larger than what there is room for.
     """
     info = manifest.language_model
-    kept = [selector.keep if selector else manifest.candidates for selector in selectors]
+    kept = [manifest.visual_tokens(selector) for selector in selectors]
     if max_prompt is not None and not 1 <= max_prompt <= info.positions:
         raise UserError(
             f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "
@@ -81,7 +89,9 @@ def make_limits(
     if slots < 1:
         raise UserError(f"--slots is {slots}, expected at least 1.", code="slots-out-of-range")
     usual = min(max(kept) + PROMPT, info.positions)
-    return Limits(max_prompt=max_prompt or usual, kept=(min(kept), kept[0], max(kept)), slots=slots)
+    # Where each tile is selected from by itself, an image of one tile has the fewest.
+    least = min(kept) // manifest.groups
+    return Limits(max_prompt=max_prompt or usual, kept=(least, kept[0], max(kept)), slots=slots)
 
 
 def check_slots(info: LanguageInfo, slots: int) -> None:
@@ -104,8 +114,15 @@ def check_slots(info: LanguageInfo, slots: int) -> None:
 
 
 def vision_profiles(manifest: Manifest) -> tuple[Profile]:
-    """One profile: an image is one tile."""
-    return (_profile(manifest.vision_encoder.inputs, {"tiles": (1, 1, 1)}),)
+    """One profile, for the tiles of one run."""
+    most = manifest.tiles_at_once
+    return (_profile(manifest.vision_encoder.inputs, {"tiles": (1, most, most)}),)
+
+
+def assemble_profiles(info: AssembleInfo) -> tuple[Profile]:
+    """One profile, for the tiles of one image, whose rows are one group or as many as its tiles."""
+    groups = info.tiles if info.per == "tile" else 1
+    return (_profile(info.inputs, {"tiles": (1, info.tiles, info.tiles), "groups": (1, groups, groups)}),)
 
 
 def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
