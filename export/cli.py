@@ -214,7 +214,7 @@ def selectors(
 ) -> None:
     """Add several selectors at several budgets.
 
-    Those that are there already stay; those that need signals which the bundle does not give are left out.
+    Those that are there already stay; those that the bundle's vision encoder cannot serve are left out.
     """
     from divprune_edge.export.add_selector import add_selectors, left_out
     from divprune_edge.export.reporter import show_left_out, show_selector
