@@ -116,7 +116,7 @@ def llava(
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
-    """Export a LLaVA-1.5 checkpoint: vision encoder, selector and language model."""
+    """Export a LLaVA checkpoint: vision encoder, selector and language model."""
     from divprune_edge.errors import UserError
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
@@ -288,7 +288,11 @@ def package_command(
 @app.command()
 def cost(
     model: Annotated[
-        str, typer.Option(metavar="NAME_OR_PATH", help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder.")
+        str,
+        typer.Option(
+            metavar="NAME_OR_PATH",
+            help="A well-known checkpoint, such as llava-1.5-7b or llava-interleave-qwen-0.5b, or a folder.",
+        ),
     ] = "llava-1.5-7b",
     prune: Prune = None,
     keep: Keep = None,
