@@ -136,7 +136,8 @@ class LanguageCost(_Model):
 class VisionInfo(GraphInfo):
     """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile.
 
-    ``flops`` are floating-point operations per tile, projector included; None in bundles of older exports.
+    ``flops`` are floating-point operations per tile, projector included. ``signals`` are those that this checkpoint's
+    encoder can give, whether or not it was exported with them. Both are None in bundles of older exports.
     """
 
     tokens: Positive
@@ -145,6 +146,7 @@ class VisionInfo(GraphInfo):
     image_width: Positive
     precision: Precision
     flops: Positive | None = None
+    signals: tuple[str, ...] | None = None
 
 
 class AssembleInfo(GraphInfo):

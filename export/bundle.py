@@ -143,6 +143,7 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
         image_width=spec.image_size[1],
         precision=plan.precisions.vision,
         flops=spec.vision_flops + spec.projector_flops,
+        signals=tuple(spec.signal_shapes()),
     )
 
 

@@ -222,7 +222,7 @@ def selectors(
 ) -> None:
     """Add several selectors at several budgets.
 
-    Those that are there already stay; those that need signals which the bundle does not give are left out.
+    Those that are there already stay; those that the bundle's vision encoder cannot serve are left out.
     """
     from divprune_edge.export.add_selector import add_selectors, left_out
     from divprune_edge.export.reporter import show_left_out, show_selector
@@ -296,7 +296,11 @@ def package_command(
 @app.command()
 def cost(
     model: Annotated[
-        str, typer.Option(metavar="NAME_OR_PATH", help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder.")
+        str,
+        typer.Option(
+            metavar="NAME_OR_PATH",
+            help="A well-known checkpoint, such as llava-1.5-7b or llava-interleave-qwen-0.5b, or a folder.",
+        ),
     ] = "llava-1.5-7b",
     prune: Prune = None,
     keep: Keep = None,

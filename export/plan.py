@@ -26,7 +26,7 @@ from divprune_edge.models.families import Family, Spec, WeightNames, family_of
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
-from divprune_edge.models.signals import NONE, parse_signals
+from divprune_edge.models.signals import NONE, parse_signals, why_not
 from divprune_edge.models.tiles import Per, candidates_of, groups_of
 
 DEFAULT_PRUNE = "0.9"
@@ -216,8 +216,15 @@ def plan_export(
     chosen = find_selector(selector)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
-    asks_signals = signals != NONE or chosen.signals
-    outputs = parse_signals(signals, chosen.signals, spec.signal_shapes() if asks_signals else ())
+    offered = spec.signal_shapes()
+    missing = chosen.missing(offered)
+    if missing:
+        raise UserError(
+            f"The selector '{selector}' needs {', '.join(missing)}, which the checkpoint's vision encoder cannot give"
+            f"{why_not(missing, offered)}: choose a selector that does not, such as divprune.",
+            code="signals-unavailable",
+        )
+    outputs = parse_signals(signals, chosen.signals, offered)
     if written.facts.for_tensorrt:
         check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:

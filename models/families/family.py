@@ -76,11 +76,7 @@ class Spec(Protocol):
         ...
 
     def signal_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the signals that the encoder can give, and their shapes for one tile.
-
-        Raises:
-            UserError: it has none in this configuration.
-        """
+        """Return the signals that the encoder can give, and their shapes for one tile."""
         ...
 
     def with_decoder(self, decoder: DecoderSpec) -> Spec:

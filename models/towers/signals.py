@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.graph import Builder
 from divprune_edge.models.signals import (
     ATTENTION_OBJECT,
@@ -38,14 +37,10 @@ def signal_layers(spec: VitSpec) -> SignalLayers:
     """Return the layers of a tower that signals look at.
 
     Raises:
-        UserError: the feature is the tower's input, before any attention.
+        ValueError: the feature is the tower's input, before any layer.
     """
     if spec.used_layers == 0:
-        raise UserError(
-            "The checkpoint's feature is the vision tower's input (vision_feature_layer 0), before any "
-            "attention: choose a selector that needs no signals, such as divprune.",
-            code="signals-unavailable",
-        )
+        raise ValueError("no layer makes this feature")
     feature = spec.used_layers - 1
     middle = min(max(round(_OBJECT_DEPTH * spec.layers) - 1, 0), feature)
     first = min(round(_SUM_DEPTH * spec.layers), feature)
@@ -56,12 +51,11 @@ def signal_shapes(spec: VitSpec, width: int) -> dict[str, tuple[int, ...]]:
     """Return the signals that an encoder with this tower and visual tokens of ``width`` values can give.
 
     Returns:
-        Name -> shape for one tile. Without a class token there is nothing of it.
-
-    Raises:
-        UserError: the feature is the tower's input, before any attention.
+        Name -> shape for one tile. There is nothing of a class token without one, and nothing at all where the
+        feature is the tower's input, before any attention.
     """
-    signal_layers(spec)
+    if spec.used_layers == 0:
+        return {}
     special = {KEYS: (spec.tokens, spec.head_dim), CLS_TOKEN: (1, width)}
     names = [name for name in SIGNALS if spec.class_token or name not in CLASS_TOKEN]
     return {name: special.get(name, (spec.tokens,)) for name in names}

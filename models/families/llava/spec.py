@@ -90,11 +90,7 @@ class LlavaSpec:
         return {TOWER: self.vision.parameters(), PROJECTOR: self.projector.parameters()}
 
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the signals that the encoder can give, and their shapes for one tile.
-
-        Raises:
-            UserError: the feature is the tower's input, before any attention.
-        """
+        """Return the signals that the encoder can give, and their shapes for one tile."""
         return signal_shapes(self.vision, self.width)
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
