@@ -34,6 +34,9 @@ RESTORE = "copy the bundle again from where it is whole, or export it again"
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
+_MOST_TILES, _MOST_PIXELS = 100, 64_000_000
+"""Bounds on what an image may be made to fill."""
+
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 """How the weight matrices of a graph are stored. int8 and int4 compute everything else in float32, but int4 for
@@ -187,13 +190,48 @@ def larger_capacity(info: LanguageInfo) -> str:
     return ", or export with a larger --capacity" if info.positions < info.context else ""
 
 
+Grids = Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1, max_length=1000)]
+
+
+class Tiling(_Model):
+    """How an image becomes several tiles ("anyres"), and what becomes of their features.
+
+    ``grids`` are the sizes (height, width) in pixels that an image may be fitted into, in the checkpoint's order, which
+    decides ties. A tile has ``tile`` pixels and ``side`` features a side. Features that would fill more than 1.1² *
+    ``max_tiles`` tiles are shrunk; None: never. ``several`` is what an image becomes where a prompt has several: its
+    own tiles too, or its ``base`` alone.
+    """
+
+    grids: Grids
+    tile: Positive
+    side: Annotated[int, Field(gt=0, le=128)]
+    max_tiles: Positive | None = None
+    several: Literal["tiles", "base"]
+
+    @model_validator(mode="after")
+    def _grids_fit(self) -> Tiling:
+        if 2 * self.side > self.tile:
+            raise ValueError(f"a tile of {self.tile} pixels a side has {self.side} features a side")
+        for height, width in self.grids:
+            if height % self.tile or width % self.tile:
+                raise ValueError(f"grid {height} x {width} is not made of tiles of {self.tile} x {self.tile}")
+            tiles = (height // self.tile) * (width // self.tile)
+            if tiles > _MOST_TILES or height * width > _MOST_PIXELS:
+                raise ValueError(
+                    f"grid {height} x {width} has {tiles} tiles of {self.tile} x {self.tile}, at most {_MOST_TILES} "
+                    f"and {_MOST_PIXELS} pixels are allowed"
+                )
+        return self
+
+
 class Preprocessing(_Model):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
     ``resize`` is ``shortest_edge`` (keeps the aspect ratio; with ``longest_edge`` smaller where the other edge would
     exceed that) or ``exact`` (to ``resize_height`` x
     ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
-    None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number.
+    None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number. With
+    ``tiling`` all of this happens to each tile; see ``processing.anyres``.
     """
 
     resize: Literal["shortest_edge", "exact", "none"]
@@ -208,6 +246,23 @@ class Preprocessing(_Model):
     rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    tiling: Tiling | None = None
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> Preprocessing:
+        if self.tiling is None:
+            return self
+        if self.pad_to_square or self.resize == "none":
+            raise ValueError("an image that is tiled is resized, and not padded to a square first")
+        made: tuple[int | None, int | None] = (self.crop_height, self.crop_width)
+        if None in made:
+            edge = min(self.shortest_edge or 0, self.longest_edge or self.shortest_edge or 0)
+            made = (self.resize_height, self.resize_width) if self.resize == "exact" else (edge, edge)
+        if made != (self.tiling.tile, self.tiling.tile):
+            raise ValueError(
+                f"tiles of {self.tiling.tile} x {self.tiling.tile} pixels become {made[0]} x {made[1]}"
+            )
+        return self
 
 
 class GenerationDefaults(_Model):
@@ -342,9 +397,14 @@ class Manifest(_Model):
     files: dict[BundlePath, FileInfo]
 
     @property
-    def encoder_input(self) -> tuple[Preprocessing, int, int]:
-        """How an image becomes the vision encoder's input, and its height and width."""
-        return self.preprocessing, self.vision_encoder.image_height, self.vision_encoder.image_width
+    def encoder_input(self) -> tuple[Preprocessing, tuple[int, int]]:
+        """How an image becomes the vision encoder's input, and the height and width of a tile."""
+        return self.preprocessing, (self.vision_encoder.image_height, self.vision_encoder.image_width)
+
+    @property
+    def candidates(self) -> int:
+        """N: rows that a selector picks from."""
+        return self.vision_encoder.tokens
 
     @model_validator(mode="after")
     def _names_agree(self) -> Manifest:

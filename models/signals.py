@@ -31,6 +31,8 @@ SIGNALS: dict[str, str] = {
     CLS_TOKEN: "[1, D] the feature's class token after the projector",
 }
 """Name -> shape of one tile and meaning."""
+CLASS_TOKEN = (CLS_ATTENTION, CLS_ATTENTION_SUM, CLS_TOKEN)
+"""Signals of the class token: a tower that has none, such as SigLIP's, cannot give them."""
 
 NONE, ALL = "none", "all"
 

@@ -47,7 +47,7 @@ def transformers_signals(folder: Path, pixels: Any, plan: Any) -> dict[str, Any]
         out = tower(images["pixel_values"], output_attentions=True, output_hidden_states=True)
         cls = torch.cat([out.hidden_states[i][:, :1] for i in spec.feature_states], dim=-1)
         token = model.model.multi_modal_projector(cls)
-    first = 0 if spec.keep_cls else 1
+    first = int(spec.drops_first)
     attention = [a.mean(1).numpy()[:, :, first:] for a in out.attentions]
     tiles, n, _ = keys["k"].shape
     heads = keys["k"].view(tiles, n, spec.heads, spec.head_dim)

@@ -1,4 +1,7 @@
-"""The LLaVA-1.5 family: a CLIP tower, a two-layer projector and a decoder (Liu et al. 2023, 2310.03744)."""
+"""The LLaVA-1.5 family: a vision tower, a two-layer projector and a decoder (Liu et al. 2023, 2310.03744).
+
+With a SigLIP tower it is LLaVA-Interleave's layout as well (Li et al. 2024, 2407.07895).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import read_llava
 from divprune_edge.models.families.llava.weights import canonical_name, find_weights
 from divprune_edge.models.files import Config
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.preprocess import encoder_pixels
 
 __all__ = ["LLAVA"]
@@ -41,7 +45,7 @@ LLAVA = Family(
     canonical_name=canonical_name,
     weight_names=find_weights,
     preprocessing=lambda files, spec: read_preprocessing(files, spec.vision.image_size),
-    pixels=encoder_pixels,
+    read=lambda image, facts, size, alone: ImageInput(encoder_pixels(image, facts, *size)),
     encoder=write_encoder,
     reference=REFERENCE,
 )

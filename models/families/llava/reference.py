@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ from divprune_edge.models.families.family import Array, Model, Pixels, Reference
 from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER, LlavaSpec
 from divprune_edge.models.files import Config
 from divprune_edge.models.towers.expected_signals import expected_signals
+from divprune_edge.models.towers.unused import is_unused
 
 
 def _modules(model: Any) -> dict[str, Any]:
@@ -33,20 +33,8 @@ def _signals(spec: LlavaSpec, model: Model, pixels: Pixels) -> dict[str, Array]:
 
 
 def _unused(spec: LlavaSpec, config: Config, part: str, name: str) -> bool:
-    """CLIP's pooled output, or a tower layer above the feature."""
-    if part != TOWER:
-        return False
-    layer = re.match(r"encoder\.layers\.(\d+)\.", name)
-    return name.startswith("post_layernorm.") or (
-        layer is not None and int(layer.group(1)) >= _tower_depth(config, spec.vision.layers)
-    )
-
-
-def _tower_depth(config: Config, layers: int) -> int:
-    """Tower layers that the feature needs, from the config itself: hidden state i comes after i layers."""
     feature = config.get("vision_feature_layer")
-    indices = [-2] if feature is None else feature if isinstance(feature, list) else [feature]
-    return max(i if i >= 0 else layers + 1 + i for i in indices)
+    return part == TOWER and is_unused(name, -2 if feature is None else feature, spec.vision.layers)
 
 
 REFERENCE = Reference(

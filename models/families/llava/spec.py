@@ -1,4 +1,4 @@
-"""What a LLaVA-1.5 config says."""
+"""What a LLaVA config says."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from divprune_edge.models.activations import activation
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.files import Config, Shapes, count, setting
-from divprune_edge.models.signals import CLS_TOKEN, KEYS, SIGNALS
-from divprune_edge.models.towers.clip import ClipVisionSpec, read_clip
-from divprune_edge.models.towers.signals import signal_layers
+from divprune_edge.models.towers import VitSpec, read_tower
+from divprune_edge.models.towers.signals import signal_shapes
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """The encoder's parts, as graphs and transformers name them."""
@@ -52,9 +51,9 @@ class ProjectorSpec:
 
 @dataclass(frozen=True)
 class LlavaSpec:
-    """Everything of a LLaVA-1.5 checkpoint that a graph depends on."""
+    """Everything of a LLaVA checkpoint that a graph depends on."""
 
-    vision: ClipVisionSpec
+    vision: VitSpec
     projector: ProjectorSpec
     decoder: DecoderSpec
     image_token_id: int
@@ -94,9 +93,7 @@ class LlavaSpec:
         Raises:
             UserError: the feature is the tower's input, before any attention.
         """
-        signal_layers(self.vision)
-        special = {KEYS: (self.tokens, self.vision.head_dim), CLS_TOKEN: (1, self.width)}
-        return {name: special.get(name, (self.tokens,)) for name in SIGNALS}
+        return signal_shapes(self.vision, self.width)
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
         """Return the same model with another decoder."""
@@ -104,13 +101,13 @@ class LlavaSpec:
 
 
 def read_llava(config: Config) -> LlavaSpec:
-    """Return the spec of a LLaVA-1.5 ``config.json``; absent fields take transformers' class defaults.
+    """Return the spec of a LLaVA ``config.json``; absent fields take transformers' class defaults.
 
     Raises:
         UserError: settings that are not supported.
     """
     layer = setting(config, "vision_feature_layer", -2, (int, list))
-    vision = read_clip(
+    vision = read_tower(
         setting(config, "vision_config", _VISION_DEFAULT, dict),
         layer,
         setting(config, "vision_feature_select_strategy", "default", str),

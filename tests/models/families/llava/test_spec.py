@@ -106,7 +106,7 @@ def test_absent_fields_are_what_transformers_assumes(name: str) -> None:
     assert vision.feature_states == tuple(
         states[i] for i in ([layers] if isinstance(layers, int) else layers)
     )
-    assert vision.keep_cls == (wanted.vision_feature_select_strategy == "full")
+    assert vision.drops_first == (wanted.vision_feature_select_strategy == "default")
 
 
 def test_the_numbers_of_llava_15_7b() -> None:
@@ -154,8 +154,8 @@ REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
         ("model-unsupported", "'gemma'"),
     ),
     (
-        changed("vision_config", "model_type", value="siglip_vision_model"),
-        ("model-unsupported", "'siglip_vision_model'"),
+        changed("vision_config", "model_type", value="siglip2_vision_model"),
+        ("model-unsupported", "'siglip2_vision_model'", "'clip_vision_model' and 'siglip_vision_model'"),
     ),
     (changed("vision_config", "num_channels", value=4), ("config-unsupported", "4 channels")),
     (
