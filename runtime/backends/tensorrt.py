@@ -1,7 +1,7 @@
 """TensorRT: three engines that run back to back on one stream and hand each other device memory.
 
 Nothing that belongs to a token leaves the device: the encoder's output is the selector's input, the selector's output
-is what the language model reads. See docs/tensorrt-backend.md.
+is what the language model reads. See docs/engines.md.
 """
 
 from __future__ import annotations
