@@ -144,7 +144,7 @@ class _View:
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
         # What lies behind bound values must live as long as they do.
         self._held: list[Any] = []
-        self._new = owner.block[:0, :0]
+        self._new = owner.block[:0, :0, :, :0]
         for name, value in zip(self._names, owner._values, strict=True):
             shape = (count, *value.shape()[1:])
             kind = CACHE_TYPES[info.cache_dtype]
