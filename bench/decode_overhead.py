@@ -136,7 +136,7 @@ class Nothing:
         """Everything fits."""
         return ((1, 1, 1), (1, 256 if name == "input_ids" else VISUAL, WIDTH))
 
-    def context(self, *_: Any) -> Any:
+    def context(self, *_: Any, **__: Any) -> Any:
         """Return itself."""
         return self
 
