@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -143,6 +144,28 @@ class VisionInfo(GraphInfo):
     flops: Positive | None = None
 
 
+@dataclass(frozen=True)
+class LayerGroup:
+    """Neighbouring layers whose KV caches hold the same rows: ``layers`` of them from number ``first`` on.
+
+    ``capacity`` is as in :class:`LanguageInfo`, of these layers' caches.
+    """
+
+    first: int
+    layers: int
+    capacity: int | None
+
+    @property
+    def cache_tensors(self) -> tuple[str, ...]:
+        """What the cache's inputs and outputs are called behind their prefix: key and value of each layer."""
+        numbers = range(self.first, self.first + self.layers)
+        return tuple(f"{layer}.{part}" for layer in numbers for part in ("key", "value"))
+
+    def room(self, context: int) -> int:
+        """Return how many rows of its cache a sequence may fill in a model of that context."""
+        return min(context, self.capacity or context)
+
+
 class LanguageInfo(GraphInfo):
     """The language model and what the generation loop must know of it.
 
@@ -167,9 +190,9 @@ class LanguageInfo(GraphInfo):
     cost: LanguageCost | None = None
 
     @property
-    def cache_tensors(self) -> tuple[str, ...]:
-        """What the cache's inputs and outputs are called behind their prefix: key and value of each layer."""
-        return tuple(f"{layer}.{part}" for layer in range(self.layers) for part in ("key", "value"))
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """All layers, in order; one group, as every token passes all of them."""
+        return (LayerGroup(0, self.layers, self.capacity),)
 
     @property
     def visual(self) -> TensorInfo:
@@ -178,8 +201,8 @@ class LanguageInfo(GraphInfo):
 
     @property
     def positions(self) -> int:
-        """Tokens of one sequence that there is room for, prompt and answer together."""
-        return min(self.context, self.capacity or self.context)
+        """Tokens of one sequence that there is room for, prompt and answer together: all pass the first layers."""
+        return self.groups[0].room(self.context)
 
 
 def larger_capacity(info: LanguageInfo) -> str:

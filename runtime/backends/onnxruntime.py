@@ -101,7 +101,8 @@ class OnnxRuntimeBackend:
         """Return slots that share the language model's graph."""
         graph = self._bundle.manifest.language_model
         kind = GrowingSession if self._dialect.grows else BlockSession
-        return kind(self._session(graph), self._device, graph, slots)
+        (group,) = graph.groups
+        return kind(self._session(graph), self._device, graph, group, slots)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:

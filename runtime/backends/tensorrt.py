@@ -159,9 +159,9 @@ class TensorRtBackend:
             "activations": activations if larger else 0,
             "tensors between the engines": self._pool.missing(tensors),
         }
-        language = self._language or TensorRtLanguage(
-            self._device, self._plans[LANGUAGE], self._bundle.manifest.language_model
-        )
+        info = self._bundle.manifest.language_model
+        (group,) = info.groups
+        language = self._language or TensorRtLanguage(self._device, self._plans[LANGUAGE], info, group)
         if self._language is None:
             needed["KV cache and what a step takes"] = language.memory_bytes(1)
         self._require(needed)

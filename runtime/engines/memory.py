@@ -29,15 +29,14 @@ def graph_bytes(manifest: Manifest, file: str, data: Iterable[str]) -> int:
 
 
 def cache_bytes(info: LanguageInfo, longest: int) -> int:
-    """Return the size of a KV cache of the graph's capacity, and of the new rows that wait to be appended.
+    """Return the size of the KV caches at full length, and of the new rows that wait to be appended.
 
     Args:
         info: the language model.
         longest: tokens of a prefill, at most.
     """
-    rows = DIALECTS[info.dialect].cache_rows(info.capacity or info.context, longest)
-    element = np.dtype(info.cache_dtype).itemsize
-    return rows * row_bytes(info.layers, info.kv_heads, info.head_dim, element)
+    row = row_bytes(info.kv_heads, info.head_dim, np.dtype(info.cache_dtype).itemsize)
+    return DIALECTS[info.dialect].cache_bytes(info.groups, row, info.context, longest)
 
 
 def check_disk(folder: Path, graphs: Iterable[int]) -> None:

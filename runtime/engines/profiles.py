@@ -84,20 +84,20 @@ def make_limits(
     return Limits(max_prompt=max_prompt or usual, kept=(min(kept), kept[0], max(kept)), slots=slots)
 
 
-def check_slots(info: LanguageInfo, slots: int) -> None:
-    """Check that the cache of every slot begins where TensorRT can bind it.
+def check_slots(info: LanguageInfo, capacity: int | None, slots: int) -> None:
+    """Check that the cache of every slot, of ``capacity`` rows, begins where TensorRT can bind it.
 
     Raises:
         UserError: it does not; the sentence says which capacity would do.
     """
-    assert info.capacity is not None
+    assert capacity is not None
     row = info.kv_heads * info.head_dim * np.dtype(info.cache_dtype).itemsize
-    if slots == 1 or (row * info.capacity % ALIGNMENT == 0 and row % 16 == 0):
+    if slots == 1 or (row * capacity % ALIGNMENT == 0 and row % 16 == 0):
         return
     step = ALIGNMENT // math.gcd(ALIGNMENT, row)
     remedy = f"export with a --capacity that is a multiple of {step}" if row % 16 == 0 else "take one slot"
     raise UserError(
-        f"{slots} slots were asked for, but a cache of {info.capacity} rows of {row} bytes cannot lie behind another, "
+        f"{slots} slots were asked for, but a cache of {capacity} rows of {row} bytes cannot lie behind another, "
         f"as TensorRT binds memory at multiples of {ALIGNMENT} bytes: {remedy}.",
         code="slots-unaligned",
     )
