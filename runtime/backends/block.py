@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, run_bound
@@ -184,18 +183,3 @@ class _View:
         self._new_values = [ort.OrtValue.ortvalue_from_numpy(part) for part in self._new]
         for name, value in zip(self._names, self._new_values, strict=True):
             self._binding.bind_ortvalue_output(f"new_key_values.{name}", value)
-
-
-def check_device(info: LanguageInfo, device: str) -> None:
-    """Check that the bundle's language model can be run there.
-
-    Raises:
-        UserError: a cache of fixed size, and not the CPU.
-    """
-    if info.capacity is not None and device != "cpu":
-        raise UserError(
-            f"The bundle's language model is in dialect '{info.dialect}', which is made for TensorRT and which ONNX "
-            f"Runtime runs on the CPU only: use --backend tensorrt or cpu, or export for '--backend {device}' with "
-            "--dialect portable.",
-            code="dialect-with-backend",
-        )

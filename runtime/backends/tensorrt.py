@@ -22,12 +22,11 @@ from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
 from divprune_edge.runtime.engines.edition import Name
+from divprune_edge.runtime.engines.memory import mib
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
 from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION
 from divprune_edge.runtime.graph_facts import check_plan
-
-_MIB = 1 << 20
 
 
 class OpenEngines(Protocol):
@@ -178,19 +177,17 @@ class TensorRtBackend:
     def _require(self, needed: Mapping[str, int]) -> None:
         total, free = sum(needed.values()), self._device.free_bytes()
         if total > free:
-            parts = ", ".join(f"{name} {_mib(size)}" for name, size in needed.items() if size)
+            parts = ", ".join(f"{name} {mib(size)}" for name, size in needed.items() if size)
             raise UserError(
-                f"The engines run with {_mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
-                f"{_mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
+                f"The engines run with {mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
+                f"{mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
                 "--capacity.",
                 code="gpu-memory-too-small",
             )
 
     def _run(self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         context = self._contexts[name]
-        outputs = {
-            tensor.name: self._pool.take(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs
-        }
+        outputs = self._take_outputs(graph)
         for tensor, value in inputs.items():
             context.set_shape(tensor, value.shape)
         for tensor, value in {**inputs, **outputs}.items():
@@ -200,13 +197,15 @@ class TensorRtBackend:
 
     def _pick(self, name: str, graph: SelectorInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do what :meth:`_run` does, by the kernel."""
-        outputs = {
-            tensor.name: self._pool.take(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs
-        }
+        outputs = self._take_outputs(graph)
         workspace = self._pool.take((self._kernels[name],), np.uint8)
         places = (inputs["visual_tokens"], inputs["valid"], outputs["kept_tokens"], outputs["kept_indices"])
         self._device.max_min(self._sizes(graph), workspace.memory, *(tensor.address for tensor in places))
         return outputs
+
+    def _take_outputs(self, graph: GraphInfo) -> dict[str, Tensor]:
+        taken = (self._pool.take(*tensor) for tensor in self._outputs(graph))
+        return dict(zip((tensor.name for tensor in graph.outputs), taken, strict=True))
 
     def _sizes(self, selector: SelectorInfo) -> Problem:
         vision, dtype = self._bundle.manifest.vision_encoder, self._bundle.manifest.token_dtype
@@ -238,7 +237,3 @@ class TensorRtBackend:
 def _fixed(shape: Sequence[int | str]) -> Shape:
     """Return a shape with one image in it."""
     return tuple(1 if isinstance(size, str) else size for size in shape)
-
-
-def _mib(size: int) -> int:
-    return -(-size // _MIB)
