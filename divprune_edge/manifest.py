@@ -74,11 +74,13 @@ Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
 Positive = Annotated[int, Field(gt=0, lt=1 << 62)]
 
 
-class _Model(BaseModel):
+class Strict(BaseModel):
+    """What a file of ours holds: it cannot be changed, and a field that it does not know is refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TensorInfo(_Model):
+class TensorInfo(Strict):
     """One input or output of a graph; a string in ``shape`` is a symbolic dimension."""
 
     name: str
@@ -86,7 +88,7 @@ class TensorInfo(_Model):
     shape: tuple[Positive | str, ...]
 
 
-class GraphInfo(_Model):
+class GraphInfo(Strict):
     """One ONNX file, with the files of external data that belong to it."""
 
     file: BundlePath
@@ -117,7 +119,7 @@ class SelectorInfo(GraphInfo):
         return self
 
 
-class LanguageCost(_Model):
+class LanguageCost(Strict):
     """What one step of the language model costs: floating-point operations, and bytes of weights that it reads.
 
     ``token_flops`` per new token, ``pair_flops`` per pair of a new token and one that it sees, ``logits_flops`` once.
@@ -210,7 +212,7 @@ def larger_capacity(info: LanguageInfo) -> str:
     return ", or export with a larger --capacity" if info.positions < info.context else ""
 
 
-class Preprocessing(_Model):
+class Preprocessing(Strict):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
     ``resize`` is ``shortest_edge`` (keeps the aspect ratio; with ``longest_edge`` smaller where the other edge would
@@ -233,7 +235,7 @@ class Preprocessing(_Model):
     std: tuple[float, float, float]
 
 
-class GenerationDefaults(_Model):
+class GenerationDefaults(Strict):
     """How the checkpoint would have its answers decoded: what its ``generation_config.json`` says, used where asked.
 
     None where it says nothing. ``unsupported`` are settings that this runtime has no counterpart of, as they stand.
@@ -258,7 +260,7 @@ class GenerationDefaults(_Model):
         )
 
 
-class Prompt(_Model):
+class Prompt(Strict):
     """How text becomes ids: ``tokenizer.json``, a chat template, and the ids with a meaning.
 
     ``forbidden_ids`` are never sampled: the image placeholder and rows without a token. ``template_source`` says which
@@ -280,7 +282,7 @@ class Prompt(_Model):
     generation: GenerationDefaults | None = None
 
 
-class AdapterSource(_Model):
+class AdapterSource(Strict):
     """A LoRA adapter that was merged: its folder's name, the base that it names, and the sha256 of its weights."""
 
     name: str
@@ -288,7 +290,7 @@ class AdapterSource(_Model):
     sha256: Annotated[str, AfterValidator(_sha256)]
 
 
-class Source(_Model):
+class Source(Strict):
     """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path.
 
     ``adapter`` was merged into them; None where there was none.
@@ -309,7 +311,7 @@ class Source(_Model):
         return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}{more}"
 
 
-class Check(_Model):
+class Check(Strict):
     """One line of the verification table: ``value`` against ``limit`` in ``unit``."""
 
     stage: str
@@ -321,7 +323,7 @@ class Check(_Model):
     detail: str = ""
 
 
-class Verification(_Model):
+class Verification(Strict):
     """Whether the graphs were compared with PyTorch, how deep, and with what result."""
 
     status: Literal["verified", "not verified"]
@@ -330,14 +332,14 @@ class Verification(_Model):
     checks: tuple[Check, ...] = ()
 
 
-class FileInfo(_Model):
+class FileInfo(Strict):
     """Size in bytes and sha256 of one file of the bundle."""
 
     size: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, AfterValidator(_sha256)]
 
 
-class Manifest(_Model):
+class Manifest(Strict):
     """The whole manifest. ``files`` lists every file of the bundle except the manifest itself.
 
     ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of

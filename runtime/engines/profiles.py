@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo, larger_capacity
+from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, Strict, TensorInfo, larger_capacity
 from divprune_edge.models.budget import PROMPT
 from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
@@ -26,10 +26,8 @@ QUESTION = 64
 """Tokens of a typical prompt beside the visual ones: LLaVA-1.5's system prompt and one question."""
 
 
-class Shapes(BaseModel):
+class Shapes(Strict):
     """The least, the typical (tuned for) and the largest shape of one input."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min: Shape
     opt: Shape
@@ -42,13 +40,11 @@ Span = tuple[int, int, int]
 """The least, typical and largest size of a symbolic dimension."""
 
 
-class Limits(BaseModel):
+class Limits(Strict):
     """What a language model's engine is built for: tokens of a prefill, visual tokens, sequences of a decode step.
 
     ``kept`` is the least, typical and largest number of visual tokens: the selectors' budgets.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_prompt: int = Field(gt=0)
     kept: Span
