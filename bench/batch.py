@@ -14,6 +14,7 @@ from statistics import median
 
 import numpy as np
 
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.runtime.backends import DeviceTensor
 from divprune_edge.runtime.pipeline import Pipeline
 
@@ -73,8 +74,8 @@ class _Bench:
         if not self._sees:
             shape = (size, self._pipeline.visual_tokens, vision.width)
             return self._backend.to_device(self._random.standard_normal(shape).astype(np.float32))
-        pixels = (size, vision.image_height, vision.image_width, 3)
-        images = self._random.integers(0, 256, pixels, dtype=np.uint8)
+        pixels = (1, vision.image_height, vision.image_width, 3)
+        images = [ImageInput(self._random.integers(0, 256, pixels, np.uint8)) for _ in range(size)]
         return self._pipeline._vision.see(images, self._pipeline.selector).tokens
 
     def _run(self, size: int, first: int) -> list[float]:
@@ -82,10 +83,12 @@ class _Bench:
         times = [self._clock()]
         kept = self._see(size)
         times.append(self._clock())
-        visual = range(rows, rows + self._pipeline.visual_tokens)
+        keep = self._pipeline.visual_tokens
+        visual = range(rows, rows + keep)
         prompts = [[5] * 4 + [*visual] + [7] * (self._text - 4 + 2 * (first + i)) for i in range(size)]
         session, values = backend.session(size), backend.to_host(kept)
-        slots = [session.add(backend.to_device(values[i : i + 1])) for i in range(size)]
+        each = values.reshape(size, 1, keep, -1)
+        slots = [session.add(backend.to_device(tokens)) for tokens in each]
         for slot, prompt in zip(slots, prompts, strict=True):
             session.extend(slot, prompt)
         times.append(self._clock())

@@ -84,7 +84,7 @@ def ask(bundle: Bundle, data: Dataset, threads: int) -> dict[str, list[tuple[str
     """Return, by method, the answer to every question and whether it is right."""
     pruned = bundle.manifest.selectors[0]
     methods = [
-        Method("none", bundle.manifest.vision_encoder.tokens, None),
+        Method("none", bundle.manifest.candidates, None),
         Method(pruned.name, pruned.keep, pruned),
     ]
     runner = Runner(bundle, methods, "cpu", threads)

@@ -26,6 +26,7 @@ from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
 from divprune_edge.manifest import Verification
 from divprune_edge.models.cost import decoder_flops
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.vision import Vision
@@ -70,14 +71,14 @@ def _measure(folder: Path, plan: ExportPlan, repeats: int, threads: int) -> dict
     bundle = Bundle.open(folder)
     backend = OnnxRuntimeBackend(bundle, "cpu", threads)
     size = plan.spec.image_size[0]
-    pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    image = ImageInput(np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8))
     text = np.random.default_rng(1).integers(0, plan.embedding_rows, TEXT_TOKENS)
     vision = Vision(bundle, backend)
-    tokens = vision.encode(pixels, [])
+    tokens = vision.encode([image], [])
     samples: dict[str, dict[str, list[float]]] = {}
     for i in range(repeats + 1):
         start = time.perf_counter()
-        tokens = vision.encode(pixels, [])
+        tokens = vision.encode([image], [])
         encoded = time.perf_counter() - start
         for keep in (plan.keep, plan.spec.tokens):
             selector = bundle.selector(None, keep)

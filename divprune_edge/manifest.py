@@ -367,9 +367,14 @@ class Manifest(Strict):
     files: dict[BundlePath, FileInfo]
 
     @property
-    def encoder_input(self) -> tuple[Preprocessing, int, int]:
-        """How an image becomes the vision encoder's input, and its height and width."""
-        return self.preprocessing, self.vision_encoder.image_height, self.vision_encoder.image_width
+    def encoder_input(self) -> tuple[Preprocessing, tuple[int, int]]:
+        """How an image becomes the vision encoder's input, and the height and width of a tile."""
+        return self.preprocessing, (self.vision_encoder.image_height, self.vision_encoder.image_width)
+
+    @property
+    def candidates(self) -> int:
+        """N: rows that a selector picks from."""
+        return self.vision_encoder.tokens
 
     @model_validator(mode="after")
     def _names_agree(self) -> Manifest:

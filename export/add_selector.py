@@ -63,7 +63,7 @@ def _add_alone(
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     manifest = read_manifest(bundle)
     selector = find_selector(name)
-    keep = budget(keep, prune, manifest.vision_encoder.tokens)
+    keep = budget(keep, prune, manifest.candidates)
     _require_room(bundle, manifest, keep)
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
@@ -89,7 +89,7 @@ def _add(
     verify: bool,
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
-    tokens, width = manifest.vision_encoder.tokens, manifest.vision_encoder.width
+    tokens, width = manifest.candidates, manifest.vision_encoder.width
     signals = signal_inputs(selector, manifest.vision_encoder)
     entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
     checks: tuple[Check, ...] = ()
@@ -143,7 +143,7 @@ def add_selectors(
             f"--keep is '{budgets}', expected whole numbers with commas between them.",
             code="option-invalid",
         ) from None
-    kept = [budget(number, None, manifest.vision_encoder.tokens) for number in numbers]
+    kept = [budget(number, None, manifest.candidates) for number in numbers]
     _require_room(bundle, manifest, max(kept))
     for name in chosen:
         for keep in kept:

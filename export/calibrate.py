@@ -124,7 +124,7 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
 
 def _pixels(plan: ExportPlan, file: Path) -> npt.NDArray[np.uint8]:
     """Return uint8 [1, H, W, 3], as the runtime will make it."""
-    return plan.family.pixels(load_image(file), plan.preprocessing, *plan.spec.image_size)
+    return plan.family.read(load_image(file), plan.preprocessing, plan.spec.image_size, True).pixels
 
 
 def _inputs(

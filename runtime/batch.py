@@ -7,11 +7,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
@@ -65,17 +63,17 @@ def ask_each(
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """A question that can be asked; questions about the same image share its pixels."""
+    """A question that can be asked; questions about the same image share its input."""
 
     prompt: PromptIds
-    pixels: npt.NDArray[np.uint8]
+    image: ImageInput
 
 
 def _prepare(
     pipeline: Pipeline, questions: Sequence[Question], bgr: bool, system: str | None, raw_prompt: bool
 ) -> list[_Prepared | UserError]:
     """Read prompts and images; an image with several questions is read once."""
-    read: dict[Hashable, npt.NDArray[np.uint8] | UserError] = {}
+    read: dict[Hashable, ImageInput | UserError] = {}
     prepared: list[_Prepared | UserError] = []
     for image, text in questions:
         try:
@@ -87,11 +85,11 @@ def _prepare(
         key = _key(image)
         if key not in read:
             try:
-                read[key] = pipeline._vision.pixels(image, bgr=bgr)
+                (read[key],) = pipeline._vision.read([image], bgr=bgr)
             except UserError as error:
                 read[key] = error
-        pixels = read[key]
-        prepared.append(pixels if isinstance(pixels, UserError) else _Prepared(prompt, pixels))
+        found = read[key]
+        prepared.append(found if isinstance(found, UserError) else _Prepared(prompt, found))
     return prepared
 
 
@@ -101,23 +99,25 @@ def _answer(
     if not questions:
         return []
     # An image with several questions is looked at once.
-    first = {id(question.pixels): question.pixels for question in questions}
+    first = {id(question.image): question.image for question in questions}
     order = {key: number for number, key in enumerate(first)}
-    images = [order[id(question.pixels)] for question in questions]
+    images = [order[id(question.image)] for question in questions]
     watch.lap("preprocess")
-    kept, indices = _see(pipeline, list(first.values()), watch)
+    seen = pipeline._vision.see(list(first.values()), pipeline.selector, watch.lap)
+    tokens = pipeline._backend.to_host(seen.tokens)
     session = pipeline._backend.session(len(questions))
     writers: dict[int, Writer] = {}
     for question, at in zip(questions, images, strict=True):
         prompt = question.prompt
-        slot = pipeline._begin(session, prompt, pipeline._backend.to_device(kept[at : at + 1]))
+        visual = pipeline._backend.to_device(tokens[:, seen.images[at].rows])
+        slot = pipeline._begin(session, prompt, visual)
         if not session.length(slot) and len(questions) > 1 and prompt.before_image:
             session.extend(slot, prompt.before_image, prompt.positions[: len(prompt.before_image)])
             pipeline._remember_prefix(prompt, session, slot)
         writers[slot] = pipeline._writer(prompt, options)
     write(session, writers)
     return [
-        pipeline._answer(writer.result(), writer.prompt, indices[at], watch)
+        pipeline._answer(writer.result(), writer.prompt, seen.images[at].kept_indices, watch)
         for writer, at in zip(writers.values(), images, strict=True)
     ]
 
@@ -141,21 +141,3 @@ def pairs_of(questions: Any) -> list[tuple[ImageSource, str]]:
 def _key(image: ImageSource) -> Hashable:
     """Return what two questions about the same image have in common."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)
-
-
-def _see(
-    pipeline: Pipeline, images: Sequence[npt.NDArray[np.uint8]], watch: Stopwatch
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Encode and prune images, a few at a time.
-
-    Returns the kept tokens [images, K, D] and their indices int64 [images, K].
-    """
-    kept, indices = [], []
-    at_once = pipeline._backend.images_at_once
-    for start in range(0, len(images), at_once):
-        seen = pipeline._vision.see(
-            np.concatenate(images[start : start + at_once]), pipeline.selector, watch.lap
-        )
-        kept.append(pipeline._backend.to_host(seen.tokens))
-        indices.append(seen.kept_indices)
-    return np.concatenate(kept), np.concatenate(indices)

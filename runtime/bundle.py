@@ -88,7 +88,7 @@ class Bundle:
         Raises:
             UserError: the bundle has no such selector; the message says what it has and how to add one.
         """
-        tokens = self.manifest.vision_encoder.tokens
+        tokens = self.manifest.candidates
         if keep is not None and not 1 <= keep <= tokens:
             raise UserError(
                 f"{keep} visual tokens are to be kept, expected 1 to {tokens}.", code="keep-out-of-range"
@@ -163,7 +163,7 @@ class Bundle:
         if algorithm is None and name is not None:
             known = {*SELECTORS, *(s.id for s in self.manifest.selectors), UNPRUNED}
             close = did_you_mean(name, known)
-        elif budget is None or 1 <= budget <= self.manifest.vision_encoder.tokens:
+        elif budget is None or 1 <= budget <= self.manifest.candidates:
             command += f" --selector {algorithm}" if algorithm else ""
             command += f" --keep {budget}" if budget else ""
         return f"The bundle has no selector {asked}{close}: it has {there}; add one with '{command}'."

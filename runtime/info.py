@@ -74,7 +74,7 @@ def print_tables(bundle: Bundle) -> None:
             )
     console.print(graphs)
 
-    tokens = manifest.vision_encoder.tokens
+    tokens = manifest.candidates
     selectors = Table("selector", "keeps", "share", "parameters", title="Selectors", **style)
     for s in manifest.selectors:
         default = " (default)" if s.id == manifest.default_selector else ""

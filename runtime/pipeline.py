@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.arguments import check_type, wrong_type
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
@@ -127,7 +128,7 @@ class Pipeline:
     @property
     def visual_tokens(self) -> int:
         """K: visual tokens that the language model sees."""
-        return self.selector.keep if self.selector else self.bundle.manifest.vision_encoder.tokens
+        return self.selector.keep if self.selector else self.bundle.manifest.candidates
 
     def ask(
         self,
@@ -204,8 +205,8 @@ class Pipeline:
         """
         check_type("bgr", bgr, "bool")
         started = time.perf_counter()
-        pixels = self._vision.pixels(image, bgr=bgr)
-        return Chat(self, pixels, (time.perf_counter() - started) * 1000, system)
+        images = self._vision.read([image], bgr=bgr)
+        return Chat(self, images, (time.perf_counter() - started) * 1000, system)
 
     def _encode_prompt(self, turns: Sequence[Turn], raw: bool = False) -> PromptIds:
         if raw:
@@ -252,12 +253,12 @@ class Chat:
     def __init__(
         self,
         pipeline: Pipeline,
-        pixels: npt.NDArray[np.uint8],
+        images: Sequence[ImageInput],
         preprocess_ms: float,
         system: str | None = None,
     ) -> None:
         self._pipeline = pipeline
-        self._pixels = pixels
+        self._images = images
         self._preprocess_ms = preprocess_ms
         self._turns = system_turns(system)
         self._session: LanguageSession | None = None
@@ -301,8 +302,8 @@ class Chat:
         return answer
 
     def _open_session(self, prompt: PromptIds, watch: Stopwatch) -> LanguageSession:
-        seen = self._pipeline._vision.see(self._pixels, self._pipeline.selector, watch.lap)
-        self._kept = seen.kept_indices[0]
+        seen = self._pipeline._vision.see(self._images, self._pipeline.selector, watch.lap)
+        self._kept = seen.kept_indices
         self._session = self._pipeline._backend.session()
         self._slot = self._pipeline._begin(self._session, prompt, seen.tokens)
         self._cached = prompt.ids[: self._session.length(self._slot)]

@@ -1,9 +1,9 @@
-"""An image to the visual tokens that the language model reads: preprocess, encode, select; nowhere else."""
+"""Images to the visual tokens that the language model reads: preprocess, encode, select; nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.models.families import family_named
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import load_image
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
@@ -18,8 +19,35 @@ from divprune_edge.runtime.bundle import Bundle
 if TYPE_CHECKING:
     from divprune_edge.processing.images import ImageSource
 
-Pixels = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
 OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What selectors pick from.
+
+    Attributes:
+        encoded: visual tokens [images, N, D] and the signals that were asked for.
+        valid: bool [images, N]; which rows count. They come first.
+    """
+
+    encoded: Encoded
+    valid: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class SeenImage:
+    """What was kept of an image, in reading order.
+
+    Attributes:
+        rows: int64 [k]; rows of the visual tokens.
+        kept_indices: int64 [k]; which of the image's candidates they are, see
+            :meth:`~divprune_edge.runtime.backends.backend.Backend.select`.
+    """
+
+    rows: Indices
+    kept_indices: Indices
 
 
 @dataclass(frozen=True)
@@ -27,15 +55,24 @@ class VisualTokens:
     """What the encoder and a selector give the rest.
 
     Attributes:
-        tokens: [images, K, D], where the graphs run.
-        kept_indices: int64 [images, K]; which rows of the encoder's output these are, see
-            :meth:`~divprune_edge.runtime.backends.backend.Backend.select`.
-        encoded: the encoder's own output, all rows and the signals that were asked for.
+        tokens: [1, rows, D], where the graphs run; those of several images one after the other.
+        length: how many rows these are.
+        images: what is whose.
     """
 
     tokens: DeviceTensor
-    kept_indices: npt.NDArray[np.int64]
-    encoded: Encoded
+    length: int
+    images: tuple[SeenImage, ...]
+
+    @property
+    def rows(self) -> Indices:
+        """The row of each visual token of a prompt, int64 [k of all images]."""
+        return np.concatenate([np.empty(0, np.int64), *(image.rows for image in self.images)])
+
+    @property
+    def kept_indices(self) -> Indices:
+        """Those of all images, one after the other."""
+        return np.concatenate([np.empty(0, np.int64), *(image.kept_indices for image in self.images)])
 
 
 class Vision:
@@ -45,37 +82,71 @@ class Vision:
         self._manifest, self._backend = bundle.manifest, backend
         self._family = family_named(bundle.manifest.family)
 
-    def pixels(self, image: ImageSource, *, bgr: bool = False) -> Pixels:
-        """Return an image as the encoder takes it, uint8 [1, H, W, 3].
+    def read(self, images: Sequence[ImageSource], *, bgr: bool = False) -> list[ImageInput]:
+        """Return the images of one prompt as the encoder takes them.
 
         Raises:
-            UserError: the image cannot be used.
+            UserError: one cannot be used.
         """
-        return self._family.pixels(load_image(image, bgr), *self._manifest.encoder_input)
+        facts, alone = self._manifest.encoder_input, len(images) == 1
+        return [self._family.read(load_image(image, bgr), *facts, alone) for image in images]
+
+    def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
+        """Return how many visual tokens the language model will see of an image."""
+        valid = self._valid([image]).sum(axis=1)
+        return int(np.minimum(valid, self._keep(selector)).sum())
 
     def see(
-        self, pixels: Pixels, selector: SelectorInfo | None, on_stage: OnStage = lambda stage: None
+        self,
+        images: Sequence[ImageInput],
+        selector: SelectorInfo | None,
+        on_stage: OnStage = lambda stage: None,
     ) -> VisualTokens:
-        """Encode images [n, H, W, 3] and keep what ``selector`` picks; None keeps all.
+        """Encode images and keep what ``selector`` picks of each; None keeps all.
 
         ``on_stage`` is told when the stages ``vision`` and ``select`` end.
         """
-        encoded = self.encode(pixels, [selector])
-        on_stage("vision")
-        seen = self.select(encoded, selector, len(pixels))
-        on_stage("select")
-        return seen
+        seen = []
+        for begin in range(0, len(images), self._backend.images_at_once):
+            candidates = self.encode(images[begin : begin + self._backend.images_at_once], [selector])
+            on_stage("vision")
+            seen.append(self.select(candidates, selector))
+            on_stage("select")
+        return self._joined(seen)
 
-    def encode(self, pixels: Pixels, selectors: Iterable[SelectorInfo | None]) -> Encoded:
+    def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs."""
         signals = {signal for selector in selectors if selector is not None for signal in selector.signals}
-        return self._backend.encode(pixels, sorted(signals))
+        encoded = self._backend.encode(np.concatenate([image.pixels for image in images]), sorted(signals))
+        return Candidates(encoded, self._valid(images))
 
-    def select(self, encoded: Encoded, selector: SelectorInfo | None, images: int = 1) -> VisualTokens:
-        """Keep what ``selector`` picks of encoded images."""
-        tokens, kept = self._backend.select(encoded, selector, self.valid(images))
-        return VisualTokens(tokens, kept, encoded)
+    def select(self, candidates: Candidates, selector: SelectorInfo | None) -> VisualTokens:
+        """Keep what ``selector`` picks of each image; all of one that has no more rows than that."""
+        batch, keep = len(candidates.valid), self._keep(selector)
+        tokens, kept = self._backend.select(candidates.encoded, selector, candidates.valid)
+        counts = np.minimum(candidates.valid.sum(axis=1), keep)
+        images = tuple(
+            SeenImage(i * keep + np.arange(count), kept[i, :count]) for i, count in enumerate(counts)
+        )
+        return VisualTokens(self._table([tokens], batch * keep), batch * keep, images)
 
-    def valid(self, images: int = 1) -> npt.NDArray[np.bool_]:
+    def _keep(self, selector: SelectorInfo | None) -> int:
+        return selector.keep if selector is not None else self._manifest.candidates
+
+    def _joined(self, seen: Sequence[VisualTokens]) -> VisualTokens:
+        """Return the visual tokens of several runs as one table."""
+        if len(seen) == 1:
+            return seen[0]
+        images: list[SeenImage] = []
+        total = 0
+        for part in seen:
+            images += [replace(image, rows=total + image.rows) for image in part.images]
+            total += part.length
+        return VisualTokens(self._table([part.tokens for part in seen], total), total, tuple(images))
+
+    def _table(self, tokens: Sequence[DeviceTensor], rows: int) -> DeviceTensor:
+        return self._backend.join(tokens, (1, rows, self._manifest.vision_encoder.width))
+
+    def _valid(self, images: Sequence[ImageInput]) -> npt.NDArray[np.bool_]:
         """Return which rows count, bool [images, N]: all, as no family here pads its rows."""
-        return np.ones((images, self._manifest.vision_encoder.tokens), np.bool_)
+        return np.ones((len(images), self._manifest.candidates), np.bool_)

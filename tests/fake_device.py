@@ -149,6 +149,16 @@ class FakeDevice:
     def download(self, to: int, source: int, nbytes: int) -> None:
         self.download_pieces(to, nbytes, source, nbytes, nbytes, 1)
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        for address in (to, source):
+            self.at(address, nbytes, "device")
+
+        def work() -> None:
+            self.copies.append(("copy", nbytes))
+            self.at(to, nbytes, "device")[:] = self.at(source, nbytes, "device")
+
+        self.ask(work)
+
     def upload_pieces(
         self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bench.engines.engine import Clock, Engine, SpeedJob, Times, decode_ms, pixels, text_ids
+from divprune_edge.processing.image_input import ImageInput
 
 
 def open_engine(job: SpeedJob) -> Engine:
@@ -24,7 +25,7 @@ class Ours:
         self._bundle = Bundle.open(job.folder)
         self._backend = OnnxRuntimeBackend(self._bundle, "cpu", job.threads)
         self._vision = Vision(self._bundle, self._backend)
-        self._pixels, self._text = pixels(job), text_ids(job)
+        self._image, self._text = ImageInput(pixels(job)), text_ids(job)
 
     def versions(self) -> dict[str, str]:
         """See :class:`bench.engines.engine.Engine`."""
@@ -36,7 +37,7 @@ class Ours:
         """Encode, select, prefill, decode."""
         job, times, clock = self._job, {}, Clock()
         selector = self._bundle.selector(None, visual)
-        seen = self._vision.see(self._pixels, selector, lambda stage: times.update({stage: clock.lap()}))
+        seen = self._vision.see([self._image], selector, lambda stage: times.update({stage: clock.lap()}))
         ids = np.concatenate([self._text[:4], job.rows + np.arange(visual), self._text[4:]])
         session = self._backend.session()
         slot = session.add(seen.tokens)

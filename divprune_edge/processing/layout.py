@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,15 @@ class PromptIds:
     def before_image(self) -> tuple[int, ...]:
         """The ids in front of the first visual token: the same for every image and every question."""
         return self.ids[: self.spans[0].begin] if self.spans else ()
+
+    def placed(self, vocabulary: int, rows: Sequence[int]) -> PromptIds:
+        """Return the same prompt with its j-th visual token at row ``rows[j]`` of the visual tokens."""
+        if all(row == j for j, row in enumerate(rows)):
+            return self
+        ids = (
+            token if token < vocabulary else vocabulary + int(rows[token - vocabulary]) for token in self.ids
+        )
+        return replace(self, ids=tuple(ids))
 
     def __len__(self) -> int:
         return len(self.ids)

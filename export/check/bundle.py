@@ -161,7 +161,7 @@ def check_bundle(
 
 def manifest_keep(manifest: Manifest) -> int:
     """Return the largest number of visual tokens that a selector of the bundle hands on."""
-    return max((s.keep for s in manifest.selectors), default=manifest.vision_encoder.tokens)
+    return max((s.keep for s in manifest.selectors), default=manifest.candidates)
 
 
 def elements_of(vision: GraphView, language: GraphView) -> Elements:

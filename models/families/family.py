@@ -13,6 +13,7 @@ from divprune_edge.manifest import Preprocessing
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.files import CheckpointFiles, Config, Shapes
 from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.processing.image_input import ImageInput
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -169,7 +170,8 @@ class Family(Generic[S]):
             ``decoder.norm.weight``; None where it is in no part.
         weight_names: ``(names of all tensors, whether the config ties the output head to the embedding)``.
         preprocessing: reads the image processor's facts.
-        pixels: ``(RGB image, facts, height, width)`` returns what the encoder takes, uint8 [tiles, H, W, 3].
+        read: ``(RGB image, facts, height and width of a tile, whether it is its prompt's only image)`` returns what the
+            encoder takes.
         encoder: ``(builder, layers of each part, pixels, spec, facts, signals)`` writes the encoder; returns
             :data:`VISUAL_TOKENS` [tiles, N, D] and the signals, by name.
         reference: what verification compares with.
@@ -182,7 +184,7 @@ class Family(Generic[S]):
     canonical_name: Callable[[str], str | None]
     weight_names: Callable[[Collection[str], bool], WeightNames]
     preprocessing: Callable[[CheckpointFiles, S], Preprocessing]
-    pixels: Callable[[Image.Image, Preprocessing, int, int], Pixels]
+    read: Callable[[Image.Image, Preprocessing, tuple[int, int], bool], ImageInput]
     encoder: Callable[
         [Builder, Mapping[str, Layers], Any, S, Preprocessing, Sequence[str]], Mapping[str, Any]
     ]

@@ -90,6 +90,10 @@ class Backend(Protocol):
         """
         ...
 
+    def join(self, tensors: Sequence[DeviceTensor], shape: Sequence[int]) -> DeviceTensor:
+        """Return tensors of one type, one behind the other, as one of ``shape``; a single one may be the same."""
+        ...
+
     def to_host(self, tensor: DeviceTensor) -> npt.NDArray[Any]:
         """Return a tensor's values on the host."""
         ...

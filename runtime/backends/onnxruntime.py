@@ -88,6 +88,13 @@ class OnnxRuntimeBackend:
         outputs = binding.run(["kept_tokens"], host=["kept_indices"])
         return outputs["kept_tokens"], outputs["kept_indices"].numpy()
 
+    def join(self, tensors: Sequence[DeviceTensor], shape: Sequence[int]) -> DeviceTensor:
+        """Copy where there are several; through the host on CUDA."""
+        if len(tensors) == 1 and tensors[0].shape() == list(shape):
+            return tensors[0]
+        arrays = [self.to_host(tensor).reshape(-1) for tensor in tensors]
+        return self.to_device((arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).reshape(shape))
+
     def to_host(self, tensor: DeviceTensor) -> npt.NDArray[Any]:
         """Copy from the device; on the CPU nothing is copied."""
         array: npt.NDArray[Any] = tensor.numpy()

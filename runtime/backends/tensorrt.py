@@ -71,7 +71,7 @@ class TensorRtBackend:
     def load(self, selector: SelectorInfo | None) -> None:
         """Deserialise what is missing, and allocate all that a question with ``selector`` needs."""
         manifest = self._bundle.manifest
-        vision, tokens = manifest.vision_encoder, manifest.vision_encoder.tokens
+        vision, tokens = manifest.vision_encoder, manifest.candidates
         names = (VISION, LANGUAGE, *([selector.id] if selector else []))
         if any(name not in self._plans and name not in self._kernels for name in names):
             engines = self._open(selector, before=self._engines)
@@ -113,6 +113,17 @@ class TensorRtBackend:
         run = self._pick if selector.id in self._kernels else self._run
         outputs = run(selector.id, selector, {tensor.name: inputs[tensor.name] for tensor in selector.inputs})
         return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
+
+    def join(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+        """Copy on the device."""
+        if len(tensors) == 1 and tensors[0].shape == tuple(shape):
+            return tensors[0]
+        joined = self._pool.take(tuple(shape), tensors[0].dtype)
+        place = joined.address
+        for tensor in tensors:
+            self._device.copy(place, tensor.address, tensor.nbytes)
+            place += tensor.nbytes
+        return joined
 
     def to_host(self, tensor: Tensor) -> npt.NDArray[Any]:
         """Copy from the device."""

@@ -103,6 +103,11 @@ class CudaDevice:
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("copy from the GPU", self._runtime.cudaMemcpyAsync, to, source, nbytes, kind, self._stream)
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """``cudaMemcpyAsync``."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("copy on the GPU", self._runtime.cudaMemcpyAsync, to, source, nbytes, kind, self._stream)
+
     def upload_pieces(
         self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
     ) -> None:

@@ -146,6 +146,10 @@ class Device(Protocol):
         """Copy from the device to host memory; there once the device was synchronised."""
         ...
 
+    def copy(self, to: int, source: int, nbytes: int) -> None:
+        """Copy within the device."""
+        ...
+
     def upload_pieces(
         self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
     ) -> None:

@@ -171,7 +171,7 @@ def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, devi
     if missing:
         there = ", ".join(sorted(set(built.onnx) - {VISION, LANGUAGE})) or "no selector"
         found.append(f"were built with {there}, but not with '{missing[0]}'")
-    kept = selector.keep if selector else bundle.manifest.vision_encoder.tokens
+    kept = selector.keep if selector else bundle.manifest.candidates
     least, _, most = built.limits.kept
     if not missing and not least <= kept <= most:
         budget = str(least) if least == most else f"{least} to {most}"

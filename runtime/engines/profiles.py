@@ -67,7 +67,7 @@ def make_limits(
         UserError: ``max_prompt`` or ``slots`` is not positive, or larger than what there is room for.
     """
     info = manifest.language_model
-    kept = [selector.keep if selector else manifest.vision_encoder.tokens for selector in selectors]
+    kept = [selector.keep if selector else manifest.candidates for selector in selectors]
     if max_prompt is not None and not 1 <= max_prompt <= info.positions:
         raise UserError(
             f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "

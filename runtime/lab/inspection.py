@@ -52,22 +52,22 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
     Raises:
         UserError: the image cannot be used, or its tokens are no square grid.
     """
-    selector, tokens = pipeline.selector, pipeline.bundle.manifest.vision_encoder.tokens
+    selector, tokens = pipeline.selector, pipeline.bundle.manifest.candidates
     patches, first = _grid(tokens)
     vision, backend = pipeline._vision, pipeline._backend
-    pixels = vision.pixels(image)
-    seen = vision.see(pixels, selector)
-    rows = backend.to_host(seen.encoded.tokens)[0]
-    picks = kept = seen.kept_indices[0]
+    read = vision.read([image])
+    candidates = vision.encode(read, [selector])
+    rows = backend.to_host(candidates.encoded.tokens)[0]
+    picks = kept = vision.select(candidates, selector).kept_indices
     if selector is not None and selector.name in SELECTORS:
-        signals = {name: backend.to_host(seen.encoded.signals[name])[0] for name in selector.signals}
-        reference = SELECTORS[selector.name].picks(rows, vision.valid()[0], selector.keep, **signals)
+        signals = {name: backend.to_host(candidates.encoded.signals[name])[0] for name in selector.signals}
+        reference = SELECTORS[selector.name].picks(rows, candidates.valid[0], selector.keep, **signals)
         picks = _ordered(kept, reference)
     distances = cosine_distances(rows)
     return Selection(
         selector=selector.id if selector else UNPRUNED,
         tokens=tokens,
-        pixels=pixels[0],
+        pixels=read[0].pixels[0],
         picks=picks,
         patches=patches,
         first=first,

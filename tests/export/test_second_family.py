@@ -23,6 +23,7 @@ from divprune_edge.manifest import Preprocessing
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.families import FAMILIES, Family, Reference, WeightNames
 from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.preprocess import encoder_pixels
 
 PATCH, HEIGHT, WIDTH = 4, 8, 12
@@ -89,7 +90,7 @@ STRIPES = Family(
         {"stripes": "eyes."}, "model.language_model.", "lm_head.weight"
     ),
     preprocessing=lambda files, spec: FACTS,
-    pixels=lambda image, facts, height, width: 255 - encoder_pixels(image, facts, height, width),
+    read=lambda image, facts, size, alone: ImageInput(255 - encoder_pixels(image, facts, *size)),
     encoder=write_encoder,
     reference=Reference("", "", dict, lambda *_: [], lambda *_: {}, lambda *_: False),
 )

@@ -145,7 +145,7 @@ def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) ->
     while waiting or writers:
         while waiting and len(writers) < 2:
             number, (image, question) = waiting.pop(0)
-            seen = asked._vision.see(asked._vision.pixels(image), asked.selector)
+            seen = asked._vision.see(asked._vision.read([image]), asked.selector)
             prompt = asked._encode_prompt([Turn("user", question, image=True)])
             writer = asked._writer(prompt, Decoding(max_tokens=12))
             slot = session.add(seen.tokens)

@@ -9,6 +9,7 @@ from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import read_llava
 from divprune_edge.models.families.llava.weights import canonical_name, find_weights
 from divprune_edge.models.files import Config
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.preprocess import encoder_pixels
 
 __all__ = ["LLAVA"]
@@ -41,7 +42,7 @@ LLAVA = Family(
     canonical_name=canonical_name,
     weight_names=find_weights,
     preprocessing=lambda files, spec: read_preprocessing(files, spec.vision.image_size),
-    pixels=encoder_pixels,
+    read=lambda image, facts, size, alone: ImageInput(encoder_pixels(image, facts, *size)),
     encoder=write_encoder,
     reference=REFERENCE,
 )

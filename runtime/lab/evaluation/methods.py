@@ -51,7 +51,7 @@ def choose_methods(
     Raises:
         UserError: the bundle has no selector of that name and budget; the message has the command that adds it.
     """
-    tokens = bundle.manifest.vision_encoder.tokens
+    tokens = bundle.manifest.candidates
     there = {(entry.name, entry.keep): entry for entry in bundle.manifest.selectors if entry.keep < tokens}
     kept = sorted(set(budgets) if budgets is not None else {keep for _, keep in there}, reverse=True)
     for keep in kept:

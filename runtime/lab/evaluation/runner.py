@@ -11,7 +11,7 @@ import numpy.typing as npt
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.backends import DeviceTensor, Encoded, open_backend
+from divprune_edge.runtime.backends import DeviceTensor, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding, new_writer, write
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
@@ -19,7 +19,7 @@ from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.lab.evaluation.scoring import is_right
-from divprune_edge.runtime.vision import Vision
+from divprune_edge.runtime.vision import Candidates, Vision
 
 
 class Runner:
@@ -66,17 +66,17 @@ class Runner:
             UserError: the image cannot be used.
         """
         started = time.perf_counter()
-        pixels = self._vision.pixels(image.open())
+        read = self._vision.read([image.open()])
         preprocessed = time.perf_counter()
-        encoded = self._vision.encode(pixels, self._graphs)
+        candidates = self._vision.encode(read, self._graphs)
         seen = time.perf_counter()
         before = (seen - started) * 1000
-        tokens = self._backend.to_host(encoded.tokens)[0]
+        tokens = self._backend.to_host(candidates.encoded.tokens)[0]
         distances = cosine_distances(tokens)
         records = []
         for method in methods:
             clock = time.perf_counter()
-            visual, kept = self._select(encoded, method)
+            visual, kept = self._select(candidates, method)
             select_ms = (time.perf_counter() - clock) * 1000
             timings = {"preprocess": (preprocessed - started) * 1000, "vision": (seen - preprocessed) * 1000}
             records.append(
@@ -103,12 +103,12 @@ class Runner:
                 records[-1].total_ms.append(before + select_ms + prefill_ms + decode_ms)
         return records
 
-    def _select(self, encoded: Encoded, method: Method) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
+    def _select(self, candidates: Candidates, method: Method) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
         if not method.is_reference:
-            seen = self._vision.select(encoded, method.graph)
-            return seen.tokens, seen.kept_indices[0]
-        tokens = self._backend.to_host(encoded.tokens)
-        kept = find_selector(method.name).reference(tokens[0], self._vision.valid()[0], method.keep)
+            seen = self._vision.select(candidates, method.graph)
+            return seen.tokens, seen.kept_indices
+        tokens = self._backend.to_host(candidates.encoded.tokens)
+        kept = find_selector(method.name).reference(tokens[0], candidates.valid[0], method.keep)
         return self._backend.to_device(tokens[:, kept]), kept
 
     def _answer(

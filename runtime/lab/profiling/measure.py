@@ -44,7 +44,7 @@ class Variant:
     @property
     def visual_tokens(self) -> int:
         """K: visual tokens that the language model sees."""
-        return self.selector.keep if self.selector else self.bundle.manifest.vision_encoder.tokens
+        return self.selector.keep if self.selector else self.bundle.manifest.candidates
 
     def encode(self, question: str) -> PromptIds:
         """Return the prompt's ids."""
@@ -123,11 +123,11 @@ def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
     def lap(stage: str = "") -> None:
         clock.append(time.perf_counter())
 
-    pixels = vision.pixels(workload.image)
+    images = vision.read([workload.image])
     ids = variant.encode(workload.question).ids
     lap()
     session = variant.backend.session()
-    slot = session.add(vision.see(pixels, variant.selector, lap).tokens)
+    slot = session.add(vision.see(images, variant.selector, lap).tokens)
     token = sampler(session.extend(slot, ids))
     lap()
     for _ in range(workload.tokens - 1):

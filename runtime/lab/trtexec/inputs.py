@@ -38,13 +38,13 @@ class Inputs:
     def __init__(self, bundle: Bundle, selector: SelectorInfo | None, image: Path, question: str) -> None:
         self._bundle, self._selector, self._question = bundle, selector, question
         family = family_named(bundle.manifest.family)
-        self._pixels = family.pixels(load_image(image), *bundle.manifest.encoder_input)
+        self._image = family.read(load_image(image), *bundle.manifest.encoder_input, True)
         self._seen: tuple[dict[str, Array], Array] | None = None
         self.note = ""
 
     def vision(self) -> Stage:
         """Return the vision encoder with the image."""
-        return Stage("vision", VISION, 0, {"pixels": self._pixels}, cuda_graph=False)
+        return Stage("vision", VISION, 0, {"pixels": self._image.pixels}, cuda_graph=False)
 
     def select(self) -> Stage:
         """Return the selector with the image's visual tokens; there must be one."""
@@ -90,21 +90,22 @@ class Inputs:
         return self._seen
 
     def _look(self) -> tuple[dict[str, Array], Array]:
-        manifest = self._bundle.manifest
-        valid = np.ones((1, manifest.vision_encoder.tokens), np.bool_)
         try:
             from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
         except ImportError:
             self.note = MADE_UP
-            return self._make_up(valid)
+            return self._make_up()
         backend = OnnxRuntimeBackend(self._bundle, "cpu", None)
-        seen = Vision(self._bundle, backend).see(self._pixels, self._selector)
-        found = {"visual_tokens": seen.encoded.tokens, **seen.encoded.signals}
+        vision = Vision(self._bundle, backend)
+        candidates = vision.encode([self._image], [self._selector])
+        seen = vision.select(candidates, self._selector)
+        found = {"visual_tokens": candidates.encoded.tokens, **candidates.encoded.signals}
         values = {name: np.array(backend.to_host(value)) for name, value in found.items()}
-        return {"valid": valid, **values}, np.array(backend.to_host(seen.tokens))
+        return {"valid": candidates.valid, **values}, np.array(backend.to_host(seen.tokens))
 
-    def _make_up(self, valid: Array) -> tuple[dict[str, Array], Array]:
+    def _make_up(self) -> tuple[dict[str, Array], Array]:
         manifest, random = self._bundle.manifest, np.random.default_rng(0)
+        valid = np.ones((1, manifest.candidates), np.bool_)
         found: dict[str, Array] = {"valid": valid}
         for output in manifest.vision_encoder.outputs:
             shape = tuple(1 if isinstance(size, str) else size for size in output.shape)

@@ -184,7 +184,7 @@ def _record(
         tensorrt=version,
         target=manifest.target,
         precision=manifest.precision,
-        visual_tokens=chosen.keep if chosen else manifest.vision_encoder.tokens,
+        visual_tokens=chosen.keep if chosen else manifest.candidates,
         prompt_tokens=prompt,
         stages=tuple(described(one) for one in stages),
         notes=notes,
