@@ -153,13 +153,14 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
             # Of any rank: what matters is which there are.
             shape = next((one.shape for one in language.inputs if one.name == name), ())
             yield name, None, (None,) * len(shape), f"its dialect is {language.dialect}"
-        cache = (None, language.kv_heads, language.capacity, language.head_dim)
-        what = (
-            f"layers is {language.layers}, kv_heads {language.kv_heads}, head_dim {language.head_dim}, capacity "
-            f"{language.capacity} and cache_dtype {language.cache_dtype}"
-        )
-        for name in language.cache_tensors:
-            yield f"past_key_values.{name}", language.cache_dtype, cache, what
+        for group in language.groups:
+            cache = (None, language.kv_heads, group.capacity, language.head_dim)
+            what = (
+                f"layers is {language.layers}, kv_heads {language.kv_heads}, head_dim {language.head_dim}, capacity "
+                f"{group.capacity} and cache_dtype {language.cache_dtype}"
+            )
+            for name in group.cache_tensors:
+                yield f"past_key_values.{name}", language.cache_dtype, cache, what
 
 
 def _check_noted(manifest: Manifest, noted: Mapping[str, str]) -> None:

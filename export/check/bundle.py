@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.activations import Activations, live_activations, size_of
 from divprune_edge.export.check.asked import RtxAnswers, ask_tensorrt, is_installed
@@ -126,13 +128,14 @@ def check_bundle(
         unasked = f"its parser and builder need no GPU, but are not installed: {INSTALL}"
         findings += unknown_findings(target)
     activations = {file: live_activations(view) for file, view in views.items()}
+    row = row_bytes(info.kv_heads, info.head_dim, np.dtype(info.cache_dtype).itemsize)
     need = Need(
         vision=_held(vision),
         language=_held(language),
-        cache=dialect.cache_rows(info.capacity or tokens) * _row(info),
+        cache=dialect.cache_bytes(info.groups, row, tokens),
         activations=sum(a.peak for a in activations.values())
         + _selectors_peak(bundle, manifest)
-        + dialect.rows_beside(tokens) * _row(info),
+        + dialect.rows_beside(tokens) * info.layers * row,
         rows=info.capacity or tokens,
     )
     known = forecast(target, need)
@@ -265,12 +268,6 @@ def _held(view: GraphView) -> int:
     }
     twice = sum(size_of(view.weights[name]) or 0 for name in looked_up & multiplied if name in view.weights)
     return _stored(view) + twice
-
-
-def _row(info: LanguageInfo) -> int:
-    """Return the bytes of keys and values of one position."""
-    element = {"float32": 4, "float16": 2}[info.cache_dtype]
-    return row_bytes(info.layers, info.kv_heads, info.head_dim, element)
 
 
 def _selectors_peak(bundle: Path, manifest: Manifest) -> int:

@@ -21,7 +21,7 @@ from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
-from divprune_edge.runtime.backends.block import BlockSession, check_device
+from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
@@ -135,7 +135,8 @@ class OnnxRuntimeBackend:
         """Return slots that share the language model's graph."""
         graph = self._bundle.manifest.language_model
         kind = GrowingSession if self._dialect.grows else BlockSession
-        return kind(self._session(graph), self._device, graph, slots)
+        (group,) = graph.groups
+        return kind(self._session(graph), self._device, graph, group, slots)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -211,7 +212,13 @@ def _require_kernels(manifest: Manifest, device: str) -> None:
     if device != "cuda":
         return
     language = manifest.language_model
-    check_device(language, device)
+    if language.capacity is not None:
+        raise UserError(
+            f"The bundle's language model is in dialect '{language.dialect}', which is made for TensorRT and which "
+            f"ONNX Runtime runs on the CPU only: use --backend tensorrt or cpu, or export for '--backend {device}' "
+            "with --dialect portable.",
+            code="dialect-with-backend",
+        )
     if language.cache_dtype not in DIALECTS[language.dialect].cuda:
         raise UserError(
             f"The bundle's language model is in dialect '{language.dialect}' with a {language.cache_dtype} cache, for "

@@ -23,12 +23,11 @@ from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
 from divprune_edge.runtime.engines.edition import Name
+from divprune_edge.runtime.engines.memory import mib
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
 from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION
 from divprune_edge.runtime.graph_facts import check_plan
-
-_MIB = 1 << 20
 
 
 class OpenEngines(Protocol):
@@ -213,9 +212,9 @@ class TensorRtBackend:
             "activations": activations if larger else 0,
             "tensors between the engines": self._pool.missing(tensors),
         }
-        language = self._language or TensorRtLanguage(
-            self._device, self._plans[LANGUAGE], self._bundle.manifest.language_model
-        )
+        info = self._bundle.manifest.language_model
+        (group,) = info.groups
+        language = self._language or TensorRtLanguage(self._device, self._plans[LANGUAGE], info, group)
         if self._language is None:
             needed["KV cache and what a step takes"] = language.memory_bytes(1)
         self._require(needed)
@@ -232,10 +231,10 @@ class TensorRtBackend:
     def _require(self, needed: Mapping[str, int]) -> None:
         total, free = sum(needed.values()), self._device.free_bytes()
         if total > free:
-            parts = ", ".join(f"{name} {_mib(size)}" for name, size in needed.items() if size)
+            parts = ", ".join(f"{name} {mib(size)}" for name, size in needed.items() if size)
             raise UserError(
-                f"The engines run with {_mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
-                f"{_mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
+                f"The engines run with {mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
+                f"{mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
                 "--capacity.",
                 code="gpu-memory-too-small",
             )
@@ -245,10 +244,7 @@ class TensorRtBackend:
     ) -> dict[str, Tensor]:
         """Run an engine; ``count`` is its outputs' first size."""
         context = self._contexts[name]
-        outputs = {
-            tensor.name: self._pool.take(_fixed(tensor.shape, count), tensor.dtype)
-            for tensor in graph.outputs
-        }
+        outputs = self._take_outputs(graph, count)
         for tensor, value in inputs.items():
             context.set_shape(tensor, value.shape)
         for tensor, value in {**inputs, **outputs}.items():
@@ -258,13 +254,15 @@ class TensorRtBackend:
 
     def _pick(self, name: str, graph: SelectorInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do what :meth:`_run` does, by the kernel."""
-        outputs = {
-            tensor.name: self._pool.take(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs
-        }
+        outputs = self._take_outputs(graph)
         workspace = self._pool.take((self._kernels[name],), np.uint8)
         places = (inputs["visual_tokens"], inputs["valid"], outputs["kept_tokens"], outputs["kept_indices"])
         self._device.max_min(self._sizes(graph), workspace.memory, *(tensor.address for tensor in places))
         return outputs
+
+    def _take_outputs(self, graph: GraphInfo, count: int = 1) -> dict[str, Tensor]:
+        taken = (self._pool.take(*tensor) for tensor in self._outputs(graph, count))
+        return dict(zip((tensor.name for tensor in graph.outputs), taken, strict=True))
 
     def _sizes(self, selector: SelectorInfo) -> Problem:
         vision, dtype = self._bundle.manifest.vision_encoder, self._bundle.manifest.token_dtype
@@ -296,7 +294,3 @@ class TensorRtBackend:
 def _fixed(shape: Sequence[int | str], count: int = 1) -> Shape:
     """Return a shape with so many images, tiles or groups in it."""
     return tuple(count if isinstance(size, str) else size for size in shape)
-
-
-def _mib(size: int) -> int:
-    return -(-size // _MIB)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import (
@@ -18,6 +18,7 @@ from divprune_edge.manifest import (
     LanguageInfo,
     Manifest,
     SelectorInfo,
+    Strict,
     TensorInfo,
     larger_capacity,
 )
@@ -34,10 +35,8 @@ QUESTION = 64
 """Tokens of a typical prompt beside the visual ones: LLaVA-1.5's system prompt and one question."""
 
 
-class Shapes(BaseModel):
+class Shapes(Strict):
     """The least, the typical (tuned for) and the largest shape of one input."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min: Shape
     opt: Shape
@@ -50,13 +49,11 @@ Span = tuple[int, int, int]
 """The least, typical and largest size of a symbolic dimension."""
 
 
-class Limits(BaseModel):
+class Limits(Strict):
     """What a language model's engine is built for: tokens of a prefill, visual tokens, sequences of a decode step.
 
     ``kept`` is the least, typical and largest number of visual tokens: the selectors' budgets.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_prompt: int = Field(gt=0)
     kept: Span
@@ -94,20 +91,20 @@ def make_limits(
     return Limits(max_prompt=max_prompt or usual, kept=(least, kept[0], max(kept)), slots=slots)
 
 
-def check_slots(info: LanguageInfo, slots: int) -> None:
-    """Check that the cache of every slot begins where TensorRT can bind it.
+def check_slots(info: LanguageInfo, capacity: int | None, slots: int) -> None:
+    """Check that the cache of every slot, of ``capacity`` rows, begins where TensorRT can bind it.
 
     Raises:
         UserError: it does not; the sentence says which capacity would do.
     """
-    assert info.capacity is not None
+    assert capacity is not None
     row = info.kv_heads * info.head_dim * np.dtype(info.cache_dtype).itemsize
-    if slots == 1 or (row * info.capacity % ALIGNMENT == 0 and row % 16 == 0):
+    if slots == 1 or (row * capacity % ALIGNMENT == 0 and row % 16 == 0):
         return
     step = ALIGNMENT // math.gcd(ALIGNMENT, row)
     remedy = f"export with a --capacity that is a multiple of {step}" if row % 16 == 0 else "take one slot"
     raise UserError(
-        f"{slots} slots were asked for, but a cache of {info.capacity} rows of {row} bytes cannot lie behind another, "
+        f"{slots} slots were asked for, but a cache of {capacity} rows of {row} bytes cannot lie behind another, "
         f"as TensorRT binds memory at multiples of {ALIGNMENT} bytes: {remedy}.",
         code="slots-unaligned",
     )

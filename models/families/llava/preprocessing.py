@@ -85,7 +85,9 @@ def read_preprocessing(
     rescaled, normalised = _is_on(config, "do_rescale"), _is_on(config, "do_normalize")
     crop = None
     # A processor that cuts tiles cuts them of the crop's size, also where it does not crop.
-    if _is_on(config, "do_center_crop", default=kind.crop is not None) or (kind.tiles and kind.crop is not None):
+    if _is_on(config, "do_center_crop", default=kind.crop is not None) or (
+        kind.tiles and kind.crop is not None
+    ):
         crop = _height_width(kind.crop if config.get("crop_size") is None else config["crop_size"])
     facts = Preprocessing(
         **_resize(config, kind),
