@@ -65,7 +65,7 @@ def _add_alone(
     manifest = read_manifest(bundle)
     selector = find_selector(name)
     keep = budget(keep, prune, manifest.candidates)
-    _require_room(bundle, manifest, keep)
+    _require_room(bundle, manifest, keep * manifest.groups)
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
     if len(others) != len(manifest.selectors) and not force:
@@ -92,7 +92,7 @@ def _add(
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
     tokens, width = manifest.candidates, manifest.vision_encoder.width
-    signals = signal_inputs(selector, manifest.vision_encoder)
+    signals = signal_inputs(selector, manifest.features)
     entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
     checks: tuple[Check, ...] = ()
     if verify:
@@ -151,7 +151,7 @@ def add_selectors(
             code="option-invalid",
         ) from None
     kept = [budget(number, None, manifest.candidates) for number in numbers]
-    _require_room(bundle, manifest, max(kept))
+    _require_room(bundle, manifest, max(kept) * manifest.groups)
     for name in chosen:
         for keep in kept:
             # Read anew: another process may have added it meanwhile.
@@ -239,7 +239,7 @@ def _misfit(manifest: Manifest, selector: Selector) -> UserError | None:
     """Return why a selector has no meaning for the encoder's number of tokens, None where it has."""
     try:
         if selector.check is not None:
-            selector.check(manifest.vision_encoder.tokens, 1)
+            selector.check(manifest.candidates, 1)
     except UserError as error:
         return error
     return None
@@ -252,7 +252,7 @@ def _offered(manifest: Manifest) -> Collection[str]:
 
 
 def _given(manifest: Manifest) -> set[str]:
-    return {output.name for output in manifest.vision_encoder.outputs}
+    return {output.name for output in manifest.features.outputs}
 
 
 def _with_signals(bundle: Path, manifest: Manifest) -> str:

@@ -113,10 +113,17 @@ def llava(
             "--package", help="Pack the bundle with all that a Jetson needs into DIR-TARGET.tar as well."
         ),
     ] = False,
+    per_tile: Annotated[
+        bool,
+        typer.Option(
+            "--per-tile",
+            help="Select from each tile of an image by itself, K of each, not from all of them at once.",
+        ),
+    ] = False,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
-    """Export a LLaVA checkpoint: vision encoder, selector and language model."""
+    """Export a LLaVA checkpoint of any kind: vision encoder, selector and language model."""
     from divprune_edge.errors import UserError
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
@@ -156,6 +163,7 @@ def llava(
             capacity=capacity,
             signals=signals,
             target=target,
+            per="tile" if per_tile else "image",
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"

@@ -128,7 +128,7 @@ class Pipeline:
     @property
     def visual_tokens(self) -> int:
         """K: visual tokens that the language model sees."""
-        return self.selector.keep if self.selector else self.bundle.manifest.candidates
+        return self.bundle.manifest.visual_tokens(self.selector)
 
     def ask(
         self,

@@ -217,6 +217,9 @@ SIGLIP_VARIATIONS: dict[str, dict[str, Any]] = {
     for name, options in _SIGLIP.items()
 }
 
+TILED = {"llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
+"""Families whose images are cut into tiles, and how transformers' classes of theirs begin."""
+
 VARIATIONS: dict[str, dict[str, Any]] = {**CLIP_VARIATIONS, **SIGLIP_VARIATIONS}
 """Name -> arguments of :func:`make_checkpoint`. Each exports and answers as transformers does."""
 
@@ -224,6 +227,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {**CLIP_VARIATIONS, **SIGLIP_VARIATIONS}
 def make_checkpoint(
     folder: Path,
     *,
+    family: str = "llava",
     kind: str = "llama",
     tower: str = "clip_vision_model",
     text: Mapping[str, Any] | None = None,
@@ -246,11 +250,12 @@ def make_checkpoint(
 
     Args:
         folder: created if needed.
+        family: ``model_type`` of the whole.
         kind: ``model_type`` of the language model.
         tower: ``model_type`` of the vision tower.
         text: overrides of :data:`TEXT`.
         vision: overrides of :data:`VISION`.
-        llava: further fields of ``LlavaConfig``.
+        llava: further fields of the whole's config.
         processor: overrides of the image processor's settings.
         old_rope: fields that replace ``rope_parameters`` in the written ``config.json``.
         tied: whether the whole config, too, says that the head is tied to the embedding.
@@ -265,7 +270,7 @@ def make_checkpoint(
         seed: of the weights.
     """
     import torch
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,7 +282,7 @@ def make_checkpoint(
             "rope_theta": old_rope["rope_theta"],
             "factor": scaling["factor"],
         }
-    config = LlavaConfig(
+    config = CONFIG_MAPPING[family](
         vision_config=CONFIG_MAPPING[tower](**seen),
         text_config=CONFIG_MAPPING[kind](**options),
         image_token_id=IMAGE_TOKEN_ID,
@@ -285,7 +290,7 @@ def make_checkpoint(
         **(llava or {}),
     )
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
+    model = AutoModelForImageTextToText.from_config(config)
     _randomise(model)
     _save_weights(folder, model, naming, getattr(torch, dtype), shards)
     config.save_pretrained(folder)
@@ -297,7 +302,11 @@ def make_checkpoint(
     _save_tokenizer(folder, add_bos)
     _save_template(folder, template, template_in)
     of_tower = _siglip_processor(seen["image_size"]) if tower == SIGLIP else {}
-    _save_processor(folder, processor_in, seen["image_size"], {**of_tower, **(processor or {})})
+    of_family = {"image_processor_type": f"{TILED[family]}ImageProcessor"} if family in TILED else {}
+    grids = {k: v for k, v in (llava or {}).items() if k == "image_grid_pinpoints"}
+    _save_processor(
+        folder, processor_in, seen["image_size"], {**of_tower, **of_family, **grids, **(processor or {})}
+    )
     return folder
 
 
@@ -357,7 +366,7 @@ def _finish_config(
 ) -> None:
     data |= parts
     data["dtype"] = data["text_config"]["dtype"] = data["vision_config"]["dtype"] = dtype
-    data["architectures"] = ["LlavaForConditionalGeneration"]
+    data["architectures"] = [f"{TILED.get(data['model_type'], 'Llava')}ForConditionalGeneration"]
     if old_rope:
         del data["text_config"]["rope_parameters"]
         data["text_config"] |= old_rope

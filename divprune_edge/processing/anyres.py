@@ -15,34 +15,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing, Tiling
 from divprune_edge.processing.preprocess import encoder_pixels
 
 
 def best_grid(height: int, width: int, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """Return the (height, width) of the grid that keeps most of an image's pixels and wastes the fewest of its own.
+    """Return the (height, width) of the grid that keeps most of an image: the smallest of several, then the first.
 
-    The first of equals wins. In floating point, as in transformers (``select_best_resolution``), where an image that
-    fills a grid may be counted one pixel short.
-
-    Raises:
-        UserError: the image is so elongated that no grid keeps a pixel of it.
+    In floating point, as in transformers (``select_best_resolution``), where an image that fills a grid may be counted
+    one pixel short. Of an image that no grid keeps a pixel of, all keep the same.
     """
-    best, most, least_waste = None, 0, 0
-    for grid in grids:
+
+    def merit(grid: tuple[int, int]) -> tuple[int, int]:
         scale = min(grid[1] / width, grid[0] / height)
         kept = min(int(width * scale) * int(height * scale), width * height)
-        waste = grid[0] * grid[1] - kept
-        if kept > most or (kept == most and best is not None and waste < least_waste):
-            best, most, least_waste = grid, kept, waste
-    if best is None:
-        raise UserError(
-            f"The image of {width} x {height} pixels is too elongated: fitted into tiles it would have no pixels left; "
-            "crop it.",
-            code="image-too-elongated",
-        )
-    return best
+        return kept, -grid[0] * grid[1]
+
+    return max(grids, key=merit)
 
 
 def fitted(height: int, width: int, grid: tuple[int, int]) -> tuple[int, int]:
@@ -61,7 +50,7 @@ def to_tiles(
     One tile where the checkpoint does not tile, or not unless an image is ``alone`` in its prompt.
 
     Raises:
-        UserError: the image is too elongated, or its tiles do not become of the encoder's size.
+        UserError: the image is too elongated to be padded, or its tiles do not become of the encoder's size.
     """
     tiling = facts.tiling
     if tiling is None:
@@ -70,17 +59,23 @@ def to_tiles(
         # This base is the one that is not squeezed.
         return encoder_pixels(image, facts.model_copy(update={"pad_to_square": True}), height, width)
     grid = best_grid(image.height, image.width, tiling.grids)
-    edge = facts.shortest_edge or tiling.tile
-    base = (facts.resize_width or edge, facts.resize_height or edge)
     resample = Image.Resampling(facts.resample)
     cut = _tiles(_fit(image, grid, resample), tiling.tile)
-    tiles = [image.resize(base, resample=resample), *cut]
+    tiles = [image.resize(_base_size(facts, tiling.tile), resample=resample), *cut]
     return np.concatenate([encoder_pixels(tile, facts, height, width) for tile in tiles])
 
 
 def most_tiles(tiling: Tiling) -> int:
     """Return the number of tiles of the largest grid, with the base."""
     return 1 + max(height * width for height, width in tiling.grids) // tiling.tile**2
+
+
+def _base_size(facts: Preprocessing, tile: int) -> tuple[int, int]:
+    """Return the (width, height) of the base before it is treated like the other tiles; the shorter edge is both."""
+    if facts.resize == "exact" and facts.resize_height is not None and facts.resize_width is not None:
+        return facts.resize_width, facts.resize_height
+    edge = facts.shortest_edge or tile
+    return edge, edge
 
 
 def _fit(image: Image.Image, grid: tuple[int, int], resample: Image.Resampling) -> Image.Image:

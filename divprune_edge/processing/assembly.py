@@ -200,13 +200,14 @@ def _axis(first: int, features: int, rows: int, start: float, length: float) -> 
 def _between(features: int, rows: int) -> tuple[_Ints, _Floats]:
     """Return what each row takes of which two features, both [rows, 2], as torch's bilinear ``interpolate`` does.
 
-    In float32, as there, without aligned corners.
+    Corners are not aligned. Positions are float32 there and rounded once (multiplied and subtracted in one go), hence
+    the float64 in between.
     """
     taps = np.repeat(np.arange(rows, dtype=np.int64)[:, None], 2, axis=1)
     second = np.zeros(rows, np.float32)
     if rows and rows != features:
-        scale = np.float32(features) / np.float32(rows)
-        at = np.maximum(scale * (np.arange(rows, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+        scale = float(np.float32(features) / np.float32(rows))
+        at = np.maximum(scale * (np.arange(rows) + 0.5) - 0.5, 0).astype(np.float32)
         taps[:, 0] = np.minimum(at.astype(np.int64), features - 1)
         taps[:, 1] = np.minimum(taps[:, 0] + 1, features - 1)
         second = (at - taps[:, 0].astype(np.float32)).clip(0, 1)

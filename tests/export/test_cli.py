@@ -156,8 +156,8 @@ def test_a_hub_id_is_downloaded_without_pickles(
 
 def test_another_family(refused: Callable[..., None], plain: str, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "next")
-    edit_json(folder / "config.json", lambda data: data.update(model_type="llava_next"))
-    refused(["model-unsupported", "llava_next", "LLaVA-NeXT (LLaVA-1.6)"], "llava", "--model", str(folder))
+    edit_json(folder / "config.json", lambda data: data.update(model_type="vipllava"))
+    refused(["model-unsupported", "vipllava", "ViP-LLaVA"], "llava", "--model", str(folder))
 
 
 def test_export_says_what_it_did(command: Run, plain: str, tmp_path: Path) -> None:

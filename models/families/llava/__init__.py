@@ -5,6 +5,9 @@ With a SigLIP tower it is LLaVA-Interleave's layout as well (Li et al. 2024, 240
 
 from __future__ import annotations
 
+from PIL import Image
+
+from divprune_edge.manifest import Preprocessing
 from divprune_edge.models.families.family import Family
 from divprune_edge.models.families.llava.encoder import write_encoder
 from divprune_edge.models.families.llava.preprocessing import read_preprocessing
@@ -77,6 +80,11 @@ _PRESETS: dict[str, Config] = {
     },
 }
 
+
+def _read(image: Image.Image, facts: Preprocessing, size: tuple[int, int], alone: bool) -> ImageInput:
+    return ImageInput(encoder_pixels(image, facts, *size), (image.height, image.width), alone=alone)
+
+
 LLAVA = Family(
     name="llava",
     template=VICUNA_TEMPLATE,
@@ -85,7 +93,7 @@ LLAVA = Family(
     canonical_name=canonical_name,
     weight_names=find_weights,
     preprocessing=lambda files, spec: read_preprocessing(files, spec.vision.image_size),
-    read=lambda image, facts, size, alone: ImageInput(encoder_pixels(image, facts, *size)),
+    read=_read,
     encoder=write_encoder,
     reference=REFERENCE,
 )

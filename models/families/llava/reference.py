@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER, LlavaSpec
 from divprune_edge.models.files import Config
 from divprune_edge.models.towers.expected_signals import expected_signals
 from divprune_edge.models.towers.unused import is_unused
+from divprune_edge.processing.image_input import ImageInput
 
 
 def _modules(model: Any) -> dict[str, Any]:
@@ -19,11 +21,17 @@ def _modules(model: Any) -> dict[str, Any]:
     return {TOWER: getattr(tower, "vision_model", tower), PROJECTOR: model.model.multi_modal_projector}
 
 
-def _visual_tokens(model: Any, images: Mapping[str, Any]) -> Sequence[Any]:
+def _visual_tokens(model: Any, processed: Mapping[str, Any], images: Sequence[ImageInput]) -> Sequence[Any]:
     features: Sequence[Any] = model.get_image_features(
-        pixel_values=images["pixel_values"], return_dict=True
+        pixel_values=processed["pixel_values"], return_dict=True
     ).pooler_output
     return features
+
+
+def _processor(name: str | None) -> str:
+    return re.sub(
+        r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "ImageProcessorPil", name or "CLIPImageProcessor"
+    )
 
 
 def _signals(spec: LlavaSpec, model: Model, pixels: Pixels) -> dict[str, Array]:
@@ -39,7 +47,7 @@ def _unused(spec: LlavaSpec, config: Config, part: str, name: str) -> bool:
 
 REFERENCE = Reference(
     model="LlavaForConditionalGeneration",
-    processor="CLIPImageProcessorPil",
+    processor=_processor,
     modules=_modules,
     visual_tokens=_visual_tokens,
     signals=_signals,

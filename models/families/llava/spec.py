@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from divprune_edge.manifest import Tiling
 from divprune_edge.models.activations import activation
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.files import Config, Shapes, count, setting
@@ -57,10 +58,11 @@ class LlavaSpec:
     projector: ProjectorSpec
     decoder: DecoderSpec
     image_token_id: int
+    tiling: Tiling | None = None
 
     @property
     def tokens(self) -> int:
-        """N: visual tokens of one image."""
+        """Visual tokens of one tile."""
         return self.vision.tokens
 
     @property
@@ -75,12 +77,12 @@ class LlavaSpec:
 
     @property
     def vision_flops(self) -> int:
-        """FLOPs of the tower for one image."""
+        """FLOPs of the tower for one tile."""
         return self.vision.flops
 
     @property
     def projector_flops(self) -> int:
-        """FLOPs of the projector for one image."""
+        """FLOPs of the projector for one tile."""
         return self.projector.flops(self.tokens)
 
     def encoder_parameters(self) -> dict[str, Shapes]:
@@ -96,8 +98,10 @@ class LlavaSpec:
         return replace(self, decoder=decoder)
 
 
-def read_llava(config: Config) -> LlavaSpec:
+def read_llava(config: Config, *, image_token: int = 32000) -> LlavaSpec:
     """Return the spec of a LLaVA ``config.json``; absent fields take transformers' class defaults.
+
+    ``image_token`` is the placeholder's id where the config has none.
 
     Raises:
         UserError: settings that are not supported.
@@ -116,4 +120,4 @@ def read_llava(config: Config) -> LlavaSpec:
         bias=setting(config, "multimodal_projector_bias", True, bool),
     )
     name = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
-    return LlavaSpec(vision, projector, decoder, image_token_id=count(config, name, 32000))
+    return LlavaSpec(vision, projector, decoder, image_token_id=count(config, name, image_token))

@@ -159,11 +159,7 @@ def changed(*path: str | int, value: Any) -> dict[str, Any]:
 
 
 REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
-    (
-        {"model_type": "llava_next"},
-        ("model-unsupported", "LLaVA-NeXT (LLaVA-1.6)"),
-    ),
-    ({"model_type": "llava_onevision"}, ("model-unsupported", "LLaVA-OneVision")),
+    ({"model_type": "llava_next_video"}, ("model-unsupported", "LLaVA-NeXT-Video")),
     (
         {"model_type": "llava_llama", "mm_vision_tower": "x"},
         ("model-unsupported", "mm_vision_tower", "llava-hf/llava-1.5-7b-hf"),
