@@ -38,6 +38,7 @@ class StripesSpec:
     image_size: tuple[int, int] = (HEIGHT, WIDTH)
     vision_flops: int = 1
     projector_flops: int = 1
+    tiling: None = None
 
     @property
     def width(self) -> int:
