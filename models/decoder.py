@@ -1,4 +1,4 @@
-"""The language model: one pre-norm decoder with RoPE and gated MLP covers Llama, Mistral and Qwen2."""
+"""The language model: one pre-norm decoder with RoPE and gated MLP covers Llama, Mistral, Qwen2 and Qwen-VL's."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class DecoderSpec:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    qk_norm: bool = False
     windows: tuple[int | None, ...] = ()
 
     def window(self, layer: int) -> int | None:
@@ -73,6 +74,8 @@ class DecoderSpec:
                 shapes[f"{layer}{name}.weight"] = (out, inner)
                 if bias:
                     shapes[f"{layer}{name}.bias"] = (out,)
+            if self.qk_norm:
+                shapes |= {f"{layer}self_attn.{part}_norm.weight": (self.head_dim,) for part in "qk"}
         return shapes
 
 
@@ -84,13 +87,44 @@ class _Defaults:
     intermediate: int
     kv_heads: int | None
     context: int
+    theta: float = 10000.0
+    head_dim: int | None = None
+    eps: float = 1e-6
+    hidden: int = 4096
+    layers: int = 32
+    heads: int = 32
+    mrope: RopeSpec | None = None
 
 
 _DEFAULTS = {
     "llama": _Defaults(vocabulary=32000, intermediate=11008, kv_heads=None, context=2048),
     "mistral": _Defaults(vocabulary=32000, intermediate=14336, kv_heads=8, context=4096 * 32),
     "qwen2": _Defaults(vocabulary=151936, intermediate=22016, kv_heads=32, context=32768),
+    "qwen2_5_vl_text": _Defaults(
+        vocabulary=152064,
+        intermediate=29568,
+        kv_heads=8,
+        context=32768,
+        theta=1e6,
+        eps=1e-5,
+        hidden=8192,
+        layers=80,
+        heads=64,
+        mrope=RopeSpec(1e6, sections=(16, 24, 24)),
+    ),
+    "qwen3_vl_text": _Defaults(
+        vocabulary=151936,
+        intermediate=22016,
+        kv_heads=32,
+        context=128000,
+        theta=5e5,
+        head_dim=128,
+        mrope=RopeSpec(5e5, sections=(24, 20, 20), interleaved=True),
+    ),
 }
+
+
+_BIASED = ("qwen2", "qwen2_5_vl_text")
 
 
 def read_decoder(config: Config) -> DecoderSpec:
@@ -106,30 +140,37 @@ def read_decoder(config: Config) -> DecoderSpec:
             code="model-unsupported",
         )
     defaults = _DEFAULTS[kind]
-    hidden = count(config, "hidden_size", 4096)
-    heads = count(config, "num_attention_heads", 32)
+    hidden = count(config, "hidden_size", defaults.hidden)
+    heads = count(config, "num_attention_heads", defaults.heads)
     context = count(config, "max_position_embeddings", defaults.context, 1 << 24)
     spec = DecoderSpec(
         kind=kind,
         hidden=hidden,
         intermediate=count(config, "intermediate_size", defaults.intermediate),
-        layers=layers(config, 32),
+        layers=layers(config, defaults.layers),
         heads=heads,
         kv_heads=_kv_heads(config, defaults, heads),
-        head_dim=count(config, "head_dim", hidden // heads),
+        head_dim=count(config, "head_dim", defaults.head_dim or hidden // heads),
         vocabulary=count(config, "vocab_size", defaults.vocabulary),
         context=context,
-        norm_eps=setting(config, "rms_norm_eps", 1e-6, float),
+        norm_eps=setting(config, "rms_norm_eps", defaults.eps, float),
         activation=activation(setting(config, "hidden_act", "silu", str), "text hidden_act"),
-        rope=read_rope(config, 10000.0),
-        qkv_bias=kind == "qwen2" or _llama_switch(kind, config, "attention_bias"),
-        output_bias=_llama_switch(kind, config, "attention_bias"),
-        mlp_bias=_llama_switch(kind, config, "mlp_bias"),
-        windows=_windows(kind, config),
+        rope=read_rope(config, defaults.theta, defaults.mrope),
+        qkv_bias=kind in _BIASED or _switch(kind, config, "attention_bias"),
+        output_bias=_switch(kind, config, "attention_bias"),
+        mlp_bias=kind == "llama" and _switch(kind, config, "mlp_bias"),
+        qk_norm=kind == "qwen3_vl_text",
+        windows=_windows(kind, config, defaults.layers),
     )
     if spec.heads % spec.kv_heads:
         raise UserError(
             f"config.json: {spec.heads} heads do not divide by {spec.kv_heads} key-value heads.",
+            code="config-inconsistent",
+        )
+    if spec.rope.sections and sum(spec.rope.sections) != spec.head_dim // 2:
+        raise UserError(
+            f"config.json: mrope_section {list(spec.rope.sections)} does not share out the {spec.head_dim // 2} angles of "
+            f"head_dim {spec.head_dim}.",
             code="config-inconsistent",
         )
     if spec.head_dim % 2:
@@ -147,14 +188,14 @@ def _kv_heads(config: Config, defaults: _Defaults, heads: int) -> int:
     return count(config, "num_key_value_heads", defaults.kv_heads or heads)
 
 
-def _llama_switch(kind: str, config: Config, name: str) -> bool:
-    return kind == "llama" and bool(setting(config, name, False, bool))
+def _switch(kind: str, config: Config, name: str) -> bool:
+    return kind in ("llama", "qwen3_vl_text") and bool(setting(config, name, False, bool))
 
 
-def _windows(kind: str, config: Config) -> tuple[int | None, ...]:
+def _windows(kind: str, config: Config, usual_depth: int) -> tuple[int | None, ...]:
     """Return the sliding window of each layer, as transformers' config classes read it."""
-    depth = layers(config, 32)
-    if kind == "llama" or config.get("sliding_window", 4096) is None:
+    depth = layers(config, usual_depth)
+    if kind in ("llama", "qwen3_vl_text") or config.get("sliding_window", 4096) is None:
         return ()
     size: int = count(config, "sliding_window", 4096)
     if kind == "mistral":
@@ -164,5 +205,5 @@ def _windows(kind: str, config: Config) -> tuple[int | None, ...]:
     kinds: list[object] = setting(config, "layer_types", [], list)
     if kinds:
         return tuple(size if one == "sliding_attention" else None for one in kinds)
-    first: int = setting(config, "max_window_layers", 28, int)
+    first: int = setting(config, "max_window_layers", 28 if kind == "qwen2" else 80, int)
     return (None,) * max(min(first, depth), 0) + (size,) * max(depth - max(first, 0), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,8 @@ class RopeSpec:
     """``theta`` and, for the scaled kinds, their parameters.
 
     ``kind`` is ``default``, ``linear`` (positions divided by ``factor``) or ``llama3`` (low frequencies
-    divided by ``factor``, the band between two wavelengths interpolated; Llama 3.1 model card).
+    divided by ``factor``, the band between two wavelengths interpolated; Llama 3.1 model card). ``sections`` are how
+    many angles are of a token's time, height and width, where it has three positions.
     """
 
     theta: float
@@ -28,6 +29,28 @@ class RopeSpec:
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
     original_context: int = 8192
+    sections: tuple[int, ...] = ()
+    interleaved: bool = False
+
+    @property
+    def axes(self) -> int:
+        """Positions of a token: one, or time, height and width."""
+        return 3 if self.sections else 1
+
+    def axis_of(self, head_dim: int) -> npt.NDArray[np.int64]:
+        """Return int64 [head_dim / 2]: which of the positions each angle is of (M-RoPE; Wang et al. 2024, 2409.12191).
+
+        In sections one after the other, or interleaved t h w t h w … with time where a section is used up.
+        """
+        half = head_dim // 2
+        if not self.sections:
+            return np.zeros(half, np.int64)
+        if not self.interleaved:
+            return np.repeat(np.arange(3), self.sections)
+        places = np.arange(half)
+        axes = places % 3
+        used_up = places >= 3 * np.array(self.sections)[axes]
+        return np.where(used_up, 0, axes)
 
     def inverse_frequencies(self, head_dim: int) -> npt.NDArray[np.float32]:
         """Return float32 [head_dim / 2] with ``theta ** (-2 i / head_dim)``, scaled."""
@@ -64,8 +87,10 @@ class RopeSpec:
         return result
 
 
-def read_rope(config: Config, default_theta: float) -> RopeSpec:
+def read_rope(config: Config, default_theta: float, mrope: RopeSpec | None = None) -> RopeSpec:
     """Return the RoPE of a text config, in the old (``rope_scaling``) or new (``rope_parameters``) spelling.
+
+    ``mrope`` says how a token with three positions uses them, where its config says nothing.
 
     Raises:
         UserError: a scaling other than default, linear or llama3, or one that lacks its parameters.
@@ -82,8 +107,13 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
         raise UserError(
             f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="config-unsupported"
         )
-    if kind == "default":
-        return RopeSpec(theta)
+    if kind == "default" or (kind == "mrope" and mrope is not None):
+        return RopeSpec(theta) if mrope is None else replace(mrope, theta=theta, sections=_sections(parameters, mrope))
+    if mrope is not None:
+        raise UserError(
+            f"config.json: RoPE scaling '{kind}' of three positions a token is not supported; default is.",
+            code="config-unsupported",
+        )
     if kind not in ("linear", "llama3"):
         raise UserError(
             f"config.json: RoPE scaling '{kind}' is not supported; default, linear and llama3 are.",
@@ -106,3 +136,15 @@ def read_rope(config: Config, default_theta: float) -> RopeSpec:
         return RopeSpec(theta, kind, values[0])
     factor, low, high, context = values
     return RopeSpec(theta, kind, factor, low, high, int(context))
+
+
+def _sections(parameters: Config, mrope: RopeSpec) -> tuple[int, ...]:
+    """Return how many angles are of time, height and width."""
+    said: list[object] = setting(parameters, "mrope_section", list(mrope.sections), list)
+    sections = tuple(size for size in said if isinstance(size, int) and not isinstance(size, bool) and size >= 0)
+    if len(said) != 3 or len(sections) != 3:
+        raise UserError(
+            f"config.json: mrope_section is {str(said)[:80]}, expected three sizes: time, height and width.",
+            code="config-value-invalid",
+        )
+    return sections
