@@ -169,8 +169,8 @@ def read_decoder(config: Config) -> DecoderSpec:
         )
     if spec.rope.sections and sum(spec.rope.sections) != spec.head_dim // 2:
         raise UserError(
-            f"config.json: mrope_section {list(spec.rope.sections)} does not share out the {spec.head_dim // 2} angles of "
-            f"head_dim {spec.head_dim}.",
+            f"config.json: mrope_section {list(spec.rope.sections)} does not share out the {spec.head_dim // 2} angles "
+            f"of head_dim {spec.head_dim}.",
             code="config-inconsistent",
         )
     if spec.head_dim % 2:

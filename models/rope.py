@@ -108,7 +108,11 @@ def read_rope(config: Config, default_theta: float, mrope: RopeSpec | None = Non
             f"config.json: partial_rotary_factor is {partial}, supported is 1.", code="config-unsupported"
         )
     if kind == "default" or (kind == "mrope" and mrope is not None):
-        return RopeSpec(theta) if mrope is None else replace(mrope, theta=theta, sections=_sections(parameters, mrope))
+        return (
+            RopeSpec(theta)
+            if mrope is None
+            else replace(mrope, theta=theta, sections=_sections(parameters, mrope))
+        )
     if mrope is not None:
         raise UserError(
             f"config.json: RoPE scaling '{kind}' of three positions a token is not supported; default is.",
@@ -141,7 +145,9 @@ def read_rope(config: Config, default_theta: float, mrope: RopeSpec | None = Non
 def _sections(parameters: Config, mrope: RopeSpec) -> tuple[int, ...]:
     """Return how many angles are of time, height and width."""
     said: list[object] = setting(parameters, "mrope_section", list(mrope.sections), list)
-    sections = tuple(size for size in said if isinstance(size, int) and not isinstance(size, bool) and size >= 0)
+    sections = tuple(
+        size for size in said if isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    )
     if len(said) != 3 or len(sections) != 3:
         raise UserError(
             f"config.json: mrope_section is {str(said)[:80]}, expected three sizes: time, height and width.",

@@ -28,7 +28,7 @@ from divprune_edge.export.dialects.cache import (
 from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, plain_rms_norm
-from divprune_edge.export.layers.rope import PlainRope
+from divprune_edge.export.layers.rope import PlainRope, positions_input
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
@@ -60,7 +60,7 @@ class Decomposed:
         queries = 1 if spec.only_window is None else "seq"
         filled = g.input("cache_mask", "bool", ["batch", 1, queries, self._capacity])
         visible = g.input("new_mask", "bool", ["batch", 1, "seq", "seq"])
-        positions = g.input("position_ids", "int64", ["batch", "seq"])
+        positions = positions_input(g, spec)
         past = cache_inputs(g, spec, dtype, self._capacity)
         group = spec.heads // spec.kv_heads
         with g.scope("mask"):

@@ -6,6 +6,8 @@ less one), ``total_sequence_length`` int32 [] (the largest of them plus one), an
 the new ones are read. Outputs: ``present.{i}.key`` and ``.value`` of the same shape; bound to the inputs' own
 memory, nothing is copied. Ragged batches are padded on the right.
 
+Where a token has three positions, ``position_ids`` int64 [3, batch, seq] is one more input.
+
 The operator refuses several new ids per sequence on a cache that is not empty where the batch has more than one
 sequence: a batch is prefilled in one piece.
 """
@@ -19,7 +21,7 @@ from divprune_edge.export.dialects.cache import cache_inputs, cache_outputs
 from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import rms_norm
-from divprune_edge.export.layers.rope import rope_tables
+from divprune_edge.export.layers.rope import positions_input, rope_tables, rotary
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
@@ -52,10 +54,15 @@ class OnnxRuntime:
         lengths = g.input("seqlens_k", "int32", ["batch"])
         total = g.input("total_sequence_length", "int32", [])
         past = cache_inputs(g, spec, dtype, "capacity")
-        cosine, sine = rope_tables(g, spec, dtype)
+        # The operator turns by the rows that it fills; a token with three positions is turned before it.
+        turns = spec.rope.axes == 1
+        rope = rope_tables(g, spec, dtype) if turns else rotary(g, spec, dtype, positions_input(g, spec))
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             window = spec.window(layer)
+            if not turns:
+                q = g.op("RotaryEmbedding", q, *rope, num_heads=spec.heads)
+                k = g.op("RotaryEmbedding", k, *rope, num_heads=spec.kv_heads)
             y, key, value = g.ops(
                 "GroupQueryAttention",
                 q,
@@ -65,13 +72,12 @@ class OnnxRuntime:
                 past[2 * layer + 1],
                 lengths,
                 total,
-                cosine,
-                sine,
+                *(rope if turns else ()),
                 domain=DOMAIN,
                 outputs=3,
                 num_heads=spec.heads,
                 kv_num_heads=spec.kv_heads,
-                do_rotary=1,
+                do_rotary=int(turns),
                 **({} if window is None else {"local_window_size": window}),
             )
             self._present += [key, value]

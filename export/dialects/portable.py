@@ -14,7 +14,7 @@ from divprune_edge.export.dialects.cache import cache_inputs, cache_outputs
 from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, rms_norm
-from divprune_edge.export.layers.rope import rope_tables
+from divprune_edge.export.layers.rope import positions_input, rotary
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
@@ -37,18 +37,18 @@ class Portable:
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
         """Declare mask, positions and past; write what all layers share."""
         mask = g.input("attention_mask", "bool", ["batch", "total"])
-        positions = g.input("position_ids", "int64", ["batch", "seq"])
+        positions = positions_input(g, spec)
         past = cache_inputs(g, spec, dtype, "past")
         with g.scope("mask"):
             allowed: dict[int | None, ir.Value] = {None: _allowed(g, ids, mask)}
             for window in sorted({spec.window(i) or 0 for i in range(spec.layers)} - {0}):
                 with g.scope(f"window_{window}"):
                     allowed[window] = g.op("And", allowed[None], _near(g, ids, mask, window))
-        cosine, sine = rope_tables(g, spec, dtype)
+        rope = rotary(g, spec, dtype, positions)
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-            q = g.op("RotaryEmbedding", q, cosine, sine, positions, num_heads=spec.heads)
-            k = g.op("RotaryEmbedding", k, cosine, sine, positions, num_heads=spec.kv_heads)
+            q = g.op("RotaryEmbedding", q, *rope, num_heads=spec.heads)
+            k = g.op("RotaryEmbedding", k, *rope, num_heads=spec.kv_heads)
             y, key, value = g.ops(
                 "Attention",
                 q,

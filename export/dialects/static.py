@@ -26,7 +26,7 @@ from divprune_edge.export.dialects.cache import (
 from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, rms_norm
-from divprune_edge.export.layers.rope import rope_tables
+from divprune_edge.export.layers.rope import positions_input, rotary
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
@@ -58,10 +58,10 @@ class Static:
     def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
         """Declare mask, positions, rows to write and past."""
         mask = g.input("attention_mask", "bool", ["batch", 1, "seq", self._capacity])
-        positions = g.input("position_ids", "int64", ["batch", "seq"])
+        positions = positions_input(g, spec)
         rows = g.input("write_indices", "int64", ["batch"])
         past = cache_inputs(g, spec, dtype, self._capacity)
-        cosine, sine = rope_tables(g, spec, dtype)
+        rope = rotary(g, spec, dtype, positions)
 
         def heads(g: GraphBuilder, x: ir.Value, count: int) -> ir.Value:
             return heads_first(g, split_heads(g, x, count, spec.head_dim))
@@ -75,8 +75,8 @@ class Static:
                 q ─► heads ─► rotary ────────────────────────────────────┼► Attention(mask) ─► merge heads ─►
                 v ─► heads ───────────► TensorScatter(past value, rows) ─┘
             """
-            q = g.op("RotaryEmbedding", heads(g, q, spec.heads), cosine, sine, positions)
-            k = g.op("RotaryEmbedding", heads(g, k, spec.kv_heads), cosine, sine, positions)
+            q = g.op("RotaryEmbedding", heads(g, q, spec.heads), *rope)
+            k = g.op("RotaryEmbedding", heads(g, k, spec.kv_heads), *rope)
             v = heads(g, v, spec.kv_heads)
             key, value = (
                 g.op("TensorScatter", cache, new, rows, axis=-2, mode="linear")

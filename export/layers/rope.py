@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from divprune_edge.export.graph import DTYPES, GraphBuilder
@@ -17,6 +18,35 @@ def rope_tables(g: GraphBuilder, spec: DecoderSpec, dtype: str) -> tuple[ir.Valu
     return cosine, sine
 
 
+def positions_input(g: GraphBuilder, spec: DecoderSpec) -> ir.Value:
+    """Declare ``position_ids`` int64 [batch, seq], or [3, batch, seq] where a token has three."""
+    axes = [] if spec.rope.axes == 1 else [spec.rope.axes]
+    return g.input("position_ids", "int64", [*axes, "batch", "seq"])
+
+
+def rotary(g: GraphBuilder, spec: DecoderSpec, dtype: str, positions: ir.Value) -> tuple[ir.Value, ...]:
+    """Return what the operator ``RotaryEmbedding`` takes beside heads, for all layers."""
+    if spec.rope.axes == 1:
+        return (*rope_tables(g, spec, dtype), positions)
+    with g.scope("rope"):
+        return angles(g, spec, dtype, positions)
+
+
+def angles(g: GraphBuilder, spec: DecoderSpec, dtype: str, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Look up (cosine, sine) of ``positions``, each [batch, seq, head_dim / 2].
+
+    Where there are three, each angle is looked up by each of them, and taken by its own::
+
+        positions [3, batch, seq] ─► Gather(table) ─► · which [3, 1, 1, head_dim / 2] ─► ReduceSum ─►
+    """
+    found = [g.op("Gather", table, positions, axis=0) for table in rope_tables(g, spec, dtype)]
+    if spec.rope.axes > 1:
+        mine = np.eye(spec.rope.axes)[spec.rope.axis_of(spec.head_dim)].T[:, None, None]
+        which = g.constant(mine, dtype)
+        found = [g.op("ReduceSum", g.op("Mul", each, which), g.constant([0]), keepdims=0) for each in found]
+    return found[0], found[1]
+
+
 class PlainRope:
     """Turns heads by the angles of their positions, which are looked up once for all layers.
 
@@ -27,12 +57,11 @@ class PlainRope:
     """
 
     def __init__(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, positions: ir.Value) -> None:
-        """Look up the angles of ``positions`` [batch, seq]."""
+        """Look up the angles of ``positions`` [batch, seq], or [3, batch, seq]."""
         self._half = spec.head_dim // 2
         with g.scope("rope"):
             self._cosine, self._sine = (
-                g.op("Unsqueeze", g.op("Gather", table, positions, axis=0), g.constant([2]))
-                for table in rope_tables(g, spec, dtype)
+                g.op("Unsqueeze", table, g.constant([2])) for table in angles(g, spec, dtype, positions)
             )
 
     def __call__(self, g: GraphBuilder, x: ir.Value) -> ir.Value:

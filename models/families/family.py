@@ -52,6 +52,11 @@ class Spec(Protocol):
         ...
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """What the encoder gives beside the visual tokens, a row for each: added to them after the first layers."""
+        ...
+
+    @property
     def width(self) -> int:
         """D: width of a visual token."""
         ...

@@ -66,6 +66,11 @@ class LlavaSpec:
         return self.vision.tokens
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    @property
     def width(self) -> int:
         """D: width of a visual token."""
         return self.projector.outputs
