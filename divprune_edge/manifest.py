@@ -145,11 +145,12 @@ class VisionInfo(GraphInfo):
 
     tokens: Positive
     width: Positive
-    image_height: Positive
-    image_width: Positive
+    image_height: Positive | None
+    image_width: Positive | None
     precision: Precision
     flops: Positive | None = None
     signals: tuple[str, ...] | None = None
+    beside: tuple[str, ...] = ()
 
 
 class AssembleInfo(GraphInfo):
@@ -439,9 +440,10 @@ class Manifest(Strict):
     files: dict[BundlePath, FileInfo]
 
     @property
-    def encoder_input(self) -> tuple[Preprocessing, tuple[int, int]]:
-        """How an image becomes the vision encoder's input, and the height and width of a tile."""
-        return self.preprocessing, (self.vision_encoder.image_height, self.vision_encoder.image_width)
+    def encoder_input(self) -> tuple[Preprocessing, tuple[int, int] | None]:
+        """How an image becomes the vision encoder's input, and the height and width of a tile, None where they vary."""
+        height, width = self.vision_encoder.image_height, self.vision_encoder.image_width
+        return self.preprocessing, None if height is None or width is None else (height, width)
 
     @property
     def features(self) -> GraphInfo:

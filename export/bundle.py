@@ -93,6 +93,7 @@ def export_bundle(
             plan.token_dtype,
             folder,
             signal_inputs(plan.selector, assemble or vision),
+            plan.spec.beside,
         )
         language = _language(plan, folder, report, hashed)
         prompt = _prompt(plan, folder)
@@ -139,8 +140,9 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
         **_fields(graph),
         tokens=spec.tokens,
         width=spec.width,
-        image_height=spec.image_size[0],
-        image_width=spec.image_size[1],
+        beside=tuple(plan.spec.beside),
+        image_height=None if spec.image_size is None else spec.image_size[0],
+        image_width=None if spec.image_size is None else spec.image_size[1],
         precision=plan.precisions.vision,
         flops=spec.vision_flops + spec.projector_flops,
         signals=tuple(spec.signal_shapes()),
@@ -148,7 +150,7 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
 
 
 def _assemble(plan: ExportPlan, folder: Path, vision: VisionInfo) -> AssembleInfo | None:
-    if plan.spec.tiling is None:
+    if plan.spec.rows is None:
         return None
     graph = write_graph(build_assemble(plan, vision), folder, ASSEMBLE_FILE)
     return AssembleInfo(

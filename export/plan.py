@@ -27,7 +27,7 @@ from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, why_not
-from divprune_edge.models.tiles import Per, candidates_of, groups_of
+from divprune_edge.models.tiles import Per, candidates_of, groups_of, tiles_of
 
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
@@ -61,8 +61,7 @@ class ExportPlan:
     @property
     def sources(self) -> int:
         """Tokens of tiles that a row is made of, at most."""
-        tiling = self.spec.tiling
-        return 4 if tiling is not None and tiling.max_tiles is not None else 1
+        return 1 if self.spec.rows is None else self.spec.rows.sources
 
     @property
     def token_dtype(self) -> str:
@@ -233,7 +232,7 @@ def plan_export(
             "it out, or choose --dialect static or decomposed.",
             code="capacity-with-dialect",
         )
-    if per == "tile" and spec.tiling is None:
+    if per == "tile" and tiles_of(spec) == 1:
         raise UserError(
             f"--per-tile is for models whose images are cut into tiles, but an image of '{checkpoint.name}' is one "
             "tile: leave it out.",

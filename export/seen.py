@@ -34,11 +34,10 @@ class Seen:
         """All other outputs."""
         return {name: value for name, value in self.outputs.items() if name != VISUAL_TOKENS}
 
-    @property
-    def read(self) -> Array:
-        """Visual tokens [m, D] in the order in which the language model reads them, unpruned."""
+    def read(self, name: str = VISUAL_TOKENS) -> Array:
+        """Return an output's rows [m, …] in the order in which the language model reads them, unpruned."""
         valid = self.groups.valid
-        return np.asarray(self.tokens[valid][np.argsort(self.groups.reading[valid])])
+        return np.asarray(self.outputs[name][valid][np.argsort(self.groups.reading[valid])])
 
 
 def groups_of_image(plan: ExportPlan, image: ImageInput) -> Groups:
@@ -60,8 +59,8 @@ def see(
         image: what to encode.
         signals: outputs beyond the visual tokens; all that there are where there is ``assemble``.
     """
-    names, groups = [VISUAL_TOKENS, *signals], groups_of_image(plan, image)
-    found = dict(zip(names, encoder.run(names, {"pixels": image.pixels}), strict=True))
+    names, groups = [VISUAL_TOKENS, *plan.spec.beside, *signals], groups_of_image(plan, image)
+    found = dict(zip(names, encoder.run(names, image.inputs), strict=True))
     if assemble is not None:
         feed = {tile_input(name): value for name, value in found.items()} | {"rows": groups.rows}
         feed |= {"weights": groups.weights} if plan.sources > 1 else {}

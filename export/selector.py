@@ -40,6 +40,7 @@ def write_selector(
     dtype: str,
     folder: Path,
     signals: Sequence[TensorInfo] = (),
+    beside: Sequence[str] = (),
 ) -> SelectorInfo:
     """Write a selector under ``folder/selectors`` and return its entry in the manifest.
 
@@ -49,14 +50,14 @@ def write_selector(
     """
     new = selector_id(selector.name, keep)
     graph = write_graph(
-        build_selector(selector, candidates, keep, width, dtype, signals=signals),
+        build_selector(selector, candidates, keep, width, dtype, signals=signals, beside=beside),
         folder,
         f"selectors/{new}.onnx",
     )
     stripped = None
     if keep < candidates and selector.op_type in PLUGINS:
         plain = build_selector(
-            selector, candidates, keep, width, dtype, signals=signals, local_function=False
+            selector, candidates, keep, width, dtype, signals=signals, beside=beside, local_function=False
         )
         stripped = write_graph(plain, folder, f"selectors/stripped/{new}.onnx").file
     return SelectorInfo(
@@ -79,11 +80,13 @@ def build_selector(
     dtype: str,
     *,
     signals: Sequence[TensorInfo] = (),
+    beside: Sequence[str] = (),
     local_function: bool = True,
 ) -> ir.Model:
     """Return the model ``visual_tokens [batch, N, D], valid [batch, N] -> kept_tokens, kept_indices``.
 
-    ``signals`` are the encoder outputs that the selector declares, in its order; each is one more input.
+    ``signals`` are the encoder outputs that the selector declares, in its order; each is one more input. What lies
+    ``beside`` the tokens, of their shape, goes in as well, and ``kept_`` and its name comes out.
 
     ::
 
@@ -97,6 +100,7 @@ def build_selector(
     g = GraphBuilder(f"selector_{selector_id(selector.name, keep)}")
     tokens = g.input("visual_tokens", dtype, ["batch", candidates, width])
     valid = g.input("valid", "bool", ["batch", candidates])
+    with_them = {name: g.input(name, dtype, ["batch", candidates, width]) for name in beside}
     extra = [g.input(info.name, info.dtype, ["batch", *info.shape[1:]]) for info in signals]
     functions: list[ir.Function] = []
     if keep == candidates:
@@ -117,6 +121,10 @@ def build_selector(
             plugin_namespace="",
         )
     g.output(kept, "kept_tokens", dtype, ["batch", keep, width])
+    for name, value in with_them.items():
+        if keep < candidates:
+            value = g.op("GatherND", value, g.op("Unsqueeze", indices, g.constant([2])), batch_dims=1)
+        g.output(value, f"kept_{name}", dtype, ["batch", keep, width])
     g.output(indices, "kept_indices", "int64", ["batch", keep])
     return g.model(OPSET, functions=functions, domains=[DOMAIN] if keep < candidates else [])
 

@@ -19,18 +19,20 @@ OPSET = 20
 
 
 def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str] = ()) -> ir.Model:
-    """Return the model ``pixels uint8 [tiles, H, W, 3] -> visual_tokens [tiles, N, D]`` and ``signals``.
+    """Return the model ``pixels uint8 [tiles, …] -> visual_tokens [tiles, n, D]``, what is beside them, and ``signals``.
 
-    What lies between, the plan's family writes.
+    What lies between, and what else it takes, the plan's family says.
     """
     spec = plan.spec
     g = GraphBuilder("vision_encoder")
-    pixels = g.input("pixels", "uint8", ["tiles", *spec.image_size, 3])
+    inputs = {one.name: g.input(one.name, one.dtype, list(one.shape)) for one in spec.inputs}
     parts = {
         part: Part(g, Weights(plan.checkpoint, prefix, format)) for part, prefix in plan.names.encoder.items()
     }
-    values = plan.family.encoder(g, parts, pixels, spec, plan.preprocessing, signals)
-    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, ["tiles", spec.tokens, spec.width])
+    values = plan.family.encoder(g, parts, inputs, spec, plan.preprocessing, signals)
+    tokens = spec.tokens if spec.image_size is not None else "rows"
+    for name in (VISUAL_TOKENS, *spec.beside):
+        g.output(values[name], name, format.dtype, ["tiles", tokens, spec.width])
     shapes = spec.signal_shapes()
     for name in signals:
         kind = format.dtype if name == CLS_TOKEN else "float32"

@@ -54,7 +54,7 @@ def verify_bundle(
         UserError: there is not even memory for the truncated copy.
     """
     vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
-    assemble = [] if plan.spec.tiling is None else [GraphFile(folder / "assemble.onnx")]
+    assemble = [] if plan.spec.rows is None else [GraphFile(folder / "assemble.onnx")]
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
     merged = plan.checkpoint.adapter
     adapter = PeftAdapter(merged.folder, plan.family) if merged is not None else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.manifest import Preprocessing, Tiling
+from divprune_edge.manifest import Preprocessing, TensorInfo
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.files import CheckpointFiles, Config, Shapes
 from divprune_edge.models.graph import Builder, Layers
@@ -28,6 +28,23 @@ ASSEMBLE = "assemble"
 """What the graph is called that makes rows of the tokens of several tiles."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How many rows the ``assemble`` graph makes, at most.
+
+    Attributes:
+        most: of an image.
+        most_of_tile: of one of its tiles.
+        tiles: of an image.
+        sources: tokens that a row is made of.
+    """
+
+    most: int
+    most_of_tile: int
+    tiles: int
+    sources: int
+
+
 class Spec(Protocol):
     """Everything of a checkpoint that a graph depends on, as far as no family is meant."""
 
@@ -43,12 +60,17 @@ class Spec(Protocol):
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of one tile."""
+        """Visual tokens of one tile; the most that there may be where they vary."""
         ...
 
     @property
-    def tiling(self) -> Tiling | None:
-        """How an image becomes several tiles, None where it is one."""
+    def rows(self) -> Rows | None:
+        """How tokens become an image's rows, None where those of its one tile are its rows."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[TensorInfo]:
+        """What the encoder takes: ``pixels`` uint8 [tiles, …], and what is the same for all tiles of an image."""
         ...
 
     @property
@@ -62,8 +84,8 @@ class Spec(Protocol):
         ...
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of a tile in pixels."""
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of a tile in pixels; None where they vary."""
         ...
 
     @property
@@ -187,8 +209,9 @@ class Family(Generic[S]):
         preprocessing: reads the image processor's facts.
         read: ``(RGB image, facts, height and width of a tile, whether it is its prompt's only image)`` returns what the
             encoder takes.
-        encoder: ``(builder, layers of each part, pixels, spec, facts, signals)`` writes the encoder; returns
-            :data:`VISUAL_TOKENS` [tiles, N, D] and the signals, by name.
+        sample_sizes: ``(spec)`` returns heights and widths of four images that verification looks at.
+        encoder: ``(builder, layers of each part, inputs, spec, facts, signals)`` writes the encoder; returns
+            :data:`VISUAL_TOKENS` [tiles, n, D], what lies beside them, and the signals, by name.
         reference: what verification compares with.
     """
 
@@ -199,8 +222,9 @@ class Family(Generic[S]):
     canonical_name: Callable[[str], str | None]
     weight_names: Callable[[Collection[str], bool], WeightNames]
     preprocessing: Callable[[CheckpointFiles, S], Preprocessing]
-    read: Callable[[Image.Image, Preprocessing, tuple[int, int], bool], ImageInput]
+    read: Callable[[Image.Image, Preprocessing, tuple[int, int] | None, bool], ImageInput]
+    sample_sizes: Callable[[S], Sequence[tuple[int, int]]]
     encoder: Callable[
-        [Builder, Mapping[str, Layers], Any, S, Preprocessing, Sequence[str]], Mapping[str, Any]
+        [Builder, Mapping[str, Layers], Mapping[str, Any], S, Preprocessing, Sequence[str]], Mapping[str, Any]
     ]
     reference: Reference[S]

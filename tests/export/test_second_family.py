@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from divprune_edge import Pipeline
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Preprocessing
+from divprune_edge.manifest import Preprocessing, TensorInfo
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.families import FAMILIES, Family, Reference, WeightNames
 from divprune_edge.models.graph import Builder, Layers
@@ -38,7 +38,11 @@ class StripesSpec:
     image_size: tuple[int, int] = (HEIGHT, WIDTH)
     vision_flops: int = 1
     projector_flops: int = 1
-    tiling: None = None
+    rows: None = None
+    beside: tuple[str, ...] = ()
+    inputs: tuple[TensorInfo, ...] = (
+        TensorInfo(name="pixels", dtype="uint8", shape=("tiles", HEIGHT, WIDTH, 3)),
+    )
 
     @property
     def width(self) -> int:
@@ -57,13 +61,13 @@ class StripesSpec:
 def write_encoder(
     g: Builder,
     parts: Mapping[str, Layers],
-    pixels: Any,
+    inputs: Mapping[str, Any],
     spec: StripesSpec,
     facts: Preprocessing,
     signals: Sequence[str],
 ) -> dict[str, Any]:
     with g.scope("stripes"):
-        x = g.op("Mul", g.cast(pixels, "float32"), g.constant(facts.rescale_factor, "float32"))
+        x = g.op("Mul", g.cast(inputs["pixels"], "float32"), g.constant(facts.rescale_factor, "float32"))
         x = g.op(
             "Reshape", x, g.constant([-1, HEIGHT // PATCH, PATCH, WIDTH // PATCH, PATCH, 3])
         )  # one row per patch
@@ -94,6 +98,7 @@ STRIPES = Family(
     read=lambda image, facts, size, alone: ImageInput(
         255 - encoder_pixels(image, facts, *size), (image.height, image.width), alone=alone
     ),
+    sample_sizes=lambda spec: [(HEIGHT, WIDTH)],
     encoder=write_encoder,
     reference=Reference("", "", dict, lambda *_: [], lambda *_: {}, lambda *_: False),
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from divprune_edge.manifest import Tiling
+from divprune_edge.manifest import TensorInfo, Tiling
 from divprune_edge.models.activations import activation
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
+from divprune_edge.models.families.family import Rows
 from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.towers import VitSpec, read_tower
 from divprune_edge.models.towers.signals import signal_shapes
+from divprune_edge.processing.anyres import most_tiles
+from divprune_edge.processing.assembly import most_rows
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """The encoder's parts, as graphs and transformers name them."""
@@ -64,6 +67,20 @@ class LlavaSpec:
     def tokens(self) -> int:
         """Visual tokens of one tile."""
         return self.vision.tokens
+
+    @property
+    def rows(self) -> Rows | None:
+        """Those that tiles make; a newline may end each line of a tile's."""
+        if self.tiling is None:
+            return None
+        of_tile = self.tokens + self.tiling.side
+        sources = 1 if self.tiling.max_tiles is None else 4
+        return Rows(most_rows(self.tiling), of_tile, most_tiles(self.tiling), sources)
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The pixels alone."""
+        return (TensorInfo(name="pixels", dtype="uint8", shape=("tiles", *self.image_size, 3)),)
 
     @property
     def beside(self) -> tuple[str, ...]:
