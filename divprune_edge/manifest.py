@@ -139,7 +139,9 @@ class LanguageCost(Strict):
 class VisionInfo(GraphInfo):
     """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile.
 
-    ``flops`` are floating-point operations per tile, projector included. ``signals`` are those that this checkpoint's
+    ``beside`` names the outputs that go with the tokens, row by row, into the language model. ``image_height`` and
+    ``image_width`` are a tile's, None where they vary, as the number of tokens does then, of which ``tokens`` is the
+    most. ``flops`` are floating-point operations per tile, projector included. ``signals`` are those that this checkpoint's
     encoder can give, whether or not it was exported with them. Both are None in bundles of older exports.
     """
 

@@ -121,10 +121,11 @@ def build_selector(
             plugin_namespace="",
         )
     g.output(kept, "kept_tokens", dtype, ["batch", keep, width])
-    for name, value in with_them.items():
+    for name, rows in with_them.items():
+        mine = rows
         if keep < candidates:
-            value = g.op("GatherND", value, g.op("Unsqueeze", indices, g.constant([2])), batch_dims=1)
-        g.output(value, f"kept_{name}", dtype, ["batch", keep, width])
+            mine = g.op("GatherND", rows, g.op("Unsqueeze", indices, g.constant([2])), batch_dims=1)
+        g.output(mine, f"kept_{name}", dtype, ["batch", keep, width])
     g.output(indices, "kept_indices", "int64", ["batch", keep])
     return g.model(OPSET, functions=functions, domains=[DOMAIN] if keep < candidates else [])
 

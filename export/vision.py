@@ -19,9 +19,9 @@ OPSET = 20
 
 
 def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str] = ()) -> ir.Model:
-    """Return the model ``pixels uint8 [tiles, …] -> visual_tokens [tiles, n, D]``, what is beside them, and ``signals``.
+    """Return the model ``pixels uint8 [tiles, …] -> visual_tokens [tiles, n, D]`` and ``signals``.
 
-    What lies between, and what else it takes, the plan's family says.
+    What lies between, what else it takes and what it gives beside the tokens, the plan's family says.
     """
     spec = plan.spec
     g = GraphBuilder("vision_encoder")

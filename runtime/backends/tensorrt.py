@@ -80,8 +80,8 @@ class TensorRtBackend:
             if selector is not None and engines.kernel:
                 self._kernels[selector.id] = self._device.max_min_bytes(self._sizes(selector))
         tiles = self._bundle.manifest.tiles_at_once
-        pixels = (tiles, vision.image_height, vision.image_width, 3)
-        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision, tiles), (pixels, np.uint8)]
+        pixels = [(_fixed(tensor.shape, tiles), tensor.dtype) for tensor in vision.inputs]
+        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision, tiles), *pixels]
         if manifest.assemble is not None:
             tensors += self._outputs(manifest.assemble, manifest.groups)
         if selector is not None:

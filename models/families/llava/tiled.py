@@ -96,10 +96,8 @@ def tiled_sizes(spec: LlavaSpec) -> list[tuple[int, int]]:
     """Return sizes of images that have few tiles, and do not always fill them."""
     assert spec.tiling is not None
     grids = sorted(spec.tiling.grids, key=lambda grid: grid[0] * grid[1])
-    return [
-        (h - h // 5 * (i % 2), w - w // 7 * (i % 3))
-        for i, (h, w) in enumerate([*grids, *grids, *grids, *grids][:4])
-    ]
+    few = [grids[i % len(grids)] for i in range(4)]
+    return [(h - h // 5 * (i % 2), w - w // 7 * (i % 3)) for i, (h, w) in enumerate(few)]
 
 
 def read_tiles(
