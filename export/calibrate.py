@@ -76,8 +76,8 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
                 signals = {name: value[0] for name, value in zip(outputs[1:], seen, strict=True)}
                 valid = np.ones(tokens.shape[1], bool)
                 tokens = plan.selector.kept(tokens[0], valid, plan.keep, **signals)[None]
-            turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], image=True)
-            ids = np.asarray(prompts.encode([turn], tokens.shape[1]).ids, np.int64)
+            turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], images=1)
+            ids = np.asarray(prompts.encode([turn], [tokens.shape[1]]).ids, np.int64)
             for output, rows in _inputs(plan, language, recording, ids, tokens):
                 x = rows.astype(np.float64)
                 first, *others = recording.readers[output]

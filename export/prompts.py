@@ -40,7 +40,7 @@ def check_prompts(plan: ExportPlan) -> None:
                     "checkpoint again.",
                     code="tokenizer-files-disagree",
                 )
-        encoder.encode([Turn("user", _QUESTION, image=True)], plan.keep)
+        encoder.encode([Turn("user", _QUESTION, images=1)], [plan.keep])
     except UserError as error:
         raise UserError(
             f"A bundle of '{plan.checkpoint.name}' could never be asked (chat template from "

@@ -86,7 +86,7 @@ class TensorRtBackend:
             tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
         scratch = self._allocate(tensors)
         keep = selector.keep if selector else tokens
-        self._model.check_kept(self._pool.take((1, keep, vision.width), manifest.token_dtype))
+        self._model.check_kept(keep)
         self._model.reserve(scratch)
 
     def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
@@ -170,8 +170,12 @@ class TensorRtBackend:
             "activations": activations if larger else 0,
             "tensors between the engines": self._pool.missing(tensors),
         }
+        assert self._engines is not None
         language = self._language or TensorRtLanguage(
-            self._device, self._plans[LANGUAGE], self._bundle.manifest.language_model
+            self._device,
+            self._plans[LANGUAGE],
+            self._bundle.manifest.language_model,
+            self._engines.limits.images,
         )
         if self._language is None:
             needed["KV cache and what a step takes"] = language.memory_bytes(1)

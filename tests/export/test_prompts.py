@@ -78,11 +78,13 @@ def test_truncation_and_padding_are_no_obstacle(plain: Path, tmp_path: Path) -> 
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=300)
     tokenizer.save(str(plain / "tokenizer.json"))
-    turns = [Turn("user", "what is in the picture ?", image=True)]
+    turns = [Turn("user", "what is in the picture ?", images=1)]
     whole, cut = (
         export(plan, tmp_path / name) for name, plan in (("whole", before), ("cut", plan_of(plain)))
     )
-    first, second = (Bundle.open(made.folder).prompt_encoder().encode(turns, 9).ids for made in (whole, cut))
+    first, second = (
+        Bundle.open(made.folder).prompt_encoder().encode(turns, [9]).ids for made in (whole, cut)
+    )
     assert first == second
 
 
@@ -101,7 +103,7 @@ def test_a_placeholder_that_only_the_other_files_name(plain: Path, tmp_path: Pat
     )
     bundle = Bundle.open(export(plan_of(plain), tmp_path / "bundle").folder)
     rows = bundle.manifest.language_model.embedding_rows
-    ids = bundle.prompt_encoder().encode([Turn("user", "what is <image> ?", image=True)], 1).ids
+    ids = bundle.prompt_encoder().encode([Turn("user", "what is <image> ?", images=1)], [1]).ids
     assert (ids.count(rows), ids.count(IMAGE_TOKEN_ID)) == (1, 0)
     reference = transformers.AutoTokenizer.from_pretrained(plain)
     mine = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
@@ -131,7 +133,7 @@ def test_the_made_up_template_has_a_place_for_a_system_text(
 ) -> None:
     made = export(plan_of(checkpoint("no template")), tmp_path / "bundle")
     encoder = Bundle.open(made.folder).prompt_encoder()
-    text = encoder._render([Turn("system", "S"), Turn("user", "Q", image=True)], ["S", "Q"])
+    text = encoder._render([Turn("system", "S"), Turn("user", "Q", images=1)], ["S", "Q"])
     assert text == "S USER: <image>\nQ ASSISTANT:"
 
 
