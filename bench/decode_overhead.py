@@ -42,7 +42,7 @@ def main() -> None:
 def measure(info: LanguageInfo, steps: int) -> tuple[list[float], list[float], list[float]]:
     """Return microseconds of decode steps, of decode steps with sampling, and of prefills."""
     device = Nothing()
-    model = TensorRtLanguage(device, device, info)
+    model = TensorRtLanguage(device, device, info, *info.groups)
     visual = Pool(device).take((1, VISUAL, WIDTH), np.float16)
     model.reserve(device.allocate(1))
     sampler = Sampler(forbidden=(0,))
@@ -136,7 +136,7 @@ class Nothing:
         """Everything fits."""
         return ((1, 1, 1), (1, 256 if name == "input_ids" else VISUAL, WIDTH))
 
-    def context(self, *_: Any) -> Any:
+    def context(self, *_: Any, **__: Any) -> Any:
         """Return itself."""
         return self
 

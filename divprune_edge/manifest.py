@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -31,8 +32,12 @@ DEMO = "demo"
 """``Source.model`` of the bundled checkpoint, which is exported where none is given."""
 RESTORE = "copy the bundle again from where it is whole, or export it again"
 """What to do about a file that is missing or is not the one that was exported."""
+TILES_AT_ONCE = 8
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
+
+_MOST_TILES, _MOST_PIXELS = 100, 64_000_000
+"""Bounds on what an image may be made to fill."""
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -73,11 +78,13 @@ Id = Annotated[int, Field(ge=0, lt=MOST_IDS)]
 Positive = Annotated[int, Field(gt=0, lt=1 << 62)]
 
 
-class _Model(BaseModel):
+class Strict(BaseModel):
+    """What a file of ours holds: it cannot be changed, and a field that it does not know is refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TensorInfo(_Model):
+class TensorInfo(Strict):
     """One input or output of a graph; a string in ``shape`` is a symbolic dimension."""
 
     name: str
@@ -85,7 +92,7 @@ class TensorInfo(_Model):
     shape: tuple[Positive | str, ...]
 
 
-class GraphInfo(_Model):
+class GraphInfo(Strict):
     """One ONNX file, with the files of external data that belong to it."""
 
     file: BundlePath
@@ -116,7 +123,7 @@ class SelectorInfo(GraphInfo):
         return self
 
 
-class LanguageCost(_Model):
+class LanguageCost(Strict):
     """What one step of the language model costs: floating-point operations, and bytes of weights that it reads.
 
     ``token_flops`` per new token, ``pair_flops`` per pair of a new token and one that it sees, ``logits_flops`` once.
@@ -132,7 +139,8 @@ class LanguageCost(_Model):
 class VisionInfo(GraphInfo):
     """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile.
 
-    ``flops`` are floating-point operations per tile, projector included; None in bundles of older exports.
+    ``flops`` are floating-point operations per tile, projector included. ``signals`` are those that this checkpoint's
+    encoder can give, whether or not it was exported with them. Both are None in bundles of older exports.
     """
 
     tokens: Positive
@@ -141,6 +149,42 @@ class VisionInfo(GraphInfo):
     image_width: Positive
     precision: Precision
     flops: Positive | None = None
+    signals: tuple[str, ...] | None = None
+
+
+class AssembleInfo(GraphInfo):
+    """What makes an image's rows of the tokens of its tiles; in bundles whose images are cut into tiles.
+
+    There are ``rows`` of them, N, each of ``sources`` tokens, of at most ``tiles`` tiles. Selectors pick from all rows
+    of an image at once, or from those of each tile, as ``per`` says.
+    """
+
+    rows: Positive
+    sources: Positive
+    tiles: Positive
+    per: Literal["image", "tile"] = "image"
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Neighbouring layers whose KV caches hold the same rows: ``layers`` of them from number ``first`` on.
+
+    ``capacity`` is as in :class:`LanguageInfo`, of these layers' caches.
+    """
+
+    first: int
+    layers: int
+    capacity: int | None
+
+    @property
+    def cache_tensors(self) -> tuple[str, ...]:
+        """What the cache's inputs and outputs are called behind their prefix: key and value of each layer."""
+        numbers = range(self.first, self.first + self.layers)
+        return tuple(f"{layer}.{part}" for layer in numbers for part in ("key", "value"))
+
+    def room(self, context: int) -> int:
+        """Return how many rows of its cache a sequence may fill in a model of that context."""
+        return min(context, self.capacity or context)
 
 
 class LanguageInfo(GraphInfo):
@@ -167,9 +211,9 @@ class LanguageInfo(GraphInfo):
     cost: LanguageCost | None = None
 
     @property
-    def cache_tensors(self) -> tuple[str, ...]:
-        """What the cache's inputs and outputs are called behind their prefix: key and value of each layer."""
-        return tuple(f"{layer}.{part}" for layer in range(self.layers) for part in ("key", "value"))
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """All layers, in order; one group, as every token passes all of them."""
+        return (LayerGroup(0, self.layers, self.capacity),)
 
     @property
     def visual(self) -> TensorInfo:
@@ -178,8 +222,8 @@ class LanguageInfo(GraphInfo):
 
     @property
     def positions(self) -> int:
-        """Tokens of one sequence that there is room for, prompt and answer together."""
-        return min(self.context, self.capacity or self.context)
+        """Tokens of one sequence that there is room for, prompt and answer together: all pass the first layers."""
+        return self.groups[0].room(self.context)
 
 
 def larger_capacity(info: LanguageInfo) -> str:
@@ -187,13 +231,48 @@ def larger_capacity(info: LanguageInfo) -> str:
     return ", or export with a larger --capacity" if info.positions < info.context else ""
 
 
-class Preprocessing(_Model):
+Grids = Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1, max_length=1000)]
+
+
+class Tiling(Strict):
+    """How an image becomes several tiles ("anyres"), and what becomes of their features.
+
+    ``grids`` are the sizes (height, width) in pixels that an image may be fitted into, in the checkpoint's order, which
+    decides ties. A tile has ``tile`` pixels and ``side`` features a side. Features that would fill more than 1.1² *
+    ``max_tiles`` tiles are shrunk; None: never. ``several`` is what an image becomes where a prompt has several: its
+    own tiles too, or its ``base`` alone.
+    """
+
+    grids: Grids
+    tile: Positive
+    side: Annotated[int, Field(gt=0, le=128)]
+    max_tiles: Positive | None = None
+    several: Literal["tiles", "base"]
+
+    @model_validator(mode="after")
+    def _grids_fit(self) -> Tiling:
+        if 2 * self.side > self.tile:
+            raise ValueError(f"a tile of {self.tile} pixels a side has {self.side} features a side")
+        for height, width in self.grids:
+            if height % self.tile or width % self.tile:
+                raise ValueError(f"grid {height} x {width} is not made of tiles of {self.tile} x {self.tile}")
+            tiles = (height // self.tile) * (width // self.tile)
+            if tiles > _MOST_TILES or height * width > _MOST_PIXELS:
+                raise ValueError(
+                    f"grid {height} x {width} has {tiles} tiles of {self.tile} x {self.tile}, at most {_MOST_TILES} "
+                    f"and {_MOST_PIXELS} pixels are allowed"
+                )
+        return self
+
+
+class Preprocessing(Strict):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
     ``resize`` is ``shortest_edge`` (keeps the aspect ratio; with ``longest_edge`` smaller where the other edge would
     exceed that) or ``exact`` (to ``resize_height`` x
     ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
-    None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number.
+    None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number. With
+    ``tiling`` all of this happens to each tile; see ``processing.anyres``.
     """
 
     resize: Literal["shortest_edge", "exact", "none"]
@@ -208,9 +287,26 @@ class Preprocessing(_Model):
     rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    tiling: Tiling | None = None
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> Preprocessing:
+        if self.tiling is None:
+            return self
+        if self.pad_to_square or self.resize == "none":
+            raise ValueError("an image that is tiled is resized, and not padded to a square first")
+        made: tuple[int | None, int | None] = (self.crop_height, self.crop_width)
+        if None in made:
+            edge = min(self.shortest_edge or 0, self.longest_edge or self.shortest_edge or 0)
+            made = (self.resize_height, self.resize_width) if self.resize == "exact" else (edge, edge)
+        if made != (self.tiling.tile, self.tiling.tile):
+            raise ValueError(
+                f"tiles of {self.tiling.tile} x {self.tiling.tile} pixels become {made[0]} x {made[1]}"
+            )
+        return self
 
 
-class GenerationDefaults(_Model):
+class GenerationDefaults(Strict):
     """How the checkpoint would have its answers decoded: what its ``generation_config.json`` says, used where asked.
 
     None where it says nothing. ``unsupported`` are settings that this runtime has no counterpart of, as they stand.
@@ -235,7 +331,7 @@ class GenerationDefaults(_Model):
         )
 
 
-class Prompt(_Model):
+class Prompt(Strict):
     """How text becomes ids: ``tokenizer.json``, a chat template, and the ids with a meaning.
 
     ``forbidden_ids`` are never sampled: the image placeholder and rows without a token. ``template_source`` says which
@@ -257,7 +353,7 @@ class Prompt(_Model):
     generation: GenerationDefaults | None = None
 
 
-class AdapterSource(_Model):
+class AdapterSource(Strict):
     """A LoRA adapter that was merged: its folder's name, the base that it names, and the sha256 of its weights."""
 
     name: str
@@ -265,7 +361,7 @@ class AdapterSource(_Model):
     sha256: Annotated[str, AfterValidator(_sha256)]
 
 
-class Source(_Model):
+class Source(Strict):
     """Where the weights came from. ``model`` is a hub id or a folder's name, never an absolute path.
 
     ``adapter`` was merged into them; None where there was none.
@@ -286,7 +382,7 @@ class Source(_Model):
         return f"python -m export llava --model {self.model if '/' in self.model else f'PATH/{self.model}'}{more}"
 
 
-class Check(_Model):
+class Check(Strict):
     """One line of the verification table: ``value`` against ``limit`` in ``unit``."""
 
     stage: str
@@ -298,7 +394,7 @@ class Check(_Model):
     detail: str = ""
 
 
-class Verification(_Model):
+class Verification(Strict):
     """Whether the graphs were compared with PyTorch, how deep, and with what result."""
 
     status: Literal["verified", "not verified"]
@@ -307,14 +403,14 @@ class Verification(_Model):
     checks: tuple[Check, ...] = ()
 
 
-class FileInfo(_Model):
+class FileInfo(Strict):
     """Size in bytes and sha256 of one file of the bundle."""
 
     size: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, AfterValidator(_sha256)]
 
 
-class Manifest(_Model):
+class Manifest(Strict):
     """The whole manifest. ``files`` lists every file of the bundle except the manifest itself.
 
     ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of
@@ -331,6 +427,7 @@ class Manifest(_Model):
     target: str | None = None
     token_dtype: DType
     vision_encoder: VisionInfo
+    assemble: AssembleInfo | None = None
     selectors: tuple[SelectorInfo, ...]
     default_selector: str
     language_model: LanguageInfo
@@ -347,9 +444,33 @@ class Manifest(_Model):
         return self.preprocessing, (self.vision_encoder.image_height, self.vision_encoder.image_width)
 
     @property
+    def features(self) -> GraphInfo:
+        """The graph whose outputs selectors read."""
+        return self.assemble or self.vision_encoder
+
+    @property
     def candidates(self) -> int:
         """N: rows that a selector picks from."""
-        return self.vision_encoder.tokens
+        return self.assemble.rows if self.assemble else self.vision_encoder.tokens
+
+    @property
+    def tiles_at_once(self) -> int:
+        """Tiles of an image that one run of the encoder takes: its memory grows with them, its speed hardly."""
+        return min(TILES_AT_ONCE, self.assemble.tiles) if self.assemble else 1
+
+    @property
+    def groups(self) -> int:
+        """How often a selector picks from an image, at most."""
+        return self.assemble.tiles if self.assemble and self.assemble.per == "tile" else 1
+
+    def visual_tokens(self, selector: SelectorInfo | None) -> int:
+        """Return how many visual tokens the language model sees of an image, at most; None is no pruning."""
+        return self.groups * (selector.keep if selector is not None else self.candidates)
+
+    @property
+    def seeing(self) -> list[GraphInfo]:
+        """The graphs that make candidates of pixels, in their order."""
+        return [self.vision_encoder, *([self.assemble] if self.assemble else [])]
 
     @model_validator(mode="after")
     def _names_agree(self) -> Manifest:
@@ -358,14 +479,14 @@ class Manifest(_Model):
             raise ValueError("two selectors share one id")
         if self.default_selector not in [*ids, UNPRUNED]:
             raise ValueError(f"default selector '{self.default_selector}' is not in the bundle")
-        given = {output.name for output in self.vision_encoder.outputs}
+        given = {output.name for output in self.features.outputs}
         for selector in self.selectors:
             for signal in selector.signals:
                 if signal not in given:
                     raise ValueError(
                         f"selector '{selector.id}' needs '{signal}', which the vision encoder lacks"
                     )
-        graphs: list[GraphInfo] = [self.vision_encoder, self.language_model, *self.selectors]
+        graphs: list[GraphInfo] = [*self.seeing, self.language_model, *self.selectors]
         named = [path for graph in graphs for path in (graph.file, *graph.data)]
         named += [selector.stripped for selector in self.selectors if selector.stripped is not None]
         forbidden = self.prompt.forbidden_ids.ranges

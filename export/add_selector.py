@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from divprune_edge.hints import quoted
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
+from divprune_edge.models.signals import SIGNALS, why_not
 from divprune_edge.scratch import scratch
 
 
@@ -64,14 +65,15 @@ def _add_alone(
     manifest = read_manifest(bundle)
     selector = find_selector(name)
     keep = budget(keep, prune, manifest.candidates)
-    _require_room(bundle, manifest, keep)
+    _require_room(bundle, manifest, keep * manifest.groups)
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)
     if len(others) != len(manifest.selectors) and not force:
         raise UserError(
             f"'{bundle}' has the selector '{new}' already: replace it with --force.", code="selector-exists"
         )
-    _require_signals(bundle, manifest, selector)
+    if lack := _lack(bundle, manifest, selector):
+        raise lack
     try:
         return _add(bundle, manifest, others, selector, keep, work, verify=verify)
     except OSError as error:
@@ -90,7 +92,7 @@ def _add(
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
     tokens, width = manifest.candidates, manifest.vision_encoder.width
-    signals = signal_inputs(selector, manifest.vision_encoder)
+    signals = signal_inputs(selector, manifest.features)
     entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
     checks: tuple[Check, ...] = ()
     if verify:
@@ -127,15 +129,20 @@ def add_selectors(
         force: replace those that are there; else they stay as they are.
         verify: check each graph against its reference.
 
-    Those that need signals which the vision encoder does not give are left out: see :func:`left_out`.
+    Those that the bundle's vision encoder cannot serve are left out: see :func:`left_out`.
 
     Raises:
         UserError: as :func:`add_selector`, before anything is added; or nothing is left to add.
     """
     manifest = read_manifest(bundle)
-    chosen = [name for name in _named(names) if not _missing_signals(manifest, find_selector(name))]
-    if not chosen:
-        _require_signals(bundle, manifest, find_selector(_named(names)[0]))
+    obstacles = {
+        name: _lack(bundle, manifest, selector) or _misfit(manifest, selector)
+        for name, selector in _named(names).items()
+    }
+    chosen = [name for name, obstacle in obstacles.items() if obstacle is None]
+    for obstacle in obstacles.values():
+        if obstacle is not None and not chosen:
+            raise obstacle
     try:
         numbers = dict.fromkeys(int(part) for part in budgets.split(","))
     except ValueError:
@@ -144,7 +151,7 @@ def add_selectors(
             code="option-invalid",
         ) from None
     kept = [budget(number, None, manifest.candidates) for number in numbers]
-    _require_room(bundle, manifest, max(kept))
+    _require_room(bundle, manifest, max(kept) * manifest.groups)
     for name in chosen:
         for keep in kept:
             # Read anew: another process may have added it meanwhile.
@@ -154,24 +161,42 @@ def add_selectors(
 
 
 def left_out(bundle: Path, names: str) -> str | None:
-    """Return a sentence about those of ``names`` that cannot be added for want of signals, None where all can."""
+    """Return sentences about those of ``names`` that the bundle's encoder cannot serve, None where it can serve all."""
     manifest = read_manifest(bundle)
-    missing = {name: _missing_signals(manifest, find_selector(name)) for name in _named(names)}
-    out = [name for name, signals in missing.items() if signals]
-    if not out:
-        return None
+    offered, given = _offered(manifest), _given(manifest)
+    never, missing, misfits = {}, {}, []
+    for name, selector in _named(names).items():
+        if found := selector.missing(offered):
+            never[name] = found
+        elif found := selector.missing(given):
+            missing[name] = found
+        elif misfit := _misfit(manifest, selector):
+            misfits.append(f"Left out {name}: {misfit}")
+    sentences = []
+    if never:
+        why = why_not([signal for signals in never.values() for signal in signals], offered)
+        sentences.append(f"{_needing(never)}, which that of '{bundle}' cannot give{why}.")
+    if missing:
+        sentences.append(
+            f"{_needing(missing)}, which '{bundle}' does not give; {_with_signals(bundle, manifest)}."
+        )
+    return " ".join([*sentences, *misfits]) or None
+
+
+def _needing(missing: Mapping[str, Sequence[str]]) -> str:
     signals = dict.fromkeys(signal for found in missing.values() for signal in found)
-    return (
-        f"Left out {', '.join(out)}: {'it needs' if len(out) == 1 else 'they need'} {', '.join(signals)} of the vision "
-        f"encoder, which '{bundle}' does not give; {_with_signals(bundle, manifest)}."
-    )
+    verb = "it needs" if len(missing) == 1 else "they need"
+    return f"Left out {', '.join(missing)}: {verb} {', '.join(signals)} of the vision encoder"
 
 
-def _named(names: str) -> list[str]:
-    """Return the algorithms of ``all`` or of a list with commas, each once."""
-    return (
-        list(SELECTORS) if names == "all" else list(dict.fromkeys(part.strip() for part in names.split(",")))
-    )
+def _named(names: str) -> dict[str, Selector]:
+    """Return the algorithms of ``all`` or of a list with commas, each once.
+
+    Raises:
+        UserError: there is no such algorithm.
+    """
+    listed = SELECTORS if names == "all" else [part.strip() for part in names.split(",")]
+    return {name: find_selector(name) for name in listed}
 
 
 def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
@@ -192,19 +217,42 @@ def _require_room(bundle: Path, manifest: Manifest, keep: int) -> None:
         )
 
 
-def _require_signals(bundle: Path, manifest: Manifest, selector: Selector) -> None:
-    missing = _missing_signals(manifest, selector)
-    if missing:
-        raise UserError(
+def _lack(bundle: Path, manifest: Manifest, selector: Selector) -> UserError | None:
+    """Return why a selector cannot have its signals, None where it can."""
+    offered = _offered(manifest)
+    if missing := selector.missing(offered):
+        return UserError(
+            f"'{selector.name}' needs {', '.join(missing)} of the vision encoder, which that of '{bundle}' cannot give"
+            f"{why_not(missing, offered)}: choose a selector that does not, such as divprune.",
+            code="signals-unavailable",
+        )
+    if missing := selector.missing(_given(manifest)):
+        return UserError(
             f"'{selector.name}' needs {', '.join(missing)} of the vision encoder, which '{bundle}' does not give: "
             f"{_with_signals(bundle, manifest)}.",
             code="signals-missing",
         )
+    return None
 
 
-def _missing_signals(manifest: Manifest, selector: Selector) -> list[str]:
-    there = {output.name for output in manifest.vision_encoder.outputs}
-    return [name for name in selector.signals if name not in there]
+def _misfit(manifest: Manifest, selector: Selector) -> UserError | None:
+    """Return why a selector has no meaning for the encoder's number of tokens, None where it has."""
+    try:
+        if selector.check is not None:
+            selector.check(manifest.candidates, 1)
+    except UserError as error:
+        return error
+    return None
+
+
+def _offered(manifest: Manifest) -> Collection[str]:
+    """Return the signals that the encoder could be exported with: all, as far as an older manifest says."""
+    offered = manifest.vision_encoder.signals
+    return SIGNALS if offered is None else offered
+
+
+def _given(manifest: Manifest) -> set[str]:
+    return {output.name for output in manifest.features.outputs}
 
 
 def _with_signals(bundle: Path, manifest: Manifest) -> str:

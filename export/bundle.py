@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from divprune_edge.errors import DivpruneError
+from divprune_edge.export.assemble import build_assemble
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import ExportPlan
@@ -29,6 +30,7 @@ from divprune_edge.export.writer import (
     write_manifest,
 )
 from divprune_edge.manifest import (
+    AssembleInfo,
     FileInfo,
     GraphInfo,
     LanguageCost,
@@ -40,8 +42,10 @@ from divprune_edge.manifest import (
     VisionInfo,
 )
 from divprune_edge.models.cost import decoder_parts
+from divprune_edge.models.tiles import tiles_of
 
 VISION_FILE = "vision_encoder.onnx"
+ASSEMBLE_FILE = "assemble.onnx"
 LANGUAGE_FILE = "language_model.onnx"
 
 Verify = Callable[[ExportPlan, Path], Verification]
@@ -80,14 +84,15 @@ def export_bundle(
     with staged(output, force=force) as folder:
         hashed: dict[str, FileInfo] = {}
         vision = _vision(plan, folder, report, hashed)
+        assemble = _assemble(plan, folder, vision)
         selector = write_selector(
             plan.selector,
-            plan.spec.tokens,
+            plan.candidates,
             plan.keep,
             plan.spec.width,
             plan.token_dtype,
             folder,
-            signal_inputs(plan.selector, vision),
+            signal_inputs(plan.selector, assemble or vision),
         )
         language = _language(plan, folder, report, hashed)
         prompt = _prompt(plan, folder)
@@ -110,6 +115,7 @@ def export_bundle(
             target=plan.target,
             token_dtype=plan.token_dtype,
             vision_encoder=vision,
+            assemble=assemble,
             selectors=(selector,),
             default_selector=selector.id,
             language_model=language,
@@ -137,6 +143,16 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
         image_width=spec.image_size[1],
         precision=plan.precisions.vision,
         flops=spec.vision_flops + spec.projector_flops,
+        signals=tuple(spec.signal_shapes()),
+    )
+
+
+def _assemble(plan: ExportPlan, folder: Path, vision: VisionInfo) -> AssembleInfo | None:
+    if plan.spec.tiling is None:
+        return None
+    graph = write_graph(build_assemble(plan, vision), folder, ASSEMBLE_FILE)
+    return AssembleInfo(
+        **_fields(graph), rows=plan.candidates, sources=plan.sources, tiles=tiles_of(plan.spec), per=plan.per
     )
 
 

@@ -15,17 +15,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.assemble import build_assemble
 from divprune_edge.export.dialects import Portable
 from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.formats.recording import OUTPUT, Recording
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.prompts import prompt_encoder
+from divprune_edge.export.seen import Seen, see
 from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
 from divprune_edge.hints import install
+from divprune_edge.manifest import GraphInfo
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.scratch import scratch
@@ -67,15 +71,12 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
     temporary, name = Path(tempfile.gettempdir()), f"calibrate-{secrets.token_hex(4)}"
     with scratch(temporary, name, busy=f"'{temporary}' is in use by another calibration: repeat it.") as work:
         _check_room(plan, temporary)
-        encoder, language, recording = _open(plan, work)
+        encoder, assemble, language, recording = _open(plan, work)
         prompts = prompt_encoder(plan, room=plan.spec.decoder.context, fixed=False)
         for i, file in enumerate(files):
-            outputs = ["visual_tokens", *plan.selector.signals]
-            tokens, *seen = encoder.run(outputs, {"pixels": _pixels(plan, file)})
-            if i % 2 == 0 and plan.keep < tokens.shape[1]:
-                signals = {name: value[0] for name, value in zip(outputs[1:], seen, strict=True)}
-                valid = np.ones(tokens.shape[1], bool)
-                tokens = plan.selector.kept(tokens[0], valid, plan.keep, **signals)[None]
+            image = plan.family.read(load_image(file), plan.preprocessing, plan.spec.image_size, True)
+            seen = see(plan, encoder, assemble, image, plan.selector.signals)
+            tokens = seen.read[None] if i % 2 else _pruned(plan, seen)[None]
             turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], images=1)
             ids = np.asarray(prompts.encode([turn], [tokens.shape[1]]).ids, np.int64)
             for output, rows in _inputs(plan, language, recording, ids, tokens):
@@ -98,8 +99,21 @@ def _check_room(plan: ExportPlan, folder: Path) -> None:
         )
 
 
-def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
-    """Return sessions of the encoder and the language model, both in float32, and what the latter records."""
+def _pruned(plan: ExportPlan, seen: Seen) -> npt.NDArray[Any]:
+    """Return what the selector's reference keeps of each group of rows, one after the other [k, D]."""
+    kept = []
+    for group, valid in enumerate(seen.groups.valid):
+        tokens, signals = seen.tokens[group], {name: value[group] for name, value in seen.signals.items()}
+        few = valid.sum() <= plan.keep
+        kept.append(tokens[valid] if few else plan.selector.kept(tokens, valid, plan.keep, **signals))
+    return np.concatenate(kept)
+
+
+def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Any, Recording]:
+    """Return sessions of the encoder, what makes rows of tiles (if any does) and the language model, all in float32.
+
+    And what the last one records.
+    """
     try:
         import onnxruntime as ort
     except ImportError:
@@ -115,16 +129,17 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Recording]:
     language = build_language_model(
         plan.spec, plan.names, plan.checkpoint, Portable(), recording, token_dtype="float32"
     )
-    sessions = []
-    for model, name in ((vision, "vision.onnx"), (language, "language.onnx")):
-        write_graph(model, folder, name)
-        sessions.append(ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"]))
-    return sessions[0], sessions[1], recording
 
+    def opened(model: ir.Model, name: str) -> tuple[GraphInfo, Any]:
+        graph = write_graph(model, folder, name)
+        session = ort.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
+        return graph, session
 
-def _pixels(plan: ExportPlan, file: Path) -> npt.NDArray[np.uint8]:
-    """Return uint8 [1, H, W, 3], as the runtime will make it."""
-    return plan.family.read(load_image(file), plan.preprocessing, plan.spec.image_size, True).pixels
+    graph, encoder = opened(vision, "vision.onnx")
+    rows = None
+    if plan.spec.tiling is not None:
+        _, rows = opened(build_assemble(plan, graph), "assemble.onnx")
+    return encoder, rows, opened(language, "language.onnx")[1], recording
 
 
 def _inputs(

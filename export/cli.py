@@ -113,10 +113,17 @@ def llava(
             "--package", help="Pack the bundle with all that a Jetson needs into DIR-TARGET.tar as well."
         ),
     ] = False,
+    per_tile: Annotated[
+        bool,
+        typer.Option(
+            "--per-tile",
+            help="Select from each tile of an image by itself, K of each, not from all of them at once.",
+        ),
+    ] = False,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
-    """Export a LLaVA-1.5 checkpoint: vision encoder, selector and language model."""
+    """Export a LLaVA checkpoint of any kind: vision encoder, selector and language model."""
     from divprune_edge.errors import UserError
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
@@ -156,6 +163,7 @@ def llava(
             capacity=capacity,
             signals=signals,
             target=target,
+            per="tile" if per_tile else "image",
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
@@ -214,7 +222,7 @@ def selectors(
 ) -> None:
     """Add several selectors at several budgets.
 
-    Those that are there already stay; those that need signals which the bundle does not give are left out.
+    Those that are there already stay; those that the bundle's vision encoder cannot serve are left out.
     """
     from divprune_edge.export.add_selector import add_selectors, left_out
     from divprune_edge.export.reporter import show_left_out, show_selector
@@ -288,7 +296,11 @@ def package_command(
 @app.command()
 def cost(
     model: Annotated[
-        str, typer.Option(metavar="NAME_OR_PATH", help="llava-1.5-7b, llava-1.5-13b or a checkpoint folder.")
+        str,
+        typer.Option(
+            metavar="NAME_OR_PATH",
+            help="A well-known checkpoint, such as llava-1.5-7b or llava-interleave-qwen-0.5b, or a folder.",
+        ),
     ] = "llava-1.5-7b",
     prune: Prune = None,
     keep: Keep = None,

@@ -21,6 +21,7 @@ from divprune_edge.models.cost_conventions import (
 )
 from divprune_edge.models.families import FAMILIES, Spec, family_of
 from divprune_edge.models.files import CheckpointFiles, Config
+from divprune_edge.models.tiles import candidates_of
 from divprune_edge.strict_json import is_file
 
 PRESETS: dict[str, Config] = {
@@ -41,9 +42,10 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
             f"{text_tokens} text tokens were given, expected at least 1.", code="count-out-of-range"
         )
     spec = _spec(model)
-    kept = budget(keep, prune, spec.tokens)
-    full, pruned = cost_of(spec, spec.tokens, text_tokens), cost_of(spec, kept, text_tokens)
-    table = Table(title=f"{model}: {kept} of {spec.tokens} visual tokens", title_justify="left")
+    n = candidates_of(spec)
+    kept = budget(keep, prune, n)
+    full, pruned = cost_of(spec, n, text_tokens), cost_of(spec, kept, text_tokens)
+    table = Table(title=f"{model}: {kept} of {n} visual tokens", title_justify="left")
     table.add_column("stage")
     for column in ("all tokens", "pruned", "ratio"):
         table.add_column(column, justify="right")
@@ -64,13 +66,12 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
 
 def conventions(spec: Spec, keep: int) -> list[str]:
     """Return one line per convention of the literature: what a paper would print for this budget."""
+    n = candidates_of(spec)
     sizes = Sizes(spec.decoder.hidden, spec.decoder.intermediate, spec.decoder.layers)
     questions = list(QUESTION_TOKENS.values())
-    question = divprune_ratio(sizes, spec.tokens, keep, questions)[2]
-    system = divprune_ratio(sizes, spec.tokens, keep, questions, SYSTEM_TOKENS)[2]
-    visual = prefill_flops(sizes, [(sizes.layers, keep)], F3) / prefill_flops(
-        sizes, [(sizes.layers, spec.tokens)], F3
-    )
+    question = divprune_ratio(sizes, n, keep, questions)[2]
+    system = divprune_ratio(sizes, n, keep, questions, SYSTEM_TOKENS)[2]
+    visual = prefill_flops(sizes, [(sizes.layers, keep)], F3) / prefill_flops(sizes, [(sizes.layers, n)], F3)
     return [
         f"{question:7.2%}  f{F2} = 4nd² + 2n²d + 2ndm, visual and question tokens (DivPrune, mean of 11 data sets)",
         f"{system:7.2%}  the same with the {SYSTEM_TOKENS} tokens of the system prompt",

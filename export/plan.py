@@ -26,7 +26,8 @@ from divprune_edge.models.families import Family, Spec, WeightNames, family_of
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
-from divprune_edge.models.signals import NONE, parse_signals
+from divprune_edge.models.signals import NONE, parse_signals, why_not
+from divprune_edge.models.tiles import Per, candidates_of, groups_of
 
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
@@ -49,7 +50,19 @@ class ExportPlan:
     signals: tuple[str, ...] = ()
     capacity: int | None = None
     target: str | None = None
+    per: Per = "image"
     moments: Moments = field(default_factory=dict)
+
+    @property
+    def candidates(self) -> int:
+        """N: rows that a selector picks from."""
+        return candidates_of(self.spec, self.per)
+
+    @property
+    def sources(self) -> int:
+        """Tokens of tiles that a row is made of, at most."""
+        tiling = self.spec.tiling
+        return 4 if tiling is not None and tiling.max_tiles is not None else 1
 
     @property
     def token_dtype(self) -> str:
@@ -185,10 +198,12 @@ def plan_export(
     capacity: int | None = None,
     signals: str = NONE,
     target: str | None = None,
+    per: Per = "image",
 ) -> ExportPlan:
     """Read a checkpoint, whatever its family, and settle the export.
 
     ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
+    ``per`` says whether a selector picks from an image at once or from each of its tiles.
     ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``block_size`` of
     int4 is 32 where it is None; for TensorRT the largest that divides. ``target`` is
     noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled.
@@ -201,8 +216,15 @@ def plan_export(
     chosen = find_selector(selector)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
-    asks_signals = signals != NONE or chosen.signals
-    outputs = parse_signals(signals, chosen.signals, spec.signal_shapes() if asks_signals else ())
+    offered = spec.signal_shapes()
+    missing = chosen.missing(offered)
+    if missing:
+        raise UserError(
+            f"The selector '{selector}' needs {', '.join(missing)}, which the checkpoint's vision encoder cannot give"
+            f"{why_not(missing, offered)}: choose a selector that does not, such as divprune.",
+            code="signals-unavailable",
+        )
+    outputs = parse_signals(signals, chosen.signals, offered)
     if written.facts.for_tensorrt:
         check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:
@@ -211,8 +233,15 @@ def plan_export(
             "it out, or choose --dialect static or decomposed.",
             code="capacity-with-dialect",
         )
-    keep = budget(keep, prune, spec.tokens)
-    rows = cache_capacity(keep, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
+    if per == "tile" and spec.tiling is None:
+        raise UserError(
+            f"--per-tile is for models whose images are cut into tiles, but an image of '{checkpoint.name}' is one "
+            "tile: leave it out.",
+            code="per-tile-without-tiles",
+        )
+    keep = budget(keep, prune, candidates_of(spec, per))
+    kept = keep * groups_of(spec, per)
+    rows = cache_capacity(kept, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
     spec = spec.with_decoder(spec.decoder.within(rows or spec.decoder.context))
     written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
     preprocessing = family.preprocessing(checkpoint.files, spec)
@@ -243,6 +272,7 @@ def plan_export(
         outputs,
         rows,
         target,
+        per,
     )
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from divprune_edge.errors import UserError
+from divprune_edge.models.tiles import groups_of
 from divprune_edge.models.tokenizer import TOKENIZER_FILE
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 
@@ -40,7 +41,7 @@ def check_prompts(plan: ExportPlan) -> None:
                     "checkpoint again.",
                     code="tokenizer-files-disagree",
                 )
-        encoder.encode([Turn("user", _QUESTION, images=1)], [plan.keep])
+        encoder.encode([Turn("user", _QUESTION, images=1)], [plan.keep * groups_of(plan.spec, plan.per)])
     except UserError as error:
         raise UserError(
             f"A bundle of '{plan.checkpoint.name}' could never be asked (chat template from "

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from divprune_edge.export.graph import FunctionBuilder, GraphBuilder
 from divprune_edge.export.writer import write_graph
-from divprune_edge.manifest import SelectorInfo, TensorInfo, VisionInfo
+from divprune_edge.manifest import GraphInfo, SelectorInfo, TensorInfo
 from divprune_edge.models.selectors import Selector
 
 DOMAIN = "divprune_edge"
@@ -26,9 +26,9 @@ def selector_id(name: str, keep: int) -> str:
     return f"{name}-{keep}"
 
 
-def signal_inputs(selector: Selector, vision: VisionInfo) -> list[TensorInfo]:
-    """Return the encoder outputs that ``selector`` declares, in its order."""
-    outputs = {output.name: output for output in vision.outputs}
+def signal_inputs(selector: Selector, features: GraphInfo) -> list[TensorInfo]:
+    """Return the outputs of the graph that it reads which ``selector`` declares, in its order."""
+    outputs = {output.name: output for output in features.outputs}
     return [outputs[signal] for signal in selector.signals]
 
 

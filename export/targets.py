@@ -10,7 +10,7 @@ from rich.console import Console
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import DEFAULT_DIALECT, ExportPlan, is_matrix
 from divprune_edge.export.precision import DEFAULT_PRECISION, activation_type, parse_precisions
-from divprune_edge.manifest import Dialect, read_manifest
+from divprune_edge.manifest import Dialect, LayerGroup, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.models.memory import (
@@ -100,15 +100,17 @@ def forecast_plan(plan: ExportPlan, target: Target) -> Forecast | None:
     element = np.dtype(plan.language_dtype).itemsize
     vision, language = plan.graph_bytes
     facts = plan.dialect.facts
-    row = row_bytes(decoder.layers, decoder.kv_heads, decoder.head_dim, element)
+    row = row_bytes(decoder.kv_heads, decoder.head_dim, element)
+    groups = [LayerGroup(0, decoder.layers, plan.capacity)]
     # Where new rows are handed out, cache and new keys are two parts.
     keys = rows + facts.rows_beside(rows)
     sizes = (decoder.hidden, decoder.intermediate, decoder.heads)
     need = Need(
         vision=vision,
         language=language,
-        cache=facts.cache_rows(rows) * row,
-        activations=prefill_activations(*sizes, rows, keys, element) + facts.rows_beside(rows) * row,
+        cache=facts.cache_bytes(groups, row, rows),
+        activations=prefill_activations(*sizes, rows, keys, element)
+        + facts.rows_beside(rows) * decoder.layers * row,
         rows=rows,
     )
     return forecast(target, need)

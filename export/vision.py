@@ -31,7 +31,7 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
     }
     values = plan.family.encoder(g, parts, pixels, spec, plan.preprocessing, signals)
     g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, ["tiles", spec.tokens, spec.width])
-    shapes = spec.signal_shapes() if signals else {}
+    shapes = spec.signal_shapes()
     for name in signals:
         kind = format.dtype if name == CLS_TOKEN else "float32"
         g.output(values[name], name, kind, ["tiles", *shapes[name]])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.families.family import Spec
+from divprune_edge.models.tiles import candidates_of, tiles_of
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,14 @@ class Cost:
 def cost_of(spec: Spec, keep: int, text_tokens: int, vocabulary: int | None = None) -> Cost:
     """Return the cost of one image and ``text_tokens`` tokens of prompt (system and question).
 
-    The projector sees every token: the selection comes after it. A budget of all tokens has no selector.
+    An image is as large as one can be. The projector sees every token: the selection comes after it. A budget of all
+    tokens has no selector.
     """
-    n, tokens = spec.tokens, keep + text_tokens
+    n, tiles, tokens = candidates_of(spec), tiles_of(spec), keep + text_tokens
     rows = spec.decoder.vocabulary if vocabulary is None else vocabulary
     return Cost(
-        vision=spec.vision_flops,
-        projector=spec.projector_flops,
+        vision=tiles * spec.vision_flops,
+        projector=tiles * spec.projector_flops,
         selector=max_min_flops(n, spec.width, keep) if keep < n else 0,
         language=decoder_flops(spec.decoder, tokens, rows),
         kv_bytes=kv_bytes(spec.decoder, tokens),

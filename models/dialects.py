@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from divprune_edge.manifest import Dialect
+from divprune_edge.manifest import Dialect, LayerGroup
 
 Version = tuple[int, int]
 
@@ -49,6 +49,14 @@ class DialectFacts:
     def cache_rows(self, rows: int, new_rows: int = 0) -> int:
         """Return how many rows are held for a cache of ``rows`` while a step brings ``new_rows``."""
         return rows * (2 if self.grows else 1) + self.rows_beside(new_rows)
+
+    def cache_bytes(self, groups: Iterable[LayerGroup], row: int, tokens: int, new_rows: int = 0) -> int:
+        """Return the bytes that are held for the caches of ``groups`` while a step brings each ``new_rows``.
+
+        ``row`` is a row's bytes in one layer; a cache that is not of fixed size has ``tokens`` rows.
+        """
+        held = (group.layers * self.cache_rows(group.capacity or tokens, new_rows) for group in groups)
+        return row * sum(held)
 
     def rows_beside(self, new_rows: int) -> int:
         """Return how many of a step's new rows lie beside the cache."""
@@ -99,6 +107,6 @@ def major_minor(version: str) -> Version:
     return int(major), int(minor)
 
 
-def row_bytes(layers: int, kv_heads: int, head_dim: int, element_bytes: int) -> int:
-    """Return the bytes of keys and values of one position in all layers."""
-    return 2 * layers * kv_heads * head_dim * element_bytes
+def row_bytes(kv_heads: int, head_dim: int, element_bytes: int) -> int:
+    """Return the bytes of keys and values of one position in one layer."""
+    return 2 * kv_heads * head_dim * element_bytes

@@ -31,6 +31,8 @@ SIGNALS: dict[str, str] = {
     CLS_TOKEN: "[1, D] the feature's class token after the projector",
 }
 """Name -> shape of one tile and meaning."""
+CLASS_TOKEN = (CLS_ATTENTION, CLS_ATTENTION_SUM, CLS_TOKEN)
+"""Signals of the class token: a tower that has none, such as SigLIP's, cannot give them."""
 
 NONE, ALL = "none", "all"
 
@@ -59,11 +61,16 @@ def parse_signals(
                 code="signals-unknown",
             )
     wanted = tuple(name for name in SIGNALS if name in names | set(needed))
-    for name in wanted:
-        if name not in offered:
-            raise UserError(
-                f"The checkpoint's vision encoder has no signal '{name}': choose a selector that does not need it, "
-                "such as divprune.",
-                code="signals-unavailable",
-            )
+    missing = [name for name in wanted if name not in offered]
+    if missing:
+        raise UserError(
+            f"The checkpoint's vision encoder cannot give {', '.join(missing)}{why_not(missing, offered)}: its signals "
+            f"are {', '.join(offered) or 'none'}.",
+            code="signals-unavailable",
+        )
     return wanted
+
+
+def why_not(missing: Collection[str], offered: Collection[str]) -> str:
+    """Return the end of a clause: why an encoder that offers some signals cannot give others, where that is known."""
+    return " because it has no class token" if offered and set(missing) <= set(CLASS_TOKEN) else ""

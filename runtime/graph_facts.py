@@ -126,9 +126,15 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
         yield "pixels", "uint8", size, f"images are {vision.image_width} x {vision.image_height}"
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
         yield "visual_tokens", tokens, (None, vision.tokens, vision.width), what
-    elif isinstance(graph, SelectorInfo):
+    elif graph is (rows := manifest.assemble) and rows is not None:
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
-        yield "visual_tokens", tokens, (None, vision.tokens, vision.width), what
+        yield "tile_tokens", tokens, (None, vision.tokens, vision.width), what
+        what = f"rows is {rows.rows} and sources {rows.sources}"
+        yield "rows", "int64", (None, rows.rows, rows.sources), what
+        yield "visual_tokens", tokens, (None, rows.rows, vision.width), f"rows is {rows.rows}"
+    elif isinstance(graph, SelectorInfo):
+        what = f"the candidates are {manifest.candidates}, width is {vision.width} and token_dtype {tokens}"
+        yield "visual_tokens", tokens, (None, manifest.candidates, vision.width), what
         what = f"candidates is {graph.candidates}"
         yield "valid", "bool", (None, graph.candidates), what
         what = f"keep is {graph.keep}"
@@ -147,13 +153,14 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
             # Of any rank: what matters is which there are.
             shape = next((one.shape for one in language.inputs if one.name == name), ())
             yield name, None, (None,) * len(shape), f"its dialect is {language.dialect}"
-        cache = (None, language.kv_heads, language.capacity, language.head_dim)
-        what = (
-            f"layers is {language.layers}, kv_heads {language.kv_heads}, head_dim {language.head_dim}, capacity "
-            f"{language.capacity} and cache_dtype {language.cache_dtype}"
-        )
-        for name in language.cache_tensors:
-            yield f"past_key_values.{name}", language.cache_dtype, cache, what
+        for group in language.groups:
+            cache = (None, language.kv_heads, group.capacity, language.head_dim)
+            what = (
+                f"layers is {language.layers}, kv_heads {language.kv_heads}, head_dim {language.head_dim}, capacity "
+                f"{group.capacity} and cache_dtype {language.cache_dtype}"
+            )
+            for name in group.cache_tensors:
+                yield f"past_key_values.{name}", language.cache_dtype, cache, what
 
 
 def _check_noted(manifest: Manifest, noted: Mapping[str, str]) -> None:

@@ -135,7 +135,7 @@ class Pipeline:
     @property
     def visual_tokens(self) -> int:
         """K: visual tokens that the language model sees of an image, at most."""
-        return self.selector.keep if self.selector else self.bundle.manifest.candidates
+        return self.bundle.manifest.visual_tokens(self.selector)
 
     def ask(
         self,
@@ -347,7 +347,7 @@ class Chat:
         """Return the session, which is shown what was seen of these images, and that; none is seen again."""
         pipeline, vision = self._pipeline, self._pipeline._vision
         seen, shown = self._seen, self._shown
-        if not all(a is b or np.array_equal(a.pixels, b.pixels) for a, b in zip(images, shown, strict=False)):
+        if not all(_same(a, b) for a, b in zip(images, shown, strict=False)):
             # One that was alone may be read otherwise beside others; or another was asked about in its place.
             seen, shown, self._cached = [], (), ()
         if new := images[len(shown) :]:
@@ -366,6 +366,11 @@ class Chat:
 def _check_budget(selector: Any, keep: Any) -> None:
     check_type("selector", selector, "str | None")
     check_type("keep", keep, "int | None")
+
+
+def _same(first: ImageInput, second: ImageInput) -> bool:
+    """Whether two are one image, read in one way."""
+    return first is second or (first.size == second.size and np.array_equal(first.pixels, second.pixels))
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.models.families import family_named
-from divprune_edge.processing.image_input import ImageInput
+from divprune_edge.models.families.family import VISUAL_TOKENS
+from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
 from divprune_edge.processing.images import load_image
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
@@ -25,15 +26,19 @@ OnStage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Candidates:
-    """What selectors pick from.
+    """What selectors pick from: one group of rows for each image, or one for each of its tiles.
 
     Attributes:
-        encoded: visual tokens [images, N, D] and the signals that were asked for.
-        valid: bool [images, N]; which rows count. They come first.
+        encoded: visual tokens [groups, N, D] and the signals that were asked for.
+        valid: bool [groups, N]; which rows count. They come first.
+        reading: int64 [groups, N]; at which place of its image a row is read.
+        images: which groups are whose.
     """
 
     encoded: Encoded
     valid: npt.NDArray[np.bool_]
+    reading: Indices
+    images: tuple[range, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +98,7 @@ class Vision:
 
     def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
         """Return how many visual tokens the language model will see of an image."""
-        valid = self._valid([image]).sum(axis=1)
-        return int(np.minimum(valid, self._keep(selector)).sum())
+        return int(np.minimum(self._groups(image).valid.sum(axis=1), self._keep(selector)).sum())
 
     def see(
         self,
@@ -107,28 +111,92 @@ class Vision:
         ``on_stage`` is told when the stages ``vision`` and ``select`` end.
         """
         seen = []
-        for begin in range(0, len(images), self._backend.images_at_once):
-            candidates = self.encode(images[begin : begin + self._backend.images_at_once], [selector])
+        at_once = 1 if self._manifest.assemble is not None else self._backend.images_at_once
+        for begin in range(0, len(images), at_once):
+            candidates = self.encode(images[begin : begin + at_once], [selector])
             on_stage("vision")
             seen.append(self.select(candidates, selector))
             on_stage("select")
         return self.join(seen)
 
     def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
-        """Run the encoder, with the signals that any of these selectors needs."""
-        signals = {signal for selector in selectors if selector is not None for signal in selector.signals}
-        encoded = self._backend.encode(np.concatenate([image.pixels for image in images]), sorted(signals))
-        return Candidates(encoded, self._valid(images))
+        """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
+        groups = [self._groups(image) for image in images]
+        if self._manifest.assemble is None:
+            wanted = {signal for selector in selectors if selector is not None for signal in selector.signals}
+            encoded = self._backend.encode(np.concatenate([image.pixels for image in images]), sorted(wanted))
+        else:
+            (image,) = images
+            encoded = self._backend.assemble(self._tiles(image.pixels), groups[0])
+        ends = np.cumsum([len(group.valid) for group in groups])
+        return Candidates(
+            encoded,
+            np.concatenate([group.valid for group in groups]),
+            np.concatenate([group.reading for group in groups]),
+            tuple(range(end - len(group.valid), end) for end, group in zip(ends, groups, strict=True)),
+        )
 
     def select(self, candidates: Candidates, selector: SelectorInfo | None) -> VisualTokens:
-        """Keep what ``selector`` picks of each image; all of one that has no more rows than that."""
-        batch, keep = len(candidates.valid), self._keep(selector)
-        tokens, kept = self._backend.select(candidates.encoded, selector, candidates.valid)
-        counts = np.minimum(candidates.valid.sum(axis=1), keep)
-        images = tuple(
-            SeenImage(i * keep + np.arange(count), kept[i, :count]) for i, count in enumerate(counts)
+        """Keep what ``selector`` picks of each group of rows; all of one that has no more rows than that."""
+        keep, counts = self._keep(selector), candidates.valid.sum(axis=1)
+        tokens, kept = self._select(candidates, selector, counts)
+        images = []
+        for groups in candidates.images:
+            few = [min(keep, int(counts[i])) for i in groups]
+            rows = np.concatenate([i * keep + np.arange(n) for i, n in zip(groups, few, strict=True)])
+            indices = np.concatenate([kept[i, :n] for i, n in zip(groups, few, strict=True)])
+            if len(groups) > 1:
+                of = np.repeat(np.array(groups), few)
+                indices = np.where(indices < 0, -1, candidates.reading[of, indices])
+                # A row that stands for none of the image's (-1) is read after those before it.
+                order = np.argsort(np.maximum.accumulate(indices), kind="stable")
+                rows, indices = rows[order], indices[order]
+            images.append(SeenImage(rows, indices))
+        length = len(counts) * keep
+        return VisualTokens(self._table([tokens], length), length, tuple(images))
+
+    def _select(
+        self, candidates: Candidates, selector: SelectorInfo | None, counts: Indices
+    ) -> tuple[DeviceTensor, Indices]:
+        """Return what is kept, [groups, K, D], and its indices; a group with too few rows keeps its first K."""
+        backend, encoded, valid = self._backend, candidates.encoded, candidates.valid
+        if selector is None:
+            return backend.select(encoded, None, valid)
+        if counts.min() > selector.keep and (len(counts) == 1 or backend.images_at_once > 1):
+            return backend.select(encoded, selector, valid)
+        tokens, kept = [], []
+        for i, count in enumerate(counts):
+            one = backend.part(encoded, i)
+            if count > selector.keep:
+                found, indices = backend.select(one, selector, valid[i : i + 1])
+            else:
+                found, indices = backend.first(one.tokens, selector.keep), np.arange(selector.keep)[None]
+            tokens.append(found)
+            kept.append(indices)
+        shape = (len(counts), selector.keep, self._manifest.vision_encoder.width)
+        return backend.join(tokens, shape), np.concatenate(kept)
+
+    def _tiles(self, pixels: npt.NDArray[np.uint8]) -> Encoded:
+        """Run the encoder on the tiles of one image, a few at a time, with all its signals."""
+        outputs = {tensor.name: tensor for tensor in self._manifest.vision_encoder.outputs}
+        signals, at_once = sorted(outputs.keys() - {VISUAL_TOKENS}), self._manifest.tiles_at_once
+        parts = [
+            self._backend.encode(pixels[i : i + at_once], signals) for i in range(0, len(pixels), at_once)
+        ]
+
+        def whole(name: str, tensors: Sequence[DeviceTensor]) -> DeviceTensor:
+            return self._backend.join(tensors, (len(pixels), *map(int, outputs[name].shape[1:])))
+
+        return Encoded(
+            whole(VISUAL_TOKENS, [part.tokens for part in parts]),
+            {name: whole(name, [part.signals[name] for part in parts]) for name in signals},
         )
-        return VisualTokens(self._table([tokens], batch * keep), batch * keep, images)
+
+    def _groups(self, image: ImageInput) -> Groups:
+        info = self._manifest.assemble
+        if info is not None and image.assembly is not None:
+            return grouped(image.assembly, rows=info.rows, sources=info.sources, per=info.per)
+        return one_tile(self._manifest.candidates)
 
     def join(self, seen: Sequence[VisualTokens]) -> VisualTokens:
         """Return the visual tokens of several runs as one table; of none, a row of zeros, as no table is empty."""
@@ -149,7 +217,3 @@ class Vision:
 
     def _table(self, tokens: Sequence[DeviceTensor], rows: int) -> DeviceTensor:
         return self._backend.join(tokens, (1, rows, self._manifest.vision_encoder.width))
-
-    def _valid(self, images: Sequence[ImageInput]) -> npt.NDArray[np.bool_]:
-        """Return which rows count, bool [images, N]: all, as no family here pads its rows."""
-        return np.ones((len(images), self._manifest.candidates), np.bool_)

@@ -70,7 +70,7 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Spelling of the weight names, called after its vision tower -> prefixes to replace."""
 
-VARIATIONS: dict[str, dict[str, Any]] = {
+CLIP_VARIATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "grouped queries": {"text": {"num_key_value_heads": 2}},
     "one key-value head": {"text": {"num_key_value_heads": 1}},
@@ -149,13 +149,87 @@ VARIATIONS: dict[str, dict[str, Any]] = {
         "processor": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "rescale_factor": 0.005}
     },
 }
+
+SIGLIP = "siglip_vision_model"
+_FULL = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+_TIED_QWEN = {"kind": "qwen2", "text": {"tie_word_embeddings": True}, "tied": True}
+_SIGLIP: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layout of LLaVA-Interleave": {
+        **_TIED_QWEN,
+        "vision": {"vision_use_head": False},
+        "dtype": "bfloat16",
+        "naming": "vision_tower.vision_model",
+        "sparse": True,
+    },
+    "pooling head in the first names": {"naming": "vision_tower.vision_model"},
+    "no pooling head": {"vision": {"vision_use_head": False}},
+    "names of transformers 4.52": {"naming": "model.vision_tower.vision_model"},
+    "names without vision_model": {"naming": "vision_tower"},
+    "sparse config": {"sparse": True},
+    "sparse qwen2, grouped queries": {"kind": "qwen2", "text": {"num_key_value_heads": 2}, "sparse": True},
+    "first patch dropped": {"llava": {"vision_feature_select_strategy": "default"}},
+    "first patch dropped, last layer but one": {
+        "llava": {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
+    },
+    "last layer but one": {"llava": {"vision_feature_layer": -2}},
+    "feature layer counted from the front": {"llava": {"vision_feature_layer": 2}},
+    "the tower's input": {"llava": {"vision_feature_layer": [0]}},
+    "two feature layers": {"llava": {"vision_feature_layer": [-3, -1]}},
+    "a feature layer twice": {"llava": {"vision_feature_layer": [2, 2, 0]}},
+    "two feature layers, first patch dropped": {
+        "llava": {"vision_feature_layer": [1, -2], "vision_feature_select_strategy": "default"}
+    },
+    "image not a multiple of the patch": {"vision": {"image_size": 38}},
+    "patches of 5": {"vision": {"image_size": 33, "patch_size": 5}},
+    "patches of one pixel": {"vision": {"image_size": 6, "patch_size": 1}},
+    "nine patches": {"vision": {"image_size": 50, "patch_size": 16}},
+    "one head": {"vision": {"num_attention_heads": 1}},
+    "heads of an odd size": {"vision": {"hidden_size": 21}},
+    "heads of one": {"vision": {"hidden_size": 6, "num_attention_heads": 6}},
+    "narrow MLP": {"vision": {"intermediate_size": 17}},
+    "one layer": {"vision": {"num_hidden_layers": 1}},
+    "seven layers": {"vision": {"num_hidden_layers": 7}},
+    "quick_gelu": {"vision": {"hidden_act": "quick_gelu"}},
+    "gelu": {"vision": {"hidden_act": "gelu"}, "llava": {"projector_hidden_act": "gelu_pytorch_tanh"}},
+    "silu": {"vision": {"hidden_act": "silu"}, "llava": {"projector_hidden_act": "silu"}},
+    "another epsilon": {"vision": {"layer_norm_eps": 0.1}},
+    "projector without bias": {"llava": {"multimodal_projector_bias": False}},
+    "llama with biases, tied": {
+        "text": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        "tied": True,
+    },
+    "mistral": {"kind": "mistral", "text": {"num_key_value_heads": 2, "sliding_window": 11}},
+    "qwen2 untied": {"kind": "qwen2"},
+    "shards of float16": {"shards": 3, "dtype": "float16"},
+    "CLIP's processor": {
+        "processor": {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 35},
+            "do_center_crop": True,
+            "crop_size": {"height": 35, "width": 35},
+        }
+    },
+    "nested image processor": {"processor_in": "processor_config.json"},
+}
+SIGLIP_VARIATIONS: dict[str, dict[str, Any]] = {
+    f"siglip, {name}": {**options, "tower": SIGLIP, "llava": {**_FULL, **options.get("llava", {})}}
+    for name, options in _SIGLIP.items()
+}
+
+TILED = {"llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
+"""Families whose images are cut into tiles, and how transformers' classes of theirs begin."""
+
+VARIATIONS: dict[str, dict[str, Any]] = {**CLIP_VARIATIONS, **SIGLIP_VARIATIONS}
 """Name -> arguments of :func:`make_checkpoint`. Each exports and answers as transformers does."""
 
 
 def make_checkpoint(
     folder: Path,
     *,
+    family: str = "llava",
     kind: str = "llama",
+    tower: str = "clip_vision_model",
     text: Mapping[str, Any] | None = None,
     vision: Mapping[str, Any] | None = None,
     llava: Mapping[str, Any] | None = None,
@@ -169,16 +243,19 @@ def make_checkpoint(
     template_in: str = "chat_template.jinja",
     processor_in: str = "preprocessor_config.json",
     add_bos: bool = True,
+    sparse: bool = False,
     seed: int = 0,
 ) -> Path:
     """Write a LLaVA checkpoint made by transformers' own classes and return its folder.
 
     Args:
         folder: created if needed.
+        family: ``model_type`` of the whole.
         kind: ``model_type`` of the language model.
+        tower: ``model_type`` of the vision tower.
         text: overrides of :data:`TEXT`.
         vision: overrides of :data:`VISION`.
-        llava: further fields of ``LlavaConfig``.
+        llava: further fields of the whole's config.
         processor: overrides of the image processor's settings.
         old_rope: fields that replace ``rope_parameters`` in the written ``config.json``.
         tied: whether the whole config, too, says that the head is tied to the embedding.
@@ -189,14 +266,15 @@ def make_checkpoint(
         template_in: file that holds it.
         processor_in: file that holds the image processor's settings.
         add_bos: whether the tokenizer puts BOS in front.
+        sparse: whether the parts' configs say only what is asked for here.
         seed: of the weights.
     """
     import torch
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     folder.mkdir(parents=True, exist_ok=True)
-    options = {**TEXT, **(text or {})}
+    options, seen = {**TEXT, **(text or {})}, {**VISION, **(vision or {})}
     if old_rope:
         scaling = old_rope["rope_scaling"]
         options["rope_parameters"] = {
@@ -204,23 +282,31 @@ def make_checkpoint(
             "rope_theta": old_rope["rope_theta"],
             "factor": scaling["factor"],
         }
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**{**VISION, **(vision or {})}),
+    config = CONFIG_MAPPING[family](
+        vision_config=CONFIG_MAPPING[tower](**seen),
         text_config=CONFIG_MAPPING[kind](**options),
         image_token_id=IMAGE_TOKEN_ID,
         tie_word_embeddings=tied,
         **(llava or {}),
     )
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config)
+    model = AutoModelForImageTextToText.from_config(config)
     _randomise(model)
     _save_weights(folder, model, naming, getattr(torch, dtype), shards)
     config.save_pretrained(folder)
-    edit_json(folder / "config.json", lambda data: _finish_config(data, dtype, old_rope))
+    parts = {"text_config": {"model_type": kind, **options}, "vision_config": {"model_type": tower, **seen}}
+    edit_json(
+        folder / "config.json", lambda data: _finish_config(data, dtype, old_rope, parts if sparse else {})
+    )
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3})
     _save_tokenizer(folder, add_bos)
     _save_template(folder, template, template_in)
-    _save_processor(folder, processor_in, config.vision_config.image_size, processor or {})
+    of_tower = _siglip_processor(seen["image_size"]) if tower == SIGLIP else {}
+    of_family = {"image_processor_type": f"{TILED[family]}ImageProcessor"} if family in TILED else {}
+    grids = {k: v for k, v in (llava or {}).items() if k == "image_grid_pinpoints"}
+    _save_processor(
+        folder, processor_in, seen["image_size"], {**of_tower, **of_family, **grids, **(processor or {})}
+    )
     return folder
 
 
@@ -275,9 +361,12 @@ def _save_weights(folder: Path, model: Any, naming: str, dtype: Any, shards: int
     write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
-def _finish_config(data: dict[str, Any], dtype: str, old_rope: Mapping[str, Any] | None) -> None:
+def _finish_config(
+    data: dict[str, Any], dtype: str, old_rope: Mapping[str, Any] | None, parts: Mapping[str, Any]
+) -> None:
+    data |= parts
     data["dtype"] = data["text_config"]["dtype"] = data["vision_config"]["dtype"] = dtype
-    data["architectures"] = ["LlavaForConditionalGeneration"]
+    data["architectures"] = [f"{TILED.get(data['model_type'], 'Llava')}ForConditionalGeneration"]
     if old_rope:
         del data["text_config"]["rope_parameters"]
         data["text_config"] |= old_rope
@@ -313,6 +402,18 @@ def _save_template(folder: Path, template: str | None, place: str) -> None:
     path = folder / place
     data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     write_json(path, {**data, "chat_template": template})
+
+
+def _siglip_processor(size: int) -> dict[str, Any]:
+    """What ``SiglipImageProcessor`` writes, less CLIP's settings."""
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": {"height": size, "width": size},
+        "do_center_crop": None,
+        "crop_size": None,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
 
 
 def _save_processor(folder: Path, place: str, size: int, overrides: Mapping[str, Any]) -> None:

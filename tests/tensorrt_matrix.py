@@ -23,13 +23,14 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-from checkpoints import make_checkpoint
+from checkpoints import SIGLIP, make_checkpoint
 from exporting import export, plan_of
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.export.add_selector import add_selector
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.selectors import SELECTORS
+from divprune_edge.models.signals import CLASS_TOKEN
 from divprune_edge.models.targets import RTX_SMS
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
@@ -63,6 +64,15 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         },
         "vision": {**_SMALL, "num_attention_heads": 4, "hidden_act": "gelu"},
         "llava": {"projector_hidden_act": "relu", "vision_feature_layer": [-3, -1]},
+    },
+    # No class token, patches with a bias; the layout of LLaVA-Interleave.
+    "odd siglip": {
+        "kind": "qwen2",
+        "tower": SIGLIP,
+        "tied": True,
+        "text": {**_SMALL, "num_key_value_heads": 2, "tie_word_embeddings": True},
+        "vision": {**_SMALL, "num_attention_heads": 2, "image_size": 38, "vision_use_head": False},
+        "llava": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
     },
 }
 """Name -> arguments of :func:`checkpoints.make_checkpoint`; the demo is there already."""
@@ -100,7 +110,14 @@ class Outcome:
 
 
 def all_cases() -> list[Case]:
-    return list(itertools.starmap(Case, itertools.product(CHECKPOINTS, PRECISIONS, GRAPHS, RTX_SMS)))
+    cases = itertools.starmap(Case, itertools.product(CHECKPOINTS, PRECISIONS, GRAPHS, RTX_SMS))
+    return [case for case in cases if serves(case.checkpoint, case.graph)]
+
+
+def serves(checkpoint: str, graph: str) -> bool:
+    """Whether a checkpoint's encoder has the signals of a graph: one without a class token lacks some."""
+    has_class_token = CHECKPOINTS[checkpoint].get("tower") != SIGLIP
+    return has_class_token or graph not in SELECTORS or not {*SELECTORS[graph].signals} & {*CLASS_TOKEN}
 
 
 def covering_cases() -> list[Case]:
@@ -138,7 +155,8 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
         place = export(plan, folder / dialect).folder
         if dialect == DIALECTS[0]:
             for name in SELECTORS:
-                add_selector(place, name, keep=keep, prune=None, force=True, verify=False)
+                if serves(checkpoint, name):
+                    add_selector(place, name, keep=keep, prune=None, force=True, verify=False)
         bundle = Bundle.open(place)
         selectors = chosen_selectors(bundle, "all,none")
         limits = make_limits(bundle.manifest, selectors, None, SLOTS)

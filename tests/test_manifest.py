@@ -1,4 +1,4 @@
-"""The manifest's ids: ranges in JSON and in Python; and how its checkpoint is exported again."""
+"""The manifest's ids: ranges in JSON and in Python; its layers; and how its checkpoint is exported again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import refused
 
-from divprune_edge.manifest import MANIFEST, Prompt, Source, read_manifest
+from divprune_edge.manifest import MANIFEST, LayerGroup, Prompt, Source, read_manifest
 
 
 def prompt(ids: Any) -> Prompt:
@@ -61,6 +61,25 @@ def test_an_id_without_a_logit_is_refused(demo_bundle: Path, tmp_path: Path) -> 
     (tmp_path / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
     with refused("manifest-invalid", "forbidden"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(("capacity", "room"), [(None, 4096), (640, 640), (8192, 4096)])
+def test_all_layers_are_one_group(capacity: int | None, room: int, demo_bundle: Path, tmp_path: Path) -> None:
+    """It follows from what manifests have always said, those of older exports too."""
+    data = json.loads((demo_bundle / MANIFEST).read_text(encoding="utf-8"))
+    language = data["language_model"]
+    assert "groups" not in language
+    for later in ("window", "cost", "capacity"):
+        del language[later]
+    language |= {"context": 4096} | ({} if capacity is None else {"capacity": capacity})
+    (tmp_path / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+    info = read_manifest(tmp_path).language_model
+    assert info.groups == (LayerGroup(0, 4, capacity),)
+    assert info.positions == room
+
+
+def test_tensors_of_a_group_have_the_numbers_of_its_layers() -> None:
+    assert LayerGroup(2, 2, None).cache_tensors == ("2.key", "2.value", "3.key", "3.value")
 
 
 @pytest.mark.parametrize("bad", [[3, 1], [-1, 2], [0, 1 << 40], [1], [1, 2, 3], ["1", 2]])

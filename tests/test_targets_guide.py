@@ -59,7 +59,7 @@ def target_row(target: Target) -> str:
 
 def forecast_of(target: Target, precision: str) -> Forecast:
     apart = target.dialect == "decomposed"
-    cache = ROWS * row_bytes(32, 32, 128, 2)
+    cache = ROWS * 32 * row_bytes(32, 128, 2)
     need = Need(
         vision=SEVEN.vision_bytes("fp16"),
         language=SEVEN.language_bytes(precision),

@@ -63,7 +63,7 @@ class OpenVino:
         ids = np.concatenate([self._text[:4], job.rows + np.arange(visual), self._text[4:]])
         info = self._manifest.language_model
         empty = np.zeros((1, info.kv_heads, 0, info.head_dim), np.float32)
-        names = info.cache_tensors
+        names = [name for group in info.groups for name in group.cache_tensors]
         cache: dict[str, Any] = {f"past_key_values.{name}": empty for name in names}
         length = turn = 0
 

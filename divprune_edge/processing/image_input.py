@@ -1,4 +1,4 @@
-"""An image as a vision encoder takes it."""
+"""An image as a vision encoder takes it, and its rows as selectors take them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.processing.assembly import Assembly
+
+Ints = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, eq=False)
 class ImageInput:
@@ -14,6 +18,57 @@ class ImageInput:
 
     Attributes:
         pixels: uint8 [tiles, H, W, 3].
+        size: height and width that the image had.
+        assembly: which of its tiles' tokens make its rows; None where it has one tile whose tokens are the rows.
+        alone: whether it is its prompt's only image.
     """
 
     pixels: npt.NDArray[np.uint8]
+    size: tuple[int, int]
+    assembly: Assembly | None = None
+    alone: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The rows of an image in groups of N, each of which a selector picks K from; those that count come first.
+
+    Attributes:
+        rows: int64 [groups, N, r]; see :class:`~divprune_edge.processing.assembly.Assembly`, also for the next.
+        weights: float32 [groups, N, r].
+        valid: bool [groups, N]; which rows count.
+        reading: int64 [groups, N]; at which place of the image a row is read.
+    """
+
+    rows: Ints
+    weights: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.bool_]
+    reading: Ints
+
+
+def one_tile(tokens: int) -> Groups:
+    """Return the rows of an image that has one tile: its tokens, which are all read as they come."""
+    rows = np.arange(tokens)[None]
+    return Groups(rows[..., None], np.ones((1, tokens, 1), np.float32), np.ones((1, tokens), np.bool_), rows)
+
+
+def grouped(assembly: Assembly, *, rows: int, sources: int, per: str) -> Groups:
+    """Return an image's rows in one group, or in one for each of its tiles, padded to N ``rows`` of r ``sources``."""
+    places = [np.arange(len(assembly.rows))]
+    if per == "tile":
+        places = [np.flatnonzero(assembly.tile_of == tile) for tile in range(int(assembly.tile_of.max()) + 1)]
+    count, r = len(places), assembly.rows.shape[1]
+    groups = Groups(
+        rows=np.zeros((count, rows, sources), np.int64),
+        weights=np.zeros((count, rows, sources), np.float32),
+        valid=np.zeros((count, rows), np.bool_),
+        reading=np.zeros((count, rows), np.int64),
+    )
+    for group, place in enumerate(places):
+        at = group, slice(len(place))
+        groups.rows[(*at, slice(r))], groups.weights[(*at, slice(r))] = (
+            assembly.rows[place],
+            assembly.weights[place],
+        )
+        groups.valid[at], groups.reading[at] = True, place
+    return groups

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.activations import Activations, live_activations, size_of
 from divprune_edge.export.check.asked import RtxAnswers, ask_tensorrt, is_installed
@@ -126,13 +128,14 @@ def check_bundle(
         unasked = f"its parser and builder need no GPU, but are not installed: {INSTALL}"
         findings += unknown_findings(target)
     activations = {file: live_activations(view) for file, view in views.items()}
+    row = row_bytes(info.kv_heads, info.head_dim, np.dtype(info.cache_dtype).itemsize)
     need = Need(
         vision=_held(vision),
         language=_held(language),
-        cache=dialect.cache_rows(info.capacity or tokens) * _row(info),
+        cache=dialect.cache_bytes(info.groups, row, tokens),
         activations=sum(a.peak for a in activations.values())
         + _selectors_peak(bundle, manifest)
-        + dialect.rows_beside(tokens) * _row(info),
+        + dialect.rows_beside(tokens) * info.layers * row,
         rows=info.capacity or tokens,
     )
     known = forecast(target, need)
@@ -158,7 +161,7 @@ def check_bundle(
 
 def manifest_keep(manifest: Manifest) -> int:
     """Return the largest number of visual tokens that a selector of the bundle hands on."""
-    return max((s.keep for s in manifest.selectors), default=manifest.candidates)
+    return max((manifest.visual_tokens(s) for s in manifest.selectors), default=manifest.visual_tokens(None))
 
 
 def elements_of(vision: GraphView, language: GraphView) -> Elements:
@@ -222,7 +225,8 @@ def _dims(manifest: Manifest, tokens: int) -> dict[str, int]:
     """Numbers for the symbolic dimensions: one image, one sequence, a prefill of all tokens at once."""
     return {
         "batch": 1,
-        "tiles": 1,
+        "tiles": manifest.tiles_at_once,
+        "groups": manifest.groups,
         "seq": tokens,
         "visual": manifest_keep(manifest),
         "past": 0,
@@ -232,8 +236,7 @@ def _dims(manifest: Manifest, tokens: int) -> dict[str, int]:
 
 
 def _main_files(manifest: Manifest) -> Iterator[str]:
-    yield manifest.vision_encoder.file
-    yield manifest.language_model.file
+    yield from (graph.file for graph in (*manifest.seeing, manifest.language_model))
 
 
 def _existing(bundle: Path, file: str) -> Path:
@@ -265,12 +268,6 @@ def _held(view: GraphView) -> int:
     }
     twice = sum(size_of(view.weights[name]) or 0 for name in looked_up & multiplied if name in view.weights)
     return _stored(view) + twice
-
-
-def _row(info: LanguageInfo) -> int:
-    """Return the bytes of keys and values of one position."""
-    element = {"float32": 4, "float16": 2}[info.cache_dtype]
-    return row_bytes(info.layers, info.kv_heads, info.head_dim, element)
 
 
 def _selectors_peak(bundle: Path, manifest: Manifest) -> int:

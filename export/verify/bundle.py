@@ -11,15 +11,16 @@ import numpy as np
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.seen import see
 from divprune_edge.export.verify.adapter import PeftAdapter
 from divprune_edge.export.verify.comparison import TOLERANCES
-from divprune_edge.export.verify.graphs import open_language
+from divprune_edge.export.verify.graphs import open_graph, open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.export.verify.selection import check_selection, verify_selector
 from divprune_edge.export.verify.signals import check_signals
 from divprune_edge.export.verify.structure import check_structure
-from divprune_edge.export.verify.vision import check_vision, run_signals, sample_images
+from divprune_edge.export.verify.vision import check_vision, run_signals, sample_inputs
 from divprune_edge.export.verify.weights import GraphFile, check_weights
 from divprune_edge.manifest import Check, Verification
 from divprune_edge.models.families.family import HEAD
@@ -40,7 +41,8 @@ def verify_bundle(
 
     Args:
         plan: what was exported.
-        folder: holds ``vision_encoder.onnx``, ``language_model.onnx`` and ``selectors/NAME-K.onnx``.
+        folder: holds ``vision_encoder.onnx``, ``language_model.onnx`` and ``selectors/NAME-K.onnx``, and
+            ``assemble.onnx`` where images have tiles.
         report: told what is being compared.
         memory: bytes that may be used; None asks the system. Where they do not hold the model in float32
             twice, a copy with fewer decoder layers is run; weights and wiring are compared in all of them.
@@ -52,32 +54,43 @@ def verify_bundle(
         UserError: there is not even memory for the truncated copy.
     """
     vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
+    assemble = [] if plan.spec.tiling is None else [GraphFile(folder / "assemble.onnx")]
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
     merged = plan.checkpoint.adapter
     adapter = PeftAdapter(merged.folder, plan.family) if merged is not None else None
-    checks: list[Check] = check_weights(plan, [vision, language], report, adapter)
+    checks: list[Check] = check_weights(plan, [vision, *assemble, language], report, adapter)
     with _runnable(plan, language, layers, report) as run:
-        checks += check_structure(plan, vision, language, run)
+        checks += check_structure(plan, [vision, *assemble], language, run)
         report("loading the reference")
         reference = plan.family.reference
         oracle = Oracle(reference, plan.checkpoint.folder, layers, adapter)
         report("visual tokens")
-        images = sample_images(*plan.spec.image_size)
+        images = sample_inputs(plan)
         unquantised = oracle.visual_tokens(images) if vision.is_quantised() else None
         _replace(plan, oracle, [vision, run], report)
         tolerance = TOLERANCES[plan.precisions.vision]
-        found, tokens = check_vision(vision.path, oracle, images, tolerance, unquantised)
-        checks += found
+        encoder = open_graph(vision.path)
+        rows = open_graph(assemble[0].path) if assemble else None
+        seen = [see(plan, encoder, rows, image, plan.signals) for image in images]
+        checks += check_vision(seen, oracle, images, tolerance, unquantised)
         report("selection")
         # Found by glob: the file's name is the export's business, that there is one is ours.
         (selector,) = (folder / "selectors").glob("*.onnx")
         checks += verify_selector(
-            plan.selector, plan.spec.tokens, plan.keep, plan.spec.width, plan.token_dtype, selector
+            plan.selector, plan.candidates, plan.keep, plan.spec.width, plan.token_dtype, selector
         )
         signals = run_signals(vision.path, images, plan.signals)
         if signals:
-            checks += check_signals(signals, reference.signals(plan.spec, oracle, images), tolerance)
-        found, kept = check_selection(plan.selector, selector, tokens, plan.keep, signals)
+            pixels = np.concatenate([image.pixels for image in images])
+            checks += check_signals(signals, reference.signals(plan.spec, oracle, pixels), tolerance)
+        found, kept = check_selection(
+            plan.selector,
+            selector,
+            np.concatenate([one.tokens for one in seen]),
+            plan.keep,
+            {name: np.concatenate([one.signals[name] for one in seen]) for name in plan.signals},
+            np.concatenate([one.groups.valid for one in seen]),
+        )
         checks += found
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))
         tolerance = TOLERANCES[plan.precisions.language]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from divprune_edge.export.verify.adapter import PeftAdapter, without_adapter
 from divprune_edge.models.families.family import DECODER, HEAD, Reference
 from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.processing.image_input import ImageInput
 
 Array = npt.NDArray[Any]
 
@@ -70,11 +70,15 @@ class Oracle:
         # A parameter of its own: a tied head must not take the embedding with it.
         setattr(module, leaf, self._torch.nn.Parameter(self._torch.from_numpy(weight), requires_grad=False))
 
-    def visual_tokens(self, pixels: Array) -> Array:
-        """Return float32 [tiles, N, D] of uint8 [tiles, H, W, 3]; the constants are the checkpoint file's."""
+    def visual_tokens(self, images: Sequence[ImageInput]) -> list[Array]:
+        """Return float32 [m, D] of each image; the constants are the checkpoint file's."""
+        found: list[Array] = []
         with self._torch.inference_mode():
-            images = self._reference.visual_tokens(self._model, self._processed(pixels))
-        return np.stack([image.numpy() for image in images])
+            for image in images:
+                processed = self._processed(image.pixels)
+                (rows,) = self._reference.visual_tokens(self._model, processed, [image])
+                found.append(rows.numpy())
+        return found
 
     def record(
         self, part: str, pixels: Array, modules: Sequence[str]
@@ -147,7 +151,7 @@ def _truncate(text_config: Any, layers: int) -> None:
         text_config.layer_types = text_config.layer_types[:layers]
 
 
-def _image_processor(default: str, folder: Path) -> Any:
+def _image_processor(processor: Callable[[str | None], str], folder: Path) -> Any:
     """Return transformers' own processor, less resize and crop, with the checkpoint's own settings."""
     import transformers
 
@@ -158,8 +162,7 @@ def _image_processor(default: str, folder: Path) -> Any:
         config = whole["image_processor"]
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
     chosen = {name: config[name] for name in names if config.get(name) is not None}
-    kind = config.get("image_processor_type") or config.get("feature_extractor_type") or default
-    name = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "ImageProcessorPil", kind)
+    name = processor(config.get("image_processor_type") or config.get("feature_extractor_type"))
     return getattr(transformers, name)(do_resize=False, do_center_crop=False, **chosen)
 
 

@@ -83,22 +83,35 @@ def verify_selector(
 
 
 def check_selection(
-    selector: Selector, path: Path, tokens: Tokens, keep: int, signals: Signals | None = None
+    selector: Selector,
+    path: Path,
+    tokens: Tokens,
+    keep: int,
+    signals: Signals | None = None,
+    valid: Valid | None = None,
 ) -> tuple[list[Check], npt.NDArray[Any]]:
     """Check one selector graph on real visual tokens [images, N, D] and, where it needs them, their signals.
+
+    ``valid`` is bool [images, N], all if None. Images with no more than K such rows are not selected from.
 
     Returns:
         The checks and the kept tokens [images, K, D].
     """
     session = open_graph(path)
     given = {name: (signals or {})[name] for name in selector.signals}
-    everything = np.ones(tokens.shape[1], dtype=bool)
+    counted = np.ones(tokens.shape[:2], bool) if valid is None else valid
     cases = [
-        TokensCase(rows, everything, {name: value[i] for name, value in given.items()})
-        for i, rows in enumerate(tokens)
+        TokensCase(rows, counts, {name: value[i] for name, value in given.items()})
+        for i, (rows, counts) in enumerate(zip(tokens, counted, strict=True))
     ]
-    checks = _end_to_end(session, selector, cases, keep, "visual tokens")
-    return checks, np.stack([_run(session, case)[0] for case in cases])
+    small = [case.valid.sum() <= keep < len(case.valid) for case in cases]
+    large = [case for case, is_small in zip(cases, small, strict=True) if not is_small]
+    checks = _end_to_end(session, selector, large, keep, "visual tokens")
+    kept = [
+        case.tokens[:keep] if is_small else _run(session, case)[0]
+        for case, is_small in zip(cases, small, strict=True)
+    ]
+    return checks, np.stack(kept)
 
 
 def _run(session: Any, case: TokensCase) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -7,7 +7,7 @@ two facts checked here: a node reads the weights of its own module, and decoder 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from divprune_edge.export.plan import ExportPlan
@@ -20,10 +20,12 @@ _IN_PARENT = ("Add", "Expand")
 _LAYER = re.compile(r"^/language_model/layers\.(\d+)/")
 
 
-def check_structure(plan: ExportPlan, vision: GraphFile, language: GraphFile, run: GraphFile) -> list[Check]:
-    """Check both big graphs; ``run`` is the language graph that was run, truncated or the same."""
+def check_structure(
+    plan: ExportPlan, encoder: Sequence[GraphFile], language: GraphFile, run: GraphFile
+) -> list[Check]:
+    """Check the graphs with weights; ``run`` is the language graph that was run, truncated or the same."""
     misplaced, readers = [], 0
-    for file in (vision, language):
+    for file in (*encoder, language):
         for node, weight in _readers(file):
             readers += 1
             if not _belongs(plan, node, weight):

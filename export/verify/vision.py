@@ -8,18 +8,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.seen import Seen
 from divprune_edge.export.verify.comparison import (
     Tolerance,
     at_most,
     cosine_error,
     for_the_record,
+    none_of,
     relative_error,
 )
 from divprune_edge.export.verify.graphs import open_graph
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.manifest import Check
+from divprune_edge.processing.image_input import ImageInput
 
+Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -40,33 +46,52 @@ def sample_images(height: int, width: int) -> Pixels:
     return np.stack([np.clip(p, 0, 255).astype(np.uint8) for p in (scene, noise, gradient, flat)])
 
 
+def sample_inputs(plan: ExportPlan) -> list[ImageInput]:
+    """Return :func:`sample_images` as the encoder takes them; where images have tiles, of other sizes and few tiles."""
+    height, width = plan.spec.image_size
+    if plan.spec.tiling is None:
+        images = sample_images(height, width)
+        return [ImageInput(image[None], (height, width)) for image in images]
+    grids = sorted(plan.spec.tiling.grids, key=lambda grid: grid[0] * grid[1])
+    sizes = [(h - h // 5 * (i % 2), w - w // 7 * (i % 3)) for i, (h, w) in enumerate([*grids, *grids][:4])]
+    return [
+        plan.family.read(Image.fromarray(sample_images(*size)[i]), plan.preprocessing, (height, width), True)
+        for i, size in enumerate(sizes)
+    ]
+
+
 def check_vision(
-    path: Path,
+    seen: Sequence[Seen],
     oracle: Oracle,
-    images: Pixels,
+    images: Sequence[ImageInput],
     tolerance: Tolerance,
-    unquantised: npt.NDArray[Any] | None = None,
-) -> tuple[list[Check], npt.NDArray[Any]]:
-    """Return the checks and the graph's visual tokens [4, N, D] of ``images``.
+    unquantised: Sequence[Array] | None = None,
+) -> list[Check]:
+    """Return the checks of the visual tokens of ``images``, row by row in the order in which they are read.
 
     ``unquantised`` are the tokens that the checkpoint's own weights give, where the reference has others.
     """
-    found = open_graph(path).run(["visual_tokens"], {"pixels": images})[0]
-    wanted = oracle.visual_tokens(images)
+    found, wanted = [one.read for one in seen], oracle.visual_tokens(images)
+    shapes = [(f.shape, w.shape) for f, w in zip(found, wanted, strict=True) if f.shape != w.shape]
     checks = [
-        at_most("vision", "visual tokens", relative_error(found, wanted), tolerance.error, unit="relative"),
-        at_most(
-            "vision", "their direction", cosine_error(found, wanted), tolerance.cosine, unit="1 - cosine"
-        ),
+        none_of("vision", "rows of an image", [f"{f} and not {w}" for f, w in shapes], len(found), "images")
+    ]
+    if shapes:
+        return checks
+    every, right = np.concatenate(found), np.concatenate(wanted)
+    checks += [
+        at_most("vision", "visual tokens", relative_error(every, right), tolerance.error, unit="relative"),
+        at_most("vision", "their direction", cosine_error(every, right), tolerance.cosine, unit="1 - cosine"),
     ]
     if unquantised is not None:
-        error = cosine_error(found, unquantised)
+        error = cosine_error(every, np.concatenate(unquantised))
         checks.append(for_the_record("vision", "cost of the precision", error, unit="1 - cosine"))
-    return checks, found
+    return checks
 
 
-def run_signals(path: Path, images: Pixels, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """Return the graph's outputs ``names`` of uint8 ``images``; their first axis is the images'."""
+def run_signals(path: Path, images: Sequence[ImageInput], names: Sequence[str]) -> dict[str, Array]:
+    """Return the encoder's outputs ``names`` of the tiles of all images."""
     if not names:
         return {}
-    return dict(zip(names, open_graph(path).run(list(names), {"pixels": images}), strict=True))
+    pixels = np.concatenate([image.pixels for image in images])
+    return dict(zip(names, open_graph(path).run(list(names), {"pixels": pixels}), strict=True))

@@ -10,11 +10,13 @@ from typing import Any
 from divprune_edge.errors import UserError
 from divprune_edge.models.families.family import Family, Reference, Spec, WeightNames
 from divprune_edge.models.families.llava import LLAVA
+from divprune_edge.models.families.llava_next import LLAVA_NEXT
+from divprune_edge.models.families.llava_onevision import LLAVA_ONEVISION
 from divprune_edge.models.files import Config, setting
 
 __all__ = ["FAMILIES", "Family", "Reference", "Spec", "WeightNames", "family_named", "family_of"]
 
-FAMILIES: dict[str, Family[Any]] = {family.name: family for family in (LLAVA,)}
+FAMILIES: dict[str, Family[Any]] = {family.name: family for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION)}
 
 # Named are only conversions that exist and that can be exported.
 _ORIGINAL = (
@@ -24,9 +26,7 @@ _ORIGINAL = (
     "for one"
 )
 _UNSUPPORTED = {
-    "llava_next": "LLaVA-NeXT (LLaVA-1.6) cuts an image into several tiles, which is not supported yet",
     "llava_next_video": "LLaVA-NeXT-Video is not supported yet",
-    "llava_onevision": "LLaVA-OneVision is not supported yet",
     "llava_llama": _ORIGINAL,
     "llava_mistral": _ORIGINAL,
     "vipllava": "ViP-LLaVA is not supported",

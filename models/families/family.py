@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.manifest import Preprocessing
+from divprune_edge.manifest import Preprocessing, Tiling
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.files import CheckpointFiles, Config, Shapes
 from divprune_edge.models.graph import Builder, Layers
@@ -24,6 +24,8 @@ Pixels = npt.NDArray[np.uint8]
 DECODER, HEAD = "language_model", "lm_head"
 """What the decoder and the output head are called in graphs."""
 VISUAL_TOKENS = "visual_tokens"
+ASSEMBLE = "assemble"
+"""What the graph is called that makes rows of the tokens of several tiles."""
 
 
 class Spec(Protocol):
@@ -41,7 +43,12 @@ class Spec(Protocol):
 
     @property
     def tokens(self) -> int:
-        """N: visual tokens of one tile."""
+        """Visual tokens of one tile."""
+        ...
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How an image becomes several tiles, None where it is one."""
         ...
 
     @property
@@ -69,11 +76,7 @@ class Spec(Protocol):
         ...
 
     def signal_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Return the signals that the encoder can give, and their shapes for one tile.
-
-        Raises:
-            UserError: it has none in this configuration.
-        """
+        """Return the signals that the encoder can give, and their shapes for one tile."""
         ...
 
     def with_decoder(self, decoder: DecoderSpec) -> Spec:
@@ -86,12 +89,14 @@ class WeightNames:
     """Where each part's weights live in a checkpoint.
 
     ``encoder`` has a prefix for each of the encoder's parts, by the part's name in the graph; ``decoder`` is a prefix,
-    ``head`` the output head's full name.
+    ``head`` the output head's full name, ``newline`` that of the row which ends a line of tiles' tokens, if there is
+    one.
     """
 
     encoder: Mapping[str, str]
     decoder: str
     head: str
+    newline: str | None = None
 
     @property
     def tied(self) -> bool:
@@ -99,11 +104,13 @@ class WeightNames:
         return self.head == f"{self.decoder}embed_tokens.weight"
 
     def in_encoder(self, name: str) -> bool:
-        """Whether a weight, by its full name, belongs to the encoder."""
-        return name.startswith(tuple(self.encoder.values()))
+        """Whether a weight, by its full name, belongs to the encoder, or to what makes rows of its tokens."""
+        return name.startswith(tuple(self.encoder.values())) or name == self.newline
 
     def split(self, name: str) -> tuple[str, str]:
         """Return the part that a weight is of, and its name there; an empty part where there is none."""
+        if name == self.newline:
+            return ASSEMBLE, ""
         prefixes = {**self.encoder, DECODER: self.decoder}
         # The longest prefix is the right one where one is the beginning of another.
         part = max(
@@ -116,6 +123,8 @@ class WeightNames:
         parts = {self.encoder[part]: shapes for part, shapes in spec.encoder_parameters().items()}
         parts[self.decoder] = spec.decoder.parameters(rows)
         shapes = {prefix + name: shape for prefix, part in parts.items() for name, shape in part.items()}
+        if self.newline is not None:
+            shapes[self.newline] = (spec.width,)
         return shapes | {self.head: (vocabulary, spec.decoder.hidden)}
 
 
@@ -142,17 +151,18 @@ class Reference(Generic[S]):
 
     Attributes:
         model: name of its class.
-        processor: name of its image processor's class.
+        processor: ``(class that the checkpoint names, if it does)`` returns the name of an image processor's class that
+            rescales and normalises as that does.
         modules: ``(model)`` returns the modules of the encoder's parts.
-        visual_tokens: ``(model, what the processor made)`` returns a tensor [N, D] for each image.
+        visual_tokens: ``(model, what the processor made of all their tiles, images)`` returns a tensor [N, D] for each.
         signals: ``(spec, model, uint8 pixels)`` returns every signal, computed from what the model computes.
         unused: ``(spec, config, part, name)`` says whether no graph needs a weight of an encoder's part.
     """
 
     model: str
-    processor: str
+    processor: Callable[[str | None], str]
     modules: Callable[[Any], Mapping[str, Any]]
-    visual_tokens: Callable[[Any, Mapping[str, Any]], Sequence[Any]]
+    visual_tokens: Callable[[Any, Mapping[str, Any], Sequence[ImageInput]], Sequence[Any]]
     signals: Callable[[S, Model, Pixels], dict[str, Array]]
     unused: Callable[[S, Config, str, str], bool]
 

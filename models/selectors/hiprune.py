@@ -93,8 +93,8 @@ def write_hiprune(
 def _check(candidates: int, keep: int) -> None:
     if isqrt(candidates) ** 2 != candidates:
         raise UserError(
-            f"hiprune needs the visual tokens of a square image, but there are {candidates}: export a checkpoint "
-            "with the 'default' select strategy, or choose another selector.",
+            f"hiprune needs a square grid of visual tokens, but there are {candidates}: choose another selector, or "
+            "a checkpoint whose vision_feature_select_strategy keeps the patches alone.",
             code="selector-needs-square-grid",
         )
 

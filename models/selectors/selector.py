@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,10 @@ class Selector:
     merge: Merge | None = None
     check: Callable[[int, int], None] | None = None
     values: Callable[..., Values] | None = None
+
+    def missing(self, signals: Collection[str]) -> tuple[str, ...]:
+        """Return the signals that it needs and that are not among ``signals``."""
+        return tuple(name for name in self.signals if name not in signals)
 
     def reference(self, tokens: Tokens, valid: Valid, keep: int, **signals: npt.NDArray[Any]) -> Indices:
         """Return the kept indices int64 [K]: ascending, or for a merging method in the order of its tokens."""

@@ -1,157 +1,21 @@
-"""The CLIP vision tower (Radford et al. 2021, ViT variant): what a family uses of it."""
+"""CLIP's vision tower (Radford et al. 2021, 2103.00020): a class token in front, normalised before the first layer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from divprune_edge.errors import UserError
-from divprune_edge.models.activations import activation
-from divprune_edge.models.files import Config, Shapes, count, layers, setting
+from divprune_edge.models.files import Config
+from divprune_edge.models.towers.vit import VitSpec, read_vit
 
 
-@dataclass(frozen=True)
-class ClipVisionSpec:
-    """Sizes of a CLIP vision transformer.
-
-    ``feature_states`` are indices into its hidden states (0 = after the pre-layer norm, i = after layer i);
-    several of them are concatenated on the last axis. ``keep_cls`` keeps the class token (strategy "full").
-    """
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
-    norm_eps: float
-    activation: str
-    feature_states: tuple[int, ...]
-    keep_cls: bool
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden // self.heads
-
-    @property
-    def patches(self) -> int:
-        """Number of patches of one image."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def tokens(self) -> int:
-        """N: visual tokens of one image."""
-        return self.patches + int(self.keep_cls)
-
-    @property
-    def feature_width(self) -> int:
-        """Width of the feature that enters the projector."""
-        return self.hidden * len(self.feature_states)
-
-    @property
-    def used_layers(self) -> int:
-        """Encoder layers that the feature needs; later ones are never exported."""
-        return max(self.feature_states)
-
-    @property
-    def flops(self) -> int:
-        """FLOPs of one image, used layers only: ``2 L (4 n h^2 + 2 n^2 h + 2 n h m)`` + patches."""
-        n, h = self.patches + 1, self.hidden
-        layer = 4 * n * h * h + 2 * n * n * h + 2 * n * h * self.intermediate
-        patches = self.patches * h * 3 * self.patch_size**2
-        return 2 * (self.used_layers * layer + patches)
-
-    def parameters(self) -> Shapes:
-        """Return name -> shape of every weight that the exported part needs, relative to the tower."""
-        h, m, p = self.hidden, self.intermediate, self.patch_size
-        shapes: Shapes = {
-            "embeddings.class_embedding": (h,),
-            "embeddings.patch_embedding.weight": (h, 3, p, p),
-            "embeddings.position_embedding.weight": (self.patches + 1, h),
-            "pre_layrnorm.weight": (h,),
-            "pre_layrnorm.bias": (h,),
-        }
-        for i in range(self.used_layers):
-            layer = f"encoder.layers.{i}."
-            for norm in ("layer_norm1", "layer_norm2"):
-                shapes |= {f"{layer}{norm}.weight": (h,), f"{layer}{norm}.bias": (h,)}
-            for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                name = f"{layer}self_attn.{projection}"
-                shapes |= {f"{name}.weight": (h, h), f"{name}.bias": (h,)}
-            shapes |= {f"{layer}mlp.fc1.weight": (m, h), f"{layer}mlp.fc1.bias": (m,)}
-            shapes |= {f"{layer}mlp.fc2.weight": (h, m), f"{layer}mlp.fc2.bias": (h,)}
-        return shapes
-
-
-def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> ClipVisionSpec:
-    """Return the spec of a ``vision_config``; absent fields take ``CLIPVisionConfig``'s defaults.
-
-    Args:
-        config: the vision part of a family's config.
-        feature_layer: ``vision_feature_layer``, one index or several; negative ones count from the end.
-        strategy: ``default`` drops the class token, ``full`` keeps it.
-
-    Raises:
-        UserError: another kind of tower, or sizes that do not fit each other.
-    """
-    kind = setting(config, "model_type", "clip_vision_model", str)
-    if kind != "clip_vision_model":
-        raise UserError(
-            f"The vision tower is a '{kind}', supported is 'clip_vision_model'.",
-            code="model-unsupported",
-        )
-    depth = layers(config, 12)
-    spec = ClipVisionSpec(
-        hidden=count(config, "hidden_size", 768),
-        intermediate=count(config, "intermediate_size", 3072),
-        layers=depth,
-        heads=count(config, "num_attention_heads", 12),
-        image_size=count(config, "image_size", 224),
-        patch_size=count(config, "patch_size", 32),
-        norm_eps=setting(config, "layer_norm_eps", 1e-5, float),
-        activation=activation(setting(config, "hidden_act", "quick_gelu", str), "vision hidden_act"),
-        feature_states=_feature_states(feature_layer, depth),
-        keep_cls=_keeps_cls(strategy),
+def read_clip(config: Config, feature_layer: int | list[int], strategy: str) -> VitSpec:
+    """Return the spec of a ``vision_config``; absent fields take ``CLIPVisionConfig``'s defaults."""
+    return read_vit(
+        config,
+        feature_layer,
+        strategy,
+        patch_size=32,
+        norm_eps=1e-5,
+        activation_name="quick_gelu",
+        class_token=True,
+        pre_norm=True,
+        patch_bias=False,
     )
-    if count(config, "num_channels", 3) != 3:
-        raise UserError(
-            f"The vision tower takes {config['num_channels']} channels, supported are 3.",
-            code="config-unsupported",
-        )
-    if spec.hidden % spec.heads:
-        raise UserError(
-            f"The vision tower's hidden size {spec.hidden} does not divide by {spec.heads} heads.",
-            code="config-inconsistent",
-        )
-    if spec.image_size < spec.patch_size:
-        raise UserError(
-            f"The vision tower's image size {spec.image_size} is smaller than its patches of {spec.patch_size}.",
-            code="config-inconsistent",
-        )
-    return spec
-
-
-def _feature_states(feature_layer: int | list[int], layers: int) -> tuple[int, ...]:
-    indices = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
-    if not all(type(i) is int for i in indices):
-        raise UserError(
-            "config.json: vision_feature_layer is a list of something else than numbers.",
-            code="config-value-invalid",
-        )
-    states = [i if i >= 0 else layers + 1 + i for i in indices]
-    if not 0 < len(states) <= 64 or any(not 0 <= i <= layers for i in states):
-        raise UserError(
-            f"config.json: vision_feature_layer is {str(feature_layer)[:80]}, but the vision tower has {layers} layers "
-            f"(valid: {-layers - 1} to {layers}).",
-            code="config-value-invalid",
-        )
-    return tuple(states)
-
-
-def _keeps_cls(strategy: str) -> bool:
-    if strategy not in ("default", "full"):
-        raise UserError(
-            f"config.json: vision_feature_select_strategy is '{strategy}', supported are 'default' and 'full'.",
-            code="config-unsupported",
-        )
-    return strategy == "full"

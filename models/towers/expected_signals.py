@@ -16,22 +16,20 @@ from divprune_edge.models.signals import (
     CLS_TOKEN,
     KEYS,
 )
-from divprune_edge.models.towers.clip import ClipVisionSpec
 from divprune_edge.models.towers.signals import signal_layers
+from divprune_edge.models.towers.vit import VitSpec
 
 Array = npt.NDArray[Any]
 Tower = Callable[[Sequence[str]], tuple[list[Array], dict[str, Array]]]
 """Runs a tower; returns its hidden states, and what the modules named put out, each [tiles, n, hidden]."""
 
 
-def expected_signals(
-    spec: ClipVisionSpec, tower: Tower, project: Callable[[Array], Array]
-) -> dict[str, Array]:
-    """Return every signal of some images, from a run of ``tower`` over them and from the projector."""
+def expected_signals(spec: VitSpec, tower: Tower, project: Callable[[Array], Array]) -> dict[str, Array]:
+    """Return every signal that the tower can give of some images, from a run over them and from the projector."""
     layers = signal_layers(spec)
     looked_at = sorted({layers.object, *layers.summed})
     states, outputs = tower([_module(layer, part) for layer in looked_at for part in "qk"])
-    first = 0 if spec.keep_cls else 1
+    first = int(spec.drops_first)
 
     def heads(x: Array) -> Array:
         tiles, n, _ = x.shape
@@ -46,15 +44,19 @@ def expected_signals(
         return np.asarray(weights.mean(axis=1)[:, :, first:])
 
     maps = {layer: attention(layer) for layer in looked_at}
-    cls = np.concatenate([states[i][:, :1] for i in spec.feature_states], axis=-1)
-    return {
-        CLS_ATTENTION: maps[layers.feature][:, 0],
-        CLS_ATTENTION_SUM: np.sum([maps[i][:, 0] for i in layers.summed], axis=0),
+    found = {
         ATTENTION_OBJECT: maps[layers.object].mean(axis=1),
         ATTENTION_RECEIVED: maps[layers.feature].mean(axis=1),
         KEYS: heads(outputs[_module(layers.feature, "k")]).mean(axis=1)[:, first:],
-        CLS_TOKEN: project(cls),
     }
+    if spec.class_token:
+        cls = np.concatenate([states[i][:, :1] for i in spec.feature_states], axis=-1)
+        found |= {
+            CLS_ATTENTION: maps[layers.feature][:, 0],
+            CLS_ATTENTION_SUM: np.sum([maps[i][:, 0] for i in layers.summed], axis=0),
+            CLS_TOKEN: project(cls),
+        }
+    return found
 
 
 def _module(layer: int, part: str) -> str:

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.graph import Builder
 from divprune_edge.models.signals import (
     ATTENTION_OBJECT,
     ATTENTION_RECEIVED,
+    CLASS_TOKEN,
     CLS_ATTENTION,
     CLS_ATTENTION_SUM,
+    CLS_TOKEN,
     KEYS,
+    SIGNALS,
 )
-from divprune_edge.models.towers.clip import ClipVisionSpec
+from divprune_edge.models.towers.vit import VitSpec
 
 # HiPrune's object layer is the 9th of 24; VTC-CLS sums from index 16 of 24.
 _OBJECT_DEPTH = 9 / 24
@@ -31,22 +33,32 @@ class SignalLayers:
     summed: range
 
 
-def signal_layers(spec: ClipVisionSpec) -> SignalLayers:
+def signal_layers(spec: VitSpec) -> SignalLayers:
     """Return the layers of a tower that signals look at.
 
     Raises:
-        UserError: the feature is the tower's input, before any attention.
+        ValueError: the feature is the tower's input, before any layer.
     """
     if spec.used_layers == 0:
-        raise UserError(
-            "The checkpoint's feature is the vision tower's input (vision_feature_layer 0), before any "
-            "attention: choose a selector that needs no signals, such as divprune.",
-            code="signals-unavailable",
-        )
+        raise ValueError("no layer makes this feature")
     feature = spec.used_layers - 1
     middle = min(max(round(_OBJECT_DEPTH * spec.layers) - 1, 0), feature)
     first = min(round(_SUM_DEPTH * spec.layers), feature)
     return SignalLayers(feature, middle, range(first, feature + 1))
+
+
+def signal_shapes(spec: VitSpec, width: int) -> dict[str, tuple[int, ...]]:
+    """Return the signals that an encoder with this tower and visual tokens of ``width`` values can give.
+
+    Returns:
+        Name -> shape for one tile. There is nothing of a class token without one, and nothing at all where the
+        feature is the tower's input, before any attention.
+    """
+    if spec.used_layers == 0:
+        return {}
+    special = {KEYS: (spec.tokens, spec.head_dim), CLS_TOKEN: (1, width)}
+    names = [name for name in SIGNALS if spec.class_token or name not in CLASS_TOKEN]
+    return {name: special.get(name, (spec.tokens,)) for name in names}
 
 
 class SignalTap:
@@ -56,7 +68,7 @@ class SignalTap:
     that its attention may still be fused.
     """
 
-    def __init__(self, spec: ClipVisionSpec, names: Sequence[str]) -> None:
+    def __init__(self, spec: VitSpec, names: Sequence[str]) -> None:
         self._spec = spec
         self._names = frozenset(names)
         self._layers: SignalLayers | None = signal_layers(spec) if names else None
@@ -98,16 +110,16 @@ class SignalTap:
         return self._rows(g, mean)
 
     def _received(self, g: Builder, queries: Any, keys: Any, dtype: str) -> Any:
-        """Column means of softmax(Q K^T), the class token's row included: [tiles, N]."""
+        """Column means of softmax(Q K^T), over the queries of all rows: [tiles, N]."""
         scores = g.op("MatMul", _single(g, queries, dtype), _single(g, keys, dtype))
         mean = g.op("ReduceMean", g.op("Softmax", scores, axis=-1), g.constant([1, 2]), keepdims=0)
         return self._rows(g, mean)
 
     def _rows(self, g: Builder, x: Any) -> Any:
-        """Drop the class token's place on axis 1 where ``visual_tokens`` has none."""
-        if self._spec.keep_cls:
+        """Drop the first row on axis 1 where ``visual_tokens`` goes without it."""
+        if not self._spec.drops_first:
             return x
-        return g.op("Slice", x, g.constant([1]), g.constant([self._spec.patches + 1]), g.constant([1]))
+        return g.op("Slice", x, g.constant([1]), g.constant([self._spec.rows]), g.constant([1]))
 
 
 def _single(g: Builder, x: Any, dtype: str) -> Any:

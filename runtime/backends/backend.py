@@ -15,12 +15,16 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the vision encoder made of an image: visual tokens [tiles, N, D] and the signals asked for."""
+    """What the vision encoder made of images: visual tokens [tiles, n, D] and the signals asked for.
+
+    Or what was assembled of them: [groups, N, D].
+    """
 
     tokens: DeviceTensor
     signals: Mapping[str, DeviceTensor] = field(default_factory=dict)
@@ -51,7 +55,7 @@ class Backend(Protocol):
 
     @property
     def images_at_once(self) -> int:
-        """Images that one run of the vision encoder takes."""
+        """Images of one tile that one run of the vision encoder and of a selector takes."""
         ...
 
     def load(self, selector: SelectorInfo | None) -> None:
@@ -71,6 +75,19 @@ class Backend(Protocol):
         """
         ...
 
+    def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
+        """Return the rows of an image, [groups, N, D], that the tokens of its tiles make; its signals as well.
+
+        Args:
+            encoded: what :meth:`encode` returned of its tiles, with all signals that the encoder gives.
+            groups: which tokens make which rows.
+        """
+        ...
+
+    def part(self, encoded: Encoded, index: int) -> Encoded:
+        """Return one of several images' tokens and signals, [1, …]."""
+        ...
+
     def select(
         self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
     ) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
@@ -88,6 +105,10 @@ class Backend(Protocol):
         Raises:
             UserError: fewer than K rows are valid.
         """
+        ...
+
+    def first(self, tensor: DeviceTensor, rows: int) -> DeviceTensor:
+        """Return the first rows of a tensor [1, N, …], [1, rows, …]."""
         ...
 
     def join(self, tensors: Sequence[DeviceTensor], shape: Sequence[int]) -> DeviceTensor:

@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from divprune_edge.errors import UserError
-from divprune_edge.manifest import LanguageInfo
+from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, run_bound
 from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Ints, Logits, SlotTable, pieces
@@ -33,11 +32,13 @@ class BlockSession(SlotTable):
     piece of it: prefill is bound to that piece, a decode step to all slots up to the last one that it steps.
     """
 
-    def __init__(self, session: ort.InferenceSession, device: str, info: LanguageInfo, slots: int) -> None:
-        super().__init__(info, slots)
+    def __init__(
+        self, session: ort.InferenceSession, device: str, info: LanguageInfo, group: LayerGroup, slots: int
+    ) -> None:
+        super().__init__(info, group, slots)
         self._session, self._device = session, device
         self._facts = DIALECTS[info.dialect]
-        self._reserve(info.capacity or min(FIRST_CAPACITY, info.context))
+        self._reserve(group.capacity or min(FIRST_CAPACITY, info.context))
 
     @property
     def capacity(self) -> int:
@@ -110,7 +111,7 @@ class BlockSession(SlotTable):
     def _reserve(self, capacity: int) -> None:
         """Make an empty cache of ``capacity`` rows."""
         info, slots = self._info, self.slots
-        shape = (2 * info.layers, slots, info.kv_heads, capacity, info.head_dim)
+        shape = (2 * self._group.layers, slots, info.kv_heads, capacity, info.head_dim)
         # Hidden rows have no weight, but nothing times what is not a number is not a number.
         self.block = np.zeros(shape, CACHE_TYPES[info.cache_dtype])
         self._values = [ort.OrtValue.ortvalue_from_numpy(whole, self._device) for whole in self.block]
@@ -138,13 +139,13 @@ class _View:
     def __init__(self, owner: BlockSession, first: int, count: int) -> None:
         info = owner._info
         self._owner, self._first, self._count = owner, first, count
-        self._names = info.cache_tensors
+        self._names = owner._group.cache_tensors
         self._binding = owner._session.io_binding()
         self.logits = np.empty((count, info.vocabulary), np.float32)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
         # What lies behind bound values must live as long as they do.
         self._held: list[Any] = []
-        self._new = owner.block[:0, :0]
+        self._new = owner.block[:0, :0, :, :0]
         for name, value in zip(self._names, owner._values, strict=True):
             shape = (count, *value.shape()[1:])
             kind = CACHE_TYPES[info.cache_dtype]
@@ -182,18 +183,3 @@ class _View:
         self._new_values = [ort.OrtValue.ortvalue_from_numpy(part) for part in self._new]
         for name, value in zip(self._names, self._new_values, strict=True):
             self._binding.bind_ortvalue_output(f"new_key_values.{name}", value)
-
-
-def check_device(info: LanguageInfo, device: str) -> None:
-    """Check that the bundle's language model can be run there.
-
-    Raises:
-        UserError: a cache of fixed size, and not the CPU.
-    """
-    if info.capacity is not None and device != "cpu":
-        raise UserError(
-            f"The bundle's language model is in dialect '{info.dialect}', which is made for TensorRT and which ONNX "
-            f"Runtime runs on the CPU only: use --backend tensorrt or cpu, or export for '--backend {device}' with "
-            "--dialect portable.",
-            code="dialect-with-backend",
-        )

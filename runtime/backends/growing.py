@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from divprune_edge.manifest import LanguageInfo
+from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, Binding
 from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Ints, Logits, SlotTable, pieces
 
@@ -40,11 +40,13 @@ class GrowingSession(SlotTable):
     are half of it.
     """
 
-    def __init__(self, session: ort.InferenceSession, device: str, info: LanguageInfo, slots: int) -> None:
-        super().__init__(info, slots)
+    def __init__(
+        self, session: ort.InferenceSession, device: str, info: LanguageInfo, group: LayerGroup, slots: int
+    ) -> None:
+        super().__init__(info, group, slots)
         self._session, self._device = session, device
-        self._past = [f"past_key_values.{name}" for name in info.cache_tensors]
-        self._present = [f"present.{name}" for name in info.cache_tensors]
+        self._past = [f"past_key_values.{name}" for name in group.cache_tensors]
+        self._present = [f"present.{name}" for name in group.cache_tensors]
         self._batches: dict[int, _Batch] = {}
 
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:

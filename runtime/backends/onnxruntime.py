@@ -18,9 +18,10 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
-from divprune_edge.runtime.backends.block import BlockSession, check_device
+from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
@@ -53,7 +54,7 @@ class OnnxRuntimeBackend:
     def load(self, selector: SelectorInfo | None) -> None:
         """Create what is missing, side by side."""
         manifest = self._bundle.manifest
-        graphs: list[GraphInfo] = [manifest.vision_encoder, manifest.language_model]
+        graphs: list[GraphInfo] = [*manifest.seeing, manifest.language_model]
         if selector is not None:
             graphs.append(selector)
         missing = [graph for graph in graphs if graph.file not in self._sessions]
@@ -73,6 +74,28 @@ class OnnxRuntimeBackend:
         outputs = binding.run(["visual_tokens", *signals])
         return Encoded(outputs.pop("visual_tokens"), outputs)
 
+    def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
+        """Return ``OrtValue``s on the device."""
+        graph = self._bundle.manifest.assemble
+        assert graph is not None
+        binding = Binding(self._session(graph), self._device)
+        binding.input("tile_tokens", encoded.tokens)
+        for name, value in encoded.signals.items():
+            binding.input(f"tile_{name}", value)
+        binding.array("rows", groups.rows)
+        if graph.sources > 1:
+            binding.array("weights", groups.weights)
+        outputs = binding.run(["visual_tokens", *encoded.signals])
+        return Encoded(outputs.pop("visual_tokens"), outputs)
+
+    def part(self, encoded: Encoded, index: int) -> Encoded:
+        """Copy through the host on CUDA."""
+
+        def one(tensor: DeviceTensor) -> DeviceTensor:
+            return self.to_device(self.to_host(tensor)[index : index + 1])
+
+        return Encoded(one(encoded.tokens), {name: one(value) for name, value in encoded.signals.items()})
+
     def select(
         self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
     ) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
@@ -87,6 +110,10 @@ class OnnxRuntimeBackend:
             binding.input(name, encoded.signals[name])
         outputs = binding.run(["kept_tokens"], host=["kept_indices"])
         return outputs["kept_tokens"], outputs["kept_indices"].numpy()
+
+    def first(self, tensor: DeviceTensor, rows: int) -> DeviceTensor:
+        """Copy through the host on CUDA."""
+        return self.to_device(self.to_host(tensor)[:, :rows])
 
     def join(self, tensors: Sequence[DeviceTensor], shape: Sequence[int]) -> DeviceTensor:
         """Copy where there are several; through the host on CUDA."""
@@ -108,7 +135,8 @@ class OnnxRuntimeBackend:
         """Return slots that share the language model's graph."""
         graph = self._bundle.manifest.language_model
         kind = GrowingSession if self._dialect.grows else BlockSession
-        return kind(self._session(graph), self._device, graph, slots)
+        (group,) = graph.groups
+        return kind(self._session(graph), self._device, graph, group, slots)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -184,7 +212,13 @@ def _require_kernels(manifest: Manifest, device: str) -> None:
     if device != "cuda":
         return
     language = manifest.language_model
-    check_device(language, device)
+    if language.capacity is not None:
+        raise UserError(
+            f"The bundle's language model is in dialect '{language.dialect}', which is made for TensorRT and which "
+            f"ONNX Runtime runs on the CPU only: use --backend tensorrt or cpu, or export for '--backend {device}' "
+            "with --dialect portable.",
+            code="dialect-with-backend",
+        )
     if language.cache_dtype not in DIALECTS[language.dialect].cuda:
         raise UserError(
             f"The bundle's language model is in dialect '{language.dialect}' with a {language.cache_dtype} cache, for "

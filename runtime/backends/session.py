@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import LanguageInfo
+from divprune_edge.manifest import LanguageInfo, LayerGroup
 
 DeviceTensor = Any
 """A tensor in the backend's own form."""
@@ -105,11 +105,13 @@ class LanguageSession(Protocol):
 class SlotTable:
     """What every session keeps of its slots: which are taken, by what, and the rows that each fills.
 
+    A session is one of a group of layers, whose caches it owns; where there are several groups, each has its own.
     ``lengths`` is int64 [slots]; ``visual`` are the visual tokens of each slot's sequence, which must live as long.
     """
 
-    def __init__(self, info: LanguageInfo, slots: int) -> None:
-        self._info = info
+    def __init__(self, info: LanguageInfo, group: LayerGroup, slots: int) -> None:
+        self._info, self._group = info, group
+        self._room = group.room(info.context)
         self._taken = [False] * slots
         self.lengths = np.zeros(slots, np.int64)
         self.visual: list[DeviceTensor] = [None] * slots
@@ -159,8 +161,7 @@ class SlotTable:
         Raises:
             UserError: they do not; the sentence names both numbers.
         """
-        room = self._info.positions
-        check_room(self.length(slot) + count, room, fixed=room < self._info.context)
+        check_room(self.length(slot) + count, self._room, fixed=self._room < self._info.context)
 
 
 def check_room(total: int, room: int, *, fixed: bool) -> None:

@@ -1,7 +1,7 @@
 """TensorRT: three engines that run back to back on one stream and hand each other device memory.
 
 Nothing that belongs to a token leaves the device: the encoder's output is the selector's input, the selector's output
-is what the language model reads. See docs/tensorrt-backend.md.
+is what the language model reads. See docs/engines.md.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, SelectorInfo
 from divprune_edge.plugins.abi import DTYPES, Problem
+from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
 from divprune_edge.runtime.engines.edition import Name
+from divprune_edge.runtime.engines.memory import mib
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
-from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION
+from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION
 from divprune_edge.runtime.graph_facts import check_plan
-
-_MIB = 1 << 20
 
 
 class OpenEngines(Protocol):
@@ -73,35 +73,62 @@ class TensorRtBackend:
         """Deserialise what is missing, and allocate all that a question with ``selector`` needs."""
         manifest = self._bundle.manifest
         vision, tokens = manifest.vision_encoder, manifest.candidates
-        names = (VISION, LANGUAGE, *([selector.id] if selector else []))
+        names = (*self._seeing, LANGUAGE, *([selector.id] if selector else []))
         if any(name not in self._plans and name not in self._kernels for name in names):
             engines = self._open(selector, before=self._engines)
             self._load_plans(engines)
             if selector is not None and engines.kernel:
                 self._kernels[selector.id] = self._device.max_min_bytes(self._sizes(selector))
-        pixels = (1, vision.image_height, vision.image_width, 3)
-        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision), (pixels, np.uint8)]
+        tiles = self._bundle.manifest.tiles_at_once
+        pixels = (tiles, vision.image_height, vision.image_width, 3)
+        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision, tiles), (pixels, np.uint8)]
+        if manifest.assemble is not None:
+            tensors += self._outputs(manifest.assemble, manifest.groups)
         if selector is not None:
             tensors += [*self._outputs(selector), ((1, tokens), np.bool_)]
             tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
         scratch = self._allocate(tensors)
-        keep = selector.keep if selector else tokens
-        self._model.check_kept(keep)
+        self._model.check_kept(manifest.visual_tokens(selector))
         self._model.reserve(scratch)
 
     def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
         """Run the vision encoder; its outputs stay on the device."""
-        if len(pixels) != 1:
+        most = self._bundle.manifest.tiles_at_once
+        if len(pixels) > most:
             raise UserError(
-                f"There are {len(pixels)} images, but backend '{self._name}' takes one at a time.",
+                f"There are {len(pixels)} images, but backend '{self._name}' takes {most} at a time.",
                 code="batch-with-backend",
             )
         graph = self._bundle.manifest.vision_encoder
         read = self._upload("pixels", pixels)
-        outputs = self._run(VISION, graph, {"pixels": read})
+        outputs = self._run(VISION, graph, {"pixels": read}, len(pixels))
         # The times of an answer are told by stage, so each stage ends before the next begins.
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})
+
+    def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
+        """Run the engine that makes rows of tiles' tokens."""
+        graph = self._bundle.manifest.assemble
+        assert graph is not None
+        inputs = {"tile_tokens": encoded.tokens, "rows": self._upload("rows", groups.rows)}
+        inputs |= {f"tile_{name}": value for name, value in encoded.signals.items()}
+        if graph.sources > 1:
+            inputs["weights"] = self._upload("weights", groups.weights)
+        outputs = self._run(ASSEMBLE, graph, inputs, len(groups.rows))
+        self._device.synchronize()
+        return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in encoded.signals})
+
+    def part(self, encoded: Encoded, index: int) -> Encoded:
+        """Copy on the device."""
+
+        def one(tensor: Tensor) -> Tensor:
+            if tensor.shape[0] == 1:
+                return tensor
+            taken = self._pool.take((1, *tensor.shape[1:]), tensor.dtype)
+            self._device.copy(taken.address, tensor.address + index * taken.nbytes, taken.nbytes)
+            return taken
+
+        return Encoded(one(encoded.tokens), {name: one(value) for name, value in encoded.signals.items()})
 
     def select(
         self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
@@ -114,6 +141,12 @@ class TensorRtBackend:
         run = self._pick if selector.id in self._kernels else self._run
         outputs = run(selector.id, selector, {tensor.name: inputs[tensor.name] for tensor in selector.inputs})
         return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
+
+    def first(self, tensor: Tensor, rows: int) -> Tensor:
+        """Copy on the device."""
+        taken = self._pool.take((1, rows, *tensor.shape[2:]), tensor.dtype)
+        self._device.copy(taken.address, tensor.address, taken.nbytes)
+        return taken
 
     def join(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
         """Copy on the device."""
@@ -146,7 +179,11 @@ class TensorRtBackend:
             library = engines.library if engines.info[name].plugin else None
             loaded = self._device.load(plan, name, engines.info[name].sha256, library)
             manifest = self._bundle.manifest
-            graphs = {VISION: manifest.vision_encoder, LANGUAGE: manifest.language_model}
+            graphs = {
+                VISION: manifest.vision_encoder,
+                ASSEMBLE: manifest.assemble,
+                LANGUAGE: manifest.language_model,
+            }
             graph = graphs.get(name) or self._bundle.selector(name)
             if graph is not None:
                 check_plan(manifest, graph, {tensor: loaded.shape(tensor) for tensor in loaded.names})
@@ -159,8 +196,12 @@ class TensorRtBackend:
         assert self._language is not None, "load comes first"
         return self._language
 
-    def _outputs(self, graph: GraphInfo) -> list[tuple[Shape, Any]]:
-        return [(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs]
+    @property
+    def _seeing(self) -> tuple[str, ...]:
+        return (VISION, ASSEMBLE) if self._bundle.manifest.assemble is not None else (VISION,)
+
+    def _outputs(self, graph: GraphInfo, count: int = 1) -> list[tuple[Shape, Any]]:
+        return [(_fixed(tensor.shape, count), tensor.dtype) for tensor in graph.outputs]
 
     def _allocate(self, tensors: list[tuple[Shape, Any]]) -> Memory:
         """Allocate activations and tensors, or say what is too much before any of it is; return the activations."""
@@ -171,11 +212,10 @@ class TensorRtBackend:
             "tensors between the engines": self._pool.missing(tensors),
         }
         assert self._engines is not None
+        info, images = self._bundle.manifest.language_model, self._engines.limits.images
+        (group,) = info.groups
         language = self._language or TensorRtLanguage(
-            self._device,
-            self._plans[LANGUAGE],
-            self._bundle.manifest.language_model,
-            self._engines.limits.images,
+            self._device, self._plans[LANGUAGE], info, group, images
         )
         if self._language is None:
             needed["KV cache and what a step takes"] = language.memory_bytes(1)
@@ -193,19 +233,20 @@ class TensorRtBackend:
     def _require(self, needed: Mapping[str, int]) -> None:
         total, free = sum(needed.values()), self._device.free_bytes()
         if total > free:
-            parts = ", ".join(f"{name} {_mib(size)}" for name, size in needed.items() if size)
+            parts = ", ".join(f"{name} {mib(size)}" for name, size in needed.items() if size)
             raise UserError(
-                f"The engines run with {_mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
-                f"{_mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
+                f"The engines run with {mib(total)} MiB beside their weights ({parts}), but {self._device.name} has "
+                f"{mib(free)} MiB free: close other programs, keep fewer visual tokens, or export with a smaller "
                 "--capacity.",
                 code="gpu-memory-too-small",
             )
 
-    def _run(self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _run(
+        self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor], count: int = 1
+    ) -> dict[str, Tensor]:
+        """Run an engine; ``count`` is its outputs' first size."""
         context = self._contexts[name]
-        outputs = {
-            tensor.name: self._pool.take(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs
-        }
+        outputs = self._take_outputs(graph, count)
         for tensor, value in inputs.items():
             context.set_shape(tensor, value.shape)
         for tensor, value in {**inputs, **outputs}.items():
@@ -215,13 +256,15 @@ class TensorRtBackend:
 
     def _pick(self, name: str, graph: SelectorInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Do what :meth:`_run` does, by the kernel."""
-        outputs = {
-            tensor.name: self._pool.take(_fixed(tensor.shape), tensor.dtype) for tensor in graph.outputs
-        }
+        outputs = self._take_outputs(graph)
         workspace = self._pool.take((self._kernels[name],), np.uint8)
         places = (inputs["visual_tokens"], inputs["valid"], outputs["kept_tokens"], outputs["kept_indices"])
         self._device.max_min(self._sizes(graph), workspace.memory, *(tensor.address for tensor in places))
         return outputs
+
+    def _take_outputs(self, graph: GraphInfo, count: int = 1) -> dict[str, Tensor]:
+        taken = (self._pool.take(*tensor) for tensor in self._outputs(graph, count))
+        return dict(zip((tensor.name for tensor in graph.outputs), taken, strict=True))
 
     def _sizes(self, selector: SelectorInfo) -> Problem:
         vision, dtype = self._bundle.manifest.vision_encoder, self._bundle.manifest.token_dtype
@@ -250,10 +293,6 @@ class TensorRtBackend:
         return held
 
 
-def _fixed(shape: Sequence[int | str]) -> Shape:
-    """Return a shape with one image in it."""
-    return tuple(1 if isinstance(size, str) else size for size in shape)
-
-
-def _mib(size: int) -> int:
-    return -(-size // _MIB)
+def _fixed(shape: Sequence[int | str], count: int = 1) -> Shape:
+    """Return a shape with so many images, tiles or groups in it."""
+    return tuple(count if isinstance(size, str) else size for size in shape)

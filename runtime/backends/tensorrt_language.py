@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import LanguageInfo, TensorInfo
+from divprune_edge.manifest import LanguageInfo, LayerGroup, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.runtime.backends.session import CacheRows, Ints, Logits, SlotTable, pieces
 from divprune_edge.runtime.backends.steps import STEPS, StepInputs
@@ -46,16 +46,19 @@ class TensorRtLanguage:
         device: where it runs.
         plan: the engine, with profiles for prefill and decode.
         info: of the manifest; dialect ``static`` or ``decomposed``.
+        group: the engine's layers.
         images: of a prompt that the engine was built for.
     """
 
-    def __init__(self, device: Device, plan: Plan, info: LanguageInfo, images: int = 1) -> None:
-        assert info.capacity is not None
-        self.device, self.plan, self.info, self.images = device, plan, info, images
-        self.capacity = info.capacity
+    def __init__(
+        self, device: Device, plan: Plan, info: LanguageInfo, group: LayerGroup, images: int = 1
+    ) -> None:
+        assert group.capacity is not None
+        self.device, self.plan, self.info, self.group, self.images = device, plan, info, group, images
+        self.capacity = group.capacity
         self.prefill = min(PREFILL, plan.profiles - 1)
         self.longest = plan.limits("input_ids", self.prefill)[1][1]
-        self.tensors = info.cache_tensors
+        self.tensors = group.cache_tensors
         self.cache_dtype = np.dtype(info.cache_dtype)
         self.row_bytes = info.head_dim * self.cache_dtype.itemsize
         self.slot_bytes = info.kv_heads * self.capacity * self.row_bytes
@@ -176,7 +179,7 @@ class TensorRtLanguage:
         if rows > most:
             images = -(-rows * self.images // most)
             raise UserError(
-                f"The images of the prompt have {rows} visual tokens, but the language model's engine was built for "
+                f"The images of the prompt take {rows} visual tokens, but the language model's engine was built for "
                 f"{most} ({self.images} images): ask about fewer, or build it with "
                 f"'python -m runtime build BUNDLE --images {images}'.",
                 code="engine-images",
@@ -197,7 +200,7 @@ class TensorRtLanguage:
         for at, memory in enumerate(self._free):
             if memory.count == slots:
                 return self._free.pop(at)
-        check_slots(self.info, slots)
+        check_slots(self.info, self.capacity, slots)
         self._made += 1
         return Slots(self, slots, self._scratch)
 
@@ -206,7 +209,7 @@ class TensorRtSession(SlotTable):
     """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`."""
 
     def __init__(self, model: TensorRtLanguage, memory: Slots) -> None:
-        super().__init__(model.info, memory.count)
+        super().__init__(model.info, model.group, memory.count)
         self._model, self._memory = model, memory
 
     def add(self, visual: Tensor, rows: CacheRows | None = None) -> int:

@@ -79,7 +79,8 @@ def build_engines(
     check_dialect(manifest, bundle.path)
     selectors = chosen_selectors(bundle, options.selector)
     limits = make_limits(manifest, selectors, options.max_prompt, options.slots, options.images)
-    check_slots(manifest.language_model, options.slots)
+    for group in manifest.language_model.groups:
+        check_slots(manifest.language_model, group.capacity, options.slots)
     device = facts_to_build_for(manifest, bundle.path, options.target)
     edition.use(device.edition)
     check_version(manifest, bundle.path, device.tensorrt, device.edition)

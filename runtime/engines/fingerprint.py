@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from pydantic import BaseModel, ConfigDict
-
-from divprune_edge.manifest import Manifest
+from divprune_edge.manifest import Manifest, Strict
 from divprune_edge.runtime.engines.edition import EDITIONS, Name
 from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.profiles import Limits
@@ -15,7 +13,7 @@ from divprune_edge.runtime.engines.profiles import Limits
 DIGITS = 16
 
 
-class Facts(BaseModel):
+class Facts(Strict):
     """Everything that the engines in one folder depend on.
 
     Attributes:
@@ -27,8 +25,6 @@ class Facts(BaseModel):
         plugin: sha256 of the plugin library; None where no selector here needs it.
         limits: shapes that the language model was built for.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     onnx: dict[str, str]
     edition: Name

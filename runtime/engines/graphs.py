@@ -15,10 +15,12 @@ from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.fingerprint import Facts, graph_digest
 from divprune_edge.runtime.engines.profiles import (
+    ASSEMBLE,
     LANGUAGE,
     VISION,
     Limits,
     Profile,
+    assemble_profiles,
     language_profiles,
     selector_profiles,
     vision_profiles,
@@ -100,6 +102,8 @@ def graphs_of(
     vision, language = manifest.vision_encoder, manifest.language_model
     graphs = [_selector_graph(entry, tensorrt, edition) for entry in selectors if entry is not None]
     graphs.append(Graph(VISION, vision.file, vision.data, vision_profiles(manifest), plugin=False))
+    if (rows := manifest.assemble) is not None:
+        graphs.append(Graph(ASSEMBLE, rows.file, rows.data, assemble_profiles(rows), plugin=False))
     profiles = language_profiles(language, limits, apart=edition.shares_weights)
     graphs.append(Graph(LANGUAGE, language.file, language.data, profiles, plugin=False))
     return graphs

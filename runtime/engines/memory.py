@@ -29,15 +29,14 @@ def graph_bytes(manifest: Manifest, file: str, data: Iterable[str]) -> int:
 
 
 def cache_bytes(info: LanguageInfo, longest: int) -> int:
-    """Return the size of a KV cache of the graph's capacity, and of the new rows that wait to be appended.
+    """Return the size of the KV caches at full length, and of the new rows that wait to be appended.
 
     Args:
         info: the language model.
         longest: tokens of a prefill, at most.
     """
-    rows = DIALECTS[info.dialect].cache_rows(info.capacity or info.context, longest)
-    element = np.dtype(info.cache_dtype).itemsize
-    return rows * row_bytes(info.layers, info.kv_heads, info.head_dim, element)
+    row = row_bytes(info.kv_heads, info.head_dim, np.dtype(info.cache_dtype).itemsize)
+    return DIALECTS[info.dialect].cache_bytes(info.groups, row, info.context, longest)
 
 
 def check_disk(folder: Path, graphs: Iterable[int]) -> None:
@@ -50,7 +49,7 @@ def check_disk(folder: Path, graphs: Iterable[int]) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"The engines take about {_mib(needed)} MiB on the disk of '{folder}', which has {_mib(free)} MiB free: "
+            f"The engines take about {mib(needed)} MiB on the disk of '{folder}', which has {mib(free)} MiB free: "
             "make room there.",
             code="disk-too-full",
         )
@@ -87,7 +86,7 @@ def check_build_memory(graphs: Iterable[int], workspace: int | None, device: Dev
         # A system that does not tell how much there is, is not held to it.
         if there and there < needed:
             raise UserError(
-                f"Building the largest engine takes at least {_mib(needed)} MiB {where}, but there are {_mib(there)} "
+                f"Building the largest engine takes at least {mib(needed)} MiB {where}, but there are {mib(there)} "
                 f"MiB: {remedy}, or export with a smaller --precision.",
                 code="memory-too-small",
             )
@@ -108,12 +107,13 @@ def check_run_memory(
     needed = weights + activations + cache
     if device.free_memory < needed:
         raise UserError(
-            f"The engines take {_mib(needed)} MiB (weights {_mib(weights)}, activations {_mib(activations)}, KV cache "
-            f"{_mib(cache)}), but the GPU has {_mib(device.free_memory)} MiB free: close other programs, or export "
+            f"The engines take {mib(needed)} MiB (weights {mib(weights)}, activations {mib(activations)}, KV cache "
+            f"{mib(cache)}), but the GPU has {mib(device.free_memory)} MiB free: close other programs, or export "
             "with a smaller --precision or --capacity and build again with 'python -m runtime build'.",
             code="gpu-memory-too-small",
         )
 
 
-def _mib(size: int) -> int:
+def mib(size: int) -> int:
+    """Return a size in MiB, rounded up."""
     return -(-size // _MIB)

@@ -22,7 +22,7 @@ from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts
 from divprune_edge.runtime.engines.fingerprint import differences
 from divprune_edge.runtime.engines.graphs import Graph, graphs_of
 from divprune_edge.runtime.engines.memory import check_run_memory
-from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, Limits
+from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, Limits
 from divprune_edge.runtime.engines.store import (
     FOLDER,
     PlanInfo,
@@ -44,8 +44,8 @@ class Engines:
         folder: where they lie.
         device: facts of this device.
         limits: shapes that the language model's engine takes.
-        plans: engine -> its bytes, mapped: ``vision_encoder``, ``language_model``, and the selector's id if there
-            is one. Those that were opened before are left out.
+        plans: engine -> its bytes, mapped: ``vision_encoder``, ``assemble`` where images have tiles,
+            ``language_model``, and the selector's id if there is one. Those that were opened before are left out.
         info: engine -> what is known of it.
         library: the plugin library to register before a plan is loaded, or to call between the engines; None where none
             needs it.
@@ -101,7 +101,8 @@ def open_engines(
         # A folder that cannot be read may be the one that would have fitted.
         raise (problems or [error])[0] from None
     called = _called_kernel(selector, library, edition)
-    names = [*([] if before else [VISION, LANGUAGE]), *([selector.id] if selector and not called else [])]
+    seeing = [VISION, *([ASSEMBLE] if bundle.manifest.assemble else [])]
+    names = [*([] if before else [*seeing, LANGUAGE]), *([selector.id] if selector and not called else [])]
     info = {name: stored.info.plans[name] for name in names}
     found = called
     if any(plan.plugin for plan in info.values()):
@@ -171,8 +172,7 @@ def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, devi
     if missing:
         there = ", ".join(sorted(set(built.onnx) - {VISION, LANGUAGE})) or "no selector"
         found.append(f"were built with {there}, but not with '{missing[0]}'")
-    kept = selector.keep if selector else bundle.manifest.candidates
-    most = built.limits.kept[-1]
+    kept, most = bundle.manifest.visual_tokens(selector), built.limits.kept[-1]
     if not missing and kept > most:
         found.append(f"were built for up to {most} visual tokens, but {kept} are asked for")
     return found

@@ -10,15 +10,24 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import LanguageInfo, Manifest, SelectorInfo, TensorInfo, larger_capacity
+from divprune_edge.manifest import (
+    AssembleInfo,
+    LanguageInfo,
+    Manifest,
+    SelectorInfo,
+    Strict,
+    TensorInfo,
+    larger_capacity,
+)
 from divprune_edge.models.budget import PROMPT
 from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
-VISION, LANGUAGE = "vision_encoder", "language_model"
-"""Names of the engines that every bundle has; a selector's engine is called by the selector's id."""
+VISION, ASSEMBLE, LANGUAGE = "vision_encoder", "assemble", "language_model"
+"""Names of the engines of a bundle, of which one has no ``assemble`` where an image is one tile; a selector's engine is
+called by the selector's id."""
 DECODE, PREFILL = 0, 1
 """Indices of the language model's optimisation profiles; the first decides how the weights lie in memory. Where
 there is one alone, it is both."""
@@ -26,10 +35,8 @@ QUESTION = 64
 """Tokens of a typical prompt beside the visual ones: LLaVA-1.5's system prompt and one question."""
 
 
-class Shapes(BaseModel):
+class Shapes(Strict):
     """The least, the typical (tuned for) and the largest shape of one input."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min: Shape
     opt: Shape
@@ -42,14 +49,12 @@ Span = tuple[int, int, int]
 """The least, typical and largest size of a symbolic dimension."""
 
 
-class Limits(BaseModel):
+class Limits(Strict):
     """What a language model's engine is built for: tokens of a prefill, visual tokens, sequences of a decode step.
 
     ``kept`` is the least, typical and largest number of visual tokens: one row of zeros where a prompt has no image,
     the first selector's budget, and the largest budget for each of ``images``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_prompt: int = Field(gt=0)
     kept: Span
@@ -78,7 +83,7 @@ def make_limits(
         UserError: ``max_prompt``, ``slots`` or ``images`` is not positive, or larger than what there is room for.
     """
     info = manifest.language_model
-    kept = [selector.keep if selector else manifest.candidates for selector in selectors]
+    kept = [manifest.visual_tokens(selector) for selector in selectors]
     if max_prompt is not None and not 1 <= max_prompt <= info.positions:
         raise UserError(
             f"--max-prompt is {max_prompt}, but the language model has room for {info.positions} tokens: give a number "
@@ -87,10 +92,10 @@ def make_limits(
         )
     if slots < 1:
         raise UserError(f"--slots is {slots}, expected at least 1.", code="slots-out-of-range")
-    if images < 1 or (images > 1 and images * min(kept) >= info.positions):
+    if not 1 <= images < info.positions:
         raise UserError(
-            f"--images is {images}, but the language model has room for {info.positions} tokens, and an image has "
-            f"{min(kept)}: give a number from 1 to {max((info.positions - 1) // min(kept), 1)}{larger_capacity(info)}.",
+            f"--images is {images}, but the language model has room for {info.positions} tokens: give a number from "
+            f"1 to {info.positions - 1}.",
             code="images-out-of-range",
         )
     most = images * max(kept)
@@ -98,28 +103,35 @@ def make_limits(
     return Limits(max_prompt=max_prompt or usual, kept=(1, kept[0], most), slots=slots, images=images)
 
 
-def check_slots(info: LanguageInfo, slots: int) -> None:
-    """Check that the cache of every slot begins where TensorRT can bind it.
+def check_slots(info: LanguageInfo, capacity: int | None, slots: int) -> None:
+    """Check that the cache of every slot, of ``capacity`` rows, begins where TensorRT can bind it.
 
     Raises:
         UserError: it does not; the sentence says which capacity would do.
     """
-    assert info.capacity is not None
+    assert capacity is not None
     row = info.kv_heads * info.head_dim * np.dtype(info.cache_dtype).itemsize
-    if slots == 1 or (row * info.capacity % ALIGNMENT == 0 and row % 16 == 0):
+    if slots == 1 or (row * capacity % ALIGNMENT == 0 and row % 16 == 0):
         return
     step = ALIGNMENT // math.gcd(ALIGNMENT, row)
     remedy = f"export with a --capacity that is a multiple of {step}" if row % 16 == 0 else "take one slot"
     raise UserError(
-        f"{slots} slots were asked for, but a cache of {info.capacity} rows of {row} bytes cannot lie behind another, "
+        f"{slots} slots were asked for, but a cache of {capacity} rows of {row} bytes cannot lie behind another, "
         f"as TensorRT binds memory at multiples of {ALIGNMENT} bytes: {remedy}.",
         code="slots-unaligned",
     )
 
 
 def vision_profiles(manifest: Manifest) -> tuple[Profile]:
-    """One profile: an image is one tile."""
-    return (_profile(manifest.vision_encoder.inputs, {"tiles": (1, 1, 1)}),)
+    """One profile, for the tiles of one run."""
+    most = manifest.tiles_at_once
+    return (_profile(manifest.vision_encoder.inputs, {"tiles": (1, most, most)}),)
+
+
+def assemble_profiles(info: AssembleInfo) -> tuple[Profile]:
+    """One profile, for the tiles of one image, whose rows are one group or as many as its tiles."""
+    groups = info.tiles if info.per == "tile" else 1
+    return (_profile(info.inputs, {"tiles": (1, info.tiles, info.tiles), "groups": (1, groups, groups)}),)
 
 
 def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:

@@ -22,9 +22,10 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import Strict
 from divprune_edge.runtime.engines.fingerprint import DIGITS, Facts, fingerprint
 from divprune_edge.runtime.engines.profiles import Profile
 from divprune_edge.scratch import give_way, scratch
@@ -51,11 +52,7 @@ def plain_name(name: str) -> str:
 PlainName = Annotated[str, AfterValidator(plain_name)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PlanInfo(_Model):
+class PlanInfo(Strict):
     """One engine.
 
     Attributes:
@@ -83,7 +80,7 @@ class PlanInfo(_Model):
     seconds: float
 
 
-class BuildOptions(_Model):
+class BuildOptions(Strict):
     """The options of the build, as they were given; with them it can be repeated."""
 
     target: str | None = None
@@ -95,7 +92,7 @@ class BuildOptions(_Model):
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
 
 
-class EnginesInfo(_Model):
+class EnginesInfo(Strict):
     """``engines.json``: the facts that all engines of a folder share, and the engines by name."""
 
     schema_version: Literal[3] = 3

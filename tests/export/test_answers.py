@@ -16,7 +16,7 @@ from exporting import Bundle, Language, close, images, see, select
 from divprune_edge.export.verify import verify_bundle
 
 BEFORE, AFTER = [1, 5, 7, 9], [12, 13, 8, 6, 7]
-STEPS = 20
+STEPS = 64
 
 every_variation = pytest.mark.parametrize("name", VARIATIONS)
 

@@ -54,6 +54,21 @@ def plain(checkpoint: Callable[[str], Path]) -> str:
     return str(checkpoint("plain"))
 
 
+def test_a_selector_that_the_encoder_cannot_serve(
+    refused: Callable[..., None], checkpoint: Callable[[str], Path]
+) -> None:
+    siglip = str(checkpoint("siglip, plain"))
+    told = [
+        "signals-unavailable",
+        "'fastervlm' needs cls_attention",
+        "it has no class token",
+        "such as divprune",
+    ]
+    refused(told, "llava", "--model", siglip, "--selector", "fastervlm")
+    told = ["signals-unavailable", "cls_token", "it has no class token", "attention_object"]
+    refused(told, "llava", "--model", siglip, "--signals", "cls_token,keys")
+
+
 @pytest.mark.parametrize("ratio", ["1.0", "-0.1", "abc", "1", "nan", "90%"])
 def test_prune_out_of_range(refused: Callable[..., None], plain: str, ratio: str) -> None:
     refused(["prune-out-of-range", f"--prune {ratio}"], "llava", "--model", plain, "--prune", ratio)
@@ -141,8 +156,8 @@ def test_a_hub_id_is_downloaded_without_pickles(
 
 def test_another_family(refused: Callable[..., None], plain: str, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "next")
-    edit_json(folder / "config.json", lambda data: data.update(model_type="llava_next"))
-    refused(["model-unsupported", "llava_next", "LLaVA-NeXT (LLaVA-1.6)"], "llava", "--model", str(folder))
+    edit_json(folder / "config.json", lambda data: data.update(model_type="vipllava"))
+    refused(["model-unsupported", "vipllava", "ViP-LLaVA"], "llava", "--model", str(folder))
 
 
 def test_export_says_what_it_did(command: Run, plain: str, tmp_path: Path) -> None:

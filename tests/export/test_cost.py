@@ -17,6 +17,17 @@ def test_the_published_ratio_and_the_honest_one(capsys: pytest.CaptureFixture[st
     assert "21.5%" in shown
 
 
+def test_llava_interleave(capsys: pytest.CaptureFixture[str]) -> None:
+    """Per patch of so400m: 26 layers of 4 h² + 2 n h + 2 h m multiply-accumulates, and the convolution."""
+    show_cost("llava-interleave-qwen-0.5b", keep=None, prune="0.9", text_tokens=60)
+    shown = capsys.readouterr().out
+    assert "73 of 729 visual tokens" in shown
+    layer = 4 * 1152**2 + 2 * 729 * 1152 + 2 * 1152 * 4304
+    assert f"{2 * 729 * (26 * layer + 1152 * 3 * 14**2) / 1e12:.4f}" in shown
+    show_cost("llava-interleave-qwen-7b", keep=73, prune=None, text_tokens=60)
+    assert "73 of 729 visual tokens" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("model", "tokens", "code", "given"),
     [("llava-7b", 60, "model-unknown", "llava-7b"), ("llava-1.5-7b", 0, "count-out-of-range", 0)],

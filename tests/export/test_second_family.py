@@ -129,5 +129,5 @@ def test_it_is_exported_and_answers(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_that_it_lacks_is_refused_by_name(checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="vision encoder has no signal 'cls_attention': choose a selector"):
+    with pytest.raises(UserError, match="'fastervlm' needs cls_attention, which the checkpoint's vision"):
         plan_of(checkpoint, keep=2, selector="fastervlm")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import SIGLIP, make_checkpoint
 from exporting import close, export, failures, images, plan_of
 from raising import refused
 
 from divprune_edge.export.verify import verify_bundle
-from divprune_edge.models.signals import SIGNALS, parse_signals
+from divprune_edge.models.signals import CLASS_TOKEN, SIGNALS, parse_signals
 from divprune_edge.models.towers.signals import SignalLayers, signal_layers
 
 FULL = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
@@ -23,20 +23,27 @@ TOWERS = {
     "feature layer 1": {"llava": {"vision_feature_layer": 1}},
     "two features": {"llava": {"vision_feature_layer": [-3, -1]}},
     "deep": {"vision": {"num_hidden_layers": 7}},
+    "siglip": {"tower": SIGLIP, "llava": FULL},
+    "siglip, first patch dropped": {"tower": SIGLIP, "llava": {"vision_feature_layer": [-3, -1]}},
+    "siglip, deep": {"tower": SIGLIP, "llava": FULL, "vision": {"num_hidden_layers": 7}},
 }
+
+
+def signals_of(name: str) -> list[str]:
+    """Return what a tower can give."""
+    return [signal for signal in SIGNALS if not (name.startswith("siglip") and signal in CLASS_TOKEN)]
 
 
 def transformers_signals(folder: Path, pixels: Any, plan: Any) -> dict[str, Any]:
     """What the signals mean, from the attentions, keys and hidden states that transformers reports."""
     import torch
-    from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration
+    from transformers import AutoImageProcessor, LlavaForConditionalGeneration
 
     model = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    images = CLIPImageProcessorPil(do_resize=False, do_center_crop=False)(
-        images=list(pixels), return_tensors="pt", input_data_format="channels_last"
-    )
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    images = processor(images=list(pixels), return_tensors="pt", input_data_format="channels_last")
     spec, keys = plan.spec.vision, {}
     layers = signal_layers(spec)
     tower = model.model.vision_tower
@@ -47,7 +54,7 @@ def transformers_signals(folder: Path, pixels: Any, plan: Any) -> dict[str, Any]
         out = tower(images["pixel_values"], output_attentions=True, output_hidden_states=True)
         cls = torch.cat([out.hidden_states[i][:, :1] for i in spec.feature_states], dim=-1)
         token = model.model.multi_modal_projector(cls)
-    first = 0 if spec.keep_cls else 1
+    first = int(spec.drops_first)
     attention = [a.mean(1).numpy()[:, :, first:] for a in out.attentions]
     tiles, n, _ = keys["k"].shape
     heads = keys["k"].view(tiles, n, spec.heads, spec.head_dim)
@@ -69,9 +76,12 @@ def test_every_signal_is_what_transformers_reports(tmp_path: Path, name: str) ->
     pixels = images(bundle, 2)
     session = bundle.session(bundle.manifest.vision_encoder.file)
     names = [output.name for output in session.get_outputs()]
-    assert names == ["visual_tokens", *SIGNALS]
+    assert names == ["visual_tokens", *signals_of(name)]
+    assert bundle.manifest.vision_encoder.signals == plan.signals == tuple(signals_of(name))
     found = dict(zip(names, session.run(None, {"pixels": pixels}), strict=True))
-    for signal, wanted in transformers_signals(folder, pixels, plan).items():
+    reported = transformers_signals(folder, pixels, plan)
+    for signal in signals_of(name):
+        wanted = reported[signal]
         assert found[signal].shape == wanted.shape, signal
         assert close(found[signal], wanted), signal
         assert found[signal].dtype == np.float32
@@ -126,8 +136,9 @@ def test_bad_signals_get_one_sentence(tmp_path: Path) -> None:
     with refused("signals-unknown", "cls_atention", "cls_attention"):
         parse_signals("cls_atention")
     folder = make_checkpoint(tmp_path / "checkpoint", llava={"vision_feature_layer": 0})
-    with refused("signals-unavailable"):
-        plan_of(folder, signals="all")
+    assert plan_of(folder, signals="all").signals == (), "all of none"
+    with refused("signals-unavailable", "keys", "are none"):
+        plan_of(folder, signals="keys")
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -136,7 +147,9 @@ def test_an_export_verifies_its_signals(tmp_path: Path, name: str) -> None:
     plan = plan_of(folder, signals="all")
     bundle = export(plan, tmp_path / "bundle")
     checks = verify_bundle(plan, bundle.folder, lambda line: None).checks
-    assert [c.name for c in checks if c.name.startswith("signal ")] == [f"signal {s}" for s in SIGNALS]
+    assert [c.name for c in checks if c.name.startswith("signal ")] == [
+        f"signal {s}" for s in signals_of(name)
+    ]
     assert all(check.passed for check in checks), [c for c in checks if not c.passed]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from divprune_edge.manifest import LayerGroup
 from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.models.memory import (
     PROCESS_SHARED,
@@ -29,7 +30,7 @@ CACHE = 2 * 32 * 32 * 128 * 512 * 2
 
 def llava(target: str, precision: str, *, rows: int = 512) -> Forecast:
     apart = TARGETS[target].dialect == "decomposed"  # scores in two parts, and the new rows of a prefill
-    cache = rows * row_bytes(32, 32, 128, 2)
+    cache = rows * 32 * row_bytes(32, 128, 2)
     need = Need(
         vision=SEVEN.vision_bytes("fp16"),
         language=SEVEN.language_bytes(precision),
@@ -50,12 +51,21 @@ def test_sizes_by_hand() -> None:
     assert SEVEN.language_bytes("int4") == 3_238_002_688 + 101_187_584 + 525_869_056 == 3_865_059_328
     assert SEVEN.language_bytes("int4", 32) == 3_238_002_688 + 404_750_336 + 525_869_056
     assert llava("orin-nano-8gb", "int4").need.cache == CACHE == 268_435_456
-    row = row_bytes(32, 32, 128, 2)
+    row = 32 * row_bytes(32, 128, 2)
     assert DIALECTS["portable"].cache_rows(512) * row == 2 * CACHE, (
         "it is there twice, before and after a step"
     )
     assert DIALECTS["static"].cache_rows(512, 100) * row == CACHE
     assert DIALECTS["decomposed"].cache_rows(512, 100) == 612, "new rows lie beside it"
+
+
+def test_groups_of_layers_are_added_up() -> None:
+    """Two layers with 80 rows, then three with 20; where caches grow, each is as long as the sequence."""
+    groups = [LayerGroup(0, 2, 80), LayerGroup(2, 3, 20)]
+    assert DIALECTS["static"].cache_bytes(groups, 10, 1000, 7) == 10 * (2 * 80 + 3 * 20)
+    assert DIALECTS["decomposed"].cache_bytes(groups, 10, 1000, 7) == 10 * (2 * 87 + 3 * 27)
+    growing = [replace(group, capacity=None) for group in groups]
+    assert DIALECTS["portable"].cache_bytes(growing, 10, 50) == 10 * 5 * 100
 
 
 def test_seven_billion_in_float16_does_not_fit_8_gb() -> None:

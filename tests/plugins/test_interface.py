@@ -101,7 +101,7 @@ def test_every_status_has_a_sentence(emulated: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("rows", [1, 40, 576, 2880, 6272, 8192])
 def test_the_workspace_formula(emulated: ctypes.CDLL, rows: int, batch: int) -> None:
-    """The formula of docs/plugin.md, worked out independently."""
+    """The formula, worked out independently."""
     width, keep = 4096, max(1, rows // 10)
     sizes = problem(batch=batch, candidates=rows, width=width, keep=keep)
     tile = 128 if batch * triangle(-(-rows // 128)) >= 264 else 64

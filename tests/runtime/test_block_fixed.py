@@ -86,6 +86,14 @@ def test_greedy_tokens_until_the_cache_is_full(pair: tuple[Any, Any, list[int]])
 
 
 @DIALECTS
+def test_a_prompt_that_fills_the_cache_at_once(pair: tuple[Any, Any, list[int]]) -> None:
+    a, b, ids = pair
+    ids += [5] * (CAPACITY - len(ids))
+    assert agree(a.extend(ids), b.extend(ids))
+    assert a.length == CAPACITY
+
+
+@DIALECTS
 @pytest.mark.parametrize("chunk", [1, 17, 61])
 def test_chunked_prefill_and_truncation(pair: tuple[Any, Any, list[int]], chunk: int) -> None:
     a, b, ids = pair

@@ -1,4 +1,4 @@
-"""Every selector from export to image, on a checkpoint of odd sizes: 7 x 7 tokens of width 36."""
+"""Every selector from export to image, on checkpoints of odd sizes: 7 x 7 tokens of width 36, from either tower."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import SIGLIP, make_checkpoint
 from conftest import run_module
 from PIL import Image
 
@@ -24,12 +24,17 @@ TOKENS, KEPT = 49, (17, 5)
 QUESTIONS = ("what is in the picture ?", "how many red star ?")
 
 
-@pytest.fixture(scope="module")
-def odd_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All selectors at two budgets, neither of them a divisor of anything."""
+FULL = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
+TOWERS = {"clip": {}, "siglip": {"tower": SIGLIP, "llava": FULL}}
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def odd_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All selectors that the tower can serve at two budgets, neither of them a divisor of anything."""
     folder = tmp_path_factory.mktemp("odd")
     make_checkpoint(
         folder / "checkpoint",
+        **TOWERS[request.param],
         vision={"hidden_size": 30, "num_attention_heads": 5, "image_size": 77, "patch_size": 11},
         text={"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 3, "num_hidden_layers": 2},
     )
@@ -39,7 +44,15 @@ def odd_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert first.returncode == 0, first.stderr
     rest = run_module("export", "selectors", str(bundle), "--keep", ",".join(map(str, KEPT)))
     assert rest.returncode == 0, rest.stderr
+    assert ("no class token" in rest.stdout) == (request.param == "siglip")
     return bundle
+
+
+def served(bundle: Path) -> list[str]:
+    """Return the selectors that the bundle has."""
+    there = {entry.name for entry in Bundle.open(bundle).manifest.selectors}
+    assert len(there) in (5, len(SELECTORS))
+    return sorted(there)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +75,7 @@ def test_evaluate_then_sweep(
     result = command("evaluate", odd_bundle, *options, "--json")
     assert result.code == 0, result.err
     rows = json.loads(result.out)["rows"]
-    wanted = {"none", *(f"{name}-{keep}" for name in SELECTORS for keep in KEPT)}
+    wanted = {"none", *(f"{name}-{keep}" for name in served(odd_bundle) for keep in KEPT)}
     assert {row["method"] for row in rows} == wanted
     assert not any(row["reference"] for row in rows)  # all of them ran as graphs
     assert {row["questions"] for row in rows} == {4}
@@ -104,14 +117,15 @@ def test_pages_and_images(
     result = command("compare-selectors", odd_bundle, *options, "-o", page, QUESTIONS[0])
     assert result.code == 0, result.err
     text = page.read_text(encoding="utf-8")
-    assert text.count("<article>") == 1 + len(SELECTORS) * len(KEPT)
-    assert len(re.findall(rf"{KEPT[1]} of {TOKENS} visual tokens", text)) >= len(SELECTORS)
+    names = served(odd_bundle)
+    assert text.count("<article>") == 1 + len(names) * len(KEPT)
+    assert len(re.findall(rf"{KEPT[1]} of {TOKENS} visual tokens", text)) >= len(names)
     drawn = set()
-    for name in SELECTORS:
+    for name in names:
         drawing = tmp_path / f"{name}.png"
         chosen = ("--selector", name, "--keep", KEPT[1], "--show-kept", drawing)
         result = command("ask", odd_bundle, *options, *chosen, QUESTIONS[0])
         assert result.code == 0, result.err
         with Image.open(drawing) as image:
             drawn.add(image.convert("RGB").tobytes())
-    assert len(drawn) >= len(SELECTORS) - 2  # a few may keep the same tokens of noise
+    assert len(drawn) >= len(names) - 2  # a few may keep the same tokens of noise

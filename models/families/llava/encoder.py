@@ -1,4 +1,4 @@
-"""The encoder of LLaVA-1.5 as a graph."""
+"""The encoder of LLaVA as a graph."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER, LlavaSpec
 from divprune_edge.models.graph import Builder, Layers
 from divprune_edge.models.signals import CLS_TOKEN
-from divprune_edge.models.towers.clip_graph import class_row, feature, hidden_states, visual_rows
 from divprune_edge.models.towers.normalise import normalise
 from divprune_edge.models.towers.signals import SignalTap
+from divprune_edge.models.towers.vit_graph import class_row, feature, hidden_states, visual_rows
 
 
 def write_encoder(
@@ -28,7 +28,7 @@ def write_encoder(
 
     ::
 
-        pixels ─► Cast ─► rescale, mean, std ─► patches + CLS + positions ─► layers ─► features ─► projector ─►
+        pixels ─► Cast ─► rescale, mean, std ─► patches + positions ─► layers ─► features ─► projector ─►
 
     Only the layers that the feature needs are built.
     """

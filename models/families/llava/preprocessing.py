@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ class ProcessorKind:
     """What one of transformers' image processors does where its file says nothing.
 
     ``square`` says that a single number as size means both edges, not the shorter one; ``crop`` is None where it does
-    not crop; ``pads`` says that ``do_pad`` makes the image a square first.
+    not crop; ``pads`` says that ``do_pad`` makes the image a square first. ``tiles`` says that it cuts an
+    image into tiles.
     """
 
     size: dict[str, int]
@@ -31,6 +33,7 @@ class ProcessorKind:
     std: tuple[float, float, float] = CLIP_STD
     square: bool = False
     pads: bool = False
+    tiles: bool = False
 
 
 _CLIP = ProcessorKind({"shortest_edge": 224}, 224)
@@ -48,27 +51,29 @@ PROCESSORS: dict[str, ProcessorKind] = {
 _CLASS = re.compile(r"(\w+?)(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)")
 
 
-def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing:
+def read_preprocessing(
+    files: CheckpointFiles, image_size: int, kinds: Mapping[str, ProcessorKind] = PROCESSORS
+) -> Preprocessing:
     """Return the image preprocessing of a checkpoint whose vision tower takes ``image_size`` pixels a side.
 
     Looks in ``preprocessor_config.json``, then under ``image_processor`` of ``processor_config.json``; absent fields
-    take the defaults of the processor that is named, ``CLIPImageProcessor`` where none is. As in transformers, null
+    take the defaults of the processor that is named, of the first of ``kinds`` where none is. As in transformers, null
     switches something off.
 
     Raises:
         UserError: no such file, another processor, or a result that does not fit the vision tower.
     """
-    config = _find(files)
+    config, usual = processor_config(files), next(iter(kinds))
     name = (
         setting(config, "image_processor_type", config.get("feature_extractor_type"), str)
-        or "CLIPImageProcessor"
+        or f"{usual}ImageProcessor"
     )
     found = _CLASS.fullmatch(name)
-    kind = PROCESSORS.get(found.group(1)) if found else None
+    kind = kinds.get(found.group(1)) if found else None
     if kind is None:
         raise UserError(
-            f"The image processor is a '{name}', supported are {', '.join(PROCESSORS)} (as CLIPImageProcessor, "
-            "CLIPImageProcessorFast, CLIPFeatureExtractor): use a checkpoint with one of them.",
+            f"The image processor is a '{name}', supported are {', '.join(kinds)} (as {usual}ImageProcessor, "
+            f"{usual}ImageProcessorFast, {usual}FeatureExtractor): use a checkpoint with one of them.",
             code="image-processor-unsupported",
         )
     if config.get("do_pad") and not kind.pads and config.get("pad_size") is not None:
@@ -79,7 +84,10 @@ def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing
         )
     rescaled, normalised = _is_on(config, "do_rescale"), _is_on(config, "do_normalize")
     crop = None
-    if _is_on(config, "do_center_crop", default=kind.crop is not None):
+    # A processor that cuts tiles cuts them of the crop's size, also where it does not crop.
+    if _is_on(config, "do_center_crop", default=kind.crop is not None) or (
+        kind.tiles and kind.crop is not None
+    ):
         crop = _height_width(kind.crop if config.get("crop_size") is None else config["crop_size"])
     facts = Preprocessing(
         **_resize(config, kind),
@@ -91,7 +99,7 @@ def read_preprocessing(files: CheckpointFiles, image_size: int) -> Preprocessing
         mean=_three(config, "image_mean", kind.mean) if normalised else (0.0, 0.0, 0.0),
         std=_three(config, "image_std", kind.std) if normalised else (1.0, 1.0, 1.0),
     )
-    _check_size(facts, image_size)
+    _check_size(facts, image_size, tiled=kind.tiles)
     return facts
 
 
@@ -109,7 +117,12 @@ def _is_on(config: Config, name: str, *, default: bool = True) -> bool:
     return bool(config.get(name, default))
 
 
-def _find(files: CheckpointFiles) -> Config:
+def processor_config(files: CheckpointFiles) -> Config:
+    """Return what the checkpoint says of its image processor.
+
+    Raises:
+        UserError: nothing.
+    """
     config = files.json("preprocessor_config.json")
     if config is None:
         nested = (files.json("processor_config.json") or {}).get("image_processor")
@@ -181,11 +194,11 @@ def _three(config: Config, name: str, default: tuple[float, float, float]) -> tu
     return (float(values[0]), float(values[1]), float(values[2]))
 
 
-def _check_size(facts: Preprocessing, image_size: int) -> None:
+def _check_size(facts: Preprocessing, image_size: int, *, tiled: bool) -> None:
     sides: tuple[int | None, int | None] = (facts.crop_height, facts.crop_width)
     if sides == (None, None) and facts.resize == "exact":
         sides = (facts.resize_height, facts.resize_width)
-    if sides == (None, None) and facts.pad_to_square and facts.resize == "shortest_edge":
+    if sides == (None, None) and (facts.pad_to_square or tiled) and facts.resize == "shortest_edge":
         edge = min(facts.shortest_edge or image_size, facts.longest_edge or facts.shortest_edge or image_size)
         sides = (edge, edge)
     if sides != (image_size, image_size):

@@ -11,6 +11,8 @@ from divprune_edge.models.families.family import Array, Model, Pixels, Reference
 from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER, LlavaSpec
 from divprune_edge.models.files import Config
 from divprune_edge.models.towers.expected_signals import expected_signals
+from divprune_edge.models.towers.unused import is_unused
+from divprune_edge.processing.image_input import ImageInput
 
 
 def _modules(model: Any) -> dict[str, Any]:
@@ -19,11 +21,17 @@ def _modules(model: Any) -> dict[str, Any]:
     return {TOWER: getattr(tower, "vision_model", tower), PROJECTOR: model.model.multi_modal_projector}
 
 
-def _visual_tokens(model: Any, images: Mapping[str, Any]) -> Sequence[Any]:
+def _visual_tokens(model: Any, processed: Mapping[str, Any], images: Sequence[ImageInput]) -> Sequence[Any]:
     features: Sequence[Any] = model.get_image_features(
-        pixel_values=images["pixel_values"], return_dict=True
+        pixel_values=processed["pixel_values"], return_dict=True
     ).pooler_output
     return features
+
+
+def _processor(name: str | None) -> str:
+    return re.sub(
+        r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "ImageProcessorPil", name or "CLIPImageProcessor"
+    )
 
 
 def _signals(spec: LlavaSpec, model: Model, pixels: Pixels) -> dict[str, Array]:
@@ -33,25 +41,13 @@ def _signals(spec: LlavaSpec, model: Model, pixels: Pixels) -> dict[str, Array]:
 
 
 def _unused(spec: LlavaSpec, config: Config, part: str, name: str) -> bool:
-    """CLIP's pooled output, or a tower layer above the feature."""
-    if part != TOWER:
-        return False
-    layer = re.match(r"encoder\.layers\.(\d+)\.", name)
-    return name.startswith("post_layernorm.") or (
-        layer is not None and int(layer.group(1)) >= _tower_depth(config, spec.vision.layers)
-    )
-
-
-def _tower_depth(config: Config, layers: int) -> int:
-    """Tower layers that the feature needs, from the config itself: hidden state i comes after i layers."""
     feature = config.get("vision_feature_layer")
-    indices = [-2] if feature is None else feature if isinstance(feature, list) else [feature]
-    return max(i if i >= 0 else layers + 1 + i for i in indices)
+    return part == TOWER and is_unused(name, -2 if feature is None else feature, spec.vision.layers)
 
 
 REFERENCE = Reference(
     model="LlavaForConditionalGeneration",
-    processor="CLIPImageProcessorPil",
+    processor=_processor,
     modules=_modules,
     visual_tokens=_visual_tokens,
     signals=_signals,

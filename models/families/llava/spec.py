@@ -1,15 +1,15 @@
-"""What a LLaVA-1.5 config says."""
+"""What a LLaVA config says."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from divprune_edge.manifest import Tiling
 from divprune_edge.models.activations import activation
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.files import Config, Shapes, count, setting
-from divprune_edge.models.signals import CLS_TOKEN, KEYS, SIGNALS
-from divprune_edge.models.towers.clip import ClipVisionSpec, read_clip
-from divprune_edge.models.towers.signals import signal_layers
+from divprune_edge.models.towers import VitSpec, read_tower
+from divprune_edge.models.towers.signals import signal_shapes
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """The encoder's parts, as graphs and transformers name them."""
@@ -52,16 +52,17 @@ class ProjectorSpec:
 
 @dataclass(frozen=True)
 class LlavaSpec:
-    """Everything of a LLaVA-1.5 checkpoint that a graph depends on."""
+    """Everything of a LLaVA checkpoint that a graph depends on."""
 
-    vision: ClipVisionSpec
+    vision: VitSpec
     projector: ProjectorSpec
     decoder: DecoderSpec
     image_token_id: int
+    tiling: Tiling | None = None
 
     @property
     def tokens(self) -> int:
-        """N: visual tokens of one image."""
+        """Visual tokens of one tile."""
         return self.vision.tokens
 
     @property
@@ -76,12 +77,12 @@ class LlavaSpec:
 
     @property
     def vision_flops(self) -> int:
-        """FLOPs of the tower for one image."""
+        """FLOPs of the tower for one tile."""
         return self.vision.flops
 
     @property
     def projector_flops(self) -> int:
-        """FLOPs of the projector for one image."""
+        """FLOPs of the projector for one tile."""
         return self.projector.flops(self.tokens)
 
     def encoder_parameters(self) -> dict[str, Shapes]:
@@ -89,28 +90,24 @@ class LlavaSpec:
         return {TOWER: self.vision.parameters(), PROJECTOR: self.projector.parameters()}
 
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the signals that the encoder can give, and their shapes for one tile.
-
-        Raises:
-            UserError: the feature is the tower's input, before any attention.
-        """
-        signal_layers(self.vision)
-        special = {KEYS: (self.tokens, self.vision.head_dim), CLS_TOKEN: (1, self.width)}
-        return {name: special.get(name, (self.tokens,)) for name in SIGNALS}
+        """Return the signals that the encoder can give, and their shapes for one tile."""
+        return signal_shapes(self.vision, self.width)
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
         """Return the same model with another decoder."""
         return replace(self, decoder=decoder)
 
 
-def read_llava(config: Config) -> LlavaSpec:
-    """Return the spec of a LLaVA-1.5 ``config.json``; absent fields take transformers' class defaults.
+def read_llava(config: Config, *, image_token: int = 32000) -> LlavaSpec:
+    """Return the spec of a LLaVA ``config.json``; absent fields take transformers' class defaults.
+
+    ``image_token`` is the placeholder's id where the config has none.
 
     Raises:
         UserError: settings that are not supported.
     """
     layer = setting(config, "vision_feature_layer", -2, (int, list))
-    vision = read_clip(
+    vision = read_tower(
         setting(config, "vision_config", _VISION_DEFAULT, dict),
         layer,
         setting(config, "vision_feature_select_strategy", "default", str),
@@ -123,4 +120,4 @@ def read_llava(config: Config) -> LlavaSpec:
         bias=setting(config, "multimodal_projector_bias", True, bool),
     )
     name = "image_token_index" if config.get("image_token_index") is not None else "image_token_id"
-    return LlavaSpec(vision, projector, decoder, image_token_id=count(config, name, 32000))
+    return LlavaSpec(vision, projector, decoder, image_token_id=count(config, name, image_token))

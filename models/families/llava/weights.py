@@ -7,6 +7,7 @@ from collections.abc import Collection
 from divprune_edge.errors import UserError
 from divprune_edge.models.families.family import WeightNames
 from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER
+from divprune_edge.models.towers import PROBE
 
 # The prefixes of the namings in the wild: before and since transformers 4.52, and since 5.0.
 _VISION = (
@@ -47,7 +48,7 @@ def find_weights(names: Collection[str], tied: bool) -> WeightNames:
         head = f"{decoder}embed_tokens.weight"
     return WeightNames(
         encoder={
-            TOWER: _prefix(_VISION, "embeddings.class_embedding", names, "vision tower"),
+            TOWER: _prefix(_VISION, PROBE, names, "vision tower"),
             PROJECTOR: _prefix(_PROJECTOR, "linear_1.weight", names, "projector"),
         },
         decoder=decoder,

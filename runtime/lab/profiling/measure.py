@@ -44,7 +44,7 @@ class Variant:
     @property
     def visual_tokens(self) -> int:
         """K: visual tokens that the language model sees."""
-        return self.selector.keep if self.selector else self.bundle.manifest.candidates
+        return self.bundle.manifest.visual_tokens(self.selector)
 
     def encode(self, question: str) -> PromptIds:
         """Return the prompt's ids."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from divprune_edge.manifest import GraphInfo, Manifest, Precision, SelectorInfo
 from divprune_edge.models.cost import DecoderFlops, max_min_flops
+from divprune_edge.models.dialects import row_bytes
 from divprune_edge.models.targets import Target
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.profiling.measure import DECODE
@@ -124,12 +125,12 @@ def costs(
     if language.cost is not None:
         cost = language.cost
         parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
-        row = 2 * language.layers * language.kv_heads * language.head_dim
-        row *= np.dtype(language.cache_dtype).itemsize
+        row = row_bytes(language.kv_heads, language.head_dim, np.dtype(language.cache_dtype).itemsize)
 
         def step(new: int, cached: int) -> StageCost:
             # A cache of fixed size is read whole, however little of it is filled.
-            moved = cost.weight_bytes + row * (new + (language.capacity or cached)) + new * token_row
+            rows = sum(group.layers * (new + (group.capacity or cached)) for group in language.groups)
+            moved = cost.weight_bytes + row * rows + new * token_row
             return StageCost(parts.of(new, cached), moved, language.precision)
 
         found["prefill"] = step(prompt_tokens, 0)

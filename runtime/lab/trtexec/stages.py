@@ -6,20 +6,18 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
-from divprune_edge.manifest import Precision
+from divprune_edge.manifest import Precision, Strict
 from divprune_edge.strict_json import is_file, read_json
 
 RECORD = "trtexec.json"
 
 
-class StageInfo(BaseModel):
+class StageInfo(Strict):
     """One measured stage: its engine, and what it costs, where the bundle says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     engine: str
@@ -28,10 +26,8 @@ class StageInfo(BaseModel):
     precision: Precision | None = None
 
 
-class RunInfo(BaseModel):
+class RunInfo(Strict):
     """The bundle, the version of TensorRT, the target, and the stages in order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
     bundle: str

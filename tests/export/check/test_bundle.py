@@ -21,6 +21,7 @@ from divprune_edge.export.check.graph import read_graph
 from divprune_edge.export.check.printing import report_json, show_report
 from divprune_edge.export.targets import dialects_of, forecast_plan
 from divprune_edge.export.targets import elements_of as planned_elements
+from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.targets import TARGETS, Target
 
@@ -228,6 +229,17 @@ def test_a_bundle_without_one_of_its_graphs(demo: Demo, tmp_path: Path) -> None:
     (folder / "vision_encoder.onnx").write_bytes(b"no graph")
     with refused("graph-unreadable", "vision_encoder.onnx"):
         check_bundle(folder, ORIN)
+
+
+def test_the_caches_of_all_groups_of_layers_count(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cache() -> int:
+        found = check_bundle(demo("decomposed").folder, ORIN).forecast
+        assert found is not None
+        return found.need.cache
+
+    whole = cache()
+    monkeypatch.setattr(LanguageInfo, "groups", [LayerGroup(0, 1, 512), LayerGroup(1, 3, 128)])
+    assert cache() == whole * (512 + 3 * 128) // (4 * 512)
 
 
 def test_the_report_for_people(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:

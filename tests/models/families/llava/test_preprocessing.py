@@ -14,6 +14,7 @@ from raising import refused
 
 from divprune_edge.models.families.llava.preprocessing import CLIP_MEAN, CLIP_STD, read_preprocessing
 from divprune_edge.models.files import CheckpointFiles
+from divprune_edge.processing.images import load_image
 from divprune_edge.processing.preprocess import encoder_pixels
 
 SETTINGS: dict[str, Any] = {
@@ -186,6 +187,28 @@ def test_defaults_of_each_processor_are_those_of_transformers(tmp_path: Path, na
     found = our_pixels(image, settings, tmp_path, side)
     assert found.shape == wanted.shape
     assert np.abs(found - wanted).max() < 1e-5  # a pixel that differs by one differs by 0.013
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+@pytest.mark.parametrize(("side", "settings"), [(384, {}), (56, {"resample": 2}), (33, {"resample": 0})])
+def test_siglip_s_pixels_are_its_processor_s(
+    tmp_path: Path, side: int, settings: dict[str, Any], mode: str
+) -> None:
+    """Not one pixel differs, however an image comes."""
+    settings = {
+        "image_processor_type": "SiglipImageProcessor",
+        "size": {"height": side, "width": side},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "rescale_factor": 0.00392156862745098,
+        **settings,
+    }
+    facts = read_preprocessing(files(tmp_path, settings), side)
+    for height, width in ((97, 411), (411, 97), (side, side), (1, 30)):
+        image = noise(height, width).convert(mode)
+        wanted = np.rint((transformers_pixels(image, settings) * 0.5 + 0.5) * 255)
+        pixels = encoder_pixels(load_image(image), facts, side, side)[0]
+        assert np.array_equal(pixels.transpose(2, 0, 1), wanted.astype(np.uint8)), (height, width)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from raising import refused
 
+from divprune_edge.models.activations import activation
 from divprune_edge.models.families import family_of
 from divprune_edge.models.families.llava.spec import read_llava
 
@@ -49,6 +50,24 @@ SPARSE: dict[str, dict[str, Any]] = {
         "text_config": {"model_type": "qwen2", "num_key_value_heads": None},
     },
     "feature layers": {"model_type": "llava", "vision_feature_layer": [-2, 3]},
+    "an empty SigLIP tower": {"model_type": "llava", "vision_config": {"model_type": "siglip_vision_model"}},
+    "LLaVA-Interleave": {
+        "model_type": "llava",
+        "image_token_index": 151646,
+        "text_config": {"model_type": "qwen2", "tie_word_embeddings": True, "vocab_size": 152000},
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "image_size": 384,
+            "intermediate_size": 4304,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 26,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
     "projector without bias": {"model_type": "llava", "multimodal_projector_bias": False},
     "llama with biases": {
         "model_type": "llava",
@@ -100,19 +119,28 @@ def test_absent_fields_are_what_transformers_assumes(name: str) -> None:
     assert vision.image_size == tower.image_size
     assert vision.patch_size == tower.patch_size
     assert vision.norm_eps == tower.layer_norm_eps
-    assert vision.activation == tower.hidden_act
+    assert vision.activation == activation(tower.hidden_act, "")
+    is_clip = tower.model_type == "clip_vision_model"
+    assert (vision.class_token, vision.pre_norm, vision.patch_bias) == (is_clip, is_clip, not is_clip)
     layers = wanted.vision_feature_layer
     states = range(tower.num_hidden_layers + 1)
     assert vision.feature_states == tuple(
         states[i] for i in ([layers] if isinstance(layers, int) else layers)
     )
-    assert vision.keep_cls == (wanted.vision_feature_select_strategy == "full")
+    assert vision.drops_first == (wanted.vision_feature_select_strategy == "default")
 
 
 def test_the_numbers_of_llava_15_7b() -> None:
     spec = read_llava(LLAVA_15_7B)
     assert (spec.tokens, spec.width, spec.vision.used_layers) == (576, 4096, 23)
     assert (spec.decoder.layers, spec.decoder.head_dim, spec.decoder.context) == (32, 128, 4096)
+
+
+def test_the_numbers_of_llava_interleave() -> None:
+    spec = read_llava(SPARSE["LLaVA-Interleave"])
+    assert (spec.tokens, spec.vision.rows, spec.vision.used_layers) == (729, 729, 26)
+    dropped = read_llava({**SPARSE["LLaVA-Interleave"], "vision_feature_select_strategy": "default"})
+    assert (dropped.tokens, dropped.vision.rows) == (728, 729)
 
 
 def test_the_config_is_not_changed() -> None:
@@ -131,11 +159,7 @@ def changed(*path: str | int, value: Any) -> dict[str, Any]:
 
 
 REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
-    (
-        {"model_type": "llava_next"},
-        ("model-unsupported", "LLaVA-NeXT (LLaVA-1.6)"),
-    ),
-    ({"model_type": "llava_onevision"}, ("model-unsupported", "LLaVA-OneVision")),
+    ({"model_type": "llava_next_video"}, ("model-unsupported", "LLaVA-NeXT-Video")),
     (
         {"model_type": "llava_llama", "mm_vision_tower": "x"},
         ("model-unsupported", "mm_vision_tower", "llava-hf/llava-1.5-7b-hf"),
@@ -154,8 +178,8 @@ REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
         ("model-unsupported", "'gemma'"),
     ),
     (
-        changed("vision_config", "model_type", value="siglip_vision_model"),
-        ("model-unsupported", "'siglip_vision_model'"),
+        changed("vision_config", "model_type", value="siglip2_vision_model"),
+        ("model-unsupported", "'siglip2_vision_model'", "'clip_vision_model' and 'siglip_vision_model'"),
     ),
     (changed("vision_config", "num_channels", value=4), ("config-unsupported", "4 channels")),
     (
@@ -182,6 +206,13 @@ REFUSALS: list[tuple[dict[str, Any], tuple[Any, ...]]] = [
     (
         changed("vision_feature_layer", value=25),
         ("config-value-invalid", 25, 24),
+    ),
+    (
+        {
+            "model_type": "llava",
+            "vision_config": {"model_type": "siglip_vision_model", "image_size": 16},
+        },
+        ("config-inconsistent", "'default' drops it"),
     ),
     (changed("vision_feature_layer", value=[]), ("config-value-invalid", "vision_feature_layer is []")),
     (

@@ -13,7 +13,7 @@ TOWERS = (
     "model.vision_tower.",
     "vision_tower.",
 )
-PROBES = ("embeddings.class_embedding", "linear_1.weight", "embed_tokens.weight")
+PROBES = ("embeddings.patch_embedding.weight", "linear_1.weight", "embed_tokens.weight")
 
 
 @pytest.mark.parametrize("tower", TOWERS)

@@ -1,4 +1,4 @@
-"""The CLIP tower as a graph: normalised pixels in, the rows of its feature out."""
+"""A vision transformer as a graph: normalised pixels in, the rows of its feature out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from divprune_edge.models.activations import GATES
 from divprune_edge.models.graph import Builder, Layers
-from divprune_edge.models.towers.clip import ClipVisionSpec
 from divprune_edge.models.towers.signals import SignalTap
+from divprune_edge.models.towers.vit import PROBE, VitSpec
 
 
-def hidden_states(g: Builder, tower: Layers, image: Any, spec: ClipVisionSpec, tap: SignalTap) -> list[Any]:
-    """Normalised pixels to the hidden states that the feature is chosen from, each [t, 1 + patches, hidden]."""
+def hidden_states(g: Builder, tower: Layers, image: Any, spec: VitSpec, tap: SignalTap) -> list[Any]:
+    """Normalised pixels to the hidden states that the feature is chosen from, each [t, n, hidden]."""
     x = _embed(g, tower, image, spec)
-    states = [tower.layer_norm(x, "pre_layrnorm", spec.norm_eps)]
+    states = [tower.layer_norm(x, "pre_layrnorm", spec.norm_eps) if spec.pre_norm else x]
     with g.scope("encoder"):
         for i in range(spec.used_layers):
             with g.scope(f"layers.{i}"):
@@ -24,20 +24,20 @@ def hidden_states(g: Builder, tower: Layers, image: Any, spec: ClipVisionSpec, t
     return states
 
 
-def feature(g: Builder, states: Sequence[Any], spec: ClipVisionSpec) -> Any:
-    """Hidden states to the feature [t, 1 + patches, feature width], the class token in front."""
+def feature(g: Builder, states: Sequence[Any], spec: VitSpec) -> Any:
+    """Hidden states to the feature [t, n, feature width], all rows of it."""
     with g.scope("select"):
         chosen = [states[i] for i in spec.feature_states]
         return chosen[0] if len(chosen) == 1 else g.op("Concat", *chosen, axis=-1)
 
 
-def visual_rows(g: Builder, x: Any, spec: ClipVisionSpec) -> Any:
-    """Class token and patches to the rows that the checkpoint's language model reads."""
-    return x if spec.keep_cls else _rows(g, x, 1, spec.patches + 1)
+def visual_rows(g: Builder, x: Any, spec: VitSpec) -> Any:
+    """All rows to those that the checkpoint's language model reads."""
+    return _rows(g, x, 1, spec.rows) if spec.drops_first else x
 
 
 def class_row(g: Builder, x: Any) -> Any:
-    """Class token and patches to the class token alone."""
+    """All rows to the class token alone."""
     return _rows(g, x, 0, 1)
 
 
@@ -46,23 +46,26 @@ def _rows(g: Builder, x: Any, begin: int, end: int) -> Any:
         return g.op("Slice", x, g.constant([begin]), g.constant([end]), g.constant([1]))
 
 
-def _embed(g: Builder, tower: Layers, image: Any, spec: ClipVisionSpec) -> Any:
-    """Patches by a strided convolution, the class token in front, learned positions added."""
+def _embed(g: Builder, tower: Layers, image: Any, spec: VitSpec) -> Any:
+    """Patches by a strided convolution, the class token in front if there is one, learned positions added."""
     with g.scope("embeddings"):
-        kernel = tower.weight("embeddings.patch_embedding.weight")
+        weights = [tower.weight(PROBE)]
+        if spec.patch_bias:
+            weights.append(tower.weight("embeddings.patch_embedding.bias"))
         sides = [spec.patch_size, spec.patch_size]
         with g.scope("patch_embedding"):
-            patches = g.op("Conv", image, kernel, kernel_shape=sides, strides=sides)
+            patches = g.op("Conv", image, *weights, kernel_shape=sides, strides=sides)
         flat = g.op("Reshape", patches, g.constant([0, spec.hidden, spec.patches]))
-        tokens = g.op("Transpose", flat, perm=[0, 2, 1])
-        tiles = g.op("Shape", image, start=0, end=1)
-        cls_shape = g.op("Concat", tiles, g.constant([1, spec.hidden]), axis=0)
-        cls = g.op("Expand", tower.weight("embeddings.class_embedding"), cls_shape)
-        x = g.op("Concat", cls, tokens, axis=1)
+        x = g.op("Transpose", flat, perm=[0, 2, 1])
+        if spec.class_token:
+            tiles = g.op("Shape", image, start=0, end=1)
+            cls_shape = g.op("Concat", tiles, g.constant([1, spec.hidden]), axis=0)
+            cls = g.op("Expand", tower.weight("embeddings.class_embedding"), cls_shape)
+            x = g.op("Concat", cls, x, axis=1)
         return g.op("Add", x, tower.weight("embeddings.position_embedding.weight"))
 
 
-def _layer(g: Builder, tower: Layers, x: Any, spec: ClipVisionSpec, index: int, tap: SignalTap) -> Any:
+def _layer(g: Builder, tower: Layers, x: Any, spec: VitSpec, index: int, tap: SignalTap) -> Any:
     name = f"encoder.layers.{index}"
     y = tower.layer_norm(x, f"{name}.layer_norm1", spec.norm_eps)
     x = g.op("Add", x, _attention(g, tower, y, spec, index, tap))
@@ -74,7 +77,7 @@ def _layer(g: Builder, tower: Layers, x: Any, spec: ClipVisionSpec, index: int, 
     return g.op("Add", x, y)
 
 
-def _attention(g: Builder, tower: Layers, x: Any, spec: ClipVisionSpec, index: int, tap: SignalTap) -> Any:
+def _attention(g: Builder, tower: Layers, x: Any, spec: VitSpec, index: int, tap: SignalTap) -> Any:
     """Bidirectional multi-head attention, written out: the CPU runs it faster than the fused operator.
 
     ::

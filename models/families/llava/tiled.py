@@ -1,0 +1,132 @@
+"""What families share whose images are cut into tiles ("anyres", Liu et al. 2024): all but the config's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+from pydantic import ValidationError
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Preprocessing, Tiling
+from divprune_edge.models.families.family import WeightNames
+from divprune_edge.models.families.llava.preprocessing import (
+    ProcessorKind,
+    processor_config,
+    read_preprocessing,
+)
+from divprune_edge.models.families.llava.spec import LlavaSpec
+from divprune_edge.models.families.llava.weights import find_weights
+from divprune_edge.models.files import CheckpointFiles, Config
+from divprune_edge.processing.anyres import to_tiles
+from divprune_edge.processing.assembly import assembly
+from divprune_edge.processing.image_input import ImageInput
+
+_NEWLINE = ("model.image_newline", "image_newline")
+
+
+def with_tiling(spec: LlavaSpec, config: Config, grids: Sequence[Sequence[int]], **facts: Any) -> LlavaSpec:
+    """Return the spec with the config's grids, or ``grids`` where it has none; ``facts`` are Tiling's other fields.
+
+    Raises:
+        UserError: grids that are no sizes of whole tiles, or a tower whose tokens are no square.
+    """
+    side = spec.vision.image_size // spec.vision.patch_size
+    if spec.tokens != side**2:
+        raise UserError(
+            f"The vision tower gives {spec.tokens} tokens for {side} x {side} patches, but the tokens of tiles are put "
+            "together as squares: config.json's vision_feature_select_strategy does not fit its vision tower.",
+            code="config-inconsistent",
+        )
+    said = config.get("image_grid_pinpoints")
+    try:
+        tiling = Tiling.model_validate(
+            {"grids": grids if said is None else said, "tile": spec.vision.image_size, "side": side, **facts}
+        )
+    except ValidationError as error:
+        raise UserError(
+            f"config.json's image_grid_pinpoints cannot be used: {_first(error)}.",
+            code="config-unsupported",
+        ) from error
+    return replace(spec, tiling=tiling)
+
+
+def tiled_preprocessing(
+    files: CheckpointFiles,
+    spec: LlavaSpec,
+    processor: Mapping[str, ProcessorKind],
+    grids: Sequence[Sequence[int]],
+) -> Preprocessing:
+    """Return the image preprocessing of a checkpoint, by this processor, whose own grids are ``grids``.
+
+    Raises:
+        UserError: as :func:`read_preprocessing`, or other grids than the config's.
+    """
+    assert spec.tiling is not None
+    facts = read_preprocessing(files, spec.vision.image_size, processor)
+    said = processor_config(files).get("image_grid_pinpoints")
+    cut, joined = _lists(grids if said is None else said), _lists(spec.tiling.grids)
+    if cut != joined:
+        raise UserError(
+            f"The image processor's image_grid_pinpoints are {str(cut)[:80]}, but config.json's are "
+            f"{str(joined)[:80]}: tiles would be cut in one way and put together in another.",
+            code="image-processor-unsupported",
+        )
+    try:
+        return Preprocessing.model_validate({**facts.model_dump(), "tiling": spec.tiling})
+    except ValidationError as error:
+        raise UserError(
+            f"The image processor does not cut tiles for this vision tower: {_first(error)}.",
+            code="image-processor-unsupported",
+        ) from error
+
+
+def _first(error: ValidationError) -> str:
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
+
+
+def _lists(grids: Any) -> Any:
+    """Return grids as JSON has them."""
+    return [list(grid) if isinstance(grid, (list, tuple)) else grid for grid in grids] if grids else grids
+
+
+def read_tiles(image: Image.Image, facts: Preprocessing, size: tuple[int, int], alone: bool) -> ImageInput:
+    """Return the tiles of an image, and how their tokens become its rows.
+
+    Raises:
+        UserError: the image is too elongated.
+    """
+    assert facts.tiling is not None
+    rows = assembly(image.height, image.width, facts.tiling, alone=alone)
+    return ImageInput(
+        to_tiles(image, facts, *size, alone=alone), (image.height, image.width), rows, alone=alone
+    )
+
+
+def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
+    """Return the naming of a checkpoint; arguments and errors as :func:`find_weights`."""
+    newline = next((name for name in _NEWLINE if name in names), None)
+    if newline is None:
+        raise UserError(
+            f"The checkpoint has no '{_NEWLINE[0]}', the row that ends a line of tiles: a shard is missing, download "
+            "the checkpoint again.",
+            code="weights-incomplete",
+        )
+    return replace(find_weights(names, tied), newline=newline)
+
+
+def tiled_visual_tokens(
+    model: Any, processed: Mapping[str, Any], images: Sequence[ImageInput]
+) -> Sequence[Any]:
+    """Return what transformers' own model makes of the tiles of some images: a tensor [m, D] for each."""
+    pixels = processed["pixel_values"]
+    together = {} if images[0].alone else {"batch_num_images": pixels.new_tensor([len(images)]).long()}
+    features: Sequence[Any] = model.get_image_features(
+        pixel_values=pixels,
+        image_sizes=pixels.new_tensor([image.size for image in images]).long(),
+        return_dict=True,
+        **together,
+    ).pooler_output
+    return features

@@ -1,0 +1,119 @@
+"""LLaVA-OneVision (Li et al. 2024, 2408.03326): SigLIP over tiles, whose features are shrunk where they are many."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from divprune_edge.errors import UserError
+from divprune_edge.models.families.llava import LLAVA
+from divprune_edge.models.families.llava.preprocessing import ProcessorKind
+from divprune_edge.models.families.llava.reference import REFERENCE
+from divprune_edge.models.families.llava.spec import LlavaSpec, read_llava
+from divprune_edge.models.families.llava.tiled import (
+    find_tiled_weights,
+    read_tiles,
+    tiled_preprocessing,
+    tiled_visual_tokens,
+    with_tiling,
+)
+from divprune_edge.models.files import Config, setting
+
+__all__ = ["LLAVA_ONEVISION"]
+
+_EDGES = range(384, 2305, 384)
+_GRIDS = tuple((height, width) for height in _EDGES for width in _EDGES)
+"""LlavaOnevisionConfig's and its image processor's own."""
+_PROCESSOR = {"LlavaOnevision": ProcessorKind({"height": 384, "width": 384}, None, tiles=True)}
+
+_TOWER: Config = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "patch_size": 14,
+    "image_size": 384,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+}
+_TEXT: Config = {"model_type": "qwen2"}
+
+CHATML_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}\n{{ part['text'] }}{% endfor %}"
+    "<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""The prompt form of the conversions for transformers."""
+
+_QWEN2_05B = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 152000,
+    "tie_word_embeddings": True,
+}
+_QWEN2_7B = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152128,
+}
+_PRESETS: dict[str, Config] = {
+    "llava-onevision-qwen2-0.5b": {"model_type": "llava_onevision", "text_config": _QWEN2_05B},
+    "llava-onevision-qwen2-7b": {"model_type": "llava_onevision", "text_config": _QWEN2_7B},
+}
+
+
+def _spec(config: Config) -> LlavaSpec:
+    """Return the spec of a ``config.json``; absent fields take LlavaOnevisionConfig's defaults.
+
+    Raises:
+        UserError: settings that are not supported.
+    """
+    full = {
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        **{name: value for name, value in config.items() if value is not None},
+        "vision_config": _kind_of(config, "vision_config", _TOWER),
+        "text_config": _kind_of(config, "text_config", _TEXT),
+    }
+    aspect = setting(config, "vision_aspect_ratio", "anyres_max_9", str)
+    found = re.fullmatch(r"anyres_max_([1-9][0-9]{0,2})", aspect)
+    if found is None:
+        raise UserError(
+            f"config.json's vision_aspect_ratio is '{aspect}', supported is 'anyres_max_' and a number of tiles.",
+            code="config-unsupported",
+        )
+    tiling = {"several": "base", "max_tiles": int(found.group(1))}
+    return with_tiling(read_llava(full, image_token=151646), config, _GRIDS, **tiling)
+
+
+def _kind_of(config: Config, name: str, default: Config) -> Config:
+    """Return a part's config; one that does not say its kind is of the default's."""
+    part = setting(config, name, default, dict)
+    return {"model_type": default["model_type"], **part}
+
+
+LLAVA_ONEVISION = replace(
+    LLAVA,
+    name="llava_onevision",
+    template=CHATML_TEMPLATE,
+    presets=_PRESETS,
+    spec=_spec,
+    weight_names=find_tiled_weights,
+    preprocessing=lambda files, spec: tiled_preprocessing(files, spec, _PROCESSOR, _GRIDS),
+    read=read_tiles,
+    reference=replace(
+        REFERENCE,
+        model="LlavaOnevisionForConditionalGeneration",
+        processor=lambda name: "CLIPImageProcessorPil",
+        visual_tokens=tiled_visual_tokens,
+    ),
+)
