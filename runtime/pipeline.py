@@ -48,14 +48,13 @@ class Answer:
     """What came back, and what it took.
 
     ``token_ids`` are the sampled ids, with the stop id if one ended the answer. ``kept_indices`` int64 [K]
-    are the visual tokens that the language model saw, ascending: those of several images one after the other, of which
-    ``images`` says how many each has. ``visual_tokens`` is K of all of them, and ``prompt_tokens`` counts them too.
+    are the visual tokens that the language model saw, ascending: those of several images one after the other, with
+    ``image_tokens`` for each. ``visual_tokens`` is K, of all of them, and ``prompt_tokens`` counts them too.
     ``timings_ms`` has ``preprocess`` (images and prompt), ``vision``, ``select``, ``prefill`` (until the
     first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
     have no ``vision`` and ``select`` to pay for, unless they bring an image: both are 0. In a batch the first three
-    stages are those
-    of all questions together, ``prefill`` has those of the questions before in it, and ``total`` lasts until all of
-    them are answered.
+    stages are those of all questions together, ``prefill`` has those of the questions before in it, and ``total``
+    lasts until all of them are answered.
     """
 
     answer: str
@@ -63,7 +62,7 @@ class Answer:
     kept_indices: npt.NDArray[np.int64]
     prompt_tokens: int
     visual_tokens: int
-    images: tuple[int, ...]
+    image_tokens: tuple[int, ...]
     timings_ms: dict[str, float]
     finish_reason: FinishReason
     backend: str
@@ -76,7 +75,7 @@ class Answer:
             "kept_indices": self.kept_indices.tolist(),
             "prompt_tokens": self.prompt_tokens,
             "visual_tokens": self.visual_tokens,
-            "images": list(self.images),
+            "image_tokens": list(self.image_tokens),
             "timings_ms": {stage: round(value, 3) for stage, value in self.timings_ms.items()},
             "finish_reason": self.finish_reason,
             "backend": self.backend,
@@ -234,7 +233,7 @@ class Pipeline:
             kept_indices=kept,
             prompt_tokens=len(prompt),
             visual_tokens=prompt.visual_tokens,
-            images=tuple(span.rows for span in prompt.spans),
+            image_tokens=tuple(span.rows for span in prompt.spans),
             timings_ms={**times, "total": watch.total},
             finish_reason=result.finish_reason,
             backend=self._backend.name,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from checkpoints import IMAGE_TOKEN_ID, TEMPLATE, edit_json
 from exporting import export, plan_of
+from raising import refused
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
@@ -47,6 +48,20 @@ def test_templates_that_never_work(plain: Path, template: str, reason: str) -> N
     sentence = refusal(plain)
     assert reason in sentence
     assert "(chat template from chat_template.jinja)" in sentence
+
+
+def test_a_template_for_one_image_alone_is_refused_when_it_is_asked_otherwise(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = "{% set images = messages[0].content | selectattr('type', 'equalto', 'image') | list | length %}"
+    only = "{% if images != 1 %}{{ raise_exception('one image, please') }}{% endif %}"
+    (plain / "chat_template.jinja").write_text(one + only + TEMPLATE)
+    encoder = Bundle.open(export(plan_of(plain), tmp_path / "bundle").folder).prompt_encoder()
+    assert caplog.messages == []
+    assert encoder.encode([Turn("user", "what ?", images=1)], [9]).visual_tokens == 9
+    for images in (0, 2):
+        with refused("template-refuses", "one image, please"):
+            encoder.encode([Turn("user", "what ?", images=images)], [9] * images)
 
 
 def test_a_prompt_without_room_for_an_answer(plain: Path) -> None:
