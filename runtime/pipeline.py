@@ -262,9 +262,9 @@ class Chat:
         self._pipeline = pipeline
         self._turns = system_turns(system)
         self._session: LanguageSession | None = None
-        # What the visual tokens of the session are made of, and the ids that its cache holds.
-        self._seen: list[VisualTokens] = []
+        # The images whose visual tokens the session has, these, and the ids that its cache holds.
         self._shown: Sequence[ImageInput] = ()
+        self._seen: VisualTokens | None = None
         self._cached: tuple[int, ...] = ()
         started = time.perf_counter()
         # Those of the turns, and after them those of the next one.
@@ -345,21 +345,24 @@ class Chat:
     ) -> tuple[LanguageSession, VisualTokens]:
         """Return the session, which is shown what was seen of these images, and that; none is seen again."""
         pipeline, vision = self._pipeline, self._pipeline._vision
-        seen, shown = self._seen, self._shown
+        shown, seen = self._shown, self._seen
         if not all(_same(a, b) for a, b in zip(images, shown, strict=False)):
             # One that was alone may be read otherwise beside others; or another was asked about in its place.
-            seen, shown, self._cached = [], (), ()
-        if new := images[len(shown) :]:
-            seen, shown = [*seen, vision.see(new, pipeline.selector, watch.lap)], [*shown, *new]
-        visual = vision.join(seen)
+            shown, seen, self._cached = (), None, ()
+        new = images[len(shown) :]
+        if seen is None or new:
+            more = vision.see(new, pipeline.selector, watch.lap)
+            # A table without images has a row of zeros, which does not stay before theirs.
+            seen = vision.join([seen, more]) if seen is not None and shown else more
+            shown = [*shown, *new]
         if self._session is None:
             session = pipeline._backend.session()
-            self._slot = pipeline._begin(session, prompt, visual.tokens)
+            self._slot = pipeline._begin(session, prompt, seen.tokens)
             self._session, self._cached = session, prompt.ids[: session.length(self._slot)]
         else:
-            self._session.show(self._slot, visual.tokens)
-        self._seen, self._shown = seen, shown
-        return self._session, replace(visual, images=visual.images[: len(images)])
+            self._session.show(self._slot, seen.tokens)
+        self._shown, self._seen = shown, seen
+        return self._session, replace(seen, images=seen.images[: len(images)])
 
 
 def _check_budget(selector: Any, keep: Any) -> None:

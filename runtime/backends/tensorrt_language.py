@@ -180,7 +180,7 @@ class TensorRtLanguage:
             images = -(-rows * self.images // most)
             raise UserError(
                 f"The images of the prompt take {rows} visual tokens, but the language model's engine was built for "
-                f"{most} ({self.images} images): ask about fewer, or build it with "
+                f"{most} (--images {self.images}): ask about fewer, or build it with "
                 f"'python -m runtime build BUNDLE --images {images}'.",
                 code="engine-images",
             )

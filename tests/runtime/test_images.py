@@ -375,7 +375,7 @@ def test_engines_for_one_image_take_no_second(
     """It is told with both numbers, and the conversation goes on as it was."""
     bundle = made("llava", "static")
     ours, wanted = over_fake(bundle, monkeypatch, selectors=["divprune-7"], images=2), Pipeline(bundle)
-    with refused("engine-images", 21, 14, "2 images", "--images 3"):
+    with refused("engine-images", 21, 14, "--images 2", "--images 3"):
         ours.ask(pictures, "what ?")
     chat, other = ours.chat(pictures[:2]), wanted.chat(pictures[:2])
     for question in ("how many ?", "which colour ?"):
