@@ -139,10 +139,11 @@ class LanguageCost(Strict):
 class VisionInfo(GraphInfo):
     """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile.
 
-    ``beside`` names the outputs that go with the tokens, row by row, into the language model. ``image_height`` and
-    ``image_width`` are a tile's, None where they vary, as the number of tokens does then, of which ``tokens`` is the
-    most. ``flops`` are floating-point operations per tile, projector included. ``signals`` are those that this checkpoint's
-    encoder can give, whether or not it was exported with them. Both are None in bundles of older exports.
+    A row is a token, of ``token_width`` values, and behind it what the language model adds to it after each of its
+    first layers; None: the token alone. ``image_height`` and ``image_width`` are a tile's, None where they vary, as the
+    number of tokens does then, of which ``tokens`` is the most. ``flops`` are floating-point operations per tile,
+    projector included. ``signals`` are those that this checkpoint's encoder can give, whether or not it was exported
+    with them. Both are None in bundles of older exports.
     """
 
     tokens: Positive
@@ -152,7 +153,12 @@ class VisionInfo(GraphInfo):
     precision: Precision
     flops: Positive | None = None
     signals: tuple[str, ...] | None = None
-    beside: tuple[str, ...] = ()
+    token_width: Positive | None = None
+
+    @property
+    def looked_at(self) -> int:
+        """D: values of a row that selectors look at."""
+        return self.token_width or self.width
 
 
 class AssembleInfo(GraphInfo):
@@ -217,6 +223,12 @@ class LanguageInfo(GraphInfo):
     def groups(self) -> tuple[LayerGroup, ...]:
         """All layers, in order; one group, as every token passes all of them."""
         return (LayerGroup(0, self.layers, self.capacity),)
+
+    @property
+    def axes(self) -> int:
+        """Positions of a token: one, or time, height and width."""
+        found = [one.shape for one in self.inputs if one.name == "position_ids"]
+        return 3 if found and len(found[0]) == 3 else 1
 
     @property
     def visual(self) -> TensorInfo:
@@ -419,7 +431,8 @@ class Manifest(Strict):
     ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of
     the int4 graphs' weights, None where there are none; ``calibrated`` says that the language model's were rounded
     by what its layers read, not to the nearest. ``target`` is the device of ``models.targets`` that the bundle was
-    made for, if one was named.
+    made for, if one was named. ``positions`` says whether what is left of a prompt's images is numbered anew, without a
+    gap, or keeps the positions that it would have unpruned.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -429,6 +442,7 @@ class Manifest(Strict):
     calibrated: bool = False
     target: str | None = None
     token_dtype: DType
+    positions: Literal["compact", "original"] = "compact"
     vision_encoder: VisionInfo
     assemble: AssembleInfo | None = None
     selectors: tuple[SelectorInfo, ...]

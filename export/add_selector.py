@@ -93,9 +93,8 @@ def _add(
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
     tokens, width = manifest.candidates, manifest.vision_encoder.width
     signals = signal_inputs(selector, manifest.features)
-    entry = write_selector(
-        selector, tokens, keep, width, manifest.token_dtype, folder, signals, manifest.vision_encoder.beside
-    )
+    token = manifest.vision_encoder.looked_at
+    entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals, token)
     checks: tuple[Check, ...] = ()
     if verify:
         from divprune_edge.export.verify import verify_selector

@@ -31,8 +31,8 @@ def build_assemble(plan: ExportPlan, vision: GraphInfo) -> ir.Model:
         newline ──┐
         tile_tokens [tiles, n, D] ─┴► Concat ─► Gather(rows [groups, N, r]) ─► · weights, summed ─► [groups, N, D]
 
-    So goes each signal, and what is beside the tokens, with zeros in the newline's place; the tokens have zeros there,
-    too, where there is no newline. A class token is that of the tile of a group's first row.
+    So goes each signal, with zeros in the newline's place, as there are where there is no newline; a class token is
+    that of the tile of a group's first row.
     """
     size, sources = plan.candidates, plan.sources
     g = GraphBuilder(ASSEMBLE)

@@ -42,7 +42,7 @@ from divprune_edge.manifest import (
     VisionInfo,
 )
 from divprune_edge.models.cost import decoder_parts
-from divprune_edge.models.tiles import tiles_of
+from divprune_edge.models.tiles import row_width, tiles_of
 
 VISION_FILE = "vision_encoder.onnx"
 ASSEMBLE_FILE = "assemble.onnx"
@@ -89,11 +89,11 @@ def export_bundle(
             plan.selector,
             plan.candidates,
             plan.keep,
-            plan.spec.width,
+            row_width(plan.spec),
             plan.token_dtype,
             folder,
             signal_inputs(plan.selector, assemble or vision),
-            plan.spec.beside,
+            plan.spec.width,
         )
         language = _language(plan, folder, report, hashed)
         prompt = _prompt(plan, folder)
@@ -139,8 +139,8 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
     return VisionInfo(
         **_fields(graph),
         tokens=spec.tokens,
-        width=spec.width,
-        beside=tuple(plan.spec.beside),
+        width=row_width(spec),
+        token_width=spec.width,
         image_height=None if spec.image_size is None else spec.image_size[0],
         image_width=None if spec.image_size is None else spec.image_size[1],
         precision=plan.precisions.vision,

@@ -34,10 +34,11 @@ class Seen:
         """All other outputs."""
         return {name: value for name, value in self.outputs.items() if name != VISUAL_TOKENS}
 
-    def read(self, name: str = VISUAL_TOKENS) -> Array:
-        """Return an output's rows [m, …] in the order in which the language model reads them, unpruned."""
+    @property
+    def read(self) -> Array:
+        """Visual tokens [m, D] in the order in which the language model reads them, unpruned."""
         valid = self.groups.valid
-        return np.asarray(self.outputs[name][valid][np.argsort(self.groups.reading[valid])])
+        return np.asarray(self.tokens[valid][np.argsort(self.groups.reading[valid])])
 
 
 def groups_of_image(plan: ExportPlan, image: ImageInput) -> Groups:
@@ -59,7 +60,7 @@ def see(
         image: what to encode.
         signals: outputs beyond the visual tokens; all that there are where there is ``assemble``.
     """
-    names, groups = [VISUAL_TOKENS, *plan.spec.beside, *signals], groups_of_image(plan, image)
+    names, groups = [VISUAL_TOKENS, *signals], groups_of_image(plan, image)
     found = dict(zip(names, encoder.run(names, image.inputs), strict=True))
     if assemble is not None:
         feed = {tile_input(name): value for name, value in found.items()} | {"rows": groups.rows}

@@ -13,6 +13,7 @@ from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.models.signals import CLS_TOKEN
+from divprune_edge.models.tiles import row_width
 
 OPSET = 20
 """The newest opset that the oldest TensorRT target reads in full."""
@@ -21,7 +22,7 @@ OPSET = 20
 def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str] = ()) -> ir.Model:
     """Return the model ``pixels uint8 [tiles, …] -> visual_tokens [tiles, n, D]`` and ``signals``.
 
-    What lies between, what else it takes and what it gives beside the tokens, the plan's family says.
+    What lies between and what else it takes, the plan's family says.
     """
     spec = plan.spec
     g = GraphBuilder("vision_encoder")
@@ -31,8 +32,7 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
     }
     values = plan.family.encoder(g, parts, inputs, spec, plan.preprocessing, signals)
     tokens = spec.tokens if spec.image_size is not None else "rows"
-    for name in (VISUAL_TOKENS, *spec.beside):
-        g.output(values[name], name, format.dtype, ["tiles", tokens, spec.width])
+    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, ["tiles", tokens, row_width(spec)])
     shapes = spec.signal_shapes()
     for name in signals:
         kind = format.dtype if name == CLS_TOKEN else "float32"

@@ -25,3 +25,8 @@ def tiles_of(spec: Spec) -> int:
 def groups_of(spec: Spec, per: Per) -> int:
     """Return how often a selector picks from an image, at most."""
     return tiles_of(spec) if per == "tile" else 1
+
+
+def row_width(spec: Spec) -> int:
+    """Return how many values a row of the visual tokens has."""
+    return spec.width * (1 + spec.stacked)

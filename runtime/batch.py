@@ -7,6 +7,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
 from divprune_edge.processing.image_input import ImageInput
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from divprune_edge.processing.images import ImageSource, ImageSources
     from divprune_edge.processing.layout import PromptIds
     from divprune_edge.runtime.pipeline import Answer, Pipeline
+    from divprune_edge.runtime.vision import SeenImage
 
 
 Question = tuple["ImageSources", str]
@@ -116,18 +119,28 @@ def _answer(
     session = pipeline._backend.session(len(questions))
     writers: dict[int, Writer] = {}
     for question, visible in zip(questions, own, strict=True):
-        prompt = question.prompt
+        language = pipeline.bundle.manifest.language_model
+        prompt = question.prompt.placed(language.embedding_rows, _in_a_row(visible.images), language.axes)
         # No table is empty: without an image there is a row that no id refers to.
         visual = pipeline._backend.to_device(tokens[:, visible.rows if question.images else [0]])
         slot = pipeline._begin(session, prompt, visual)
         if not session.length(slot) and len(questions) > 1 and prompt.before_image:
-            session.extend(slot, prompt.before_image, prompt.positions[: len(prompt.before_image)])
+            session.extend(slot, prompt.before_image, prompt.positions[..., : len(prompt.before_image)])
             pipeline._remember_prefix(prompt, session, slot)
         writers[slot] = pipeline._writer(prompt, options)
     write(session, writers)
     return [
         pipeline._answer(writer.result(), writer.prompt, visible.kept_indices, watch)
         for writer, visible in zip(writers.values(), own, strict=True)
+    ]
+
+
+def _in_a_row(images: Sequence[SeenImage]) -> list[SeenImage]:
+    """Return images whose rows of the visual tokens are one behind the other's."""
+    ends = np.cumsum([len(image.rows) for image in images])
+    return [
+        replace(image, rows=np.arange(end - len(image.rows), end))
+        for image, end in zip(images, ends, strict=True)
     ]
 
 

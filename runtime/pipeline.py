@@ -314,7 +314,8 @@ class Chat:
         watch.lap("preprocess")
         opened = self._session is None
         session, visual = self._look(inputs, prompt, watch)
-        prompt = prompt.placed(pipeline.bundle.manifest.language_model.embedding_rows, visual.rows.tolist())
+        language = pipeline.bundle.manifest.language_model
+        prompt = prompt.placed(language.embedding_rows, visual.images, language.axes)
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(self._slot, common)

@@ -24,6 +24,9 @@ class ImageInput:
         assembly: which of its tiles' tokens make its rows; None where it has one tile whose tokens are the rows.
         alone: whether it is its prompt's only image.
         further: inputs of the encoder beside the pixels, by name, the same for all tiles.
+        places: int64 [axes, m]; positions of its rows in a prompt, from that of the image on. None: one after the
+            other.
+        ahead: positions that the image takes in a prompt.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -31,6 +34,8 @@ class ImageInput:
     assembly: Assembly | None = None
     alone: bool = True
     further: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    places: Ints | None = None
+    ahead: int = 0
 
     @property
     def inputs(self) -> dict[str, npt.NDArray[Any]]:

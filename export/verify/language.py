@@ -51,9 +51,35 @@ class PromptCase:
         return self._put_together(self.before, images, self.after)
 
     def embeddings(self, oracle: Oracle) -> Array:
-        """Return float32 [length, D]: transformers' own embedding of the text around the visual tokens."""
-        texts = [oracle.embed(text) for text in self.after]
-        return self._put_together(oracle.embed(self.before), self.visual.astype(np.float32), texts)
+        """Return float32 [length, …]: transformers' own embedding of the text around the rows of the visual tokens.
+
+        What is stacked behind a token is zero for text.
+        """
+        rows = self.visual.astype(np.float32)
+
+        def embed(text: Array) -> Array:
+            found = oracle.embed(text)
+            return np.pad(found, ((0, 0), (0, rows.shape[-1] - found.shape[-1])))
+
+        return self._put_together(embed(self.before), rows, [embed(text) for text in self.after])
+
+    def positions(self, axes: int, more: int) -> Array | None:
+        """Return int64 [axes, length + more]; None for one position each, without a gap.
+
+        The tokens of an image lie on a grid five wide, at one time; text goes on after its largest position.
+        """
+        if axes == 1:
+            return None
+        parts, at = [], 0
+        for i, text in enumerate([self.before, *self.after]):
+            if i:
+                places = np.arange(self.visual.shape[1])
+                parts.append(at + np.stack([0 * places, places // 5, places % 5]))
+                at = int(parts[-1].max(initial=at - 1)) + 1
+            parts.append(np.tile(at + np.arange(len(text)), (axes, 1)))
+            at += len(text)
+        parts.append(np.tile(at + np.arange(more), (axes, 1)))
+        return np.concatenate(parts, axis=1)
 
     def _put_together(self, before: Array, images: Array, after: Sequence[Array]) -> Array:
         pairs = zip(images, after, strict=True)
@@ -75,8 +101,8 @@ def check_language(
     answers, found = [], []
     for case in cases:
         report(f"prompt '{case.name}'")
-        answers.append(oracle.answer(case.embeddings(oracle), STEPS))
-        found.append(_follow(graph, case, rows, answers[-1].tokens))
+        answers.append(_answer(plan, oracle, case))
+        found.append(_follow(plan, graph, case, answers[-1].tokens))
     prefill = [relative_error(f[0], a.logits[0]) for f, a in zip(found, answers, strict=True)]
     steps = [
         _worst([relative_error(f[s], a.logits[s]) for f, a in zip(found, answers, strict=True)])
@@ -85,9 +111,9 @@ def check_language(
     report("chunked prefill")
     ids = cases[0].ids(rows)
     cuts = sorted({len(cases[0].before) + 1, len(ids) // 2, len(ids) - 1} - {0, len(ids)})
-    chunked = relative_error(_follow(graph, cases[0], rows, answers[0].tokens, cuts), answers[0].logits)
+    chunked = relative_error(_follow(plan, graph, cases[0], answers[0].tokens, cuts), answers[0].logits)
     report("batch of different lengths")
-    batch = relative_error(*_ragged(graph, cases, rows, answers))
+    batch = relative_error(*_ragged(plan, graph, cases, answers))
     each = " ".join(f"{error:.1e}" for error in steps)
     unit, limit = "relative", tolerance.error
     names = ", ".join(f"'{case.name}' {error:.1e}" for case, error in zip(cases, prefill, strict=True))
@@ -106,8 +132,8 @@ def cost_of_precision(plan: ExportPlan, graph: AnyLanguageGraph, oracle: Oracle,
     """Compare a quantised graph with the checkpoint's own weights in ``oracle``: no limit, only the record."""
     cases, errors, same, total = sample_prompts(plan, kept), [], 0, 0
     for case in cases:
-        answer = oracle.answer(case.embeddings(oracle), STEPS)
-        found = _follow(graph, case, plan.embedding_rows, answer.tokens)
+        answer = _answer(plan, oracle, case)
+        found = _follow(plan, graph, case, answer.tokens)
         errors.append(relative_error(found, answer.logits))
         same += int((found.argmax(axis=-1) == answer.logits.argmax(axis=-1)).sum())
         total += len(found)
@@ -167,29 +193,42 @@ def _tokenise(plan: ExportPlan, text: str, usable: Array) -> Array:
     return ids if len(ids) else usable[:1]
 
 
+def _answer(plan: ExportPlan, oracle: Oracle, case: PromptCase) -> ExpectedAnswer:
+    return oracle.answer(
+        case.embeddings(oracle), STEPS, case.positions(plan.spec.decoder.rope.axes, STEPS), plan.spec.stacked
+    )
+
+
 def _follow(
+    plan: ExportPlan,
     graph: AnyLanguageGraph,
     case: PromptCase,
-    rows: int,
     forced: Array,
     cuts: list[int] | None = None,
 ) -> Array:
     """Return float32 [STEPS + 1, V]; the reference's tokens are fed, whatever the graph would have said."""
-    ids = case.ids(rows)[None]
-    logits: Array = graph.follow(ids, case.table[None], np.ones(ids.shape, bool), forced[None], cuts or [])[0]
+    ids, places = case.ids(plan.embedding_rows)[None], case.positions(plan.spec.decoder.rope.axes, STEPS)
+    positions = None if places is None else places[:, None]
+    mask = np.ones(ids.shape, bool)
+    logits: Array = graph.follow(ids, case.table[None], mask, forced[None], cuts or [], positions)[0]
     return logits
 
 
 def _ragged(
-    graph: AnyLanguageGraph, cases: list[PromptCase], rows: int, answers: list[ExpectedAnswer]
+    plan: ExportPlan, graph: AnyLanguageGraph, cases: list[PromptCase], answers: list[ExpectedAnswer]
 ) -> tuple[Array, Array]:
     """All prompts in one batch, padded on the left: (found, wanted), each [batch, STEPS + 1, V]."""
-    prompts = [case.ids(rows) for case in cases]
+    prompts = [case.ids(plan.embedding_rows) for case in cases]
     length, most = max(map(len, prompts)), max(len(case.table) for case in cases)
     ids = np.stack([np.pad(prompt, (length - len(prompt), 0)) for prompt in prompts])
     mask = np.stack([np.arange(length) >= length - len(prompt) for prompt in prompts])
     visual = np.stack([np.pad(case.table, ((0, most - len(case.table)), (0, 0))) for case in cases])
-    found = graph.follow(ids, visual, mask, np.stack([answer.tokens for answer in answers]))
+    places = [case.positions(plan.spec.decoder.rope.axes, STEPS) for case in cases]
+    whole = length + STEPS
+    padded = [np.pad(p, ((0, 0), (whole - p.shape[1], 0))) for p in places if p is not None]
+    positions = np.stack(padded, axis=1) if padded else None
+    forced = np.stack([answer.tokens for answer in answers])
+    found = graph.follow(ids, visual, mask, forced, positions=positions)
     return found, np.stack([answer.logits for answer in answers])
 
 

@@ -67,7 +67,7 @@ def check_vision(
 
     ``unquantised`` are the tokens that the checkpoint's own weights give, where the reference has others.
     """
-    found, wanted = [one.read() for one in seen], oracle.visual_tokens(images)
+    found, wanted = [one.read for one in seen], oracle.visual_tokens(images)
     shapes = [(f.shape, w.shape) for f, w in zip(found, wanted, strict=True) if f.shape != w.shape]
     checks = [
         none_of("vision", "rows of an image", [f"{f} and not {w}" for f, w in shapes], len(found), "images")

@@ -74,8 +74,11 @@ class Spec(Protocol):
         ...
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """What the encoder gives beside the visual tokens, a row for each: added to them after the first layers."""
+    def stacked(self) -> int:
+        """How many of the decoder's first layers are followed by features of the encoder, added at visual tokens.
+
+        They lie behind the token in a row of the visual tokens.
+        """
         ...
 
     @property
@@ -169,6 +172,7 @@ class Model(Protocol):
         ...
 
 
+Process = Callable[[Pixels], Mapping[str, Any]]
 S = TypeVar("S", bound=Spec)
 
 
@@ -181,7 +185,8 @@ class Reference(Generic[S]):
         processor: ``(class that the checkpoint names, if it does)`` returns the name of an image processor's class that
             rescales and normalises as that does.
         modules: ``(model)`` returns the modules of the encoder's parts.
-        visual_tokens: ``(model, what the processor made of all their tiles, images)`` returns a tensor [N, D] for each.
+        visual_tokens: ``(model, processor, images)`` returns a tensor [N, D] for each image; ``processor`` makes
+            ``pixel_values`` of uint8 [n, H, W, 3].
         signals: ``(spec, model, uint8 pixels)`` returns every signal, computed from what the model computes.
         unused: ``(spec, config, part, name)`` says whether no graph needs a weight of an encoder's part.
     """
@@ -189,7 +194,7 @@ class Reference(Generic[S]):
     model: str
     processor: Callable[[str | None], str]
     modules: Callable[[Any], Mapping[str, Any]]
-    visual_tokens: Callable[[Any, Mapping[str, Any], Sequence[ImageInput]], Sequence[Any]]
+    visual_tokens: Callable[[Any, Process, Sequence[ImageInput]], Sequence[Any]]
     signals: Callable[[S, Model, Pixels], dict[str, Array]]
     unused: Callable[[S, Config, str, str], bool]
 
@@ -211,7 +216,7 @@ class Family(Generic[S]):
             encoder takes.
         sample_sizes: ``(spec)`` returns heights and widths of four images that verification looks at.
         encoder: ``(builder, layers of each part, inputs, spec, facts, signals)`` writes the encoder; returns
-            :data:`VISUAL_TOKENS` [tiles, n, D], what lies beside them, and the signals, by name.
+            :data:`VISUAL_TOKENS` [tiles, n, D · (1 + stacked)] and the signals, by name.
         reference: what verification compares with.
     """
 

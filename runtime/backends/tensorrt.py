@@ -91,17 +91,18 @@ class TensorRtBackend:
         self._model.check_kept(manifest.visual_tokens(selector))
         self._model.reserve(scratch)
 
-    def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
+    def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Run the vision encoder; its outputs stay on the device."""
         most = self._bundle.manifest.tiles_at_once
-        if len(pixels) > most:
+        tiles = len(inputs["pixels"])
+        if tiles > most:
             raise UserError(
-                f"There are {len(pixels)} images, but backend '{self._name}' takes {most} at a time.",
+                f"There are {tiles} images, but backend '{self._name}' takes {most} at a time.",
                 code="batch-with-backend",
             )
         graph = self._bundle.manifest.vision_encoder
-        read = self._upload("pixels", pixels)
-        outputs = self._run(VISION, graph, {"pixels": read}, len(pixels))
+        read = {name: self._upload(name, array) for name, array in inputs.items()}
+        outputs = self._run(VISION, graph, read, tiles)
         # The times of an answer are told by stage, so each stage ends before the next begins.
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})

@@ -17,7 +17,15 @@ import numpy as np
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime.backends.session import CacheRows, Ints, Logits, SlotTable, pieces
+from divprune_edge.runtime.backends.session import (
+    CacheRows,
+    Ints,
+    Logits,
+    Positions,
+    SlotTable,
+    along,
+    pieces,
+)
 from divprune_edge.runtime.backends.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.tensorrt_slots import PAST, ROWS, VISUAL, Slots
 from divprune_edge.runtime.engines.device import Device, Memory, Plan, Shape, aligned
@@ -55,6 +63,7 @@ class TensorRtLanguage:
     ) -> None:
         assert group.capacity is not None
         self.device, self.plan, self.info, self.group, self.images = device, plan, info, group, images
+        self.axes = info.axes
         self.capacity = group.capacity
         self.prefill = min(PREFILL, plan.profiles - 1)
         self.longest = plan.limits("input_ids", self.prefill)[1][1]
@@ -124,7 +133,8 @@ class TensorRtLanguage:
 
     def step(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
         """Return what a step is fed; see :data:`~divprune_edge.runtime.backends.steps.STEPS`."""
-        return STEPS[self.info.dialect](ids, positions, lengths, self.capacity, self.info.window)
+        places = along(positions, self.axes)
+        return STEPS[self.info.dialect](ids, places, lengths, self.capacity, self.info.window)
 
     def reserve(self, scratch: Memory) -> None:
         """Have the memory of one sequence ready, and its decode step captured; ``scratch`` is for activations."""
@@ -232,7 +242,7 @@ class TensorRtSession(SlotTable):
         super().show(slot, visual)
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
     ) -> Logits:
         """Run a step per chunk; none is longer than what the engine was built for."""
         model, memory, lengths = self._model, self._memory, self.lengths

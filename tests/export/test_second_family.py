@@ -39,7 +39,7 @@ class StripesSpec:
     vision_flops: int = 1
     projector_flops: int = 1
     rows: None = None
-    beside: tuple[str, ...] = ()
+    stacked: int = 0
     inputs: tuple[TensorInfo, ...] = (
         TensorInfo(name="pixels", dtype="uint8", shape=("tiles", HEIGHT, WIDTH, 3)),
     )

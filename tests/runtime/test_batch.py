@@ -115,7 +115,7 @@ def test_an_image_is_seen_once_and_a_few_at_a_time(
     monkeypatch.setattr(
         OnnxRuntimeBackend,
         "encode",
-        lambda s, pixels, *p: (seen.append(len(pixels)), encode(s, pixels, *p))[1],
+        lambda s, inputs, *p: (seen.append(len(inputs["pixels"])), encode(s, inputs, *p))[1],
     )
     monkeypatch.setattr(OnnxRuntimeBackend, "images_at_once", 3)
     asked.ask_batch(pairs, max_tokens=2)

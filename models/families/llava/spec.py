@@ -83,9 +83,9 @@ class LlavaSpec:
         return (TensorInfo(name="pixels", dtype="uint8", shape=("tiles", *self.image_size, 3)),)
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
+    def stacked(self) -> int:
+        """None."""
+        return 0
 
     @property
     def width(self) -> int:

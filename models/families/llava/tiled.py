@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing, Tiling
-from divprune_edge.models.families.family import WeightNames
+from divprune_edge.models.families.family import Process, WeightNames
 from divprune_edge.models.families.llava.preprocessing import (
     ProcessorKind,
     processor_config,
@@ -127,11 +128,9 @@ def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
     return replace(find_weights(names, tied), newline=newline)
 
 
-def tiled_visual_tokens(
-    model: Any, processed: Mapping[str, Any], images: Sequence[ImageInput]
-) -> Sequence[Any]:
+def tiled_visual_tokens(model: Any, process: Process, images: Sequence[ImageInput]) -> Sequence[Any]:
     """Return what transformers' own model makes of the tiles of some images: a tensor [m, D] for each."""
-    pixels = processed["pixel_values"]
+    pixels = process(np.concatenate([image.pixels for image in images]))["pixel_values"]
     together = {} if images[0].alone else {"batch_num_images": pixels.new_tensor([len(images)]).long()}
     features: Sequence[Any] = model.get_image_features(
         pixel_values=pixels,
