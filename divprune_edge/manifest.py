@@ -280,17 +280,46 @@ class Tiling(Strict):
         return self
 
 
+class Patches(Strict):
+    """How an image becomes patches, as many as it has room for, and what its encoder is told of their grid.
+
+    It is resized to multiples of ``patch`` * ``merge`` pixels a side that make ``min_pixels`` to ``max_pixels``. A
+    patch is ``patch`` pixels a side, ``merge`` of them a side are one visual token, and it holds ``temporal`` frames,
+    all the same. ``places`` are those a side of the encoder's grid of learned positions, ``window`` the visual tokens a
+    side of its windows of attention; None where it has none.
+    """
+
+    patch: Annotated[int, Field(gt=0, le=64)]
+    merge: Annotated[int, Field(gt=0, le=8)]
+    temporal: Annotated[int, Field(gt=0, le=4)]
+    min_pixels: Positive
+    max_pixels: Annotated[int, Field(gt=0, le=_MOST_PIXELS)]
+    places: Annotated[int, Field(gt=0, le=1024)] | None = None
+    window: Annotated[int, Field(gt=0, le=64)] | None = None
+
+    @model_validator(mode="after")
+    def _pixels_fit(self) -> Patches:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"images have at least {self.min_pixels} and at most {self.max_pixels} pixels")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a visual token a side."""
+        return self.patch * self.merge
+
+
 class Preprocessing(Strict):
     """Facts of the image processor; all of it happens on the host except rescale, mean and std.
 
     ``resize`` is ``shortest_edge`` (keeps the aspect ratio; with ``longest_edge`` smaller where the other edge would
-    exceed that) or ``exact`` (to ``resize_height`` x
-    ``resize_width``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
+    exceed that) or ``exact`` (to ``resize_height`` x ``resize_width``) or ``area`` (as ``patches`` says; see
+    ``processing.patches``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
     None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number. With
     ``tiling`` all of this happens to each tile; see ``processing.anyres``.
     """
 
-    resize: Literal["shortest_edge", "exact", "none"]
+    resize: Literal["shortest_edge", "exact", "area", "none"]
     resize_height: Positive | None = None
     resize_width: Positive | None = None
     shortest_edge: Positive | None = None
@@ -303,6 +332,17 @@ class Preprocessing(Strict):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     tiling: Tiling | None = None
+    patches: Patches | None = None
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Preprocessing:
+        if (self.resize == "area") != (self.patches is not None):
+            raise ValueError("an image is resized to an area where it becomes patches, and nowhere else")
+        if self.patches is not None and (
+            self.pad_to_square or self.crop_height or self.crop_width or self.tiling
+        ):
+            raise ValueError("an image that becomes patches is not padded, cropped or tiled")
+        return self
 
     @model_validator(mode="after")
     def _tiles_fit(self) -> Preprocessing:

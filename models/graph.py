@@ -71,6 +71,10 @@ class Layers(Protocol):
         """Return LayerNorm over the last axis."""
         ...
 
+    def rms_norm(self, x: Any, name: str, eps: float) -> Any:
+        """Return RMSNorm over the last axis."""
+        ...
+
     def activation(self, x: Any, name: str) -> Any:
         """Return the activation ``name`` (canonical, see ``models.activations``) of ``x``."""
         ...

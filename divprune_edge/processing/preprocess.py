@@ -43,7 +43,7 @@ def to_pixels(image: Image.Image, facts: Preprocessing) -> npt.NDArray[np.uint8]
         image = _pad_to_square(image, facts.mean)
     if facts.resize != "none":
         height, width = _resized(image, facts)
-        _check_pixels(image, (height, width), "resized")
+        check_pixels(image, (height, width), "resized")
         image = image.resize((width, height), resample=Image.Resampling(facts.resample))
     pixels = np.asarray(image)
     if facts.crop_height is not None and facts.crop_width is not None:
@@ -51,7 +51,12 @@ def to_pixels(image: Image.Image, facts: Preprocessing) -> npt.NDArray[np.uint8]
     return np.ascontiguousarray(pixels)[None]
 
 
-def _check_pixels(image: Image.Image, size: tuple[int, int], verb: str) -> None:
+def check_pixels(image: Image.Image, size: tuple[int, int], verb: str) -> None:
+    """Refuse an image that would become of a ``size`` (height, width) that is no image's, or too large a one's.
+
+    Raises:
+        UserError: it would.
+    """
     height, width = size
     if min(size) < 1:
         raise UserError(
@@ -72,7 +77,7 @@ def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Imag
     side = max(image.size)
     if image.width == image.height:
         return image
-    _check_pixels(image, (side, side), "padded to a square")
+    check_pixels(image, (side, side), "padded to a square")
     square = Image.new(
         "RGB", (side, side), tuple(int(m * 255) for m in mean)
     )  # truncated, as in the original

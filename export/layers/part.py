@@ -9,7 +9,7 @@ import onnx_ir as ir
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear
-from divprune_edge.export.layers.norm import layer_norm
+from divprune_edge.export.layers.norm import layer_norm, plain_rms_norm
 from divprune_edge.export.weights import Weights
 
 
@@ -36,6 +36,10 @@ class Part:
     def layer_norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
         """See :func:`divprune_edge.export.layers.norm.layer_norm`."""
         return layer_norm(self.graph, x, self.weights, name, eps)
+
+    def rms_norm(self, x: ir.Value, name: str, eps: float) -> ir.Value:
+        """See :func:`divprune_edge.export.layers.norm.plain_rms_norm`: encoders stay within opset 20."""
+        return plain_rms_norm(self.graph, x, self.weights, name, eps)
 
     def activation(self, x: ir.Value, name: str) -> ir.Value:
         """See :func:`divprune_edge.export.layers.activation.activate`."""

@@ -9,12 +9,19 @@ from typing import Any
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing
+from divprune_edge.models.families.image_processor import (
+    BICUBIC,
+    BILINEAR,
+    CLIP_MEAN,
+    CLIP_STD,
+    is_on,
+    normalisation,
+    processor_config,
+    resample_filter,
+)
 from divprune_edge.models.files import CheckpointFiles, Config, setting
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
-BILINEAR, BICUBIC = 2, 3
 
 
 @dataclass(frozen=True)
@@ -82,62 +89,26 @@ def read_preprocessing(
             "set do_pad to false if images have the tower's size without it.",
             code="image-processor-unsupported",
         )
-    rescaled, normalised = _is_on(config, "do_rescale"), _is_on(config, "do_normalize")
     crop = None
     # A processor that cuts tiles cuts them of the crop's size, also where it does not crop.
-    if _is_on(config, "do_center_crop", default=kind.crop is not None) or (
+    if is_on(config, "do_center_crop", default=kind.crop is not None) or (
         kind.tiles and kind.crop is not None
     ):
         crop = _height_width(kind.crop if config.get("crop_size") is None else config["crop_size"])
     facts = Preprocessing(
         **_resize(config, kind),
-        resample=_resample(config, kind),
+        resample=resample_filter(config, kind.resample),
         crop_height=crop[0] if crop else None,
         crop_width=crop[1] if crop else None,
-        pad_to_square=kind.pads and _is_on(config, "do_pad", default=False),
-        rescale_factor=setting(config, "rescale_factor", 1 / 255, float) if rescaled else 1.0,
-        mean=_three(config, "image_mean", kind.mean) if normalised else (0.0, 0.0, 0.0),
-        std=_three(config, "image_std", kind.std) if normalised else (1.0, 1.0, 1.0),
+        pad_to_square=kind.pads and is_on(config, "do_pad", default=False),
+        **normalisation(config, kind.mean, kind.std),
     )
     _check_size(facts, image_size, tiled=kind.tiles)
     return facts
 
 
-def _resample(config: Config, kind: ProcessorKind) -> int:
-    value = int(setting(config, "resample", kind.resample, int))
-    if not 0 <= value <= 5:
-        raise UserError(
-            f"The image processor's resample is {value}, expected one of Pillow's filters, 0 to 5.",
-            code="image-processor-unsupported",
-        )
-    return value
-
-
-def _is_on(config: Config, name: str, *, default: bool = True) -> bool:
-    return bool(config.get(name, default))
-
-
-def processor_config(files: CheckpointFiles) -> Config:
-    """Return what the checkpoint says of its image processor.
-
-    Raises:
-        UserError: nothing.
-    """
-    config = files.json("preprocessor_config.json")
-    if config is None:
-        nested = (files.json("processor_config.json") or {}).get("image_processor")
-        config = nested if isinstance(nested, dict) else None
-    if config is None:
-        raise UserError(
-            f"'{files.folder}' has no preprocessor_config.json (nor an image_processor in "
-            "processor_config.json), which says how images are resized: copy it from the original checkpoint.",
-            code="image-processor-missing",
-        )
-    return config
-
-
 def _resize(config: Config, kind: ProcessorKind) -> dict[str, Any]:
-    if not _is_on(config, "do_resize"):
+    if not is_on(config, "do_resize"):
         return {"resize": "none"}
     size: Any = kind.size if config.get("size") is None else config["size"]
     if kind is _CLIP and config.get("use_square_size"):
@@ -176,22 +147,6 @@ def _height_width(size: Any) -> tuple[int, int]:
 def _is_edge(value: Any) -> bool:
     """Whether this is a number of pixels."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 1 << 16
-
-
-def _three(config: Config, name: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Return a number per channel; a single one is for all three."""
-    values = config.get(name)
-    if values is None:
-        return default
-    if isinstance(values, (int, float)) and not isinstance(values, bool):
-        values = [values] * 3
-    numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-    if not numbers or len(values) != 3 or max(map(abs, values)) > 1e6:
-        raise UserError(
-            f"The image processor's {name} is {values!r}, expected three numbers, or one for all.",
-            code="image-processor-unsupported",
-        )
-    return (float(values[0]), float(values[1]), float(values[2]))
 
 
 def _check_size(facts: Preprocessing, image_size: int, *, tiled: bool) -> None:

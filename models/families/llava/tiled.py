@@ -13,11 +13,8 @@ from pydantic import ValidationError
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing, Tiling
 from divprune_edge.models.families.family import Process, WeightNames
-from divprune_edge.models.families.llava.preprocessing import (
-    ProcessorKind,
-    processor_config,
-    read_preprocessing,
-)
+from divprune_edge.models.families.image_processor import processor_config
+from divprune_edge.models.families.llava.preprocessing import ProcessorKind, read_preprocessing
 from divprune_edge.models.families.llava.spec import LlavaSpec
 from divprune_edge.models.families.llava.weights import find_weights
 from divprune_edge.models.files import CheckpointFiles, Config

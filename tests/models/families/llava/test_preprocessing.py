@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from raising import refused
 
-from divprune_edge.models.families.llava.preprocessing import CLIP_MEAN, CLIP_STD, read_preprocessing
+from divprune_edge.models.families.image_processor import CLIP_MEAN, CLIP_STD
+from divprune_edge.models.families.llava.preprocessing import read_preprocessing
 from divprune_edge.models.files import CheckpointFiles
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.preprocess import encoder_pixels

@@ -1,0 +1,128 @@
+"""An image to the patches of an encoder that takes images of any size, bit for bit as transformers'
+``Qwen2VLImageProcessorPil`` makes them, and what such an encoder is told of their grid.
+
+Only what happens to 8-bit pixels is done here; rescale, mean and std are the first nodes of the vision graph. Patches
+come in blocks, those of one visual token together, in rows within it; so do the blocks within the image.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Patches, Preprocessing
+from divprune_edge.processing.preprocess import check_pixels
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+PIXELS = "pixels"
+AXES, PLACE_ROWS, PLACE_WEIGHTS = "axes", "place_rows", "place_weights"
+WINDOWS, WINDOW_OF = "windows", "window_of"
+"""What a vision graph's inputs are called; :func:`grid_inputs` says what they are."""
+
+MOST_ELONGATED = 200
+"""Times that an image's longer side may be its shorter one."""
+
+
+def fitted_size(height: int, width: int, facts: Patches) -> tuple[int, int]:
+    """Return the (height, width) that an image is resized to: the nearest whole visual tokens within the bounds.
+
+    In floating point, and rounded half to even, as in transformers (``smart_resize``).
+
+    Raises:
+        UserError: the image is too elongated.
+    """
+    if max(height, width) / min(height, width) > MOST_ELONGATED:
+        raise UserError(
+            f"The image of {width} x {height} pixels is too elongated: one side may be at most {MOST_ELONGATED} times "
+            "the other; crop it.",
+            code="image-too-elongated",
+        )
+    factor, sides = facts.factor, (height, width)
+    down, across = (round(side / factor) * factor for side in sides)
+    if down * across > facts.max_pixels:
+        shrink = math.sqrt(height * width / facts.max_pixels)
+        down, across = (max(factor, math.floor(side / shrink / factor) * factor) for side in sides)
+    elif down * across < facts.min_pixels:
+        grow = math.sqrt(facts.min_pixels / (height * width))
+        down, across = (math.ceil(side * grow / factor) * factor for side in sides)
+    return down, across
+
+
+def to_patches(image: Image.Image, facts: Preprocessing) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """Return an RGB image as ``pixels`` uint8 [1, n, 3 * temporal * patch²], and its grid: patches down and across.
+
+    Raises:
+        UserError: the image is too elongated.
+    """
+    assert facts.patches is not None
+    patch, merge, temporal = facts.patches.patch, facts.patches.merge, facts.patches.temporal
+    height, width = fitted_size(image.height, image.width, facts.patches)
+    check_pixels(image, (height, width), "resized")
+    pixels = np.asarray(image.resize((width, height), resample=Image.Resampling(facts.resample)))
+    rows, columns = height // patch, width // patch
+    cut = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
+    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :]
+    frames = np.broadcast_to(cut, (*cut.shape[:5], temporal, patch, patch))
+    return frames.reshape(1, rows * columns, -1), (rows, columns)
+
+
+def grid_inputs(grid: tuple[int, int], facts: Patches) -> dict[str, npt.NDArray[Any]]:
+    """Return what an encoder is told of a grid of n patches, by the names of its inputs.
+
+    Returns:
+        ``axes`` int64 [n, 2]: row and column of each patch, for its rotary embedding.
+
+        With ``places``, ``place_rows`` int64 [n, 4] and ``place_weights`` float32 [n, 4]: the places whose learned
+        positions a patch's is interpolated from, corners on corners.
+
+        With ``window``, ``windows`` int64 [windows, most]: the patches of each, and n where it has no more; and
+        ``window_of`` int64 [n]: where each patch is in the windows, these taken as one row.
+    """
+    axes = _axes(grid, facts.merge)
+    found: dict[str, npt.NDArray[Any]] = {AXES: axes}
+    if facts.places is not None:
+        found[PLACE_ROWS], found[PLACE_WEIGHTS] = _places(axes, grid, facts.places)
+    if facts.window is not None:
+        found[WINDOWS], found[WINDOW_OF] = _windows(grid, facts.merge, facts.window)
+    return found
+
+
+def _axes(grid: tuple[int, int], merge: int) -> Ints:
+    rows, columns = grid
+    blocks = np.arange(rows * columns).reshape(rows // merge, merge, columns // merge, merge)
+    return np.stack(np.divmod(blocks.transpose(0, 2, 1, 3).reshape(-1), columns), axis=-1)
+
+
+def _places(axes: Ints, grid: tuple[int, int], side: int) -> tuple[Ints, Floats]:
+    """Interpolate in float32, as transformers does."""
+    reach = np.array([max(size - 1, 1) for size in grid], np.float32)
+    at = axes.astype(np.float32) * np.float32(side - 1) / reach
+    below = np.floor(at)
+    places = np.minimum(below.astype(np.int64)[..., None] + np.arange(2), side - 1)
+    share = at - below
+    weights = np.stack([1 - share, 1 - (1 - share)], axis=-1)
+    rows = places[:, 0, :, None] * side + places[:, 1, None, :]
+    together = weights[:, 0, :, None] * weights[:, 1, None, :]
+    return rows.reshape(-1, 4), together.reshape(-1, 4).astype(np.float32)
+
+
+def _windows(grid: tuple[int, int], merge: int, window: int) -> tuple[Ints, Ints]:
+    rows, columns = (size // merge for size in grid)
+    n, each = grid[0] * grid[1], merge**2
+    tokens = np.full((-(-rows // window) * window, -(-columns // window) * window), -1)
+    tokens[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
+    cut = tokens.reshape(-1, window, tokens.shape[1] // window, window).transpose(0, 2, 1, 3)
+    blocks = cut.reshape(-1, window**2, 1)
+    patches = np.where(blocks < 0, n, blocks * each + np.arange(each)).reshape(len(blocks), -1)
+    flat = patches.reshape(-1)
+    real = np.flatnonzero(flat < n)
+    window_of = np.empty(n, np.int64)
+    window_of[flat[real]] = real
+    return patches, window_of
