@@ -471,7 +471,7 @@ class Manifest(Strict):
     ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of
     the int4 graphs' weights, None where there are none; ``calibrated`` says that the language model's were rounded
     by what its layers read, not to the nearest. ``target`` is the device of ``models.targets`` that the bundle was
-    made for, if one was named. ``positions`` says whether what is left of a prompt's images is numbered anew, without a
+    made for, if one was named. ``numbering`` says whether what is left of a prompt's images is numbered anew, without a
     gap, or keeps the positions that it would have unpruned.
     """
 
@@ -482,7 +482,7 @@ class Manifest(Strict):
     calibrated: bool = False
     target: str | None = None
     token_dtype: DType
-    positions: Literal["compact", "original"] = "compact"
+    numbering: Literal["compact", "original"] = "compact"
     vision_encoder: VisionInfo
     assemble: AssembleInfo | None = None
     selectors: tuple[SelectorInfo, ...]

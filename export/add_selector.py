@@ -99,7 +99,9 @@ def _add(
     if verify:
         from divprune_edge.export.verify import verify_selector
 
-        checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / entry.file)
+        checks = verify_selector(
+            selector, tokens, keep, width, manifest.token_dtype, folder / entry.file, token
+        )
         failed = [check for check in checks if not check.passed]
         if failed:
             raise VerificationFailed(

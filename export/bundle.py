@@ -115,6 +115,7 @@ def export_bundle(
             calibrated=bool(plan.moments),
             target=plan.target,
             token_dtype=plan.token_dtype,
+            numbering=plan.numbering,
             vision_encoder=vision,
             assemble=assemble,
             selectors=(selector,),

@@ -61,9 +61,9 @@ def build_language_model(
                 norm = f"layers.{i}.post_attention_layernorm"
                 y, x = dialect.add_norm(g, x, y, weights, norm, decoder.norm_eps)
                 branch = _mlp(g, y, decoder, weights, f"layers.{i}.mlp")
-                if i < len(stacked):
-                    with g.scope("deepstack"):
-                        x = g.op("Add", x, stacked[i])
+            if i < len(stacked):
+                with g.scope(f"deepstack.{i}"):
+                    x = g.op("Add", x, stacked[i])
         if branch is not None:
             x = g.op("Add", x, branch)
         with g.scope("last"):

@@ -160,7 +160,7 @@ class Vision:
 
     def _placed(self, image: ImageInput, rows: Indices, kept: Indices) -> SeenImage:
         """Return what was kept, at the positions that it had where the bundle keeps these."""
-        if self._manifest.positions == "compact":
+        if self._manifest.numbering == "compact":
             return SeenImage(rows=rows, kept_indices=kept)
         # What stands for none of the image's rows is placed with the one before it.
         index = np.maximum.accumulate(np.maximum(kept, 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +107,10 @@ class Spec(Protocol):
 
     def signal_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the signals that the encoder can give, and their shapes for one tile."""
+        ...
+
+    def for_images(self, facts: Preprocessing) -> Spec:
+        """Return the same model for images as large as the preprocessing makes them."""
         ...
 
     def with_decoder(self, decoder: DecoderSpec) -> Spec:
@@ -218,6 +222,7 @@ class Family(Generic[S]):
         encoder: ``(builder, layers of each part, inputs, spec, facts, signals)`` writes the encoder; returns
             :data:`VISUAL_TOKENS` [tiles, n, D · (1 + stacked)] and the signals, by name.
         reference: what verification compares with.
+        numbering: how what is left of a prompt's images is numbered where nothing else is asked for; see the manifest.
     """
 
     name: str
@@ -233,3 +238,4 @@ class Family(Generic[S]):
         [Builder, Mapping[str, Layers], Mapping[str, Any], S, Preprocessing, Sequence[str]], Mapping[str, Any]
     ]
     reference: Reference[S]
+    numbering: Literal["compact", "original"] = "compact"

@@ -54,6 +54,9 @@ class StripesSpec:
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
         return {}
 
+    def for_images(self, facts: Preprocessing) -> StripesSpec:
+        return self
+
     def with_decoder(self, decoder: DecoderSpec) -> StripesSpec:
         return replace(self, decoder=decoder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from divprune_edge.manifest import TensorInfo, Tiling
+from divprune_edge.manifest import Preprocessing, TensorInfo, Tiling
 from divprune_edge.models.activations import activation
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.families.family import Rows
@@ -114,6 +114,10 @@ class LlavaSpec:
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the signals that the encoder can give, and their shapes for one tile."""
         return signal_shapes(self.vision, self.width)
+
+    def for_images(self, facts: Preprocessing) -> LlavaSpec:
+        """Return this: tiles are of one size."""
+        return self
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
         """Return the same model with another decoder."""
