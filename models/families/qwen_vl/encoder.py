@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -236,8 +237,10 @@ def _merge(g: Builder, layers: Layers, x: Any, spec: QwenVisionSpec, name: str) 
         x = _norm(layers, x, spec, norm) if name == MERGER else x
         x = g.op("Reshape", x, g.constant([0, -1, spec.merged]))
         x = x if name == MERGER else _norm(layers, x, spec, norm)
-        x = layers.activation(layers.linear(x, first), "gelu")
-        return layers.linear(x, second, gated=True)
+        within = first.removeprefix(f"{name}.").rpartition(".")[0]
+        with g.scope(within) if within else nullcontext():
+            x = layers.activation(layers.linear(x, first), "gelu")
+            return layers.linear(x, second, gated=True)
 
 
 def _single(g: Builder, x: Any, dtype: str) -> Any:
