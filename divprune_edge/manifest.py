@@ -139,17 +139,26 @@ class LanguageCost(Strict):
 class VisionInfo(GraphInfo):
     """The vision encoder: ``tokens`` visual tokens of ``width`` values per tile.
 
-    ``flops`` are floating-point operations per tile, projector included. ``signals`` are those that this checkpoint's
-    encoder can give, whether or not it was exported with them. Both are None in bundles of older exports.
+    A row is a token, of ``token_width`` values, and behind it what the language model adds to it after each of its
+    first layers; None: the token alone. ``image_height`` and ``image_width`` are a tile's, None where they vary, as the
+    number of tokens does then, of which ``tokens`` is the most. ``flops`` are floating-point operations per tile,
+    projector included. ``signals`` are those that this checkpoint's encoder can give, whether or not it was exported
+    with them. Both are None in bundles of older exports.
     """
 
     tokens: Positive
     width: Positive
-    image_height: Positive
-    image_width: Positive
+    image_height: Positive | None
+    image_width: Positive | None
     precision: Precision
     flops: Positive | None = None
     signals: tuple[str, ...] | None = None
+    token_width: Positive | None = None
+
+    @property
+    def looked_at(self) -> int:
+        """D: values of a row that selectors look at."""
+        return self.token_width or self.width
 
 
 class AssembleInfo(GraphInfo):
@@ -214,6 +223,12 @@ class LanguageInfo(GraphInfo):
     def groups(self) -> tuple[LayerGroup, ...]:
         """All layers, in order; one group, as every token passes all of them."""
         return (LayerGroup(0, self.layers, self.capacity),)
+
+    @property
+    def axes(self) -> int:
+        """Positions of a token: one, or time, height and width."""
+        found = [one.shape for one in self.inputs if one.name == "position_ids"]
+        return 3 if found and len(found[0]) == 3 else 1
 
     @property
     def visual(self) -> TensorInfo:
@@ -456,7 +471,8 @@ class Manifest(Strict):
     ``precision`` sums up the graphs' own: one name, or ``vision=int8,language=int4``. ``block_size`` is that of
     the int4 graphs' weights, None where there are none; ``calibrated`` says that the language model's were rounded
     by what its layers read, not to the nearest. ``target`` is the device of ``models.targets`` that the bundle was
-    made for, if one was named.
+    made for, if one was named. ``numbering`` says whether what is left of a prompt's images is numbered anew, without a
+    gap, or keeps the positions that it would have unpruned.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -466,6 +482,7 @@ class Manifest(Strict):
     calibrated: bool = False
     target: str | None = None
     token_dtype: DType
+    numbering: Literal["compact", "original"] = "compact"
     vision_encoder: VisionInfo
     assemble: AssembleInfo | None = None
     selectors: tuple[SelectorInfo, ...]
@@ -479,9 +496,10 @@ class Manifest(Strict):
     files: dict[BundlePath, FileInfo]
 
     @property
-    def encoder_input(self) -> tuple[Preprocessing, tuple[int, int]]:
-        """How an image becomes the vision encoder's input, and the height and width of a tile."""
-        return self.preprocessing, (self.vision_encoder.image_height, self.vision_encoder.image_width)
+    def encoder_input(self) -> tuple[Preprocessing, tuple[int, int] | None]:
+        """How an image becomes the vision encoder's input, and the height and width of a tile, None where they vary."""
+        height, width = self.vision_encoder.image_height, self.vision_encoder.image_width
+        return self.preprocessing, None if height is None or width is None else (height, width)
 
     @property
     def features(self) -> GraphInfo:

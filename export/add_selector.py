@@ -93,12 +93,15 @@ def _add(
     """Write the graph aside, check it, and move it and a new manifest into the bundle."""
     tokens, width = manifest.candidates, manifest.vision_encoder.width
     signals = signal_inputs(selector, manifest.features)
-    entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals)
+    token = manifest.vision_encoder.looked_at
+    entry = write_selector(selector, tokens, keep, width, manifest.token_dtype, folder, signals, token)
     checks: tuple[Check, ...] = ()
     if verify:
         from divprune_edge.export.verify import verify_selector
 
-        checks = verify_selector(selector, tokens, keep, width, manifest.token_dtype, folder / entry.file)
+        checks = verify_selector(
+            selector, tokens, keep, width, manifest.token_dtype, folder / entry.file, token
+        )
         failed = [check for check in checks if not check.passed]
         if failed:
             raise VerificationFailed(

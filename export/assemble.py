@@ -31,7 +31,8 @@ def build_assemble(plan: ExportPlan, vision: GraphInfo) -> ir.Model:
         newline ──┐
         tile_tokens [tiles, n, D] ─┴► Concat ─► Gather(rows [groups, N, r]) ─► · weights, summed ─► [groups, N, D]
 
-    So goes each signal, with zeros in the newline's place; a class token is that of the tile of a group's first row.
+    So goes each signal, with zeros in the newline's place, as there are where there is no newline; a class token is
+    that of the tile of a group's first row.
     """
     size, sources = plan.candidates, plan.sources
     g = GraphBuilder(ASSEMBLE)
@@ -63,8 +64,7 @@ def _assembled(
 ) -> ir.Value:
     """Gather [groups, N, …] from ``value`` [tiles, n, …]."""
     width = [size for size in out.shape[2:] if isinstance(size, int)]
-    if out.name == VISUAL_TOKENS:
-        assert plan.names.newline is not None
+    if out.name == VISUAL_TOKENS and plan.names.newline is not None:
         newline = Weights(plan.checkpoint, "", Plain(out.dtype)).plain(g, plan.names.newline)
         newline = g.op("Reshape", newline, g.constant([1, *width]))
     else:

@@ -42,7 +42,7 @@ from divprune_edge.manifest import (
     VisionInfo,
 )
 from divprune_edge.models.cost import decoder_parts
-from divprune_edge.models.tiles import tiles_of
+from divprune_edge.models.tiles import row_width, tiles_of
 
 VISION_FILE = "vision_encoder.onnx"
 ASSEMBLE_FILE = "assemble.onnx"
@@ -89,10 +89,11 @@ def export_bundle(
             plan.selector,
             plan.candidates,
             plan.keep,
-            plan.spec.width,
+            row_width(plan.spec),
             plan.token_dtype,
             folder,
             signal_inputs(plan.selector, assemble or vision),
+            plan.spec.width,
         )
         language = _language(plan, folder, report, hashed)
         prompt = _prompt(plan, folder)
@@ -114,6 +115,7 @@ def export_bundle(
             calibrated=bool(plan.moments),
             target=plan.target,
             token_dtype=plan.token_dtype,
+            numbering=plan.numbering,
             vision_encoder=vision,
             assemble=assemble,
             selectors=(selector,),
@@ -138,9 +140,10 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
     return VisionInfo(
         **_fields(graph),
         tokens=spec.tokens,
-        width=spec.width,
-        image_height=spec.image_size[0],
-        image_width=spec.image_size[1],
+        width=row_width(spec),
+        token_width=spec.width,
+        image_height=None if spec.image_size is None else spec.image_size[0],
+        image_width=None if spec.image_size is None else spec.image_size[1],
         precision=plan.precisions.vision,
         flops=spec.vision_flops + spec.projector_flops,
         signals=tuple(spec.signal_shapes()),
@@ -148,7 +151,7 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
 
 
 def _assemble(plan: ExportPlan, folder: Path, vision: VisionInfo) -> AssembleInfo | None:
-    if plan.spec.tiling is None:
+    if plan.spec.rows is None:
         return None
     graph = write_graph(build_assemble(plan, vision), folder, ASSEMBLE_FILE)
     return AssembleInfo(

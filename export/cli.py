@@ -120,15 +120,31 @@ def llava(
             help="Select from each tile of an image by itself, K of each, not from all of them at once.",
         ),
     ] = False,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="compact|original",
+            help="Number what is left of a prompt's images anew, or keep the positions that it would have unpruned.",
+            show_default="original for Qwen-VL, else compact",
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Most pixels that an image is resized to, for models that take images of any size.",
+            show_default="the checkpoint's, at most 2048 visual tokens",
+        ),
+    ] = None,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
-    """Export a LLaVA checkpoint of any kind: vision encoder, selector and language model."""
+    """Export a checkpoint of the LLaVA line or Qwen-VL: vision encoder, selector and language model."""
     from divprune_edge.errors import UserError
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
     from divprune_edge.export.merged import with_adapter
-    from divprune_edge.export.plan import plan_export
+    from divprune_edge.export.plan import parse_numbering, plan_export
     from divprune_edge.export.reporter import ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification
@@ -164,6 +180,8 @@ def llava(
             signals=signals,
             target=target,
             per="tile" if per_tile else "image",
+            numbering=parse_numbering(positions),
+            max_pixels=max_pixels,
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"

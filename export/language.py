@@ -13,6 +13,7 @@ from divprune_edge.export.layers.linear import linear, output_head
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.families import Spec, WeightNames
+from divprune_edge.models.tiles import row_width
 
 
 def build_language_model(
@@ -36,20 +37,15 @@ def build_language_model(
     weights = Weights(checkpoint, names.decoder, format)
     head = Weights(checkpoint, "", format)
     g = GraphBuilder("language_model")
-
-    def as_computed(x: ir.Value) -> ir.Value:
-        return g.cast(x, dtype) if token_dtype != dtype else x
-
     ids = g.input("input_ids", "int64", ["batch", "seq"])
-    visual = g.input("visual_tokens", token_dtype, ["batch", "visual", spec.width])
-    beside = [
-        as_computed(g.input(name, token_dtype, ["batch", "visual", spec.width])) for name in spec.beside
-    ]
+    visual = g.input("visual_tokens", token_dtype, ["batch", "visual", row_width(spec)])
+
     where = g.input("logits_index", "int64", ["batch"])
     attention = dialect.begin(g, decoder, dtype, ids)
     with g.scope("language_model"):
-        table = _TokenTable(g, ids, weights)
-        x = table(g, as_computed(visual))
+        x, *stacked = _token_table(
+            g, ids, g.cast(visual, dtype) if token_dtype != dtype else visual, weights, spec.stacked
+        )
         branch: ir.Value | None = None  # added to x where the next norm begins
         for i in range(decoder.layers):
             with g.scope(f"layers.{i}"):
@@ -65,9 +61,9 @@ def build_language_model(
                 norm = f"layers.{i}.post_attention_layernorm"
                 y, x = dialect.add_norm(g, x, y, weights, norm, decoder.norm_eps)
                 branch = _mlp(g, y, decoder, weights, f"layers.{i}.mlp")
-                if i < len(beside):
-                    with g.scope("deepstack"):
-                        x = g.op("Add", x, table.beside(g, beside[i]))
+            if i < len(stacked):
+                with g.scope(f"deepstack.{i}"):
+                    x = g.op("Add", x, stacked[i])
         if branch is not None:
             x = g.op("Add", x, branch)
         with g.scope("last"):
@@ -85,38 +81,32 @@ def build_language_model(
     return model
 
 
-class _TokenTable:
-    """Looks ids up: below V a vocabulary row, V + i is row i of the visual tokens [batch, visual, D].
+def _token_table(
+    g: GraphBuilder, ids: ir.Value, visual: ir.Value, weights: Weights, stacked: int
+) -> list[ir.Value]:
+    """Look ids up: below V a vocabulary row, V + i is row i of ``visual`` [batch, visual, D · (1 + stacked)].
 
     ::
 
         ids ─► Min(V - 1) ─► Gather(embedding) ────────────────┐
         ids ─► - V ─► Max(0) ─► Min(visual - 1) ─► GatherND ───┴► Where(ids < V) ─►
 
-    Each id stands for itself, so chunked prefill, prefix reuse and decode need no further care.
+    Each id stands for itself, so chunked prefill, prefix reuse and decode need no further care. What is stacked behind
+    the tokens follows, [batch, seq, D] each, with zeros for text.
     """
-
-    def __init__(self, g: GraphBuilder, ids: ir.Value, weights: Weights) -> None:
-        self._ids, self._weights = ids, weights
-        self._rows = weights.shape("embed_tokens.weight")[0]
-
-    def __call__(self, g: GraphBuilder, visual: ir.Value) -> ir.Value:
-        """Return [batch, seq, D]."""
-        with g.scope("embed_tokens"):
-            table = self._weights.plain(g, "embed_tokens.weight")
-            text = g.op("Gather", table, g.op("Min", self._ids, g.constant(self._rows - 1)))
-            last = g.op("Sub", g.op("Shape", visual, start=1, end=2), g.constant([1]))
-            row = g.op("Max", g.op("Sub", self._ids, g.constant(self._rows)), g.constant(0))
-            self._row = g.op("Unsqueeze", g.op("Min", row, last), g.constant([2]))
-            image = g.op("GatherND", visual, self._row, batch_dims=1)
-            is_text = g.op("Less", self._ids, g.constant(self._rows))
-            self._is_text = g.op("Unsqueeze", is_text, g.constant([2]))
-            return g.op("Where", self._is_text, text, image)
-
-    def beside(self, g: GraphBuilder, values: ir.Value) -> ir.Value:
-        """Return what lies beside the visual tokens [batch, visual, D], for each id [batch, seq, D]; text has zeros."""
-        found = g.op("GatherND", values, self._row, batch_dims=1)
-        return g.op("Where", self._is_text, g.constant(0.0, self._weights.dtype), found)
+    with g.scope("embed_tokens"):
+        table = weights.plain(g, "embed_tokens.weight")
+        rows, width = weights.shape("embed_tokens.weight")
+        text = g.op("Gather", table, g.op("Min", ids, g.constant(rows - 1)))
+        last = g.op("Sub", g.op("Shape", visual, start=1, end=2), g.constant([1]))
+        row = g.op("Min", g.op("Max", g.op("Sub", ids, g.constant(rows)), g.constant(0)), last)
+        image = g.op("GatherND", visual, g.op("Unsqueeze", row, g.constant([2])), batch_dims=1)
+        is_text = g.op("Unsqueeze", g.op("Less", ids, g.constant(rows)), g.constant([2]))
+        if not stacked:
+            return [g.op("Where", is_text, text, image)]
+        parts = g.ops("Split", image, g.constant([width] * (1 + stacked)), outputs=1 + stacked, axis=-1)
+        nothing = g.constant(0.0, weights.dtype)
+        return [g.op("Where", is_text, text if i == 0 else nothing, part) for i, part in enumerate(parts)]
 
 
 def _head_norm(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,10 +27,15 @@ from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, why_not
-from divprune_edge.models.tiles import Per, candidates_of, groups_of
+from divprune_edge.models.tiles import Per, candidates_of, groups_of, tiles_of
 
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
+USUAL_TOKENS = 2048
+"""Most visual tokens of an image of any size where nothing else is asked for: a selector's memory grows with their
+square."""
+
+Numbering = Literal["compact", "original"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class ExportPlan:
     capacity: int | None = None
     target: str | None = None
     per: Per = "image"
+    numbering: Numbering = "compact"
     moments: Moments = field(default_factory=dict)
 
     @property
@@ -61,8 +67,7 @@ class ExportPlan:
     @property
     def sources(self) -> int:
         """Tokens of tiles that a row is made of, at most."""
-        tiling = self.spec.tiling
-        return 4 if tiling is not None and tiling.max_tiles is not None else 1
+        return 1 if self.spec.rows is None else self.spec.rows.sources
 
     @property
     def token_dtype(self) -> str:
@@ -175,6 +180,21 @@ def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and "embed" not in name
 
 
+def parse_numbering(asked: str | None) -> Numbering | None:
+    """Return ``--positions``, None where it was not given.
+
+    Raises:
+        UserError: it is something else.
+    """
+    known: tuple[Numbering, ...] = ("compact", "original")
+    for one in known:
+        if asked == one:
+            return one
+    if asked is None:
+        return None
+    raise UserError(f"--positions is '{asked}', expected compact or original.", code="option-invalid")
+
+
 def budget(keep: int | None, prune: str | None, candidates: int) -> int:
     """Return K from ``--keep`` or ``--prune`` (0.9 where neither is given).
 
@@ -199,6 +219,8 @@ def plan_export(
     signals: str = NONE,
     target: str | None = None,
     per: Per = "image",
+    numbering: Numbering | None = None,
+    max_pixels: int | None = None,
 ) -> ExportPlan:
     """Read a checkpoint, whatever its family, and settle the export.
 
@@ -206,7 +228,9 @@ def plan_export(
     ``per`` says whether a selector picks from an image at once or from each of its tiles.
     ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``block_size`` of
     int4 is 32 where it is None; for TensorRT the largest that divides. ``target`` is
-    noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled.
+    noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled. ``numbering`` says how what is left
+    of a prompt's images is numbered, None as the family does it. ``max_pixels`` bounds what images of any size are
+    resized to; None is the checkpoint's own bound, but no more than :data:`USUAL_TOKENS` visual tokens.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -216,6 +240,8 @@ def plan_export(
     chosen = find_selector(selector)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
+    preprocessing = _bounded(family.preprocessing(checkpoint.files, spec), max_pixels)
+    spec = spec.for_images(preprocessing)
     offered = spec.signal_shapes()
     missing = chosen.missing(offered)
     if missing:
@@ -233,18 +259,29 @@ def plan_export(
             "it out, or choose --dialect static or decomposed.",
             code="capacity-with-dialect",
         )
-    if per == "tile" and spec.tiling is None:
+    if per == "tile" and tiles_of(spec) == 1:
         raise UserError(
             f"--per-tile is for models whose images are cut into tiles, but an image of '{checkpoint.name}' is one "
             "tile: leave it out.",
             code="per-tile-without-tiles",
+        )
+    if spec.image_size is None and written.facts.for_tensorrt:
+        raise UserError(
+            f"Images of any size, as '{checkpoint.name}' takes them, are not for TensorRT yet: use --dialect portable "
+            "or onnxruntime.",
+            code="dialect-image-sizes",
+        )
+    if spec.stacked and chosen.merge is not None:
+        raise UserError(
+            f"The selector '{selector}' merges tokens, but in '{checkpoint.name}' features of the vision tower's "
+            "layers belong to each: choose one that does not, such as divprune.",
+            code="selector-merges",
         )
     keep = budget(keep, prune, candidates_of(spec, per))
     kept = keep * groups_of(spec, per)
     rows = cache_capacity(kept, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
     spec = spec.with_decoder(spec.decoder.within(rows or spec.decoder.context))
     written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
-    preprocessing = family.preprocessing(checkpoint.files, spec)
     names = family.weight_names(checkpoint.tensors, _tied(checkpoint))
     checkpoint.check(
         names.parameters(
@@ -273,12 +310,37 @@ def plan_export(
         rows,
         target,
         per,
+        numbering or family.numbering,
     )
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))
     plan.check_formats()
     check_prompts(plan)
     return plan
+
+
+def _bounded(facts: Preprocessing, max_pixels: int | None) -> Preprocessing:
+    """Return the preprocessing with a bound on the pixels that images of any size are resized to.
+
+    Raises:
+        UserError: the bound is below what the checkpoint resizes to at least, or images have a size.
+    """
+    patches = facts.patches
+    if patches is None:
+        if max_pixels is not None:
+            raise UserError(
+                f"--max-pixels {max_pixels} is for models that take images of any size: leave it out.",
+                code="max-pixels-without-sizes",
+            )
+        return facts
+    token = patches.factor**2
+    most = min(patches.max_pixels, USUAL_TOKENS * token) if max_pixels is None else max_pixels
+    if most < max(patches.min_pixels, token):
+        raise UserError(
+            f"--max-pixels is {most}, but images have at least {max(patches.min_pixels, token)} pixels: give more.",
+            code="max-pixels-out-of-range",
+        )
+    return facts.model_copy(update={"patches": patches.model_copy(update={"max_pixels": most})})
 
 
 def _tied(checkpoint: Checkpoint) -> bool:

@@ -61,7 +61,7 @@ def see(
         signals: outputs beyond the visual tokens; all that there are where there is ``assemble``.
     """
     names, groups = [VISUAL_TOKENS, *signals], groups_of_image(plan, image)
-    found = dict(zip(names, encoder.run(names, {"pixels": image.pixels}), strict=True))
+    found = dict(zip(names, encoder.run(names, image.inputs), strict=True))
     if assemble is not None:
         feed = {tile_input(name): value for name, value in found.items()} | {"rows": groups.rows}
         feed |= {"weights": groups.weights} if plan.sources > 1 else {}

@@ -40,6 +40,7 @@ def write_selector(
     dtype: str,
     folder: Path,
     signals: Sequence[TensorInfo] = (),
+    token: int | None = None,
 ) -> SelectorInfo:
     """Write a selector under ``folder/selectors`` and return its entry in the manifest.
 
@@ -49,14 +50,14 @@ def write_selector(
     """
     new = selector_id(selector.name, keep)
     graph = write_graph(
-        build_selector(selector, candidates, keep, width, dtype, signals=signals),
+        build_selector(selector, candidates, keep, width, dtype, signals=signals, token=token),
         folder,
         f"selectors/{new}.onnx",
     )
     stripped = None
     if keep < candidates and selector.op_type in PLUGINS:
         plain = build_selector(
-            selector, candidates, keep, width, dtype, signals=signals, local_function=False
+            selector, candidates, keep, width, dtype, signals=signals, token=token, local_function=False
         )
         stripped = write_graph(plain, folder, f"selectors/stripped/{new}.onnx").file
     return SelectorInfo(
@@ -79,11 +80,13 @@ def build_selector(
     dtype: str,
     *,
     signals: Sequence[TensorInfo] = (),
+    token: int | None = None,
     local_function: bool = True,
 ) -> ir.Model:
     """Return the model ``visual_tokens [batch, N, D], valid [batch, N] -> kept_tokens, kept_indices``.
 
-    ``signals`` are the encoder outputs that the selector declares, in its order; each is one more input.
+    ``signals`` are the encoder outputs that the selector declares, in its order; each is one more input. ``token`` is
+    how many of the ``width`` values of a row are the token, which alone is looked at; None: all of them.
 
     ::
 
@@ -105,9 +108,12 @@ def build_selector(
         if selector.check is not None:
             selector.check(candidates, keep)
         functions = [_function(selector, candidates, keep, dtype)] if local_function else []
+        rows = tokens
+        if token is not None and token < width:
+            rows = g.op("Slice", tokens, g.constant([0]), g.constant([token]), g.constant([2]))
         kept, indices = g.ops(
             selector.op_type,
-            tokens,
+            rows,
             valid,
             *extra,
             domain=DOMAIN,
@@ -116,6 +122,8 @@ def build_selector(
             plugin_version=PLUGIN_VERSION,
             plugin_namespace="",
         )
+        if rows is not tokens:
+            kept = g.op("GatherND", tokens, g.op("Unsqueeze", indices, g.constant([2])), batch_dims=1)
     g.output(kept, "kept_tokens", dtype, ["batch", keep, width])
     g.output(indices, "kept_indices", "int64", ["batch", keep])
     return g.model(OPSET, functions=functions, domains=[DOMAIN] if keep < candidates else [])

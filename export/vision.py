@@ -13,24 +13,26 @@ from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.models.signals import CLS_TOKEN
+from divprune_edge.models.tiles import row_width
 
 OPSET = 20
 """The newest opset that the oldest TensorRT target reads in full."""
 
 
 def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str] = ()) -> ir.Model:
-    """Return the model ``pixels uint8 [tiles, H, W, 3] -> visual_tokens [tiles, N, D]`` and ``signals``.
+    """Return the model ``pixels uint8 [tiles, …] -> visual_tokens [tiles, n, D]`` and ``signals``.
 
-    What lies between, the plan's family writes.
+    What lies between and what else it takes, the plan's family says.
     """
     spec = plan.spec
     g = GraphBuilder("vision_encoder")
-    pixels = g.input("pixels", "uint8", ["tiles", *spec.image_size, 3])
+    inputs = {one.name: g.input(one.name, one.dtype, list(one.shape)) for one in spec.inputs}
     parts = {
         part: Part(g, Weights(plan.checkpoint, prefix, format)) for part, prefix in plan.names.encoder.items()
     }
-    values = plan.family.encoder(g, parts, pixels, spec, plan.preprocessing, signals)
-    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, ["tiles", spec.tokens, spec.width])
+    values = plan.family.encoder(g, parts, inputs, spec, plan.preprocessing, signals)
+    tokens = spec.tokens if spec.image_size is not None else "rows"
+    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, ["tiles", tokens, row_width(spec)])
     shapes = spec.signal_shapes()
     for name in signals:
         kind = format.dtype if name == CLS_TOKEN else "float32"

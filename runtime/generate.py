@@ -264,7 +264,7 @@ def write(session: LanguageSession, writers: Mapping[int, Writer]) -> None:
     for slot, writer in writers.items():
         prompt, known = writer.prompt, session.length(slot)
         chunk = writer.decoding.prefill_chunk
-        writer.take(session.extend(slot, prompt.ids[known:], prompt.positions[known:], chunk))
+        writer.take(session.extend(slot, prompt.ids[known:], prompt.positions[..., known:], chunk))
     while going := {slot: writer for slot, writer in writers.items() if not writer.ended}:
         ids, positions = ({slot: w.next[at] for slot, w in going.items()} for at in range(2))
         for slot, logits in session.step(ids, positions).items():

@@ -122,13 +122,18 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
     """Yield name, element type and shape of a tensor, and what the manifest says that it follows from."""
     vision, language, tokens = manifest.vision_encoder, manifest.language_model, manifest.token_dtype
     if graph is vision:
-        size = (None, vision.image_height, vision.image_width, 3)
-        yield "pixels", "uint8", size, f"images are {vision.image_width} x {vision.image_height}"
+        of_tile: int | None = vision.tokens
+        if vision.image_height is None:
+            of_tile = None
+        else:
+            size = (None, vision.image_height, vision.image_width, 3)
+            yield "pixels", "uint8", size, f"images are {vision.image_width} x {vision.image_height}"
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
-        yield "visual_tokens", tokens, (None, vision.tokens, vision.width), what
+        yield "visual_tokens", tokens, (None, of_tile, vision.width), what
     elif graph is (rows := manifest.assemble) and rows is not None:
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
-        yield "tile_tokens", tokens, (None, vision.tokens, vision.width), what
+        of_tile = None if vision.image_height is None else vision.tokens
+        yield "tile_tokens", tokens, (None, of_tile, vision.width), what
         what = f"rows is {rows.rows} and sources {rows.sources}"
         yield "rows", "int64", (None, rows.rows, rows.sources), what
         yield "visual_tokens", tokens, (None, rows.rows, vision.width), f"rows is {rows.rows}"

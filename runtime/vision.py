@@ -14,6 +14,7 @@ from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
 from divprune_edge.processing.images import load_image
+from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
 
@@ -32,26 +33,26 @@ class Candidates:
         encoded: visual tokens [groups, N, D] and the signals that were asked for.
         valid: bool [groups, N]; which rows count. They come first.
         reading: int64 [groups, N]; at which place of its image a row is read.
-        images: which groups are whose.
+        groups: which groups are whose.
+        images: as the encoder took them.
     """
 
     encoded: Encoded
     valid: npt.NDArray[np.bool_]
     reading: Indices
-    images: tuple[range, ...]
+    groups: tuple[range, ...]
+    images: Sequence[ImageInput]
 
 
-@dataclass(frozen=True, eq=False)
-class SeenImage:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SeenImage(PlacedImage):
     """What was kept of an image, in reading order.
 
     Attributes:
-        rows: int64 [k]; rows of the visual tokens.
         kept_indices: int64 [k]; which of the image's candidates they are, see
             :meth:`~divprune_edge.runtime.backends.backend.Backend.select`.
     """
 
-    rows: Indices
     kept_indices: Indices
 
 
@@ -117,23 +118,25 @@ class Vision:
             on_stage("vision")
             seen.append(self.select(candidates, selector))
             on_stage("select")
-        return self._joined(seen)
+        return self.join(seen)
 
     def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
         groups = [self._groups(image) for image in images]
         if self._manifest.assemble is None:
             wanted = {signal for selector in selectors if selector is not None for signal in selector.signals}
-            encoded = self._backend.encode(np.concatenate([image.pixels for image in images]), sorted(wanted))
+            pixels = np.concatenate([image.pixels for image in images])
+            encoded = self._backend.encode({"pixels": pixels}, sorted(wanted))
         else:
             (image,) = images
-            encoded = self._backend.assemble(self._tiles(image.pixels), groups[0])
+            encoded = self._backend.assemble(self._tiles(image), groups[0])
         ends = np.cumsum([len(group.valid) for group in groups])
         return Candidates(
             encoded,
             np.concatenate([group.valid for group in groups]),
             np.concatenate([group.reading for group in groups]),
             tuple(range(end - len(group.valid), end) for end, group in zip(ends, groups, strict=True)),
+            images,
         )
 
     def select(self, candidates: Candidates, selector: SelectorInfo | None) -> VisualTokens:
@@ -141,7 +144,7 @@ class Vision:
         keep, counts = self._keep(selector), candidates.valid.sum(axis=1)
         tokens, kept = self._select(candidates, selector, counts)
         images = []
-        for groups in candidates.images:
+        for groups, image in zip(candidates.groups, candidates.images, strict=True):
             few = [min(keep, int(counts[i])) for i in groups]
             rows = np.concatenate([i * keep + np.arange(n) for i, n in zip(groups, few, strict=True)])
             indices = np.concatenate([kept[i, :n] for i, n in zip(groups, few, strict=True)])
@@ -151,9 +154,22 @@ class Vision:
                 # A row that stands for none of the image's (-1) is read after those before it.
                 order = np.argsort(np.maximum.accumulate(indices), kind="stable")
                 rows, indices = rows[order], indices[order]
-            images.append(SeenImage(rows, indices))
+            images.append(self._placed(image, rows, indices))
         length = len(counts) * keep
         return VisualTokens(self._table([tokens], length), length, tuple(images))
+
+    def _placed(self, image: ImageInput, rows: Indices, kept: Indices) -> SeenImage:
+        """Return what was kept, at the positions that it had where the bundle keeps these."""
+        if self._manifest.numbering == "compact":
+            return SeenImage(rows=rows, kept_indices=kept)
+        # What stands for none of the image's rows is placed with the one before it.
+        index = np.maximum.accumulate(np.maximum(kept, 0))
+        if image.places is None:
+            return SeenImage(rows=rows, places=index[None], ahead=self._rows(image), kept_indices=kept)
+        return SeenImage(rows=rows, places=image.places[:, index], ahead=image.ahead, kept_indices=kept)
+
+    def _rows(self, image: ImageInput) -> int:
+        return int(self._groups(image).valid.sum())
 
     def _select(
         self, candidates: Candidates, selector: SelectorInfo | None, counts: Indices
@@ -176,13 +192,17 @@ class Vision:
         shape = (len(counts), selector.keep, self._manifest.vision_encoder.width)
         return backend.join(tokens, shape), np.concatenate(kept)
 
-    def _tiles(self, pixels: npt.NDArray[np.uint8]) -> Encoded:
+    def _tiles(self, image: ImageInput) -> Encoded:
         """Run the encoder on the tiles of one image, a few at a time, with all its signals."""
         outputs = {tensor.name: tensor for tensor in self._manifest.vision_encoder.outputs}
-        signals, at_once = sorted(outputs.keys() - {VISUAL_TOKENS}), self._manifest.tiles_at_once
+        pixels, at_once = image.pixels, self._manifest.tiles_at_once
+        signals = sorted(outputs.keys() - {VISUAL_TOKENS})
         parts = [
-            self._backend.encode(pixels[i : i + at_once], signals) for i in range(0, len(pixels), at_once)
+            self._backend.encode({**image.inputs, "pixels": pixels[i : i + at_once]}, signals)
+            for i in range(0, len(pixels), at_once)
         ]
+        if len(parts) == 1:
+            return parts[0]
 
         def whole(name: str, tensors: Sequence[DeviceTensor]) -> DeviceTensor:
             return self._backend.join(tensors, (len(pixels), *map(int, outputs[name].shape[1:])))
@@ -198,19 +218,22 @@ class Vision:
             return grouped(image.assembly, rows=info.rows, sources=info.sources, per=info.per)
         return one_tile(self._manifest.candidates)
 
-    def _keep(self, selector: SelectorInfo | None) -> int:
-        return selector.keep if selector is not None else self._manifest.candidates
-
-    def _joined(self, seen: Sequence[VisualTokens]) -> VisualTokens:
-        """Return the visual tokens of several runs as one table."""
+    def join(self, seen: Sequence[VisualTokens]) -> VisualTokens:
+        """Return the visual tokens of several runs as one table; of none, a row of zeros, as no table is empty."""
         if len(seen) == 1:
             return seen[0]
+        if not seen:
+            nothing = np.zeros((1, 1, self._manifest.vision_encoder.width), self._manifest.token_dtype)
+            return VisualTokens(self._backend.to_device(nothing), 1, ())
         images: list[SeenImage] = []
         total = 0
         for part in seen:
             images += [replace(image, rows=total + image.rows) for image in part.images]
             total += part.length
         return VisualTokens(self._table([part.tokens for part in seen], total), total, tuple(images))
+
+    def _keep(self, selector: SelectorInfo | None) -> int:
+        return selector.keep if selector is not None else self._manifest.candidates
 
     def _table(self, tokens: Sequence[DeviceTensor], rows: int) -> DeviceTensor:
         return self._backend.join(tokens, (1, rows, self._manifest.vision_encoder.width))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +19,28 @@ class ImageInput:
     """What a family's preprocessing makes of an image.
 
     Attributes:
-        pixels: uint8 [tiles, H, W, 3].
+        pixels: uint8 [tiles, …], mostly [tiles, H, W, 3].
         size: height and width that the image had.
         assembly: which of its tiles' tokens make its rows; None where it has one tile whose tokens are the rows.
         alone: whether it is its prompt's only image.
+        further: inputs of the encoder beside the pixels, by name, the same for all tiles.
+        places: int64 [axes, m]; positions of its rows in a prompt, from that of the image on. None: one after the
+            other.
+        ahead: positions that the image takes in a prompt.
     """
 
     pixels: npt.NDArray[np.uint8]
     size: tuple[int, int]
     assembly: Assembly | None = None
     alone: bool = True
+    further: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    places: Ints | None = None
+    ahead: int = 0
+
+    @property
+    def inputs(self) -> dict[str, npt.NDArray[Any]]:
+        """Everything that the encoder takes."""
+        return {"pixels": self.pixels, **self.further}
 
 
 @dataclass(frozen=True, eq=False)

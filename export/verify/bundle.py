@@ -24,6 +24,7 @@ from divprune_edge.export.verify.vision import check_vision, run_signals, sample
 from divprune_edge.export.verify.weights import GraphFile, check_weights
 from divprune_edge.manifest import Check, Verification
 from divprune_edge.models.families.family import HEAD
+from divprune_edge.models.tiles import row_width
 
 Report = Callable[[str], None]
 
@@ -54,7 +55,7 @@ def verify_bundle(
         UserError: there is not even memory for the truncated copy.
     """
     vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
-    assemble = [] if plan.spec.tiling is None else [GraphFile(folder / "assemble.onnx")]
+    assemble = [] if plan.spec.rows is None else [GraphFile(folder / "assemble.onnx")]
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
     merged = plan.checkpoint.adapter
     adapter = PeftAdapter(merged.folder, plan.family) if merged is not None else None
@@ -77,7 +78,13 @@ def verify_bundle(
         # Found by glob: the file's name is the export's business, that there is one is ours.
         (selector,) = (folder / "selectors").glob("*.onnx")
         checks += verify_selector(
-            plan.selector, plan.candidates, plan.keep, plan.spec.width, plan.token_dtype, selector
+            plan.selector,
+            plan.candidates,
+            plan.keep,
+            row_width(plan.spec),
+            plan.token_dtype,
+            selector,
+            plan.spec.width,
         )
         signals = run_signals(vision.path, images, plan.signals)
         if signals:
@@ -90,6 +97,7 @@ def verify_bundle(
             plan.keep,
             {name: np.concatenate([one.signals[name] for one in seen]) for name in plan.signals},
             np.concatenate([one.groups.valid for one in seen]),
+            plan.spec.width,
         )
         checks += found
         checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))

@@ -73,7 +73,7 @@ class LanguageGraph(_OpenedLanguage):
             ids: int64 [batch, seq] of the token table.
             visual: [batch, K, D].
             mask: bool [batch, past + seq].
-            positions: int64 [batch, seq].
+            positions: int64 [batch, seq], or [3, batch, seq].
             cache: what the step before returned.
         """
         inputs = {"attention_mask": mask, "position_ids": positions}
@@ -82,7 +82,13 @@ class LanguageGraph(_OpenedLanguage):
         return logits, _as_past(grown)
 
     def follow(
-        self, ids: Array, visual: Array, mask: Array, forced: Array, cuts: Sequence[int] = ()
+        self,
+        ids: Array,
+        visual: Array,
+        mask: Array,
+        forced: Array,
+        cuts: Sequence[int] = (),
+        positions: Array | None = None,
     ) -> Array:
         """Prefill ``ids``, in one piece or cut before the columns ``cuts``, then feed ``forced`` one by one.
 
@@ -92,6 +98,7 @@ class LanguageGraph(_OpenedLanguage):
             mask: bool [batch, length].
             forced: int64 [batch, steps].
             cuts: ascending columns in 1 … length - 1.
+            positions: int64 [3, batch, length + steps]; None: one for each id, without a gap.
 
         Returns:
             float32 [batch, steps + 1, V].
@@ -99,13 +106,14 @@ class LanguageGraph(_OpenedLanguage):
         batch = len(ids)
         everything = np.concatenate([ids, forced], axis=1)
         allowed = np.concatenate([mask, np.ones(forced.shape, bool)], axis=1)
-        positions = np.maximum(np.cumsum(allowed, axis=1) - 1, 0)
+        if positions is None:
+            positions = np.maximum(np.cumsum(allowed, axis=1) - 1, 0)
         length, total = ids.shape[1], everything.shape[1]
         ends = [*cuts, *range(length, total + 1)]
         logits, cache = [], self.start(batch)
         for begin, end in zip([0, *ends[:-1]], ends, strict=True):
             chunk, cache = self.step(
-                everything[:, begin:end], visual, allowed[:, :end], positions[:, begin:end], cache
+                everything[:, begin:end], visual, allowed[:, :end], positions[..., begin:end], cache
             )
             if end >= length:
                 logits.append(chunk)
@@ -116,29 +124,54 @@ class _RightPadded(_OpenedLanguage):
     """A language model graph whose cache has a capacity; ragged batches are padded on the right."""
 
     def follow(
-        self, ids: Array, visual: Array, mask: Array, forced: Array, cuts: Sequence[int] = ()
+        self,
+        ids: Array,
+        visual: Array,
+        mask: Array,
+        forced: Array,
+        cuts: Sequence[int] = (),
+        positions: Array | None = None,
     ) -> Array:
         """As :meth:`LanguageGraph.follow`; padding moves to the right, where these dialects want it."""
         lengths = mask.sum(axis=1)
         ids = np.stack([np.roll(row, int(n)) for row, n in zip(ids, lengths, strict=True)])
+        length, placed = ids.shape[1], positions
+        if placed is not None:
+            rolled = [np.roll(placed[:, i, :length], int(n), axis=-1) for i, n in enumerate(lengths)]
+            placed = np.concatenate([np.stack(rolled, axis=1), placed[..., length:]], axis=-1)
+
+        def at(begin: int, end: int) -> Array | None:
+            return None if placed is None else placed[..., begin:end]
+
         cache = self._begin(len(ids), ids.shape[1] + forced.shape[1])
         logits, ends = [], [*cuts, ids.shape[1]]
         for begin, end in zip([0, *cuts], ends, strict=True):
             # Only whole rows have padding, and those come in one piece.
             filled = lengths if end == ids.shape[1] else np.full(len(ids), end)
-            chunk = self._step(ids[:, begin:end], visual, np.full(len(ids), begin), filled, cache)
+            chunk = self._step(
+                ids[:, begin:end], visual, np.full(len(ids), begin), filled, cache, at(begin, end)
+            )
         logits.append(chunk)
         for step in range(forced.shape[1]):
             column = forced[:, step : step + 1]
-            logits.append(self._step(column, visual, lengths + step, lengths + step + 1, cache))
+            place = at(length + step, length + step + 1)
+            logits.append(self._step(column, visual, lengths + step, lengths + step + 1, cache, place))
         return np.stack(logits, axis=1)
 
     def _begin(self, batch: int, rows: int) -> dict[str, Array]:
         """Return a cache for ``batch`` sequences of at most ``rows`` positions."""
         raise NotImplementedError
 
-    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
-        """Feed ids [batch, seq]; sequences had ``before`` positions and have ``after``. Updates the cache."""
+    def _step(
+        self,
+        ids: Array,
+        visual: Array,
+        before: Array,
+        after: Array,
+        cache: dict[str, Array],
+        positions: Array | None,
+    ) -> Array:
+        """Feed ids [batch, seq]; sequences had ``before`` rows and have ``after``. Updates the cache."""
         raise NotImplementedError
 
 
@@ -148,11 +181,21 @@ class FusedLanguageGraph(_RightPadded):
     def _begin(self, batch: int, rows: int) -> dict[str, Array]:
         return self._cache(batch, rows)
 
-    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
+    def _step(
+        self,
+        ids: Array,
+        visual: Array,
+        before: Array,
+        after: Array,
+        cache: dict[str, Array],
+        positions: Array | None,
+    ) -> Array:
         inputs = {
             "seqlens_k": (after - 1).astype(np.int32),
             "total_sequence_length": np.array(after.max(), np.int32),
         }
+        if positions is not None:
+            inputs["position_ids"] = positions
         logits, present = self._run(ids, visual, after - before - 1, inputs, cache)
         cache.update(_as_past(present))
         return logits
@@ -170,15 +213,23 @@ class _FixedLanguageGraph(_RightPadded):
 class StaticLanguageGraph(_FixedLanguageGraph):
     """Dialect ``static``: the graph writes the new rows itself."""
 
-    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
-        positions = before[:, None] + np.arange(ids.shape[1])
+    def _step(
+        self,
+        ids: Array,
+        visual: Array,
+        before: Array,
+        after: Array,
+        cache: dict[str, Array],
+        positions: Array | None,
+    ) -> Array:
+        new = before[:, None] + np.arange(ids.shape[1])
         rows = np.arange(next(iter(cache.values())).shape[2])
-        seen = rows <= positions[..., None]
+        seen = rows <= new[..., None]
         if self._window is not None:
-            seen &= positions[..., None] - rows < self._window
+            seen &= new[..., None] - rows < self._window
         inputs = {
             "attention_mask": seen[:, None],
-            "position_ids": positions,
+            "position_ids": new if positions is None else positions,
             "write_indices": before.astype(np.int64),
         }
         logits, present = self._run(ids, visual, after - before - 1, inputs, cache)
@@ -189,18 +240,26 @@ class StaticLanguageGraph(_FixedLanguageGraph):
 class DecomposedLanguageGraph(_FixedLanguageGraph):
     """Dialect ``decomposed``: the caller appends the new rows."""
 
-    def _step(self, ids: Array, visual: Array, before: Array, after: Array, cache: dict[str, Array]) -> Array:
+    def _step(
+        self,
+        ids: Array,
+        visual: Array,
+        before: Array,
+        after: Array,
+        cache: dict[str, Array],
+        positions: Array | None,
+    ) -> Array:
         batch, seq = ids.shape
         rows = np.arange(next(iter(cache.values())).shape[2])
-        positions = before[:, None] + np.arange(seq)
+        new_rows = before[:, None] + np.arange(seq)
         filled, visible = rows < before[:, None, None], np.tri(seq, dtype=bool)
         if self._window is not None:
-            filled = filled & (positions[..., None] - rows < self._window)
+            filled = filled & (new_rows[..., None] - rows < self._window)
             visible &= ~np.tri(seq, k=-self._window, dtype=bool)
         inputs = {
             "cache_mask": filled[:, None],
             "new_mask": np.tile(visible, (batch, 1, 1, 1)),
-            "position_ids": positions,
+            "position_ids": new_rows if positions is None else positions,
         }
         logits, new = self._run(ids, visual, after - before - 1, inputs, cache)
         for name, value in new.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,25 +26,64 @@ Array = npt.NDArray[Any]
 
 STEPS = 16
 """Decode steps after the prefill."""
+_OF_TWO = 64
+"""Most visual tokens of each image where a prompt has two: what is compared is where the second one's rows are."""
 
 
 @dataclass(frozen=True)
 class PromptCase:
-    """A prompt: text ids around the ``visual`` tokens [K, D] of one image (K = 0: text alone)."""
+    """A prompt: text ids ``before``, and after each image. ``visual`` are their visual tokens [images, K, D]."""
 
     name: str
     before: Array
     visual: Array
-    after: Array
+    after: tuple[Array, ...]
+
+    @property
+    def table(self) -> Array:
+        """Visual tokens [rows, D]; never empty, even where no id refers to them."""
+        rows: Array = self.visual.reshape(-1, self.visual.shape[-1])
+        return rows if len(rows) else np.zeros((1, rows.shape[1]), rows.dtype)
 
     def ids(self, rows: int) -> Array:
         """Return int64 [length] of the token table with ``rows`` vocabulary rows."""
-        return np.concatenate([self.before, rows + np.arange(len(self.visual)), self.after])
+        images = rows + np.arange(self.visual[..., 0].size).reshape(self.visual.shape[:2])
+        return self._put_together(self.before, images, self.after)
 
     def embeddings(self, oracle: Oracle) -> Array:
-        """Return float32 [length, D]: transformers' own embedding of the text around the visual tokens."""
-        image = self.visual.astype(np.float32)
-        return np.concatenate([oracle.embed(self.before), image, oracle.embed(self.after)])
+        """Return float32 [length, …]: transformers' own embedding of the text around the rows of the visual tokens.
+
+        What is stacked behind a token is zero for text.
+        """
+        rows = self.visual.astype(np.float32)
+
+        def embed(text: Array) -> Array:
+            found = oracle.embed(text)
+            return np.pad(found, ((0, 0), (0, rows.shape[-1] - found.shape[-1])))
+
+        return self._put_together(embed(self.before), rows, [embed(text) for text in self.after])
+
+    def positions(self, axes: int, more: int) -> Array | None:
+        """Return int64 [axes, length + more]; None for one position each, without a gap.
+
+        The tokens of an image lie on a grid five wide, at one time; text goes on after its largest position.
+        """
+        if axes == 1:
+            return None
+        parts, at = [], 0
+        for i, text in enumerate([self.before, *self.after]):
+            if i:
+                places = np.arange(self.visual.shape[1])
+                parts.append(at + np.stack([0 * places, places // 5, places % 5]))
+                at = int(parts[-1].max(initial=at - 1)) + 1
+            parts.append(np.tile(at + np.arange(len(text)), (axes, 1)))
+            at += len(text)
+        parts.append(np.tile(at + np.arange(more), (axes, 1)))
+        return np.concatenate(parts, axis=1)
+
+    def _put_together(self, before: Array, images: Array, after: Sequence[Array]) -> Array:
+        pairs = zip(images, after, strict=True)
+        return np.concatenate([before, *(part for pair in pairs for part in pair)])
 
 
 def check_language(
@@ -62,8 +101,8 @@ def check_language(
     answers, found = [], []
     for case in cases:
         report(f"prompt '{case.name}'")
-        answers.append(oracle.answer(case.embeddings(oracle), STEPS))
-        found.append(_follow(graph, case, rows, answers[-1].tokens))
+        answers.append(_answer(plan, oracle, case))
+        found.append(_follow(plan, graph, case, answers[-1].tokens))
     prefill = [relative_error(f[0], a.logits[0]) for f, a in zip(found, answers, strict=True)]
     steps = [
         _worst([relative_error(f[s], a.logits[s]) for f, a in zip(found, answers, strict=True)])
@@ -72,9 +111,9 @@ def check_language(
     report("chunked prefill")
     ids = cases[0].ids(rows)
     cuts = sorted({len(cases[0].before) + 1, len(ids) // 2, len(ids) - 1} - {0, len(ids)})
-    chunked = relative_error(_follow(graph, cases[0], rows, answers[0].tokens, cuts), answers[0].logits)
+    chunked = relative_error(_follow(plan, graph, cases[0], answers[0].tokens, cuts), answers[0].logits)
     report("batch of different lengths")
-    batch = relative_error(*_ragged(graph, cases, rows, answers))
+    batch = relative_error(*_ragged(plan, graph, cases, answers))
     each = " ".join(f"{error:.1e}" for error in steps)
     unit, limit = "relative", tolerance.error
     names = ", ".join(f"'{case.name}' {error:.1e}" for case, error in zip(cases, prefill, strict=True))
@@ -93,8 +132,8 @@ def cost_of_precision(plan: ExportPlan, graph: AnyLanguageGraph, oracle: Oracle,
     """Compare a quantised graph with the checkpoint's own weights in ``oracle``: no limit, only the record."""
     cases, errors, same, total = sample_prompts(plan, kept), [], 0, 0
     for case in cases:
-        answer = oracle.answer(case.embeddings(oracle), STEPS)
-        found = _follow(graph, case, plan.embedding_rows, answer.tokens)
+        answer = _answer(plan, oracle, case)
+        found = _follow(plan, graph, case, answer.tokens)
         errors.append(relative_error(found, answer.logits))
         same += int((found.argmax(axis=-1) == answer.logits.argmax(axis=-1)).sum())
         total += len(found)
@@ -122,7 +161,7 @@ def check_rope(language: GraphFile, oracle: Oracle, context: int, dtype: str) ->
 
 
 def sample_prompts(plan: ExportPlan, kept: Array) -> list[PromptCase]:
-    """Return a question about an image, one of random tokens, and a text without an image."""
+    """Return a question about an image, one of random tokens, one about two images, and a text without an image."""
     random = np.random.default_rng(5)
     forbidden = set(plan.prompt.entry.forbidden_ids)
     usable = np.array([i for i in range(min(plan.embedding_rows, plan.vocabulary)) if i not in forbidden])
@@ -132,12 +171,15 @@ def sample_prompts(plan: ExportPlan, kept: Array) -> list[PromptCase]:
     head, tail = random.choice(usable, 21), random.choice(usable, 16)
     tail[:2] = usable[0], usable[-1]  # the ends of the table
     # A context smaller than the budget allows still lets the arithmetic be compared.
-    room = plan.positions - STEPS - max(len(before) + len(after), len(head) + len(tail))
-    kept = kept[:, : max(room, 0)]
+    room = max(plan.positions - STEPS - max(len(before) + len(after), len(head) + len(tail)), 0)
+    kept = kept[:, :room]
+    between = random.choice(usable, 3)
+    two = kept[[0, 1 % len(kept)], : min(_OF_TWO, max(room - len(between), 0) // 2)]
     return [
-        PromptCase("question", before, kept[0], after),
-        PromptCase("random tokens", head, kept[1 % len(kept)], tail),
-        PromptCase("no image", random.choice(usable, 11), kept[0][:0], random.choice(usable, 1)),
+        PromptCase("question", before, kept[:1], (after,)),
+        PromptCase("random tokens", head, kept[[1 % len(kept)]], (tail,)),
+        PromptCase("two images", before, two, (between, after)),
+        PromptCase("no image", random.choice(usable, 12), kept[:0], ()),
     ]
 
 
@@ -151,35 +193,42 @@ def _tokenise(plan: ExportPlan, text: str, usable: Array) -> Array:
     return ids if len(ids) else usable[:1]
 
 
+def _answer(plan: ExportPlan, oracle: Oracle, case: PromptCase) -> ExpectedAnswer:
+    return oracle.answer(
+        case.embeddings(oracle), STEPS, case.positions(plan.spec.decoder.rope.axes, STEPS), plan.spec.stacked
+    )
+
+
 def _follow(
+    plan: ExportPlan,
     graph: AnyLanguageGraph,
     case: PromptCase,
-    rows: int,
     forced: Array,
     cuts: list[int] | None = None,
 ) -> Array:
     """Return float32 [STEPS + 1, V]; the reference's tokens are fed, whatever the graph would have said."""
-    ids = case.ids(rows)[None]
-    visual = _at_least_one(case.visual)[None]
-    logits: Array = graph.follow(ids, visual, np.ones(ids.shape, bool), forced[None], cuts or [])[0]
+    ids, places = case.ids(plan.embedding_rows)[None], case.positions(plan.spec.decoder.rope.axes, STEPS)
+    positions = None if places is None else places[:, None]
+    mask = np.ones(ids.shape, bool)
+    logits: Array = graph.follow(ids, case.table[None], mask, forced[None], cuts or [], positions)[0]
     return logits
 
 
-def _at_least_one(visual: Array) -> Array:
-    """The table's image half is never empty, even where no id points into it."""
-    return visual if len(visual) else np.zeros((1, visual.shape[1]), visual.dtype)
-
-
 def _ragged(
-    graph: AnyLanguageGraph, cases: list[PromptCase], rows: int, answers: list[ExpectedAnswer]
+    plan: ExportPlan, graph: AnyLanguageGraph, cases: list[PromptCase], answers: list[ExpectedAnswer]
 ) -> tuple[Array, Array]:
     """All prompts in one batch, padded on the left: (found, wanted), each [batch, STEPS + 1, V]."""
-    prompts = [case.ids(rows) for case in cases]
-    length, most = max(map(len, prompts)), max(len(_at_least_one(case.visual)) for case in cases)
+    prompts = [case.ids(plan.embedding_rows) for case in cases]
+    length, most = max(map(len, prompts)), max(len(case.table) for case in cases)
     ids = np.stack([np.pad(prompt, (length - len(prompt), 0)) for prompt in prompts])
     mask = np.stack([np.arange(length) >= length - len(prompt) for prompt in prompts])
-    visual = np.stack([np.pad(case.visual, ((0, most - len(case.visual)), (0, 0))) for case in cases])
-    found = graph.follow(ids, visual, mask, np.stack([answer.tokens for answer in answers]))
+    visual = np.stack([np.pad(case.table, ((0, most - len(case.table)), (0, 0))) for case in cases])
+    places = [case.positions(plan.spec.decoder.rope.axes, STEPS) for case in cases]
+    whole = length + STEPS
+    padded = [np.pad(p, ((0, 0), (whole - p.shape[1], 0))) for p in places if p is not None]
+    positions = np.stack(padded, axis=1) if padded else None
+    forced = np.stack([answer.tokens for answer in answers])
+    found = graph.follow(ids, visual, mask, forced, positions=positions)
     return found, np.stack([answer.logits for answer in answers])
 
 

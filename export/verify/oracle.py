@@ -75,8 +75,7 @@ class Oracle:
         found: list[Array] = []
         with self._torch.inference_mode():
             for image in images:
-                processed = self._processed(image.pixels)
-                (rows,) = self._reference.visual_tokens(self._model, processed, [image])
+                (rows,) = self._reference.visual_tokens(self._model, self._processed, [image])
                 found.append(rows.numpy())
         return found
 
@@ -117,8 +116,16 @@ class Oracle:
             rows: Array = self._model.get_input_embeddings()(self._torch.from_numpy(ids)).numpy()
         return rows
 
-    def answer(self, embeddings: Array, steps: int) -> ExpectedAnswer:
-        """Prefill float32 [length, D], then decode ``steps`` tokens greedily."""
+    def answer(
+        self, embeddings: Array, steps: int, positions: Array | None = None, stacked: int = 0
+    ) -> ExpectedAnswer:
+        """Prefill float32 [length, D], then decode ``steps`` tokens greedily.
+
+        ``positions`` is int64 [3, length + steps] where an id has three. Behind the D values of a row lie ``stacked``
+        times as many for the first layers.
+        """
+        if positions is not None:
+            return self._placed_answer(embeddings, steps, positions, stacked)
         torch, logits, tokens = self._torch, [], []
         with torch.inference_mode():
             out = self._model(
@@ -134,6 +141,39 @@ class Oracle:
                     logits_to_keep=1,
                 )
                 logits.append(out.logits[0, -1].numpy())
+        return ExpectedAnswer(np.stack(logits), np.asarray(tokens, dtype=np.int64))
+
+    def _placed_answer(self, embeddings: Array, steps: int, positions: Array, stacked: int) -> ExpectedAnswer:
+        """Run the decoder itself: the whole model would compute positions of its own."""
+        torch, decoder, head = self._torch, self._modules[DECODER], self._modules[HEAD]
+        rows, *beside = np.split(embeddings, 1 + stacked, axis=1)
+        visual = np.any([part.any(axis=1) for part in beside], axis=0) if beside else None
+        more = {}
+        if visual is not None:
+            more = {
+                "visual_pos_masks": torch.from_numpy(visual)[None],
+                "deepstack_visual_embeds": [torch.from_numpy(part[visual]) for part in beside],
+            }
+        places = torch.from_numpy(positions)[:, None]
+        logits, tokens = [], []
+        with torch.inference_mode():
+            out = decoder(
+                inputs_embeds=torch.from_numpy(np.ascontiguousarray(rows))[None],
+                position_ids=places[..., : len(rows)],
+                use_cache=True,
+                **more,
+            )
+            logits.append(head(out.last_hidden_state[0, -1]).numpy())
+            for step in range(steps):
+                tokens.append(int(logits[-1].argmax()))
+                at = len(rows) + step
+                out = decoder(
+                    inputs_embeds=torch.from_numpy(self.embed(np.array(tokens[-1:])))[None],
+                    position_ids=places[..., at : at + 1],
+                    past_key_values=out.past_key_values,
+                    use_cache=True,
+                )
+                logits.append(head(out.last_hidden_state[0, -1]).numpy())
         return ExpectedAnswer(np.stack(logits), np.asarray(tokens, dtype=np.int64))
 
     def rope_tables(self, positions: int) -> tuple[Array, Array]:

@@ -42,10 +42,22 @@ class TokensCase:
     tokens: Tokens
     valid: Valid
     signals: Signals
+    token: int | None = None
+
+    @property
+    def looked_at(self) -> Tokens:
+        """What is picked by: the first ``token`` values of each row, all if None."""
+        return self.tokens[:, : self.token]
 
 
 def verify_selector(
-    selector: Selector, candidates: int, keep: int, width: int, dtype: str, onnx_path: Path
+    selector: Selector,
+    candidates: int,
+    keep: int,
+    width: int,
+    dtype: str,
+    onnx_path: Path,
+    token: int | None = None,
 ) -> tuple[Check, ...]:
     """Check one selector graph on synthetic tokens.
 
@@ -56,23 +68,24 @@ def verify_selector(
         width: D.
         dtype: element type of the tokens.
         onnx_path: the graph.
+        token: values of a row that it looks at; None: all.
     """
     session = open_graph(onnx_path)
     random = np.random.default_rng(11)
     exact = [
-        TokensCase(tokens, valid, _signals(session, random))
+        TokensCase(tokens, valid, _signals(session, random), token)
         for tokens, valid in _exact_cases(random, candidates, keep, width, dtype)
     ]
     everything = np.ones(candidates, dtype=bool)
     clustered = [
-        TokensCase(_clustered(random, candidates, width, dtype), everything, _signals(session, random))
+        TokensCase(_clustered(random, candidates, width, dtype), everything, _signals(session, random), token)
         for _ in range(_CASES // 2)
     ]
     different = []
     for i, case in enumerate(exact):
         found, wanted = (
             _run(session, case)[1],
-            selector.reference(case.tokens, case.valid, keep, **case.signals),
+            selector.reference(case.looked_at, case.valid, keep, **case.signals),
         )
         if not np.array_equal(found, wanted):
             different.append(f"case {i}: picked {_difference(found, wanted)}")
@@ -89,6 +102,7 @@ def check_selection(
     keep: int,
     signals: Signals | None = None,
     valid: Valid | None = None,
+    token: int | None = None,
 ) -> tuple[list[Check], npt.NDArray[Any]]:
     """Check one selector graph on real visual tokens [images, N, D] and, where it needs them, their signals.
 
@@ -101,7 +115,7 @@ def check_selection(
     given = {name: (signals or {})[name] for name in selector.signals}
     counted = np.ones(tokens.shape[:2], bool) if valid is None else valid
     cases = [
-        TokensCase(rows, counts, {name: value[i] for name, value in given.items()})
+        TokensCase(rows, counts, {name: value[i] for name, value in given.items()}, token)
         for i, (rows, counts) in enumerate(zip(tokens, counted, strict=True))
     ]
     small = [case.valid.sum() <= keep < len(case.valid) for case in cases]
@@ -136,7 +150,7 @@ def _end_to_end(
             wrong.append(f"case {i}: the indices are not {keep} ascending rows")
             regret = float("inf")
             continue
-        wanted = selector.reference(case.tokens, case.valid, keep, **case.signals)
+        wanted = selector.reference(case.looked_at, case.valid, keep, **case.signals)
         same = np.array_equal(indices, wanted)
         equal += same
         if selector.merge is None and kept.tobytes() != case.tokens[indices].tobytes():
@@ -149,10 +163,10 @@ def _end_to_end(
                 wrong.append(f"case {i}: the merged tokens differ from the reference's")
         if not same and selector.op_type == DIVPRUNE.op_type:
             regret = float(
-                np.maximum(regret, replay_regret(cosine_distances(case.tokens), case.valid, indices))
+                np.maximum(regret, replay_regret(cosine_distances(case.looked_at), case.valid, indices))
             )
         elif not same and selector.values is not None:
-            found = regret_of(selector, case.tokens, case.valid, indices, **case.signals)
+            found = regret_of(selector, case.looked_at, case.valid, indices, **case.signals)
             regret = float(np.maximum(regret, found / keep))  # sums grow with the picks
         elif not same:
             lost += len(set(wanted.tolist()) - set(indices.tolist()))

@@ -32,7 +32,13 @@ def check_structure(
                 misplaced.append(f"node '{node.name}' reads '{weight}'")
     layers = plan.spec.decoder.layers
     shapes = [_layer(language, i) for i in range(layers)]
-    unlike = [f"layer {i} is not wired like layer 1" for i in range(2, layers) if shapes[i] != shapes[1]]
+    # What follows features of the vision tower reads their sum.
+    alike = [1 if i <= plan.spec.stacked else plan.spec.stacked + 1 for i in range(layers)]
+    unlike = [
+        f"layer {i} is not wired like layer {alike[i]}"
+        for i in range(2, layers)
+        if shapes[i] != shapes[alike[i]]
+    ]
     checks = [
         none_of("structure", "weights misplaced", misplaced, readers, "uses"),
         none_of("structure", "layers unlike", unlike, layers, "layers"),
@@ -98,7 +104,7 @@ def _layer_of(node: Any) -> int | None:
 
 
 def _indexed(name: str, index: int, word: str) -> str:
-    return re.sub(rf"\b(layers|past_key_values|present|new_key_values)\.{index}(?=[./])", rf"\1.{word}", name)
+    return re.sub(rf"\b(layers|deepstack|past_key_values|present|new_key_values)\.{index}(?=[./])", rf"\1.{word}", name)
 
 
 def _described(file: GraphFile, node: Any, canonical: Any) -> tuple[Any, ...]:

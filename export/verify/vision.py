@@ -47,16 +47,12 @@ def sample_images(height: int, width: int) -> Pixels:
 
 
 def sample_inputs(plan: ExportPlan) -> list[ImageInput]:
-    """Return :func:`sample_images` as the encoder takes them; where images have tiles, of other sizes and few tiles."""
-    height, width = plan.spec.image_size
-    if plan.spec.tiling is None:
-        images = sample_images(height, width)
-        return [ImageInput(image[None], (height, width)) for image in images]
-    grids = sorted(plan.spec.tiling.grids, key=lambda grid: grid[0] * grid[1])
-    sizes = [(h - h // 5 * (i % 2), w - w // 7 * (i % 3)) for i, (h, w) in enumerate([*grids, *grids][:4])]
+    """Return :func:`sample_images` of the sizes that the family names, as its encoder takes them."""
     return [
-        plan.family.read(Image.fromarray(sample_images(*size)[i]), plan.preprocessing, (height, width), True)
-        for i, size in enumerate(sizes)
+        plan.family.read(
+            Image.fromarray(sample_images(*size)[i]), plan.preprocessing, plan.spec.image_size, True
+        )
+        for i, size in enumerate(plan.family.sample_sizes(plan.spec))
     ]
 
 

@@ -12,11 +12,13 @@ from divprune_edge.models.families.family import Family, Reference, Spec, Weight
 from divprune_edge.models.families.llava import LLAVA
 from divprune_edge.models.families.llava_next import LLAVA_NEXT
 from divprune_edge.models.families.llava_onevision import LLAVA_ONEVISION
+from divprune_edge.models.families.qwen_vl import QWEN2_5_VL, QWEN3_VL
 from divprune_edge.models.files import Config, setting
 
 __all__ = ["FAMILIES", "Family", "Reference", "Spec", "WeightNames", "family_named", "family_of"]
 
-FAMILIES: dict[str, Family[Any]] = {family.name: family for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION)}
+_ALL: tuple[Family[Any], ...] = (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL)
+FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _ALL}
 
 # Named are only conversions that exist and that can be exported.
 _ORIGINAL = (

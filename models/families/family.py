@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.manifest import Preprocessing, Tiling
+from divprune_edge.manifest import Preprocessing, TensorInfo
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.files import CheckpointFiles, Config, Shapes
 from divprune_edge.models.graph import Builder, Layers
@@ -28,6 +28,23 @@ ASSEMBLE = "assemble"
 """What the graph is called that makes rows of the tokens of several tiles."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How many rows the ``assemble`` graph makes, at most.
+
+    Attributes:
+        most: of an image.
+        most_of_tile: of one of its tiles.
+        tiles: of an image.
+        sources: tokens that a row is made of.
+    """
+
+    most: int
+    most_of_tile: int
+    tiles: int
+    sources: int
+
+
 class Spec(Protocol):
     """Everything of a checkpoint that a graph depends on, as far as no family is meant."""
 
@@ -43,17 +60,25 @@ class Spec(Protocol):
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of one tile."""
+        """Visual tokens of one tile; the most that there may be where they vary."""
         ...
 
     @property
-    def tiling(self) -> Tiling | None:
-        """How an image becomes several tiles, None where it is one."""
+    def rows(self) -> Rows | None:
+        """How tokens become an image's rows, None where those of its one tile are its rows."""
         ...
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """What the encoder gives beside the visual tokens, a row for each: added to them after the first layers."""
+    def inputs(self) -> Sequence[TensorInfo]:
+        """What the encoder takes: ``pixels`` uint8 [tiles, …], and what is the same for all tiles of an image."""
+        ...
+
+    @property
+    def stacked(self) -> int:
+        """How many of the decoder's first layers are followed by features of the encoder, added at visual tokens.
+
+        They lie behind the token in a row of the visual tokens.
+        """
         ...
 
     @property
@@ -62,8 +87,8 @@ class Spec(Protocol):
         ...
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of a tile in pixels."""
+    def image_size(self) -> tuple[int, int] | None:
+        """Height and width of a tile in pixels; None where they vary."""
         ...
 
     @property
@@ -82,6 +107,10 @@ class Spec(Protocol):
 
     def signal_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the signals that the encoder can give, and their shapes for one tile."""
+        ...
+
+    def for_images(self, facts: Preprocessing) -> Spec:
+        """Return the same model for images as large as the preprocessing makes them."""
         ...
 
     def with_decoder(self, decoder: DecoderSpec) -> Spec:
@@ -147,6 +176,7 @@ class Model(Protocol):
         ...
 
 
+Process = Callable[[Pixels], Mapping[str, Any]]
 S = TypeVar("S", bound=Spec)
 
 
@@ -159,7 +189,8 @@ class Reference(Generic[S]):
         processor: ``(class that the checkpoint names, if it does)`` returns the name of an image processor's class that
             rescales and normalises as that does.
         modules: ``(model)`` returns the modules of the encoder's parts.
-        visual_tokens: ``(model, what the processor made of all their tiles, images)`` returns a tensor [N, D] for each.
+        visual_tokens: ``(model, processor, images)`` returns a tensor [N, D] for each image; ``processor`` makes
+            ``pixel_values`` of uint8 [n, H, W, 3].
         signals: ``(spec, model, uint8 pixels)`` returns every signal, computed from what the model computes.
         unused: ``(spec, config, part, name)`` says whether no graph needs a weight of an encoder's part.
     """
@@ -167,7 +198,7 @@ class Reference(Generic[S]):
     model: str
     processor: Callable[[str | None], str]
     modules: Callable[[Any], Mapping[str, Any]]
-    visual_tokens: Callable[[Any, Mapping[str, Any], Sequence[ImageInput]], Sequence[Any]]
+    visual_tokens: Callable[[Any, Process, Sequence[ImageInput]], Sequence[Any]]
     signals: Callable[[S, Model, Pixels], dict[str, Array]]
     unused: Callable[[S, Config, str, str], bool]
 
@@ -187,9 +218,11 @@ class Family(Generic[S]):
         preprocessing: reads the image processor's facts.
         read: ``(RGB image, facts, height and width of a tile, whether it is its prompt's only image)`` returns what the
             encoder takes.
-        encoder: ``(builder, layers of each part, pixels, spec, facts, signals)`` writes the encoder; returns
-            :data:`VISUAL_TOKENS` [tiles, N, D] and the signals, by name.
+        sample_sizes: ``(spec)`` returns heights and widths of four images that verification looks at.
+        encoder: ``(builder, layers of each part, inputs, spec, facts, signals)`` writes the encoder; returns
+            :data:`VISUAL_TOKENS` [tiles, n, D · (1 + stacked)] and the signals, by name.
         reference: what verification compares with.
+        numbering: how what is left of a prompt's images is numbered where nothing else is asked for; see the manifest.
     """
 
     name: str
@@ -199,8 +232,10 @@ class Family(Generic[S]):
     canonical_name: Callable[[str], str | None]
     weight_names: Callable[[Collection[str], bool], WeightNames]
     preprocessing: Callable[[CheckpointFiles, S], Preprocessing]
-    read: Callable[[Image.Image, Preprocessing, tuple[int, int], bool], ImageInput]
+    read: Callable[[Image.Image, Preprocessing, tuple[int, int] | None, bool], ImageInput]
+    sample_sizes: Callable[[S], Sequence[tuple[int, int]]]
     encoder: Callable[
-        [Builder, Mapping[str, Layers], Any, S, Preprocessing, Sequence[str]], Mapping[str, Any]
+        [Builder, Mapping[str, Layers], Mapping[str, Any], S, Preprocessing, Sequence[str]], Mapping[str, Any]
     ]
     reference: Reference[S]
+    numbering: Literal["compact", "original"] = "compact"

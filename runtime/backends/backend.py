@@ -66,11 +66,11 @@ class Backend(Protocol):
         """
         ...
 
-    def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
-        """Run the vision encoder on pixels [tiles, H, W, 3].
+    def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
+        """Run the vision encoder.
 
         Args:
-            pixels: what the preprocessing made.
+            inputs: what the preprocessing made, by name: ``pixels`` [tiles, H, W, 3], and what a family adds.
             signals: outputs beyond the visual tokens that a selector will need.
         """
         ...

@@ -18,7 +18,16 @@ import onnxruntime as ort
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, run_bound
-from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Ints, Logits, SlotTable, pieces
+from divprune_edge.runtime.backends.session import (
+    CacheRows,
+    DeviceTensor,
+    Ints,
+    Logits,
+    Positions,
+    SlotTable,
+    along,
+    pieces,
+)
 from divprune_edge.runtime.backends.steps import STEPS, StepInputs
 
 FIRST_CAPACITY = 256
@@ -56,7 +65,7 @@ class BlockSession(SlotTable):
         return slot
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
     ) -> Logits:
         """Run one step per chunk on the slot's piece of the cache."""
         lengths = self.lengths
@@ -94,7 +103,8 @@ class BlockSession(SlotTable):
         return tuple(np.array(whole[slot : slot + 1, :, :length]) for whole in self._host())
 
     def _feed(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
-        return STEPS[self._info.dialect](ids, positions, lengths, self._capacity, self._info.window)
+        places = along(positions, self._axes)
+        return STEPS[self._info.dialect](ids, places, lengths, self._capacity, self._info.window)
 
     def _view(self, first: int, count: int) -> _View:
         key = first, count

@@ -12,7 +12,16 @@ import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, Binding
-from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Ints, Logits, SlotTable, pieces
+from divprune_edge.runtime.backends.session import (
+    CacheRows,
+    DeviceTensor,
+    Ints,
+    Logits,
+    Positions,
+    SlotTable,
+    along,
+    pieces,
+)
 
 
 @dataclass
@@ -65,13 +74,14 @@ class GrowingSession(SlotTable):
         super().remove(slot)
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
     ) -> Logits:
         """Run one step per chunk on a batch of this sequence alone."""
         self.check_room(slot, len(ids))
         batch = self._batches[slot]
         if len(batch.slots) > 1:
             batch = self._part(slot, self.length(slot))
+        batch.visual = self.visual[slot]
         for part, places in pieces(ids, positions, self.length(slot), chunk):
             logits = self._run(batch, part, places, np.ones(part.shape, np.bool_))
             self.lengths[slot] += part.shape[1]
@@ -154,7 +164,7 @@ class GrowingSession(SlotTable):
         binding.array("input_ids", ids)
         binding.array("logits_index", np.full(ids.shape[0], ids.shape[1] - 1, np.int64))
         binding.array("attention_mask", batch.real)
-        binding.array("position_ids", positions)
+        binding.array("position_ids", along(positions, self._axes))
         binding.input("visual_tokens", batch.visual)
         for name, value in zip(self._past, batch.cache, strict=True):
             binding.input(name, value)

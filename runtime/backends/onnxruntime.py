@@ -7,7 +7,7 @@ are handed over without a copy.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -66,11 +66,12 @@ class OnnxRuntimeBackend:
         for file, future in built:
             self._sessions[file] = future.result()
 
-    def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
+    def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Return ``OrtValue``s on the device."""
         graph = self._bundle.manifest.vision_encoder
         binding = Binding(self._session(graph), self._device)
-        binding.input("pixels", ort.OrtValue.ortvalue_from_numpy(pixels))
+        for name, array in inputs.items():
+            binding.array(name, array)
         outputs = binding.run(["visual_tokens", *signals])
         return Encoded(outputs.pop("visual_tokens"), outputs)
 

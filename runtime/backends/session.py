@@ -21,6 +21,8 @@ CacheRows = tuple[npt.NDArray[Any], ...]
 """The first rows of a KV cache: key and value of each layer, [1, kv_heads, rows, head_dim]."""
 Logits = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Positions = Sequence[int] | Ints
+"""One for each id, or [3, ids]: time, height and width."""
 
 
 class LanguageSession(Protocol):
@@ -43,6 +45,14 @@ class LanguageSession(Protocol):
         """
         ...
 
+    def show(self, slot: int, visual: DeviceTensor) -> None:
+        """Let the next ids of a sequence refer to ``visual`` [1, K, D]; the rows of its cache stay as they are.
+
+        Raises:
+            UserError: the backend does not take so many.
+        """
+        ...
+
     def remove(self, slot: int) -> None:
         """Forget a sequence; its slot is free, and nothing is copied."""
         ...
@@ -52,14 +62,15 @@ class LanguageSession(Protocol):
         ...
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
     ) -> Logits:
         """Append ids to one sequence and return the last one's logits.
 
         Args:
             slot: which sequence.
             ids: at least one id of the token table; below V a vocabulary row, V + i row i of the visual tokens.
-            positions: of these ids for the rotary embedding; None: those of the rows that they fill.
+            positions: of these ids for the rotary embedding, one for each or three; None: those of the rows that they
+                fill.
             chunk: feed at most so many ids at a time (bounds memory; the result is the same).
 
         Returns:
@@ -103,7 +114,7 @@ class SlotTable:
 
     def __init__(self, info: LanguageInfo, group: LayerGroup, slots: int) -> None:
         self._info, self._group = info, group
-        self._room = group.room(info.context)
+        self._room, self._axes = group.room(info.context), info.axes
         self._taken = [False] * slots
         self.lengths = np.zeros(slots, np.int64)
         self.visual: list[DeviceTensor] = [None] * slots
@@ -116,6 +127,10 @@ class SlotTable:
     def length(self, slot: int) -> int:
         """Rows in use."""
         return int(self.lengths[slot])
+
+    def show(self, slot: int, visual: DeviceTensor) -> None:
+        """What was there before is let go."""
+        self.visual[slot] = visual
 
     def remove(self, slot: int) -> None:
         """What the slot holds is written over."""
@@ -167,14 +182,25 @@ def check_room(total: int, room: int, *, fixed: bool) -> None:
     raise UserError(f"The sequence would have {total} tokens, but {place}{remedy}", code="sequence-too-long")
 
 
+def along(positions: Ints, axes: int) -> Ints:
+    """Return positions [n, seq] as the graph takes them: [3, n, seq] where a token has three, all the same here."""
+    return np.tile(positions, (axes, 1, 1)) if axes > 1 and positions.ndim == 2 else positions
+
+
 def pieces(
-    ids: Sequence[int], positions: Sequence[int] | None, first: int, chunk: int | None
+    ids: Sequence[int], positions: Positions | None, first: int, chunk: int | None
 ) -> list[tuple[Ints, Ints]]:
-    """Return ids and positions in pieces of at most ``chunk``, each [1, seq]; ``first`` is the first id's row."""
+    """Return ids in pieces of at most ``chunk``, each [1, seq], and their positions, each [1, seq] or [3, 1, seq].
+
+    ``first`` is the first id's row.
+    """
     row = np.asarray(ids, np.int64)
     places = np.arange(first, first + row.size) if positions is None else np.asarray(positions, np.int64)
     size = chunk or row.size
     return [
-        (np.ascontiguousarray(row[None, at : at + size]), np.ascontiguousarray(places[None, at : at + size]))
+        (
+            np.ascontiguousarray(row[None, at : at + size]),
+            np.ascontiguousarray(places[..., None, at : at + size]),
+        )
         for at in range(0, row.size, size)
     ]

@@ -58,11 +58,13 @@ def decomposed_step(
 def fused_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int, window: int | None) -> StepInputs:
     """Return the inputs of dialect ``onnxruntime``, whose operator derives positions from the lengths.
 
+    But where a token has three, which are fed.
+
     Raises:
         UserError: the positions are others.
     """
-    rows = lengths[:, None] + np.arange(ids.shape[1])
-    if not np.array_equal(positions, rows):
+    rows, placed = lengths[:, None] + np.arange(ids.shape[1]), positions.ndim == 3
+    if not placed and not np.array_equal(positions, rows):
         raise UserError(
             "Dialect 'onnxruntime' places every token at the row of the cache that it fills: export with --dialect "
             "portable for other positions.",
@@ -74,6 +76,7 @@ def fused_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int, window:
         "logits_index": np.full(ids.shape[0], ids.shape[1] - 1, np.int64),
         "seqlens_k": last.astype(np.int32),
         "total_sequence_length": np.array(last.max() + 1, np.int32),
+        **({"position_ids": positions} if placed else {}),
     }
 
 
@@ -90,4 +93,5 @@ STEPS: dict[Dialect, Callable[[Ints, Ints, Ints, int, int | None], StepInputs]] 
     "decomposed": decomposed_step,
     "onnxruntime": fused_step,
 }
-"""Dialect -> what makes a step's inputs from ids and positions int64 [n, seq], lengths int64 [n], capacity, window."""
+"""Dialect -> what makes a step's inputs from ids int64 [n, seq], positions of the same shape or [3, n, seq], lengths
+int64 [n], capacity, window."""

@@ -80,29 +80,29 @@ class TensorRtBackend:
             if selector is not None and engines.kernel:
                 self._kernels[selector.id] = self._device.max_min_bytes(self._sizes(selector))
         tiles = self._bundle.manifest.tiles_at_once
-        pixels = (tiles, vision.image_height, vision.image_width, 3)
-        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision, tiles), (pixels, np.uint8)]
+        pixels = [(_fixed(tensor.shape, tiles), tensor.dtype) for tensor in vision.inputs]
+        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision, tiles), *pixels]
         if manifest.assemble is not None:
             tensors += self._outputs(manifest.assemble, manifest.groups)
         if selector is not None:
             tensors += [*self._outputs(selector), ((1, tokens), np.bool_)]
             tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
         scratch = self._allocate(tensors)
-        keep = manifest.visual_tokens(selector)
-        self._model.check_kept(self._pool.take((1, keep, vision.width), manifest.token_dtype))
+        self._model.check_kept(manifest.visual_tokens(selector))
         self._model.reserve(scratch)
 
-    def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
+    def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Run the vision encoder; its outputs stay on the device."""
         most = self._bundle.manifest.tiles_at_once
-        if len(pixels) > most:
+        tiles = len(inputs["pixels"])
+        if tiles > most:
             raise UserError(
-                f"There are {len(pixels)} images, but backend '{self._name}' takes {most} at a time.",
+                f"There are {tiles} images, but backend '{self._name}' takes {most} at a time.",
                 code="batch-with-backend",
             )
         graph = self._bundle.manifest.vision_encoder
-        read = self._upload("pixels", pixels)
-        outputs = self._run(VISION, graph, {"pixels": read}, len(pixels))
+        read = {name: self._upload(name, array) for name, array in inputs.items()}
+        outputs = self._run(VISION, graph, read, tiles)
         # The times of an answer are told by stage, so each stage ends before the next begins.
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})
@@ -212,9 +212,12 @@ class TensorRtBackend:
             "activations": activations if larger else 0,
             "tensors between the engines": self._pool.missing(tensors),
         }
-        info = self._bundle.manifest.language_model
+        assert self._engines is not None
+        info, images = self._bundle.manifest.language_model, self._engines.limits.images
         (group,) = info.groups
-        language = self._language or TensorRtLanguage(self._device, self._plans[LANGUAGE], info, group)
+        language = self._language or TensorRtLanguage(
+            self._device, self._plans[LANGUAGE], info, group, images
+        )
         if self._language is None:
             needed["KV cache and what a step takes"] = language.memory_bytes(1)
         self._require(needed)

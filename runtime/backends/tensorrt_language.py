@@ -17,7 +17,15 @@ import numpy as np
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime.backends.session import CacheRows, Ints, Logits, SlotTable, pieces
+from divprune_edge.runtime.backends.session import (
+    CacheRows,
+    Ints,
+    Logits,
+    Positions,
+    SlotTable,
+    along,
+    pieces,
+)
 from divprune_edge.runtime.backends.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.tensorrt_slots import PAST, ROWS, VISUAL, Slots
 from divprune_edge.runtime.engines.device import Device, Memory, Plan, Shape, aligned
@@ -47,11 +55,15 @@ class TensorRtLanguage:
         plan: the engine, with profiles for prefill and decode.
         info: of the manifest; dialect ``static`` or ``decomposed``.
         group: the engine's layers.
+        images: of a prompt that the engine was built for.
     """
 
-    def __init__(self, device: Device, plan: Plan, info: LanguageInfo, group: LayerGroup) -> None:
+    def __init__(
+        self, device: Device, plan: Plan, info: LanguageInfo, group: LayerGroup, images: int = 1
+    ) -> None:
         assert group.capacity is not None
-        self.device, self.plan, self.info, self.group = device, plan, info, group
+        self.device, self.plan, self.info, self.group, self.images = device, plan, info, group, images
+        self.axes = info.axes
         self.capacity = group.capacity
         self.prefill = min(PREFILL, plan.profiles - 1)
         self.longest = plan.limits("input_ids", self.prefill)[1][1]
@@ -121,7 +133,8 @@ class TensorRtLanguage:
 
     def step(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
         """Return what a step is fed; see :data:`~divprune_edge.runtime.backends.steps.STEPS`."""
-        return STEPS[self.info.dialect](ids, positions, lengths, self.capacity, self.info.window)
+        places = along(positions, self.axes)
+        return STEPS[self.info.dialect](ids, places, lengths, self.capacity, self.info.window)
 
     def reserve(self, scratch: Memory) -> None:
         """Have the memory of one sequence ready, and its decode step captured; ``scratch`` is for activations."""
@@ -152,21 +165,46 @@ class TensorRtLanguage:
         weakref.finalize(session, self._free.append, memory).atexit = False
         return session
 
-    def check_kept(self, visual: Tensor) -> None:
-        """Check that the engine takes these visual tokens.
+    def check_kept(self, kept: int) -> None:
+        """Check that the engine takes an image of which so many visual tokens are kept.
 
         Raises:
             UserError: it was not built for so many.
         """
-        kept = visual.shape[1]
-        least, most = (shape[1] for shape in self.plan.limits(VISUAL, self.prefill))
-        if not least <= kept <= most:
-            span = f"{least}" if least == most else f"{least} to {most}"
+        _, most = self._visual_limits
+        if kept > most:
             raise UserError(
-                f"There are {kept} visual tokens, but the language model's engine was built for {span}: build it "
+                f"There are {kept} visual tokens, but the language model's engine was built for up to {most}: build it "
                 "for this selector too, with 'python -m runtime build BUNDLE --selector NAME,NAME'.",
                 code="engines-for-other-keep",
             )
+
+    def check_visual(self, visual: Tensor) -> None:
+        """Check that the engine takes the visual tokens of a prompt, [1, K, D].
+
+        Raises:
+            UserError: it was not built for so many, or, before it could be, for prompts without an image.
+        """
+        rows, (least, most) = visual.shape[1], self._visual_limits
+        if rows > most:
+            images = -(-rows * self.images // most)
+            raise UserError(
+                f"The images of the prompt take {rows} visual tokens, but the language model's engine was built for "
+                f"{most} (--images {self.images}): ask about fewer, or build it with "
+                f"'python -m runtime build BUNDLE --images {images}'.",
+                code="engine-images",
+            )
+        if rows < least:
+            raise UserError(
+                f"The prompt has no image, but the language model's engine is an older one, which takes {least} visual "
+                "tokens or more: build it again with 'python -m runtime build BUNDLE --force'.",
+                code="engine-images",
+            )
+
+    @property
+    def _visual_limits(self) -> tuple[int, int]:
+        least, most = (shape[1] for shape in self.plan.limits(VISUAL, self.prefill))
+        return least, most
 
     def _take(self, slots: int) -> Slots:
         for at, memory in enumerate(self._free):
@@ -186,7 +224,7 @@ class TensorRtSession(SlotTable):
 
     def add(self, visual: Tensor, rows: CacheRows | None = None) -> int:
         """Take a slot; rows that its cache still begins with are not copied again."""
-        self._model.check_kept(visual)
+        self._model.check_visual(visual)
         slot, memory = self.take(visual), self._memory
         length = rows[0].shape[2] if rows else 0
         if rows and not (memory.prefix[slot] is rows and memory.intact[slot] >= length):
@@ -198,8 +236,13 @@ class TensorRtSession(SlotTable):
         self.lengths[slot] = length
         return slot
 
+    def show(self, slot: int, visual: Tensor) -> None:
+        """Prefill is bound to the visual tokens anew for each step."""
+        self._model.check_visual(visual)
+        super().show(slot, visual)
+
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None
+        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
     ) -> Logits:
         """Run a step per chunk; none is longer than what the engine was built for."""
         model, memory, lengths = self._model, self._memory, self.lengths

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from divprune_edge import Pipeline
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Preprocessing
+from divprune_edge.manifest import Preprocessing, TensorInfo
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.families import FAMILIES, Family, Reference, WeightNames
 from divprune_edge.models.graph import Builder, Layers
@@ -38,7 +38,11 @@ class StripesSpec:
     image_size: tuple[int, int] = (HEIGHT, WIDTH)
     vision_flops: int = 1
     projector_flops: int = 1
-    tiling: None = None
+    rows: None = None
+    stacked: int = 0
+    inputs: tuple[TensorInfo, ...] = (
+        TensorInfo(name="pixels", dtype="uint8", shape=("tiles", HEIGHT, WIDTH, 3)),
+    )
 
     @property
     def width(self) -> int:
@@ -50,6 +54,9 @@ class StripesSpec:
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
         return {}
 
+    def for_images(self, facts: Preprocessing) -> StripesSpec:
+        return self
+
     def with_decoder(self, decoder: DecoderSpec) -> StripesSpec:
         return replace(self, decoder=decoder)
 
@@ -57,13 +64,13 @@ class StripesSpec:
 def write_encoder(
     g: Builder,
     parts: Mapping[str, Layers],
-    pixels: Any,
+    inputs: Mapping[str, Any],
     spec: StripesSpec,
     facts: Preprocessing,
     signals: Sequence[str],
 ) -> dict[str, Any]:
     with g.scope("stripes"):
-        x = g.op("Mul", g.cast(pixels, "float32"), g.constant(facts.rescale_factor, "float32"))
+        x = g.op("Mul", g.cast(inputs["pixels"], "float32"), g.constant(facts.rescale_factor, "float32"))
         x = g.op(
             "Reshape", x, g.constant([-1, HEIGHT // PATCH, PATCH, WIDTH // PATCH, PATCH, 3])
         )  # one row per patch
@@ -94,6 +101,7 @@ STRIPES = Family(
     read=lambda image, facts, size, alone: ImageInput(
         255 - encoder_pixels(image, facts, *size), (image.height, image.width), alone=alone
     ),
+    sample_sizes=lambda spec: [(HEIGHT, WIDTH)],
     encoder=write_encoder,
     reference=Reference("", "", dict, lambda *_: [], lambda *_: {}, lambda *_: False),
 )

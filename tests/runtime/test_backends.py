@@ -44,7 +44,7 @@ def prompt(bundle: Bundle, visual: int) -> list[int]:
 
 
 def test_selection_equals_the_reference(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    encoded = backend.encode(pixels)
+    encoded = backend.encode({"pixels": pixels})
     selector = bundle.manifest.selectors[0]
     valid = np.ones((1, selector.candidates), np.bool_)
     valid[0, 100:200] = False
@@ -59,7 +59,7 @@ def test_selection_equals_the_reference(backend: Backend, bundle: Bundle, pixels
 
 
 def test_no_selector_keeps_everything(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    encoded = backend.encode(pixels)
+    encoded = backend.encode({"pixels": pixels})
     kept, indices = backend.select(encoded, None, np.ones((1, 576), np.bool_))
     assert kept is encoded.tokens
     assert np.array_equal(indices, np.arange(576)[None])
@@ -69,14 +69,14 @@ def test_too_few_valid_rows_are_refused(backend: Backend, bundle: Bundle, pixels
     valid = np.zeros((1, 576), np.bool_)
     valid[0, :57] = True
     with refused("keep-exceeds-rows", 58, 57):
-        backend.select(backend.encode(pixels), bundle.manifest.selectors[0], valid)
+        backend.select(backend.encode({"pixels": pixels}), bundle.manifest.selectors[0], valid)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 7, 64])
 def test_chunked_prefill_is_the_same(
     backend: Backend, bundle: Bundle, pixels: np.ndarray, chunk: int
 ) -> None:
-    visual = backend.encode(pixels).tokens
+    visual = backend.encode({"pixels": pixels}).tokens
     ids = prompt(bundle, 40)
     whole, pieces = OneSlot(backend, visual), OneSlot(backend, visual)
     expected = whole.extend(ids).copy()
@@ -88,7 +88,7 @@ def test_chunked_prefill_is_the_same(
 def test_truncated_cache_goes_on_as_if_nothing_had_followed(
     backend: Backend, bundle: Bundle, pixels: np.ndarray
 ) -> None:
-    visual = backend.encode(pixels).tokens
+    visual = backend.encode({"pixels": pixels}).tokens
     ids = prompt(bundle, 20)
     session, fresh = OneSlot(backend, visual), OneSlot(backend, visual)
     session.extend([*ids, 9, 9, 9])
@@ -100,7 +100,7 @@ def test_truncated_cache_goes_on_as_if_nothing_had_followed(
 
 
 def test_sequences_do_not_share_a_cache(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    visual = backend.encode(pixels).tokens
+    visual = backend.encode({"pixels": pixels}).tokens
     first, second = OneSlot(backend, visual), OneSlot(backend, visual)
     expected = first.extend(TEXT).copy()
     first.extend([9, 9])

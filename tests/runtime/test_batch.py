@@ -115,7 +115,7 @@ def test_an_image_is_seen_once_and_a_few_at_a_time(
     monkeypatch.setattr(
         OnnxRuntimeBackend,
         "encode",
-        lambda s, pixels, *p: (seen.append(len(pixels)), encode(s, pixels, *p))[1],
+        lambda s, inputs, *p: (seen.append(len(inputs["pixels"])), encode(s, inputs, *p))[1],
     )
     monkeypatch.setattr(OnnxRuntimeBackend, "images_at_once", 3)
     asked.ask_batch(pairs, max_tokens=2)
@@ -146,7 +146,7 @@ def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) ->
         while waiting and len(writers) < 2:
             number, (image, question) = waiting.pop(0)
             seen = asked._vision.see(asked._vision.read([image]), asked.selector)
-            prompt = asked._encode_prompt([Turn("user", question, image=True)])
+            prompt = asked._prompt.encode([Turn("user", question, images=1)], [58])
             writer = asked._writer(prompt, Decoding(max_tokens=12))
             slot = session.add(seen.tokens)
             writer.take(session.extend(slot, prompt.ids))

@@ -458,14 +458,14 @@ def test_host_and_device(tiny: dict[str, Bundle]) -> None:
     assert tensor.dtype == np.float32
     assert np.array_equal(backend.to_host(tensor), values.astype(np.float32))
     with refused("batch-with-backend", "2 images", "tensorrt"):
-        backend.encode(np.zeros((2, 35, 35, 3), np.uint8))
+        backend.encode({"pixels": np.zeros((2, 35, 35, 3), np.uint8)})
 
 
 def test_too_few_rows_that_count(tiny: dict[str, Bundle]) -> None:
     bundle = tiny["static"]
     backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
     backend.load(bundle.selector())
-    encoded = backend.encode(np.zeros((1, 35, 35, 3), np.uint8))
+    encoded = backend.encode({"pixels": np.zeros((1, 35, 35, 3), np.uint8)})
     with refused("keep-exceeds-rows", 9, 8):
         backend.select(encoded, bundle.selector(), np.arange(25)[None] < 8)
 

@@ -81,7 +81,8 @@ _PRESETS: dict[str, Config] = {
 }
 
 
-def _read(image: Image.Image, facts: Preprocessing, size: tuple[int, int], alone: bool) -> ImageInput:
+def _read(image: Image.Image, facts: Preprocessing, size: tuple[int, int] | None, alone: bool) -> ImageInput:
+    assert size is not None
     return ImageInput(encoder_pixels(image, facts, *size), (image.height, image.width), alone=alone)
 
 
@@ -94,6 +95,7 @@ LLAVA = Family(
     weight_names=find_weights,
     preprocessing=lambda files, spec: read_preprocessing(files, spec.vision.image_size),
     read=_read,
+    sample_sizes=lambda spec: [spec.image_size] * 4,
     encoder=write_encoder,
     reference=REFERENCE,
 )

@@ -19,7 +19,7 @@ from divprune_edge.models.towers.vit_graph import class_row, feature, hidden_sta
 def write_encoder(
     g: Builder,
     parts: Mapping[str, Layers],
-    pixels: Any,
+    inputs: Mapping[str, Any],
     spec: LlavaSpec,
     preprocessing: Preprocessing,
     signals: Sequence[str],
@@ -35,7 +35,7 @@ def write_encoder(
     tower = parts[TOWER]
     tap = SignalTap(spec.vision, signals)
     with g.scope(TOWER):
-        image = normalise(g, pixels, preprocessing, tower.dtype)
+        image = normalise(g, inputs["pixels"], preprocessing, tower.dtype)
         features = feature(g, hidden_states(g, tower, image, spec.vision, tap), spec.vision)
     if CLS_TOKEN in signals:
         # Projected together: over a second use of int4 weights behind a Concat, TensorRT's builder ends the process.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from divprune_edge.models.families.family import Array, Model, Pixels, Reference
+import numpy as np
+
+from divprune_edge.models.families.family import Array, Model, Pixels, Process, Reference
 from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER, LlavaSpec
 from divprune_edge.models.files import Config
 from divprune_edge.models.towers.expected_signals import expected_signals
@@ -21,10 +23,9 @@ def _modules(model: Any) -> dict[str, Any]:
     return {TOWER: getattr(tower, "vision_model", tower), PROJECTOR: model.model.multi_modal_projector}
 
 
-def _visual_tokens(model: Any, processed: Mapping[str, Any], images: Sequence[ImageInput]) -> Sequence[Any]:
-    features: Sequence[Any] = model.get_image_features(
-        pixel_values=processed["pixel_values"], return_dict=True
-    ).pooler_output
+def _visual_tokens(model: Any, process: Process, images: Sequence[ImageInput]) -> Sequence[Any]:
+    pixels = process(np.concatenate([image.pixels for image in images]))["pixel_values"]
+    features: Sequence[Any] = model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
     return features
 
 

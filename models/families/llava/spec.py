@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from divprune_edge.manifest import Tiling
+from divprune_edge.manifest import Preprocessing, TensorInfo, Tiling
 from divprune_edge.models.activations import activation
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
+from divprune_edge.models.families.family import Rows
 from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.towers import VitSpec, read_tower
 from divprune_edge.models.towers.signals import signal_shapes
+from divprune_edge.processing.anyres import most_tiles
+from divprune_edge.processing.assembly import most_rows
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """The encoder's parts, as graphs and transformers name them."""
@@ -66,9 +69,23 @@ class LlavaSpec:
         return self.vision.tokens
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
+    def rows(self) -> Rows | None:
+        """Those that tiles make; a newline may end each line of a tile's."""
+        if self.tiling is None:
+            return None
+        of_tile = self.tokens + self.tiling.side
+        sources = 1 if self.tiling.max_tiles is None else 4
+        return Rows(most_rows(self.tiling), of_tile, most_tiles(self.tiling), sources)
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The pixels alone."""
+        return (TensorInfo(name="pixels", dtype="uint8", shape=("tiles", *self.image_size, 3)),)
+
+    @property
+    def stacked(self) -> int:
+        """None."""
+        return 0
 
     @property
     def width(self) -> int:
@@ -97,6 +114,10 @@ class LlavaSpec:
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the signals that the encoder can give, and their shapes for one tile."""
         return signal_shapes(self.vision, self.width)
+
+    def for_images(self, facts: Preprocessing) -> LlavaSpec:
+        """Return this: tiles are of one size."""
+        return self
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
         """Return the same model with another decoder."""

@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing, Tiling
-from divprune_edge.models.families.family import WeightNames
+from divprune_edge.models.families.family import Process, WeightNames
 from divprune_edge.models.families.image_processor import processor_config
 from divprune_edge.models.families.llava.preprocessing import ProcessorKind, read_preprocessing
 from divprune_edge.models.families.llava.spec import LlavaSpec
@@ -89,13 +90,23 @@ def _lists(grids: Any) -> Any:
     return [list(grid) if isinstance(grid, (list, tuple)) else grid for grid in grids] if grids else grids
 
 
-def read_tiles(image: Image.Image, facts: Preprocessing, size: tuple[int, int], alone: bool) -> ImageInput:
+def tiled_sizes(spec: LlavaSpec) -> list[tuple[int, int]]:
+    """Return sizes of images that have few tiles, and do not always fill them."""
+    assert spec.tiling is not None
+    grids = sorted(spec.tiling.grids, key=lambda grid: grid[0] * grid[1])
+    few = [grids[i % len(grids)] for i in range(4)]
+    return [(h - h // 5 * (i % 2), w - w // 7 * (i % 3)) for i, (h, w) in enumerate(few)]
+
+
+def read_tiles(
+    image: Image.Image, facts: Preprocessing, size: tuple[int, int] | None, alone: bool
+) -> ImageInput:
     """Return the tiles of an image, and how their tokens become its rows.
 
     Raises:
         UserError: the image is too elongated.
     """
-    assert facts.tiling is not None
+    assert facts.tiling is not None and size is not None
     rows = assembly(image.height, image.width, facts.tiling, alone=alone)
     return ImageInput(
         to_tiles(image, facts, *size, alone=alone), (image.height, image.width), rows, alone=alone
@@ -114,11 +125,9 @@ def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
     return replace(find_weights(names, tied), newline=newline)
 
 
-def tiled_visual_tokens(
-    model: Any, processed: Mapping[str, Any], images: Sequence[ImageInput]
-) -> Sequence[Any]:
+def tiled_visual_tokens(model: Any, process: Process, images: Sequence[ImageInput]) -> Sequence[Any]:
     """Return what transformers' own model makes of the tiles of some images: a tensor [m, D] for each."""
-    pixels = processed["pixel_values"]
+    pixels = process(np.concatenate([image.pixels for image in images]))["pixel_values"]
     together = {} if images[0].alone else {"batch_num_images": pixels.new_tensor([len(images)]).long()}
     features: Sequence[Any] = model.get_image_features(
         pixel_values=pixels,

@@ -14,6 +14,7 @@ from divprune_edge.models.families.llava.tiled import (
     find_tiled_weights,
     read_tiles,
     tiled_preprocessing,
+    tiled_sizes,
     tiled_visual_tokens,
     with_tiling,
 )
@@ -110,6 +111,7 @@ LLAVA_ONEVISION = replace(
     weight_names=find_tiled_weights,
     preprocessing=lambda files, spec: tiled_preprocessing(files, spec, _PROCESSOR, _GRIDS),
     read=read_tiles,
+    sample_sizes=tiled_sizes,
     reference=replace(
         REFERENCE,
         model="LlavaOnevisionForConditionalGeneration",

@@ -69,7 +69,7 @@ def _normalise(g: Builder, pixels: Any, spec: QwenVisionSpec, facts: Preprocessi
 
 def _embed(g: Builder, layers: Layers, x: Any, spec: QwenVisionSpec) -> Any:
     """A convolution whose kernel is as large as a patch is one product with it: [frames, n, hidden]."""
-    with g.scope("patch_embed"):
+    with g.scope("patch_embed"), g.scope("proj"):
         kernel = g.op("Reshape", layers.weight("patch_embed.proj.weight"), g.constant([0, -1]))
         x = g.op("MatMul", x, g.op("Transpose", kernel, perm=[1, 0]))
         return g.op("Add", x, layers.weight("patch_embed.proj.bias")) if spec.patch_bias else x

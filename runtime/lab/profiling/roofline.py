@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -116,7 +117,7 @@ def costs(
     token_row = vision.width * np.dtype(manifest.token_dtype).itemsize
     found: dict[str, StageCost] = {}
     if vision.flops is not None:
-        pixels = vision.image_height * vision.image_width * 3
+        pixels = math.prod(size for size in vision.inputs[0].shape if isinstance(size, int))
         moved = _stored(manifest, vision) + pixels + vision.tokens * token_row
         found["vision"] = StageCost(vision.flops, moved, vision.precision)
     if selector is not None and selector.name == _MAX_MIN:

@@ -77,7 +77,9 @@ def test_a_sequence_through_both_layers(here: Here, bundles: dict[str, Bundle], 
     for backend in backends:
         selector = bundle.selector()
         backend.load(selector)
-        visual, kept = backend.select(backend.encode(pixels), selector, np.ones((1, 25), np.bool_))
+        visual, kept = backend.select(
+            backend.encode({"pixels": pixels}), selector, np.ones((1, 25), np.bool_)
+        )
         session = OneSlot(backend, visual)
         logits = [session.extend([1, *range(rows, rows + 9), 8]).copy()]
         logits += [session.extend([token]).copy() for token in (4, 9, 11)]

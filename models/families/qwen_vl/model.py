@@ -1,0 +1,169 @@
+"""Qwen2.5-VL and Qwen3-VL as a whole: tower, mergers and decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import Preprocessing, TensorInfo
+from divprune_edge.models.decoder import DecoderSpec, read_decoder
+from divprune_edge.models.families.family import VISUAL_TOKENS, Rows
+from divprune_edge.models.families.qwen_vl.encoder import write_qwen_encoder
+from divprune_edge.models.families.qwen_vl.inputs import encoder_inputs
+from divprune_edge.models.families.qwen_vl.spec import TOWER, QwenVisionSpec, read_qwen_vision
+from divprune_edge.models.files import Config, Shapes, count, setting
+from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.processing.assembly import Assembly
+from divprune_edge.processing.image_input import ImageInput
+from divprune_edge.processing.patches import grid_inputs, to_patches
+
+
+@dataclass(frozen=True)
+class QwenSpec:
+    """Everything of a Qwen-VL checkpoint that a graph depends on; ``tokens`` is the most of an image."""
+
+    vision: QwenVisionSpec
+    decoder: DecoderSpec
+    image_token_id: int
+    tokens: int = 0
+
+    @property
+    def rows(self) -> Rows:
+        """The tokens of an image as they come, padded to those of the largest."""
+        return Rows(self.tokens, self.tokens, 1, 1)
+
+    @property
+    def stacked(self) -> int:
+        """Features of the tower's layers (DeepStack; Meng et al. 2024, 2406.04334)."""
+        return len(self.vision.deepstack)
+
+    @property
+    def width(self) -> int:
+        """D: width of a visual token."""
+        return self.vision.width
+
+    @property
+    def image_size(self) -> None:
+        """Images may have any size."""
+        return
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The patches, and what the tower is told of their grid."""
+        return tuple(
+            TensorInfo(name=name, dtype=dtype, shape=tuple(shape))
+            for name, (dtype, shape) in encoder_inputs(self.vision).items()
+        )
+
+    @property
+    def vision_flops(self) -> int:
+        """FLOPs of the tower for the largest image."""
+        return self.vision.flops(self.tokens * self.vision.merge**2)
+
+    @property
+    def projector_flops(self) -> int:
+        """FLOPs of the mergers for the largest image."""
+        return self.vision.merger_flops(self.tokens * self.vision.merge**2)
+
+    def encoder_parameters(self) -> dict[str, Shapes]:
+        """Return the tower's weights, which the mergers' are among."""
+        return {TOWER: self.vision.parameters()}
+
+    def signal_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return no signals: the tower has no class token, and no attention of its own is written out."""
+        return {}
+
+    def with_decoder(self, decoder: DecoderSpec) -> QwenSpec:
+        """Return the same model with another decoder."""
+        return replace(self, decoder=decoder)
+
+    def for_images(self, facts: Preprocessing) -> QwenSpec:
+        """Return the same model for images as large as the preprocessing makes them."""
+        assert facts.patches is not None
+        return replace(self, tokens=facts.patches.max_pixels // self.vision.factor**2)
+
+
+def read_qwen(config: Config, kind: str) -> QwenSpec:
+    """Return the spec of a ``config.json``; absent fields take transformers' class defaults.
+
+    Args:
+        config: of the whole.
+        kind: of its tower and, with ``_text``, of its decoder, where their configs name none.
+
+    Raises:
+        UserError: settings that are not supported.
+    """
+    vision = read_qwen_vision(setting(config, "vision_config", {}, dict), kind)
+    # Before transformers 4.52 the language model's settings were the whole's.
+    text: Mapping[str, Any] = setting(config, "text_config", None, dict) or config
+    named = text.get("model_type")
+    decoder = read_decoder({**text, "model_type": f"{kind}_text" if named in (None, kind) else named})
+    if vision.width != decoder.hidden:
+        raise UserError(
+            f"The vision tower gives tokens of {vision.width} values, but the language model's have {decoder.hidden}.",
+            code="config-inconsistent",
+        )
+    return QwenSpec(vision, decoder, count(config, "image_token_id", 151655))
+
+
+def write_encoder(
+    g: Builder,
+    parts: Mapping[str, Layers],
+    inputs: Mapping[str, Any],
+    spec: QwenSpec,
+    preprocessing: Preprocessing,
+    signals: Sequence[str],
+) -> dict[str, Any]:
+    """Write the tower and its mergers; a row is a token and, behind it, what is for the decoder's first layers."""
+    found = write_qwen_encoder(g, parts[TOWER], inputs, spec.vision, preprocessing)
+    rows = found[VISUAL_TOKENS]
+    if spec.stacked:
+        rows = g.op("Concat", rows, *(found[name] for name in spec.vision.beside), axis=-1)
+    return {VISUAL_TOKENS: rows}
+
+
+def read_image(
+    image: Image.Image, facts: Preprocessing, size: tuple[int, int] | None, alone: bool
+) -> ImageInput:
+    """Return the patches of an image, and where its tokens lie in it and in a prompt.
+
+    Raises:
+        UserError: the image is too elongated.
+    """
+    assert facts.patches is not None
+    pixels, (rows, columns) = to_patches(image, facts)
+    down, across = rows // facts.patches.merge, columns // facts.patches.merge
+    row, column = np.divmod(np.arange(down * across), across)
+    edges = np.stack([row / down, column / across, (row + 1) / down, (column + 1) / across], axis=1)
+    count = down * across
+    return ImageInput(
+        pixels,
+        (image.height, image.width),
+        Assembly(
+            rows=np.arange(1, count + 1)[:, None],
+            weights=np.ones((count, 1), np.float32),
+            boxes=edges.astype(np.float32),
+            fine=np.zeros(count, np.bool_),
+            tile_of=np.zeros(count, np.int64),
+        ),
+        alone=alone,
+        further=grid_inputs((rows, columns), facts.patches),
+        places=np.stack([np.zeros(count, np.int64), row, column]),
+        ahead=max(down, across),
+    )
+
+
+def sample_sizes(spec: QwenSpec) -> list[tuple[int, int]]:
+    """Return sizes of images that fill windows and do not."""
+    factor = spec.vision.factor
+    return [
+        (6 * factor, 9 * factor),
+        (2 * factor + 5, 10 * factor),
+        (11 * factor, 3 * factor - 7),
+        (factor, factor),
+    ]
