@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from raising import refused
 
 from divprune_edge.manifest import Patches, Preprocessing, Tiling
-from divprune_edge.processing.patches import fitted_size, grid_inputs, to_patches
+from divprune_edge.processing.patches import fitted_size, grid_inputs, most_tokens, to_patches
 
 FACTS: dict[str, Any] = {
     "resample": 3,
@@ -125,6 +125,30 @@ def test_sizes_equal_transformers(height: int, ratio: float, upright: bool, leas
     found = fitted_size(down, across, patches)
     assert found == smart_resize(down, across, 28, least, least + more)
     assert all(side > 0 and side % 28 == 0 for side in found)
+
+
+@given(
+    height=st.integers(1, 2000),
+    ratio=st.floats(1, 200),
+    factor=st.integers(1, 6),
+    least=st.integers(1, 5000),
+    more=st.integers(0, 5000),
+)
+@settings(max_examples=500, deadline=None)
+def test_no_image_has_more_tokens(height: int, ratio: float, factor: int, least: int, more: int) -> None:
+    patches = Patches(patch=factor, merge=1, temporal=1, min_pixels=least, max_pixels=least + more)
+    down, across = fitted_size(height, int(height * ratio), patches)
+    assert down * across // factor**2 <= most_tokens(patches)
+
+
+def test_the_most_tokens_are_reached() -> None:
+    """By images of which one is elongated, and one grows; and as a checkpoint has it, by the most pixels alone."""
+    for least, most, size, tokens in ((1, 16 * 64, (10, 2000), 113), (16 * 64, 16 * 64, (1, 63), 128)):
+        patches = Patches(patch=4, merge=1, temporal=1, min_pixels=least, max_pixels=most)
+        down, across = fitted_size(*size, patches)
+        assert down * across // 16 == most_tokens(patches) == tokens > most // 16
+    assert most_tokens(QWEN2_5) == 1280
+    assert most_tokens(QWEN3) == 256
 
 
 def test_an_elongated_image_is_refused() -> None:
