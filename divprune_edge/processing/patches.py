@@ -55,6 +55,25 @@ def fitted_size(height: int, width: int, facts: Patches) -> tuple[int, int]:
     return down, across
 
 
+def most_tokens(facts: Patches) -> int:
+    """Return the most visual tokens that any image may become: more than fit the most pixels where these are few.
+
+    Of x by y visual tokens before rounding, an elongated image keeps at least one down, and one that grows to the least
+    pixels is rounded up; so it is the largest of ::
+
+        most                                             x y = most, both rounded down
+        sqrt(ratio · most), where that is more           x < 1 is kept as 1
+        max over i of i · ceil(least / max(i - 1, x))    x y = least, both rounded up, x at least sqrt(least / ratio)
+    """
+    least, most = facts.min_pixels / facts.factor**2, facts.max_pixels / facts.factor**2
+    kept = math.sqrt(MOST_ELONGATED * most) if most < MOST_ELONGATED else most
+    thinnest = math.sqrt(least / MOST_ELONGATED)
+    grown = max(
+        i * math.ceil(least / max(i - 1, thinnest)) for i in range(1, math.ceil(math.sqrt(least)) + 1)
+    )
+    return max(math.floor(kept), grown)
+
+
 def to_patches(image: Image.Image, facts: Preprocessing) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
     """Return an RGB image as ``pixels`` uint8 [1, n, 3 * temporal * patch²], and its grid: patches down and across.
 

@@ -104,7 +104,9 @@ def _layer_of(node: Any) -> int | None:
 
 
 def _indexed(name: str, index: int, word: str) -> str:
-    return re.sub(rf"\b(layers|deepstack|past_key_values|present|new_key_values)\.{index}(?=[./])", rf"\1.{word}", name)
+    return re.sub(
+        rf"\b(layers|deepstack|past_key_values|present|new_key_values)\.{index}(?=[./])", rf"\1.{word}", name
+    )
 
 
 def _described(file: GraphFile, node: Any, canonical: Any) -> tuple[Any, ...]:

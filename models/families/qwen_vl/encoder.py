@@ -49,7 +49,7 @@ def write_qwen_encoder(
         if spec.positions is not None:
             x = g.op("Add", x, _places(g, layers, inputs))
         rotary = _Rotary(g, inputs[AXES], spec, layers.dtype)
-        windows = None if spec.window is None else _Windows(g, inputs, spec, layers.dtype)
+        windows = None if spec.window is None else _Windows(g, x, inputs, spec, layers.dtype)
         for i in range(spec.layers):
             with g.scope(f"blocks.{i}"):
                 x = _block(g, layers, x, spec, i, rotary, windows if spec.in_windows(i) else None)
@@ -202,12 +202,14 @@ class _Windows:
         windows ─► < n ─► 0 or mask ─► Expand ─► [frames · w, 1, 1, most]
     """
 
-    def __init__(self, g: Builder, inputs: Mapping[str, Any], spec: QwenVisionSpec, dtype: str) -> None:
+    def __init__(
+        self, g: Builder, x: Any, inputs: Mapping[str, Any], spec: QwenVisionSpec, dtype: str
+    ) -> None:
         self._spec, self._window_of = spec, inputs[WINDOW_OF]
         with g.scope("windows"):
             n = g.op("Shape", inputs[WINDOW_OF], start=0, end=1)
             self._rows = g.op("Min", inputs[WINDOWS], g.op("Sub", n, g.constant([1])))
-            frames = g.op("Shape", inputs[PIXELS], start=0, end=1)
+            frames = g.op("Shape", x, start=0, end=1)
             self._joined = g.op("Concat", frames, g.constant([-1, spec.hidden]), axis=0)
             real = g.op("Less", inputs[WINDOWS], n)
             mask = g.op("Where", real, g.constant(0.0, dtype), g.constant(_MASKED, dtype))

@@ -20,7 +20,7 @@ from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.graph import Builder, Layers
 from divprune_edge.processing.assembly import Assembly
 from divprune_edge.processing.image_input import ImageInput
-from divprune_edge.processing.patches import grid_inputs, to_patches
+from divprune_edge.processing.patches import grid_inputs, most_tokens, to_patches
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class QwenSpec:
     def for_images(self, facts: Preprocessing) -> QwenSpec:
         """Return the same model for images as large as the preprocessing makes them."""
         assert facts.patches is not None
-        return replace(self, tokens=facts.patches.max_pixels // self.vision.factor**2)
+        return replace(self, tokens=most_tokens(facts.patches))
 
 
 def read_qwen(config: Config, kind: str) -> QwenSpec:
