@@ -18,6 +18,7 @@ from divprune_edge.models.families.qwen_vl.inputs import encoder_inputs
 from divprune_edge.models.families.qwen_vl.spec import TOWER, QwenVisionSpec, read_qwen_vision
 from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.models.tiles import USUAL_TOKENS
 from divprune_edge.processing.assembly import Assembly
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.patches import grid_inputs, most_tokens, to_patches
@@ -30,7 +31,7 @@ class QwenSpec:
     vision: QwenVisionSpec
     decoder: DecoderSpec
     image_token_id: int
-    tokens: int = 0
+    tokens: int
 
     @property
     def rows(self) -> Rows:
@@ -108,7 +109,7 @@ def read_qwen(config: Config, kind: str) -> QwenSpec:
             f"The vision tower gives tokens of {vision.width} values, but the language model's have {decoder.hidden}.",
             code="config-inconsistent",
         )
-    return QwenSpec(vision, decoder, count(config, "image_token_id", 151655))
+    return QwenSpec(vision, decoder, count(config, "image_token_id", 151655), USUAL_TOKENS)
 
 
 def write_encoder(

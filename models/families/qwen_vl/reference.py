@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from divprune_edge.models.families.family import Process, Reference
 from divprune_edge.models.families.qwen_vl.model import QwenSpec
-from divprune_edge.models.families.qwen_vl.spec import TOWER
+from divprune_edge.models.families.qwen_vl.spec import DEEPSTACK_MERGERS, TOWER
+from divprune_edge.models.files import Config
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.patches import AXES
 
@@ -31,6 +33,12 @@ def _visual_tokens(model: Any, process: Process, images: Sequence[ImageInput]) -
     return found
 
 
+def _unused(spec: QwenSpec, config: Config, part: str, name: str) -> bool:
+    """Mergers for layers that the tower does not have."""
+    found = re.match(rf"{DEEPSTACK_MERGERS}\.(\d+)\.", name)
+    return part == TOWER and found is not None and int(found.group(1)) >= spec.stacked
+
+
 def qwen_reference(model: str) -> Reference[QwenSpec]:
     """Return how a model of that class is reached."""
     return Reference(
@@ -39,5 +47,5 @@ def qwen_reference(model: str) -> Reference[QwenSpec]:
         modules=lambda whole: {TOWER: whole.model.visual},
         visual_tokens=_visual_tokens,
         signals=lambda spec, whole, pixels: {},
-        unused=lambda spec, config, part, name: False,
+        unused=_unused,
     )
