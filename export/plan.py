@@ -21,13 +21,13 @@ from divprune_edge.export.precision import (
 )
 from divprune_edge.export.prompts import check_prompts
 from divprune_edge.manifest import Precision, Preprocessing
-from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
+from divprune_edge.models.budget import USUAL_TOKENS, cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.families import Family, Spec, WeightNames, family_of
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, why_not
-from divprune_edge.models.tiles import USUAL_TOKENS, Per, candidates_of, groups_of, tiles_of
+from divprune_edge.models.tiles import Per, candidates_of, groups_of, tiles_of
 
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
@@ -227,7 +227,8 @@ def plan_export(
     int4 is 32 where it is None; for TensorRT the largest that divides. ``target`` is
     noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled. ``numbering`` says how what is left
     of a prompt's images is numbered, None as the family does it. ``max_pixels`` bounds what images of any size are
-    resized to; None is the checkpoint's own bound, but no more than :data:`~divprune_edge.models.tiles.USUAL_TOKENS` visual tokens.
+    resized to; None is the checkpoint's own bound, but no more than
+    :data:`~divprune_edge.models.budget.USUAL_TOKENS` visual tokens.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.

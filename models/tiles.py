@@ -6,9 +6,6 @@ from typing import Literal
 
 from divprune_edge.models.families.family import Spec
 
-USUAL_TOKENS = 2048
-"""Most visual tokens of an image of any size where nothing else is asked for: a selector's memory grows with their
-square."""
 Per = Literal["image", "tile"]
 """What a selector picks from at a time."""
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing, TensorInfo
+from divprune_edge.models.budget import USUAL_TOKENS
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.families.family import VISUAL_TOKENS, Rows
 from divprune_edge.models.families.qwen_vl.encoder import write_qwen_encoder
@@ -18,7 +19,6 @@ from divprune_edge.models.families.qwen_vl.inputs import encoder_inputs
 from divprune_edge.models.families.qwen_vl.spec import TOWER, QwenVisionSpec, read_qwen_vision
 from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.graph import Builder, Layers
-from divprune_edge.models.tiles import USUAL_TOKENS
 from divprune_edge.processing.assembly import Assembly
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.patches import grid_inputs, most_tokens, to_patches
