@@ -117,7 +117,7 @@ class Vision:
             on_stage("vision")
             seen.append(self.select(candidates, selector))
             on_stage("select")
-        return self._joined(seen)
+        return self.join(seen)
 
     def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
@@ -198,19 +198,22 @@ class Vision:
             return grouped(image.assembly, rows=info.rows, sources=info.sources, per=info.per)
         return one_tile(self._manifest.candidates)
 
-    def _keep(self, selector: SelectorInfo | None) -> int:
-        return selector.keep if selector is not None else self._manifest.candidates
-
-    def _joined(self, seen: Sequence[VisualTokens]) -> VisualTokens:
-        """Return the visual tokens of several runs as one table."""
+    def join(self, seen: Sequence[VisualTokens]) -> VisualTokens:
+        """Return the visual tokens of several runs as one table; of none, a row of zeros, as no table is empty."""
         if len(seen) == 1:
             return seen[0]
+        if not seen:
+            nothing = np.zeros((1, 1, self._manifest.vision_encoder.width), self._manifest.token_dtype)
+            return VisualTokens(self._backend.to_device(nothing), 1, ())
         images: list[SeenImage] = []
         total = 0
         for part in seen:
             images += [replace(image, rows=total + image.rows) for image in part.images]
             total += part.length
         return VisualTokens(self._table([part.tokens for part in seen], total), total, tuple(images))
+
+    def _keep(self, selector: SelectorInfo | None) -> int:
+        return selector.keep if selector is not None else self._manifest.candidates
 
     def _table(self, tokens: Sequence[DeviceTensor], rows: int) -> DeviceTensor:
         return self._backend.join(tokens, (1, rows, self._manifest.vision_encoder.width))

@@ -114,7 +114,7 @@ class Runner:
     def _answer(
         self, visual: DeviceTensor, question: str, kept: int, decoding: Decoding
     ) -> tuple[str, float, float]:
-        prompt = self._prompt.encode([Turn("user", question, image=True)], kept)
+        prompt = self._prompt.encode([Turn("user", question, images=1)], [kept])
         writer = new_writer(self._manifest, self._prompt.tokenizer.model, prompt, decoding)
         session = self._backend.session()
         write(session, {session.add(visual): writer})

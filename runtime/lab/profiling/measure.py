@@ -48,7 +48,7 @@ class Variant:
 
     def encode(self, question: str) -> PromptIds:
         """Return the prompt's ids."""
-        return self.prompt.encode([Turn("user", question, image=True)], self.visual_tokens)
+        return self.prompt.encode([Turn("user", question, images=1)], [self.visual_tokens])
 
 
 @dataclass(frozen=True)

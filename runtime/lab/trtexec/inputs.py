@@ -58,8 +58,8 @@ class Inputs:
         info = self._bundle.manifest.language_model
         assert info.capacity is not None
         _, kept = self._tokens()
-        turns = [Turn("user", self._question, image=True)]
-        ids = np.array([self._bundle.prompt_encoder().encode(turns, kept.shape[1]).ids], np.int64)
+        turns = [Turn("user", self._question, images=1)]
+        ids = np.array([self._bundle.prompt_encoder().encode(turns, [kept.shape[1]]).ids], np.int64)
         length = ids.shape[1]
         check_room(length + 1, info.positions, fixed=info.positions < info.context)
         step, rows = STEPS[info.dialect], np.arange(length + 1)[None]
