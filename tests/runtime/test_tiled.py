@@ -88,7 +88,9 @@ class Stock:
         """Return what its own generate answers to the placeholders and pixels of a prompt."""
         place, counts = self.model.config.image_token_id, iter(map(len, self.features(*images)))
         runs = [[i] * next(counts) if i == place else [i] for i in self.ids(len(images), question)]
-        return self._generate(input_ids=torch.tensor([sum(runs, [])]), **self.pixels(*images))
+        return self._generate(
+            input_ids=torch.tensor([[i for run in runs for i in run]]), **self.pixels(*images)
+        )
 
     def spliced(self, kept: Any, *turns: str, steps: int = STEPS) -> list[int]:
         """Return the same with the rows [k, D] in the place of the conversation's only image."""
