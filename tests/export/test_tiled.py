@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import TILED_VARIATIONS, edit_json, make_checkpoint
-from conftest import run_module
 from exporting import Bundle, export, failures, plan_of
 from PIL import Image
 from raising import assert_told, refused
 from safetensors.numpy import load_file, save_file
 from tilings import TINY_SHAPES
 
+from divprune_edge.console import run
 from divprune_edge.export.calibrate import _pruned, calibrated
 from divprune_edge.export.checkpoint import Checkpoint
+from divprune_edge.export.cli import app
 from divprune_edge.export.merged import with_adapter
 from divprune_edge.export.plan import plan_export
 from divprune_edge.export.seen import see
@@ -56,6 +57,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return folder
+
+
+def command(*arguments: str) -> object:
+    """Run ``python -m export …`` without starting a process; return its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        run(app, list(arguments), program="python -m export")
+    return stopped.value.code or 0
 
 
 @pytest.mark.parametrize(
@@ -150,8 +158,7 @@ def test_a_truncated_run_verifies_them_too(
 
 def test_the_command_line_exports_tile_by_tile(folder: Callable[[str], Path], tmp_path: Path) -> None:
     options = ["--model", str(folder("llava_next")), "--keep", "5", "--output", str(tmp_path / "bundle")]
-    done = run_module("export", "llava", *options, "--per-tile")
-    assert done.returncode == 0, done.stderr
+    assert command("llava", *options, "--per-tile") == 0
     manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
     assert manifest["verification"]["status"] == "verified"
     assert (manifest["assemble"]["per"], manifest["assemble"]["rows"]) == ("tile", 30)
@@ -162,12 +169,13 @@ def test_the_command_line_exports_tile_by_tile(folder: Callable[[str], Path], tm
 # --- refusals --------------------------------------------------------------------------------------------------
 
 
-def test_tile_by_tile_without_tiles_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_tile_by_tile_without_tiles_is_refused(
+    checkpoint: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with refused("per-tile-without-tiles", "--per-tile", "tiny"):
         plan_of(checkpoint("plain"), per="tile")
     options = ["--model", str(checkpoint("plain")), "--output", str(tmp_path / "bundle"), "--per-tile"]
-    done = run_module("export", "llava", *options)
-    assert_told(done.returncode, done.stderr, "per-tile-without-tiles", "--per-tile")
+    assert_told(command("llava", *options), capsys.readouterr().err, "per-tile-without-tiles", "--per-tile")
     assert not (tmp_path / "bundle").exists()
 
 
