@@ -14,10 +14,13 @@ from divprune_edge.console import run
 class _Commands(TyperGroup):
     """Options alone, as in ``python -m export --model DIR``, are those of ``llava``, which takes every family."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Name the command where none is."""
-        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
-            args = ["llava", *args]
+        return super().resolve_command(ctx, ["llava", *args] if args[0].startswith("-") else args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Leave options to the command that they are of."""
+        ctx.ignore_unknown_options = True
         return super().parse_args(ctx, args)
 
 
