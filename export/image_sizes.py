@@ -88,8 +88,8 @@ def _check(height: int, width: int, facts: Patches) -> None:
     near = [max(1, round(side / facts.factor)) * facts.factor for side in (width, height)]
     if near != [width, height]:
         raise UserError(
-            f"--resolution {width}x{height} is not made of whole visual tokens, which are {facts.factor} pixels a side: "
-            f"give {near[0]}x{near[1]}.",
+            f"--resolution {width}x{height} is not made of whole visual tokens, which are {facts.factor} pixels a "
+            f"side: give {near[0]}x{near[1]}.",
             code="resolution-out-of-range",
         )
     if not facts.min_pixels <= height * width <= facts.max_pixels:

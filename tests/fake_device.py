@@ -478,7 +478,7 @@ class FakeEngines:
             plans[VISION] = self._plan(manifest.vision_encoder, vision_profiles(manifest))
             plans[LANGUAGE] = self._plan(manifest.language_model, language)
             if manifest.assemble is not None:
-                plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest.assemble))
+                plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest))
         if selector is not None:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))
         info = {name: FakePlanInfo(plugin=False, sha256=f"digest of {name}") for name in plans}
