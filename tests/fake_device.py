@@ -35,8 +35,10 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import ALIGNMENT
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.profiles import (
+    ASSEMBLE,
     LANGUAGE,
     VISION,
+    assemble_profiles,
     language_profiles,
     make_limits,
     selector_profiles,
@@ -469,6 +471,8 @@ class FakeEngines:
         plans = {}
         if before is None:
             plans[VISION] = self._plan(manifest.vision_encoder, vision_profiles(manifest))
+            if manifest.assemble is not None:
+                plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest.assemble))
             plans[LANGUAGE] = self._plan(manifest.language_model, language)
         if selector is not None:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))

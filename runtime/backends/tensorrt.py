@@ -1,4 +1,4 @@
-"""TensorRT: three engines that run back to back on one stream and hand each other device memory.
+"""TensorRT: engines that run back to back on one stream and hand each other device memory.
 
 Nothing that belongs to a token leaves the device: the encoder's output is the selector's input, the selector's output
 is what the language model reads. See docs/engines.md.
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import GraphInfo, SelectorInfo
+from divprune_edge.manifest import AssembleInfo, GraphInfo, SelectorInfo
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
@@ -79,11 +79,11 @@ class TensorRtBackend:
             self._load_plans(engines)
             if selector is not None and engines.kernel:
                 self._kernels[selector.id] = self._device.max_min_bytes(self._sizes(selector))
-        tiles = self._bundle.manifest.tiles_at_once
+        tiles = manifest.tiles_at_once
         pixels = (tiles, vision.image_height, vision.image_width, 3)
         tensors: list[tuple[Shape, Any]] = [*self._outputs(vision, tiles), (pixels, np.uint8)]
         if manifest.assemble is not None:
-            tensors += self._outputs(manifest.assemble, manifest.groups)
+            tensors += self._tiled(manifest.assemble, selector)
         if selector is not None:
             tensors += [*self._outputs(selector), ((1, tokens), np.bool_)]
             tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
@@ -101,21 +101,21 @@ class TensorRtBackend:
                 code="batch-with-backend",
             )
         graph = self._bundle.manifest.vision_encoder
-        read = self._upload("pixels", pixels)
-        outputs = self._run(VISION, graph, {"pixels": read}, len(pixels))
+        read = self._upload("pixels", pixels, most)
+        outputs = self._run(VISION, graph, {"pixels": read}, len(pixels), most)
         # The times of an answer are told by stage, so each stage ends before the next begins.
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Run the engine that makes rows of tiles' tokens."""
-        graph = self._bundle.manifest.assemble
+        graph, most = self._bundle.manifest.assemble, self._bundle.manifest.groups
         assert graph is not None
-        inputs = {"tile_tokens": encoded.tokens, "rows": self._upload("rows", groups.rows)}
+        inputs = {"tile_tokens": encoded.tokens, "rows": self._upload("rows", groups.rows, most)}
         inputs |= {f"tile_{name}": value for name, value in encoded.signals.items()}
         if graph.sources > 1:
-            inputs["weights"] = self._upload("weights", groups.weights)
-        outputs = self._run(ASSEMBLE, graph, inputs, len(groups.rows))
+            inputs["weights"] = self._upload("weights", groups.weights, most)
+        outputs = self._run(ASSEMBLE, graph, inputs, len(groups.rows), most)
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in encoded.signals})
 
@@ -136,7 +136,7 @@ class TensorRtBackend:
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Return the kept tokens on the device; the indices alone come to the host, where the answer reports them."""
         if selector is None:
-            return encoded.tokens, np.arange(valid.shape[1], dtype=np.int64)[None]
+            return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
         check_rows(selector, valid)
         inputs = {"visual_tokens": encoded.tokens, "valid": self._upload("valid", valid), **encoded.signals}
         run = self._pick if selector.id in self._kernels else self._run
@@ -150,10 +150,11 @@ class TensorRtBackend:
         return taken
 
     def join(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        """Copy on the device."""
-        if len(tensors) == 1 and tensors[0].shape == tuple(shape):
-            return tensors[0]
-        joined = self._pool.take(tuple(shape), tensors[0].dtype)
+        """Copy on the device where there are several."""
+        if len(tensors) == 1:
+            return replace(tensors[0], shape=tuple(shape), base=tensors[0])
+        info = self._bundle.manifest.assemble
+        joined = self._pool.take(tuple(shape), tensors[0].dtype, info.tiles if info and shape[0] > 1 else 0)
         place = joined.address
         for tensor in tensors:
             self._device.copy(place, tensor.address, tensor.nbytes)
@@ -204,6 +205,25 @@ class TensorRtBackend:
     def _outputs(self, graph: GraphInfo, count: int = 1) -> list[tuple[Shape, Any]]:
         return [(_fixed(tensor.shape, count), tensor.dtype) for tensor in graph.outputs]
 
+    def _tiled(self, rows: AssembleInfo, selector: SelectorInfo | None) -> list[tuple[Shape, Any]]:
+        """Return what an image of the most tiles takes beyond one run of the encoder and one of the selector."""
+        manifest, groups = self._bundle.manifest, self._bundle.manifest.groups
+        vision, runs = manifest.vision_encoder, -(-rows.tiles // manifest.tiles_at_once)
+        found = self._outputs(vision, manifest.tiles_at_once) * (runs - 1)
+        found += self._outputs(vision, rows.tiles) if runs > 1 else []
+        found += [
+            (_fixed(tensor.shape, groups), tensor.dtype)
+            for tensor in rows.inputs
+            if tensor.name in ("rows", "weights")
+        ]
+        found += self._outputs(rows, groups)
+        if selector is not None and groups > 1:
+            # A group's part while the one before is not let go; what is kept of each, and all of it together.
+            found += self._outputs(rows) * 2
+            kept = self._outputs(selector)[0]
+            found += [kept] * (groups - 1) + [((groups, *kept[0][1:]), kept[1])]
+        return found
+
     def _allocate(self, tensors: list[tuple[Shape, Any]]) -> Memory:
         """Allocate activations and tensors, or say what is too much before any of it is; return the activations."""
         activations = max(1, *(plan.scratch_bytes for plan in self._plans.values()))
@@ -240,11 +260,11 @@ class TensorRtBackend:
             )
 
     def _run(
-        self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor], count: int = 1
+        self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor], count: int = 1, most: int = 1
     ) -> dict[str, Tensor]:
-        """Run an engine; ``count`` is its outputs' first size."""
+        """Run an engine; ``count`` is its outputs' first size, ``most`` the largest that this can be."""
         context = self._contexts[name]
-        outputs = self._take_outputs(graph, count)
+        outputs = self._take_outputs(graph, count, most)
         for tensor, value in inputs.items():
             context.set_shape(tensor, value.shape)
         for tensor, value in {**inputs, **outputs}.items():
@@ -260,16 +280,16 @@ class TensorRtBackend:
         self._device.max_min(self._sizes(graph), workspace.memory, *(tensor.address for tensor in places))
         return outputs
 
-    def _take_outputs(self, graph: GraphInfo, count: int = 1) -> dict[str, Tensor]:
-        taken = (self._pool.take(*tensor) for tensor in self._outputs(graph, count))
+    def _take_outputs(self, graph: GraphInfo, count: int = 1, most: int = 1) -> dict[str, Tensor]:
+        taken = (self._pool.take(*tensor, most) for tensor in self._outputs(graph, count))
         return dict(zip((tensor.name for tensor in graph.outputs), taken, strict=True))
 
     def _sizes(self, selector: SelectorInfo) -> Problem:
         vision, dtype = self._bundle.manifest.vision_encoder, self._bundle.manifest.token_dtype
         return Problem(1, selector.candidates, vision.width, selector.keep, DTYPES[dtype], 0, 0)
 
-    def _upload(self, use: str, array: npt.NDArray[Any]) -> Tensor:
-        tensor = self._pool.take(array.shape, array.dtype)
+    def _upload(self, use: str, array: npt.NDArray[Any], most: int = 1) -> Tensor:
+        tensor = self._pool.take(array.shape, array.dtype, most)
         host = self._staging(use, tensor.nbytes)
         host.array[: tensor.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self._device.upload(tensor.address, host.address, tensor.nbytes)
