@@ -8,6 +8,8 @@ from divprune_edge.models.families.family import Spec
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import most_rows
 
+SOURCE_BYTES = 8 + 4
+"""Of a token that a row is made of: which one it is, and its weight."""
 Per = Literal["image", "tile"]
 """What a selector picks from at a time."""
 
