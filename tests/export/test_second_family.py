@@ -38,6 +38,7 @@ class StripesSpec:
     image_size: tuple[int, int] = (HEIGHT, WIDTH)
     vision_flops: int = 1
     projector_flops: int = 1
+    tiling: None = None
 
     @property
     def width(self) -> int:
@@ -90,7 +91,9 @@ STRIPES = Family(
         {"stripes": "eyes."}, "model.language_model.", "lm_head.weight"
     ),
     preprocessing=lambda files, spec: FACTS,
-    read=lambda image, facts, size, alone: ImageInput(255 - encoder_pixels(image, facts, *size)),
+    read=lambda image, facts, size, alone: ImageInput(
+        255 - encoder_pixels(image, facts, *size), (image.height, image.width), alone=alone
+    ),
     encoder=write_encoder,
     reference=Reference("", "", dict, lambda *_: [], lambda *_: {}, lambda *_: False),
 )
