@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.manifest import SelectorInfo
+from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
@@ -80,6 +80,14 @@ class VisualTokens:
         return np.concatenate([np.empty(0, np.int64), *(image.kept_indices for image in self.images)])
 
 
+def groups_of(manifest: Manifest, image: ImageInput) -> Groups:
+    """Return the rows of an image in the groups that selectors pick from."""
+    info = manifest.assemble
+    if info is not None and image.assembly is not None:
+        return grouped(image.assembly, rows=info.rows, sources=info.sources, per=info.per)
+    return one_tile(manifest.candidates)
+
+
 class Vision:
     """The vision encoder and the selectors of a bundle on a backend."""
 
@@ -98,7 +106,7 @@ class Vision:
 
     def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
         """Return how many visual tokens the language model will see of an image."""
-        return int(np.minimum(self._groups(image).valid.sum(axis=1), self._keep(selector)).sum())
+        return int(np.minimum(groups_of(self._manifest, image).valid.sum(axis=1), self._keep(selector)).sum())
 
     def see(
         self,
@@ -121,13 +129,13 @@ class Vision:
 
     def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
-        groups = [self._groups(image) for image in images]
+        groups = [groups_of(self._manifest, image) for image in images]
         if self._manifest.assemble is None:
             wanted = {signal for selector in selectors if selector is not None for signal in selector.signals}
             encoded = self._backend.encode(np.concatenate([image.pixels for image in images]), sorted(wanted))
         else:
             (image,) = images
-            encoded = self._backend.assemble(self._tiles(image.pixels), groups[0])
+            encoded = self._backend.assemble(self.tiles(image.pixels), groups[0])
         ends = np.cumsum([len(group.valid) for group in groups])
         return Candidates(
             encoded,
@@ -176,7 +184,7 @@ class Vision:
         shape = (len(counts), selector.keep, self._manifest.vision_encoder.width)
         return backend.join(tokens, shape), np.concatenate(kept)
 
-    def _tiles(self, pixels: npt.NDArray[np.uint8]) -> Encoded:
+    def tiles(self, pixels: npt.NDArray[np.uint8]) -> Encoded:
         """Run the encoder on the tiles of one image, a few at a time, with all its signals."""
         outputs = {tensor.name: tensor for tensor in self._manifest.vision_encoder.outputs}
         signals, at_once = sorted(outputs.keys() - {VISUAL_TOKENS}), self._manifest.tiles_at_once
@@ -191,12 +199,6 @@ class Vision:
             whole(VISUAL_TOKENS, [part.tokens for part in parts]),
             {name: whole(name, [part.signals[name] for part in parts]) for name in signals},
         )
-
-    def _groups(self, image: ImageInput) -> Groups:
-        info = self._manifest.assemble
-        if info is not None and image.assembly is not None:
-            return grouped(image.assembly, rows=info.rows, sources=info.sources, per=info.per)
-        return one_tile(self._manifest.candidates)
 
     def _keep(self, selector: SelectorInfo | None) -> int:
         return selector.keep if selector is not None else self._manifest.candidates

@@ -101,7 +101,12 @@ def measure_host(threads: int | None) -> Machine:
 
 
 def costs(
-    bundle: Bundle, selector: SelectorInfo | None, prompt_tokens: int, answer_tokens: int
+    bundle: Bundle,
+    selector: SelectorInfo | None,
+    prompt_tokens: int,
+    answer_tokens: int,
+    tiles: int = 1,
+    picks: int = 1,
 ) -> dict[str, StageCost]:
     """Return the cost of each stage that has one; bundles of older exports state none for vision and language.
 
@@ -110,6 +115,8 @@ def costs(
         selector: None keeps every visual token.
         prompt_tokens: prefilled, visual ones included.
         answer_tokens: length of the answer; a decode step is the one in its middle.
+        tiles: of the image.
+        picks: how often the selector runs.
     """
     manifest = bundle.manifest
     vision, language = manifest.vision_encoder, manifest.language_model
@@ -117,11 +124,12 @@ def costs(
     found: dict[str, StageCost] = {}
     if vision.flops is not None:
         pixels = vision.image_height * vision.image_width * 3
-        moved = _stored(manifest, vision) + pixels + vision.tokens * token_row
-        found["vision"] = StageCost(vision.flops, moved, vision.precision)
-    if selector is not None and selector.name == _MAX_MIN:
-        flops = max_min_flops(selector.candidates, vision.width, selector.keep)
-        found["select"] = StageCost(flops, (selector.candidates + selector.keep) * token_row, "fp32")
+        moved = _stored(manifest, vision) + tiles * (pixels + vision.tokens * token_row)
+        found["vision"] = StageCost(tiles * vision.flops, moved, vision.precision)
+    if selector is not None and selector.name == _MAX_MIN and picks:
+        flops = picks * max_min_flops(selector.candidates, vision.width, selector.keep)
+        moved = picks * (selector.candidates + selector.keep) * token_row
+        found["select"] = StageCost(flops, moved, "fp32")
     if language.cost is not None:
         cost = language.cost
         parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
