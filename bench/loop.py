@@ -43,7 +43,7 @@ def measure(bundle: Path, tokens: int, repeats: int, threads: int) -> tuple[list
     manifest = pipeline.bundle.manifest
     width = manifest.vision_encoder.width
     visual = pipeline._backend.to_device(np.zeros((1, pipeline.visual_tokens, width), np.float32))
-    prompt = pipeline._encode_prompt([Turn("user", "a b c d", image=True)])
+    prompt = pipeline._prompt.encode([Turn("user", "a b c d", images=1)], [pipeline.visual_tokens])
     runs: list[float] = []
     run = ort.InferenceSession.run_with_iobinding
 

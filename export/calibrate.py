@@ -77,8 +77,8 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
             image = plan.family.read(load_image(file), plan.preprocessing, plan.spec.image_size, True)
             seen = see(plan, encoder, assemble, image, plan.selector.signals)
             tokens = seen.read[None] if i % 2 else _pruned(plan, seen)[None]
-            turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], image=True)
-            ids = np.asarray(prompts.encode([turn], tokens.shape[1]).ids, np.int64)
+            turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], images=1)
+            ids = np.asarray(prompts.encode([turn], [tokens.shape[1]]).ids, np.int64)
             for output, rows in _inputs(plan, language, recording, ids, tokens):
                 x = rows.astype(np.float64)
                 first, *others = recording.readers[output]

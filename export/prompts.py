@@ -41,7 +41,7 @@ def check_prompts(plan: ExportPlan) -> None:
                     "checkpoint again.",
                     code="tokenizer-files-disagree",
                 )
-        encoder.encode([Turn("user", _QUESTION, image=True)], plan.keep * groups_of(plan.spec, plan.per))
+        encoder.encode([Turn("user", _QUESTION, images=1)], [plan.keep * groups_of(plan.spec, plan.per)])
     except UserError as error:
         raise UserError(
             f"A bundle of '{plan.checkpoint.name}' could never be asked (chat template from "

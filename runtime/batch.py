@@ -1,26 +1,27 @@
-"""Several questions about several images at once; see :meth:`~divprune_edge.runtime.pipeline.Pipeline.ask_batch`."""
+"""Several questions about their images at once; see :meth:`~divprune_edge.runtime.pipeline.Pipeline.ask_batch`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
 from divprune_edge.processing.image_input import ImageInput
+from divprune_edge.processing.images import listed
 from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSource
+    from divprune_edge.processing.images import ImageSource, ImageSources
     from divprune_edge.processing.layout import PromptIds
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 
-Question = tuple["ImageSource", str]
+Question = tuple["ImageSources", str]
 
 
 def ask_batch(
@@ -66,31 +67,35 @@ class _Prepared:
     """A question that can be asked; questions about the same image share its input."""
 
     prompt: PromptIds
-    image: ImageInput
+    images: list[ImageInput]
 
 
 def _prepare(
     pipeline: Pipeline, questions: Sequence[Question], bgr: bool, system: str | None, raw_prompt: bool
 ) -> list[_Prepared | UserError]:
-    """Read prompts and images; an image with several questions is read once."""
-    read: dict[Hashable, ImageInput | UserError] = {}
+    """Read prompts and images."""
+    read: dict[Hashable, ImageInput] = {}
     prepared: list[_Prepared | UserError] = []
     for image, text in questions:
         try:
-            turns = [*system_turns(system), Turn("user", text, image=True)]
-            prompt = pipeline._encode_prompt(turns, raw_prompt)
+            images = _read(pipeline, listed(image), bgr, read)
+            turns = [*system_turns(system), Turn("user", text, images=len(images))]
+            prepared.append(_Prepared(pipeline._encode_prompt(turns, images, raw_prompt), images))
         except UserError as error:
             prepared.append(error)
-            continue
-        key = _key(image)
-        if key not in read:
-            try:
-                (read[key],) = pipeline._vision.read([image], bgr=bgr)
-            except UserError as error:
-                read[key] = error
-        found = read[key]
-        prepared.append(found if isinstance(found, UserError) else _Prepared(prompt, found))
     return prepared
+
+
+def _read(
+    pipeline: Pipeline, images: list[ImageSource], bgr: bool, read: dict[Hashable, ImageInput]
+) -> list[ImageInput]:
+    """Return the images of a question, from ``read`` where another one is about them too, and else into it."""
+    # One that is alone in its prompt may be read otherwise.
+    keys = [(_key(image), len(images) == 1) for image in images]
+    if any(key not in read for key in keys):
+        for key, found in zip(keys, pipeline._vision.read(images, bgr=bgr), strict=True):
+            read.setdefault(key, found)
+    return [read[key] for key in keys]
 
 
 def _answer(
@@ -99,17 +104,21 @@ def _answer(
     if not questions:
         return []
     # An image with several questions is looked at once.
-    first = {id(question.image): question.image for question in questions}
+    first = {id(image): image for question in questions for image in question.images}
     order = {key: number for number, key in enumerate(first)}
-    images = [order[id(question.image)] for question in questions]
     watch.lap("preprocess")
     seen = pipeline._vision.see(list(first.values()), pipeline.selector, watch.lap)
     tokens = pipeline._backend.to_host(seen.tokens)
+    own = [
+        replace(seen, images=tuple(seen.images[order[id(image)]] for image in question.images))
+        for question in questions
+    ]
     session = pipeline._backend.session(len(questions))
     writers: dict[int, Writer] = {}
-    for question, at in zip(questions, images, strict=True):
+    for question, visible in zip(questions, own, strict=True):
         prompt = question.prompt
-        visual = pipeline._backend.to_device(tokens[:, seen.images[at].rows])
+        # No table is empty: without an image there is a row that no id refers to.
+        visual = pipeline._backend.to_device(tokens[:, visible.rows if question.images else [0]])
         slot = pipeline._begin(session, prompt, visual)
         if not session.length(slot) and len(questions) > 1 and prompt.before_image:
             session.extend(slot, prompt.before_image, prompt.positions[: len(prompt.before_image)])
@@ -117,13 +126,13 @@ def _answer(
         writers[slot] = pipeline._writer(prompt, options)
     write(session, writers)
     return [
-        pipeline._answer(writer.result(), writer.prompt, seen.images[at].kept_indices, watch)
-        for writer, at in zip(writers.values(), images, strict=True)
+        pipeline._answer(writer.result(), writer.prompt, visible.kept_indices, watch)
+        for writer, visible in zip(writers.values(), own, strict=True)
     ]
 
 
-def pairs_of(questions: Any) -> list[tuple[ImageSource, str]]:
-    """Return the questions as pairs of image and question.
+def pairs_of(questions: Any) -> list[Question]:
+    """Return the questions as pairs of image, or several or none, and question.
 
     Raises:
         UserTypeError: they are no such pairs; the number of the first that is not is named.

@@ -43,7 +43,8 @@ def batch_command(
         Path,
         typer.Argument(
             metavar="JSONL",
-            help='A line {"image": PATH, "question": TEXT} for each; paths start at the file\'s folder.',
+            help='A line {"image": PATH, "question": TEXT} for each, or "images": [PATH, …]; '
+            "paths start at the file's folder.",
         ),
     ],
     *,
@@ -73,7 +74,7 @@ def batch_command(
     answered gets "error" and "code" instead, the others are answered all the same, and the exit code is 1.
     """
     from divprune_edge.errors import DivpruneError, UserError
-    from divprune_edge.runtime.batch import ask_each
+    from divprune_edge.runtime.batch import Question, ask_each
     from divprune_edge.runtime.defaults import decoding_of
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
@@ -101,7 +102,9 @@ def batch_command(
     asked = failed = 0
     while part := list(islice(lines, size)):
         good = [line for line in part if line.error is None]
-        pairs = [(questions.parent / line.entry["image"], line.entry["question"]) for line in good]
+        pairs: list[Question] = [
+            ([questions.parent / image for image in line.images], line.entry["question"]) for line in good
+        ]
         found = ask_each(pipeline, pairs, options, system, raw_prompt)
         answers = dict(zip((line.number for line in good), found, strict=True))
         for line in part:
@@ -122,14 +125,15 @@ def batch_command(
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the file: an object with ``image`` and ``question`` and whatever else it has, or what is wrong.
+    """A line of the file: an object with ``question`` and whatever else it has, or what is wrong.
 
-    ``entry`` is empty where the line is not an object.
+    ``entry`` is empty where the line is not an object. ``images`` are the paths that it names.
     """
 
     number: int
     entry: dict[str, Any]
     error: UserError | None = None
+    images: tuple[str, ...] = ()
 
 
 def read_questions(file: Path) -> Iterator[Line]:
@@ -182,14 +186,24 @@ def _parse(line: bytes, file: Path, number: int) -> Line:
         return Line(number, {}, _invalid(file, number, f"is not JSON ({error})"))
     if not isinstance(entry, dict):
         return Line(number, {}, _invalid(file, number, "is not an object with image and question"))
-    for name in ("image", "question"):
-        if not isinstance(entry.get(name), str) or not entry[name].strip():
-            return Line(number, entry, _invalid(file, number, f"has no text '{name}'"))
+    given = entry.get("images", entry.get("image"))
+    images = [] if given is None else given if isinstance(given, list) else [given]
     try:
-        refuse_address(entry["image"])
+        if not _is_text(entry.get("question")):
+            raise _invalid(file, number, "has no text 'question'")
+        if "image" in entry and "images" in entry:
+            raise _invalid(file, number, "has both 'image' and 'images'")
+        if not all(_is_text(image) for image in images):
+            raise _invalid(file, number, "has an image that is no path")
+        for image in images:
+            refuse_address(image)
     except UserError as error:
         return Line(number, entry, error)
-    return Line(number, entry)
+    return Line(number, entry, images=tuple(images))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _invalid(file: Path, number: int, reason: str) -> UserError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -52,10 +52,19 @@ def ask(
         typer.Argument(metavar="QUESTION", help="What to ask; several with --chat."),
     ] = None,
     *,
-    image: Annotated[Path, typer.Option(help="The image.", show_default=False)],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The image; several if given several times. The question is about none without it.",
+            show_default=False,
+        ),
+    ] = None,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Several questions about the image, from arguments or standard input."),
+        typer.Option(
+            "--chat",
+            help="Several questions, from arguments or standard input; a line '/image PATH' adds an image to the next.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
     max_tokens: LongestOption = None,
@@ -80,7 +89,7 @@ def ask(
     ] = None,
     verify_hashes: HashOption = "auto",
 ) -> None:
-    """Answer a question about an image.
+    """Answer a question about an image, about several, or about none.
 
     The answer is streamed to standard output, one line about what it took goes to standard error.
     """
@@ -89,7 +98,7 @@ def ask(
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
 
-    given = questions or []
+    given, images = questions or [], image or []
     if not chat and len(given) != 1:
         raise UserError(
             f"{len(given)} questions were given, expected one: put it in quotes"
@@ -113,16 +122,22 @@ def ask(
         )
     if show_kept is not None and not _has_lab():
         raise UserError(_lab_missing("--show-kept"), code="lab-not-installed")
+    if show_kept is not None and len(images) != 1:
+        raise UserError(
+            f"--show-kept draws over one image, but {len(images)} were given: ask about one alone.",
+            code="show-kept-images",
+        )
     Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     pipeline = Pipeline(opened, selector, keep, backend, threads)
-    conversation = pipeline.chat(image, system=system)
+    conversation = pipeline.chat(images, system=system)
     decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
-    for question in given or _questions_from_stdin():
-        answer = conversation.ask(question, stream=None if as_json else _print_piece, **decoding)
+    asked = _with_images(given or _questions_from_stdin()) if chat else ((question, []) for question in given)
+    for question, more in asked:
+        answer = conversation.ask(question, image=more, stream=None if as_json else _print_piece, **decoding)
         _print_json(answer) if as_json else _print_summary(answer)
     if show_kept is not None:
-        _draw(pipeline, image, show_kept)
+        _draw(pipeline, images[0], show_kept)
 
 
 @app.command()
@@ -193,6 +208,24 @@ def _questions_from_stdin() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+def _with_images(lines: Iterable[str]) -> Iterator[tuple[str, list[Path]]]:
+    """Yield the questions among the lines of a conversation, each with the images that the lines before it add."""
+    from divprune_edge.errors import UserError
+
+    images: list[Path] = []
+    for line in lines:
+        command, _, path = line.partition(" ")
+        if command != "/image":
+            yield line, images
+            images = []
+        elif path.strip():
+            images.append(Path(path.strip()))
+        else:
+            raise UserError("'/image' names no file: write '/image PATH'.", code="chat-image")
+    if images:
+        raise UserError(f"No question follows '/image {images[-1]}': ask about it.", code="chat-image")
 
 
 def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:

@@ -54,7 +54,7 @@ RawOption = Annotated[
     bool,
     typer.Option(
         "--raw-prompt",
-        help="The question is the whole prompt: no chat template, special tokens and one image placeholder act.",
+        help="The question is the whole prompt: no chat template, special tokens act, a placeholder for each image.",
     ),
 ]
 

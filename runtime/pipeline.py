@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.processing.image_input import ImageInput
+from divprune_edge.processing.images import listed, load_image
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
@@ -34,23 +35,26 @@ from divprune_edge.runtime.generate import (
     write,
 )
 from divprune_edge.runtime.stopwatch import Stopwatch
-from divprune_edge.runtime.vision import Vision
+from divprune_edge.runtime.vision import Vision, VisualTokens
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSource
+    from PIL import Image
+
+    from divprune_edge.processing.images import ImageSources
 
 
 @dataclass(frozen=True)
 class Answer:
     """What came back, and what it took.
 
-    ``token_ids`` are the sampled ids, with the stop id if one ended the answer; ``kept_indices`` int64 [K]
-    are the visual tokens that the language model saw, ascending; ``prompt_tokens`` counts them too.
-    ``timings_ms`` has ``preprocess`` (image and prompt), ``vision``, ``select``, ``prefill`` (until the
+    ``token_ids`` are the sampled ids, with the stop id if one ended the answer. ``kept_indices`` int64 [K]
+    are the visual tokens that the language model saw, ascending: those of several images one after the other, with
+    ``image_tokens`` for each. ``visual_tokens`` is K, of all of them, and ``prompt_tokens`` counts them too.
+    ``timings_ms`` has ``preprocess`` (images and prompt), ``vision``, ``select``, ``prefill`` (until the
     first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
-    have no ``vision`` and ``select`` to pay for: both are 0. In a batch the first three stages are those
-    of all questions together, ``prefill`` has those of the questions before in it, and ``total`` lasts until all of
-    them are answered.
+    have no ``vision`` and ``select`` to pay for, unless they bring an image: both are 0. In a batch the first three
+    stages are those of all questions together, ``prefill`` has those of the questions before in it, and ``total``
+    lasts until all of them are answered.
     """
 
     answer: str
@@ -58,6 +62,7 @@ class Answer:
     kept_indices: npt.NDArray[np.int64]
     prompt_tokens: int
     visual_tokens: int
+    image_tokens: tuple[int, ...]
     timings_ms: dict[str, float]
     finish_reason: FinishReason
     backend: str
@@ -70,6 +75,7 @@ class Answer:
             "kept_indices": self.kept_indices.tolist(),
             "prompt_tokens": self.prompt_tokens,
             "visual_tokens": self.visual_tokens,
+            "image_tokens": list(self.image_tokens),
             "timings_ms": {stage: round(value, 3) for stage, value in self.timings_ms.items()},
             "finish_reason": self.finish_reason,
             "backend": self.backend,
@@ -110,7 +116,7 @@ class Pipeline:
         self._vision = Vision(self.bundle, self._backend)
         self._prompt = self.bundle.prompt_encoder()
         self._backend.load(self.selector)
-        # Shared by all copies: what comes before the image does not depend on it.
+        # Shared by all copies: what comes before the first image does not depend on it.
         self._prefix: dict[tuple[int, ...], CacheRows] = {}
 
     def with_selector(self, selector: str | None = None, keep: int | None = None) -> Pipeline:
@@ -127,12 +133,12 @@ class Pipeline:
 
     @property
     def visual_tokens(self) -> int:
-        """K: visual tokens that the language model sees."""
+        """K: visual tokens that the language model sees of an image, at most."""
         return self.bundle.manifest.visual_tokens(self.selector)
 
     def ask(
         self,
-        image: ImageSource,
+        image: ImageSources,
         question: str,
         *,
         stream: OnText | None = None,
@@ -141,15 +147,16 @@ class Pipeline:
         raw_prompt: bool = False,
         **decoding: Any,
     ) -> Answer:
-        """Answer one question about one image.
+        """Answer one question about an image, about several, or about none.
 
         Args:
-            image: a path, a Pillow image, or a uint8 array [H, W, 3] in RGB.
+            image: a path, a Pillow image, or a uint8 array [H, W, 3] in RGB; a list or tuple of them, which come
+                before the question in this order; or None.
             question: what to ask; special tokens in it are plain text.
             stream: gets the answer piece by piece.
-            bgr: the array is in BGR.
+            bgr: the array is in BGR; each of several is.
             system: an instruction for the whole conversation, in a system turn of the chat template.
-            raw_prompt: the question is the whole prompt, with the image's placeholder in it once: no chat template,
+            raw_prompt: the question is the whole prompt, with a placeholder in it for each image: no chat template,
                 and special tokens act.
             decoding: fields of :class:`~divprune_edge.runtime.generate.Decoding`, such as ``max_tokens``;
                 ``checkpoint_defaults=True`` takes what they leave open from the checkpoint's
@@ -164,7 +171,7 @@ class Pipeline:
 
     def ask_batch(
         self,
-        questions: Sequence[tuple[ImageSource, str]],
+        questions: Sequence[tuple[ImageSources, str]],
         *,
         bgr: bool = False,
         system: str | None = None,
@@ -178,7 +185,7 @@ class Pipeline:
         is looked at once. Memory grows with the number of questions: one KV cache each.
 
         Args:
-            questions: pairs of image and question.
+            questions: pairs of image and question; instead of an image also several or None, as in :meth:`ask`.
             bgr: the arrays are in BGR.
             system: as in :meth:`ask`, for every question.
             raw_prompt: as in :meth:`ask`, for every question.
@@ -195,23 +202,22 @@ class Pipeline:
         options = decoding_of(self.bundle.manifest.prompt, decoding)
         return ask_batch(self, pairs_of(questions), bgr, options, system, raw_prompt)
 
-    def chat(self, image: ImageSource, *, bgr: bool = False, system: str | None = None) -> Chat:
-        """Begin a conversation about one image, which is encoded, pruned and prefilled once.
+    def chat(self, image: ImageSources, *, bgr: bool = False, system: str | None = None) -> Chat:
+        """Begin a conversation, the first question of which is about ``image``; more may come with later questions.
 
-        ``system`` is as in :meth:`ask`.
+        An image is encoded, pruned and prefilled once. All arguments are as in :meth:`ask`.
 
         Raises:
-            UserError: the image cannot be used.
+            UserError: an image cannot be used.
         """
-        check_type("bgr", bgr, "bool")
-        started = time.perf_counter()
-        images = self._vision.read([image], bgr=bgr)
-        return Chat(self, images, (time.perf_counter() - started) * 1000, system)
+        return Chat(self, image, bgr, system)
 
-    def _encode_prompt(self, turns: Sequence[Turn], raw: bool = False) -> PromptIds:
-        if raw:
-            return self._prompt.encode_raw(turns, self.visual_tokens)
-        return self._prompt.encode(turns, self.visual_tokens)
+    def _encode_prompt(
+        self, turns: Sequence[Turn], images: Sequence[ImageInput], raw: bool = False
+    ) -> PromptIds:
+        """Return the ids of a conversation that brings these images."""
+        counts = [self._vision.count(image, self.selector) for image in images]
+        return self._prompt.encode_raw(turns, counts) if raw else self._prompt.encode(turns, counts)
 
     def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
         """Begin an answer to ``prompt``."""
@@ -227,17 +233,18 @@ class Pipeline:
             kept_indices=kept,
             prompt_tokens=len(prompt),
             visual_tokens=prompt.visual_tokens,
+            image_tokens=tuple(span.rows for span in prompt.spans),
             timings_ms={**times, "total": watch.total},
             finish_reason=result.finish_reason,
             backend=self._backend.name,
         )
 
     def _begin(self, session: LanguageSession, prompt: PromptIds, visual: DeviceTensor) -> int:
-        """Return a slot for ``prompt`` that begins with what is kept of the ids before its image."""
+        """Return a slot for ``prompt`` that begins with what is kept of the ids before its first image."""
         return session.add(visual, self._prefix.get(prompt.before_image))
 
     def _remember_prefix(self, prompt: PromptIds, session: LanguageSession, slot: int) -> None:
-        """Keep the cache of what comes before the image: the next conversation begins with it."""
+        """Keep the cache of what comes before the first image: the next conversation begins with it."""
         before = prompt.before_image
         if before and before not in self._prefix:
             self._prefix.clear()
@@ -245,47 +252,69 @@ class Pipeline:
 
 
 class Chat:
-    """A conversation about one image; made by :meth:`Pipeline.chat`.
+    """A conversation about images, or about none; made by :meth:`Pipeline.chat`.
 
     Each question reuses the KV cache as far as its prompt begins like what the cache holds.
     """
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        images: Sequence[ImageInput],
-        preprocess_ms: float,
-        system: str | None = None,
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, image: ImageSources, bgr: bool, system: str | None) -> None:
+        check_type("bgr", bgr, "bool")
         self._pipeline = pipeline
-        self._images = images
-        self._preprocess_ms = preprocess_ms
         self._turns = system_turns(system)
         self._session: LanguageSession | None = None
-        self._kept = np.empty(0, np.int64)
+        # The images whose visual tokens the session has, these, and the ids that its cache holds.
+        self._shown: Sequence[ImageInput] = ()
+        self._seen: VisualTokens | None = None
         self._cached: tuple[int, ...] = ()
+        started = time.perf_counter()
+        # Those of the turns, and after them those of the next one.
+        self._images: list[Image.Image] = []
+        self._images, self._inputs = self._with(image, bgr)
+        self._preprocess_ms = (time.perf_counter() - started) * 1000
 
     def ask(
-        self, question: str, *, stream: OnText | None = None, raw_prompt: bool = False, **decoding: Any
+        self,
+        question: str,
+        *,
+        image: ImageSources = None,
+        bgr: bool = False,
+        stream: OnText | None = None,
+        raw_prompt: bool = False,
+        **decoding: Any,
     ) -> Answer:
         """Answer the next question; arguments and errors as in :meth:`Pipeline.ask`.
 
-        A ``raw_prompt`` is a whole prompt of its own: nothing of the conversation is added to it, nor it to that.
+        ``image`` are those that join the conversation with this question.
+
+        A ``raw_prompt`` is a whole prompt of its own, about all images so far: nothing of the conversation is added to
+        it, nor it or its ``image`` to that.
         """
         options = decoding_of(self._pipeline.bundle.manifest.prompt, decoding)
-        return self._ask(question, stream, raw_prompt, options)
+        return self._ask(question, stream, raw_prompt, options, image, bgr)
 
-    def _ask(self, question: str, stream: OnText | None, raw_prompt: bool, options: Decoding) -> Answer:
+    def _ask(
+        self,
+        question: str,
+        stream: OnText | None,
+        raw_prompt: bool,
+        options: Decoding,
+        image: ImageSources = None,
+        bgr: bool = False,
+    ) -> Answer:
         pipeline = self._pipeline
         check_type("question", question, "str")
+        check_type("bgr", bgr, "bool")
         if stream is not None and not callable(stream):
             raise wrong_type("stream", stream, "a function that takes a text, or None")
         watch = Stopwatch(self._preprocess_ms)
-        begun = any(turn.image for turn in self._turns)
-        turns = [*self._turns, Turn("user", question, image=not begun)]
-        prompt = pipeline._encode_prompt(turns, raw_prompt)
+        images, inputs = self._with(image, bgr)
+        new = len(images) - sum(turn.images for turn in self._turns)
+        turns = [*self._turns, Turn("user", question, images=new)]
+        prompt = pipeline._encode_prompt(turns, inputs, raw_prompt)
         watch.lap("preprocess")
-        session = self._session or self._open_session(prompt, watch)
+        opened = self._session is None
+        session, visual = self._look(inputs, prompt, watch)
+        prompt = prompt.placed(pipeline.bundle.manifest.language_model.embedding_rows, visual.rows.tolist())
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(self._slot, common)
@@ -296,23 +325,54 @@ class Chat:
         self._cached = (*prompt.ids, *result.token_ids)[: session.length(self._slot)]
         if not raw_prompt:
             self._turns = [*turns, Turn("assistant", result.text)]
+            self._images, self._inputs = images, inputs
         self._preprocess_ms = 0.0
-        answer = pipeline._answer(result, prompt, self._kept, watch)
-        pipeline._remember_prefix(prompt, session, self._slot)
+        answer = pipeline._answer(result, prompt, visual.kept_indices, watch)
+        if opened:  # what a later image has before it is this conversation's
+            pipeline._remember_prefix(prompt, session, self._slot)
         return answer
 
-    def _open_session(self, prompt: PromptIds, watch: Stopwatch) -> LanguageSession:
-        seen = self._pipeline._vision.see(self._images, self._pipeline.selector, watch.lap)
-        self._kept = seen.kept_indices
-        self._session = self._pipeline._backend.session()
-        self._slot = self._pipeline._begin(self._session, prompt, seen.tokens)
-        self._cached = prompt.ids[: self._session.length(self._slot)]
-        return self._session
+    def _with(self, image: ImageSources, bgr: bool) -> tuple[list[Image.Image], list[ImageInput]]:
+        """Return the images so far and these, also as the encoder takes them."""
+        new = [load_image(source, bgr) for source in listed(image)]
+        if self._images and not new:
+            return self._images, self._inputs
+        images = [*self._images, *new]
+        return images, self._pipeline._vision.read(images)
+
+    def _look(
+        self, images: Sequence[ImageInput], prompt: PromptIds, watch: Stopwatch
+    ) -> tuple[LanguageSession, VisualTokens]:
+        """Return the session, which is shown what was seen of these images, and that; none is seen again."""
+        pipeline, vision = self._pipeline, self._pipeline._vision
+        shown, seen = self._shown, self._seen
+        if not all(_same(a, b) for a, b in zip(images, shown, strict=False)):
+            # One that was alone may be read otherwise beside others; or another was asked about in its place.
+            shown, seen, self._cached = (), None, ()
+        new = images[len(shown) :]
+        if seen is None or new:
+            more = vision.see(new, pipeline.selector, watch.lap)
+            # A table without images has a row of zeros, which does not stay before theirs.
+            seen = vision.join([seen, more]) if seen is not None and shown else more
+            shown = [*shown, *new]
+        if self._session is None:
+            session = pipeline._backend.session()
+            self._slot = pipeline._begin(session, prompt, seen.tokens)
+            self._session, self._cached = session, prompt.ids[: session.length(self._slot)]
+        else:
+            self._session.show(self._slot, seen.tokens)
+        self._shown, self._seen = shown, seen
+        return self._session, replace(seen, images=seen.images[: len(images)])
 
 
 def _check_budget(selector: Any, keep: Any) -> None:
     check_type("selector", selector, "str | None")
     check_type("keep", keep, "int | None")
+
+
+def _same(first: ImageInput, second: ImageInput) -> bool:
+    """Whether two are one image, read in one way."""
+    return first is second or (first.size == second.size and np.array_equal(first.pixels, second.pixels))
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

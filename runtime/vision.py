@@ -12,7 +12,7 @@ import numpy.typing as npt
 from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
-from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
+from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile, reading_order
 from divprune_edge.processing.images import load_image
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
@@ -125,7 +125,7 @@ class Vision:
             on_stage("vision")
             seen.append(self.select(candidates, selector))
             on_stage("select")
-        return self._joined(seen)
+        return self.join(seen)
 
     def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
@@ -154,11 +154,8 @@ class Vision:
             rows = np.concatenate([i * keep + np.arange(n) for i, n in zip(groups, few, strict=True)])
             indices = np.concatenate([kept[i, :n] for i, n in zip(groups, few, strict=True)])
             if len(groups) > 1:
-                of = np.repeat(np.array(groups), few)
-                indices = np.where(indices < 0, -1, candidates.reading[of, indices])
-                # A row that stands for none of the image's (-1) is read after those before it.
-                order = np.argsort(np.maximum.accumulate(indices), kind="stable")
-                rows, indices = rows[order], indices[order]
+                order, indices = reading_order(np.repeat(np.array(groups), few), indices, candidates.reading)
+                rows = rows[order]
             images.append(SeenImage(rows, indices))
         length = len(counts) * keep
         return VisualTokens(self._table([tokens], length), length, tuple(images))
@@ -200,19 +197,22 @@ class Vision:
             {name: whole(name, [part.signals[name] for part in parts]) for name in signals},
         )
 
-    def _keep(self, selector: SelectorInfo | None) -> int:
-        return selector.keep if selector is not None else self._manifest.candidates
-
-    def _joined(self, seen: Sequence[VisualTokens]) -> VisualTokens:
-        """Return the visual tokens of several runs as one table."""
+    def join(self, seen: Sequence[VisualTokens]) -> VisualTokens:
+        """Return the visual tokens of several runs as one table; of none, a row of zeros, as no table is empty."""
         if len(seen) == 1:
             return seen[0]
+        if not seen:
+            nothing = np.zeros((1, 1, self._manifest.vision_encoder.width), self._manifest.token_dtype)
+            return VisualTokens(self._backend.to_device(nothing), 1, ())
         images: list[SeenImage] = []
         total = 0
         for part in seen:
             images += [replace(image, rows=total + image.rows) for image in part.images]
             total += part.length
         return VisualTokens(self._table([part.tokens for part in seen], total), total, tuple(images))
+
+    def _keep(self, selector: SelectorInfo | None) -> int:
+        return selector.keep if selector is not None else self._manifest.candidates
 
     def _table(self, tokens: Sequence[DeviceTensor], rows: int) -> DeviceTensor:
         return self._backend.join(tokens, (1, rows, self._manifest.vision_encoder.width))

@@ -453,7 +453,12 @@ class FakeEngines:
     """Stands for ``open_engines``: the ONNX files of a bundle, with the profiles that the builder would give them."""
 
     def __init__(
-        self, bundle: Bundle, selectors: Sequence[str] = (), max_prompt: int | None = None, slots: int = 1
+        self,
+        bundle: Bundle,
+        selectors: Sequence[str] = (),
+        max_prompt: int | None = None,
+        slots: int = 1,
+        images: int = 1,
     ) -> None:
         """``selectors`` are ids, ``none`` for no pruning; by default all of the bundle's and none."""
         manifest: Manifest = bundle.manifest
@@ -462,7 +467,7 @@ class FakeEngines:
             None if name == "none" else next(s for s in manifest.selectors if s.id == name) for name in ids
         ]
         self.bundle, self.opened = bundle, 0
-        self.limits = make_limits(manifest, chosen, max_prompt, slots)
+        self.limits = make_limits(manifest, chosen, max_prompt, slots, images)
 
     def __call__(self, selector: SelectorInfo | None, *, before: Engines | None = None) -> Engines:
         self.opened += 1
@@ -474,6 +479,8 @@ class FakeEngines:
             if manifest.assemble is not None:
                 plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest.assemble))
             plans[LANGUAGE] = self._plan(manifest.language_model, language)
+            if manifest.assemble is not None:
+                plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest.assemble))
         if selector is not None:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))
         info = {name: FakePlanInfo(plugin=False, sha256=f"digest of {name}") for name in plans}

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+    ImageSources: TypeAlias = ImageSource | Sequence[ImageSource] | None
 
 MAX_BYTES = 64 << 20
 MAX_SIDE = 16384
@@ -43,6 +45,15 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:[^/]+/", re.IGNORECASE)
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
+
+
+def listed(images: ImageSources) -> list[ImageSource]:
+    """Return the images that a question is about: none, one, or those of a list. An array is one image."""
+    if images is None:
+        return []
+    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
+        return [images]
+    return list(images)
 
 
 def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Messages to the ids of the token table: chat template, tokenizer, and the image's place in between."""
+"""Messages to the ids of the token table: chat template, tokenizer, and the places of images in between."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _log = logging.getLogger(__name__)
 class Turn:
     """One utterance: ``role`` is ``user``, ``assistant`` or, for the first one, ``system``.
 
-    ``image`` says that the image comes with it.
+    ``images`` of them stand in front of its text.
     """
 
     role: str
     text: str
-    image: bool = False
+    images: int = 0
 
 
 def system_turns(text: str | None) -> list[Turn]:
@@ -82,30 +82,22 @@ class PromptEncoder:
         self._parts = self._system_parts = self._takes_parts()
         self._markers = self._find_markers()
 
-    def encode(self, turns: Sequence[Turn], visual_tokens: int) -> PromptIds:
+    def encode(self, turns: Sequence[Turn], visual_tokens: Sequence[int]) -> PromptIds:
         """Return the ids of a conversation, ready for the assistant's next answer.
 
         What the turns say is text: an image placeholder or another special token in it is encoded as the
         words it is written with, and half of a surrogate pair as U+FFFD.
 
         Args:
-            turns: the conversation, the last one the user's; exactly one brings the image. The first may be the
-                system's.
-            visual_tokens: K, the number of visual tokens that take the placeholder's place.
+            turns: the conversation, the last one the user's. The first may be the system's.
+            visual_tokens: of each image that the turns bring; they take its placeholder's place.
 
         Raises:
-            UserError: an empty question, another number of images than one, a template that has no place for a
-                system text, a prompt that leaves no room for an answer, or a tokenizer that does not belong to the
-                model.
+            UserError: an empty question, a template that has no place for so many images or for a system text, a
+                prompt that leaves no room for an answer, or a tokenizer that does not belong to the model.
         """
         turns = [replace(turn, text=well_formed(turn.text)) for turn in turns]
-        if not turns[-1].text.strip():
-            raise UserError("The question is empty: ask something about the image.", code="question-empty")
-        images = sum(turn.image for turn in turns)
-        if images != 1:
-            raise UserError(
-                f"The conversation has {images} images, expected exactly one.", code="image-count"
-            )
+        _check_question(turns)
         marker = self._marker_in(turns[-1].text)
         if marker is not None:
             _log.warning(
@@ -119,14 +111,22 @@ class PromptEncoder:
             ids = self._encode_plain(turns)
         else:
             ids = self.tokenizer.encode(self._render(turns, [turn.text for turn in turns]))
-        return self._with_image(ids, visual_tokens)
+        places, images = ids.count(self._image_id), len(visual_tokens)
+        if places != images:
+            raise UserError(
+                f"The chat template puts {places} image placeholders into a prompt with {images} images: ask alone "
+                f"and about one image, or export the checkpoint with a template that shows '{self._image_token}' once "
+                "per image.",
+                code="template-unfit",
+            )
+        return self._with_images(ids, visual_tokens)
 
-    def encode_raw(self, turns: Sequence[Turn], visual_tokens: int) -> PromptIds:
+    def encode_raw(self, turns: Sequence[Turn], visual_tokens: Sequence[int]) -> PromptIds:
         """Return the ids of a ready-made prompt: no template, special tokens act, BOS only if it does not bring it.
 
         Args:
-            turns: the last one's text is the prompt, with the image's placeholder in it exactly once.
-            visual_tokens: K, the number of visual tokens that take the placeholder's place.
+            turns: the last one's text is the prompt, with a placeholder in it for each image.
+            visual_tokens: of each image, in the order of the placeholders.
 
         Raises:
             UserError: another number of placeholders, a system turn, or as in :meth:`encode`.
@@ -137,23 +137,17 @@ class PromptEncoder:
                 code="raw-prompt-system",
             )
         ids = self.tokenizer.encode(turns[-1].text)
-        places = ids.count(self._image_id)
-        if places != 1:
+        places, images = ids.count(self._image_id), len(visual_tokens)
+        if places != images:
             raise UserError(
-                f"The ready-made prompt has {places} image placeholders, expected one: write '{self._image_token}' "
-                "once, where the image belongs.",
+                f"The ready-made prompt has {places} image placeholders, but {images} images were given: write "
+                f"'{self._image_token}' once for each of them, where it belongs.",
                 code="raw-prompt-placeholder",
             )
-        return self._with_image(ids, visual_tokens)
+        _check_question(turns)
+        return self._with_images(ids, visual_tokens)
 
-    def _with_image(self, ids: list[int], visual_tokens: int) -> PromptIds:
-        places = ids.count(self._image_id)
-        if places != 1:
-            raise UserError(
-                f"The chat template puts {places} image placeholders into the prompt, expected one: "
-                f"export the checkpoint with a template that shows '{self._image_token}' once per image.",
-                code="template-unfit",
-            )
+    def _with_images(self, ids: list[int], visual_tokens: Sequence[int]) -> PromptIds:
         unknown = [token for token in ids if token >= self._rows]
         if unknown:
             raise UserError(
@@ -161,14 +155,17 @@ class PromptEncoder:
                 "tokenizer does not belong to this checkpoint.",
                 code="tokenizer-foreign",
             )
-        full = lay_out(ids, self._image_id, [visual_tokens], self._rows)
+        full = lay_out(ids, self._image_id, visual_tokens, self._rows)
         if len(full) + 1 > self._room:
-            place, remedy = "the model's context", "ask a shorter question or keep fewer tokens"
+            place, remedy = "the model's context", "ask a shorter question"
+            if visual_tokens:
+                fewer = ", about fewer images," if len(visual_tokens) > 1 else ""
+                remedy = f"{remedy}{fewer} or keep fewer tokens"
             if self._fixed:
                 place, remedy = "the bundle's cache", f"{remedy}, or export with a larger --capacity"
             raise UserError(
-                f"The prompt has {len(full)} tokens ({visual_tokens} of them visual), but {place} holds {self._room} "
-                f"with the answer: {remedy}.",
+                f"The prompt has {len(full)} tokens ({full.visual_tokens} of them visual), but {place} holds "
+                f"{self._room} with the answer: {remedy}.",
                 code="prompt-too-long",
             )
         return full
@@ -195,7 +192,7 @@ class PromptEncoder:
         Raises:
             UserError: it refuses or ignores the turn.
         """
-        turns = [Turn("system", stand_in(0)), Turn("user", stand_in(1), image=True)]
+        turns = [Turn("system", stand_in(0)), Turn("user", stand_in(1), images=1)]
         refusal: UserError | None = None
         for parts in (self._parts, not self._parts):
             self._system_parts = parts
@@ -219,7 +216,7 @@ class PromptEncoder:
 
     def _find_markers(self) -> list[str]:
         """Return the placeholder, the special tokens that the template writes, and the words before each turn."""
-        user, again = Turn("user", stand_in(0), image=True), Turn("user", stand_in(2))
+        user, again = Turn("user", stand_in(0), images=1), Turn("user", stand_in(2))
         turns = [user, Turn("assistant", stand_in(1)), again]
         try:
             shown = self._render(turns, [turn.text for turn in turns])
@@ -241,9 +238,9 @@ class PromptEncoder:
 
     def _message(self, turn: Turn, text: str, parts: bool) -> Message:
         if not (self._system_parts if turn.role == "system" else parts):
-            return {"role": turn.role, "content": f"{self._image_token}\n{text}" if turn.image else text}
-        content = [{"type": "image"}] if turn.image else []
-        return {"role": turn.role, "content": [*content, {"type": "text", "text": text}]}
+            return {"role": turn.role, "content": f"{self._image_token}\n" * turn.images + text}
+        images = [{"type": "image"}] * turn.images
+        return {"role": turn.role, "content": [*images, {"type": "text", "text": text}]}
 
     def _takes_parts(self) -> bool:
         """Find out whether the template understands lists of parts, or only plain text.
@@ -251,7 +248,7 @@ class PromptEncoder:
         Raises:
             UserError: it understands neither.
         """
-        turn = Turn("user", stand_in(0), image=True)
+        turn = Turn("user", stand_in(0), images=1)
         failure: UserError | None = None
         for parts in (True, False):
             try:
@@ -266,6 +263,11 @@ class PromptEncoder:
             "export the checkpoint with another template.",
             code="template-unfit",
         )
+
+
+def _check_question(turns: Sequence[Turn]) -> None:
+    if not turns[-1].text.strip():
+        raise UserError("The question is empty: ask something.", code="question-empty")
 
 
 def _stands_in(mark: str, text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,25 +26,38 @@ Array = npt.NDArray[Any]
 
 STEPS = 16
 """Decode steps after the prefill."""
+_OF_TWO = 64
+"""Most visual tokens of each image where a prompt has two: what is compared is where the second one's rows are."""
 
 
 @dataclass(frozen=True)
 class PromptCase:
-    """A prompt: text ids around the ``visual`` tokens [K, D] of one image (K = 0: text alone)."""
+    """A prompt: text ids ``before``, and after each image. ``visual`` are their visual tokens [images, K, D]."""
 
     name: str
     before: Array
     visual: Array
-    after: Array
+    after: tuple[Array, ...]
+
+    @property
+    def table(self) -> Array:
+        """Visual tokens [rows, D]; never empty, even where no id refers to them."""
+        rows: Array = self.visual.reshape(-1, self.visual.shape[-1])
+        return rows if len(rows) else np.zeros((1, rows.shape[1]), rows.dtype)
 
     def ids(self, rows: int) -> Array:
         """Return int64 [length] of the token table with ``rows`` vocabulary rows."""
-        return np.concatenate([self.before, rows + np.arange(len(self.visual)), self.after])
+        images = rows + np.arange(self.visual[..., 0].size).reshape(self.visual.shape[:2])
+        return self._put_together(self.before, images, self.after)
 
     def embeddings(self, oracle: Oracle) -> Array:
         """Return float32 [length, D]: transformers' own embedding of the text around the visual tokens."""
-        image = self.visual.astype(np.float32)
-        return np.concatenate([oracle.embed(self.before), image, oracle.embed(self.after)])
+        texts = [oracle.embed(text) for text in self.after]
+        return self._put_together(oracle.embed(self.before), self.visual.astype(np.float32), texts)
+
+    def _put_together(self, before: Array, images: Array, after: Sequence[Array]) -> Array:
+        pairs = zip(images, after, strict=True)
+        return np.concatenate([before, *(part for pair in pairs for part in pair)])
 
 
 def check_language(
@@ -122,7 +135,7 @@ def check_rope(language: GraphFile, oracle: Oracle, context: int, dtype: str) ->
 
 
 def sample_prompts(plan: ExportPlan, kept: Array) -> list[PromptCase]:
-    """Return a question about an image, one of random tokens, and a text without an image."""
+    """Return a question about an image, one of random tokens, one about two images, and a text without an image."""
     random = np.random.default_rng(5)
     forbidden = set(plan.prompt.entry.forbidden_ids)
     usable = np.array([i for i in range(min(plan.embedding_rows, plan.vocabulary)) if i not in forbidden])
@@ -132,12 +145,15 @@ def sample_prompts(plan: ExportPlan, kept: Array) -> list[PromptCase]:
     head, tail = random.choice(usable, 21), random.choice(usable, 16)
     tail[:2] = usable[0], usable[-1]  # the ends of the table
     # A context smaller than the budget allows still lets the arithmetic be compared.
-    room = plan.positions - STEPS - max(len(before) + len(after), len(head) + len(tail))
-    kept = kept[:, : max(room, 0)]
+    room = max(plan.positions - STEPS - max(len(before) + len(after), len(head) + len(tail)), 0)
+    kept = kept[:, :room]
+    between = random.choice(usable, 3)
+    two = kept[[0, 1 % len(kept)], : min(_OF_TWO, max(room - len(between), 0) // 2)]
     return [
-        PromptCase("question", before, kept[0], after),
-        PromptCase("random tokens", head, kept[1 % len(kept)], tail),
-        PromptCase("no image", random.choice(usable, 11), kept[0][:0], random.choice(usable, 1)),
+        PromptCase("question", before, kept[:1], (after,)),
+        PromptCase("random tokens", head, kept[[1 % len(kept)]], (tail,)),
+        PromptCase("two images", before, two, (between, after)),
+        PromptCase("no image", random.choice(usable, 12), kept[:0], ()),
     ]
 
 
@@ -160,14 +176,8 @@ def _follow(
 ) -> Array:
     """Return float32 [STEPS + 1, V]; the reference's tokens are fed, whatever the graph would have said."""
     ids = case.ids(rows)[None]
-    visual = _at_least_one(case.visual)[None]
-    logits: Array = graph.follow(ids, visual, np.ones(ids.shape, bool), forced[None], cuts or [])[0]
+    logits: Array = graph.follow(ids, case.table[None], np.ones(ids.shape, bool), forced[None], cuts or [])[0]
     return logits
-
-
-def _at_least_one(visual: Array) -> Array:
-    """The table's image half is never empty, even where no id points into it."""
-    return visual if len(visual) else np.zeros((1, visual.shape[1]), visual.dtype)
 
 
 def _ragged(
@@ -175,10 +185,10 @@ def _ragged(
 ) -> tuple[Array, Array]:
     """All prompts in one batch, padded on the left: (found, wanted), each [batch, STEPS + 1, V]."""
     prompts = [case.ids(rows) for case in cases]
-    length, most = max(map(len, prompts)), max(len(_at_least_one(case.visual)) for case in cases)
+    length, most = max(map(len, prompts)), max(len(case.table) for case in cases)
     ids = np.stack([np.pad(prompt, (length - len(prompt), 0)) for prompt in prompts])
     mask = np.stack([np.arange(length) >= length - len(prompt) for prompt in prompts])
-    visual = np.stack([np.pad(case.visual, ((0, most - len(case.visual)), (0, 0))) for case in cases])
+    visual = np.stack([np.pad(case.table, ((0, most - len(case.table)), (0, 0))) for case in cases])
     found = graph.follow(ids, visual, mask, np.stack([answer.tokens for answer in answers]))
     return found, np.stack([answer.logits for answer in answers])
 

@@ -72,6 +72,7 @@ class GrowingSession(SlotTable):
         batch = self._batches[slot]
         if len(batch.slots) > 1:
             batch = self._part(slot, self.length(slot))
+        batch.visual = self.visual[slot]
         for part, places in pieces(ids, positions, self.length(slot), chunk):
             logits = self._run(batch, part, places, np.ones(part.shape, np.bool_))
             self.lengths[slot] += part.shape[1]

@@ -43,6 +43,14 @@ class LanguageSession(Protocol):
         """
         ...
 
+    def show(self, slot: int, visual: DeviceTensor) -> None:
+        """Let the next ids of a sequence refer to ``visual`` [1, K, D]; the rows of its cache stay as they are.
+
+        Raises:
+            UserError: the backend does not take so many.
+        """
+        ...
+
     def remove(self, slot: int) -> None:
         """Forget a sequence; its slot is free, and nothing is copied."""
         ...
@@ -116,6 +124,10 @@ class SlotTable:
     def length(self, slot: int) -> int:
         """Rows in use."""
         return int(self.lengths[slot])
+
+    def show(self, slot: int, visual: DeviceTensor) -> None:
+        """What was there before is let go."""
+        self.visual[slot] = visual
 
     def remove(self, slot: int) -> None:
         """What the slot holds is written over."""

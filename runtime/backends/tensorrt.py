@@ -88,8 +88,7 @@ class TensorRtBackend:
             tensors += [*self._outputs(selector), ((1, tokens), np.bool_)]
             tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
         scratch = self._allocate(tensors)
-        keep = manifest.visual_tokens(selector)
-        self._model.check_kept(self._pool.take((1, keep, vision.width), manifest.token_dtype))
+        self._model.check_kept(manifest.visual_tokens(selector))
         self._model.reserve(scratch)
 
     def encode(self, pixels: npt.NDArray[np.uint8], signals: Sequence[str] = ()) -> Encoded:
@@ -232,9 +231,12 @@ class TensorRtBackend:
             "activations": activations if larger else 0,
             "tensors between the engines": self._pool.missing(tensors),
         }
-        info = self._bundle.manifest.language_model
+        assert self._engines is not None
+        info, images = self._bundle.manifest.language_model, self._engines.limits.images
         (group,) = info.groups
-        language = self._language or TensorRtLanguage(self._device, self._plans[LANGUAGE], info, group)
+        language = self._language or TensorRtLanguage(
+            self._device, self._plans[LANGUAGE], info, group, images
+        )
         if self._language is None:
             needed["KV cache and what a step takes"] = language.memory_bytes(1)
         self._require(needed)

@@ -47,11 +47,14 @@ class TensorRtLanguage:
         plan: the engine, with profiles for prefill and decode.
         info: of the manifest; dialect ``static`` or ``decomposed``.
         group: the engine's layers.
+        images: of a prompt that the engine was built for.
     """
 
-    def __init__(self, device: Device, plan: Plan, info: LanguageInfo, group: LayerGroup) -> None:
+    def __init__(
+        self, device: Device, plan: Plan, info: LanguageInfo, group: LayerGroup, images: int = 1
+    ) -> None:
         assert group.capacity is not None
-        self.device, self.plan, self.info, self.group = device, plan, info, group
+        self.device, self.plan, self.info, self.group, self.images = device, plan, info, group, images
         self.capacity = group.capacity
         self.prefill = min(PREFILL, plan.profiles - 1)
         self.longest = plan.limits("input_ids", self.prefill)[1][1]
@@ -152,21 +155,46 @@ class TensorRtLanguage:
         weakref.finalize(session, self._free.append, memory).atexit = False
         return session
 
-    def check_kept(self, visual: Tensor) -> None:
-        """Check that the engine takes these visual tokens.
+    def check_kept(self, kept: int) -> None:
+        """Check that the engine takes an image of which so many visual tokens are kept.
 
         Raises:
             UserError: it was not built for so many.
         """
-        kept = visual.shape[1]
-        least, most = (shape[1] for shape in self.plan.limits(VISUAL, self.prefill))
-        if not least <= kept <= most:
-            span = f"{least}" if least == most else f"{least} to {most}"
+        _, most = self._visual_limits
+        if kept > most:
             raise UserError(
-                f"There are {kept} visual tokens, but the language model's engine was built for {span}: build it "
+                f"There are {kept} visual tokens, but the language model's engine was built for up to {most}: build it "
                 "for this selector too, with 'python -m runtime build BUNDLE --selector NAME,NAME'.",
                 code="engines-for-other-keep",
             )
+
+    def check_visual(self, visual: Tensor) -> None:
+        """Check that the engine takes the visual tokens of a prompt, [1, K, D].
+
+        Raises:
+            UserError: it was not built for so many, or, before it could be, for prompts without an image.
+        """
+        rows, (least, most) = visual.shape[1], self._visual_limits
+        if rows > most:
+            images = -(-rows * self.images // most)
+            raise UserError(
+                f"The images of the prompt take {rows} visual tokens, but the language model's engine was built for "
+                f"{most} (--images {self.images}): ask about fewer, or build it with "
+                f"'python -m runtime build BUNDLE --images {images}'.",
+                code="engine-images",
+            )
+        if rows < least:
+            raise UserError(
+                f"The prompt has no image, but the language model's engine is an older one, which takes {least} visual "
+                "tokens or more: build it again with 'python -m runtime build BUNDLE --force'.",
+                code="engine-images",
+            )
+
+    @property
+    def _visual_limits(self) -> tuple[int, int]:
+        least, most = (shape[1] for shape in self.plan.limits(VISUAL, self.prefill))
+        return least, most
 
     def _take(self, slots: int) -> Slots:
         for at, memory in enumerate(self._free):
@@ -186,7 +214,7 @@ class TensorRtSession(SlotTable):
 
     def add(self, visual: Tensor, rows: CacheRows | None = None) -> int:
         """Take a slot; rows that its cache still begins with are not copied again."""
-        self._model.check_kept(visual)
+        self._model.check_visual(visual)
         slot, memory = self.take(visual), self._memory
         length = rows[0].shape[2] if rows else 0
         if rows and not (memory.prefix[slot] is rows and memory.intact[slot] >= length):
@@ -197,6 +225,11 @@ class TensorRtSession(SlotTable):
                 raise
         self.lengths[slot] = length
         return slot
+
+    def show(self, slot: int, visual: Tensor) -> None:
+        """Prefill is bound to the visual tokens anew for each step."""
+        self._model.check_visual(visual)
+        super().show(slot, visual)
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Sequence[int] | None = None, chunk: int | None = None

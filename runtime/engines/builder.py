@@ -36,6 +36,7 @@ class Options:
         force: build anew what is there.
         verbose: show what TensorRT says.
         slots: most sequences that are decoded together.
+        images: most images of a prompt.
     """
 
     selector: str | None = None
@@ -46,6 +47,7 @@ class Options:
     force: bool = False
     verbose: bool = False
     slots: int = 1
+    images: int = 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def build_engines(
     manifest = bundle.manifest
     check_dialect(manifest, bundle.path)
     selectors = chosen_selectors(bundle, options.selector)
-    limits = make_limits(manifest, selectors, options.max_prompt, options.slots)
+    limits = make_limits(manifest, selectors, options.max_prompt, options.slots, options.images)
     for group in manifest.language_model.groups:
         check_slots(manifest.language_model, group.capacity, options.slots)
     device = facts_to_build_for(manifest, bundle.path, options.target)
@@ -116,6 +118,7 @@ def build_engines(
             selector=options.selector,
             max_prompt=options.max_prompt,
             slots=options.slots if options.slots > 1 else None,
+            images=options.images if options.images > 1 else None,
             workspace=options.workspace,
             optimization_level=options.optimization_level,
         )

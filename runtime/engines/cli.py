@@ -37,6 +37,7 @@ def build_command(
         ),
     ] = None,
     slots: Annotated[int, typer.Option(metavar="N", help="Most sequences that are decoded together.")] = 1,
+    images: Annotated[int, typer.Option(metavar="N", help="Most images of a prompt.")] = 1,
     workspace: Annotated[
         int | None,
         typer.Option(metavar="MIB", min=1, help="Most memory for one kernel.", show_default="TensorRT's"),
@@ -69,14 +70,17 @@ def build_command(
         force,
         verbose,
         slots,
+        images,
     )
     with ConsoleReport() as report:
         built = build_engines(opened, options, report)
     facts = built.info.facts
-    least, _, most = facts.limits.kept
-    kept = str(least) if least == most else f"{least} to {most}"
+    limits = facts.limits
     print(f"{built.folder}")
     library = f"{EDITIONS[facts.edition].title} {facts.tensorrt}"
     print(", ".join([sm_names(facts.sms), library, *([f"CUDA {facts.cuda}"] if facts.cuda else [])]))
-    together = "" if facts.limits.slots == 1 else f"; {facts.limits.slots} sequences decoded together"
-    print(f"prompts of up to {facts.limits.max_prompt} tokens at once, {kept} of them visual{together}")
+    each = "" if limits.images == 1 else f" ({limits.images} images)"
+    together = "" if limits.slots == 1 else f"; {limits.slots} sequences decoded together"
+    print(
+        f"prompts of up to {limits.max_prompt} tokens at once, up to {limits.kept[-1]} of them visual{each}{together}"
+    )

@@ -52,16 +52,22 @@ Span = tuple[int, int, int]
 class Limits(Strict):
     """What a language model's engine is built for: tokens of a prefill, visual tokens, sequences of a decode step.
 
-    ``kept`` is the least, typical and largest number of visual tokens: the selectors' budgets.
+    ``kept`` is the least, typical and largest number of visual tokens: one row of zeros where a prompt has no image,
+    the first selector's budget, and the largest budget for each of ``images``.
     """
 
     max_prompt: int = Field(gt=0)
     kept: Span
     slots: int = Field(default=1, gt=0)
+    images: int = Field(default=1, gt=0)
 
 
 def make_limits(
-    manifest: Manifest, selectors: Sequence[SelectorInfo | None], max_prompt: int | None, slots: int = 1
+    manifest: Manifest,
+    selectors: Sequence[SelectorInfo | None],
+    max_prompt: int | None,
+    slots: int = 1,
+    images: int = 1,
 ) -> Limits:
     """Return the limits of engines that serve ``selectors``; None among them stands for no pruning.
 
@@ -71,9 +77,10 @@ def make_limits(
         max_prompt: longest piece of a prompt that is fed at once, visual tokens included; longer prompts are fed in
             pieces. None takes the visual tokens and :data:`~divprune_edge.models.budget.PROMPT` more.
         slots: most sequences that a decode step takes.
+        images: most images of a prompt.
 
     Raises:
-        UserError: ``max_prompt`` or ``slots`` is not positive, or larger than what there is room for.
+        UserError: ``max_prompt``, ``slots`` or ``images`` is not positive, or larger than what there is room for.
     """
     info = manifest.language_model
     kept = [manifest.visual_tokens(selector) for selector in selectors]
@@ -85,10 +92,15 @@ def make_limits(
         )
     if slots < 1:
         raise UserError(f"--slots is {slots}, expected at least 1.", code="slots-out-of-range")
-    usual = min(max(kept) + PROMPT, info.positions)
-    # Where each tile is selected from by itself, an image of one tile has the fewest.
-    least = min(kept) // manifest.groups
-    return Limits(max_prompt=max_prompt or usual, kept=(least, kept[0], max(kept)), slots=slots)
+    if not 1 <= images < info.positions:
+        raise UserError(
+            f"--images is {images}, but the language model has room for {info.positions} tokens: give a number from "
+            f"1 to {info.positions - 1}.",
+            code="images-out-of-range",
+        )
+    most = images * max(kept)
+    usual = min(most + PROMPT, info.positions)
+    return Limits(max_prompt=max_prompt or usual, kept=(1, kept[0], most), slots=slots, images=images)
 
 
 def check_slots(info: LanguageInfo, capacity: int | None, slots: int) -> None:

@@ -87,6 +87,7 @@ class BuildOptions(Strict):
     selector: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+, -]*$")] | None = None
     max_prompt: Annotated[int, Field(gt=0)] | None = None
     slots: Annotated[int, Field(gt=0)] | None = None
+    images: Annotated[int, Field(gt=0)] | None = None
     workspace: Annotated[int, Field(gt=0)] | None = None
     optimization_level: Annotated[int, Field(ge=0, le=5)] | None = None
 
@@ -124,6 +125,7 @@ def rebuild_command(bundle: Path, asked: BuildOptions | None = None) -> str:
             ("selector", asked.selector and "".join(asked.selector.split())),
             ("max-prompt", asked.max_prompt),
             ("slots", asked.slots),
+            ("images", asked.images),
             ("workspace", workspace),
             ("optimization-level", asked.optimization_level),
         ):

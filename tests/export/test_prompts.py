@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from checkpoints import IMAGE_TOKEN_ID, TEMPLATE, edit_json
 from exporting import export, plan_of
+from raising import refused
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
@@ -49,6 +50,20 @@ def test_templates_that_never_work(plain: Path, template: str, reason: str) -> N
     assert "(chat template from chat_template.jinja)" in sentence
 
 
+def test_a_template_for_one_image_alone_is_refused_when_it_is_asked_otherwise(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = "{% set images = messages[0].content | selectattr('type', 'equalto', 'image') | list | length %}"
+    only = "{% if images != 1 %}{{ raise_exception('one image, please') }}{% endif %}"
+    (plain / "chat_template.jinja").write_text(one + only + TEMPLATE)
+    encoder = Bundle.open(export(plan_of(plain), tmp_path / "bundle").folder).prompt_encoder()
+    assert caplog.messages == []
+    assert encoder.encode([Turn("user", "what ?", images=1)], [9]).visual_tokens == 9
+    for images in (0, 2):
+        with refused("template-refuses", "one image, please"):
+            encoder.encode([Turn("user", "what ?", images=images)], [9] * images)
+
+
 def test_a_prompt_without_room_for_an_answer(plain: Path) -> None:
     edit_json(plain / "config.json", lambda data: data["text_config"].update(max_position_embeddings=20))
     assert "holds 20 with the answer" in refusal(plain, keep=9)
@@ -78,11 +93,13 @@ def test_truncation_and_padding_are_no_obstacle(plain: Path, tmp_path: Path) -> 
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=300)
     tokenizer.save(str(plain / "tokenizer.json"))
-    turns = [Turn("user", "what is in the picture ?", image=True)]
+    turns = [Turn("user", "what is in the picture ?", images=1)]
     whole, cut = (
         export(plan, tmp_path / name) for name, plan in (("whole", before), ("cut", plan_of(plain)))
     )
-    first, second = (Bundle.open(made.folder).prompt_encoder().encode(turns, 9).ids for made in (whole, cut))
+    first, second = (
+        Bundle.open(made.folder).prompt_encoder().encode(turns, [9]).ids for made in (whole, cut)
+    )
     assert first == second
 
 
@@ -101,7 +118,7 @@ def test_a_placeholder_that_only_the_other_files_name(plain: Path, tmp_path: Pat
     )
     bundle = Bundle.open(export(plan_of(plain), tmp_path / "bundle").folder)
     rows = bundle.manifest.language_model.embedding_rows
-    ids = bundle.prompt_encoder().encode([Turn("user", "what is <image> ?", image=True)], 1).ids
+    ids = bundle.prompt_encoder().encode([Turn("user", "what is <image> ?", images=1)], [1]).ids
     assert (ids.count(rows), ids.count(IMAGE_TOKEN_ID)) == (1, 0)
     reference = transformers.AutoTokenizer.from_pretrained(plain)
     mine = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
@@ -131,7 +148,7 @@ def test_the_made_up_template_has_a_place_for_a_system_text(
 ) -> None:
     made = export(plan_of(checkpoint("no template")), tmp_path / "bundle")
     encoder = Bundle.open(made.folder).prompt_encoder()
-    text = encoder._render([Turn("system", "S"), Turn("user", "Q", image=True)], ["S", "Q"])
+    text = encoder._render([Turn("system", "S"), Turn("user", "Q", images=1)], ["S", "Q"])
     assert text == "S USER: <image>\nQ ASSISTANT:"
 
 

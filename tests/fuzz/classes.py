@@ -378,4 +378,4 @@ def _open_and_encode(random: Random, bundle: Path) -> None:
             print_tables(opened)
     encoder = opened.prompt_encoder()
     for said in _TURNS:
-        attempt(lambda said=said: encoder.encode([Turn("user", said, image=True)], 58))  # type: ignore[misc]
+        attempt(lambda said=said: encoder.encode([Turn("user", said, images=1)], [58]))  # type: ignore[misc]

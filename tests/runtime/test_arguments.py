@@ -51,6 +51,10 @@ TYPES: dict[str, tuple[Callable[[Pipeline, Any], object], str]] = {
     "stream": (lambda p, i: p.ask(i, "?", stream="yes"), "stream is 'yes' of type str, expected a function"),
     "bgr": (lambda p, i: p.ask(i, "?", bgr=1), "bgr is 1 of type int, expected True or False."),
     "image": (lambda p, i: p.ask(5, "?"), "An image is a path, a Pillow image or a uint8 array, not a int."),
+    "image in an image": (lambda p, i: p.ask([i, [i]], "?"), "not a list."),
+    "nothing in a list": (lambda p, i: p.ask([None], "?"), "not a NoneType."),
+    "image that joins": (lambda p, i: p.chat(i).ask("?", image=5), "a uint8 array, not a int."),
+    "bgr that joins": (lambda p, i: p.chat(i).ask("?", bgr="no"), "bgr is 'no' of type str"),
     "image bytes": (lambda p, i: p.ask(b"\x89PNG", "?"), "not a bytes."),
     "batch": (lambda p, i: p.ask_batch(5), "questions is 5 of type int, expected a list of pairs"),
     "batch of a text": (lambda p, i: p.ask_batch("what?"), "questions is 'what?' of type str"),
@@ -81,6 +85,10 @@ VALUES: dict[str, tuple[Callable[[Pipeline, Any], object], str]] = {
     "array": (
         lambda p, i: p.ask(np.zeros((4, 4, 3)), "?"),
         "float64 array of shape [4, 4, 3], expected uint8",
+    ),
+    "several images in an array": (
+        lambda p, i: p.ask(np.zeros((2, 4, 4, 3), np.uint8), "?"),
+        "shape [2, 4, 4, 3], expected uint8 of shape",
     ),
     "empty array": (lambda p, i: p.ask(np.zeros((0, 4, 3), np.uint8), "?"), "shape [0, 4, 3], expected"),
     "backend": (lambda p, i: Pipeline(p.bundle, backend="tpu"), "no backend 'tpu'"),

@@ -146,7 +146,7 @@ def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) ->
         while waiting and len(writers) < 2:
             number, (image, question) = waiting.pop(0)
             seen = asked._vision.see(asked._vision.read([image]), asked.selector)
-            prompt = asked._encode_prompt([Turn("user", question, image=True)])
+            prompt = asked._prompt.encode([Turn("user", question, images=1)], [58])
             writer = asked._writer(prompt, Decoding(max_tokens=12))
             slot = session.add(seen.tokens)
             writer.take(session.extend(slot, prompt.ids))

@@ -235,5 +235,6 @@ def test_cuda_is_refused(dialect: str, bundle_of: Callable[..., Path]) -> None:
 
 def test_the_prompt_of_the_tests_has_a_prefix(bundle_of: Callable[..., Path]) -> None:
     """Else the conversation above would not have reused anything."""
-    prompt = Pipeline(bundle_of("static"))._encode_prompt([Turn("user", "What is there?", image=True)])
+    encoder = Bundle.open(bundle_of("static")).prompt_encoder()
+    prompt = encoder.encode([Turn("user", "What is there?", images=1)], [1])
     assert prompt.before_image

@@ -125,16 +125,14 @@ def test_what_comes_before_the_image_is_computed_once(
 
     monkeypatch.setattr(type(backend), "session", watched)
     first, second = (pipeline.ask(image, "What is there?", max_tokens=5) for _ in range(2))
-    prompt = pipeline._encode_prompt([Turn("user", "What is there?", image=True)])
+    prompt = pipeline._prompt.encode([Turn("user", "What is there?", images=1)], [58])
     assert len(prompt.before_image) > 0
     assert fed == [first.prompt_tokens, first.prompt_tokens - len(prompt.before_image)]
     assert first.token_ids == second.token_ids
     other = pipeline.with_selector("none")
     fed.clear()
     other.ask(image, "What is there?", max_tokens=5)
-    assert fed[0] == len(other._encode_prompt([Turn("user", "What is there?", image=True)])) - len(
-        prompt.before_image
-    )
+    assert fed[0] == len(prompt) - 58 + 576 - len(prompt.before_image)
 
 
 def test_a_failure_of_the_engine_is_one_sentence() -> None:

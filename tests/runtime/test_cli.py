@@ -25,6 +25,7 @@ FIELDS = {
     "kept_indices",
     "prompt_tokens",
     "visual_tokens",
+    "image_tokens",
     "timings_ms",
     "finish_reason",
     "backend",

@@ -114,7 +114,7 @@ class Runner:
         return VisualTokens(self._backend.to_device(tokens), tokens.shape[1], (image,))
 
     def _answer(self, visual: VisualTokens, question: str, decoding: Decoding) -> tuple[str, float, float]:
-        prompt = self._prompt.encode([Turn("user", question, image=True)], len(visual.rows))
+        prompt = self._prompt.encode([Turn("user", question, images=1)], [len(visual.rows)])
         prompt = prompt.placed(self._manifest.language_model.embedding_rows, visual.rows.tolist())
         writer = new_writer(self._manifest, self._prompt.tokenizer.model, prompt, decoding)
         session = self._backend.session()

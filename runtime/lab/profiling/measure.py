@@ -50,7 +50,7 @@ class Variant:
     def encode(self, question: str, image: ImageInput) -> PromptIds:
         """Return the prompt's ids."""
         return self.prompt.encode(
-            [Turn("user", question, image=True)], self.vision.count(image, self.selector)
+            [Turn("user", question, images=1)], [self.vision.count(image, self.selector)]
         )
 
 

@@ -93,8 +93,8 @@ class Inputs:
         info = self._bundle.manifest.language_model
         assert info.capacity is not None
         kept, rows = self._seen.kept, self._seen.rows.tolist()
-        turns = [Turn("user", self._question, image=True)]
-        prompt = self._bundle.prompt_encoder().encode(turns, len(rows)).placed(info.embedding_rows, rows)
+        turns = [Turn("user", self._question, images=1)]
+        prompt = self._bundle.prompt_encoder().encode(turns, [len(rows)]).placed(info.embedding_rows, rows)
         ids = np.array([prompt.ids], np.int64)
         length = ids.shape[1]
         check_room(length + 1, info.positions, fixed=info.positions < info.context)

@@ -97,7 +97,7 @@ def make_job(
     check_folder(files.folder)
     graphs = _graphs(bundle, path, chosen, stage, max_prompt, version)
     inputs = Inputs(bundle, chosen, image, question)
-    notes = [inputs.note] if inputs.note else []
+    notes = []
     plugin = default_path()
     if any(graph.plugin for graph, _ in graphs):
         if program is None and library is None and not plugin.exists():
@@ -125,6 +125,7 @@ def make_job(
         lines.append(build_line(version, graph, onnx, info.inputs, files, plugin))
         lines += [measure_line(version, graph, one, info.inputs, files, plugin) for one in mine]
         stages += mine
+    notes += [inputs.note] if inputs.note else []
     write_inputs(stages, files)
     _record(bundle, chosen, version, stages, files, inputs.visual_tokens, tuple(notes))
     return TrtexecJob(version, files, tuple(lines), tuple(notes))

@@ -14,9 +14,11 @@ from plugins_emulation import ROOT
 from raising import assert_told
 
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.budget import PROMPT
 from divprune_edge.runtime.cli import app
 from divprune_edge.runtime.engines import builder, facts, target
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
+from divprune_edge.runtime.engines.store import read_record, rebuild_command
 
 RTX = "1.7.1.116"
 EVERY = "sm_80, sm_86, sm_89, sm_120 or sm_121"
@@ -35,7 +37,7 @@ def test_a_build(command: Command, here: Here, bundle: Path, edition: Edition, l
     folder, device, limits = done.out.splitlines()
     assert Path(folder).parent == bundle / "engines"
     assert device == line
-    assert limits == "prompts of up to 200 tokens at once, 58 of them visual"
+    assert limits == "prompts of up to 200 tokens at once, up to 58 of them visual"
     assert [line for line in done.err.splitlines() if "..." in line] == [
         "(1 of 3) divprune-58 ...",
         "(2 of 3) vision_encoder ...",
@@ -47,6 +49,22 @@ def test_a_build(command: Command, here: Here, bundle: Path, edition: Edition, l
     assert_told(again.code, again.err, "engines-exist", folder)
     assert again.out == ""
     assert command("build", bundle, "--max-prompt", 200, "--force", "--selector", "uniform").code == 0
+
+
+def test_a_build_for_several_images(command: Command, here: Here, bundle: Path) -> None:
+    """Named by its visual tokens, remembered with its options, and told."""
+    done = command("build", bundle, "--images", 3, "--slots", 2)
+    assert done.code == 0, done.err
+    folder, _, limits = done.out.splitlines()
+    assert limits == (
+        f"prompts of up to {3 * 58 + PROMPT} tokens at once, up to 174 of them visual (3 images); "
+        "2 sequences decoded together"
+    )
+    record = read_record(Path(folder))
+    assert (record.facts.limits.images, record.facts.limits.kept) == (3, (1, 58, 174))
+    assert rebuild_command(bundle, record.asked).endswith(f"{bundle} --slots 2 --images 3")
+    failed = command("build", bundle, "--images", 0)
+    assert_told(failed.code, failed.err, "images-out-of-range", "--images is 0", "from 1 to 703")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_build_writes_the_store(build: Build, bundle: Path, report: Recorder) 
     assert (facts.edition, facts.sms, facts.cuda) == ("tensorrt-rtx", (89,), None)
     assert facts.tensorrt.startswith("1.")
     assert facts.plugin is None
-    assert (facts.limits.max_prompt, facts.limits.kept) == (58 + PROMPT, (58, 58, 58))
+    assert (facts.limits.max_prompt, facts.limits.kept) == (58 + PROMPT, (1, 58, 58))
     assert json.loads((built.folder / "engines.json").read_text()) == built.info.model_dump(mode="json")
     assert store.read_record(built.folder) == built.info
     for plan in built.info.plans.values():
@@ -88,12 +88,12 @@ def test_how_the_engines_are_built(build: Build, bundle: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("asked", "engines", "kept"),
     [
-        ("none", [], (576, 576, 576)),
-        ("divprune-144", ["divprune-144"], (144, 144, 144)),
-        ("uniform, divprune-144", ["uniform-58", "divprune-144"], (58, 58, 144)),
-        ("all", ["divprune-58", "divprune-144", "uniform-58", "vtc-cls-29"], (29, 58, 144)),
-        ("all,none", ["divprune-58", "divprune-144", "uniform-58", "vtc-cls-29"], (29, 58, 576)),
-        ("divprune-58,divprune-58", ["divprune-58"], (58, 58, 58)),
+        ("none", [], (1, 576, 576)),
+        ("divprune-144", ["divprune-144"], (1, 144, 144)),
+        ("uniform, divprune-144", ["uniform-58", "divprune-144"], (1, 58, 144)),
+        ("all", ["divprune-58", "divprune-144", "uniform-58", "vtc-cls-29"], (1, 58, 144)),
+        ("all,none", ["divprune-58", "divprune-144", "uniform-58", "vtc-cls-29"], (1, 58, 576)),
+        ("divprune-58,divprune-58", ["divprune-58"], (1, 58, 58)),
     ],
 )
 def test_which_selectors(

@@ -50,6 +50,10 @@ def test_any_change_changes_it(change: dict[str, Any]) -> None:
     assert fingerprint(FACTS.model_copy(update=change)) != fingerprint(FACTS)
 
 
+def test_engines_from_before_images_were_stated_keep_their_name() -> None:
+    assert fingerprint(FACTS) == "cb996a59f226e77b"
+
+
 def test_external_data_counts(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
     before = read_manifest(folder)

@@ -180,7 +180,21 @@ def test_another_selector(built: Path) -> None:
 
 
 def test_another_budget(built: Path) -> None:
-    assert "were built for 58 visual tokens, but 576 are asked for" in refusal(built, "none")
+    assert "were built for up to 58 visual tokens, but 576 are asked for" in refusal(built, "none")
+
+
+def test_engines_that_know_of_no_images_are_opened_all_the_same(built: Path) -> None:
+    """Built before engines were for several images, and for prompts without one."""
+    folder = engines_of(built)
+    record = json.loads((folder / "engines.json").read_text())
+    del record["facts"]["limits"]["images"]
+    del record["asked"]["images"]
+    record["facts"]["limits"]["kept"] = [58, 58, 58]
+    older = folder.with_name(fingerprint(Facts.model_validate(record["facts"])))
+    folder.rename(older)
+    (older / "engines.json").write_text(json.dumps(record))
+    limits = open_it(built).limits
+    assert (limits.images, limits.kept) == (1, (58, 58, 58))
 
 
 def test_of_several_the_closest_is_named(build: Build, here: Here, bundle: Path) -> None:
