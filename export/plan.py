@@ -63,6 +63,11 @@ class ExportPlan:
         return candidates_of(self.spec, self.per)
 
     @property
+    def visual_tokens(self) -> int:
+        """Visual tokens that the language model sees of an image, at most."""
+        return self.keep * groups_of(self.spec, self.per)
+
+    @property
     def sources(self) -> int:
         """Tokens of tiles that a row is made of, at most."""
         return 1 if self.spec.rows is None else self.spec.rows.sources

@@ -33,9 +33,10 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
     }
     values = plan.family.encoder(g, parts, inputs, spec, plan.preprocessing, signals)
     tokens = spec.tokens if spec.image_size is not None else ROWS
-    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, ["tiles", tokens, row_width(spec)])
+    tiles = spec.inputs[0].shape[0]
+    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, [tiles, tokens, row_width(spec)])
     shapes = spec.signal_shapes()
     for name in signals:
         kind = format.dtype if name == CLS_TOKEN else "float32"
-        g.output(values[name], name, kind, ["tiles", *shapes[name]])
+        g.output(values[name], name, kind, [tiles, *shapes[name]])
     return g.model(max(OPSET, format.opset), domains=format.domains)

@@ -98,6 +98,12 @@ def dimensions(facts: Patches) -> list[dict[str, int]]:
     return [_dimensions(facts, 1, 1), {**largest, PATCHES: most * facts.merge**2, ROWS: most}]
 
 
+def most_dimensions(facts: Patches | None) -> dict[str, int]:
+    """Return the most that each of these may be; none for an encoder whose images are not of any size."""
+    each = dimensions(facts) if facts is not None else [{}]
+    return {name: max(one[name] for one in each) for name in each[0]}
+
+
 def _dimensions(facts: Patches, down: int, across: int) -> dict[str, int]:
     """Return the dimensions for a grid of visual tokens."""
     found = {PATCHES: down * across * facts.merge**2, ROWS: down * across}

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from divprune_edge.errors import UserError
@@ -170,6 +172,20 @@ def language_profiles(info: LanguageInfo, limits: Limits, *, apart: bool = True)
         return (_profile(info.inputs, {**prefill, "batch": (1, 1, limits.slots)}),)
     decode = {**sizes, "batch": all_slots, "seq": one}
     return _profile(info.inputs, decode), _profile(info.inputs, prefill)
+
+
+def is_within(shape: Shape, least: Shape, largest: Shape) -> bool:
+    """Whether a profile with these bounds takes an input of that shape."""
+    return all(a <= b <= c for a, b, c in zip(least, shape, largest, strict=True))
+
+
+def fitting(profiles: Sequence[Profile], inputs: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Return the index of the first profile that takes these inputs; there must be one."""
+
+    def fits(profile: Profile) -> bool:
+        return all(is_within(value.shape, profile[n].min, profile[n].max) for n, value in inputs.items())
+
+    return next(index for index, profile in enumerate(profiles) if fits(profile))
 
 
 def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, Span]) -> Profile:
