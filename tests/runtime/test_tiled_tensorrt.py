@@ -144,4 +144,4 @@ def test_more_tiles_at_once_than_the_engine_takes(bundles: Bundles) -> None:
     ours, _ = backends(bundles, FakeDevice())
     most = bundles[0].manifest.tiles_at_once
     with refused("batch-with-backend", most + 1, most):
-        ours.encode(np.zeros((most + 1, 35, 35, 3), np.uint8))
+        ours.encode({"pixels": np.zeros((most + 1, 35, 35, 3), np.uint8)})
