@@ -154,6 +154,14 @@ def llava(
             show_default="the checkpoint's, at most 2048 visual tokens",
         ),
     ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH,…",
+            help="Sizes that their images are resized to, each to the nearest, such as 448x448,672x448.",
+            show_default="their own; for TensorRT a few that follow from --max-pixels",
+        ),
+    ] = None,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
@@ -200,6 +208,7 @@ def llava(
             per="tile" if per_tile else "image",
             numbering=parse_numbering(positions),
             max_pixels=max_pixels,
+            resolution=resolution,
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
