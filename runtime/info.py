@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from divprune_edge.console import literal
-from divprune_edge.manifest import (
-    MANIFEST,
-    UNPRUNED,
-    GraphInfo,
-    LanguageInfo,
-    Manifest,
-    Prompt,
-    TensorInfo,
-)
+from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, LanguageInfo, Prompt, TensorInfo
 from divprune_edge.models.prompt import DEFAULT_TEMPLATE
 from divprune_edge.runtime.bundle import Bundle
 
@@ -47,7 +39,7 @@ def print_tables(bundle: Bundle) -> None:
         "licence": source.licence or "not stated",
         "precision": f"{manifest.precision} (tokens {manifest.token_dtype}, cache {language.cache_dtype})",
         "dialect": language.dialect,
-        "images": _images(manifest),
+        "images": _images(bundle),
         "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
         "chat template": _template(manifest.prompt),
         "ends an answer": _ends(bundle),
@@ -100,10 +92,10 @@ def print_tables(bundle: Bundle) -> None:
     console.print(selectors)
 
 
-def _images(manifest: Manifest) -> str:
+def _images(bundle: Bundle) -> str:
     """Return what an image becomes: visual tokens of one tile, or those of several."""
-    height, width = manifest.encoder_input[1]
-    rows, tiling, size = manifest.assemble, manifest.preprocessing.tiling, f"{width} x {height} pixels"
+    manifest, (facts, (height, width)) = bundle.manifest, bundle.manifest.encoder_input
+    rows, tiling, size = manifest.assemble, facts.tiling, f"{width} x {height} pixels"
     if rows is None or tiling is None:
         return f"{manifest.candidates} visual tokens of {size}"
     each = f" of each tile, up to {manifest.visual_tokens(None)} in all" if rows.per == "tile" else ""

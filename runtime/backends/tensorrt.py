@@ -210,11 +210,8 @@ class TensorRtBackend:
         vision, runs = manifest.vision_encoder, -(-rows.tiles // manifest.tiles_at_once)
         found = self._outputs(vision, manifest.tiles_at_once) * (runs - 1)
         found += self._outputs(vision, rows.tiles) if runs > 1 else []
-        found += [
-            (_fixed(tensor.shape, groups), tensor.dtype)
-            for tensor in rows.inputs
-            if tensor.name in ("rows", "weights")
-        ]
+        uploads = [tensor for tensor in rows.inputs if tensor.name in ("rows", "weights")]
+        found += [(_fixed(tensor.shape, groups), tensor.dtype) for tensor in uploads]
         found += self._outputs(rows, groups)
         if selector is not None and groups > 1:
             # A group's part while the one before is not let go; what is kept of each, and all of it together.
