@@ -27,7 +27,7 @@ from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, why_not
-from divprune_edge.models.tiles import Per, candidates_of, groups_of
+from divprune_edge.models.tiles import Per, candidates_of, groups_of, sources_of
 
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
@@ -66,8 +66,7 @@ class ExportPlan:
     @property
     def sources(self) -> int:
         """Tokens of tiles that a row is made of, at most."""
-        tiling = self.spec.tiling
-        return 4 if tiling is not None and tiling.max_tiles is not None else 1
+        return 1 if self.spec.tiling is None else sources_of(self.spec.tiling)
 
     @property
     def token_dtype(self) -> str:
@@ -222,6 +221,8 @@ def plan_export(
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
     offered = spec.signal_shapes()
+    if spec.tiling is not None:
+        chosen.refuse_tiles()
     missing = chosen.missing(offered)
     if missing:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from divprune_edge.manifest import Tiling
 from divprune_edge.models.families.family import Spec
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import most_rows
@@ -15,10 +16,18 @@ Per = Literal["image", "tile"]
 
 
 def candidates_of(spec: Spec, per: Per = "image") -> int:
-    """Return N: the rows that a selector picks from, at most. A newline may end each line of a tile's."""
-    if spec.tiling is None:
-        return spec.tokens
-    return most_rows(spec.tiling) if per == "image" else spec.tokens + spec.tiling.side
+    """Return N: the rows that a selector picks from, at most."""
+    return spec.tokens if spec.tiling is None else rows_of(spec.tiling, per)
+
+
+def rows_of(tiling: Tiling, per: Per) -> int:
+    """Return the same of an image that is cut into tiles. A newline may end each line of a tile's."""
+    return most_rows(tiling) if per == "image" else tiling.side * (tiling.side + 1)
+
+
+def sources_of(tiling: Tiling) -> int:
+    """Return how many tokens of tiles a row is made of, at most: four where they are interpolated."""
+    return 1 if tiling.max_tiles is None else 4
 
 
 def tiles_of(spec: Spec) -> int:

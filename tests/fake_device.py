@@ -479,8 +479,6 @@ class FakeEngines:
             if manifest.assemble is not None:
                 plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest.assemble))
             plans[LANGUAGE] = self._plan(manifest.language_model, language)
-            if manifest.assemble is not None:
-                plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest.assemble))
         if selector is not None:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))
         info = {name: FakePlanInfo(plugin=False, sha256=f"digest of {name}") for name in plans}

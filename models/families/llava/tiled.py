@@ -88,8 +88,8 @@ def _first(error: ValidationError) -> str:
 
 
 def _lists(grids: Any) -> Any:
-    """Return grids as JSON has them."""
-    return [list(grid) if isinstance(grid, (list, tuple)) else grid for grid in grids] if grids else grids
+    """Return grids as JSON has them; what is no list of lists as it is."""
+    return [_lists(one) for one in grids] if isinstance(grids, (list, tuple)) else grids
 
 
 def read_tiles(image: Image.Image, facts: Preprocessing, size: tuple[int, int], alone: bool) -> ImageInput:
