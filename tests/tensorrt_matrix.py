@@ -47,7 +47,7 @@ _SMALL = {"hidden_size": 64, "intermediate_size": 128}
 def _tiled(options: dict[str, Any]) -> dict[str, Any]:
     return {
         **options,
-        "text": {**options["text"], **_SMALL},
+        "text": _SMALL,
         "vision": {**_SMALL, "num_attention_heads": 2, "image_size": 35},
     }
 
@@ -92,8 +92,6 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 """Name -> arguments of :func:`checkpoints.make_checkpoint`; the demo is there already. Selectors pick from each tile in
 those that end in ``tile``."""
-SQUARE = ("hiprune",)
-"""Selectors that need a square grid of tokens."""
 SLOTS = 4
 """Sequences that a language model's engine decodes together."""
 
@@ -138,7 +136,7 @@ def serves(checkpoint: str, graph: str) -> bool:
     is_tiled = facts.get("family") in TILED
     if graph not in SELECTORS:
         return is_tiled or graph != ASSEMBLE
-    if is_tiled and graph in SQUARE:
+    if is_tiled and SELECTORS[graph].raster:
         return False
     return facts.get("tower") != SIGLIP or not {*SELECTORS[graph].signals} & {*CLASS_TOKEN}
 
