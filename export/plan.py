@@ -241,6 +241,8 @@ def plan_export(
     preprocessing = _bounded(family.preprocessing(checkpoint.files, spec), max_pixels)
     spec = spec.for_images(preprocessing)
     offered = spec.signal_shapes()
+    if spec.rows is not None:
+        chosen.refuse_tiles()
     missing = chosen.missing(offered)
     if missing:
         raise UserError(
