@@ -640,7 +640,7 @@ def _save_processor(folder: Path, place: str, size: int, overrides: Mapping[str,
 
 
 def put_processor(folder: Path, place: str, settings: Mapping[str, Any], whole: str) -> None:
-    """Write an image processor's settings, among those of the ``whole`` processor where they are not in a file alone."""
+    """Write an image processor's settings, in the ``whole`` processor's file where it has none of its own."""
     if place == "preprocessor_config.json":
         write_json(folder / place, settings)
         return

@@ -109,12 +109,18 @@ _BOTH: dict[str, dict[str, Any]] = {
     "plain": {},
     "as many key-value heads": {"text": {"num_key_value_heads": 3}},
     "key-value heads of null": {"text": {"num_key_value_heads": None}},
-    "grouped queries": {"text": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}},
+    "grouped queries": {
+        "text": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
+        "seed": 1,
+    },
     "one head": {"text": {"num_attention_heads": 1, "hidden_size": 16}},
     "tied": {"tied": True},
     "one layer": {"text": {"num_hidden_layers": 1}},
     "five layers": {"text": {"num_hidden_layers": 5}},
-    "other activations": {"text": {"hidden_act": "gelu_pytorch_tanh"}, "vision": {"hidden_act": "quick_gelu"}},
+    "other activations": {
+        "text": {"hidden_act": "gelu_pytorch_tanh"},
+        "vision": {"hidden_act": "quick_gelu"},
+    },
     "another epsilon": {"text": {"rms_norm_eps": 0.1}},
     "one block of one head": {"vision": {"depth": 1, "num_heads": 1}},
     "heads of four": {"vision": {"num_heads": 8}},
@@ -123,12 +129,15 @@ _BOTH: dict[str, dict[str, Any]] = {
     "nine patches a token": {"vision": {"spatial_merge_size": 3, "patch_size": 2}},
     "patches of one pixel": {"vision": {"patch_size": 1, "spatial_merge_size": 4, "temporal_patch_size": 3}},
     "one frame": {"vision": {"temporal_patch_size": 1}},
+    "old rope spelling": {"old_rope": True},
+}
+# How files say what both families are read by in the same way: each of one of them, in turn.
+_FILES: dict[str, dict[str, Any]] = {
     "shards": {"shards": 4},
     "float16 weights": {"dtype": "float16"},
-    "bfloat16 shards, tied": {"dtype": "bfloat16", "shards": 3, "tied": True},
+    "bfloat16 shards, tied": {"dtype": "bfloat16", "shards": 3, "tied": True, "seed": 1},
     "padded vocabulary": {"text": {"vocab_size": TEXT["vocab_size"] + 13}},
     "special tokens behind the words": {"special_last": True},
-    "old rope spelling": {"old_rope": True},
     "no template": {"template": None},
     "template in chat_template.json": {"template_in": "chat_template.json"},
     "nested image processor": {"processor_in": "processor_config.json"},
@@ -148,7 +157,9 @@ _BOTH: dict[str, dict[str, Any]] = {
     },
     "one mean for all": {"processor": {"image_mean": 0.5, "image_std": 0.4}},
     "not normalised": {"processor": {"do_normalize": False}},
-    "not rescaled": {"processor": {"do_rescale": False, "image_mean": [120, 110, 100], "image_std": [60, 70, 80]}},
+    "not rescaled": {
+        "processor": {"do_rescale": False, "image_mean": [120, 110, 100], "image_std": [60, 70, 80]}
+    },
     "constants of the class": {"processor": {"image_mean": ABSENT, "image_std": ABSENT, "resample": ABSENT}},
 }
 _OWN: dict[str, dict[str, dict[str, Any]]] = {
@@ -168,7 +179,12 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
         "old kinds": {"old_kinds": True},
         "sparse config": {
             "sparse": True,
-            "text": {"hidden_size": 128, "num_attention_heads": 1, "rope_parameters": ABSENT, "rms_norm_eps": ABSENT},
+            "text": {
+                "hidden_size": 128,
+                "num_attention_heads": 1,
+                "rope_parameters": ABSENT,
+                "rms_norm_eps": ABSENT,
+            },
             "vision": {
                 "patch_size": ABSENT,
                 "spatial_merge_size": ABSENT,
@@ -180,6 +196,7 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
         "full attention where the class has it": {
             "sparse": True,
             "vision": {"depth": 9, "fullatt_block_indexes": ABSENT},
+            "seed": 1,
         },
         "tied in the text alone": {"tied_text": True},
         "sections of time alone": {"text": {"rope_parameters": {**_ROPE, "mrope_section": [8, 0, 0]}}},
@@ -190,7 +207,9 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
         "windows everywhere": {"vision": {"fullatt_block_indexes": []}},
         "windows nowhere": {"vision": {"fullatt_block_indexes": [0, 1, 2]}},
         "full attention at both ends, and beyond": {"vision": {"fullatt_block_indexes": [0, 2, 31]}},
-        "sliding window": {"text": {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}},
+        "sliding window": {
+            "text": {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}
+        },
         "sliding window in some layers": {
             "text": {
                 "use_sliding_window": True,
@@ -211,7 +230,12 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
         },
         "sparse config": {
             "sparse": True,
-            "text": {"num_attention_heads": 2, "rope_parameters": ABSENT, "rms_norm_eps": ABSENT, "head_dim": ABSENT},
+            "text": {
+                "num_attention_heads": 2,
+                "rope_parameters": ABSENT,
+                "rms_norm_eps": ABSENT,
+                "head_dim": ABSENT,
+            },
             "vision": {
                 "depth": 10,
                 "patch_size": ABSENT,
@@ -250,8 +274,8 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
 }
 QWEN_VARIATIONS: dict[str, dict[str, Any]] = {
     f"{family}, {name}": {"family": family, **options}
-    for family in QWEN
-    for name, options in (*_BOTH.items(), *_OWN[family].items())
+    for turn, family in enumerate(QWEN)
+    for name, options in (*_BOTH.items(), *list(_FILES.items())[turn::2], *_OWN[family].items())
 }
 """Name -> arguments of :func:`make_qwen_checkpoint`. Each exports and answers as transformers does."""
 
@@ -324,7 +348,10 @@ def make_qwen_checkpoint(
     config.save_pretrained(folder)
 
     def finish(data: dict[str, Any]) -> None:
-        of = {name: {**(parts if sparse else data)[name], "model_type": data[name]["model_type"]} for name in parts}
+        of = {
+            name: {**(parts if sparse else data)[name], "model_type": data[name]["model_type"]}
+            for name in parts
+        }
         data |= of | {"dtype": dtype, "architectures": [f"{QWEN[family]}ForConditionalGeneration"]}
         if tied_text:
             del data["tie_word_embeddings"]
@@ -341,7 +368,9 @@ def make_qwen_checkpoint(
     write_json(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
     save_tokenizer(folder, False, tokens, SPECIAL, NAMED)
     save_template(folder, template, template_in)
-    put_processor(folder, processor_in, _processor(config.vision_config, processor or {}), f"{QWEN[family]}Processor")
+    put_processor(
+        folder, processor_in, _processor(config.vision_config, processor or {}), f"{QWEN[family]}Processor"
+    )
     return folder
 
 
