@@ -227,6 +227,7 @@ _OWN: dict[str, dict[str, dict[str, Any]]] = {
             "dtype": "bfloat16",
             "shards": 2,
             "tied": True,
+            "seed": 1,
         },
         "sparse config": {
             "sparse": True,
