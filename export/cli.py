@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from divprune_edge.console import run
 
+
+class _Commands(TyperGroup):
+    """Options alone, as in ``python -m export --model DIR``, are those of ``llava``, which takes every family."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Name the command where none is."""
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["llava", *args]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
-    help="Turn a checkpoint into a bundle of ONNX graphs.", no_args_is_help=True, add_completion=False
+    cls=_Commands,
+    help="Turn a checkpoint into a bundle of ONNX graphs.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"

@@ -80,8 +80,8 @@ class Selector:
         """
         if self.raster:
             raise UserError(
-                f"{self.name} needs a square grid of visual tokens, which an image of this checkpoint need not be: choose "
-                "another selector, such as divprune.",
+                f"{self.name} needs a square grid of visual tokens, but images of this checkpoint are cut into tiles or "
+                "may have any size: choose another selector, such as divprune.",
                 code="selector-needs-square-grid",
             )
 

@@ -353,7 +353,7 @@ def by_hand(pipeline: Pipeline, image: Image.Image, rows: Any) -> list[tuple[Any
     manifest, backend = pipeline.bundle.manifest, pipeline._backend
     (read,) = pipeline._vision.read([image])
     names = [output.name for output in manifest.vision_encoder.outputs[1:]]
-    encoded = backend.encode(read.pixels, names)
+    encoded = backend.encode({"pixels": read.pixels}, names)
     made, n = read.assembly, manifest.candidates
     found = []
     for place in groups(pipeline, image):
