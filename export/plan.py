@@ -20,7 +20,7 @@ from divprune_edge.export.precision import (
     parse_precisions,
 )
 from divprune_edge.export.prompts import check_prompts
-from divprune_edge.manifest import Precision, Preprocessing
+from divprune_edge.manifest import MOST_PIXELS, Precision, Preprocessing
 from divprune_edge.models.budget import USUAL_TOKENS, cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.families import Family, Spec, WeightNames, family_of
 from divprune_edge.models.files import Shapes
@@ -323,7 +323,7 @@ def _bounded(facts: Preprocessing, max_pixels: int | None) -> Preprocessing:
     """Return the preprocessing with a bound on the pixels that images of any size are resized to.
 
     Raises:
-        UserError: the bound is below what the checkpoint resizes to at least, or images have a size.
+        UserError: the bound is below what the checkpoint resizes to at least, or above all, or images have a size.
     """
     patches = facts.patches
     if patches is None:
@@ -338,6 +338,11 @@ def _bounded(facts: Preprocessing, max_pixels: int | None) -> Preprocessing:
     if most < max(patches.min_pixels, token):
         raise UserError(
             f"--max-pixels is {most}, but images have at least {max(patches.min_pixels, token)} pixels: give more.",
+            code="max-pixels-out-of-range",
+        )
+    if most > MOST_PIXELS:
+        raise UserError(
+            f"--max-pixels is {most}, but an image may have {MOST_PIXELS} at most: give less.",
             code="max-pixels-out-of-range",
         )
     return facts.model_copy(update={"patches": patches.model_copy(update={"max_pixels": most})})
