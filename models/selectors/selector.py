@@ -80,9 +80,22 @@ class Selector:
         """
         if self.raster:
             raise UserError(
-                f"{self.name} needs a square grid of visual tokens, but images of this checkpoint are cut into tiles or "
-                "may have any size: choose another selector, such as divprune.",
+                f"{self.name} needs a square grid of visual tokens, but images of this checkpoint are cut into tiles "
+                "or may have any size: choose another selector, such as divprune.",
                 code="selector-needs-square-grid",
+            )
+
+    def refuse_stacked(self) -> None:
+        """Check that it leaves tokens as they are, behind which lie features that belong to each.
+
+        Raises:
+            UserError: it merges them.
+        """
+        if self.merge is not None:
+            raise UserError(
+                f"The selector '{self.name}' merges tokens, but features of the vision tower's layers belong to each "
+                "of this checkpoint's: choose one that does not, such as divprune.",
+                code="selector-merges",
             )
 
     def reference(self, tokens: Tokens, valid: Valid, keep: int, **signals: npt.NDArray[Any]) -> Indices:
