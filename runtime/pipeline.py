@@ -230,7 +230,7 @@ class Pipeline:
         placed = prompt.placed(language.embedding_rows, images, language.axes)
         if placed.next_position >= language.context:
             raise UserError(
-                f"The prompt takes {placed.next_position} positions, those of pruned tokens among them, but the model's "
+                f"The prompt takes {placed.next_position} positions, with those of pruned tokens, but the model's "
                 f"context has {language.context} with the answer: ask a shorter question or about fewer images, or "
                 "export with --positions compact.",
                 code="prompt-too-long",
