@@ -6,7 +6,7 @@ import re
 from math import prod
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import MOST_SIZES, Patches, Preprocessing
+from divprune_edge.manifest import MOST_PIXELS, MOST_SIZES, Patches, Preprocessing
 from divprune_edge.models.budget import USUAL_TOKENS
 from divprune_edge.processing.patches import usual_sizes
 
@@ -51,6 +51,11 @@ def with_sizes(
         if most < max(patches.min_pixels, token):
             raise UserError(
                 f"--max-pixels is {most}, but images have at least {max(patches.min_pixels, token)} pixels: give more.",
+                code="max-pixels-out-of-range",
+            )
+        if most > MOST_PIXELS:
+            raise UserError(
+                f"--max-pixels is {most}, but an image may have {MOST_PIXELS} at most: give less.",
                 code="max-pixels-out-of-range",
             )
         patches = patches.model_copy(update={"max_pixels": most})
