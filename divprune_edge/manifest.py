@@ -36,7 +36,7 @@ TILES_AT_ONCE = 8
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
-_MOST_TILES, _MOST_PIXELS = 100, 64_000_000
+_MOST_TILES, MOST_PIXELS = 100, 64_000_000
 """Bounds on what an image may be made to fill."""
 MOST_SIZES = 32
 """Bound on the sizes that images of any size may be resized to: an engine has a profile for each."""
@@ -274,10 +274,10 @@ class Tiling(Strict):
             if height % self.tile or width % self.tile:
                 raise ValueError(f"grid {height} x {width} is not made of tiles of {self.tile} x {self.tile}")
             tiles = (height // self.tile) * (width // self.tile)
-            if tiles > _MOST_TILES or height * width > _MOST_PIXELS:
+            if tiles > _MOST_TILES or height * width > MOST_PIXELS:
                 raise ValueError(
                     f"grid {height} x {width} has {tiles} tiles of {self.tile} x {self.tile}, at most {_MOST_TILES} "
-                    f"and {_MOST_PIXELS} pixels are allowed"
+                    f"and {MOST_PIXELS} pixels are allowed"
                 )
         return self
 
@@ -296,7 +296,7 @@ class Patches(Strict):
     merge: Annotated[int, Field(gt=0, le=8)]
     temporal: Annotated[int, Field(gt=0, le=4)]
     min_pixels: Positive
-    max_pixels: Annotated[int, Field(gt=0, le=_MOST_PIXELS)]
+    max_pixels: Annotated[int, Field(gt=0, le=MOST_PIXELS)]
     places: Annotated[int, Field(gt=0, le=1024)] | None = None
     window: Annotated[int, Field(gt=0, le=64)] | None = None
     sizes: Annotated[tuple[tuple[Positive, Positive], ...], Field(max_length=MOST_SIZES)] = ()

@@ -6,7 +6,7 @@ import re
 from math import prod
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import MOST_SIZES, Patches, Preprocessing
+from divprune_edge.manifest import MOST_PIXELS, MOST_SIZES, Patches, Preprocessing
 from divprune_edge.models.budget import USUAL_TOKENS
 from divprune_edge.processing.patches import usual_sizes
 
@@ -30,12 +30,16 @@ def with_sizes(
     """
     patches = facts.patches
     if patches is None:
-        for option, asked in (("--max-pixels", max_pixels), ("--resolution", resolution)):
-            if asked is not None:
-                raise UserError(
-                    f"{option} {asked} is for models that take images of any size: leave it out.",
-                    code="sizes-without-patches",
-                )
+        if max_pixels is not None:
+            raise UserError(
+                f"--max-pixels {max_pixels} is for models that take images of any size: leave it out.",
+                code="max-pixels-without-sizes",
+            )
+        if resolution is not None:
+            raise UserError(
+                f"--resolution {resolution} is for models that take images of any size: leave it out.",
+                code="resolution-without-sizes",
+            )
         return facts
     if resolution is not None:
         if max_pixels is not None:
@@ -51,6 +55,11 @@ def with_sizes(
         if most < max(patches.min_pixels, token):
             raise UserError(
                 f"--max-pixels is {most}, but images have at least {max(patches.min_pixels, token)} pixels: give more.",
+                code="max-pixels-out-of-range",
+            )
+        if most > MOST_PIXELS:
+            raise UserError(
+                f"--max-pixels is {most}, but an image may have {MOST_PIXELS} at most: give less.",
                 code="max-pixels-out-of-range",
             )
         patches = patches.model_copy(update={"max_pixels": most})

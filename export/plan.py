@@ -276,12 +276,15 @@ def plan_export(
             "tile: leave it out.",
             code="per-tile-without-tiles",
         )
-    if spec.stacked and chosen.merge is not None:
+    numbering = numbering or family.numbering
+    if numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in written.facts.inputs:
         raise UserError(
-            f"The selector '{selector}' merges tokens, but in '{checkpoint.name}' features of the vision tower's "
-            "layers belong to each: choose one that does not, such as divprune.",
-            code="selector-merges",
+            f"--positions original does not go with --dialect {dialect}, which places '{checkpoint.name}'s tokens at "
+            "the row of the cache that it fills: use --dialect portable, or leave --positions out.",
+            code="dialect-positions",
         )
+    if spec.stacked:
+        chosen.refuse_stacked()
     keep = budget(keep, prune, candidates_of(spec, per))
     kept = keep * groups_of(spec, per)
     rows = cache_capacity(kept, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
@@ -315,7 +318,7 @@ def plan_export(
         rows,
         target,
         per,
-        numbering or family.numbering,
+        numbering,
     )
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))

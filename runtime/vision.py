@@ -12,7 +12,14 @@ import numpy.typing as npt
 from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
-from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile, reading_order
+from divprune_edge.processing.image_input import (
+    Groups,
+    ImageInput,
+    grouped,
+    kept_places,
+    one_tile,
+    reading_order,
+)
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
@@ -167,14 +174,8 @@ class Vision:
         """Return what was kept, at the positions that it had where the bundle keeps these."""
         if self._manifest.numbering == "compact":
             return SeenImage(rows=rows, kept_indices=kept)
-        # What stands for none of the image's rows is placed with the one before it.
-        index = np.maximum.accumulate(np.maximum(kept, 0))
-        if image.places is None:
-            return SeenImage(rows=rows, places=index[None], ahead=self._rows(image), kept_indices=kept)
-        return SeenImage(rows=rows, places=image.places[:, index], ahead=image.ahead, kept_indices=kept)
-
-    def _rows(self, image: ImageInput) -> int:
-        return int(groups_of(self._manifest, image).valid.sum())
+        places, ahead = kept_places(image, kept, int(groups_of(self._manifest, image).valid.sum()))
+        return SeenImage(rows=rows, places=places, ahead=ahead, kept_indices=kept)
 
     def _select(
         self, candidates: Candidates, selector: SelectorInfo | None, counts: Indices

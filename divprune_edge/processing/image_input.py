@@ -43,6 +43,15 @@ class ImageInput:
         return {"pixels": self.pixels, **self.further}
 
 
+def kept_places(image: ImageInput, kept: Ints, rows: int) -> tuple[Ints, int]:
+    """Return positions int64 [axes, k] that those of an image's ``rows`` had that were kept, and how many all take.
+
+    What stands for none of the rows (-1) is placed with the one before it.
+    """
+    index = np.maximum.accumulate(np.maximum(kept, 0))
+    return (index[None], rows) if image.places is None else (image.places[:, index], image.ahead)
+
+
 @dataclass(frozen=True, eq=False)
 class Groups:
     """The rows of an image in groups of N, each of which a selector picks K from; those that count come first.

@@ -84,7 +84,11 @@ class PromptIds:
                 positions[:, span.begin : end], ahead = at + image.places, image.ahead
             at += ahead
         positions[:, end:] = at + np.arange(len(self.ids) - end)
-        return replace(result, positions=positions, next_position=at + len(self.ids) - end)
+        return replace(
+            result,
+            positions=positions if axes > 1 else positions[0],
+            next_position=at + len(self.ids) - end,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
