@@ -30,12 +30,16 @@ def with_sizes(
     """
     patches = facts.patches
     if patches is None:
-        for option, asked in (("--max-pixels", max_pixels), ("--resolution", resolution)):
-            if asked is not None:
-                raise UserError(
-                    f"{option} {asked} is for models that take images of any size: leave it out.",
-                    code="sizes-without-patches",
-                )
+        if max_pixels is not None:
+            raise UserError(
+                f"--max-pixels {max_pixels} is for models that take images of any size: leave it out.",
+                code="max-pixels-without-sizes",
+            )
+        if resolution is not None:
+            raise UserError(
+                f"--resolution {resolution} is for models that take images of any size: leave it out.",
+                code="resolution-without-sizes",
+            )
         return facts
     if resolution is not None:
         if max_pixels is not None:

@@ -34,6 +34,7 @@ from divprune_edge.plugins import abi
 from divprune_edge.plugins.abi import Append, Problem
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import ALIGNMENT
+from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.profiles import (
     ASSEMBLE,
@@ -489,30 +490,36 @@ class FakeEngines:
         max_prompt: int | None = None,
         slots: int = 1,
         images: int = 1,
+        edition: Edition = TENSORRT,
+        kernel: bool = False,
     ) -> None:
-        """``selectors`` are ids, ``none`` for no pruning; by default all of the bundle's and none."""
+        """``selectors`` are ids, ``none`` for no pruning; by default all of the bundle's and none.
+
+        Profiles are those for an ``edition``; with ``kernel`` our kernel is called in the selectors' places.
+        """
         manifest: Manifest = bundle.manifest
         ids = list(selectors) or [*(s.id for s in manifest.selectors), "none"]
         chosen = [
             None if name == "none" else next(s for s in manifest.selectors if s.id == name) for name in ids
         ]
         self.bundle, self.opened = bundle, 0
+        self.apart, self.kernel = edition.shares_weights, kernel
         self.limits = make_limits(manifest, chosen, max_prompt, slots, images)
 
     def __call__(self, selector: SelectorInfo | None, *, before: Engines | None = None) -> Engines:
         self.opened += 1
         manifest = self.bundle.manifest
-        language = language_profiles(manifest.language_model, self.limits)
+        language = language_profiles(manifest.language_model, self.limits, apart=self.apart)
         plans = {}
         if before is None:
-            plans[VISION] = self._plan(manifest.vision_encoder, vision_profiles(manifest))
+            plans[VISION] = self._plan(manifest.vision_encoder, vision_profiles(manifest, apart=self.apart))
             if manifest.assemble is not None:
                 plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest))
             plans[LANGUAGE] = self._plan(manifest.language_model, language)
-        if selector is not None:
+        if selector is not None and not self.kernel:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))
         info = {name: FakePlanInfo(plugin=False, sha256=f"digest of {name}") for name in plans}
-        return Engines(Path("fake"), None, self.limits, plans, info, None)  # type: ignore[arg-type]
+        return Engines(Path("fake"), None, self.limits, plans, info, None, self.kernel)  # type: ignore[arg-type]
 
     def _plan(self, graph: GraphInfo, profiles: Any) -> bytes:
         shapes = [{name: s.model_dump() for name, s in profile.items()} for profile in profiles]
