@@ -14,10 +14,13 @@ from divprune_edge.console import run
 class _Commands(TyperGroup):
     """Options alone, as in ``python -m export --model DIR``, are those of ``llava``, which takes every family."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Name the command where none is."""
-        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
-            args = ["llava", *args]
+        return super().resolve_command(ctx, ["llava", *args] if args[0].startswith("-") else args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Leave options to the command that they are of."""
+        ctx.ignore_unknown_options = True
         return super().parse_args(ctx, args)
 
 
@@ -151,6 +154,14 @@ def llava(
             show_default="the checkpoint's, at most 2048 visual tokens",
         ),
     ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH,…",
+            help="Sizes that their images are resized to, each to the nearest, such as 448x448,672x448.",
+            show_default="their own; for TensorRT a few that follow from --max-pixels",
+        ),
+    ] = None,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
@@ -197,6 +208,7 @@ def llava(
             per="tile" if per_tile else "image",
             numbering=parse_numbering(positions),
             max_pixels=max_pixels,
+            resolution=resolution,
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
