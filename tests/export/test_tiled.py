@@ -120,7 +120,7 @@ def test_calibration_reads_what_the_runtime_reads(
     pipeline = Pipeline(made.folder, threads=1)
     (read,) = pipeline._vision.read([image])
     graphs = [open_graph(made.folder / file) for file in ("vision_encoder.onnx", "assemble.onnx")]
-    wanted = _pruned(plan, see(plan, *graphs, read, plan.signals))
+    wanted, _ = _pruned(plan, see(plan, *graphs, read, plan.signals))
     seen = pipeline._vision.see([read], pipeline.selector)
     found = pipeline._backend.to_host(seen.tokens)[0, seen.rows]
     assert found.shape == wanted.shape
