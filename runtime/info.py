@@ -10,7 +10,6 @@ from divprune_edge.manifest import (
     UNPRUNED,
     GraphInfo,
     LanguageInfo,
-    Manifest,
     Patches,
     Prompt,
     TensorInfo,
@@ -48,7 +47,7 @@ def print_tables(bundle: Bundle) -> None:
         "licence": source.licence or "not stated",
         "precision": f"{manifest.precision} (tokens {manifest.token_dtype}, cache {language.cache_dtype})",
         "dialect": language.dialect,
-        "images": _images(manifest),
+        "images": _images(bundle),
         "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
         "chat template": _template(manifest.prompt),
         "ends an answer": _ends(bundle),
@@ -101,8 +100,9 @@ def print_tables(bundle: Bundle) -> None:
     console.print(selectors)
 
 
-def _images(manifest: Manifest) -> str:
+def _images(bundle: Bundle) -> str:
     """Return what an image becomes: visual tokens of one tile, or those of several."""
+    manifest = bundle.manifest
     patches, height = manifest.preprocessing.patches, manifest.vision_encoder.image_height
     if patches is not None:
         return f"up to {manifest.candidates} visual tokens of an image of any size, {_resized(patches)}"

@@ -401,26 +401,8 @@ TILED_VARIATIONS: dict[str, dict[str, Any]] = {
     for family, (parts, llava, variations) in _TILED.items()
     for name, options in variations.items()
 }
-
-NEXT: dict[str, Any] = {
-    "family": "llava_next",
-    "llava": {"image_grid_pinpoints": [[35, 70], [70, 35], [70, 70], [105, 35], [35, 105]]},
-    "text": {"max_position_embeddings": 1024},
-}
-"""Arguments of :func:`make_checkpoint`: up to 5 tiles."""
-ONEVISION: dict[str, Any] = {
-    "family": "llava_onevision",
-    "tower": SIGLIP,
-    "kind": "qwen2",
-    "llava": {
-        **_FULL,
-        "image_grid_pinpoints": [[35 * rows, 35 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)],
-        "vision_aspect_ratio": "anyres_max_2",
-    },
-    "text": {"max_position_embeddings": 1024},
-}
-"""Up to 10 tiles, more than one run of the encoder takes; of more than 2 * 1.21 the features are shrunk."""
-
+NEXT, ONEVISION = (TILED_VARIATIONS[f"{family}, plain"] for family in TILED)
+"""Up to 5 tiles; and up to 10, more than one run of the encoder takes, whose features are shrunk beyond 2 * 1.21."""
 VARIATIONS: dict[str, dict[str, Any]] = {**CLIP_VARIATIONS, **SIGLIP_VARIATIONS, **TILED_VARIATIONS}
 """Name -> arguments of :func:`make_checkpoint`. Each exports and answers as transformers does."""
 

@@ -50,7 +50,7 @@ _SMALL = {"hidden_size": 64, "intermediate_size": 128}
 def _tiled(options: dict[str, Any]) -> dict[str, Any]:
     return {
         **options,
-        "text": {**options["text"], **_SMALL},
+        "text": _SMALL,
         "vision": {**_SMALL, "num_attention_heads": 2, "image_size": 35},
     }
 
@@ -102,8 +102,6 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 }
 """Name -> arguments of :func:`checkpoints.make_checkpoint`, or of :func:`qwen_checkpoints.make_qwen_checkpoint`; the
 demo is there already. Selectors pick from each tile in those that end in ``tile``."""
-SQUARE = ("hiprune",)
-"""Selectors that need a square grid of tokens."""
 SLOTS = 4
 """Sequences that a language model's engine decodes together."""
 
@@ -150,7 +148,7 @@ def serves(checkpoint: str, graph: str) -> bool:
         return {ASSEMBLE: is_tiled or has_any_size, BY_SIZE: has_any_size}.get(graph, True)
     if has_any_size:
         return not SELECTORS[graph].signals
-    if is_tiled and graph in SQUARE:
+    if is_tiled and SELECTORS[graph].raster:
         return False
     return facts.get("tower") != SIGLIP or not {*SELECTORS[graph].signals} & {*CLASS_TOKEN}
 
