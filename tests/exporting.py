@@ -74,6 +74,17 @@ def open_session(source: Path | bytes) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+def run_with(session: Any, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Run a graph on zeros of these shapes, masks open."""
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    types |= {"tensor(bool)": np.bool_, "tensor(uint8)": np.uint8}
+    feed = {}
+    for one in session.get_inputs():
+        dtype = types[one.type]
+        feed[one.name] = (np.ones if dtype == np.bool_ else np.zeros)(shapes[one.name], dtype)
+    assert all(output is not None for output in session.run(None, feed))
+
+
 class Language:
     """The language model of a bundle, fed by hand."""
 

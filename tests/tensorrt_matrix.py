@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 from checkpoints import NEXT, ONEVISION, SIGLIP, TILED, make_checkpoint
 from exporting import export, plan_of
+from qwen_checkpoints import QWEN, make_qwen_checkpoint
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.export.add_selector import add_selector
@@ -35,12 +36,14 @@ from divprune_edge.models.targets import RTX_SMS
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
 from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, graphs_of
-from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, make_limits
+from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, make_limits, vision_profiles
 from divprune_edge.runtime.engines.progress import Silent
 
 DIALECTS = ("static", "decomposed")
 PRECISIONS = ("fp32", "fp16", "int4")
-GRAPHS = (VISION, ASSEMBLE, *(f"{LANGUAGE} {dialect}" for dialect in DIALECTS), *SELECTORS)
+BY_SIZE = f"{VISION} by size"
+"""With a profile for each grid that images may have, as for TensorRT; for TensorRT-RTX one spans them."""
+GRAPHS = (VISION, BY_SIZE, ASSEMBLE, *(f"{LANGUAGE} {dialect}" for dialect in DIALECTS), *SELECTORS)
 _SMALL = {"hidden_size": 64, "intermediate_size": 128}
 
 
@@ -52,6 +55,10 @@ def _tiled(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_ANY_SIZE = {
+    "text": {**_SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
+    "vision": {**_SMALL, "num_heads": 4},
+}
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "demo": {},
     # Biases, tied embeddings, grouped queries; an image that is no multiple of its patches.
@@ -89,9 +96,12 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "next, tile": _tiled(NEXT),
     "onevision": _tiled(ONEVISION),
     "onevision, tile": _tiled(ONEVISION),
+    # Images of any size, resized to one of a few: with windows, and with features behind the tokens.
+    "qwen2.5-vl": {"family": "qwen2_5_vl", **_ANY_SIZE},
+    "qwen3-vl": {"family": "qwen3_vl", **_ANY_SIZE},
 }
-"""Name -> arguments of :func:`checkpoints.make_checkpoint`; the demo is there already. Selectors pick from each tile in
-those that end in ``tile``."""
+"""Name -> arguments of :func:`checkpoints.make_checkpoint`, or of :func:`qwen_checkpoints.make_qwen_checkpoint`; the
+demo is there already. Selectors pick from each tile in those that end in ``tile``."""
 SLOTS = 4
 """Sequences that a language model's engine decodes together."""
 
@@ -133,9 +143,11 @@ def all_cases() -> list[Case]:
 def serves(checkpoint: str, graph: str) -> bool:
     """Whether a checkpoint has a graph: one without a class token or without a square grid lacks some selectors."""
     facts = CHECKPOINTS[checkpoint]
-    is_tiled = facts.get("family") in TILED
+    is_tiled, has_any_size = (facts.get("family") in families for families in (TILED, QWEN))
     if graph not in SELECTORS:
-        return is_tiled or graph != ASSEMBLE
+        return {ASSEMBLE: is_tiled or has_any_size, BY_SIZE: has_any_size}.get(graph, True)
+    if has_any_size:
+        return not SELECTORS[graph].signals
     if is_tiled and SELECTORS[graph].raster:
         return False
     return facts.get("tower") != SIGLIP or not {*SELECTORS[graph].signals} & {*CLASS_TOKEN}
@@ -167,8 +179,9 @@ def run(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
 
 def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tuple[Bundle, Graph]]:
     """Return the graph of every name of :data:`GRAPHS`."""
-    source = folder / "checkpoint"
-    source = CHECKPOINT if checkpoint == "demo" else make_checkpoint(source, **CHECKPOINTS[checkpoint])
+    options = CHECKPOINTS[checkpoint]
+    make = make_qwen_checkpoint if options.get("family") in QWEN else make_checkpoint
+    source = make(folder / "checkpoint", **options) if options else CHECKPOINT
     keep = 58 if checkpoint == "demo" else 9
     found = {}
     for dialect in DIALECTS:
@@ -185,6 +198,8 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
         for graph in graphs_of(bundle, selectors, limits, "1.7", edition.TENSORRT_RTX):
             name = graph.name.removesuffix(f"-{keep}")
             found.setdefault(f"{name} {dialect}" if name == LANGUAGE else name, (bundle, graph))
+            if name == VISION:
+                found[BY_SIZE] = bundle, replace(graph, profiles=vision_profiles(bundle.manifest))
     return found
 
 

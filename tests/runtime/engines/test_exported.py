@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 from checkpoints import make_checkpoint
-from exporting import export, open_session, plan_of
+from exporting import export, open_session, plan_of, run_with
 
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import chosen_selectors, graphs_of
@@ -20,17 +17,6 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     checkpoint = make_checkpoint(folder / "checkpoint")
     export(plan_of(checkpoint, keep=9, dialect=request.param, capacity=80), folder / "bundle")
     return Bundle.open(folder / "bundle", "always")
-
-
-def run_with(session: Any, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Run a graph on zeros of these shapes, masks open."""
-    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
-    types |= {"tensor(bool)": np.bool_, "tensor(uint8)": np.uint8}
-    feed = {}
-    for one in session.get_inputs():
-        dtype = types[one.type]
-        feed[one.name] = (np.ones if dtype == np.bool_ else np.zeros)(shapes[one.name], dtype)
-    assert all(output is not None for output in session.run(None, feed))
 
 
 def test_every_shape_of_every_profile_runs(bundle: Bundle) -> None:

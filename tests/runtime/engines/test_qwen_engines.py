@@ -1,0 +1,107 @@
+"""Engines for images of any size: TensorRT-RTX builds them; a FAKE device runs their graphs instead."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_bundles import refresh
+from exporting import export, open_session, plan_of, run_with
+from fake_device import FakeDevice
+from plugins_emulation import EMULATED, compile_emulated, write_library
+from qwen_checkpoints import QWEN, images_of, make_qwen_checkpoint
+
+from divprune_edge import Pipeline
+from divprune_edge.manifest import read_manifest
+from divprune_edge.plugins import abi
+from divprune_edge.processing.patches import dimensions
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines import cuda
+from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
+from divprune_edge.runtime.engines.graphs import chosen_selectors, graphs_of
+from divprune_edge.runtime.engines.profiles import make_limits
+
+Build = Any
+Here = Any
+NAMES = {"divprune-9", "assemble", "vision_encoder", "language_model"}
+SIZES = "56x56,96x32,32x96,32x32"
+SHAPES = ((70, 100), (33, 30), (20, 90))
+
+
+@pytest.fixture(scope="module", params=QWEN)
+def exported_qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for images of three grids, in dialect ``decomposed``."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = make_qwen_checkpoint(folder / "checkpoint", family=request.param)
+    plan = plan_of(checkpoint, 9, dialect="decomposed", capacity=192, resolution=SIZES)
+    return export(plan, folder / "bundle").folder
+
+
+@pytest.fixture
+def bundle(exported_qwen: Path, edition: Edition, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(exported_qwen, tmp_path / "bundle"))
+    refresh(folder, read_manifest(folder), target="rtx4090" if edition is TENSORRT_RTX else None)
+    return folder
+
+
+def same(found: Any, wanted: Any) -> None:
+    assert found.token_ids == wanted.token_ids
+    assert np.array_equal(found.kept_indices, wanted.kept_indices)
+
+
+@pytest.mark.parametrize("edition", [TENSORRT, TENSORRT_RTX], ids=lambda edition: edition.name)
+def test_what_is_built_is_what_is_run(
+    build: Build, bundle: Path, edition: Edition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One engine for all sizes: of a profile for each grid, or of one that spans them."""
+    built = build(bundle, images=2)
+    assert set(built.info.plans) == NAMES
+    device = FakeDevice(bundle=bundle)
+    monkeypatch.setattr(cuda, "CudaDevice", lambda edition: device)
+    ours, cpu = Pipeline(bundle, backend=edition.name), Pipeline(bundle, threads=1)
+    patches = cpu.bundle.manifest.preprocessing.patches
+    assert patches is not None
+    profiles = built.info.plans["vision_encoder"].profiles
+    assert len(profiles) == (1 if edition is TENSORRT_RTX else len(dimensions(patches)))
+    images = images_of(SHAPES)
+    for asked in (*images, images[:2], None):
+        options = {"max_tokens": 6, "ignore_eos": True}
+        same(*(one.ask(asked, "what is in the picture ?", **options) for one in (ours, cpu)))
+
+
+def test_the_kernel_between_the_engines(
+    build: Build,
+    bundle: Path,
+    here: Here,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Its own source, emulated, in the place of the selector's engine, which is not loaded."""
+    build(bundle)
+    write_library(here.library)
+    emulated = abi.load(compile_emulated(tmp_path_factory.mktemp("emulated"), EMULATED[0]))
+    device = FakeDevice(bundle=bundle, library=emulated)
+    monkeypatch.setattr(cuda, "CudaDevice", lambda edition: device)
+    ours, cpu = Pipeline(bundle, backend="tensorrt-rtx"), Pipeline(bundle, threads=1)
+    for image in images_of(SHAPES):
+        same(*(one.ask(image, "how many red star ?", max_tokens=4) for one in (ours, cpu)))
+    assert device.counts["max_min"] == len(SHAPES)
+    assert device.counts["load divprune-9"] == 0
+
+
+@pytest.mark.parametrize("edition", [TENSORRT, TENSORRT_RTX], ids=lambda edition: edition.name)
+def test_every_shape_of_every_profile_runs(bundle: Path, edition: Edition) -> None:
+    opened = Bundle.open(bundle)
+    selectors = chosen_selectors(opened, "all,none")
+    limits = make_limits(opened.manifest, selectors, None)
+    graphs = graphs_of(opened, selectors, limits, "10.16.2", edition)
+    assert {graph.name for graph in graphs} == NAMES
+    for graph in graphs:
+        session = open_session(opened.file(graph.file))
+        for profile in graph.profiles:
+            assert set(profile) == {one.name for one in session.get_inputs()}
+            for end in ("min", "opt", "max"):
+                run_with(session, {name: getattr(shapes, end) for name, shapes in profile.items()})
