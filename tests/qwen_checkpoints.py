@@ -366,12 +366,38 @@ def make_qwen_checkpoint(
             data |= {name: value for name, value in whole.items() if name != "model_type"}
 
     edit_json(folder / "config.json", finish)
-    write_json(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
-    save_tokenizer(folder, False, tokens, SPECIAL, NAMED)
     save_template(folder, template, template_in)
-    put_processor(
-        folder, processor_in, _processor(config.vision_config, processor or {}), f"{QWEN[family]}Processor"
-    )
+    _save_text(folder, tokens)
+    settings = _processor(config.vision_config.to_dict(), processor or {})
+    put_processor(folder, processor_in, settings, f"{QWEN[family]}Processor")
+    return folder
+
+
+def draft_qwen_checkpoint(folder: Path, family: str) -> Path:
+    """Write one whose weights are zero, for which neither torch nor transformers is needed."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    from divprune_edge.models.families import FAMILIES
+
+    folder.mkdir(parents=True)
+    of_text, of_vision = OWN[family]
+    text = {**TEXT, **of_text, "model_type": f"{family}_text"}
+    vision = {**VISION, **of_vision, "out_hidden_size": text["hidden_size"], "model_type": f"{family}_vision"}
+    tokens = (*SPECIAL, *WORDS)
+    ids = {name: tokens.index(token) for name, token in IDS.items()}
+    config = {"model_type": family, "text_config": text, "vision_config": vision, **ids}
+    write_json(folder / "config.json", config)
+    save_template(folder, TEMPLATE, "chat_template.jinja")
+    _save_text(folder, tokens)
+    put_processor(folder, "preprocessor_config.json", _processor(vision, {}), f"{QWEN[family]}Processor")
+    spec = FAMILIES[family].spec(config)
+    shapes = {f"model.visual.{name}": shape for name, shape in spec.encoder_parameters()["visual"].items()}
+    decoder = spec.decoder.parameters(len(tokens))
+    shapes |= {f"model.language_model.{name}": shape for name, shape in decoder.items()}
+    shapes["lm_head.weight"] = (len(tokens), text["hidden_size"])
+    weights = {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 
@@ -388,15 +414,20 @@ def _said(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not ABSENT}
 
 
-def _processor(vision: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    token = (vision.patch_size * vision.spatial_merge_size) ** 2
+def _save_text(folder: Path, tokens: Sequence[str]) -> None:
+    write_json(folder / "generation_config.json", {"eos_token_id": [2, 0], "pad_token_id": 0})
+    save_tokenizer(folder, False, tokens, SPECIAL, NAMED)
+
+
+def _processor(vision: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    token = (vision["patch_size"] * vision["spatial_merge_size"]) ** 2
     return _said(
         {
             "image_processor_type": "Qwen2VLImageProcessor",
             "size": {"shortest_edge": LEAST * token, "longest_edge": MOST * token},
-            "patch_size": vision.patch_size,
-            "merge_size": vision.spatial_merge_size,
-            "temporal_patch_size": vision.temporal_patch_size,
+            "patch_size": vision["patch_size"],
+            "merge_size": vision["spatial_merge_size"],
+            "temporal_patch_size": vision["temporal_patch_size"],
             "do_resize": True,
             "resample": 3,
             "do_rescale": True,

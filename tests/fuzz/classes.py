@@ -18,6 +18,7 @@ from engine_bundles import make_bundle
 from fuzz.mutate import TEXTS, VALUES, change, dumped, flipped, text
 from fuzz.template_source import source
 from PIL import Image
+from qwen_checkpoints import QWEN, draft_qwen_checkpoint
 from tokenizer_kinds import KINDS
 
 from divprune_edge.errors import DivpruneError
@@ -33,9 +34,11 @@ _EMPTY = hashlib.sha256(b"x").hexdigest()
 
 
 def manifest(folder: Path, bundle: Path) -> Case:
-    """``manifest.json`` of bundles whose graphs are a byte each; images of one of them are cut into tiles."""
+    """``manifest.json`` of bundles whose graphs are a byte each; images may be cut into tiles, or become patches."""
     tiled = _exported(_tiled(folder / "tiled", "llava_next"), folder / "bundle")
-    bundles = [_small_bundle(folder / name, one) for name, one in (("demo", bundle), ("next", tiled))]
+    windows = _exported(draft_qwen_checkpoint(folder / "qwen", "qwen2_5_vl"), folder / "windows")
+    named = {"demo": bundle, "next": tiled, "patches": windows}
+    bundles = [_small_bundle(folder / name, one) for name, one in named.items()]
 
     def case(random: Random) -> None:
         small, original = random.choice(bundles)
@@ -82,17 +85,19 @@ def checkpoint(folder: Path, bundle: Path) -> Case:
     from divprune_edge.export.plan import plan_export
 
     kinds = [CHECKPOINT, *(_tiled(folder / name, name) for name in ("llava_next", "llava_onevision"))]
+    kinds += [draft_qwen_checkpoint(folder / name, name) for name in QWEN]
     places = [Path(shutil.copytree(kind, folder / f"checkpoint {at}")) for at, kind in enumerate(kinds)]
-    names = [path.name for path in CHECKPOINT.glob("*.json")]
     originals, headers = [], []
     for place in places:
-        originals.append({name: json.loads((place / name).read_text(encoding="utf-8")) for name in names})
+        originals.append(
+            {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(place.glob("*.json"))}
+        )
         with next(place.glob("*.safetensors")).open("rb") as file:
             headers.append(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
-    likely = ["config.json"] * 4 + names
 
     def case(random: Random) -> None:
-        at, name = random.randrange(len(places)), random.choice(likely)
+        at = random.randrange(len(places))
+        name = random.choice(["config.json"] * 4 + list(originals[at]))
         place, header = places[at], headers[at]
         written = next(place.glob("*.safetensors"))
         good, damaged = json.dumps(header).encode(), random.random() < 0.3
@@ -420,13 +425,10 @@ def _open_and_encode(random: Random, bundle: Path) -> None:
 
 def _read_image(random: Random, manifest: Manifest) -> None:
     """As the runtime does once it has held the manifest's numbers against the graphs."""
-    tiling, image = (
-        manifest.preprocessing.tiling,
-        Image.new("RGB", random.choice(((9, 5), (300, 40), (1, 70)))),
-    )
-    if tiling is None or manifest.assemble is None:
+    image = Image.new("RGB", random.choice(((9, 5), (300, 40), (1, 70), (1, 201))))
+    if manifest.assemble is None:
         return
-    graph_facts._check_tiles(manifest)
+    graph_facts._check_rows(manifest)
     read = family_named(manifest.family).read(image, *manifest.encoder_input, random.random() < 0.7)
     assert read.assembly is not None
     info = manifest.assemble

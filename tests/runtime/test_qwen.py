@@ -462,6 +462,14 @@ def test_commands(family: str, opened: Opened, command: Callable[..., Any], tmp_
     assert json.loads(asked.out)["token_ids"] == list(
         pipeline.ask(pictures, QUESTION, max_tokens=4).token_ids
     )
+    drawn, one = tmp_path / "kept.png", ("--image", tmp_path / "a.png", "--max-tokens", 2)
+    shown = command("ask", bundle, *one, "--show-kept", drawn, QUESTION)
+    assert shown.code == 0, shown.err
+    page = command("compare-selectors", bundle, *one, "-o", tmp_path / "page.html", QUESTION)
+    assert page.code == 0, page.err
+    assert f"{KEPT} of 54 visual tokens" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    with Image.open(drawn) as drawing:
+        assert drawing.height > drawing.width * 70 / 100
     lines = [{"image": f"{name}.png", "question": QUESTION, "answer": "red"} for name in "ab"]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     batch = command("batch", bundle, tmp_path / "questions.jsonl", "--max-tokens", 4)
@@ -474,7 +482,8 @@ def test_commands(family: str, opened: Opened, command: Callable[..., Any], tmp_
     assert result.code == 0, result.err
     rows = json.loads(result.out)["rows"]
     assert {row["questions"] for row in rows} == {2}
-    assert {f"divprune-{KEPT}", "none"} <= {row["method"] for row in rows}
+    tokens = {row["method"]: row["visual_tokens"] for row in rows}
+    assert (tokens[f"divprune-{KEPT}"], tokens["none"]) == (KEPT, (54 + 16) / 2)
     measured = command(
         "profile", bundle, "--image", tmp_path / "a.png", "--runs", 1, "--json", tmp_path / "p.json"
     )
