@@ -1,4 +1,4 @@
-"""An image as a vision encoder takes it, and its rows as selectors take them."""
+"""An image, or a clip, as a vision encoder takes it, and its rows as selectors take them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import numpy.typing as npt
 from divprune_edge.processing.assembly import Assembly
 
 Ints = npt.NDArray[np.int64]
+Captions = tuple[tuple[str, str], ...]
+ONE_SPAN: Captions = (("", ""),)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageInput:
-    """What a family's preprocessing makes of an image.
+    """What a family's preprocessing makes of an image, or of a clip: an image whose tiles are frames.
 
     Attributes:
         pixels: uint8 [tiles, …], mostly [tiles, H, W, 3].
@@ -26,7 +28,9 @@ class ImageInput:
         further: inputs of the encoder beside the pixels, by name, the same for all tiles.
         places: int64 [axes, m]; positions of its rows in a prompt, from that of the image on. None: one after the
             other.
-        ahead: positions that the image takes in a prompt.
+        ahead: positions that the image takes in a prompt, or each of its spans.
+        captions: of a clip, what stands before and after each span of its rows in a prompt; a span is a frame's rows
+            where there are several, else all. None: it is an image.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -36,6 +40,17 @@ class ImageInput:
     further: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     places: Ints | None = None
     ahead: int = 0
+    captions: Captions | None = None
+
+    def spans(self, rows: Ints) -> tuple[int, ...]:
+        """Return how many of these rows, ascending, each span has."""
+        if self.captions is None or len(self.captions) == 1 or self.assembly is None:
+            return (len(rows),)
+        return tuple(np.bincount(self.assembly.tile_of[rows], minlength=len(self.captions)).tolist())
+
+    def is_apart(self, per: str) -> bool:
+        """Whether selectors pick from each of its tiles."""
+        return per == "tile" or (per == "frame" and self.captions is not None)
 
     @property
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
@@ -66,10 +81,10 @@ def one_tile(tokens: int) -> Groups:
     return Groups(rows[..., None], np.ones((1, tokens, 1), np.float32), np.ones((1, tokens), np.bool_), rows)
 
 
-def grouped(assembly: Assembly, *, rows: int, sources: int, per: str) -> Groups:
+def grouped(assembly: Assembly, *, rows: int, sources: int, apart: bool) -> Groups:
     """Return an image's rows in one group, or in one for each of its tiles, padded to N ``rows`` of r ``sources``."""
     places = [np.arange(len(assembly.rows))]
-    if per == "tile":
+    if apart:
         places = [np.flatnonzero(assembly.tile_of == tile) for tile in range(int(assembly.tile_of.max()) + 1)]
     count, r = len(places), assembly.rows.shape[1]
     groups = Groups(

@@ -27,8 +27,11 @@ from divprune_edge.errors import UserError, UserTypeError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from divprune_edge.processing.clips import Video
+
     ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
-    ImageSources: TypeAlias = ImageSource | Sequence[ImageSource] | None
+    Media: TypeAlias = ImageSource | Video
+    ImageSources: TypeAlias = Media | Sequence[Media] | None
 
 MAX_BYTES = 64 << 20
 MAX_SIDE = 16384
@@ -47,8 +50,8 @@ _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 _log = logging.getLogger("divprune_edge")
 
 
-def listed(images: ImageSources) -> list[ImageSource]:
-    """Return the images that a question is about: none, one, or those of a list. An array is one image."""
+def listed(images: ImageSources) -> list[Media]:
+    """Return the images and clips that a question is about: none, one, or those of a list. An array is one image."""
     if images is None:
         return []
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
@@ -74,7 +77,7 @@ def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, bgr)
     if isinstance(source, Image.Image):
-        _check_size(source.size, "The image")
+        check_size(source.size, "The image")
         return _decode(source, "The image", upright=False)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
@@ -92,7 +95,7 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
             "expected uint8 of shape [height, width, 3] or [height, width].",
             code="image-type-unsupported",
         )
-    _check_size((array.shape[1], array.shape[0]), "The image")
+    check_size((array.shape[1], array.shape[0]), "The image")
     return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if bgr and not grey else array)).convert(
         "RGB"
     )
@@ -131,7 +134,7 @@ def _from_file(path: Path) -> Image.Image:
             # Of bombs, for which the bounds here are tighter, and of metadata, which does not matter.
             warnings.simplefilter("ignore")
             with _open(path) as image:
-                _check_size(image.size, name)
+                check_size(image.size, name)
                 return _decode(image, name, upright=True)
     except FileNotFoundError:
         raise UserError(f"There is no image at '{path}': check the path.", code="image-missing") from None
@@ -147,13 +150,13 @@ def _from_file(path: Path) -> Image.Image:
         ) from None
     except OSError as error:
         raise UserError(
-            f"{name} cannot be read ({error.strerror or _one_line(error)}).", code="image-unreadable"
+            f"{name} cannot be read ({error.strerror or one_line(error)}).", code="image-unreadable"
         ) from None
     except UserError:
         raise
     except Exception as error:  # a damaged header makes Pillow's readers raise nearly anything
         raise UserError(
-            f"{name} is damaged ({_one_line(error)}): get a complete copy.", code="image-damaged"
+            f"{name} is damaged ({one_line(error)}): get a complete copy.", code="image-damaged"
         ) from None
 
 
@@ -166,7 +169,12 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=[name for name in _OTHERS if name in Image.OPEN])
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a (width, height) that is too large.
+
+    Raises:
+        UserError: it is.
+    """
     width, height = size
     if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
         raise UserError(
@@ -186,7 +194,7 @@ def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
         rgb = _to_rgb(image, name)
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise UserError(
-            f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy.", code="image-damaged"
+            f"{name} is damaged or truncated ({one_line(error)}): get a complete copy.", code="image-damaged"
         ) from None
     frames = 1
     with contextlib.suppress(Exception):  # counting walks through the file, which may be cut after the first
@@ -217,5 +225,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return what a decoder says, short and in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

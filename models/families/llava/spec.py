@@ -62,6 +62,8 @@ class LlavaSpec:
     decoder: DecoderSpec
     image_token_id: int
     tiling: Tiling | None = None
+    video_token_id: int | None = None
+    frames: int = 0
 
     @property
     def tokens(self) -> int:
@@ -70,12 +72,14 @@ class LlavaSpec:
 
     @property
     def rows(self) -> Rows | None:
-        """Those that tiles make; a newline may end each line of a tile's."""
+        """Those that tiles make; a newline may end each line of a tile's, and ends a clip's."""
         if self.tiling is None:
             return None
         of_tile = self.tokens + self.tiling.side
         sources = 1 if self.tiling.max_tiles is None else 4
-        return Rows(most_rows(self.tiling), of_tile, most_tiles(self.tiling), sources)
+        of_frame = (-(-self.tiling.side // 2)) ** 2
+        of_clips = (self.frames, self.frames * of_frame + 1, of_frame + 1) if self.frames else ()
+        return Rows(most_rows(self.tiling), of_tile, most_tiles(self.tiling), sources, *of_clips)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -116,8 +120,8 @@ class LlavaSpec:
         return signal_shapes(self.vision, self.width)
 
     def for_images(self, facts: Preprocessing) -> LlavaSpec:
-        """Return this: tiles are of one size."""
-        return self
+        """Return the same model for clips of so many frames; tiles are of one size."""
+        return self if facts.clips is None else replace(self, frames=facts.clips.frames)
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
         """Return the same model with another decoder."""
