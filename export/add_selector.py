@@ -74,6 +74,8 @@ def _add_alone(
         )
     if lack := _lack(bundle, manifest, selector):
         raise lack
+    if manifest.assemble is not None:
+        selector.refuse_tiles()
     try:
         return _add(bundle, manifest, others, selector, keep, work, verify=verify)
     except OSError as error:
@@ -239,8 +241,10 @@ def _lack(bundle: Path, manifest: Manifest, selector: Selector) -> UserError | N
 
 
 def _misfit(manifest: Manifest, selector: Selector) -> UserError | None:
-    """Return why a selector has no meaning for the encoder's number of tokens, None where it has."""
+    """Return why a selector has no meaning for the rows that it would pick from, None where it has."""
     try:
+        if manifest.assemble is not None:
+            selector.refuse_tiles()
         if selector.check is not None:
             selector.check(manifest.candidates, 1)
     except UserError as error:

@@ -30,6 +30,7 @@ from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
 from divprune_edge.hints import install
 from divprune_edge.manifest import GraphInfo
+from divprune_edge.processing.image_input import reading_order
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.scratch import scratch
@@ -100,13 +101,25 @@ def _check_room(plan: ExportPlan, folder: Path) -> None:
 
 
 def _pruned(plan: ExportPlan, seen: Seen) -> npt.NDArray[Any]:
-    """Return what the selector's reference keeps of each group of rows, one after the other [k, D]."""
-    kept = []
-    for group, valid in enumerate(seen.groups.valid):
-        tokens, signals = seen.tokens[group], {name: value[group] for name, value in seen.signals.items()}
-        few = valid.sum() <= plan.keep
-        kept.append(tokens[valid] if few else plan.selector.kept(tokens, valid, plan.keep, **signals))
-    return np.concatenate(kept)
+    """Return what the selector's reference keeps of each group of rows, in the order in which it is read [k, D]."""
+    rows, picks = zip(*(_pruned_group(plan, seen, group) for group in range(len(seen.tokens))), strict=True)
+    if len(rows) == 1:
+        return np.asarray(rows[0])
+    groups = np.repeat(np.arange(len(picks)), [len(kept) for kept in picks])
+    order, _ = reading_order(groups, np.concatenate(picks), seen.groups.reading)
+    return np.asarray(np.concatenate(rows)[order])
+
+
+def _pruned_group(plan: ExportPlan, seen: Seen, group: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return what is kept of a group, and which of its rows that stands for; all of one with no more than K rows."""
+    selector, tokens, valid = plan.selector, seen.tokens[group], seen.groups.valid[group]
+    if valid.sum() <= plan.keep:
+        return tokens[valid], np.flatnonzero(valid)
+    signals = {name: value[group] for name, value in seen.signals.items()}
+    picks = selector.reference(tokens, valid, plan.keep, **signals)
+    if selector.merge is None:
+        return tokens[picks], picks
+    return selector.merge.reference(tokens, valid, picks, **signals), picks
 
 
 def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Any, Recording]:

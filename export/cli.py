@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from divprune_edge.console import run
 
+
+class _Commands(TyperGroup):
+    """Options alone, as in ``python -m export --model DIR``, are those of ``llava``, which takes every family."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Name the command where none is."""
+        return super().resolve_command(ctx, ["llava", *args] if args[0].startswith("-") else args)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Leave options to the command that they are of."""
+        ctx.ignore_unknown_options = True
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
-    help="Turn a checkpoint into a bundle of ONNX graphs.", no_args_is_help=True, add_completion=False
+    cls=_Commands,
+    help="Turn a checkpoint into a bundle of ONNX graphs.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"

@@ -260,6 +260,8 @@ def plan_export(
         preprocessing = preprocessing.model_copy(update={"clips": clips})
     spec = spec.for_images(preprocessing)
     offered = spec.signal_shapes()
+    if spec.rows is not None:
+        chosen.refuse_tiles()
     missing = chosen.missing(offered)
     if missing:
         raise UserError(

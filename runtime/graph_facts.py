@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import MANIFEST, GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.processing.anyres import most_tiles
+from divprune_edge.processing.assembly import rows_of, sources_of
 
 Shape: TypeAlias = "tuple[int | None, ...]"
 """None is a dimension that varies."""
@@ -111,11 +113,35 @@ def _check_numbers(manifest: Manifest, graph: GraphInfo, found: Tensors) -> None
             _refuse(graph, what, f"'{name}' is {kind}")
         if len(there) != len(shape) or any(s not in (None, t) for s, t in zip(shape, there, strict=True)):
             _refuse(graph, what, f"'{name}' has the shape {_text(there)}")
+    if graph is manifest.vision_encoder:
+        _check_tiles(manifest)
     if graph is manifest.language_model:
         caches = [name for name in found if name.startswith("past_key_values.")]
         layers = manifest.language_model.layers
         if len(caches) != 2 * layers:
             _refuse(graph, f"layers is {layers}", f"the graph has caches of {len(caches) / 2:g}")
+
+
+def _check_tiles(manifest: Manifest) -> None:
+    """Compare how images are cut into tiles with what makes rows of these, which the graphs do not show."""
+    tiling, rows, vision = manifest.preprocessing.tiling, manifest.assemble, manifest.vision_encoder
+    if tiling is None or rows is None:
+        if tiling is not None:
+            _refuse(vision, "its images are cut into tiles", "no graph makes rows of them")
+        if rows is not None:
+            _refuse(rows, "it makes rows of tiles", "no images are cut into any")
+        return
+    pairs = (
+        (vision, "tokens", vision.tokens, tiling.side**2),
+        (vision, "image_height", vision.image_height, tiling.tile),
+        (vision, "image_width", vision.image_width, tiling.tile),
+        (rows, "tiles", rows.tiles, most_tiles(tiling)),
+        (rows, "sources", rows.sources, sources_of(tiling)),
+        (rows, "rows", rows.rows, rows_of(tiling, rows.per)),
+    )
+    for graph, name, said, found in pairs:
+        if said != found:
+            _refuse(graph, f"{name} is {said}", f"its grids of tiles make it {found}")
 
 
 def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | None, Shape, str]]:

@@ -14,7 +14,7 @@ from divprune_edge.manifest import SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.processing.clips import Video
-from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
+from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile, reading_order
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
@@ -185,11 +185,8 @@ class Vision:
             rows = np.concatenate([i * keep + np.arange(n) for i, n in zip(groups, few, strict=True)])
             indices = np.concatenate([kept[i, :n] for i, n in zip(groups, few, strict=True)])
             if len(groups) > 1:
-                of = np.repeat(np.array(groups), few)
-                indices = np.where(indices < 0, -1, candidates.reading[of, indices])
-                # A row that stands for none of the image's (-1) is read after those before it.
-                order = np.argsort(np.maximum.accumulate(indices), kind="stable")
-                rows, indices = rows[order], indices[order]
+                order, indices = reading_order(np.repeat(np.array(groups), few), indices, candidates.reading)
+                rows = rows[order]
             images.append(self._placed(image, rows, indices))
         length = len(counts) * keep
         return VisualTokens(self._table([tokens], length), length, tuple(images))

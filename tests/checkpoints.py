@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,14 @@ PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
         ("model.multi_modal_projector.", "multi_modal_projector."),
         ("model.language_model.", "language_model.model."),
         ("lm_head.", "language_model.lm_head."),
+        ("model.image_newline", "image_newline"),
     ),
     "vision_tower": (
         ("model.vision_tower.", "vision_tower."),
         ("model.multi_modal_projector.", "multi_modal_projector."),
         ("model.language_model.", "language_model.model."),
         ("lm_head.", "language_model.lm_head."),
+        ("model.image_newline", "image_newline"),
     ),
 }
 """Spelling of the weight names, called after its vision tower -> prefixes to replace."""
@@ -220,7 +222,185 @@ SIGLIP_VARIATIONS: dict[str, dict[str, Any]] = {
 TILED = {"llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}
 """Families whose images are cut into tiles, and how transformers' classes of theirs begin."""
 
-VARIATIONS: dict[str, dict[str, Any]] = {**CLIP_VARIATIONS, **SIGLIP_VARIATIONS}
+
+def grids(*sizes: tuple[int, int], tile: int = VISION["image_size"]) -> dict[str, Any]:
+    """Return the config's field of grids of so many tiles, down and across."""
+    return {"image_grid_pinpoints": [[down * tile, across * tile] for down, across in sizes]}
+
+
+def up_to(edge: int, tile: int = VISION["image_size"]) -> dict[str, Any]:
+    """Return the field of all grids of up to so many tiles an edge, as LLaVA-OneVision has them."""
+    edges = range(1, edge + 1)
+    return grids(*((down, across) for down in edges for across in edges), tile=tile)
+
+
+_FIVE = grids((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+"""LLaVA-NeXT's five."""
+_NEWEST = {"text": {"tie_word_embeddings": True, "num_key_value_heads": 2}, "tied": True}
+_LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_NEXT: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layout of LLaVA-1.6 with Mistral": {
+        "kind": "mistral",
+        "text": {"num_key_value_heads": 2, "sliding_window": None},
+        "dtype": "float16",
+        "naming": "vision_tower.vision_model",
+        "shards": 3,
+        "without": ["vision_feature_layer", "multimodal_projector_bias"],
+    },
+    "mistral, sliding window": {"kind": "mistral", "text": {"num_key_value_heads": 1, "sliding_window": 11}},
+    "llama3 rope, grouped queries": {"text": {"rope_parameters": _LLAMA_3, "num_key_value_heads": 2}},
+    "old rope spelling": {
+        "old_rope": {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}
+    },
+    "qwen2": {"kind": "qwen2", "text": {"num_key_value_heads": 2}},
+    "qwen2 tied": {"kind": "qwen2", "text": {"tie_word_embeddings": True}, "tied": True},
+    "qwen2, sliding window in some layers": CLIP_VARIATIONS["qwen2, sliding window in some layers"],
+    "tied embeddings": {"text": {"tie_word_embeddings": True}, "tied": True},
+    "attention and mlp bias": {"text": {"attention_bias": True, "mlp_bias": True, "head_dim": 16}},
+    "one layer": {"text": {"num_hidden_layers": 1}},
+    "siglip": {"tower": SIGLIP, "llava": _FULL},
+    "siglip, sparse qwen2": {"tower": SIGLIP, "kind": "qwen2", "sparse": True, "llava": _FULL},
+    "image not a multiple of the patch": {
+        "vision": {"image_size": 38},
+        "llava": grids((2, 2), (1, 3), tile=38),
+    },
+    "patches of 5": {"vision": {"image_size": 33, "patch_size": 5}, "llava": grids((2, 1), (1, 2), tile=33)},
+    "four patches": {"vision": {"image_size": 32, "patch_size": 16}, "llava": grids((3, 2), (2, 3), tile=32)},
+    "one patch": {"vision": {"image_size": 14, "patch_size": 14}, "llava": up_to(4, tile=14)},
+    "feature layer counted from the front": {"llava": {"vision_feature_layer": 1}},
+    "last layer": {"llava": {"vision_feature_layer": -1}},
+    "two feature layers": {"llava": {"vision_feature_layer": [-3, -1]}},
+    "a feature layer twice, projector without bias": {
+        "llava": {"vision_feature_layer": [1, 1, 2], "multimodal_projector_bias": False}
+    },
+    "other activations": {
+        "vision": {"hidden_act": "gelu"},
+        "text": {"hidden_act": "gelu_pytorch_tanh"},
+        "llava": {"projector_hidden_act": "relu"},
+    },
+    "one grid": {"llava": grids((2, 2))},
+    "one grid of one tile": {"llava": grids((1, 1))},
+    "grids of one row": {"llava": grids((1, 2), (1, 3), (1, 4), (1, 5))},
+    "grids of one column": {"llava": grids((4, 1), (2, 1), (6, 1))},
+    "grids in no order, one twice": {"llava": grids((3, 2), (1, 6), (2, 3), (1, 1), (3, 2), (4, 1))},
+    "many grids": {"llava": up_to(5)},
+    "no grids": {
+        "vision": {"image_size": 168, "patch_size": 56, "hidden_size": 12},
+        "llava": {"image_grid_pinpoints": None},
+        "without": ["image_grid_pinpoints"],
+    },
+    "sparse config": {"sparse": True},
+    "names of transformers 4.52": {"naming": "model.vision_tower.vision_model"},
+    "names of the first conversions": {"naming": "vision_tower.vision_model"},
+    "names without vision_model": {"naming": "vision_tower"},
+    "shards": {"shards": 4},
+    "bfloat16 weights": {"dtype": "bfloat16"},
+    "padded vocabulary": {"text": {"vocab_size": TEXT["vocab_size"] + 13}},
+    "template with BOS, tokenizer without": {"template": "{{ bos_token }}" + TEMPLATE, "add_bos": False},
+    "template in processor_config.json": {"template_in": "processor_config.json"},
+    "no template": {"template": None},
+    "nested image processor": {"processor_in": "processor_config.json"},
+    "fast image processor": {"processor": {"image_processor_type": "LlavaNextImageProcessorFast"}},
+    "tiles resized to both edges, not cropped": {
+        "processor": {"size": {"height": 35, "width": 35}, "do_center_crop": False}
+    },
+    "tiles resized, then cropped": {"processor": {"size": {"shortest_edge": 40}}},
+    "numbers for sizes": {"processor": {"size": 35, "crop_size": 35, "resample": 2}},
+    "other image constants": {
+        "processor": {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3], "rescale_factor": 0.005}
+    },
+    "not normalised": {"processor": {"do_normalize": False, "do_pad": False}},
+}
+_ONEVISION: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "layout of LLaVA-OneVision": {
+        **_NEWEST,
+        "vision": {"vision_use_head": False},
+        "dtype": "float16",
+        "naming": "vision_tower.vision_model",
+        "sparse": True,
+        "without": ["vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio"],
+    },
+    **{
+        f"at most {most} tiles": {"llava": {**up_to(4), "vision_aspect_ratio": f"anyres_max_{most}"}}
+        for most in range(1, 10)
+    },
+    "parts without a kind": {"sparse": True, "kindless": True},
+    "tied": {"text": {"tie_word_embeddings": True}, "tied": True, "seed": 1},
+    "sliding window in some layers": CLIP_VARIATIONS["qwen2, sliding window in some layers"],
+    "grouped queries, one layer": {"text": {"num_key_value_heads": 1, "num_hidden_layers": 1}},
+    "llama3 rope": {"kind": "llama", "text": {"rope_parameters": _LLAMA_3}},
+    "mistral": {"kind": "mistral", "text": {"num_key_value_heads": 2, "sliding_window": 11}},
+    "clip": {
+        "tower": "clip_vision_model",
+        "llava": {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"},
+    },
+    "last layer but one": {"llava": {"vision_feature_layer": -2}},
+    "two feature layers": {"llava": {"vision_feature_layer": [-3, -1]}},
+    "the tower's input, projector without bias": {
+        "llava": {"vision_feature_layer": [0], "multimodal_projector_bias": False}
+    },
+    "image not a multiple of the patch": {"vision": {"image_size": 38}, "llava": up_to(3, tile=38)},
+    "patches of 5": {"vision": {"image_size": 33, "patch_size": 5}, "llava": up_to(2, tile=33)},
+    "one patch": {
+        "vision": {"image_size": 14, "patch_size": 14},
+        "llava": {**up_to(6, tile=14), "vision_aspect_ratio": "anyres_max_17"},
+    },
+    "other activations": {"vision": {"hidden_act": "gelu"}, "llava": {"projector_hidden_act": "silu"}},
+    "one grid": {"llava": grids((3, 3))},
+    "one grid of one tile": {"llava": grids((1, 1))},
+    "grids of one row": {"llava": grids((1, 2), (1, 7), (1, 4))},
+    "many grids": {"llava": up_to(6)},
+    "no grids": {
+        "vision": {"image_size": 384, "patch_size": 128, "hidden_size": 6},
+        "llava": {"image_grid_pinpoints": None},
+        "without": ["image_grid_pinpoints", "vision_aspect_ratio"],
+    },
+    "names of transformers 4.52": {"naming": "model.vision_tower.vision_model"},
+    "names without vision_model": {"naming": "vision_tower"},
+    "shards of bfloat16": {"shards": 3, "dtype": "bfloat16"},
+    "no template": {"template": None},
+    "nested image processor": {"processor_in": "processor_config.json"},
+    "tiles resized, then cropped": {
+        "processor": {"size": {"height": 40, "width": 37}, "do_center_crop": True, "crop_size": 35}
+    },
+    "one edge for size": {"processor": {"size": {"shortest_edge": 35}, "do_pad": False}},
+    "other image constants": {
+        "processor": {
+            "image_mean": 0.4,
+            "image_std": [0.2, 0.25, 0.3],
+            "rescale_factor": 0.005,
+            "resample": 0,
+        }
+    },
+}
+_TILED: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "llava_next": ({}, _FIVE, _NEXT),
+    "llava_onevision": (
+        {"tower": SIGLIP, "kind": "qwen2"},
+        {**_FULL, **up_to(3), "vision_aspect_ratio": "anyres_max_2"},
+        _ONEVISION,
+    ),
+}
+TILED_VARIATIONS: dict[str, dict[str, Any]] = {
+    f"{family}, {name}": {
+        **parts,
+        **options,
+        "family": family,
+        "llava": {**llava, **options.get("llava", {})},
+    }
+    for family, (parts, llava, variations) in _TILED.items()
+    for name, options in variations.items()
+}
+VARIATIONS: dict[str, dict[str, Any]] = {**CLIP_VARIATIONS, **SIGLIP_VARIATIONS, **TILED_VARIATIONS}
 """Name -> arguments of :func:`make_checkpoint`. Each exports and answers as transformers does."""
 
 
@@ -244,6 +424,8 @@ def make_checkpoint(
     processor_in: str = "preprocessor_config.json",
     add_bos: bool = True,
     sparse: bool = False,
+    kindless: bool = False,
+    without: Sequence[str] = (),
     seed: int = 0,
 ) -> Path:
     """Write a LLaVA checkpoint made by transformers' own classes and return its folder.
@@ -267,6 +449,8 @@ def make_checkpoint(
         processor_in: file that holds the image processor's settings.
         add_bos: whether the tokenizer puts BOS in front.
         sparse: whether the parts' configs say only what is asked for here.
+        kindless: whether they do not even say what they are.
+        without: fields of the whole's config that are left out of the written file.
         seed: of the weights.
     """
     import torch
@@ -274,7 +458,8 @@ def make_checkpoint(
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     folder.mkdir(parents=True, exist_ok=True)
-    options, seen = {**TEXT, **(text or {})}, {**VISION, **(vision or {})}
+    room = {"max_position_embeddings": 1024} if family in TILED else {}
+    options, seen = {**TEXT, **room, **(text or {})}, {**VISION, **(vision or {})}
     if old_rope:
         scaling = old_rope["rope_scaling"]
         options["rope_parameters"] = {
@@ -295,17 +480,20 @@ def make_checkpoint(
     _save_weights(folder, model, naming, getattr(torch, dtype), shards)
     config.save_pretrained(folder)
     parts = {"text_config": {"model_type": kind, **options}, "vision_config": {"model_type": tower, **seen}}
+    for part in parts.values() if kindless else ():
+        del part["model_type"]
     edit_json(
-        folder / "config.json", lambda data: _finish_config(data, dtype, old_rope, parts if sparse else {})
+        folder / "config.json",
+        lambda data: _finish_config(data, dtype, old_rope, parts if sparse else {}, without),
     )
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3})
     _save_tokenizer(folder, add_bos)
     _save_template(folder, template, template_in)
     of_tower = _siglip_processor(seen["image_size"]) if tower == SIGLIP else {}
     of_family = {"image_processor_type": f"{TILED[family]}ImageProcessor"} if family in TILED else {}
-    grids = {k: v for k, v in (llava or {}).items() if k == "image_grid_pinpoints"}
+    cut = {k: v for k, v in (llava or {}).items() if k == "image_grid_pinpoints" and v is not None}
     _save_processor(
-        folder, processor_in, seen["image_size"], {**of_tower, **of_family, **grids, **(processor or {})}
+        folder, processor_in, seen["image_size"], {**of_tower, **of_family, **cut, **(processor or {})}
     )
     return folder
 
@@ -362,9 +550,15 @@ def _save_weights(folder: Path, model: Any, naming: str, dtype: Any, shards: int
 
 
 def _finish_config(
-    data: dict[str, Any], dtype: str, old_rope: Mapping[str, Any] | None, parts: Mapping[str, Any]
+    data: dict[str, Any],
+    dtype: str,
+    old_rope: Mapping[str, Any] | None,
+    parts: Mapping[str, Any],
+    without: Sequence[str],
 ) -> None:
     data |= parts
+    for name in without:
+        del data[name]
     data["dtype"] = data["text_config"]["dtype"] = data["vision_config"]["dtype"] = dtype
     data["architectures"] = [f"{TILED.get(data['model_type'], 'Llava')}ForConditionalGeneration"]
     if old_rope:

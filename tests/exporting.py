@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from PIL import Image
 
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.plan import ExportPlan, plan_export
+from divprune_edge.export.seen import Seen
+from divprune_edge.export.seen import see as see_image
 from divprune_edge.export.verify import verify_bundle
 from divprune_edge.export.verify.bundle import bytes_needed
 from divprune_edge.manifest import Manifest, Verification
@@ -141,11 +144,28 @@ def see(bundle: Bundle, pixels: Any) -> Any:
     return bundle.session(bundle.manifest.vision_encoder.file).run(None, {"pixels": pixels})[0]
 
 
-def select(bundle: Bundle, tokens: Any) -> tuple[Any, Any]:
+def select(bundle: Bundle, tokens: Any, valid: Any = None) -> tuple[Any, Any]:
     """Return (kept tokens, kept indices) of the bundle's first selector."""
-    feed = {"visual_tokens": tokens, "valid": np.ones(tokens.shape[:2], bool)}
+    feed = {"visual_tokens": tokens, "valid": np.ones(tokens.shape[:2], bool) if valid is None else valid}
     kept, indices = bundle.session(bundle.manifest.selectors[0].file).run(None, feed)
     return kept, indices
+
+
+def look(bundle: Bundle, image: Image.Image, signals: Sequence[str] = ()) -> Seen:
+    """Return what the graphs make of an image that is its prompt's only one."""
+    info, assemble = bundle.manifest.vision_encoder, bundle.manifest.assemble
+    read = bundle.plan.family.read(image, *bundle.manifest.encoder_input, True)
+    rows = bundle.session(assemble.file) if assemble is not None else None
+    return see_image(bundle.plan, bundle.session(info.file), rows, read, signals)
+
+
+def keep(bundle: Bundle, seen: Seen) -> Any:
+    """Return the tokens [k, D] of an image that the bundle's first selector keeps, all where there are no more."""
+    tokens, valid = seen.tokens, seen.groups.valid
+    assert len(tokens) == 1
+    if valid.sum() <= bundle.manifest.selectors[0].keep:
+        return tokens[valid]
+    return select(bundle, tokens, valid)[0][0]
 
 
 def close(found: Any, wanted: Any, tolerance: float = 1e-4) -> bool:

@@ -98,10 +98,12 @@ def parse(arguments: list[str]) -> None:
     group = group_of(program)
     if rest in ([], ["…"]):
         return
-    command = group.get_command(None, rest[0])
-    assert command is not None, f"there is no '{program} {rest[0]}'"
-    if rest[1:] not in ([], ["--help"]):  # alone it is a command's name
-        command.make_context(rest[0], rest[1:])
+    try:
+        name, command, given = group.resolve_command(group.context_class(group), rest)
+    except typer.BadParameter.__mro__[2]:
+        raise AssertionError(f"there is no '{program} {rest[0]}'") from None
+    if given not in ([], ["--help"]):  # alone it is a command's name
+        command.make_context(name, given)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,13 @@ SHAPES = [
 ]
 """(height, width): no larger than a few pixels, as large as a grid, tall, wide, odd, and like photos."""
 
+TINY_SHAPES = [
+    *((35, 70), (70, 35), (70, 70), (105, 35), (35, 105), (35, 35), (105, 105), (140, 70)),
+    *((1, 1), (1, 2), (1, 40), (90, 1), (2, 300), (200, 3), (5, 7), (29, 84)),
+    *((30, 47), (34, 36), (77, 131), (131, 77), (111, 50), (61, 203), (240, 320), (99, 100)),
+]
+"""As above for tiles of about 35 pixels."""
+
 
 def processing(tiling: Tiling, **changes: Any) -> Preprocessing:
     """How images become tiles that are left as they are cut."""

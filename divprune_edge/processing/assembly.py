@@ -82,6 +82,16 @@ def most_rows(tiling: Tiling) -> int:
     return tiling.side**2 + max(_fine_rows(tiling))
 
 
+def rows_of(tiling: Tiling, per: str) -> int:
+    """Return the largest number of rows of an ``image`` or of a ``tile``, each line of which a newline may end."""
+    return most_rows(tiling) if per == "image" else tiling.side * (tiling.side + 1)
+
+
+def sources_of(tiling: Tiling) -> int:
+    """Return how many tokens of tiles a row is made of, at most: four where they are interpolated."""
+    return 1 if tiling.max_tiles is None else 4
+
+
 def fewest_rows(tiling: Tiling) -> int:
     """Return the smallest number of rows that an image has, alone or among others.
 

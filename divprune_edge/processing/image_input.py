@@ -101,3 +101,18 @@ def grouped(assembly: Assembly, *, rows: int, sources: int, apart: bool) -> Grou
         )
         groups.valid[at], groups.reading[at] = True, place
     return groups
+
+
+def reading_order(groups: Ints, kept: Ints, reading: Ints) -> tuple[Ints, Ints]:
+    """Return in which order rows are read that were kept of groups, and their places in the image, so ordered.
+
+    Args:
+        groups: int64 [k]; the group of each row that was kept.
+        kept: int64 [k]; which of its group's rows it is. One that stands for none of them (-1), such as a tile's class
+            token, is read before its group's others; so is its place.
+        reading: that of the :class:`Groups`.
+    """
+    alone = kept < 0
+    places = reading[groups, np.maximum(kept, 0)]
+    order = np.lexsort((~alone, places))
+    return order, np.where(alone, -1, places)[order]

@@ -18,7 +18,7 @@ from divprune_edge.export.verify.graphs import open_graph, open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.export.verify.selection import check_selection, verify_selector
-from divprune_edge.export.verify.signals import check_signals
+from divprune_edge.export.verify.signals import check_assembled_signals, check_signals
 from divprune_edge.export.verify.structure import check_structure
 from divprune_edge.export.verify.vision import check_vision, run_signals, sample_inputs
 from divprune_edge.export.verify.weights import GraphFile, check_weights
@@ -90,6 +90,8 @@ def verify_bundle(
         if signals:
             pixels = np.concatenate([image.pixels for image in images])
             checks += check_signals(signals, reference.signals(plan.spec, oracle, pixels), tolerance)
+            if rows is not None:
+                checks += check_assembled_signals(signals, seen, images, plan.spec.tokens)
         found, kept = check_selection(
             plan.selector,
             selector,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.export.seen import Seen
 from divprune_edge.export.verify.comparison import Tolerance, at_most, relative_error
 from divprune_edge.manifest import Check
+from divprune_edge.models.signals import CLS_TOKEN
+from divprune_edge.processing.image_input import Groups, ImageInput
 
 Array = npt.NDArray[Any]
+
+_ASSEMBLED = 1e-5
+"""Signals are float32, and a row's is the sum of four at most."""
 
 
 def check_signals(
@@ -24,3 +30,29 @@ def check_signals(
         error = relative_error(values / scale, wanted[name] / scale)
         checks.append(at_most("vision", f"signal {name}", error, tolerance.error, unit="relative"))
     return checks
+
+
+def check_assembled_signals(
+    found: Mapping[str, Array], seen: Sequence[Seen], images: Sequence[ImageInput], tokens: int
+) -> list[Check]:
+    """Return one check per signal of tiles in ``found`` that each row was given the signal of its own tokens."""
+    starts = np.cumsum([len(image.pixels) for image in images])[:-1]
+    checks = []
+    for name, values in found.items():
+        scale = np.abs(values).max()
+        error = max(
+            relative_error(one.signals[name] / scale, _assembled(name, tiles, one.groups, tokens) / scale)
+            for one, tiles in zip(seen, np.split(values, starts), strict=True)
+        )
+        checks.append(at_most("vision", f"rows of {name}", error, _ASSEMBLED, unit="relative"))
+    return checks
+
+
+def _assembled(name: str, tiles: Array, groups: Groups, tokens: int) -> Array:
+    """Return what :func:`divprune_edge.export.assemble.build_assemble` says of a signal [tiles, n, …]."""
+    if name == CLS_TOKEN:
+        first = np.maximum(groups.rows[:, 0, 0] - 1, 0)
+        return np.asarray(tiles[first // tokens])
+    table = np.concatenate([np.zeros((1, *tiles.shape[2:]), tiles.dtype), *tiles])
+    weights = groups.weights.reshape(*groups.weights.shape, *[1] * (tiles.ndim - 2))
+    return np.asarray((weights * table[groups.rows]).sum(axis=2))

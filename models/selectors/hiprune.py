@@ -110,6 +110,7 @@ HIPRUNE = Selector(
     deviations=(
         "In towers of another depth than 24 layers the object layer keeps its relative depth (9 of 24).",
     ),
+    raster=True,
     check=_check,
 )
 """Anchors, buffers and registers by received attention."""

@@ -49,6 +49,7 @@ class Selector:
         deviations: where this form differs from the published method, one sentence each.
         merge: set where the kept tokens are not rows of the input. Then the picks are what each kept token
             stands for, in the order of the kept tokens, and -1 stands for the class token.
+        raster: says that it goes by neighbours in a square of patches, which rows of several tiles are not.
         check: ``(candidates, keep)`` raises a UserError for sizes that the method has no meaning for.
         values: ``(tokens, valid, keep, **signals)`` returns a function of the picks so far to float64 [N], what the
             method maximises at each step; it measures how far a set is from the method's (:func:`regret_of`).
@@ -63,12 +64,26 @@ class Selector:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     deviations: tuple[str, ...] = ()
     merge: Merge | None = None
+    raster: bool = False
     check: Callable[[int, int], None] | None = None
     values: Callable[..., Values] | None = None
 
     def missing(self, signals: Collection[str]) -> tuple[str, ...]:
         """Return the signals that it needs and that are not among ``signals``."""
         return tuple(name for name in self.signals if name not in signals)
+
+    def refuse_tiles(self) -> None:
+        """Check that it has a meaning for rows of several tiles, or of images of any size.
+
+        Raises:
+            UserError: it has none.
+        """
+        if self.raster:
+            raise UserError(
+                f"{self.name} needs a square grid of visual tokens, but images of this checkpoint are cut into tiles "
+                "or may have any size: choose another selector, such as divprune.",
+                code="selector-needs-square-grid",
+            )
 
     def reference(self, tokens: Tokens, valid: Valid, keep: int, **signals: npt.NDArray[Any]) -> Indices:
         """Return the kept indices int64 [K]: ascending, or for a merging method in the order of its tokens."""

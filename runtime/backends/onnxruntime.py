@@ -129,8 +129,10 @@ class OnnxRuntimeBackend:
         return array
 
     def to_device(self, array: npt.NDArray[Any]) -> DeviceTensor:
-        """Copy to the device."""
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+        """Copy, on the CPU as well: what a value over an array's memory gives to the host does not hold on to that."""
+        value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, self._device)
+        value.update_inplace(np.ascontiguousarray(array))
+        return value
 
     def session(self, slots: int = 1) -> LanguageSession:
         """Return slots that share the language model's graph."""

@@ -21,7 +21,11 @@ from PIL import Image
 from tokenizer_kinds import KINDS
 
 from divprune_edge.errors import DivpruneError
+from divprune_edge.manifest import Manifest
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.families import family_named
+from divprune_edge.processing.image_input import grouped
+from divprune_edge.runtime import graph_facts
 
 Case = Callable[[Random], None]
 _TURNS = ("what is <image> in </s> it?", "what is it?", "\ud83d caf\udce9", "<s><unk>" * 3)
@@ -29,10 +33,12 @@ _EMPTY = hashlib.sha256(b"x").hexdigest()
 
 
 def manifest(folder: Path, bundle: Path) -> Case:
-    """``manifest.json`` of a bundle whose graphs are a byte each."""
-    small, original = _small_bundle(folder, bundle)
+    """``manifest.json`` of bundles whose graphs are a byte each; images of one of them are cut into tiles."""
+    tiled = _exported(_tiled(folder / "tiled", "llava_next"), folder / "bundle")
+    bundles = [_small_bundle(folder / name, one) for name, one in (("demo", bundle), ("next", tiled))]
 
     def case(random: Random) -> None:
+        small, original = random.choice(bundles)
         (small / "manifest.json").write_bytes(dumped(random, original))
         _open_and_encode(random, small)
 
@@ -75,17 +81,20 @@ def checkpoint(folder: Path, bundle: Path) -> Case:
     from divprune_edge.export.checkpoint import Checkpoint
     from divprune_edge.export.plan import plan_export
 
+    kinds = [CHECKPOINT, *(_tiled(folder / name, name) for name in ("llava_next", "llava_onevision"))]
+    places = [Path(shutil.copytree(kind, folder / f"checkpoint {at}")) for at, kind in enumerate(kinds)]
     names = [path.name for path in CHECKPOINT.glob("*.json")]
-    originals = {name: json.loads((CHECKPOINT / name).read_text(encoding="utf-8")) for name in names}
-    weights = next(CHECKPOINT.glob("*.safetensors"))
-    with weights.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    place = folder / "checkpoint"
-    shutil.copytree(CHECKPOINT, place)
+    originals, headers = [], []
+    for place in places:
+        originals.append({name: json.loads((place / name).read_text(encoding="utf-8")) for name in names})
+        with next(place.glob("*.safetensors")).open("rb") as file:
+            headers.append(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
     likely = ["config.json"] * 4 + names
 
     def case(random: Random) -> None:
-        name, written = random.choice(likely), place / weights.name
+        at, name = random.randrange(len(places)), random.choice(likely)
+        place, header = places[at], headers[at]
+        written = next(place.glob("*.safetensors"))
         good, damaged = json.dumps(header).encode(), random.random() < 0.3
         head = dumped(random, header) if damaged else good
         length = random.choice((len(head),) * 8 + (0, 1, 1 << 40, (1 << 64) - 1)) if damaged else len(head)
@@ -95,7 +104,7 @@ def checkpoint(folder: Path, bundle: Path) -> Case:
                 8 + len(head) + max((x["data_offsets"][1] for n, x in header.items() if n != "__metadata__"))
             )
         if not damaged:
-            (place / name).write_bytes(dumped(random, originals[name]))
+            (place / name).write_bytes(dumped(random, originals[at][name]))
         try:
             with Checkpoint(place, "fuzzed") as opened:
                 plan_export(
@@ -106,7 +115,7 @@ def checkpoint(folder: Path, bundle: Path) -> Case:
                     precision=random.choice(("fp32", "int4")),
                 )
         finally:
-            (place / name).write_text(json.dumps(originals[name]), encoding="utf-8")
+            (place / name).write_text(json.dumps(originals[at][name]), encoding="utf-8")
 
     return case
 
@@ -343,10 +352,37 @@ def attempt(action: Callable[[], object]) -> None:
         action()
 
 
+def _tiled(folder: Path, family: str) -> Path:
+    """Write the demo checkpoint as one of a family whose images are cut into tiles."""
+    from safetensors.numpy import load_file, save_file
+
+    kind = {"llava_next": "LlavaNext", "llava_onevision": "LlavaOnevision"}[family]
+    shutil.copytree(CHECKPOINT, folder)
+    cut = {"image_grid_pinpoints": [[96, 192], [192, 96], [192, 192]]}
+    changes: dict[str, dict[str, Any]] = {
+        "config.json": {"model_type": family, "vision_aspect_ratio": "anyres_max_2", **cut},
+        "preprocessor_config.json": {"image_processor_type": f"{kind}ImageProcessor", **cut},
+    }
+    for name, changed in changes.items():
+        data = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(data | changed), encoding="utf-8")
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    save_file({**weights, "image_newline": np.ones(192, np.float16)}, file, {"format": "pt"})
+    return folder
+
+
+def _exported(checkpoint: Path, folder: Path) -> Path:
+    """Export a checkpoint without verification."""
+    from exporting import export, plan_of
+
+    return export(plan_of(checkpoint), folder).folder
+
+
 def _small_bundle(folder: Path, bundle: Path) -> tuple[Path, dict[str, Any]]:
     """Return a copy of a bundle whose graphs and weights are a byte each, and its manifest."""
     small = folder / "small"
-    small.mkdir()
+    small.mkdir(parents=True)
     original = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     for name in original["files"]:
         (small / name).parent.mkdir(parents=True, exist_ok=True)
@@ -376,6 +412,22 @@ def _open_and_encode(random: Random, bundle: Path) -> None:
     if random.random() < 0.2:
         with contextlib.redirect_stdout(io.StringIO()):
             print_tables(opened)
+    attempt(lambda: _read_image(random, opened.manifest))
     encoder = opened.prompt_encoder()
     for said in _TURNS:
         attempt(lambda said=said: encoder.encode([Turn("user", said, images=1)], [58]))  # type: ignore[misc]
+
+
+def _read_image(random: Random, manifest: Manifest) -> None:
+    """As the runtime does once it has held the manifest's numbers against the graphs."""
+    tiling, image = (
+        manifest.preprocessing.tiling,
+        Image.new("RGB", random.choice(((9, 5), (300, 40), (1, 70)))),
+    )
+    if tiling is None or manifest.assemble is None:
+        return
+    graph_facts._check_tiles(manifest)
+    read = family_named(manifest.family).read(image, *manifest.encoder_input, random.random() < 0.7)
+    assert read.assembly is not None
+    info = manifest.assemble
+    grouped(read.assembly, rows=info.rows, sources=info.sources, per=info.per)

@@ -14,7 +14,7 @@ from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.selectors import find_selector
-from divprune_edge.runtime.backends import Backend, open_backend
+from divprune_edge.runtime.backends import Backend, Encoded, open_backend
 from divprune_edge.runtime.backends import onnxruntime as module
 from divprune_edge.runtime.bundle import Bundle
 
@@ -70,6 +70,16 @@ def test_too_few_valid_rows_are_refused(backend: Backend, bundle: Bundle, pixels
     valid[0, :57] = True
     with refused("keep-exceeds-rows", 58, 57):
         backend.select(backend.encode({"pixels": pixels}), bundle.manifest.selectors[0], valid)
+
+
+def test_values_outlive_what_they_came_from(backend: Backend) -> None:
+    """An array that is handed on without a copy may be all that is left of a tensor: none lies in a caller's memory."""
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    tensor = backend.to_device(array)
+    joined = backend.join([backend.first(backend.part(Encoded(tensor), 1).tokens, 2)], (2, 1, 4))
+    for one, wanted in ((tensor, array), (joined, array[1, :2, None])):
+        assert np.array_equal(backend.to_host(one), wanted)
+        assert not np.shares_memory(backend.to_host(one), array)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 7, 64])

@@ -212,7 +212,9 @@ def test_an_image_that_joins_leaves_the_cache_and_is_seen_alone(
     fed: list[int] = []
     backend = type(pipeline._backend)
     encode = backend.encode
-    monkeypatch.setattr(backend, "encode", lambda s, p, *r: (seen.append(len(p)), encode(s, p, *r))[1])
+    monkeypatch.setattr(
+        backend, "encode", lambda s, p, *r: (seen.append(len(p["pixels"])), encode(s, p, *r))[1]
+    )
     chat = pipeline.chat(pictures[0])
     first = chat.ask(QUESTION, max_tokens=4)
     session = type(chat._session)

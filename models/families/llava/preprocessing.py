@@ -92,12 +92,13 @@ def read_preprocessing(
             "set do_pad to false if images have the tower's size without it.",
             code="image-processor-unsupported",
         )
-    crop = None
-    # A processor that cuts tiles cuts them of the crop's size, also where it does not crop.
-    if is_on(config, "do_center_crop", default=kind.crop is not None) or (
-        kind.tiles and kind.crop is not None
-    ):
-        crop = _height_width(kind.crop if config.get("crop_size") is None else config["crop_size"])
+    crop, said = None, config.get("crop_size")
+    if said is None and not (kind.tiles and "crop_size" in config):
+        said = kind.crop
+    # A processor that cuts tiles cuts them of the crop's size, also where it does not crop; of the size where that is
+    # null.
+    if is_on(config, "do_center_crop", default=kind.crop is not None) or (kind.tiles and said is not None):
+        crop = _height_width(said)
     facts = Preprocessing(
         **_resize(config, kind),
         resample=resample_filter(config, kind.resample),

@@ -12,7 +12,7 @@ from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.towers import VitSpec, read_tower
 from divprune_edge.models.towers.signals import signal_shapes
 from divprune_edge.processing.anyres import most_tiles
-from divprune_edge.processing.assembly import most_rows
+from divprune_edge.processing.assembly import rows_of, sources_of
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """The encoder's parts, as graphs and transformers name them."""
@@ -75,11 +75,10 @@ class LlavaSpec:
         """Those that tiles make; a newline may end each line of a tile's, and ends a clip's."""
         if self.tiling is None:
             return None
-        of_tile = self.tokens + self.tiling.side
-        sources = 1 if self.tiling.max_tiles is None else 4
+        of_image, of_tile = (rows_of(self.tiling, per) for per in ("image", "tile"))
         of_frame = (-(-self.tiling.side // 2)) ** 2
         of_clips = (self.frames, self.frames * of_frame + 1, of_frame + 1) if self.frames else ()
-        return Rows(most_rows(self.tiling), of_tile, most_tiles(self.tiling), sources, *of_clips)
+        return Rows(of_image, of_tile, most_tiles(self.tiling), sources_of(self.tiling), *of_clips)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:

@@ -96,8 +96,8 @@ def _first(error: ValidationError) -> str:
 
 
 def _lists(grids: Any) -> Any:
-    """Return grids as JSON has them."""
-    return [list(grid) if isinstance(grid, (list, tuple)) else grid for grid in grids] if grids else grids
+    """Return grids as JSON has them; what is no list of lists as it is."""
+    return [_lists(one) for one in grids] if isinstance(grids, (list, tuple)) else grids
 
 
 def tiled_sizes(spec: LlavaSpec) -> list[tuple[int, int]]:
