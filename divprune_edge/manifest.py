@@ -38,7 +38,7 @@ UNPRUNED = "none"
 
 MOST_FRAMES = 768
 """Of a clip."""
-_MOST_TILES, _MOST_PIXELS = 100, 64_000_000
+_MOST_TILES, MOST_PIXELS = 100, 64_000_000
 """Bounds on what an image may be made to fill."""
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
@@ -276,10 +276,10 @@ class Tiling(Strict):
             if height % self.tile or width % self.tile:
                 raise ValueError(f"grid {height} x {width} is not made of tiles of {self.tile} x {self.tile}")
             tiles = (height // self.tile) * (width // self.tile)
-            if tiles > _MOST_TILES or height * width > _MOST_PIXELS:
+            if tiles > _MOST_TILES or height * width > MOST_PIXELS:
                 raise ValueError(
                     f"grid {height} x {width} has {tiles} tiles of {self.tile} x {self.tile}, at most {_MOST_TILES} "
-                    f"and {_MOST_PIXELS} pixels are allowed"
+                    f"and {MOST_PIXELS} pixels are allowed"
                 )
         return self
 
@@ -297,7 +297,7 @@ class Patches(Strict):
     merge: Annotated[int, Field(gt=0, le=8)]
     temporal: Annotated[int, Field(gt=0, le=4)]
     min_pixels: Positive
-    max_pixels: Annotated[int, Field(gt=0, le=_MOST_PIXELS)]
+    max_pixels: Annotated[int, Field(gt=0, le=MOST_PIXELS)]
     places: Annotated[int, Field(gt=0, le=1024)] | None = None
     window: Annotated[int, Field(gt=0, le=64)] | None = None
 

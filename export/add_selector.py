@@ -74,8 +74,7 @@ def _add_alone(
         )
     if lack := _lack(bundle, manifest, selector):
         raise lack
-    if manifest.assemble is not None:
-        selector.refuse_tiles()
+    _check_rows(manifest, selector)
     try:
         return _add(bundle, manifest, others, selector, keep, work, verify=verify)
     except OSError as error:
@@ -243,13 +242,19 @@ def _lack(bundle: Path, manifest: Manifest, selector: Selector) -> UserError | N
 def _misfit(manifest: Manifest, selector: Selector) -> UserError | None:
     """Return why a selector has no meaning for the rows that it would pick from, None where it has."""
     try:
-        if manifest.assemble is not None:
-            selector.refuse_tiles()
+        _check_rows(manifest, selector)
         if selector.check is not None:
             selector.check(manifest.candidates, 1)
     except UserError as error:
         return error
     return None
+
+
+def _check_rows(manifest: Manifest, selector: Selector) -> None:
+    if manifest.assemble is not None:
+        selector.refuse_tiles()
+    if manifest.vision_encoder.looked_at < manifest.vision_encoder.width:
+        selector.refuse_stacked()
 
 
 def _offered(manifest: Manifest) -> Collection[str]:

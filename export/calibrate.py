@@ -30,8 +30,9 @@ from divprune_edge.export.vision import build_vision_encoder
 from divprune_edge.export.writer import write_graph
 from divprune_edge.hints import install
 from divprune_edge.manifest import GraphInfo
-from divprune_edge.processing.image_input import reading_order
+from divprune_edge.processing.image_input import kept_places, reading_order
 from divprune_edge.processing.images import load_image
+from divprune_edge.processing.layout import PlacedImage, PromptIds
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.scratch import scratch
 
@@ -77,10 +78,14 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
         for i, file in enumerate(files):
             image = plan.family.read(load_image(file), plan.preprocessing, plan.spec.image_size, True)
             seen = see(plan, encoder, assemble, image, plan.selector.signals)
-            tokens = seen.read[None] if i % 2 else _pruned(plan, seen)[None]
+            tokens, kept = (seen.read, np.arange(len(seen.read))) if i % 2 else _pruned(plan, seen)
             turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], images=1)
-            ids = np.asarray(prompts.encode([turn], [tokens.shape[1]]).ids, np.int64)
-            for output, rows in _inputs(plan, language, recording, ids, tokens):
+            prompt = prompts.encode([turn], [len(tokens)])
+            where = PlacedImage(np.arange(len(tokens)))
+            if plan.numbering == "original":
+                where = PlacedImage(where.rows, *kept_places(image, kept, len(seen.read)))
+            prompt = prompt.placed(plan.embedding_rows, [where], plan.spec.decoder.rope.axes)
+            for output, rows in _inputs(plan, language, recording, prompt, tokens[None]):
                 x = rows.astype(np.float64)
                 first, *others = recording.readers[output]
                 moments[first] = moments.get(first, 0) + x.T @ x
@@ -100,14 +105,17 @@ def _check_room(plan: ExportPlan, folder: Path) -> None:
         )
 
 
-def _pruned(plan: ExportPlan, seen: Seen) -> npt.NDArray[Any]:
-    """Return what the selector's reference keeps of each group of rows, in the order in which it is read [k, D]."""
+def _pruned(plan: ExportPlan, seen: Seen) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return what the selector's reference keeps of each group of rows [k, D], and its places in the image.
+
+    In the order in which it is read.
+    """
     rows, picks = zip(*(_pruned_group(plan, seen, group) for group in range(len(seen.tokens))), strict=True)
     if len(rows) == 1:
-        return np.asarray(rows[0])
+        return rows[0], picks[0]
     groups = np.repeat(np.arange(len(picks)), [len(kept) for kept in picks])
-    order, _ = reading_order(groups, np.concatenate(picks), seen.groups.reading)
-    return np.asarray(np.concatenate(rows)[order])
+    order, places = reading_order(groups, np.concatenate(picks), seen.groups.reading)
+    return np.concatenate(rows)[order], places
 
 
 def _pruned_group(plan: ExportPlan, seen: Seen, group: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
@@ -116,7 +124,7 @@ def _pruned_group(plan: ExportPlan, seen: Seen, group: int) -> tuple[npt.NDArray
     if valid.sum() <= plan.keep:
         return tokens[valid], np.flatnonzero(valid)
     signals = {name: value[group] for name, value in seen.signals.items()}
-    picks = selector.reference(tokens, valid, plan.keep, **signals)
+    picks = selector.reference(tokens[:, : plan.spec.width], valid, plan.keep, **signals)
     if selector.merge is None:
         return tokens[picks], picks
     return selector.merge.reference(tokens, valid, picks, **signals), picks
@@ -156,17 +164,17 @@ def _open(plan: ExportPlan, folder: Path) -> tuple[Any, Any, Any, Recording]:
 
 
 def _inputs(
-    plan: ExportPlan, session: Any, recording: Recording, ids: npt.NDArray[np.int64], tokens: npt.NDArray[Any]
+    plan: ExportPlan, session: Any, recording: Recording, prompt: PromptIds, tokens: npt.NDArray[Any]
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Yield (output, rows [positions, in]) of every recorded input of one prefill."""
     decoder = plan.spec.decoder
     empty = np.zeros((1, decoder.kv_heads, 0, decoder.head_dim), np.float32)
     feed = {
-        "input_ids": ids[None],
+        "input_ids": np.asarray(prompt.ids, np.int64)[None],
         "visual_tokens": tokens,
-        "logits_index": np.array([len(ids) - 1]),
-        "attention_mask": np.ones((1, len(ids)), bool),
-        "position_ids": np.arange(len(ids))[None],
+        "logits_index": np.array([len(prompt) - 1]),
+        "attention_mask": np.ones((1, len(prompt)), bool),
+        "position_ids": prompt.positions[..., None, :],
         **{f"past_key_values.{i}.{part}": empty for i in range(decoder.layers) for part in ("key", "value")},
     }
     names = [output.name for output in session.get_outputs() if output.name.startswith(OUTPUT)]

@@ -20,7 +20,7 @@ from divprune_edge.export.precision import (
     parse_precisions,
 )
 from divprune_edge.export.prompts import check_prompts
-from divprune_edge.manifest import MOST_FRAMES, Clips, Precision, Preprocessing
+from divprune_edge.manifest import MOST_FRAMES, MOST_PIXELS, Clips, Precision, Preprocessing
 from divprune_edge.models.budget import USUAL_TOKENS, cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.families import Family, Spec, WeightNames, family_of
 from divprune_edge.models.files import Shapes
@@ -295,12 +295,15 @@ def plan_export(
             "or onnxruntime.",
             code="dialect-image-sizes",
         )
-    if spec.stacked and chosen.merge is not None:
+    numbering = numbering or family.numbering
+    if numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in written.facts.inputs:
         raise UserError(
-            f"The selector '{selector}' merges tokens, but in '{checkpoint.name}' features of the vision tower's "
-            "layers belong to each: choose one that does not, such as divprune.",
-            code="selector-merges",
+            f"--positions original does not go with --dialect {dialect}, which places '{checkpoint.name}'s tokens at "
+            "the row of the cache that it fills: use --dialect portable, or leave --positions out.",
+            code="dialect-positions",
         )
+    if spec.stacked:
+        chosen.refuse_stacked()
     keep = budget(keep, prune, candidates_of(spec, per))
     kept = keep * groups_of(spec, per)
     rows = cache_capacity(kept, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
@@ -335,7 +338,7 @@ def plan_export(
         rows,
         target,
         per,
-        numbering or family.numbering,
+        numbering,
     )
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))
@@ -369,7 +372,7 @@ def _bounded(facts: Preprocessing, max_pixels: int | None) -> Preprocessing:
     """Return the preprocessing with a bound on the pixels that images of any size are resized to.
 
     Raises:
-        UserError: the bound is below what the checkpoint resizes to at least, or images have a size.
+        UserError: the bound is below what the checkpoint resizes to at least, or above all, or images have a size.
     """
     patches = facts.patches
     if patches is None:
@@ -384,6 +387,11 @@ def _bounded(facts: Preprocessing, max_pixels: int | None) -> Preprocessing:
     if most < max(patches.min_pixels, token):
         raise UserError(
             f"--max-pixels is {most}, but images have at least {max(patches.min_pixels, token)} pixels: give more.",
+            code="max-pixels-out-of-range",
+        )
+    if most > MOST_PIXELS:
+        raise UserError(
+            f"--max-pixels is {most}, but an image may have {MOST_PIXELS} at most: give less.",
             code="max-pixels-out-of-range",
         )
     return facts.model_copy(update={"patches": patches.model_copy(update={"max_pixels": most})})

@@ -122,8 +122,7 @@ def _answer(
     session = pipeline._backend.session(len(questions))
     writers: dict[int, Writer] = {}
     for question, visible in zip(questions, own, strict=True):
-        language = pipeline.bundle.manifest.language_model
-        prompt = question.prompt.placed(language.embedding_rows, _in_a_row(visible.images), language.axes)
+        prompt = pipeline._placed(question.prompt, _in_a_row(visible.images))
         # No table is empty: without an image there is a row that no id refers to.
         visual = pipeline._backend.to_device(tokens[:, visible.rows if question.images else [0]])
         slot = pipeline._begin(session, prompt, visual)

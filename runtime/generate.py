@@ -147,7 +147,8 @@ class Writer:
         sampler: a fresh one, of this answer alone.
         decoding: limits and stop strings.
         stop_ids: ids that end an answer.
-        context: positions of one sequence, prompt and answer together.
+        context: tokens of one sequence, prompt and answer together.
+        places: positions that a token may have, as many where nothing else is said.
         on_text: gets the text piece by piece as soon as it is certain.
 
     Raises:
@@ -163,6 +164,7 @@ class Writer:
         *,
         stop_ids: frozenset[int],
         context: int,
+        places: int | None = None,
         on_text: OnText | None = None,
     ) -> None:
         self.prompt, self.decoding = prompt, decoding
@@ -171,7 +173,8 @@ class Writer:
         self._stop_ids = own.union(detokenizer.known(decoding.stop_ids))
         self._stop_tokens = detokenizer.stop_tokens(decoding.stop)
         self._stops = StopStrings(decoding.stop)
-        self._limit = min(decoding.max_tokens, context - len(prompt))
+        placed = (context if places is None else places) - prompt.next_position
+        self._limit = min(decoding.max_tokens, context - len(prompt), placed)
         self._at_limit: FinishReason = "length" if self._limit == decoding.max_tokens else "context"
         self._pieces: list[str] = []
         self._ids: list[int] = []
@@ -248,6 +251,7 @@ def new_writer(
         decoding,
         stop_ids=frozenset(facts.stop_ids),
         context=language.positions,
+        places=language.context,
         on_text=on_text,
     )
 

@@ -7,19 +7,21 @@ number there would be a wrong answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import MANIFEST, GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.anyres import most_tiles
-from divprune_edge.processing.assembly import rows_of, sources_of
+from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
+from divprune_edge.processing.patches import PIXELS, WINDOWS, most_of_clip, most_tokens
 
 Shape: TypeAlias = "tuple[int | None, ...]"
 """None is a dimension that varies."""
 Tensors: TypeAlias = "dict[str, tuple[str | None, Shape]]"
 """Name -> element type, as the manifest spells it (None where it is not known), and shape."""
 
+_NO_ROWS = "no graph makes rows of them"
 _TYPES = {
     "float": "float32",
     "float16": "float16",
@@ -114,7 +116,7 @@ def _check_numbers(manifest: Manifest, graph: GraphInfo, found: Tensors) -> None
         if len(there) != len(shape) or any(s not in (None, t) for s, t in zip(shape, there, strict=True)):
             _refuse(graph, what, f"'{name}' has the shape {_text(there)}")
     if graph is manifest.vision_encoder:
-        _check_tiles(manifest)
+        _check_rows(manifest)
     if graph is manifest.language_model:
         caches = [name for name in found if name.startswith("past_key_values.")]
         layers = manifest.language_model.layers
@@ -122,26 +124,45 @@ def _check_numbers(manifest: Manifest, graph: GraphInfo, found: Tensors) -> None
             _refuse(graph, f"layers is {layers}", f"the graph has caches of {len(caches) / 2:g}")
 
 
-def _check_tiles(manifest: Manifest) -> None:
-    """Compare how images are cut into tiles with what makes rows of these, which the graphs do not show."""
-    tiling, rows, vision = manifest.preprocessing.tiling, manifest.assemble, manifest.vision_encoder
-    if tiling is None or rows is None:
-        if tiling is not None:
-            _refuse(vision, "its images are cut into tiles", "no graph makes rows of them")
-        if rows is not None:
-            _refuse(rows, "it makes rows of tiles", "no images are cut into any")
+def _check_rows(manifest: Manifest) -> None:
+    """Compare what becomes of an image on the host with what makes rows of it, which the graphs do not show."""
+    facts, rows, vision = manifest.preprocessing, manifest.assemble, manifest.vision_encoder
+    tiling, patches = facts.tiling, facts.patches
+    if rows is None:
+        if tiling is not None or patches is not None:
+            _refuse(
+                vision, f"its images {'become patches' if tiling is None else 'are cut into tiles'}", _NO_ROWS
+            )
         return
-    pairs = (
-        (vision, "tokens", vision.tokens, tiling.side**2),
-        (vision, "image_height", vision.image_height, tiling.tile),
-        (vision, "image_width", vision.image_width, tiling.tile),
-        (rows, "tiles", rows.tiles, most_tiles(tiling)),
-        (rows, "sources", rows.sources, sources_of(tiling)),
-        (rows, "rows", rows.rows, rows_of(tiling, rows.per)),
-    )
-    for graph, name, said, found in pairs:
+    clips, frames, of_clip = facts.clips, 0, (0, 0)
+    pairs: tuple[tuple[GraphInfo, str, int | None, int], ...]
+    if patches is not None:
+        most, where = most_tokens(patches), f"at most {patches.max_pixels} pixels"
+        if clips is not None:
+            frames, of_clip = -(-clips.frames // clips.depth), most_of_clip(clips)
+        pairs = (
+            (vision, "tokens", vision.tokens, most),
+            (rows, "rows", rows.rows, max(most, of_clip[rows.per != "image"])),
+            (rows, "tiles", rows.tiles, max(frames, 1)),
+            (rows, "sources", rows.sources, 1),
+        )
+    elif tiling is not None:
+        where = "its grids of tiles"
+        if clips is not None:
+            frames, of_clip = clips.frames, rows_of_clip(tiling, clips.frames)
+        pairs = (
+            (vision, "tokens", vision.tokens, tiling.side**2),
+            (vision, "image_height", vision.image_height, tiling.tile),
+            (vision, "image_width", vision.image_width, tiling.tile),
+            (rows, "tiles", rows.tiles, max(most_tiles(tiling), frames)),
+            (rows, "sources", rows.sources, sources_of(tiling)),
+            (rows, "rows", rows.rows, max(rows_of(tiling, rows.per), of_clip[rows.per != "image"])),
+        )
+    else:
+        _refuse(rows, "it makes rows of tiles", "no images are cut into any")
+    for graph, name, said, found in (*pairs, (rows, "frames", rows.frames, frames)):
         if said != found:
-            _refuse(graph, f"{name} is {said}", f"its grids of tiles make it {found}")
+            _refuse(graph, f"{name} is {said}", f"{where} make it {found}")
 
 
 def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | None, Shape, str]]:
@@ -149,11 +170,18 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
     vision, language, tokens = manifest.vision_encoder, manifest.language_model, manifest.token_dtype
     if graph is vision:
         of_tile: int | None = vision.tokens
+        patches = manifest.preprocessing.patches
+        if patches is not None:
+            values = 3 * patches.temporal * patches.patch**2
+            yield PIXELS, "uint8", (None, None, values), f"patches have {values} values"
+            if patches.window is not None:
+                size = (patches.window * patches.merge) ** 2
+                yield WINDOWS, "int64", (None, size), f"windows have {size} patches"
         if vision.image_height is None:
             of_tile = None
         else:
-            size = (None, vision.image_height, vision.image_width, 3)
-            yield "pixels", "uint8", size, f"images are {vision.image_width} x {vision.image_height}"
+            pixels = (None, vision.image_height, vision.image_width, 3)
+            yield PIXELS, "uint8", pixels, f"images are {vision.image_width} x {vision.image_height}"
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
         yield "visual_tokens", tokens, (None, of_tile, vision.width), what
     elif graph is (rows := manifest.assemble) and rows is not None:
@@ -203,7 +231,7 @@ def _check_noted(manifest: Manifest, noted: Mapping[str, str]) -> None:
             _refuse(language, f"{name} is {said}", f"the graph has {found}")
 
 
-def _refuse(graph: GraphInfo, said: str, found: str) -> None:
+def _refuse(graph: GraphInfo, said: str, found: str) -> NoReturn:
     raise UserError(
         f"{MANIFEST} says of '{graph.file}' that {said}, but {found}: {MANIFEST} was changed or belongs to another "
         "bundle, export the bundle again.",

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.arguments import check_type, wrong_type
+from divprune_edge.errors import UserError
 from divprune_edge.processing.clips import Video, clips_of
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import listed, load_image
-from divprune_edge.processing.layout import PromptIds
+from divprune_edge.processing.layout import PlacedImage, PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
@@ -239,6 +240,23 @@ class Pipeline:
         counts = [span for image in images for span in self._vision.count(image, self.selector)]
         return self._prompt.encode_raw(turns, counts) if raw else self._prompt.encode(turns, counts)
 
+    def _placed(self, prompt: PromptIds, images: Sequence[PlacedImage]) -> PromptIds:
+        """Return the prompt with its visual tokens where they lie and at their positions.
+
+        Raises:
+            UserError: those of what was pruned leave none for an answer.
+        """
+        language = self.bundle.manifest.language_model
+        placed = prompt.placed(language.embedding_rows, images, language.axes)
+        if placed.next_position >= language.context:
+            raise UserError(
+                f"The prompt takes {placed.next_position} positions, those of pruned tokens among them, but the "
+                f"model's context has {language.context} with the answer: ask a shorter question or about fewer images "
+                "or frames, or export with --positions compact.",
+                code="prompt-too-long",
+            )
+        return placed
+
     def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
         """Begin an answer to ``prompt``."""
         return new_writer(self.bundle.manifest, self._prompt.tokenizer.model, prompt, options, on_text)
@@ -338,8 +356,7 @@ class Chat:
         watch.lap("preprocess")
         opened = self._session is None
         session, visual = self._look(inputs, prompt, watch)
-        language = pipeline.bundle.manifest.language_model
-        prompt = prompt.placed(language.embedding_rows, visual.images, language.axes)
+        prompt = pipeline._placed(prompt, visual.images)
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(self._slot, common)

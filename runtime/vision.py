@@ -14,7 +14,14 @@ from divprune_edge.manifest import SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.processing.clips import Video
-from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile, reading_order
+from divprune_edge.processing.image_input import (
+    Groups,
+    ImageInput,
+    grouped,
+    kept_places,
+    one_tile,
+    reading_order,
+)
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
@@ -193,14 +200,11 @@ class Vision:
 
     def _placed(self, image: ImageInput, rows: Indices, kept: Indices) -> SeenImage:
         """Return what was kept, at the positions that it had where the bundle keeps these."""
-        # What stands for none of the image's rows is placed with the one before it.
-        index = np.maximum.accumulate(np.maximum(kept, 0))
-        seen = SeenImage(rows=rows, kept_indices=kept, spans=image.spans(index))
+        seen = SeenImage(rows=rows, kept_indices=kept, spans=image.spans(kept))
         if self._manifest.numbering == "compact":
             return seen
-        if image.places is None:
-            return replace(seen, places=index[None], ahead=self._rows(image))
-        return replace(seen, places=image.places[:, index], ahead=image.ahead)
+        places, ahead = kept_places(image, kept, self._rows(image))
+        return replace(seen, places=places, ahead=ahead)
 
     def _rows(self, image: ImageInput) -> int:
         return int(self._groups(image).valid.sum())

@@ -9,6 +9,7 @@ from typing import Any
 
 IMAGE_TOKEN = "<image>"
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", IMAGE_TOKEN)
+NAMED = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 _TEXT = (
     "user assistant : what is in the picture ? a an how many red green blue circle square star left right of "
     "above below one two three yes no there are do you see count colour shape and or not with which number read "
@@ -476,8 +477,8 @@ def make_checkpoint(
     )
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config)
-    _randomise(model)
-    _save_weights(folder, model, naming, getattr(torch, dtype), shards)
+    randomise(model)
+    save_weights(folder, model, PREFIXES[naming], getattr(torch, dtype), shards)
     config.save_pretrained(folder)
     parts = {"text_config": {"model_type": kind, **options}, "vision_config": {"model_type": tower, **seen}}
     for part in parts.values() if kindless else ():
@@ -487,8 +488,8 @@ def make_checkpoint(
         lambda data: _finish_config(data, dtype, old_rope, parts if sparse else {}, without),
     )
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3})
-    _save_tokenizer(folder, add_bos)
-    _save_template(folder, template, template_in)
+    save_tokenizer(folder, add_bos)
+    save_template(folder, template, template_in)
     of_tower = _siglip_processor(seen["image_size"]) if tower == SIGLIP else {}
     of_family = {"image_processor_type": f"{TILED[family]}ImageProcessor"} if family in TILED else {}
     cut = {k: v for k, v in (llava or {}).items() if k == "image_grid_pinpoints" and v is not None}
@@ -509,14 +510,16 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
-def _randomise(model: Any) -> None:
+def randomise(model: Any) -> None:
     """Draw weights so that every one of them moves the output: norms near one, matrices of unit gain."""
     import torch
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name or "layrnorm" in name:
+            if "norm" in name or "layrnorm" in name or "ln_q" in name:
                 torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("weight") else 0.0, std=0.3)
+            elif parameter.ndim == 5:
+                torch.nn.init.normal_(parameter, std=1.2 * parameter[0].numel() ** -0.5)
             elif "embed" in name or "lm_head" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
             elif parameter.ndim == 2:
@@ -525,13 +528,16 @@ def _randomise(model: Any) -> None:
                 torch.nn.init.normal_(parameter, std=0.3)
 
 
-def _save_weights(folder: Path, model: Any, naming: str, dtype: Any, shards: int) -> None:
+def save_weights(
+    folder: Path, model: Any, renamed: Sequence[tuple[str, str]], dtype: Any, shards: int
+) -> None:
+    """Write a model's weights with the beginnings of their names replaced as ``renamed`` says."""
     from safetensors.torch import save_file
 
     state = {name: weight.to(dtype).contiguous() for name, weight in model.state_dict().items()}
-    if model.config.tie_word_embeddings or model.config.text_config.tie_word_embeddings:
+    if any(getattr(said, "tie_word_embeddings", False) for said in (model.config, model.config.text_config)):
         del state["lm_head.weight"]
-    for old, new in PREFIXES[naming]:
+    for old, new in renamed:
         state = {new + name[len(old) :] if name.startswith(old) else name: w for name, w in state.items()}
     metadata = {"format": "pt"}
     if shards == 1:
@@ -566,28 +572,33 @@ def _finish_config(
         data["text_config"] |= old_rope
 
 
-def _save_tokenizer(folder: Path, add_bos: bool) -> None:
+def save_tokenizer(
+    folder: Path,
+    add_bos: bool,
+    tokens: Sequence[str] = (*SPECIAL, *WORDS),
+    special: Sequence[str] = SPECIAL,
+    named: Mapping[str, str] = NAMED,
+) -> None:
+    """Write a tokenizer of words, ids in their order; ``named`` are those with a part to play, such as eos_token."""
     from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordLevel
 
-    tokenizer = Tokenizer(
-        WordLevel({token: i for i, token in enumerate([*SPECIAL, *WORDS])}, unk_token="<unk>")
-    )
+    unknown = named.get("unk_token", special[0])
+    tokenizer = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=unknown))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     if add_bos:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
         )
     tokenizer.save(str(folder / "tokenizer.json"))
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
-    write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+    write_json(folder / "special_tokens_map.json", dict(named))
 
 
-def _save_template(folder: Path, template: str | None, place: str) -> None:
+def save_template(folder: Path, template: str | None, place: str) -> None:
     if template is None:
         return
     if place.endswith(".jinja"):
@@ -625,9 +636,14 @@ def _save_processor(folder: Path, place: str, size: int, overrides: Mapping[str,
         "image_std": [0.26862954, 0.26130258, 0.27577711],
         **overrides,
     }
+    put_processor(folder, place, settings, "LlavaProcessor")
+
+
+def put_processor(folder: Path, place: str, settings: Mapping[str, Any], whole: str) -> None:
+    """Write an image processor's settings, in the ``whole`` processor's file where it has none of its own."""
     if place == "preprocessor_config.json":
         write_json(folder / place, settings)
         return
     path = folder / place
     data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**data, "processor_class": "LlavaProcessor", "image_processor": settings})
+    write_json(path, {**data, "processor_class": whole, "image_processor": settings})

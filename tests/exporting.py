@@ -115,22 +115,30 @@ class Language:
         logits, *cache = self.session.run(["logits", *(f"present.{part}" for part in parts)], feed)
         return logits, cache
 
-    def chunks(self, ids: Sequence[int], visual: Any, cuts: Sequence[int]) -> tuple[Any, list[Any]]:
-        """Prefill one sequence cut before the columns ``cuts``."""
+    def chunks(
+        self, ids: Sequence[int], visual: Any, cuts: Sequence[int], places: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Prefill one sequence cut before the columns ``cuts``; ``places`` int64 [3, ids or more] are its positions."""
         cache = self.empty()
         for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
-            logits, cache = self.step([ids[begin:end]], visual, cache)
+            logits, cache = self.step([ids[begin:end]], visual, cache, positions=_part(places, begin, end))
         return logits, cache
 
-    def greedy(self, ids: Sequence[int], visual: Any, steps: int) -> tuple[list[int], Any]:
+    def greedy(
+        self, ids: Sequence[int], visual: Any, steps: int, places: Any = None
+    ) -> tuple[list[int], Any]:
         """Return the greedy tokens and the logits [steps, V] that chose them."""
-        logits, cache = self.chunks(ids, visual, [])
+        logits, cache = self.chunks(ids, visual, [], places)
         tokens, history = [], []
-        for _ in range(steps):
+        for at in range(len(ids), len(ids) + steps):
             history.append(logits[0])
             tokens.append(int(logits[0].argmax()))
-            logits, cache = self.step([tokens[-1:]], visual, cache)
+            logits, cache = self.step([tokens[-1:]], visual, cache, positions=_part(places, at, at + 1))
         return tokens, np.stack(history)
+
+
+def _part(places: Any, begin: int, end: int) -> Any:
+    return None if places is None else places[:, None, begin:end]
 
 
 def images(bundle: Bundle, count: int = 1, seed: int = 3) -> Any:
@@ -161,11 +169,17 @@ def look(bundle: Bundle, image: Image.Image, signals: Sequence[str] = ()) -> See
 
 def keep(bundle: Bundle, seen: Seen) -> Any:
     """Return the tokens [k, D] of an image that the bundle's first selector keeps, all where there are no more."""
+    return keep_indices(bundle, seen)[0]
+
+
+def keep_indices(bundle: Bundle, seen: Seen) -> tuple[Any, Any]:
+    """Return these, and which of the image's rows they are."""
     tokens, valid = seen.tokens, seen.groups.valid
     assert len(tokens) == 1
     if valid.sum() <= bundle.manifest.selectors[0].keep:
-        return tokens[valid]
-    return select(bundle, tokens, valid)[0][0]
+        return tokens[valid], np.flatnonzero(valid)
+    kept, indices = select(bundle, tokens, valid)
+    return kept[0], indices[0]
 
 
 def close(found: Any, wanted: Any, tolerance: float = 1e-4) -> bool:

@@ -42,11 +42,12 @@ class ImageInput:
     ahead: int = 0
     captions: Captions | None = None
 
-    def spans(self, rows: Ints) -> tuple[int, ...]:
-        """Return how many of these rows, ascending, each span has."""
+    def spans(self, kept: Ints) -> tuple[int, ...]:
+        """Return how many of the rows that were kept each span has."""
         if self.captions is None or len(self.captions) == 1 or self.assembly is None:
-            return (len(rows),)
-        return tuple(np.bincount(self.assembly.tile_of[rows], minlength=len(self.captions)).tolist())
+            return (len(kept),)
+        of = self.assembly.tile_of[_placed_with(kept)]
+        return tuple(np.bincount(of, minlength=len(self.captions)).tolist())
 
     def is_apart(self, per: str) -> bool:
         """Whether selectors pick from each of its tiles."""
@@ -56,6 +57,17 @@ class ImageInput:
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
         """Everything that the encoder takes."""
         return {"pixels": self.pixels, **self.further}
+
+
+def kept_places(image: ImageInput, kept: Ints, rows: int) -> tuple[Ints, int]:
+    """Return positions int64 [axes, k] that those of an image's ``rows`` had that were kept, and how many all take."""
+    index = _placed_with(kept)
+    return (index[None], rows) if image.places is None else (image.places[:, index], image.ahead)
+
+
+def _placed_with(kept: Ints) -> Ints:
+    """Return the row that each is placed with: what stands for none (-1) with the one before it."""
+    return np.maximum.accumulate(np.maximum(kept, 0))
 
 
 @dataclass(frozen=True, eq=False)

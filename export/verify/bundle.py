@@ -128,17 +128,18 @@ def affordable_layers(plan: ExportPlan, memory: int | None) -> int | None:
     """Return None if the whole model can be run within ``memory`` bytes, else how many decoder layers can.
 
     Raises:
-        UserError: fewer than two.
+        UserError: not one of each kind.
     """
     depth = plan.spec.decoder.layers
     if memory is None or bytes_needed(plan, depth) <= memory:
         return None
-    layers = next(
-        (n for n in range(min(TRUNCATED_LAYERS, depth - 1), 1, -1) if bytes_needed(plan, n) <= memory), 0
-    )
+    # One that follows features of the vision tower, and one that does not.
+    least = plan.spec.stacked + 2 if plan.spec.stacked else 2
+    most = min(max(TRUNCATED_LAYERS, least), depth - 1)
+    layers = next((n for n in range(most, least - 1, -1) if bytes_needed(plan, n) <= memory), 0)
     if not layers:
         raise UserError(
-            f"Verification needs at least {bytes_needed(plan, 2) / 2**30:.1f} GiB of free memory, but "
+            f"Verification needs at least {bytes_needed(plan, min(least, depth)) / 2**30:.1f} GiB of free memory, but "
             f"{memory / 2**30:.1f} GiB are free: free some, or export with --no-verify.",
             code="memory-too-small",
         )

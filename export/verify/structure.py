@@ -30,25 +30,35 @@ def check_structure(
             readers += 1
             if not _belongs(plan, node, weight):
                 misplaced.append(f"node '{node.name}' reads '{weight}'")
-    layers = plan.spec.decoder.layers
+    layers, depth = plan.spec.decoder.layers, _depth(run)
     shapes = [_layer(language, i) for i in range(layers)]
-    # What follows features of the vision tower reads their sum.
-    alike = [1 if i <= plan.spec.stacked else plan.spec.stacked + 1 for i in range(layers)]
+    alike = [_first_alike(plan, i) for i in range(layers)]
     unlike = [
         f"layer {i} is not wired like layer {alike[i]}"
         for i in range(2, layers)
         if shapes[i] != shapes[alike[i]]
     ]
+    unlike += [f"no layer like layer {i} was run" for i in sorted(set(alike)) if depth <= i < layers]
     checks = [
         none_of("structure", "weights misplaced", misplaced, readers, "uses"),
         none_of("structure", "layers unlike", unlike, layers, "layers"),
     ]
     if run is not language:
-        same = _ends(language, layers) == _ends(run, _depth(run))
-        same = same and shapes[: _depth(run)] == [_layer(run, i) for i in range(_depth(run))]
+        same = _ends(language, layers) == _ends(run, depth)
+        same = same and shapes[:depth] == [_layer(run, i) for i in range(depth)]
         findings = [] if same else ["the graph that was run differs from the exported one in more than depth"]
         checks.append(none_of("structure", "unlike what was run", findings, layers, "layers"))
     return checks
+
+
+def _first_alike(plan: ExportPlan, layer: int) -> int:
+    """Return the first decoder layer, the very first apart, that should be wired as this one."""
+
+    def kind(i: int) -> tuple[bool, int | None]:
+        # What follows features of the vision tower reads their sum.
+        return i <= plan.spec.stacked, plan.spec.decoder.window(i)
+
+    return next((i for i in range(1, layer) if kind(i) == kind(layer)), layer)
 
 
 def _readers(file: GraphFile) -> Iterable[tuple[Any, str]]:

@@ -27,12 +27,19 @@ _ORIGINAL = (
     "(llava-hf/llava-1.5-7b-hf and llava-hf/llava-1.5-13b-hf); for other models, such as fine-tunes, ask their authors "
     "for one"
 )
+_QWEN = "of its line, Qwen2.5-VL and Qwen3-VL (without experts) are supported"
 _UNSUPPORTED = {
     "llava_next_video": "LLaVA-NeXT-Video is not supported yet",
     "llava_llama": _ORIGINAL,
     "llava_mistral": _ORIGINAL,
     "vipllava": "ViP-LLaVA is not supported",
     "video_llava": "Video-LLaVA is not supported",
+    "qwen2_vl": f"Qwen2-VL is not supported; {_QWEN}",
+    "qwen3_vl_moe": f"Qwen3-VL's models with experts are not supported; {_QWEN}",
+    "qwen3_5": f"Qwen3.5 is not supported; {_QWEN}",
+    "qwen3_5_moe": f"Qwen3.5's models with experts are not supported; {_QWEN}",
+    "qwen2_5_omni": f"Qwen2.5-Omni is not supported; {_QWEN}",
+    "qwen3_omni_moe": f"Qwen3-Omni is not supported; {_QWEN}",
 }
 
 

@@ -85,6 +85,19 @@ class Selector:
                 code="selector-needs-square-grid",
             )
 
+    def refuse_stacked(self) -> None:
+        """Check that it leaves tokens as they are, behind which lie features that belong to each.
+
+        Raises:
+            UserError: it merges them.
+        """
+        if self.merge is not None:
+            raise UserError(
+                f"The selector '{self.name}' merges tokens, but features of the vision tower's layers belong to each "
+                "of this checkpoint's: choose one that does not, such as divprune.",
+                code="selector-merges",
+            )
+
     def reference(self, tokens: Tokens, valid: Valid, keep: int, **signals: npt.NDArray[Any]) -> Indices:
         """Return the kept indices int64 [K]: ascending, or for a merging method in the order of its tokens."""
         picks = self.picks(tokens, valid, keep, **signals)

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 from checkpoints import VARIATIONS, make_checkpoint
 from exporting import Bundle, export, plan_of
+from qwen_checkpoints import QWEN_VARIATIONS, make_qwen_checkpoint
 
 MakeBundle = Callable[..., Bundle]
 
@@ -35,7 +36,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def get(name: str) -> Path:
         if name not in made:
-            made[name] = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny", **VARIATIONS[name])
+            folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+            if name in QWEN_VARIATIONS:
+                made[name] = make_qwen_checkpoint(folder, **QWEN_VARIATIONS[name])
+            else:
+                made[name] = make_checkpoint(folder, **VARIATIONS[name])
         return made[name]
 
     return get

@@ -35,7 +35,7 @@ class Script:
         self, slot: int, ids: Sequence[int], positions: Sequence[int], chunk: int | None
     ) -> np.ndarray:
         self.fed.append(tuple(ids))
-        self.positions += positions
+        self.positions.extend(positions)
         self._length += len(ids)
         logits = np.zeros(400, np.float32)
         logits[next(self._ids)] = 1

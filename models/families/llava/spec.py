@@ -12,7 +12,7 @@ from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.towers import VitSpec, read_tower
 from divprune_edge.models.towers.signals import signal_shapes
 from divprune_edge.processing.anyres import most_tiles
-from divprune_edge.processing.assembly import rows_of, sources_of
+from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """The encoder's parts, as graphs and transformers name them."""
@@ -76,8 +76,7 @@ class LlavaSpec:
         if self.tiling is None:
             return None
         of_image, of_tile = (rows_of(self.tiling, per) for per in ("image", "tile"))
-        of_frame = (-(-self.tiling.side // 2)) ** 2
-        of_clips = (self.frames, self.frames * of_frame + 1, of_frame + 1) if self.frames else ()
+        of_clips = (self.frames, *rows_of_clip(self.tiling, self.frames)) if self.frames else ()
         return Rows(of_image, of_tile, most_tiles(self.tiling), sources_of(self.tiling), *of_clips)
 
     @property
