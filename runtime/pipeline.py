@@ -248,9 +248,11 @@ class Pipeline:
         """
         language = self.bundle.manifest.language_model
         placed = prompt.placed(language.embedding_rows, images, language.axes)
-        if placed.next_position >= language.context:
+        # A clip's tokens may lie behind the text that follows it.
+        taken = max(placed.next_position, int(placed.positions.max(initial=-1)) + 1)
+        if taken >= language.context:
             raise UserError(
-                f"The prompt takes {placed.next_position} positions, those of pruned tokens among them, but the "
+                f"The prompt takes {taken} positions, those of pruned tokens among them, but the "
                 f"model's context has {language.context} with the answer: ask a shorter question or about fewer images "
                 "or frames, or export with --positions compact.",
                 code="prompt-too-long",
@@ -364,9 +366,7 @@ class Chat:
         writer = pipeline._writer(prompt, options, stream)
         write(session, {self._slot: writer})
         result = writer.result()
-        # Behind a clip, an answer's tokens do not lie where they do once they are part of the prompt.
-        said = result.token_ids if prompt.goes_on else ()
-        self._cached = (*prompt.ids, *said)[: session.length(self._slot)]
+        self._cached = (*prompt.ids, *result.token_ids)[: session.length(self._slot)]
         if not raw_prompt:
             self._turns = [*turns, Turn("assistant", result.text)]
             self._images, self._inputs = images, inputs
@@ -416,7 +416,11 @@ def _check_budget(selector: Any, keep: Any) -> None:
 
 def _same(first: ImageInput, second: ImageInput) -> bool:
     """Whether two are one image, read in one way."""
-    return first is second or (first.size == second.size and np.array_equal(first.pixels, second.pixels))
+    return first is second or (
+        (first.size, first.captions) == (second.size, second.captions)
+        and np.array_equal(first.pixels, second.pixels)
+        and (first.places is None or second.places is None or np.array_equal(first.places, second.places))
+    )
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -333,6 +333,12 @@ class _Index:
             )
         tick, ordered = float(stream.time_base or 1), np.sort(np.array(times, np.int64))
         seconds = float(ordered[-1] - ordered[0]) * tick
+        whole = float(container.duration or 0) / 1e6
+        if seconds + 1 < whole * 0.9:
+            cut = f"ends after {seconds:.1f} of {whole:.1f} s"
+            if len(container.streams) == 1:
+                raise UserError(f"{name} is truncated: it {cut}; get a complete copy.", code="clip-damaged")
+            _log.warning("%s has pictures for a part of it alone, or is truncated: the last one %s.", name, cut)
         if seconds > MAX_SECONDS:
             raise _too_long(name, f"{seconds:.0f} s")
         stated = float(stream.average_rate or 0)
@@ -395,7 +401,7 @@ def _opened(path: Path, name: str) -> Iterator[tuple[Any, Any]]:
             container = av.open(file, options=options, metadata_errors="replace")
         except Exception as error:
             raise UserError(
-                f"{name} is not a clip that can be read ({one_line(error)}): use MP4, WebM, MKV, MOV or AVI.",
+                f"{name} is not a clip that can be read ({_reason(error)}): use MP4, WebM, MKV, MOV or AVI.",
                 code="clip-format-unknown",
             ) from None
         with container:
@@ -432,12 +438,16 @@ def _damage(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise nearly anything
         raise UserError(
-            f"{name} is damaged or truncated ({one_line(error)}): get a complete copy.", code="clip-damaged"
+            f"{name} is damaged or truncated ({_reason(error)}): get a complete copy.", code="clip-damaged"
         ) from None
 
 
 def _frame_of(name: str) -> str:
     return f"A frame of {name[0].lower()}{name[1:]}"
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or one_line(error))
 
 
 def _empty(name: str) -> UserError:

@@ -49,8 +49,8 @@ class PromptIds:
         spans: one per image, several of some clips, in order.
         positions: int64 [ids] for the rotary embedding, or [3, ids]: time, height and width. They say nothing of where
             a row of the cache lies.
-        next_position: of the first id of the answer; those after it follow one by one. It is one more than all before,
-            and text behind a clip may stand before the clip's end.
+        next_position: of the first id of the answer; those after it follow one by one. A clip's tokens may lie behind
+            it.
     """
 
     ids: tuple[int, ...]
@@ -67,11 +67,6 @@ class PromptIds:
     def before_image(self) -> tuple[int, ...]:
         """The ids in front of the first visual token: the same for every image and every question."""
         return self.ids[: self.spans[0].begin] if self.spans else ()
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether the answer's positions go on where the prompt's end, as text within the prompt does."""
-        return self.next_position == int(self.positions[..., -1].max()) + 1
 
     def placed(self, vocabulary: int, images: Sequence[PlacedImage], axes: int = 1) -> PromptIds:
         """Return the same prompt with its visual tokens at their rows of the table, and at their own positions.
@@ -106,8 +101,7 @@ class PromptIds:
                     at += image.ahead
         at = text(None)
         positions = np.concatenate(parts, axis=1)
-        ahead = max(at, int(positions.max(initial=-1)) + 1)
-        return PromptIds(tuple(ids), tuple(spans), positions if axes > 1 else positions[0], ahead)
+        return PromptIds(tuple(ids), tuple(spans), positions if axes > 1 else positions[0], at)
 
     def __len__(self) -> int:
         return len(self.ids)
