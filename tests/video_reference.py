@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from divprune_edge.manifest import Preprocessing
+from divprune_edge.manifest import Patches, Preprocessing
 
 MODULES = {
     "steps": "models.qwen2_vl.video_processing_qwen2_vl",
@@ -23,6 +24,7 @@ MODULES = {
 """How clips are sampled -> the module of the video processor that does it so."""
 
 
+@cache
 def functions_of(module: str) -> SimpleNamespace:
     """Return the functions and methods of a module of transformers, by name, compiled without its imports."""
     import torch
@@ -37,7 +39,7 @@ def functions_of(module: str) -> SimpleNamespace:
         node.decorator_list, node.returns = [], None
         for argument in (*node.args.args, *node.args.kwonlyargs):
             argument.annotation = None
-    functions = [node for node in functions if node.name != "__init__"]
+    functions = [node for node in functions if not node.name.startswith("__")]
     names: dict[str, Any] = {"torch": torch, "np": np, "math": math, "logger": logging.getLogger("none")}
     exec(compile(ast.Module(functions, []), str(source), "exec"), names)
     return SimpleNamespace(**{node.name: names[node.name] for node in functions})
@@ -48,51 +50,51 @@ def sampled(kind: str, total: int, rate: float, **asked: Any) -> list[int]:
     usual = {"fps": None, "num_frames": None, "min_frames": 4, "max_frames": 768, "temporal_patch_size": 2}
     metadata = SimpleNamespace(total_num_frames=total, fps=rate)
     if kind == "even":
+        from transformers.video_utils import default_sample_indices_fn
+
         given = {name: value for name, value in asked.items() if name in ("fps", "num_frames")}
-        return list(map(int, functions_of("video_utils").default_sample_indices_fn(metadata, **given)))
+        return list(map(int, default_sample_indices_fn(metadata, **given)))
     itself = SimpleNamespace(**{**usual, **asked})
     chosen = {name: asked[name] for name in ("fps", "num_frames") if name in asked}
-    return list(map(int, functions_of(MODULES[kind]).sample_frames(itself, metadata, **chosen)))
+    found = map(int, functions_of(MODULES[kind]).sample_frames(itself, metadata, **chosen))
+    return [
+        index for index in found if index < total
+    ]  # a step that is rounded down makes one more, behind the end
 
 
-def processed(
-    kind: str,
-    frames: list[Image.Image],
-    facts: Preprocessing,
-    bounds: tuple[int, int],
-    cap: int | None = None,
-) -> tuple[Any, list[int]]:
-    """Return ``pixel_values_videos`` and the grid of frames that are resized by Pillow, as everywhere here."""
+def processed_size(
+    kind: str, count: int, size: tuple[int, int], patches: Patches, cap: int | None, bounds: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the (height, width) that ``count`` frames of ``size`` are resized to."""
     import torch
 
-    assert facts.patches is not None
-    patches, own, sizes = facts.patches, functions_of(MODULES[kind]), []
+    resize, sizes = functions_of(MODULES[kind]).resize, []
     base = SimpleNamespace(resize=lambda image, size, resample: sizes.append((size.height, size.width)))
-    resize = _bound(own.resize, base)
-    stack = torch.zeros(1, len(frames), 1, frames[0].height, frames[0].width, dtype=torch.uint8)
-    itself = SimpleNamespace(max_video_tokens=cap)
-    size = SimpleNamespace(shortest_edge=bounds[0], longest_edge=bounds[1])
+    resize.__globals__.update({"super": lambda: base, "SizeDict": SimpleNamespace})
     resize(
-        itself,
-        stack,
-        size,
+        SimpleNamespace(max_video_tokens=cap),
+        torch.empty(1, count, 1, *size, dtype=torch.uint8),
+        SimpleNamespace(shortest_edge=bounds[0], longest_edge=bounds[1]),
         None,
         factor=patches.factor,
         temporal_factor=patches.temporal,
         cap_pixels_per_frame=cap is not None,
     )
-    ((height, width),) = sizes
+    (found,) = sizes
+    return found
+
+
+def processed(kind: str, frames: Sequence[Image.Image], facts: Preprocessing) -> tuple[Any, list[int]]:
+    """Return ``pixel_values_videos`` and the grid of frames that are resized by Pillow, as everywhere here."""
+    import torch
+
+    patches, shape = facts.patches, (frames[0].height, frames[0].width)
+    assert patches is not None
+    bounds = patches.min_pixels, patches.max_pixels
+    height, width = processed_size(kind, len(frames), shape, patches, None, bounds)
     resized = [np.asarray(f.resize((width, height), Image.Resampling(facts.resample))) for f in frames]
-    scaled = (np.stack(resized) * np.float32(facts.rescale_factor) - np.float32(facts.mean)) / np.float32(
-        facts.std
-    )
-    videos = torch.tensor(scaled.astype(np.float32)).permute(0, 3, 1, 2)[None]
-    values, *grid = own.patchify(None, videos, patches.patch, patches.merge, patches.temporal)
+    scaled = np.stack(resized) * np.float32(facts.rescale_factor) - np.float32(facts.mean)
+    videos = torch.tensor((scaled / np.float32(facts.std)).astype(np.float32)).permute(0, 3, 1, 2)[None]
+    cut = functions_of(MODULES[kind]).patchify
+    values, *grid = cut(None, videos, patches.patch, patches.merge, patches.temporal)
     return values[0], grid
-
-
-def _bound(resize: Callable[..., Any], base: Any) -> Callable[..., Any]:
-    """Return a method whose ``super()`` is ``base``."""
-    globals_of: dict[str, Any] = resize.__globals__
-    globals_of |= {"super": lambda: base, "SizeDict": SimpleNamespace}
-    return resize

@@ -338,7 +338,9 @@ class _Index:
             cut = f"ends after {seconds:.1f} of {whole:.1f} s"
             if len(container.streams) == 1:
                 raise UserError(f"{name} is truncated: it {cut}; get a complete copy.", code="clip-damaged")
-            _log.warning("%s has pictures for a part of it alone, or is truncated: the last one %s.", name, cut)
+            _log.warning(
+                "%s has pictures for a part of it alone, or is truncated: the last one %s.", name, cut
+            )
         if seconds > MAX_SECONDS:
             raise _too_long(name, f"{seconds:.0f} s")
         stated = float(stream.average_rate or 0)

@@ -38,6 +38,20 @@ MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 """Bounds on an image before it is decoded; the last one also bounds what it is resized to."""
 
+CLIP_SUFFIXES = (
+    ".avi",
+    ".flv",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+)
 # Raster formats only: Pillow hands some others (EPS) to an external interpreter. The second row is tried only
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
@@ -139,6 +153,12 @@ def _from_file(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise UserError(f"There is no image at '{path}': check the path.", code="image-missing") from None
     except UnidentifiedImageError:
+        if path.suffix.lower() in CLIP_SUFFIXES:
+            raise UserError(
+                f"{name} is a clip, expected an image: 'ask' takes it as --video, 'batch' as \"video\"; nothing else "
+                "looks at clips.",
+                code="image-is-clip",
+            ) from None
         raise UserError(
             f"{name} ({size} bytes) is not an image: use JPEG, PNG, WebP, GIF, BMP or TIFF.",
             code="image-format-unknown",
