@@ -75,7 +75,9 @@ class _Bench:
             shape = (size, self._pipeline.visual_tokens, vision.width)
             return self._backend.to_device(self._random.standard_normal(shape).astype(np.float32))
         pixels = (1, vision.image_height, vision.image_width, 3)
-        images = [ImageInput(self._random.integers(0, 256, pixels, np.uint8)) for _ in range(size)]
+        images = [
+            ImageInput(self._random.integers(0, 256, pixels, np.uint8), pixels[1:3]) for _ in range(size)
+        ]
         return self._pipeline._vision.see(images, self._pipeline.selector).tokens
 
     def _run(self, size: int, first: int) -> list[float]:

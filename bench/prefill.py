@@ -71,7 +71,7 @@ def _measure(folder: Path, plan: ExportPlan, repeats: int, threads: int) -> dict
     bundle = Bundle.open(folder)
     backend = OnnxRuntimeBackend(bundle, "cpu", threads)
     size = plan.spec.image_size[0]
-    image = ImageInput(np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8))
+    image = ImageInput(np.random.default_rng(0).integers(0, 256, (1, size, size, 3), np.uint8), (size, size))
     text = np.random.default_rng(1).integers(0, plan.embedding_rows, TEXT_TOKENS)
     vision = Vision(bundle, backend)
     tokens = vision.encode([image], [])

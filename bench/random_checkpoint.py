@@ -59,17 +59,26 @@ TINY_LM = LM_04B | {
 
 
 def write_random_checkpoint(
-    folder: Path, vision: dict[str, Any], text: dict[str, Any], seed: int = 0
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], seed: int = 0, *, tiled: bool = False
 ) -> Path:
-    """Write a float16 checkpoint of the given sizes, one shard per decoder layer, and return its folder."""
+    """Write a float16 checkpoint of the given sizes, one shard per decoder layer, and return its folder.
+
+    ``tiled`` makes it a LLaVA-NeXT, whose images become up to four tiles and the whole.
+    """
     from safetensors.numpy import save_file
 
     from divprune_edge.models.families import WeightNames, family_of
 
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": "llava", "image_token_index": 3, "vision_config": vision, "text_config": text}
+    processor = {"image_processor_type": "CLIPImageProcessor"}
+    if tiled:
+        side = vision["image_size"]
+        grids = [[side * rows, side * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+        config |= {"model_type": "llava_next", "image_grid_pinpoints": grids}
+        processor = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": grids}
     (folder / "config.json").write_text(json.dumps(config))
-    _write_text_files(folder, vision["image_size"])
+    _write_text_files(folder, vision["image_size"], processor)
     names = WeightNames(
         {
             "vision_tower": "vision_tower.vision_model.",
@@ -77,6 +86,7 @@ def write_random_checkpoint(
         },
         "language_model.model.",
         "language_model.lm_head.weight",
+        "image_newline" if tiled else None,
     )
     shapes = names.parameters(family_of(config).spec(config), text["vocab_size"], text["vocab_size"])
     random = np.random.default_rng(seed)
@@ -116,7 +126,7 @@ _BITS_ABOVE = 2**23
 _SMALL = np.uint16(0b1_00011_1111111111)
 
 
-def _write_text_files(folder: Path, image_size: int) -> None:
+def _write_text_files(folder: Path, image_size: int, processor: dict[str, Any]) -> None:
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
     words = {
@@ -130,6 +140,4 @@ def _write_text_files(folder: Path, image_size: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     sides = {"crop_size": {"height": image_size, "width": image_size}, "size": {"shortest_edge": image_size}}
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"image_processor_type": "CLIPImageProcessor", **sides})
-    )
+    (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **sides}))

@@ -40,6 +40,8 @@ MOST_FRAMES = 768
 """Of a clip."""
 _MOST_TILES, MOST_PIXELS = 100, 64_000_000
 """Bounds on what an image may be made to fill."""
+MOST_SIZES = 32
+"""Bound on the sizes that images of any size may be resized to: an engine has a profile for each."""
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -290,7 +292,8 @@ class Patches(Strict):
     It is resized to multiples of ``patch`` * ``merge`` pixels a side that make ``min_pixels`` to ``max_pixels``. A
     patch is ``patch`` pixels a side, ``merge`` of them a side are one visual token, and it holds ``temporal`` frames,
     all the same. ``places`` are those a side of the encoder's grid of learned positions, ``window`` the visual tokens a
-    side of its windows of attention; None where it has none.
+    side of its windows of attention; None where it has none. With ``sizes`` (height, width), in pixels, it is resized
+    to the nearest of these, the earlier one of two that are as near, whatever its own.
     """
 
     patch: Annotated[int, Field(gt=0, le=64)]
@@ -300,11 +303,25 @@ class Patches(Strict):
     max_pixels: Annotated[int, Field(gt=0, le=MOST_PIXELS)]
     places: Annotated[int, Field(gt=0, le=1024)] | None = None
     window: Annotated[int, Field(gt=0, le=64)] | None = None
+    sizes: Annotated[tuple[tuple[Positive, Positive], ...], Field(max_length=MOST_SIZES)] = ()
 
     @model_validator(mode="after")
     def _pixels_fit(self) -> Patches:
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"images have at least {self.min_pixels} and at most {self.max_pixels} pixels")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Patches:
+        for height, width in self.sizes:
+            if height % self.factor or width % self.factor:
+                raise ValueError(
+                    f"size {height} x {width} is not made of visual tokens of {self.factor} pixels"
+                )
+            if height * width > self.max_pixels:
+                raise ValueError(f"size {height} x {width} has more than {self.max_pixels} pixels")
+        if len(set(self.sizes)) != len(self.sizes):
+            raise ValueError("a size is there twice")
         return self
 
     @property

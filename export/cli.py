@@ -165,6 +165,14 @@ def llava(
             show_default="the checkpoint's, at most 2048 visual tokens",
         ),
     ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WxH,…",
+            help="Sizes that their images are resized to, each to the nearest, such as 448x448,672x448.",
+            show_default="their own; for TensorRT a few that follow from --max-pixels",
+        ),
+    ] = None,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
@@ -212,6 +220,7 @@ def llava(
             numbering=parse_numbering(positions),
             max_pixels=max_pixels,
             frames=frames,
+            resolution=resolution,
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"

@@ -21,7 +21,7 @@ from divprune_edge.models.cost_conventions import (
 )
 from divprune_edge.models.families import FAMILIES, Spec, family_of
 from divprune_edge.models.files import CheckpointFiles, Config
-from divprune_edge.models.tiles import candidates_of
+from divprune_edge.models.tiles import candidates_of, tiles_of
 from divprune_edge.strict_json import is_file
 
 PRESETS: dict[str, Config] = {
@@ -45,7 +45,9 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
     n = candidates_of(spec)
     kept = budget(keep, prune, n)
     full, pruned = cost_of(spec, n, text_tokens), cost_of(spec, kept, text_tokens)
-    table = Table(title=f"{model}: {kept} of {n} visual tokens", title_justify="left")
+    tiles = tiles_of(spec)
+    of = f", an image of {tiles} tiles" if tiles > 1 else ""
+    table = Table(title=f"{model}: {kept} of {n} visual tokens{of}", title_justify="left")
     table.add_column("stage")
     for column in ("all tokens", "pruned", "ratio"):
         table.add_column(column, justify="right")

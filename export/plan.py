@@ -12,6 +12,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Dialect, find_dialect
 from divprune_edge.export.formats import Format, Moments, find_format
+from divprune_edge.export.image_sizes import with_sizes
 from divprune_edge.export.precision import (
     Precisions,
     activation_type,
@@ -20,8 +21,8 @@ from divprune_edge.export.precision import (
     parse_precisions,
 )
 from divprune_edge.export.prompts import check_prompts
-from divprune_edge.manifest import MOST_FRAMES, MOST_PIXELS, Clips, Precision, Preprocessing
-from divprune_edge.models.budget import USUAL_TOKENS, cache_capacity, check_keep, keep_from_prune
+from divprune_edge.manifest import MOST_FRAMES, Clips, Precision, Preprocessing
+from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.families import Family, Spec, WeightNames, family_of
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
@@ -60,6 +61,11 @@ class ExportPlan:
     def candidates(self) -> int:
         """N: rows that a selector picks from."""
         return candidates_of(self.spec, self.per)
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens that the language model sees of an image, at most."""
+        return self.keep * groups_of(self.spec, self.per)
 
     @property
     def sources(self) -> int:
@@ -233,6 +239,7 @@ def plan_export(
     numbering: Numbering | None = None,
     max_pixels: int | None = None,
     frames: int | None = None,
+    resolution: str | None = None,
 ) -> ExportPlan:
     """Read a checkpoint, whatever its family, and settle the export.
 
@@ -242,9 +249,8 @@ def plan_export(
     ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``block_size`` of
     int4 is 32 where it is None; for TensorRT the largest that divides. ``target`` is
     noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled. ``numbering`` says how what is left
-    of a prompt's images is numbered, None as the family does it. ``max_pixels`` bounds what images of any size are
-    resized to; None is the checkpoint's own bound, but no more than
-    :data:`~divprune_edge.models.budget.USUAL_TOKENS` visual tokens.
+    of a prompt's images is numbered, None as the family does it. ``max_pixels`` and ``resolution`` say what images of
+    any size are resized to; see :func:`~divprune_edge.export.image_sizes.with_sizes`.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -254,8 +260,19 @@ def plan_export(
     chosen = find_selector(selector)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
-    preprocessing = _bounded(family.preprocessing(checkpoint.files, spec), max_pixels)
+    preprocessing = with_sizes(
+        family.preprocessing(checkpoint.files, spec),
+        max_pixels,
+        resolution,
+        fixed=written.facts.for_tensorrt,
+    )
     if frames is not None:
+        if preprocessing.patches is not None and preprocessing.patches.sizes:
+            raise UserError(
+                f"--frames {frames} does not go with sizes of images that are given (by --resolution, or as TensorRT "
+                "needs them) yet: use --dialect portable or onnxruntime without them.",
+                code="frames-with-sizes",
+            )
         clips = _clips(checkpoint, family, spec, frames, max_pixels)
         preprocessing = preprocessing.model_copy(update={"clips": clips})
     spec = spec.for_images(preprocessing)
@@ -288,12 +305,6 @@ def plan_export(
             f"--per-tile is for models whose images are cut into tiles, but an image of '{checkpoint.name}' is one "
             "tile: leave it out.",
             code="per-tile-without-tiles",
-        )
-    if spec.image_size is None and written.facts.for_tensorrt:
-        raise UserError(
-            f"Images of any size, as '{checkpoint.name}' takes them, are not for TensorRT yet: use --dialect portable "
-            "or onnxruntime.",
-            code="dialect-image-sizes",
         )
     numbering = numbering or family.numbering
     if numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in written.facts.inputs:
@@ -366,35 +377,6 @@ def _clips(
             f"--frames is {frames}, expected 1 to {MOST_FRAMES}.", code="clip-frames-out-of-range"
         )
     return family.clips(checkpoint.files, spec, frames, max_pixels)
-
-
-def _bounded(facts: Preprocessing, max_pixels: int | None) -> Preprocessing:
-    """Return the preprocessing with a bound on the pixels that images of any size are resized to.
-
-    Raises:
-        UserError: the bound is below what the checkpoint resizes to at least, or above all, or images have a size.
-    """
-    patches = facts.patches
-    if patches is None:
-        if max_pixels is not None:
-            raise UserError(
-                f"--max-pixels {max_pixels} is for models that take images of any size: leave it out.",
-                code="max-pixels-without-sizes",
-            )
-        return facts
-    token = patches.factor**2
-    most = min(patches.max_pixels, USUAL_TOKENS * token) if max_pixels is None else max_pixels
-    if most < max(patches.min_pixels, token):
-        raise UserError(
-            f"--max-pixels is {most}, but images have at least {max(patches.min_pixels, token)} pixels: give more.",
-            code="max-pixels-out-of-range",
-        )
-    if most > MOST_PIXELS:
-        raise UserError(
-            f"--max-pixels is {most}, but an image may have {MOST_PIXELS} at most: give less.",
-            code="max-pixels-out-of-range",
-        )
-    return facts.model_copy(update={"patches": patches.model_copy(update={"max_pixels": most})})
 
 
 def _tied(checkpoint: Checkpoint) -> bool:

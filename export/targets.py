@@ -10,7 +10,7 @@ from rich.console import Console
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import DEFAULT_DIALECT, ExportPlan, is_matrix
 from divprune_edge.export.precision import DEFAULT_PRECISION, activation_type, parse_precisions
-from divprune_edge.manifest import Dialect, LayerGroup, read_manifest
+from divprune_edge.manifest import TILES_AT_ONCE, Dialect, LayerGroup, read_manifest
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.models.memory import (
@@ -21,8 +21,10 @@ from divprune_edge.models.memory import (
     human,
     prefill_activations,
     refusal,
+    tile_buffers,
 )
 from divprune_edge.models.targets import TARGETS, Target, find_target
+from divprune_edge.models.tiles import SOURCE_BYTES, groups_of, row_width, tiles_of
 
 
 def settle(name: str | None, dialect: str | None, precision: str | None) -> tuple[str, str]:
@@ -110,10 +112,23 @@ def forecast_plan(plan: ExportPlan, target: Target) -> Forecast | None:
         language=language,
         cache=facts.cache_bytes(groups, row, rows),
         activations=prefill_activations(*sizes, rows, keys, element)
-        + facts.rows_beside(rows) * decoder.layers * row,
+        + facts.rows_beside(rows) * decoder.layers * row
+        + _tiles(plan, np.dtype(plan.token_dtype).itemsize),
         rows=rows,
     )
     return forecast(target, need)
+
+
+def _tiles(plan: ExportPlan, element: int) -> int:
+    """Return the bytes of a run of the encoder, and of what the tokens of all tiles are held in."""
+    spec, tiles = plan.spec, tiles_of(plan.spec)
+    at_once = min(TILES_AT_ONCE, tiles)
+    held = at_once * spec.encoder_activations(element)
+    if spec.rows is None:
+        return held
+    row = row_width(spec) * element
+    group = plan.candidates * (row + plan.sources * SOURCE_BYTES)
+    return held + tile_buffers(spec.tokens * row, group, tiles, groups_of(spec, plan.per), at_once)
 
 
 def target_of(bundle: Path, name: str | None) -> Target:
@@ -154,11 +169,13 @@ def check_memory(plan: ExportPlan, target: Target) -> str | None:
         return None
     if known.hopeless:
         raise UserError(
-            refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context)),
+            refusal(known, elements_of(plan), least_capacity(plan.visual_tokens, plan.spec.decoder.context)),
             code="target-memory-too-small",
         )
     if not known.fits:
-        sentence = refusal(known, elements_of(plan), least_capacity(plan.keep, plan.spec.decoder.context))
+        sentence = refusal(
+            known, elements_of(plan), least_capacity(plan.visual_tokens, plan.spec.decoder.context)
+        )
         return f"It will hardly fit. {sentence}"
     swap = f"; building its engines needs {human(known.swap)} of swap" if known.swap else ""
     return f"Forecast (E2): {human(known.total)} of {human(known.available)} on {target.title}{swap}."

@@ -14,6 +14,7 @@ from divprune_edge.export.weights import Weights
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.models.signals import CLS_TOKEN
 from divprune_edge.models.tiles import row_width
+from divprune_edge.processing.patches import ROWS
 
 OPSET = 20
 """The newest opset that the oldest TensorRT target reads in full."""
@@ -31,10 +32,11 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
         part: Part(g, Weights(plan.checkpoint, prefix, format)) for part, prefix in plan.names.encoder.items()
     }
     values = plan.family.encoder(g, parts, inputs, spec, plan.preprocessing, signals)
-    tokens = spec.tokens if spec.image_size is not None else "rows"
-    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, ["tiles", tokens, row_width(spec)])
+    tokens = spec.tokens if spec.image_size is not None else ROWS
+    tiles = spec.inputs[0].shape[0]
+    g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, [tiles, tokens, row_width(spec)])
     shapes = spec.signal_shapes()
     for name in signals:
         kind = format.dtype if name == CLS_TOKEN else "float32"
-        g.output(values[name], name, kind, ["tiles", *shapes[name]])
+        g.output(values[name], name, kind, [tiles, *shapes[name]])
     return g.model(max(OPSET, format.opset), domains=format.domains)

@@ -210,10 +210,24 @@ def human(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{-(-size // MIB)} MiB"
 
 
+def tile_buffers(tile_bytes: int, group_bytes: int, tiles: int, groups: int, at_once: int) -> int:
+    """Return the bytes of what an image's tiles are held in between encoder and selector.
+
+    Args:
+        tile_bytes: what the encoder gives of a tile.
+        group_bytes: the rows that a selector picks from, and which tokens make them.
+        tiles: of the image.
+        groups: of rows.
+        at_once: tiles of a run of the encoder; where there are several runs, what they give is copied together.
+    """
+    runs = -(-tiles // at_once)
+    return (runs * at_once + (tiles if runs > 1 else 0)) * tile_bytes + groups * group_bytes
+
+
 def prefill_activations(
     hidden: int, intermediate: int, heads: int, tokens: int, keys: int, element_bytes: int
 ) -> int:
-    """Return an estimate of a decoder's activations from its sizes alone, before there is a graph.
+    """Return an estimate of a transformer's activations from its sizes alone, before there is a graph.
 
     What is alive at the widest point: residual, norm, gate, up and their product; or residual, norm, q, k, v and the
     scores of ``tokens`` queries over ``keys`` keys in float32, before and after the softmax; whichever is more.

@@ -6,6 +6,8 @@ from typing import Literal
 
 from divprune_edge.models.families.family import Spec
 
+SOURCE_BYTES = 8 + 4
+"""Of a token that a row is made of: which one it is, and its weight."""
 Per = Literal["image", "tile", "frame"]
 """What a selector picks from at a time."""
 

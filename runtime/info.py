@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from divprune_edge.console import literal
-from divprune_edge.manifest import MANIFEST, UNPRUNED, GraphInfo, LanguageInfo, Prompt, TensorInfo
+from divprune_edge.manifest import (
+    MANIFEST,
+    UNPRUNED,
+    GraphInfo,
+    LanguageInfo,
+    Patches,
+    Prompt,
+    TensorInfo,
+)
 from divprune_edge.models.prompt import DEFAULT_TEMPLATE
 from divprune_edge.runtime.bundle import Bundle
 
@@ -39,6 +47,7 @@ def print_tables(bundle: Bundle) -> None:
         "licence": source.licence or "not stated",
         "precision": f"{manifest.precision} (tokens {manifest.token_dtype}, cache {language.cache_dtype})",
         "dialect": language.dialect,
+        "images": _images(bundle),
         "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
         **({"clips": f"at most {clips.frames} frames of each"} if clips is not None else {}),
         "chat template": _template(manifest.prompt),
@@ -58,6 +67,7 @@ def print_tables(bundle: Bundle) -> None:
     )
     shown: list[tuple[str, GraphInfo]] = [
         ("vision_encoder", manifest.vision_encoder),
+        *([("assemble", manifest.assemble)] if manifest.assemble else []),
         *((s.id, s) for s in manifest.selectors),
         ("language_model", language),
     ]
@@ -89,6 +99,31 @@ def print_tables(bundle: Bundle) -> None:
     default = " (default)" if manifest.default_selector == UNPRUNED else ""
     selectors.add_row(UNPRUNED + default, f"{tokens} of {tokens}", "100.0%", "")
     console.print(selectors)
+
+
+def _images(bundle: Bundle) -> str:
+    """Return what an image becomes: visual tokens of one tile, or those of several."""
+    manifest = bundle.manifest
+    patches, height = manifest.preprocessing.patches, manifest.vision_encoder.image_height
+    if patches is not None:
+        return f"up to {manifest.candidates} visual tokens of an image of any size, {_resized(patches)}"
+    rows, tiling = manifest.assemble, manifest.preprocessing.tiling
+    size = f"{manifest.vision_encoder.image_width} x {height} pixels"
+    if rows is None or tiling is None:
+        return f"{manifest.candidates} visual tokens of {size}"
+    each = f" of each tile, up to {manifest.visual_tokens(None)} in all" if rows.per == "tile" else ""
+    return (
+        f"up to {rows.rows} visual tokens{each}, of up to {rows.tiles} tiles of {size} in {len(tiling.grids)} grids; "
+        f"picked from each {rows.per}"
+    )
+
+
+def _resized(patches: Patches) -> str:
+    """Return what an image of any size is resized to."""
+    if not patches.sizes:
+        return f"resized to {patches.min_pixels} to {patches.max_pixels} pixels, in steps of {patches.factor}"
+    sizes = ", ".join(f"{width} x {height}" for height, width in patches.sizes)
+    return f"resized to the nearest of {sizes} pixels, by aspect ratio first and then by area"
 
 
 def _template(prompt: Prompt) -> str:

@@ -237,7 +237,7 @@ class Pipeline:
         self, turns: Sequence[Turn], images: Sequence[ImageInput], raw: bool = False
     ) -> PromptIds:
         """Return the ids of a conversation that brings these images."""
-        counts = [span for image in images for span in self._vision.count(image, self.selector)]
+        counts = [span for image in images for span in self._vision.spans(image, self.selector)]
         return self._prompt.encode_raw(turns, counts) if raw else self._prompt.encode(turns, counts)
 
     def _placed(self, prompt: PromptIds, images: Sequence[PlacedImage]) -> PromptIds:

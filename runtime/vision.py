@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import SelectorInfo
+from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.processing.clips import Video
@@ -90,6 +90,14 @@ class VisualTokens:
         return np.concatenate([np.empty(0, np.int64), *(image.kept_indices for image in self.images)])
 
 
+def groups_of(manifest: Manifest, image: ImageInput) -> Groups:
+    """Return the rows of an image in the groups that selectors pick from."""
+    info = manifest.assemble
+    if info is not None and image.assembly is not None:
+        return grouped(image.assembly, rows=info.rows, sources=info.sources, apart=image.is_apart(info.per))
+    return one_tile(manifest.candidates)
+
+
 class Vision:
     """The vision encoder and the selectors of a bundle on a backend."""
 
@@ -135,14 +143,13 @@ class Vision:
             )
         return self._family.read_clip(video, facts, size)
 
-    def count(self, image: ImageInput, selector: SelectorInfo | None) -> tuple[int, ...]:
-        """Return how many visual tokens the language model will see of each span of an image.
+    def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
+        """Return how many visual tokens the language model will see of an image."""
+        return int(np.minimum(groups_of(self._manifest, image).valid.sum(axis=1), self._keep(selector)).sum())
 
-        One, but several of some clips; then only their sum is right before a selector has picked.
-        """
-        valid = self._groups(image).valid.sum(axis=1)
-        kept = np.minimum(valid, self._keep(selector)).sum()
-        return image.spans(np.arange(kept))
+    def spans(self, image: ImageInput, selector: SelectorInfo | None) -> tuple[int, ...]:
+        """Return the same for each span of a clip; before a selector has picked, only their sum is right."""
+        return image.spans(np.arange(self.count(image, selector)))
 
     def see(
         self,
@@ -165,14 +172,14 @@ class Vision:
 
     def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
-        groups = [self._groups(image) for image in images]
+        groups = [groups_of(self._manifest, image) for image in images]
         if self._manifest.assemble is None:
             wanted = {signal for selector in selectors if selector is not None for signal in selector.signals}
             pixels = np.concatenate([image.pixels for image in images])
             encoded = self._backend.encode({"pixels": pixels}, sorted(wanted))
         else:
             (image,) = images
-            encoded = self._backend.assemble(self._tiles(image), groups[0])
+            encoded = self._backend.assemble(self.tiles(image), groups[0])
         ends = np.cumsum([len(group.valid) for group in groups])
         return Candidates(
             encoded,
@@ -194,11 +201,11 @@ class Vision:
             if len(groups) > 1:
                 order, indices = reading_order(np.repeat(np.array(groups), few), indices, candidates.reading)
                 rows = rows[order]
-            images.append(self._placed(image, rows, indices))
+            images.append(self.placed(image, rows, indices))
         length = len(counts) * keep
         return VisualTokens(self._table([tokens], length), length, tuple(images))
 
-    def _placed(self, image: ImageInput, rows: Indices, kept: Indices) -> SeenImage:
+    def placed(self, image: ImageInput, rows: Indices, kept: Indices) -> SeenImage:
         """Return what was kept, at the positions that it had where the bundle keeps these."""
         seen = SeenImage(rows=rows, kept_indices=kept, spans=image.spans(kept))
         if self._manifest.numbering == "compact":
@@ -207,7 +214,7 @@ class Vision:
         return replace(seen, places=places, ahead=ahead)
 
     def _rows(self, image: ImageInput) -> int:
-        return int(self._groups(image).valid.sum())
+        return int(groups_of(self._manifest, image).valid.sum())
 
     def _select(
         self, candidates: Candidates, selector: SelectorInfo | None, counts: Indices
@@ -230,7 +237,7 @@ class Vision:
         shape = (len(counts), selector.keep, self._manifest.vision_encoder.width)
         return backend.join(tokens, shape), np.concatenate(kept)
 
-    def _tiles(self, image: ImageInput) -> Encoded:
+    def tiles(self, image: ImageInput) -> Encoded:
         """Run the encoder on the tiles of one image, a few at a time, with all its signals."""
         outputs = {tensor.name: tensor for tensor in self._manifest.vision_encoder.outputs}
         pixels, at_once = image.pixels, self._manifest.tiles_at_once
@@ -251,14 +258,6 @@ class Vision:
             whole(VISUAL_TOKENS, [part.tokens for part in parts]),
             {name: whole(name, [part.signals[name] for part in parts]) for name in signals},
         )
-
-    def _groups(self, image: ImageInput) -> Groups:
-        info = self._manifest.assemble
-        if info is not None and image.assembly is not None:
-            return grouped(
-                image.assembly, rows=info.rows, sources=info.sources, apart=image.is_apart(info.per)
-            )
-        return one_tile(self._manifest.candidates)
 
     def join(self, seen: Sequence[VisualTokens]) -> VisualTokens:
         """Return the visual tokens of several runs as one table; of none, a row of zeros, as no table is empty."""

@@ -401,6 +401,8 @@ TILED_VARIATIONS: dict[str, dict[str, Any]] = {
     for family, (parts, llava, variations) in _TILED.items()
     for name, options in variations.items()
 }
+NEXT, ONEVISION = (TILED_VARIATIONS[f"{family}, plain"] for family in TILED)
+"""Up to 5 tiles; and up to 10, more than one run of the encoder takes, whose features are shrunk beyond 2 * 1.21."""
 VARIATIONS: dict[str, dict[str, Any]] = {**CLIP_VARIATIONS, **SIGLIP_VARIATIONS, **TILED_VARIATIONS}
 """Name -> arguments of :func:`make_checkpoint`. Each exports and answers as transformers does."""
 

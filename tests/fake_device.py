@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from divprune_edge.export.check.graph import read_graph
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.selectors.divprune import DIVPRUNE
 from divprune_edge.plugins import abi
@@ -192,6 +193,22 @@ class FakeDevice:
         self.at(source, source_step * (count - 1) + nbytes, "device")
         self.ask(work)
 
+    def copy_pieces(
+        self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
+    ) -> None:
+        spans = (to, to_step * (count - 1) + nbytes), (source, source_step * (count - 1) + nbytes)
+        for span in spans:
+            self.at(*span, "device")
+
+        def work() -> None:
+            self.copies.append(("copy", nbytes * count))
+            target, found = (self.at(*span, "device") for span in spans)
+            for i in range(count):
+                piece = found[i * source_step : i * source_step + nbytes]
+                target[i * to_step : i * to_step + nbytes] = piece
+
+        self.ask(work)
+
     def append_rows(self, sizes: Append, new_rows: int, caches: int, position: int) -> None:
         def work() -> None:
             self.counts["appends"] += 1
@@ -334,6 +351,17 @@ class FakePlan:
         self.outputs = {node.name: node for node in self.session.get_outputs()}
         self.names: Sequence[str] = [*self.inputs, *self.outputs]
         self.profiles = len(self.shapes)
+        self.file, self.inferred = Path(plan["file"]), {}
+
+    def infer(self, name: str, sizes: dict[str, int]) -> tuple[int, ...]:
+        """Return an output's shape as it follows from the graph."""
+        key = tuple(sorted(sizes.items()))
+        if key not in self.inferred:
+            self.inferred[key] = read_graph(self.file, sizes)
+        shape = next(one.shape for one in self.inferred[key].outputs if one.name == name)
+        assert shape is not None
+        assert None not in shape
+        return tuple(int(size or 0) for size in shape)
 
     def shape(self, name: str) -> tuple[int, ...]:
         node = {**self.inputs, **self.outputs}[name]
@@ -404,19 +432,21 @@ class FakeContext:
 
     def _bound(self, name: str) -> tuple[int, Any, tuple[int, ...], int]:
         node = self.plan.inputs.get(name) or self.plan.outputs[name]
-        shape = self.shapes[name] if name in self.plan.inputs else self._resolve(node.shape)
+        shape = self.shapes[name] if name in self.plan.inputs else self._resolve(name, node.shape)
         dtype = DTYPES[node.type]
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         self.plan.device.at(self.addresses[name], nbytes, "device")
         return self.addresses[name], dtype, shape, nbytes
 
-    def _resolve(self, shape: Sequence[int | str]) -> tuple[int, ...]:
+    def _resolve(self, name: str, shape: Sequence[int | str]) -> tuple[int, ...]:
         sizes = {
             symbol: size
             for name, node in self.plan.inputs.items()
             for symbol, size in zip(node.shape, self.shapes[name], strict=True)
             if isinstance(symbol, str)
         }
+        if not sizes.keys() >= {size for size in shape if isinstance(size, str)}:
+            return self.plan.infer(name, sizes)
         return tuple(sizes[size] if isinstance(size, str) else size for size in shape)
 
     def _check_overlaps(self, bound: dict[str, tuple[int, Any, tuple[int, ...], int]]) -> None:
@@ -476,9 +506,9 @@ class FakeEngines:
         plans = {}
         if before is None:
             plans[VISION] = self._plan(manifest.vision_encoder, vision_profiles(manifest))
-            plans[LANGUAGE] = self._plan(manifest.language_model, language)
             if manifest.assemble is not None:
-                plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest.assemble))
+                plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest))
+            plans[LANGUAGE] = self._plan(manifest.language_model, language)
         if selector is not None:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))
         info = {name: FakePlanInfo(plugin=False, sha256=f"digest of {name}") for name in plans}

@@ -23,7 +23,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-from checkpoints import SIGLIP, make_checkpoint
+from checkpoints import NEXT, ONEVISION, SIGLIP, TILED, make_checkpoint
 from exporting import export, plan_of
 
 from divprune_edge.errors import DivpruneError
@@ -35,13 +35,23 @@ from divprune_edge.models.targets import RTX_SMS
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
 from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, graphs_of
-from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, make_limits
+from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, make_limits
 from divprune_edge.runtime.engines.progress import Silent
 
 DIALECTS = ("static", "decomposed")
 PRECISIONS = ("fp32", "fp16", "int4")
-GRAPHS = (VISION, *(f"{LANGUAGE} {dialect}" for dialect in DIALECTS), *SELECTORS)
+GRAPHS = (VISION, ASSEMBLE, *(f"{LANGUAGE} {dialect}" for dialect in DIALECTS), *SELECTORS)
 _SMALL = {"hidden_size": 64, "intermediate_size": 128}
+
+
+def _tiled(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **options,
+        "text": _SMALL,
+        "vision": {**_SMALL, "num_attention_heads": 2, "image_size": 35},
+    }
+
+
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "demo": {},
     # Biases, tied embeddings, grouped queries; an image that is no multiple of its patches.
@@ -74,8 +84,14 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
         "vision": {**_SMALL, "num_attention_heads": 2, "image_size": 38, "vision_use_head": False},
         "llava": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
     },
+    # Images of several tiles: rows of one token each, and rows of four that are weighted.
+    "next": _tiled(NEXT),
+    "next, tile": _tiled(NEXT),
+    "onevision": _tiled(ONEVISION),
+    "onevision, tile": _tiled(ONEVISION),
 }
-"""Name -> arguments of :func:`checkpoints.make_checkpoint`; the demo is there already."""
+"""Name -> arguments of :func:`checkpoints.make_checkpoint`; the demo is there already. Selectors pick from each tile in
+those that end in ``tile``."""
 SLOTS = 4
 """Sequences that a language model's engine decodes together."""
 
@@ -115,9 +131,14 @@ def all_cases() -> list[Case]:
 
 
 def serves(checkpoint: str, graph: str) -> bool:
-    """Whether a checkpoint's encoder has the signals of a graph: one without a class token lacks some."""
-    has_class_token = CHECKPOINTS[checkpoint].get("tower") != SIGLIP
-    return has_class_token or graph not in SELECTORS or not {*SELECTORS[graph].signals} & {*CLASS_TOKEN}
+    """Whether a checkpoint has a graph: one without a class token or without a square grid lacks some selectors."""
+    facts = CHECKPOINTS[checkpoint]
+    is_tiled = facts.get("family") in TILED
+    if graph not in SELECTORS:
+        return is_tiled or graph != ASSEMBLE
+    if is_tiled and SELECTORS[graph].raster:
+        return False
+    return facts.get("tower") != SIGLIP or not {*SELECTORS[graph].signals} & {*CLASS_TOKEN}
 
 
 def covering_cases() -> list[Case]:
@@ -151,7 +172,8 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
     keep = 58 if checkpoint == "demo" else 9
     found = {}
     for dialect in DIALECTS:
-        plan = plan_of(source, keep, precision=precision, dialect=dialect, signals="all")
+        per = "tile" if checkpoint.endswith("tile") else "image"
+        plan = plan_of(source, keep, precision=precision, dialect=dialect, signals="all", per=per)
         place = export(plan, folder / dialect).folder
         if dialect == DIALECTS[0]:
             for name in SELECTORS:
@@ -181,13 +203,13 @@ def build(case: Case, bundle: Bundle, graph: Graph) -> Outcome:
 
 def print_table(outcomes: Iterable[Outcome]) -> None:
     """One row per checkpoint, precision and graph, one column per GPU."""
-    head = f"{'checkpoint':11}{'precision':11}{'graph':27}" + "".join(f"{f'sm_{sm}':>16}" for sm in RTX_SMS)
+    head = f"{'checkpoint':17}{'precision':11}{'graph':27}" + "".join(f"{f'sm_{sm}':>16}" for sm in RTX_SMS)
     print(head + "\n" + "-" * len(head))
     for key, row in itertools.groupby(
         outcomes, key=lambda o: (o.case.checkpoint, o.case.precision, o.case.graph)
     ):
         cells = {o.case.sm: "REFUSED" if o.words else f"{o.seconds:.1f} s {o.size / 1e6:.1f} MB" for o in row}
-        name = f"{key[0]:11}{key[1]:11}{key[2]:27}"
+        name = f"{key[0]:17}{key[1]:11}{key[2]:27}"
         print(name + "".join(f"{cells.get(sm, ''):>16}" for sm in RTX_SMS), flush=True)
 
 

@@ -25,7 +25,8 @@ class Ours:
         self._bundle = Bundle.open(job.folder)
         self._backend = OnnxRuntimeBackend(self._bundle, "cpu", job.threads)
         self._vision = Vision(self._bundle, self._backend)
-        self._image, self._text = ImageInput(pixels(job)), text_ids(job)
+        seen = pixels(job)
+        self._image, self._text = ImageInput(seen, seen.shape[1:3]), text_ids(job)
 
     def versions(self) -> dict[str, str]:
         """See :class:`bench.engines.engine.Engine`."""

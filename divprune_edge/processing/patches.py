@@ -27,6 +27,8 @@ PIXELS = "pixels"
 AXES, PLACE_ROWS, PLACE_WEIGHTS = "axes", "place_rows", "place_weights"
 WINDOWS, WINDOW_OF = "windows", "window_of"
 """What a vision graph's inputs are called; :func:`grid_inputs` says what they are."""
+PATCHES, ROWS = "patches", "rows"
+"""What the dimensions are called that follow from a grid, beside :data:`WINDOWS`: n, and the visual tokens."""
 
 MOST_ELONGATED = 200
 """Times that an image's longer side may be its shorter one."""
@@ -36,7 +38,8 @@ def fitted_size(height: int, width: int, facts: Patches, frames: int | None = No
     """Return the (height, width) that an image is resized to: the nearest whole visual tokens within the bounds.
 
     With ``frames`` the bounds are those of so many frames together, and what is smaller than a visual token is enlarged
-    first. In floating point, and rounded half to even, as in transformers (``smart_resize``).
+    first. In floating point, and rounded half to even, as in transformers (``smart_resize``). Where there are
+    ``sizes``, it is the nearest of these: by area, and twice as much by aspect ratio, both as logarithms.
 
     Raises:
         UserError: the image is too elongated.
@@ -54,6 +57,8 @@ def fitted_size(height: int, width: int, facts: Patches, frames: int | None = No
             "the other; crop it.",
             code="image-too-elongated",
         )
+    if facts.sizes:
+        return min(facts.sizes, key=lambda size: _distance(height / size[0], width / size[1]))
     factor, sides = facts.factor, (height, width)
     down, across = (round(side / factor) * factor for side in sides)
     if rounded * down * across > facts.max_pixels:
@@ -63,6 +68,58 @@ def fitted_size(height: int, width: int, facts: Patches, frames: int | None = No
         grow = math.sqrt(facts.min_pixels / (times * height * width))
         down, across = (math.ceil(side * grow / factor) * factor for side in sides)
     return down, across
+
+
+def _distance(down: float, across: float) -> float:
+    """Return how far off a size is that an image is so many times as high and as wide as."""
+    return abs(math.log(down * across)) + 2 * abs(math.log(down / across))
+
+
+def usual_sizes(facts: Patches) -> tuple[tuple[int, int], ...]:
+    """Return sizes for images of most kinds: aspect ratios from 1:2 to 2:1 by steps of √2, of all pixels and a quarter.
+
+    So an image between these ratios is stretched by no more than the fourth root of 2, and whole visual tokens.
+    """
+    found: dict[tuple[int, int], None] = {}
+    for part in (1, 4):
+        tokens = facts.max_pixels // facts.factor**2 // part
+        for step in range(3):
+            short = max(1, round(math.sqrt(tokens / math.sqrt(2) ** step)))
+            size = short * facts.factor, tokens // short * facts.factor
+            if part == 1 or math.prod(size) >= max(facts.min_pixels, 1):
+                found |= dict.fromkeys([size, size[::-1]])
+    return tuple(found)
+
+
+def dimensions(facts: Patches) -> list[dict[str, int]]:
+    """Return what an encoder's dimensions are for each of the sizes, by their names; the least first, those alike once.
+
+    Where there are no sizes, return the least and the most that each may be.
+    """
+    if facts.sizes:
+        grids = [(height // facts.factor, width // facts.factor) for height, width in facts.sizes]
+        each = {tuple(_dimensions(facts, *grid).items()) for grid in grids}
+        return [dict(one) for one in sorted(each, key=lambda one: [size for _, size in one])]
+    most = most_tokens(facts)
+    thin = math.isqrt(MOST_ELONGATED * most) + 1
+    longest = [min(most // i, max(MOST_ELONGATED * (i + 1), thin)) for i in range(1, math.isqrt(most) + 1)]
+    every = [_dimensions(facts, i, across) for i, across in enumerate(longest, start=1)]
+    largest = {name: max(one[name] for one in every) for name in every[0]}
+    return [_dimensions(facts, 1, 1), {**largest, PATCHES: most * facts.merge**2, ROWS: most}]
+
+
+def most_dimensions(facts: Patches | None) -> dict[str, int]:
+    """Return the most that each of these may be; none for an encoder whose images are not of any size."""
+    each = dimensions(facts) if facts is not None else [{}]
+    return {name: max(one[name] for one in each) for name in each[0]}
+
+
+def _dimensions(facts: Patches, down: int, across: int) -> dict[str, int]:
+    """Return the dimensions for a grid of visual tokens."""
+    found = {PATCHES: down * across * facts.merge**2, ROWS: down * across}
+    if facts.window is not None:
+        found[WINDOWS] = -(-down // facts.window) * -(-across // facts.window)
+    return found
 
 
 def most_tokens(facts: Patches) -> int:
@@ -75,6 +132,8 @@ def most_tokens(facts: Patches) -> int:
         sqrt(ratio · most), where that is more           x < 1 is kept as 1
         max over i of i · ceil(least / max(i - 1, x))    x y = least, both rounded up, x at least sqrt(least / ratio)
     """
+    if facts.sizes:
+        return max(map(math.prod, facts.sizes)) // facts.factor**2
     least, most = facts.min_pixels / facts.factor**2, facts.max_pixels / facts.factor**2
     kept = math.sqrt(MOST_ELONGATED * most) if most < MOST_ELONGATED else most
     thinnest = math.sqrt(least / MOST_ELONGATED)

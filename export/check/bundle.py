@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,23 @@ from divprune_edge.export.check.lint import lint_graph
 from divprune_edge.export.check.rtx import INSTALL, answer_findings, rtx_findings, unknown_findings
 from divprune_edge.export.check.tables import OperatorTable, table_for
 from divprune_edge.export.selector import PLUGINS
-from divprune_edge.manifest import RESTORE, LanguageInfo, Manifest, SelectorInfo, VisionInfo, read_manifest
+from divprune_edge.manifest import (
+    RESTORE,
+    GraphInfo,
+    LanguageInfo,
+    Manifest,
+    SelectorInfo,
+    TensorInfo,
+    VisionInfo,
+    read_manifest,
+)
 from divprune_edge.models.budget import least_capacity
 from divprune_edge.models.dialects import DIALECTS, FOR_TENSORRT, row_bytes
-from divprune_edge.models.memory import Elements, Forecast, Need, forecast, refusal
+from divprune_edge.models.memory import Elements, Forecast, Need, forecast, refusal, tile_buffers
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.targets import Target
 from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.processing.patches import most_dimensions
 
 PLUGIN_TOKENS = 32768
 PLUGIN_WIDTHS = range(8, 65536 + 1, 8)
@@ -97,8 +108,10 @@ def check_bundle(
     info = manifest.language_model
     dialect = DIALECTS[info.dialect]
     tokens = _tokens(info, context)
-    dims = _dims(manifest, tokens)
-    views = {file: read_graph(_existing(bundle, file), dims) for file in _main_files(manifest)}
+    views = {
+        graph.file: read_graph(_existing(bundle, graph.file), _dims(manifest, graph, tokens))
+        for graph in (*manifest.seeing, info)
+    }
     vision, language = views[manifest.vision_encoder.file], views[info.file]
     graphs: list[GraphReport] = []
     findings: list[Finding] = []
@@ -135,6 +148,7 @@ def check_bundle(
         cache=dialect.cache_bytes(info.groups, row, tokens),
         activations=sum(a.peak for a in activations.values())
         + _selectors_peak(bundle, manifest)
+        + _tile_buffers(manifest)
         + dialect.rows_beside(tokens) * info.layers * row,
         rows=info.capacity or tokens,
     )
@@ -199,10 +213,10 @@ def _selector(
         file = info.stripped
     view = read_graph(_existing(bundle, file))
     found = [] if plugin and file == info.file else lint_graph(view, table, file=file, plugins=PLUGINS)
-    if plugin and (vision.width not in PLUGIN_WIDTHS or info.candidates > PLUGIN_TOKENS):
+    if plugin and (vision.looked_at not in PLUGIN_WIDTHS or info.candidates > PLUGIN_TOKENS):
         message = (
             f"the plugin takes up to {PLUGIN_TOKENS} tokens whose width is a multiple of {PLUGIN_WIDTHS.step}, up to "
-            f"{PLUGIN_WIDTHS[-1]}, but there are {info.candidates} of width {vision.width}"
+            f"{PLUGIN_WIDTHS[-1]}, but there are {info.candidates} of width {vision.looked_at}"
         )
         found.append(Finding(file, "error", "plugin", find_selector(info.name).op_type, message))
     return GraphReport(file, _count(view), view.opsets.get("", 0), plugin), found
@@ -221,22 +235,21 @@ def _tokens(info: LanguageInfo, context: int | None) -> int:
     return context
 
 
-def _dims(manifest: Manifest, tokens: int) -> dict[str, int]:
-    """Numbers for the symbolic dimensions: one image, one sequence, a prefill of all tokens at once."""
+def _dims(manifest: Manifest, graph: GraphInfo, tokens: int) -> dict[str, int]:
+    """Numbers for a graph's symbolic dimensions: one image, one sequence, a prefill of all tokens at once."""
+    rows = manifest.assemble
     return {
         "batch": 1,
-        "tiles": manifest.tiles_at_once,
+        "tiles": rows.tiles if rows is not None and graph is rows else manifest.tiles_at_once,
+        "frames": manifest.tiles_at_once,
         "groups": manifest.groups,
+        **most_dimensions(manifest.preprocessing.patches),
         "seq": tokens,
         "visual": manifest_keep(manifest),
         "past": 0,
         "total": tokens,
         "capacity": tokens,
     }
-
-
-def _main_files(manifest: Manifest) -> Iterator[str]:
-    yield from (graph.file for graph in (*manifest.seeing, manifest.language_model))
 
 
 def _existing(bundle: Path, file: str) -> Path:
@@ -268,6 +281,31 @@ def _held(view: GraphView) -> int:
     }
     twice = sum(size_of(view.weights[name]) or 0 for name in looked_up & multiplied if name in view.weights)
     return _stored(view) + twice
+
+
+def _tile_buffers(manifest: Manifest) -> int:
+    """Return what an image's tiles are held in between encoder and selector; nothing where it is one."""
+    rows = manifest.assemble
+    if rows is None:
+        return 0
+    made = [tensor for tensor in rows.inputs if tensor.name in ("rows", "weights")]
+    sizes = most_dimensions(manifest.preprocessing.patches)
+    return tile_buffers(
+        _bytes(manifest.vision_encoder.outputs, sizes),
+        _bytes([*made, *rows.outputs], sizes),
+        rows.tiles,
+        manifest.groups,
+        manifest.tiles_at_once,
+    )
+
+
+def _bytes(tensors: Iterable[TensorInfo], sizes: Mapping[str, int]) -> int:
+    """Return the bytes of tensors with ``sizes`` for their symbolic dimensions, one for others."""
+    return sum(
+        prod(sizes.get(size, 1) if isinstance(size, str) else size for size in tensor.shape)
+        * np.dtype(tensor.dtype).itemsize
+        for tensor in tensors
+    )
 
 
 def _selectors_peak(bundle: Path, manifest: Manifest) -> int:

@@ -113,6 +113,10 @@ class Spec(Protocol):
         """FLOPs of the projector for one tile."""
         ...
 
+    def encoder_activations(self, element_bytes: int) -> int:
+        """Return an estimate of the bytes of the encoder's activations for one tile."""
+        ...
+
     def encoder_parameters(self) -> Mapping[str, Shapes]:
         """Return, for each part of the encoder by its name in the graph, the weights that the graph needs."""
         ...

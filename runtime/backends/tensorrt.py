@@ -1,4 +1,4 @@
-"""TensorRT: three engines that run back to back on one stream and hand each other device memory.
+"""TensorRT: engines that run back to back on one stream and hand each other device memory.
 
 Nothing that belongs to a token leaves the device: the encoder's output is the selector's input, the selector's output
 is what the language model reads. See docs/engines.md.
@@ -6,7 +6,7 @@ is what the language model reads. See docs/engines.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import GraphInfo, SelectorInfo
+from divprune_edge.manifest import AssembleInfo, GraphInfo, SelectorInfo, TensorInfo
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
+from divprune_edge.processing.patches import PIXELS, ROWS, most_dimensions
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
@@ -26,7 +27,7 @@ from divprune_edge.runtime.engines.edition import Name
 from divprune_edge.runtime.engines.memory import mib
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
-from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION
+from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, is_within
 from divprune_edge.runtime.graph_facts import check_plan
 
 
@@ -57,12 +58,21 @@ class TensorRtBackend:
         self._pool = Pool(device)
         self._engines: Engines | None = None
         self._plans: dict[str, Plan] = {}
-        self._contexts: dict[str, Context] = {}
+        # Of each engine one for each of its profiles.
+        self._contexts: dict[str, list[Context]] = {}
         self._scratch: Memory | None = None
         self._language: TensorRtLanguage | None = None
         self._host: dict[str, HostMemory] = {}
         # Selectors that are our kernel and no engine, and the workspace that it takes.
         self._kernels: dict[str, int] = {}
+        manifest = bundle.manifest
+        self._most = {
+            "batch": 1,
+            "tiles": manifest.tiles_at_once,
+            "frames": manifest.tiles_at_once,
+            "groups": manifest.groups,
+            **most_dimensions(manifest.preprocessing.patches),
+        }
 
     @property
     def name(self) -> str:
@@ -72,21 +82,20 @@ class TensorRtBackend:
     def load(self, selector: SelectorInfo | None) -> None:
         """Deserialise what is missing, and allocate all that a question with ``selector`` needs."""
         manifest = self._bundle.manifest
-        vision, tokens = manifest.vision_encoder, manifest.candidates
         names = (*self._seeing, LANGUAGE, *([selector.id] if selector else []))
         if any(name not in self._plans and name not in self._kernels for name in names):
             engines = self._open(selector, before=self._engines)
             self._load_plans(engines)
             if selector is not None and engines.kernel:
-                self._kernels[selector.id] = self._device.max_min_bytes(self._sizes(selector))
-        tiles = self._bundle.manifest.tiles_at_once
-        pixels = [(_fixed(tensor.shape, tiles), tensor.dtype) for tensor in vision.inputs]
-        tensors: list[tuple[Shape, Any]] = [*self._outputs(vision, tiles), *pixels]
+                self._kernels[selector.id] = self._device.max_min_bytes(self._problem(selector))
+        vision = manifest.vision_encoder
+        tensors = self._shapes((*vision.outputs, *vision.inputs))
         if manifest.assemble is not None:
-            tensors += self._outputs(manifest.assemble, manifest.groups)
+            tensors += self._tiled(manifest.assemble, selector)
         if selector is not None:
-            tensors += [*self._outputs(selector), ((1, tokens), np.bool_)]
-            tensors += [((self._kernels[one],), np.uint8) for one in (selector.id,) if one in self._kernels]
+            tensors += [*self._shapes(selector.outputs), ((1, manifest.candidates), np.bool_)]
+            if selector.id in self._kernels:
+                tensors += self._beside_kernel(selector)
         scratch = self._allocate(tensors)
         self._model.check_kept(manifest.visual_tokens(selector))
         self._model.reserve(scratch)
@@ -100,9 +109,12 @@ class TensorRtBackend:
                 f"There are {tiles} images, but backend '{self._name}' takes {most} at a time.",
                 code="batch-with-backend",
             )
-        graph = self._bundle.manifest.vision_encoder
-        read = {name: self._upload(name, array) for name, array in inputs.items()}
-        outputs = self._run(VISION, graph, read, tiles)
+        graph, patches = self._bundle.manifest.vision_encoder, self._bundle.manifest.preprocessing.patches
+        read = {
+            info.name: self._upload(info.name, inputs[info.name], self._room(info)) for info in graph.inputs
+        }
+        rows = {} if patches is None else {ROWS: read[PIXELS].shape[1] // patches.merge**2}
+        outputs = self._run(VISION, graph, read, rows)
         # The times of an answer are told by stage, so each stage ends before the next begins.
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})
@@ -111,11 +123,12 @@ class TensorRtBackend:
         """Run the engine that makes rows of tiles' tokens."""
         graph = self._bundle.manifest.assemble
         assert graph is not None
-        inputs = {"tile_tokens": encoded.tokens, "rows": self._upload("rows", groups.rows)}
+        inputs = {"tile_tokens": encoded.tokens}
         inputs |= {f"tile_{name}": value for name, value in encoded.signals.items()}
-        if graph.sources > 1:
-            inputs["weights"] = self._upload("weights", groups.weights)
-        outputs = self._run(ASSEMBLE, graph, inputs, len(groups.rows))
+        for info in graph.inputs:
+            if info.name not in inputs:
+                inputs[info.name] = self._upload(info.name, getattr(groups, info.name), self._room(info))
+        outputs = self._run(ASSEMBLE, graph, inputs)
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in encoded.signals})
 
@@ -136,11 +149,13 @@ class TensorRtBackend:
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Return the kept tokens on the device; the indices alone come to the host, where the answer reports them."""
         if selector is None:
-            return encoded.tokens, np.arange(valid.shape[1], dtype=np.int64)[None]
+            return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
         check_rows(selector, valid)
         inputs = {"visual_tokens": encoded.tokens, "valid": self._upload("valid", valid), **encoded.signals}
-        run = self._pick if selector.id in self._kernels else self._run
-        outputs = run(selector.id, selector, {tensor.name: inputs[tensor.name] for tensor in selector.inputs})
+        if selector.id in self._kernels:
+            return self._pick(selector, inputs["visual_tokens"], inputs["valid"])
+        read = {tensor.name: inputs[tensor.name] for tensor in selector.inputs}
+        outputs = self._run(selector.id, selector, read)
         return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
 
     def first(self, tensor: Tensor, rows: int) -> Tensor:
@@ -150,10 +165,12 @@ class TensorRtBackend:
         return taken
 
     def join(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-        """Copy on the device."""
-        if len(tensors) == 1 and tensors[0].shape == tuple(shape):
-            return tensors[0]
-        joined = self._pool.take(tuple(shape), tensors[0].dtype)
+        """Copy on the device where there are several."""
+        if len(tensors) == 1:
+            return replace(tensors[0], shape=tuple(shape), base=tensors[0])
+        info = self._bundle.manifest.assemble
+        room = (info.tiles, *shape[1:]) if info and shape[0] > 1 else ()
+        joined = self._pool.take(tuple(shape), tensors[0].dtype, room)
         place = joined.address
         for tensor in tensors:
             self._device.copy(place, tensor.address, tensor.nbytes)
@@ -201,8 +218,35 @@ class TensorRtBackend:
     def _seeing(self) -> tuple[str, ...]:
         return (VISION, ASSEMBLE) if self._bundle.manifest.assemble is not None else (VISION,)
 
-    def _outputs(self, graph: GraphInfo, count: int = 1) -> list[tuple[Shape, Any]]:
-        return [(_fixed(tensor.shape, count), tensor.dtype) for tensor in graph.outputs]
+    def _room(self, tensor: TensorInfo, sizes: Mapping[str, int] | None = None) -> Shape:
+        """Return the shape of an input or output with these sizes, the largest of others."""
+        return _fixed(tensor.shape, {**self._most, **(sizes or {})})
+
+    def _shapes(self, tensors: Iterable[TensorInfo], **sizes: int) -> list[tuple[Shape, Any]]:
+        return [(self._room(tensor, sizes), tensor.dtype) for tensor in tensors]
+
+    def _tiled(self, rows: AssembleInfo, selector: SelectorInfo | None) -> list[tuple[Shape, Any]]:
+        """Return what an image of the most tiles takes beyond one run of the encoder and one of the selector."""
+        manifest, groups = self._bundle.manifest, self._bundle.manifest.groups
+        vision, runs = manifest.vision_encoder, -(-rows.tiles // manifest.tiles_at_once)
+        found = self._shapes(vision.outputs) * (runs - 1)
+        found += self._shapes(vision.outputs, tiles=rows.tiles, frames=rows.tiles) if runs > 1 else []
+        found += self._shapes(tensor for tensor in rows.inputs if tensor.name in ("rows", "weights"))
+        found += self._shapes(rows.outputs)
+        if selector is not None and groups > 1:
+            # A group's part while the one before is not let go; what is kept of each, and all of it together.
+            found += self._shapes(rows.outputs, groups=1) * 2
+            kept = self._shapes(selector.outputs)[0]
+            found += [kept] * (groups - 1) + [((groups, *kept[0][1:]), kept[1])]
+        return found
+
+    def _beside_kernel(self, selector: SelectorInfo) -> list[tuple[Shape, Any]]:
+        """Return what our kernel works in; where rows are wider than what it looks at, that and what it keeps of it."""
+        vision, dtype = self._bundle.manifest.vision_encoder, self._bundle.manifest.token_dtype
+        found: list[tuple[Shape, Any]] = [((self._kernels[selector.id],), np.uint8)]
+        if vision.looked_at < vision.width:
+            found += [((1, rows, vision.looked_at), dtype) for rows in (selector.candidates, selector.keep)]
+        return found
 
     def _allocate(self, tensors: list[tuple[Shape, Any]]) -> Memory:
         """Allocate activations and tensors, or say what is too much before any of it is; return the activations."""
@@ -227,7 +271,10 @@ class TensorRtBackend:
             self._scratch = self._device.allocate(activations)
         for name, plan in self._plans.items():
             if name != LANGUAGE and name not in self._contexts:
-                self._contexts[name] = plan.context(0, self._scratch)
+                varying = name == VISION and self._bundle.manifest.preprocessing.patches is not None
+                self._contexts[name] = [
+                    plan.context(profile, self._scratch, varying=varying) for profile in range(plan.profiles)
+                ]
         self._pool.reserve(tensors)
         return self._scratch
 
@@ -243,11 +290,19 @@ class TensorRtBackend:
             )
 
     def _run(
-        self, name: str, graph: GraphInfo, inputs: Mapping[str, Tensor], count: int = 1
+        self,
+        name: str,
+        graph: GraphInfo,
+        inputs: Mapping[str, Tensor],
+        sizes: Mapping[str, int] | None = None,
     ) -> dict[str, Tensor]:
-        """Run an engine; ``count`` is its outputs' first size."""
-        context = self._contexts[name]
-        outputs = self._take_outputs(graph, count)
+        """Run an engine; ``sizes`` are dimensions of its outputs that no input has."""
+        known = {**(sizes or {})}
+        for info in graph.inputs:
+            pairs = zip(info.shape, inputs[info.name].shape, strict=True)
+            known |= {symbol: size for symbol, size in pairs if isinstance(symbol, str)}
+        context = self._context(name, {tensor: value.shape for tensor, value in inputs.items()})
+        outputs = self._take_outputs(graph, known)
         for tensor, value in inputs.items():
             context.set_shape(tensor, value.shape)
         for tensor, value in {**inputs, **outputs}.items():
@@ -255,25 +310,66 @@ class TensorRtBackend:
         context.enqueue()
         return outputs
 
-    def _pick(self, name: str, graph: SelectorInfo, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Do what :meth:`_run` does, by the kernel."""
-        outputs = self._take_outputs(graph)
-        workspace = self._pool.take((self._kernels[name],), np.uint8)
-        places = (inputs["visual_tokens"], inputs["valid"], outputs["kept_tokens"], outputs["kept_indices"])
-        self._device.max_min(self._sizes(graph), workspace.memory, *(tensor.address for tensor in places))
-        return outputs
+    def _context(self, name: str, shapes: Mapping[str, Shape]) -> Context:
+        """Return the context of the engine's first profile that takes these shapes.
 
-    def _take_outputs(self, graph: GraphInfo, count: int = 1) -> dict[str, Tensor]:
-        taken = (self._pool.take(*tensor) for tensor in self._outputs(graph, count))
-        return dict(zip((tensor.name for tensor in graph.outputs), taken, strict=True))
+        Raises:
+            UserError: there is none.
+        """
+        contexts, plan = self._contexts[name], self._plans[name]
+        if len(contexts) == 1:
+            return contexts[0]
+        for profile, context in enumerate(contexts):
+            limits = {tensor: plan.limits(tensor, profile) for tensor in shapes}
+            if all(is_within(shape, *limits[tensor]) for tensor, shape in shapes.items()):
+                return context
+        raise UserError(
+            f"The engine of the {name.replace('_', ' ')} was not built for {shapes[PIXELS][1]} patches: build it again "
+            "with 'python -m runtime build BUNDLE --force'.",
+            code="engine-image-size",
+        )
 
-    def _sizes(self, selector: SelectorInfo) -> Problem:
+    def _pick(
+        self, selector: SelectorInfo, tokens: Tensor, valid: Tensor
+    ) -> tuple[Tensor, npt.NDArray[np.int64]]:
+        """Do what the selector's engine does, by the kernel.
+
+        ::
+
+            tokens [1, N, D · (1 + stacked)] ─► first D values ─► kernel ─► indices ─► rows of tokens
+        """
+        outputs, problem = self._take_outputs(selector, {}), self._problem(selector)
+        workspace, *narrow = (self._pool.take(*one) for one in self._beside_kernel(selector))
+        kept, indices = outputs["kept_tokens"], outputs["kept_indices"]
+        read, written = narrow or (tokens, kept)
+        row, looked_at = tokens.nbytes // problem.candidates, read.nbytes // problem.candidates
+        if narrow:
+            self._device.copy_pieces(
+                read.address, looked_at, tokens.address, row, looked_at, problem.candidates
+            )
+        places = (read, valid, written, indices)
+        self._device.max_min(problem, workspace.memory, *(tensor.address for tensor in places))
+        picked = self._download("kept_indices", indices)
+        if narrow:
+            # Neighbours lie behind each other here as there.
+            for run in np.split(np.arange(problem.keep), np.flatnonzero(np.diff(picked[0]) != 1) + 1):
+                begin = kept.address + int(run[0]) * row
+                self._device.copy(begin, tokens.address + int(picked[0, run[0]]) * row, len(run) * row)
+        return kept, picked
+
+    def _take_outputs(self, graph: GraphInfo, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+        return {
+            info.name: self._pool.take(self._room(info, sizes), info.dtype, self._room(info))
+            for info in graph.outputs
+        }
+
+    def _problem(self, selector: SelectorInfo) -> Problem:
         vision, dtype = self._bundle.manifest.vision_encoder, self._bundle.manifest.token_dtype
-        return Problem(1, selector.candidates, vision.width, selector.keep, DTYPES[dtype], 0, 0)
+        return Problem(1, selector.candidates, vision.looked_at, selector.keep, DTYPES[dtype], 0, 0)
 
-    def _upload(self, use: str, array: npt.NDArray[Any]) -> Tensor:
-        tensor = self._pool.take(array.shape, array.dtype)
-        host = self._staging(use, tensor.nbytes)
+    def _upload(self, use: str, array: npt.NDArray[Any], room: Shape = ()) -> Tensor:
+        tensor = self._pool.take(array.shape, array.dtype, room)
+        host = self._staging(use, tensor.memory.nbytes)
         host.array[: tensor.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self._device.upload(tensor.address, host.address, tensor.nbytes)
         return tensor
@@ -294,6 +390,6 @@ class TensorRtBackend:
         return held
 
 
-def _fixed(shape: Sequence[int | str], count: int = 1) -> Shape:
-    """Return a shape with so many images, tiles or groups in it."""
-    return tuple(count if isinstance(size, str) else size for size in shape)
+def _fixed(shape: Sequence[int | str], sizes: Mapping[str, int]) -> Shape:
+    """Return a shape with these sizes of its symbolic dimensions."""
+    return tuple(sizes[size] if isinstance(size, str) else size for size in shape)

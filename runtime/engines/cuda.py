@@ -124,6 +124,14 @@ class CudaDevice:
         pieces = (to, to_step, source, source_step, nbytes, count)
         self._call("copy rows from the GPU", self._runtime.cudaMemcpy2DAsync, *pieces, kind, self._stream)
 
+    def copy_pieces(
+        self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
+    ) -> None:
+        """``cudaMemcpy2DAsync``."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        pieces = (to, to_step, source, source_step, nbytes, count)
+        self._call("copy rows on the GPU", self._runtime.cudaMemcpy2DAsync, *pieces, kind, self._stream)
+
     def append_rows(self, sizes: abi.Append, new_rows: int, caches: int, position: int) -> None:
         """The kernel of the plugin library."""
         status = self._library.divprune_append_rows(sizes, new_rows, caches, position, self.stream)

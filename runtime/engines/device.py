@@ -162,6 +162,12 @@ class Device(Protocol):
         """The way back of :meth:`upload_pieces`."""
         ...
 
+    def copy_pieces(
+        self, to: int, to_step: int, source: int, source_step: int, nbytes: int, count: int
+    ) -> None:
+        """The same within the device."""
+        ...
+
     def append_rows(self, sizes: Append, new_rows: int, caches: int, position: int) -> None:
         """Run ``divprune_append_rows`` on device memory; ``position`` is the address of an int64."""
         ...

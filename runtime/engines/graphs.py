@@ -101,9 +101,10 @@ def graphs_of(
     manifest = bundle.manifest
     vision, language = manifest.vision_encoder, manifest.language_model
     graphs = [_selector_graph(entry, tensorrt, edition) for entry in selectors if entry is not None]
-    graphs.append(Graph(VISION, vision.file, vision.data, vision_profiles(manifest), plugin=False))
     if (rows := manifest.assemble) is not None:
-        graphs.append(Graph(ASSEMBLE, rows.file, rows.data, assemble_profiles(rows), plugin=False))
+        graphs.append(Graph(ASSEMBLE, rows.file, rows.data, assemble_profiles(manifest), plugin=False))
+    profiles = vision_profiles(manifest, apart=edition.shares_weights)
+    graphs.append(Graph(VISION, vision.file, vision.data, profiles, plugin=False))
     profiles = language_profiles(language, limits, apart=edition.shares_weights)
     graphs.append(Graph(LANGUAGE, language.file, language.data, profiles, plugin=False))
     return graphs

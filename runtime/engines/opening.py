@@ -34,6 +34,8 @@ from divprune_edge.runtime.engines.store import (
 from divprune_edge.runtime.engines.target import check_backend, check_dialect
 
 _log = logging.getLogger("divprune_edge")
+_SHARED = {VISION, ASSEMBLE, LANGUAGE}
+"""Engines that serve every selector."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def _choose(
 
 def _share_engines(stored: Stored, before: Engines) -> bool:
     """Whether two builds have the same engines but for their selectors, as where the later took over the earlier's."""
-    return all(stored.info.plans[name].sha256 == before.info[name].sha256 for name in (VISION, LANGUAGE))
+    return all(
+        stored.info.plans[name].sha256 == before.info[name].sha256 for name in before.info if name in _SHARED
+    )
 
 
 def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, device: DeviceFacts) -> list[str]:
@@ -170,7 +174,7 @@ def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, devi
     found = differences(built, device, now)
     missing = [name for name in now if name not in built.onnx]
     if missing:
-        there = ", ".join(sorted(set(built.onnx) - {VISION, LANGUAGE})) or "no selector"
+        there = ", ".join(sorted(set(built.onnx) - _SHARED)) or "no selector"
         found.append(f"were built with {there}, but not with '{missing[0]}'")
     kept, most = bundle.manifest.visual_tokens(selector), built.limits.kept[-1]
     if not missing and kept > most:

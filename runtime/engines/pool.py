@@ -16,11 +16,12 @@ from divprune_edge.runtime.engines.device import Device, Memory, Shape, aligned
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A dense tensor in device memory."""
+    """A dense tensor in device memory; ``base`` is another one in the same place, which is held as long."""
 
     memory: Memory
     shape: Shape
     dtype: np.dtype[Any]
+    base: Tensor | None = None
 
     @property
     def address(self) -> int:
@@ -44,9 +45,12 @@ class Pool:
         self._device = device
         self._free: dict[int, list[Memory]] = defaultdict(list)
 
-    def take(self, shape: Shape, dtype: Any) -> Tensor:
-        """Return a tensor; what is in it is anything."""
-        size = aligned(max(tensor_bytes(shape, dtype), 1))
+    def take(self, shape: Shape, dtype: Any, room: Shape = ()) -> Tensor:
+        """Return a tensor; what is in it is anything.
+
+        Tensors of the same use but of other shapes take each other's places if ``room`` is the largest of these.
+        """
+        size = aligned(max(tensor_bytes(shape, dtype), tensor_bytes(room, dtype) if room else 1))
         free = self._free[size]
         # The place that was given back last: the same question after the same question meets the same addresses.
         memory = free.pop() if free else self._device.allocate(size)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import (
-    AssembleInfo,
     LanguageInfo,
     Manifest,
     SelectorInfo,
@@ -23,6 +24,7 @@ from divprune_edge.manifest import (
     larger_capacity,
 )
 from divprune_edge.models.budget import PROMPT
+from divprune_edge.processing.patches import dimensions
 from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
 VISION, ASSEMBLE, LANGUAGE = "vision_encoder", "assemble", "language_model"
@@ -122,16 +124,37 @@ def check_slots(info: LanguageInfo, capacity: int | None, slots: int) -> None:
     )
 
 
-def vision_profiles(manifest: Manifest) -> tuple[Profile]:
-    """One profile, for the tiles of one run."""
-    most = manifest.tiles_at_once
-    return (_profile(manifest.vision_encoder.inputs, {"tiles": (1, most, most)}),)
+def vision_profiles(manifest: Manifest, *, apart: bool = True) -> tuple[Profile, ...]:
+    """One profile, for the tiles of one run; for images of any size one for each grid that they may have.
+
+    These share the engine's weights; where profiles share none, one spans them all.
+    """
+    inputs, spans = manifest.vision_encoder.inputs, _spans(manifest)
+    patches = manifest.preprocessing.patches
+    if not apart or patches is None or not patches.sizes:
+        return (_profile(inputs, spans),)
+    each = ({name: (size, size, size) for name, size in one.items()} for one in dimensions(patches))
+    return tuple(_profile(inputs, {**spans, **one}) for one in each)
 
 
-def assemble_profiles(info: AssembleInfo) -> tuple[Profile]:
+def assemble_profiles(manifest: Manifest) -> tuple[Profile]:
     """One profile, for the tiles of one image, whose rows are one group or as many as its tiles."""
-    groups = info.tiles if info.per == "tile" else 1
-    return (_profile(info.inputs, {"tiles": (1, info.tiles, info.tiles), "groups": (1, groups, groups)}),)
+    info, groups = manifest.assemble, manifest.groups
+    assert info is not None
+    spans = {**_spans(manifest), "tiles": (1, info.tiles, info.tiles), "groups": (1, groups, groups)}
+    return (_profile(info.inputs, spans),)
+
+
+def _spans(manifest: Manifest) -> dict[str, Span]:
+    """Return what the dimensions of the encoder's inputs and outputs may be: tiles, and those of a grid."""
+    most = manifest.tiles_at_once
+    spans = {"tiles": (1, most, most), "frames": (1, most, most)}
+    if (patches := manifest.preprocessing.patches) is not None:
+        sizes = dimensions(patches)
+        for name in sizes[0]:
+            least, largest = min(one[name] for one in sizes), max(one[name] for one in sizes)
+            spans[name] = (least, largest, largest)
+    return spans
 
 
 def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
@@ -149,6 +172,20 @@ def language_profiles(info: LanguageInfo, limits: Limits, *, apart: bool = True)
         return (_profile(info.inputs, {**prefill, "batch": (1, 1, limits.slots)}),)
     decode = {**sizes, "batch": all_slots, "seq": one}
     return _profile(info.inputs, decode), _profile(info.inputs, prefill)
+
+
+def is_within(shape: Shape, least: Shape, largest: Shape) -> bool:
+    """Whether a profile with these bounds takes an input of that shape."""
+    return all(a <= b <= c for a, b, c in zip(least, shape, largest, strict=True))
+
+
+def fitting(profiles: Sequence[Profile], inputs: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Return the index of the first profile that takes these inputs; there must be one."""
+
+    def fits(profile: Profile) -> bool:
+        return all(is_within(value.shape, profile[n].min, profile[n].max) for n, value in inputs.items())
+
+    return next(index for index, profile in enumerate(profiles) if fits(profile))
 
 
 def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, Span]) -> Profile:

@@ -92,7 +92,7 @@ def write_page(panels: Sequence[Panel], questions: Sequence[str], title: str, pa
 def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:
     selection = panel.selection
     name = "no pruning" if selection.selector == UNPRUNED else selection.selector
-    facts = [f"{len(selection.picks)} of {selection.tokens} visual tokens"]
+    facts = [selection.kept]
     if selection.selector != UNPRUNED:
         facts += [f"coverage radius {selection.coverage:.3f}", f"smallest distance {selection.smallest:.3f}"]
     said = "".join(f"<span>{fact}</span>" for fact in facts)

@@ -48,6 +48,9 @@ class StripesSpec:
     def width(self) -> int:
         return self.decoder.hidden
 
+    def encoder_activations(self, element_bytes: int) -> int:
+        return self.tokens * self.width * element_bytes
+
     def encoder_parameters(self) -> dict[str, dict[str, tuple[int, ...]]]:
         return {"stripes": {"merge.weight": (self.width, PIXELS), "merge.bias": (self.width,)}}
 

@@ -33,6 +33,7 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.lab.evaluation import runner
 from divprune_edge.runtime.pipeline import Pipeline
+from divprune_edge.runtime.vision import SeenImage, VisualTokens
 
 DIALECTS = ("static", "decomposed")
 ROWS = 77
@@ -379,9 +380,10 @@ def test_an_evaluation_goes_on_where_the_cache_ends(
     monkeypatch.setattr(runner, "open_backend", lambda *_: backend)
     prompt = bundle.manifest.prompt.model_copy(update={"stop_ids": ()})
     endless = Bundle(bundle.path, bundle.manifest.model_copy(update={"prompt": prompt}))
-    visual = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width)))
+    tokens = backend.to_device(np.zeros((1, 9, bundle.manifest.vision_encoder.width)))
+    visual = VisualTokens(tokens, 9, (SeenImage(rows=np.arange(9), kept_indices=np.arange(9)),))
     asked = runner.Runner(endless, [])
-    text, _, _ = asked._answer(visual, "what is there ?", 9, Decoding(max_tokens=300))
+    text, _, _ = asked._answer(visual, "what is there ?", Decoding(max_tokens=300))
     assert 40 < len(text.split()) < ROWS
 
 

@@ -9,6 +9,7 @@ from divprune_edge.models.activations import activation
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.families.family import Rows
 from divprune_edge.models.files import Config, Shapes, count, setting
+from divprune_edge.models.memory import prefill_activations
 from divprune_edge.models.towers import VitSpec, read_tower
 from divprune_edge.models.towers.signals import signal_shapes
 from divprune_edge.processing.anyres import most_tiles
@@ -108,6 +109,13 @@ class LlavaSpec:
     def projector_flops(self) -> int:
         """FLOPs of the projector for one tile."""
         return self.projector.flops(self.tokens)
+
+    def encoder_activations(self, element_bytes: int) -> int:
+        """Return an estimate of the bytes of the tower's activations for one tile."""
+        tower = self.vision
+        return prefill_activations(
+            tower.hidden, tower.intermediate, tower.heads, tower.rows, tower.rows, element_bytes
+        )
 
     def encoder_parameters(self) -> dict[str, Shapes]:
         """Return the weights of each part that the encoder needs."""

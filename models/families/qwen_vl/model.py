@@ -19,6 +19,7 @@ from divprune_edge.models.families.qwen_vl.inputs import encoder_inputs
 from divprune_edge.models.families.qwen_vl.spec import TOWER, QwenVisionSpec, read_qwen_vision
 from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.models.memory import prefill_activations
 from divprune_edge.processing.assembly import Assembly
 from divprune_edge.processing.clips import Video, load_clip
 from divprune_edge.processing.image_input import ONE_SPAN, ImageInput
@@ -86,6 +87,13 @@ class QwenSpec:
     def projector_flops(self) -> int:
         """FLOPs of the mergers for the largest image."""
         return self.vision.merger_flops(self.tokens * self.vision.merge**2)
+
+    def encoder_activations(self, element_bytes: int) -> int:
+        """Return an estimate of the bytes of the tower's activations for the largest image."""
+        tower, patches = self.vision, self.tokens * self.vision.merge**2
+        return prefill_activations(
+            tower.hidden, tower.intermediate, tower.heads, patches, patches, element_bytes
+        )
 
     def encoder_parameters(self) -> dict[str, Shapes]:
         """Return the tower's weights, which the mergers' are among."""

@@ -159,7 +159,7 @@ def run_with_progress(
         f"{len(data.images)} images, {data.questions} questions, {len(methods)} methods; results in {folder}."
     )
     if all(method.name != UNPRUNED for method in methods):
-        tokens, room = bundle.manifest.candidates, bundle.manifest.language_model.positions
+        tokens, room = bundle.manifest.visual_tokens(None), bundle.manifest.language_model.positions
         said += (
             f" The unpruned model is not among them: its {tokens} visual tokens need more than the cache's {room} "
             "rows; export with a larger --capacity."
@@ -209,7 +209,7 @@ def _facts(bundle: Bundle, data: str, backend: str) -> dict[str, object]:
         "precision": manifest.precision,
         "data": data,
         "backend": backend,
-        "visual_tokens": manifest.candidates,
+        "visual_tokens": manifest.visual_tokens(None),
     }
 
 

@@ -27,5 +27,6 @@ def smallest_distance(distances: npt.NDArray[np.floating[Any]], kept: npt.NDArra
     rows = kept[kept >= 0]
     if len(rows) < 2:
         return 2.0
-    within = distances[np.ix_(rows, rows)] + 4.0 * np.eye(len(rows))
+    within = distances[np.ix_(rows, rows)]
+    np.fill_diagonal(within, 4.0)
     return float(max(0.0, within.min()))

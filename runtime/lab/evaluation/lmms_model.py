@@ -64,7 +64,7 @@ class DivPruneEdge(lmms):
         opened = Bundle.open(Path(bundle))
         entry = opened.selector(selector, keep)
         method = (
-            Method(UNPRUNED, opened.manifest.candidates, None)
+            Method(UNPRUNED, opened.manifest.visual_tokens(None), None)
             if entry is None
             else Method(entry.name, entry.keep, entry)
         )

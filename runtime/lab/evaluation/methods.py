@@ -71,7 +71,8 @@ def choose_methods(
                 f"{bundle.path} --keep {keep}'.",
                 code="selector-not-in-bundle",
             )
-    methods = [Method(UNPRUNED, tokens, None)] if tokens < bundle.manifest.language_model.positions else []
+    full = bundle.manifest.visual_tokens(None)
+    methods = [Method(UNPRUNED, full, None)] if full < bundle.manifest.language_model.positions else []
     for keep in kept:
         for name in dict.fromkeys([*chosen, *BASELINES]):
             graph = there.get((name, keep))

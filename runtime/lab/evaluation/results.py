@@ -26,7 +26,8 @@ class Record:
     """All questions about one image with one method; lists run over the questions, times are milliseconds.
 
     ``asked`` is the digest of the questions. ``ttft_ms`` lasts from the image's file to the first token:
-    preprocessing, encoder, selector and prefill.
+    preprocessing, encoder, selector and prefill. ``visual_tokens`` were kept of the image's ``candidates``; None in
+    records of older versions.
     """
 
     image: str
@@ -39,6 +40,8 @@ class Record:
     timings_ms: dict[str, float]
     coverage: float
     smallest: float
+    visual_tokens: int | None = None
+    candidates: int | None = None
 
 
 @contextmanager
@@ -141,7 +144,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Row:
-    """One method over the whole set; times are medians in milliseconds, distances means over images."""
+    """One method over the whole set; times are medians in milliseconds, distances and tokens means over images."""
 
     method: str
     name: str
@@ -154,6 +157,13 @@ class Row:
     total_ms: float
     coverage: float
     smallest: float
+    visual_tokens: float | None = None
+    candidates: float | None = None
+
+    @property
+    def tokens(self) -> float:
+        """Visual tokens that the language model saw of an image."""
+        return self.keep if self.visual_tokens is None else self.visual_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, ready for JSON."""
@@ -170,6 +180,8 @@ class Row:
                 "total_ms",
                 "coverage",
                 "smallest",
+                "visual_tokens",
+                "candidates",
             )
         }
         return {**fields, **_share(self.all), "kinds": kinds}
@@ -182,6 +194,12 @@ def _share(share: Share) -> dict[str, Any]:
         "accuracy": share.accuracy,
         "interval": list(share.interval),
     }
+
+
+def mean_of(counts: Iterable[int | None]) -> float | None:
+    """Return the mean, None where one is not known."""
+    known = list(counts)
+    return None if None in known else statistics.fmean(count for count in known if count is not None)
 
 
 def summarise(records: Iterable[Record], methods: Sequence[Method], data: Dataset) -> list[Row]:
@@ -217,6 +235,8 @@ def summarise(records: Iterable[Record], methods: Sequence[Method], data: Datase
                 total_ms=statistics.median(ms for record in found for ms in record.total_ms),
                 coverage=statistics.fmean(record.coverage for record in found),
                 smallest=statistics.fmean(record.smallest for record in found),
+                visual_tokens=mean_of(record.visual_tokens for record in found),
+                candidates=mean_of(record.candidates for record in found),
             )
         )
     return rows

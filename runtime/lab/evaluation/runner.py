@@ -6,12 +6,11 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.backends import DeviceTensor, open_backend
+from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding, new_writer, write
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
@@ -19,7 +18,8 @@ from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.lab.evaluation.scoring import is_right
-from divprune_edge.runtime.vision import Candidates, Vision
+from divprune_edge.runtime.lab.rows import Rows, rows_of
+from divprune_edge.runtime.vision import Candidates, Vision, VisualTokens
 
 
 class Runner:
@@ -71,12 +71,12 @@ class Runner:
         candidates = self._vision.encode(read, self._graphs)
         seen = time.perf_counter()
         before = (seen - started) * 1000
-        tokens = self._backend.to_host(candidates.encoded.tokens)[0]
-        distances = cosine_distances(tokens)
+        rows = rows_of(self._backend, candidates, token=self._manifest.vision_encoder.looked_at)
+        distances = cosine_distances(rows.looked_at)
         records = []
         for method in methods:
             clock = time.perf_counter()
-            visual, kept = self._select(candidates, method)
+            visual = self._select(candidates, rows, method)
             select_ms = (time.perf_counter() - clock) * 1000
             timings = {"preprocess": (preprocessed - started) * 1000, "vision": (seen - preprocessed) * 1000}
             records.append(
@@ -89,34 +89,36 @@ class Runner:
                     ttft_ms=[],
                     total_ms=[],
                     timings_ms={**timings, "select": select_ms},
-                    coverage=coverage_radius(distances, kept),
-                    smallest=smallest_distance(distances, kept),
+                    coverage=coverage_radius(distances, visual.kept_indices),
+                    smallest=smallest_distance(distances, visual.kept_indices),
+                    visual_tokens=len(visual.rows),
+                    candidates=len(rows.tokens),
                 )
             )
             for question in image.questions:
-                text, prefill_ms, decode_ms = self._answer(
-                    visual, question.text, len(kept), decoding or self._decoding
-                )
+                text, prefill_ms, decode_ms = self._answer(visual, question.text, decoding or self._decoding)
                 records[-1].answers.append(text)
                 records[-1].right.append(is_right(text, question.answers))
                 records[-1].ttft_ms.append(before + select_ms + prefill_ms)
                 records[-1].total_ms.append(before + select_ms + prefill_ms + decode_ms)
         return records
 
-    def _select(self, candidates: Candidates, method: Method) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
+    def _select(self, candidates: Candidates, rows: Rows, method: Method) -> VisualTokens:
         if not method.is_reference:
-            seen = self._vision.select(candidates, method.graph)
-            return seen.tokens, seen.kept_indices
-        tokens = self._backend.to_host(candidates.encoded.tokens)
-        kept = find_selector(method.name).reference(tokens[0], candidates.valid[0], method.keep)
-        return self._backend.to_device(tokens[:, kept]), kept
+            return self._vision.select(candidates, method.graph)
+        kept = np.sort(np.concatenate(rows.picked(find_selector(method.name).reference, method.keep)))
+        # As many as a graph hands on, of which the last do not count where a group has fewer rows.
+        tokens = np.zeros((1, len(rows.groups) * method.keep, rows.tokens.shape[1]), rows.tokens.dtype)
+        tokens[0, : len(kept)] = rows.tokens[kept]
+        image = self._vision.placed(candidates.images[0], np.arange(len(kept)), kept)
+        return VisualTokens(self._backend.to_device(tokens), tokens.shape[1], (image,))
 
-    def _answer(
-        self, visual: DeviceTensor, question: str, kept: int, decoding: Decoding
-    ) -> tuple[str, float, float]:
-        prompt = self._prompt.encode([Turn("user", question, images=1)], [kept])
+    def _answer(self, visual: VisualTokens, question: str, decoding: Decoding) -> tuple[str, float, float]:
+        prompt = self._prompt.encode([Turn("user", question, images=1)], [len(visual.rows)])
+        language = self._manifest.language_model
+        prompt = prompt.placed(language.embedding_rows, visual.images, language.axes)
         writer = new_writer(self._manifest, self._prompt.tokenizer.model, prompt, decoding)
         session = self._backend.session()
-        write(session, {session.add(visual): writer})
+        write(session, {session.add(visual.tokens): writer})
         result = writer.result()
         return result.text, result.prefill_ms, result.decode_ms

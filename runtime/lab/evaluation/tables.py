@@ -18,7 +18,7 @@ NOTE = (
     "Times are medians in ms on this machine, from the image's file to the first token "
     "(TTFT) and to the end of the answer; the encoder gives every signal that any method needs. Coverage is the "
     "largest distance of a dropped token to its nearest kept one, smallest the smallest distance between kept ones, "
-    "both 1 - cos, means over images."
+    "both 1 - cos; these and K are means over images."
 )
 
 
@@ -32,7 +32,7 @@ def cells(rows: Sequence[AnyRow], *, by_type: bool = True) -> list[list[str]]:
     return [
         [
             row.name + ("*" if row.reference else ""),
-            str(row.keep),
+            f"{row.tokens:.0f}",
             *_scores(row, rows, by_type),
             f"{row.ttft_ms:.1f}",
             f"{row.total_ms:.1f}",

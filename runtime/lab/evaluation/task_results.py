@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from divprune_edge.runtime.lab.evaluation.methods import Method
-from divprune_edge.runtime.lab.evaluation.results import Record
+from divprune_edge.runtime.lab.evaluation.results import Record, mean_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class TaskRow:
     total_ms: float
     coverage: float
     smallest: float
+    visual_tokens: float | None = None
+    candidates: float | None = None
+
+    @property
+    def tokens(self) -> float:
+        """Visual tokens that the language model saw of an image."""
+        return self.keep if self.visual_tokens is None else self.visual_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain types."""
@@ -59,6 +66,8 @@ def task_row(method: Method, scores: dict[str, Score], records: Sequence[Record]
         total_ms=statistics.median(ms for record in records for ms in record.total_ms),
         coverage=statistics.fmean(record.coverage for record in records),
         smallest=statistics.fmean(record.smallest for record in records),
+        visual_tokens=mean_of(record.visual_tokens for record in records),
+        candidates=mean_of(record.candidates for record in records),
     )
 
 

@@ -85,8 +85,9 @@ def profile_command(
     lengths = read_lengths(answer_tokens or LENGTHS)
     opened = Bundle.open(bundle)
     variants = _variants(opened, selector, keep, against, alone, backend, threads)
+    shown = image or PICTURE
     variants, lengths, notes = _fit(
-        variants, lengths, question, chosen=against is not None, given=answer_tokens is not None
+        variants, lengths, shown, question, chosen=against is not None, given=answer_tokens is not None
     )
     for other in variants[1:]:
         try:
@@ -95,7 +96,7 @@ def profile_command(
             if against is not None:
                 raise
             variants, notes = variants[:1], [*notes, f"It is not compared with no pruning: {error}"]
-    workload = Workload(image or PICTURE, question, max(lengths))
+    workload = Workload(shown, question, max(lengths))
     with Progress(transient=True) as bar:
         task = bar.add_task(f"{len(variants)} × {workload.tokens} tokens", total=warmup - 1 + runs)
         measured = measure(variants, workload, runs, warmup, lambda done: bar.update(task, completed=done))
@@ -181,7 +182,7 @@ def _title(selector: SelectorInfo | None) -> str:
 
 
 def _fit(
-    variants: list[Variant], lengths: list[int], question: str, *, chosen: bool, given: bool
+    variants: list[Variant], lengths: list[int], image: Path, question: str, *, chosen: bool, given: bool
 ) -> tuple[list[Variant], list[int], list[str]]:
     """Leave out what there is no room for, with a note; what was asked for by name is refused instead."""
     from divprune_edge.errors import UserError
@@ -189,12 +190,12 @@ def _fit(
 
     notes = []
     for variant in variants[1:]:
-        if not chosen and _room(variant, question) < 1:
+        if not chosen and _room(variant, image, question) < 1:
             notes.append(
                 "There is no room for the unpruned prompt in this bundle's cache, so it is not compared."
             )
             variants = variants[:1]
-    rooms = [max(_room(variant, question), 0) for variant in variants]
+    rooms = [max(_room(variant, image, question), 0) for variant in variants]
     room = min(rooms)
     tightest = variants[rooms.index(room)]
     fitting = [length for length in lengths if length <= room]
@@ -213,14 +214,15 @@ def _fit(
     return variants, fitting, notes
 
 
-def _room(variant: Variant, question: str) -> int:
+def _room(variant: Variant, image: Path, question: str) -> int:
     """Return how many tokens an answer may have; the last one is never fed back."""
     from divprune_edge.errors import UserError
 
+    (read,) = variant.vision.read([image])
     try:
-        used = len(variant.encode(question))
+        used = len(variant.encode(question, read))
     except UserError:
-        if variant.visual_tokens < variant.bundle.manifest.language_model.positions:
+        if variant.vision.count(read, variant.selector) < variant.bundle.manifest.language_model.positions:
             raise
         return 0
     return variant.bundle.manifest.language_model.positions - used
@@ -258,7 +260,7 @@ def _about(
         "backend": variant.backend.name,
         "threads": str(threads or os.cpu_count() or 1),
         "processor": platform.processor() or platform.machine(),
-        "image": workload.image.name,
+        "image": workload.image.name + (f" ({measured.tiles} tiles)" if measured.tiles > 1 else ""),
         "rounds": f"{runs} after {warmup}",
         "divprune-edge": __version__,
     }

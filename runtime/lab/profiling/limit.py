@@ -70,7 +70,7 @@ def savings(pruned: Measured, full: Measured, lengths: Sequence[int]) -> list[Sa
         and full.variant.selector is None
         and pruned.variant.selector is not None
     )
-    dropped = 1 - pruned.variant.visual_tokens / full.variant.visual_tokens
+    dropped = 1 - pruned.visual_tokens / full.visual_tokens
     prefill = float(np.median([answer.stages[_PREFILL] for answer in full.answers]))
     found = []
     for tokens in lengths:

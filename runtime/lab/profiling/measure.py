@@ -9,13 +9,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.profiling.memory import peak_bytes
 from divprune_edge.runtime.sampling import Sampler
-from divprune_edge.runtime.vision import Vision
+from divprune_edge.runtime.vision import Vision, groups_of
 
 STAGES = ("preprocess", "vision", "select", "prefill")
 """Stages before the first token; each later token is a decode step."""
@@ -42,13 +43,15 @@ class Variant:
     prompt: PromptEncoder
 
     @property
-    def visual_tokens(self) -> int:
-        """K: visual tokens that the language model sees."""
-        return self.bundle.manifest.visual_tokens(self.selector)
+    def vision(self) -> Vision:
+        """What sees images."""
+        return Vision(self.bundle, self.backend)
 
-    def encode(self, question: str) -> PromptIds:
+    def encode(self, question: str, image: ImageInput) -> PromptIds:
         """Return the prompt's ids."""
-        return self.prompt.encode([Turn("user", question, images=1)], [self.visual_tokens])
+        return self.prompt.encode(
+            [Turn("user", question, images=1)], [self.vision.count(image, self.selector)]
+        )
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,14 @@ class MeasuredAnswer:
 class Measured:
     """The answers of one variant in the order of rounds, and the process's peak memory once it had answered first.
 
-    ``peak_bytes`` counts what was loaded before it, too: the variants share a process.
+    ``peak_bytes`` counts what was loaded before it, too: the variants share a process. ``tiles`` are the image's,
+    ``picks`` how often the selector ran.
     """
 
     variant: Variant
+    tiles: int
+    picks: int
+    visual_tokens: int
     prompt_tokens: int
     answers: tuple[MeasuredAnswer, ...]
     peak_bytes: int
@@ -109,14 +116,27 @@ def measure(
                 answers[i].append(timed)
         progress(done + 1)
     return [
-        Measured(variant, len(variant.encode(workload.question)), tuple(found), peak)
+        _measured(variant, workload, tuple(found), peak)
         for variant, found, peak in zip(variants, answers, peaks, strict=True)
     ]
 
 
+def _measured(
+    variant: Variant, workload: Workload, answers: tuple[MeasuredAnswer, ...], peak: int
+) -> Measured:
+    (image,) = variant.vision.read([workload.image])
+    prompt = variant.encode(workload.question, image)
+    rows, keep = (
+        groups_of(variant.bundle.manifest, image).valid.sum(axis=1),
+        variant.selector and variant.selector.keep,
+    )
+    picks = 0 if keep is None else int((rows > keep).sum())
+    return Measured(variant, len(image.pixels), picks, prompt.visual_tokens, len(prompt), answers, peak)
+
+
 def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
     """Answer once, greedily, and return what each part took: a backend ends each stage before it returns."""
-    vision = Vision(variant.bundle, variant.backend)
+    vision, language = variant.vision, variant.bundle.manifest.language_model
     sampler = Sampler(forbidden=variant.bundle.manifest.prompt.forbidden_ids)
     clock = [time.perf_counter()]
 
@@ -124,14 +144,16 @@ def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
         clock.append(time.perf_counter())
 
     images = vision.read([workload.image])
-    ids = variant.encode(workload.question).ids
+    prompt = variant.encode(workload.question, images[0])
     lap()
     session = variant.backend.session()
-    slot = session.add(vision.see(images, variant.selector, lap).tokens)
-    token = sampler(session.extend(slot, ids))
+    seen = vision.see(images, variant.selector, lap)
+    slot = session.add(seen.tokens)
+    prompt = prompt.placed(language.embedding_rows, seen.images, language.axes)
+    token = sampler(session.extend(slot, prompt.ids, prompt.positions))
     lap()
-    for _ in range(workload.tokens - 1):
-        token = sampler(session.step({slot: token})[slot])
+    for at in range(workload.tokens - 1):
+        token = sampler(session.step({slot: token}, {slot: prompt.next_position + at})[slot])
         lap()
     times = [1000 * (after - before) for before, after in pairwise(clock)]
     return MeasuredAnswer(tuple(times[: len(STAGES)]), tuple(times[len(STAGES) :]))

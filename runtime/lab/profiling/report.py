@@ -139,7 +139,14 @@ def _variant(
     steps = [step for answer in answers for step in answer.steps]
     if steps:
         times[DECODE] = steps
-    stated = costs(variant.bundle, variant.selector, measured.prompt_tokens, max(lengths))
+    stated = costs(
+        variant.bundle,
+        variant.selector,
+        measured.prompt_tokens,
+        max(lengths),
+        measured.tiles,
+        measured.picks,
+    )
     rows = []
     for stage, values in times.items():
         summary = summarise(values)
@@ -149,7 +156,7 @@ def _variant(
     return VariantReport(
         title=variant.title,
         bundle=variant.bundle.path.name,
-        visual_tokens=variant.visual_tokens,
+        visual_tokens=measured.visual_tokens,
         prompt_tokens=measured.prompt_tokens,
         stages=tuple(rows),
         first_token=summarise([answer.first_token for answer in answers]),

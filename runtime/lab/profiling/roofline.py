@@ -15,6 +15,7 @@ from divprune_edge.manifest import GraphInfo, Manifest, Precision, SelectorInfo
 from divprune_edge.models.cost import DecoderFlops, max_min_flops
 from divprune_edge.models.dialects import row_bytes
 from divprune_edge.models.targets import Target
+from divprune_edge.processing.patches import most_dimensions
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.profiling.measure import DECODE
 
@@ -102,7 +103,12 @@ def measure_host(threads: int | None) -> Machine:
 
 
 def costs(
-    bundle: Bundle, selector: SelectorInfo | None, prompt_tokens: int, answer_tokens: int
+    bundle: Bundle,
+    selector: SelectorInfo | None,
+    prompt_tokens: int,
+    answer_tokens: int,
+    tiles: int = 1,
+    picks: int = 1,
 ) -> dict[str, StageCost]:
     """Return the cost of each stage that has one; bundles of older exports state none for vision and language.
 
@@ -111,18 +117,23 @@ def costs(
         selector: None keeps every visual token.
         prompt_tokens: prefilled, visual ones included.
         answer_tokens: length of the answer; a decode step is the one in its middle.
+        tiles: of the image.
+        picks: how often the selector runs.
     """
     manifest = bundle.manifest
     vision, language = manifest.vision_encoder, manifest.language_model
     token_row = vision.width * np.dtype(manifest.token_dtype).itemsize
     found: dict[str, StageCost] = {}
     if vision.flops is not None:
-        pixels = math.prod(size for size in vision.inputs[0].shape if isinstance(size, int))
-        moved = _stored(manifest, vision) + pixels + vision.tokens * token_row
-        found["vision"] = StageCost(vision.flops, moved, vision.precision)
-    if selector is not None and selector.name == _MAX_MIN:
-        flops = max_min_flops(selector.candidates, vision.width, selector.keep)
-        found["select"] = StageCost(flops, (selector.candidates + selector.keep) * token_row, "fp32")
+        most = most_dimensions(manifest.preprocessing.patches)
+        sizes = (most.get(size, 1) if isinstance(size, str) else size for size in vision.inputs[0].shape)
+        pixels = math.prod(sizes)
+        moved = _stored(manifest, vision) + tiles * (pixels + vision.tokens * token_row)
+        found["vision"] = StageCost(tiles * vision.flops, moved, vision.precision)
+    if selector is not None and selector.name == _MAX_MIN and picks:
+        flops = picks * max_min_flops(selector.candidates, vision.looked_at, selector.keep)
+        moved = picks * (selector.candidates + selector.keep) * token_row
+        found["select"] = StageCost(flops, moved, "fp32")
     if language.cost is not None:
         cost = language.cost
         parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)

@@ -5,7 +5,8 @@ Without them trtexec fills integers with random values, which are no token ids a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,43 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
-from divprune_edge.manifest import SelectorInfo
+from divprune_edge.manifest import SelectorInfo, TensorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.processing.images import load_image
+from divprune_edge.processing.layout import PlacedImage
+from divprune_edge.processing.patches import ROWS
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.backends.session import check_room
+from divprune_edge.runtime.backends import Encoded
+from divprune_edge.runtime.backends.session import along, check_room
 from divprune_edge.runtime.backends.steps import STEPS
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.profiles import DECODE, LANGUAGE, PREFILL, VISION
+from divprune_edge.runtime.engines.profiles import (
+    ASSEMBLE,
+    DECODE,
+    LANGUAGE,
+    PREFILL,
+    VISION,
+    fitting,
+    vision_profiles,
+)
 from divprune_edge.runtime.lab.trtexec.lines import CACHES, Files, Stage
-from divprune_edge.runtime.vision import Vision
+from divprune_edge.runtime.vision import Candidates, Vision, groups_of
 
 Array = npt.NDArray[Any]
 MADE_UP = (
     "ONNX Runtime is not installed here: the visual tokens are random numbers instead of the image's, which changes "
     "what is selected but not what it costs."
 )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a backend made of the image, or what stands for it: tensors by the name that the next graph calls them."""
+
+    tiles: dict[str, Array]
+    candidates: dict[str, Array]
+    kept: Array
+    image: PlacedImage
 
 
 class Inputs:
@@ -39,42 +61,70 @@ class Inputs:
         self._bundle, self._selector, self._question = bundle, selector, question
         family = family_named(bundle.manifest.family)
         self._image = family.read(load_image(image), *bundle.manifest.encoder_input, True)
-        self._seen: tuple[dict[str, Array], Array] | None = None
+        self._groups = groups_of(bundle.manifest, self._image)
+        self._found: _Seen | None = None
         self.note = ""
 
     def vision(self) -> Stage:
-        """Return the vision encoder with the image."""
-        return Stage("vision", VISION, 0, {"pixels": self._image.pixels}, cuda_graph=False)
+        """Return the vision encoder with the image, or with as many of its tiles as a run takes."""
+        pixels = self._image.pixels[: self._bundle.manifest.tiles_at_once]
+        inputs = {**self._image.inputs, "pixels": pixels}
+        profile = fitting(vision_profiles(self._bundle.manifest), inputs)
+        return Stage("vision", VISION, profile, inputs, cuda_graph=False)
 
-    def select(self) -> Stage:
-        """Return the selector with the image's visual tokens; there must be one."""
+    def assemble(self) -> Stage:
+        """Return what makes rows of the tokens of all tiles; there must be such a graph."""
+        info = self._bundle.manifest.assemble
+        assert info is not None
+        values = {**self._seen.tiles, "rows": self._groups.rows, "weights": self._groups.weights}
+        inputs = {tensor.name: values[tensor.name] for tensor in info.inputs}
+        return Stage("assemble", ASSEMBLE, 0, inputs, cuda_graph=False)
+
+    def select(self) -> Stage | None:
+        """Return the selector with the most rows that it picks from at a time; None where it keeps them all.
+
+        There must be one.
+        """
         assert self._selector is not None
-        tokens, _ = self._tokens()
-        inputs = {info.name: tokens[info.name] for info in self._selector.inputs}
+        rows = self._groups.valid.sum(axis=1)
+        largest = int(rows.argmax())
+        if rows[largest] <= self._selector.keep and self._bundle.manifest.assemble is not None:
+            return None
+        found = self._seen.candidates
+        inputs = {info.name: found[info.name][largest : largest + 1] for info in self._selector.inputs}
         return Stage("select", self._selector.id, 0, inputs, cuda_graph=False)
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of the image that the language model sees."""
+        keep = self._selector.keep if self._selector else self._bundle.manifest.candidates
+        return int(np.minimum(self._groups.valid.sum(axis=1), keep).sum())
 
     def language(self) -> tuple[Stage, Stage]:
         """Return prefill of the whole prompt and the decode step after it."""
         info = self._bundle.manifest.language_model
         assert info.capacity is not None
-        _, kept = self._tokens()
+        kept, image = self._seen.kept, self._seen.image
         turns = [Turn("user", self._question, images=1)]
-        ids = np.array([self._bundle.prompt_encoder().encode(turns, [kept.shape[1]]).ids], np.int64)
+        prompt = self._bundle.prompt_encoder().encode(turns, [len(image.rows)])
+        prompt = prompt.placed(info.embedding_rows, [image], info.axes)
+        ids = np.array([prompt.ids], np.int64)
         length = ids.shape[1]
         check_room(length + 1, info.positions, fixed=info.positions < info.context)
-        step, rows = STEPS[info.dialect], np.arange(length + 1)[None]
+        step, places = STEPS[info.dialect], prompt.positions[..., None, :]
+        following = along(np.array([[prompt.next_position]]), info.axes)
         shape = (1, info.kv_heads, info.capacity, info.head_dim)
         empty = np.zeros(shape, info.cache_dtype)
         filled = empty.copy()
         # What a cache holds does not change what a step costs, as long as it is finite: one file serves all layers.
         filled[:, :, :length] = np.random.default_rng(0).standard_normal(filled[:, :, :length].shape)
         prefill = {
-            **step(ids, rows[:, :length], np.array([0]), info.capacity, info.window),
+            **step(ids, places, np.array([0]), info.capacity, info.window),
             "visual_tokens": kept,
             CACHES: empty,
         }
         decode = {
-            **step(ids[:, -1:], rows[:, length:], np.array([length]), info.capacity, info.window),
+            **step(ids[:, -1:], following, np.array([length]), info.capacity, info.window),
             "visual_tokens": kept,
             CACHES: filled,
         }
@@ -83,13 +133,13 @@ class Inputs:
             Stage("decode", LANGUAGE, DECODE, decode, cuda_graph=True),
         )
 
-    def _tokens(self) -> tuple[dict[str, Array], Array]:
-        """Return the selector's inputs by name, and the kept tokens."""
-        if self._seen is None:
-            self._seen = self._look()
-        return self._seen
+    @property
+    def _seen(self) -> _Seen:
+        if self._found is None:
+            self._found = self._look()
+        return self._found
 
-    def _look(self) -> tuple[dict[str, Array], Array]:
+    def _look(self) -> _Seen:
         try:
             from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
         except ImportError:
@@ -97,21 +147,56 @@ class Inputs:
             return self._make_up()
         backend = OnnxRuntimeBackend(self._bundle, "cpu", None)
         vision = Vision(self._bundle, backend)
-        candidates = vision.encode([self._image], [self._selector])
-        seen = vision.select(candidates, self._selector)
-        found = {"visual_tokens": candidates.encoded.tokens, **candidates.encoded.signals}
-        values = {name: np.array(backend.to_host(value)) for name, value in found.items()}
-        return {"valid": candidates.valid, **values}, np.array(backend.to_host(seen.tokens))
 
-    def _make_up(self) -> tuple[dict[str, Array], Array]:
+        def values(encoded: Encoded, prefix: str, tokens: str) -> dict[str, Array]:
+            named = {f"{prefix}{name}": value for name, value in encoded.signals.items()}
+            return {
+                name: np.array(backend.to_host(value))
+                for name, value in {tokens: encoded.tokens, **named}.items()
+            }
+
+        tiles: Encoded | None = None
+        if self._bundle.manifest.assemble is None:
+            candidates = vision.encode([self._image], [self._selector])
+        else:
+            groups, tiles = self._groups, vision.tiles(self._image)
+            rows = backend.assemble(tiles, groups)
+            every = (range(len(groups.valid)),)
+            candidates = Candidates(rows, groups.valid, groups.reading, every, [self._image])
+        seen = vision.select(candidates, self._selector)
+        return _Seen(
+            values(tiles, "tile_", "tile_tokens") if tiles is not None else {},
+            {"valid": candidates.valid, **values(candidates.encoded, "", "visual_tokens")},
+            np.array(backend.to_host(seen.tokens)),
+            seen.images[0],
+        )
+
+    def _make_up(self) -> _Seen:
         manifest, random = self._bundle.manifest, np.random.default_rng(0)
-        valid = np.ones((1, manifest.candidates), np.bool_)
-        found: dict[str, Array] = {"valid": valid}
-        for output in manifest.vision_encoder.outputs:
-            shape = tuple(1 if isinstance(size, str) else size for size in output.shape)
-            found[output.name] = random.standard_normal(shape).astype(output.dtype)
-        keep = self._selector.keep if self._selector else valid.shape[1]
-        return found, found["visual_tokens"][:, :keep]
+        valid, image = self._groups.valid, self._image
+        # An image of any size is one tile, whose tokens are its rows.
+        sizes = {ROWS: int(valid.sum())}
+
+        def made(tensors: Sequence[TensorInfo], first: int) -> dict[str, Array]:
+            shapes = {
+                tensor.name: tuple(
+                    sizes.get(size, first) if isinstance(size, str) else size for size in tensor.shape
+                )
+                for tensor in tensors
+            }
+            return {
+                tensor.name: random.standard_normal(shapes[tensor.name]).astype(tensor.dtype)
+                for tensor in tensors
+            }
+
+        given = [] if manifest.assemble is None else manifest.assemble.inputs
+        tiles = made([tensor for tensor in given if tensor.name.startswith("tile_")], len(image.pixels))
+        found = made(manifest.features.outputs, len(valid))
+        keep = self._selector.keep if self._selector else manifest.candidates
+        rows = np.flatnonzero(np.arange(keep) < valid.sum(axis=1)[:, None])
+        kept = found["visual_tokens"][:, :keep].reshape(1, -1, manifest.vision_encoder.width)
+        places = None if image.places is None else image.places[:, : len(rows)]
+        return _Seen(tiles, {"valid": valid, **found}, kept, PlacedImage(rows, places, image.ahead))
 
 
 def write_inputs(stages: Iterable[Stage], files: Files) -> None:

@@ -12,9 +12,11 @@ from divprune_edge.plugins.trtexec import needs_stripped
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import Graph
 from divprune_edge.runtime.engines.profiles import (
+    ASSEMBLE,
     LANGUAGE,
     PREFILL,
     VISION,
+    assemble_profiles,
     language_profiles,
     make_limits,
     selector_profiles,
@@ -31,6 +33,7 @@ from divprune_edge.runtime.lab.trtexec.stages import RunInfo, StageInfo, write_r
 
 STAGES = ("vision", "selector", "language", "all")
 _FOLDER = "trtexec"
+ALL_KEPT = "The image has no more visual tokens than the selector keeps, so the selection is not measured."
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def make_job(
     check_folder(files.folder)
     graphs = _graphs(bundle, path, chosen, stage, max_prompt, version)
     inputs = Inputs(bundle, chosen, image, question)
-    notes = [inputs.note] if inputs.note else []
+    notes = []
     plugin = default_path()
     if any(graph.plugin for graph, _ in graphs):
         if program is None and library is None and not plugin.exists():
@@ -106,19 +109,25 @@ def make_job(
     lines: list[Line] = []
     stages: list[Stage] = []
     for graph, info in graphs:
+        mine: tuple[Stage, ...]
         if info is manifest.vision_encoder:
-            mine: tuple[Stage, ...] = (inputs.vision(),)
+            mine = (inputs.vision(),)
+        elif info is manifest.assemble:
+            mine = (inputs.assemble(),)
         elif info is manifest.language_model:
             mine = inputs.language()
             _check_prompt(mine[0], graph)
         else:
-            mine = (inputs.select(),)
+            one = inputs.select()
+            mine = () if one is None else (one,)
+            notes += [ALL_KEPT] if one is None else []
         onnx = path.absolute() / graph.file
         lines.append(build_line(version, graph, onnx, info.inputs, files, plugin))
         lines += [measure_line(version, graph, one, info.inputs, files, plugin) for one in mine]
         stages += mine
+    notes += [inputs.note] if inputs.note else []
     write_inputs(stages, files)
-    _record(bundle, chosen, version, stages, files, tuple(notes))
+    _record(bundle, chosen, version, stages, files, inputs.visual_tokens, tuple(notes))
     return TrtexecJob(version, files, tuple(lines), tuple(notes))
 
 
@@ -132,6 +141,10 @@ def _graphs(
     if stage in ("vision", "all"):
         profiles = vision_profiles(manifest)
         found.append((Graph(VISION, vision.file, vision.data, profiles, plugin=False), vision))
+        if (rows := manifest.assemble) is not None:
+            found.append(
+                (Graph(ASSEMBLE, rows.file, rows.data, assemble_profiles(manifest), plugin=False), rows)
+            )
     if stage in ("selector", "all") and chosen is not None:
         file = chosen.stripped if chosen.stripped is not None and needs_stripped(version) else chosen.file
         plugin = chosen.stripped is not None
@@ -165,11 +178,13 @@ def _record(
     version: str,
     stages: list[Stage],
     files: Files,
+    visual_tokens: int,
     notes: tuple[str, ...],
 ) -> None:
     manifest = bundle.manifest
     prompt = next((one.inputs["input_ids"].shape[1] for one in stages if one.name == "prefill"), None)
-    stated = costs(bundle, chosen, prompt or 1, 1)
+    tiles = next((len(one.inputs["pixels"]) for one in stages if one.name == "vision"), 1)
+    stated = costs(bundle, chosen, prompt or 1, 1, tiles)
 
     def described(one: Stage) -> StageInfo:
         cost: StageCost | None = stated.get(DECODE if one.name == "decode" else one.name)
@@ -184,7 +199,7 @@ def _record(
         tensorrt=version,
         target=manifest.target,
         precision=manifest.precision,
-        visual_tokens=chosen.keep if chosen else manifest.candidates,
+        visual_tokens=visual_tokens,
         prompt_tokens=prompt,
         stages=tuple(described(one) for one in stages),
         notes=notes,

@@ -95,7 +95,7 @@ def test_tokens_that_the_plugin_refuses(demo: Demo, tmp_path: Path, target: Targ
     folder = tmp_path / "bundle"
     shutil.copytree(demo("decomposed").folder, folder)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    manifest["vision_encoder"]["width"] = 42
+    manifest["vision_encoder"]["token_width"] = 42
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     (finding,) = check_bundle(folder, target).findings
     assert (finding.severity, finding.rule, finding.op) == ("error", "plugin", "MaxMinDiversity")

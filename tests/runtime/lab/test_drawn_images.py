@@ -16,13 +16,13 @@ from divprune_edge.models.demo import PICTURE
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.comparison import compare, write_page
 from divprune_edge.runtime.lab.drawing import draw_selection, turn_color
-from divprune_edge.runtime.lab.inspection import Selection, inspect_selection
+from divprune_edge.runtime.lab.inspection import Selection, inspect_selection, square_grid
 from divprune_edge.runtime.pipeline import Pipeline
 
 
 def selection(picks: list[int], patches: int = 4, first: int = 0, tokens: int = 16) -> Selection:
     pixels = np.full((40, 40, 3), 200, np.uint8)
-    return Selection("test-3", tokens, pixels, np.array(picks), patches, first, 0.25, 0.5)
+    return Selection("test-3", tokens, pixels, np.array(picks), square_grid(patches, first), 0.25, 0.5)
 
 
 def patch_of(image: Image.Image, patch: int) -> Any:
@@ -65,7 +65,7 @@ def test_inspection_keeps_what_ask_keeps(demo_bundle: Path) -> None:
     answer = pipeline.ask(PICTURE, "What is there?", max_tokens=1)
     assert np.array_equal(np.sort(found.picks), answer.kept_indices)
     assert not np.array_equal(found.picks, answer.kept_indices)  # they are in the order of picking
-    assert (found.patches, found.first, found.tokens) == (24, 0, 576)
+    assert (len(found.places.boxes), found.tokens) == (576, 576)
     assert 0 < found.coverage < 2
     whole = inspect_selection(pipeline.with_selector("none"), PICTURE)
     assert whole.caption == "all 576 visual tokens"
