@@ -23,7 +23,6 @@ from PIL import Image
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
-from divprune_edge.hints import install
 from divprune_edge.manifest import Clips
 from divprune_edge.processing.images import MAX_PIXELS, check_size, load_image, one_line, refuse_address
 
@@ -274,8 +273,8 @@ def _of_file(video: Video, path: Path, facts: Clips) -> Clip:
         import av  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{name} is read by PyAV, which cannot be loaded ({error}): {install('video')}; or give its frames, as a "
-            "folder of images.",
+            f"{name} is read by PyAV, which cannot be loaded ({error}): 'python -m pip install av'; or give its frames, "
+            "as a folder of images.",
             code="video-not-installed",
         ) from None
     with _damage(name), _opened(path, name) as (container, stream):

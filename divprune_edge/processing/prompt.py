@@ -129,7 +129,7 @@ class PromptEncoder:
             ids = self.tokenizer.encode(
                 self._captioned(self._render(turns, [turn.text for turn in turns]), turns)
             )
-        for kind, token, places, wanted in self._placeholders(ids, turns):
+        for kind, token, places, wanted in self._placeholders(ids, turns, len(visual_tokens)):
             if places != wanted:
                 raise UserError(
                     f"The chat template puts {places} {kind} placeholders into a prompt with {wanted} {kind}s: ask "
@@ -156,7 +156,7 @@ class PromptEncoder:
                 code="raw-prompt-system",
             )
         ids = self.tokenizer.encode(self._captioned(turns[-1].text, turns))
-        for kind, token, places, wanted in self._placeholders(ids, turns):
+        for kind, token, places, wanted in self._placeholders(ids, turns, len(visual_tokens)):
             if places != wanted:
                 raise UserError(
                     f"The ready-made prompt has {places} {kind} placeholders, but {wanted} {kind}s were given: write "
@@ -179,23 +179,22 @@ class PromptEncoder:
         return whole
 
     def _placeholders(
-        self, ids: Sequence[int], turns: Sequence[Turn]
+        self, ids: Sequence[int], turns: Sequence[Turn], given: int
     ) -> Iterator[tuple[str, str | None, int, int]]:
         """Yield of images and of clips: how they are called, the placeholder, how many there are and should be."""
-        yield "image", self._image_token, ids.count(self._image_id), sum(turn.images for turn in turns)
+        clips = [clip for turn in turns for clip in turn.clips]
+        spans = sum(map(len, clips))
+        yield "image", self._image_token, ids.count(self._image_id), given - spans
         if self._video_id is not None:
-            clips = [clip for turn in turns for clip in turn.clips]
-            spare = sum(map(len, clips)) - len(clips)
-            yield "clip", self._video_token, ids.count(self._video_id) - spare, len(clips)
+            yield "clip", self._video_token, ids.count(self._video_id) - spans + len(clips), len(clips)
 
     def _with_images(self, ids: list[int], turns: Sequence[Turn], visual_tokens: Sequence[int]) -> PromptIds:
         wanted = [t for turn in turns for t in (*"i" * turn.images, *"c" * sum(map(len, turn.clips)))]
-        if [
-            "c" if t == self._video_id else "i" for t in ids if t in (self._image_id, self._video_id)
-        ] != wanted:
+        places = ["c" if t == self._video_id else "i" for t in ids if t in (self._image_id, self._video_id)]
+        if "c" in places and places != wanted:
             raise UserError(
-                f"The prompt has a clip's placeholder ('{self._video_token}') before an image's "
-                f"('{self._image_token}') of one turn: give them as one ready-made prompt for each, images first.",
+                f"The prompt has a clip's placeholder ('{self._video_token}') before that of an image which is asked "
+                f"about with it ('{self._image_token}'): write those of images first.",
                 code="placeholder-order",
             )
         unknown = [token for token in ids if token >= self._rows]

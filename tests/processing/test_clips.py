@@ -237,7 +237,7 @@ def test_damage_is_told(tmp_path: Path) -> None:
 def test_without_pyav_only_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.mp4").write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, "av", None)
-    with refused("video-not-installed", "a.mp4", "python -m pip install", "[video]"):
+    with refused("video-not-installed", "a.mp4", "python -m pip install av"):
         look(tmp_path / "a.mp4")
     assert shades_in(load_clip(Video(shades(2)), facts()).frames) == [0, 1]
 

@@ -308,16 +308,16 @@ def test_a_ready_made_prompt_shows_each_image_once(
     make: MakeEncoder, text: str, places: int, images: int
 ) -> None:
     with refused("raw-prompt-placeholder", f"{places} image placeholders", f"{images} images", "'<image>'"):
-        make(LIST_TEMPLATE).encode_raw([Turn("user", text, images=images)], [2] * images)
+        make(LIST_TEMPLATE).encode_raw(ask(text), [2] * images)
 
 
 def test_a_ready_made_prompt_of_several_images_and_of_none(make: MakeEncoder) -> None:
     encoder = make(LIST_TEMPLATE)
-    ids = encoder.encode_raw([Turn("user", "a <image> the <image>", images=2)], [2, 1]).ids
+    ids = encoder.encode_raw(ask("a <image> the <image>"), [2, 1]).ids
     assert [i for i in ids if i >= 1000] == [1000, 1001, 1002]
-    assert list(encoder.encode_raw([Turn("user", "the a")], []).ids) == encoder.tokenizer.encode("the a")
+    assert list(encoder.encode_raw(ask("the a"), []).ids) == encoder.tokenizer.encode("the a")
     with refused("question-empty"):
-        encoder.encode_raw([Turn("user", " ")], [])
+        encoder.encode_raw(ask(" "), [])
 
 
 def test_a_ready_made_prompt_has_its_own_system_text(make: MakeEncoder) -> None:
