@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from divprune_edge.errors import UserError as UserError
     from divprune_edge.errors import UserTypeError as UserTypeError
+    from divprune_edge.processing.clips import Video as Video
     from divprune_edge.runtime.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "UserError", "UserTypeError", "__version__"]
+__all__ = ["Pipeline", "UserError", "UserTypeError", "Video", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,6 +23,10 @@ def __getattr__(name: str) -> Any:
         from divprune_edge.runtime.pipeline import Pipeline
 
         return Pipeline
+    if name == "Video":
+        from divprune_edge.processing.clips import Video
+
+        return Video
     if name in ("UserError", "UserTypeError"):
         from divprune_edge import errors
 

@@ -36,6 +36,8 @@ TILES_AT_ONCE = 8
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
+MOST_FRAMES = 768
+"""Of a clip."""
 _MOST_TILES, MOST_PIXELS = 100, 64_000_000
 """Bounds on what an image may be made to fill."""
 MOST_SIZES = 32
@@ -166,14 +168,16 @@ class VisionInfo(GraphInfo):
 class AssembleInfo(GraphInfo):
     """What makes an image's rows of the tokens of its tiles; in bundles whose images are cut into tiles.
 
-    There are ``rows`` of them, N, each of ``sources`` tokens, of at most ``tiles`` tiles. Selectors pick from all rows
-    of an image at once, or from those of each tile, as ``per`` says.
+    There are ``rows`` of them, N, each of ``sources`` tokens, of at most ``tiles`` tiles; a clip's frames, at most
+    ``frames`` as the encoder takes them, are tiles as well. Selectors pick from all rows of an image or clip at once,
+    or from those of each tile, or of each frame of a clip, as ``per`` says.
     """
 
     rows: Positive
     sources: Positive
     tiles: Positive
-    per: Literal["image", "tile"] = "image"
+    frames: Annotated[int, Field(ge=0, le=MOST_FRAMES)] = 0
+    per: Literal["image", "tile", "frame"] = "image"
 
 
 @dataclass(frozen=True)
@@ -333,7 +337,7 @@ class Preprocessing(Strict):
     exceed that) or ``exact`` (to ``resize_height`` x ``resize_width``) or ``area`` (as ``patches`` says; see
     ``processing.patches``) or ``none``; ``crop_*`` is a centre crop (zero padding where the image is smaller), or
     None. ``pad_to_square`` pads with the mean colour first. ``resample`` is Pillow's filter number. With
-    ``tiling`` all of this happens to each tile; see ``processing.anyres``.
+    ``tiling`` all of this happens to each tile; see ``processing.anyres``. ``clips`` is None where there are none.
     """
 
     resize: Literal["shortest_edge", "exact", "area", "none"]
@@ -350,6 +354,7 @@ class Preprocessing(Strict):
     std: tuple[float, float, float]
     tiling: Tiling | None = None
     patches: Patches | None = None
+    clips: Clips | None = None
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Preprocessing:
@@ -376,6 +381,57 @@ class Preprocessing(Strict):
                 f"tiles of {self.tiling.tile} x {self.tiling.tile} pixels become {made[0]} x {made[1]}"
             )
         return self
+
+
+class Clips(Strict):
+    """Which frames of a clip are looked at, and what becomes of them; in bundles that take clips.
+
+    At most ``frames`` are looked at: ``count`` of them, or ``fps`` a second, at least ``min_frames`` and at most
+    ``max_frames``. ``sampling`` spreads them ``even``-ly from the first on, in ``steps`` of whole patches, or from the
+    first to the last one (``ends``). ``frame`` is what happens to each.
+
+    Where frames become patches, their size goes by the clip's length, too: the bounds of its ``patches`` are those of a
+    frame, or of all frames together (``whole``); ``cap`` bounds visual tokens as the checkpoint's processor may, of
+    the whole clip or, with ``whole``, of a frame; a clip makes at most ``tokens``. A patch's place in time is counted
+    in ``tokens_per_second``; None: each frame stands by itself, with its time written before it.
+    """
+
+    frames: Annotated[int, Field(gt=0, le=MOST_FRAMES)]
+    frame: Preprocessing
+    sampling: Literal["even", "steps", "ends"]
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    count: Positive | None = None
+    min_frames: Positive = 1
+    max_frames: Positive = MOST_FRAMES
+    whole: bool = False
+    cap: Positive | None = None
+    tokens: Positive | None = None
+    tokens_per_second: Annotated[float, Field(gt=0, le=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _frames_fit(self) -> Clips:
+        if self.fps is None and self.count is None:
+            raise ValueError("nothing says how many frames are looked at")
+        if self.frame.tiling is not None or self.frame.clips is not None:
+            raise ValueError("a frame is not cut into tiles, and no clip")
+        if (self.tokens is None) != (self.frame.patches is None):
+            raise ValueError("a clip's tokens are bounded where its frames become patches, and nowhere else")
+        if self.sampling == "steps" and self.step > self.frames:
+            raise ValueError(f"a patch has {self.step} frames, but {self.frames} are looked at")
+        return self
+
+    @property
+    def depth(self) -> int:
+        """Frames that the encoder takes together."""
+        return self.frame.patches.temporal if self.frame.patches is not None else 1
+
+    @property
+    def step(self) -> int:
+        """What the number of frames looked at is a multiple of."""
+        return self.depth if self.sampling == "steps" else 1
+
+
+Preprocessing.model_rebuild()
 
 
 class GenerationDefaults(Strict):
@@ -406,15 +462,17 @@ class GenerationDefaults(Strict):
 class Prompt(Strict):
     """How text becomes ids: ``tokenizer.json``, a chat template, and the ids with a meaning.
 
-    ``forbidden_ids`` are never sampled: the image placeholder and rows without a token. ``template_source`` says which
-    file of the checkpoint the template came from, or that it is the family's default; None in bundles of older exports,
-    as ``generation`` is.
+    ``forbidden_ids`` are never sampled: the placeholders of images and clips, and rows without a token; ``video_token``
+    is None where there are no clips. ``template_source`` says which file of the checkpoint the template came from, or
+    that it is the family's default; None in bundles of older exports, as ``generation`` is.
     """
 
     tokenizer: BundlePath
     chat_template: BundlePath
     image_token: str
     image_token_id: Id
+    video_token: str | None = None
+    video_token_id: Id | None = None
     bos_token: str | None
     eos_token: str | None
     pad_token: str | None
@@ -530,13 +588,19 @@ class Manifest(Strict):
 
     @property
     def tiles_at_once(self) -> int:
-        """Tiles of an image that one run of the encoder takes: its memory grows with them, its speed hardly."""
-        return min(TILES_AT_ONCE, self.assemble.tiles) if self.assemble else 1
+        """Tiles of an image that one run of the encoder takes: its memory grows with them, its speed hardly.
+
+        One where they are of any size, as the largest image is.
+        """
+        many = self.assemble is not None and self.vision_encoder.image_height is not None
+        return min(TILES_AT_ONCE, self.assemble.tiles) if self.assemble and many else 1
 
     @property
     def groups(self) -> int:
-        """How often a selector picks from an image, at most."""
-        return self.assemble.tiles if self.assemble and self.assemble.per == "tile" else 1
+        """How often a selector picks from an image or a clip, at most."""
+        if self.assemble is None or self.assemble.per == "image":
+            return 1
+        return self.assemble.tiles if self.assemble.per == "tile" else max(self.assemble.frames, 1)
 
     def visual_tokens(self, selector: SelectorInfo | None) -> int:
         """Return how many visual tokens the language model sees of an image, at most; None is no pruning."""

@@ -155,7 +155,12 @@ def _assemble(plan: ExportPlan, folder: Path, vision: VisionInfo) -> AssembleInf
         return None
     graph = write_graph(build_assemble(plan, vision), folder, ASSEMBLE_FILE)
     return AssembleInfo(
-        **_fields(graph), rows=plan.candidates, sources=plan.sources, tiles=tiles_of(plan.spec), per=plan.per
+        **_fields(graph),
+        rows=plan.candidates,
+        sources=plan.sources,
+        tiles=tiles_of(plan.spec),
+        frames=plan.spec.rows.frames,
+        per=plan.per,
     )
 
 

@@ -138,6 +138,17 @@ def llava(
             help="Select from each tile of an image by itself, K of each, not from all of them at once.",
         ),
     ] = False,
+    per_frame: Annotated[
+        bool, typer.Option("--per-frame", help="Select from each frame of a clip by itself, K of each.")
+    ] = False,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Take clips as well, of which at most N frames are looked at.",
+            show_default="images alone",
+        ),
+    ] = None,
     positions: Annotated[
         str | None,
         typer.Option(
@@ -150,7 +161,7 @@ def llava(
         int | None,
         typer.Option(
             metavar="PIXELS",
-            help="Most pixels that an image is resized to, for models that take images of any size.",
+            help="Most pixels of an image or a frame of a clip, for models that take images of any size.",
             show_default="the checkpoint's, at most 2048 visual tokens",
         ),
     ] = None,
@@ -170,7 +181,7 @@ def llava(
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
     from divprune_edge.export.merged import with_adapter
-    from divprune_edge.export.plan import parse_numbering, plan_export
+    from divprune_edge.export.plan import parse_numbering, parse_per, plan_export
     from divprune_edge.export.reporter import ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification
@@ -205,9 +216,10 @@ def llava(
             capacity=capacity,
             signals=signals,
             target=target,
-            per="tile" if per_tile else "image",
+            per=parse_per(tile=per_tile, frame=per_frame),
             numbering=parse_numbering(positions),
             max_pixels=max_pixels,
+            frames=frames,
             resolution=resolution,
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]

@@ -21,14 +21,14 @@ from divprune_edge.export.precision import (
     parse_precisions,
 )
 from divprune_edge.export.prompts import check_prompts
-from divprune_edge.manifest import Precision, Preprocessing
+from divprune_edge.manifest import MOST_FRAMES, Clips, Precision, Preprocessing
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.families import Family, Spec, WeightNames, family_of
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, why_not
-from divprune_edge.models.tiles import Per, candidates_of, groups_of, tiles_of
+from divprune_edge.models.tiles import Per, candidates_of, groups_of
 
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
@@ -198,6 +198,20 @@ def parse_numbering(asked: str | None) -> Numbering | None:
     raise UserError(f"--positions is '{asked}', expected compact or original.", code="option-invalid")
 
 
+def parse_per(*, tile: bool, frame: bool) -> Per:
+    """Return what ``--per-tile`` and ``--per-frame`` say.
+
+    Raises:
+        UserError: both were given.
+    """
+    if tile and frame:
+        raise UserError(
+            "--per-tile and --per-frame both say what a selector picks from: give one; a clip's frames are tiles, too.",
+            code="option-conflict",
+        )
+    return "tile" if tile else "frame" if frame else "image"
+
+
 def budget(keep: int | None, prune: str | None, candidates: int) -> int:
     """Return K from ``--keep`` or ``--prune`` (0.9 where neither is given).
 
@@ -224,12 +238,14 @@ def plan_export(
     per: Per = "image",
     numbering: Numbering | None = None,
     max_pixels: int | None = None,
+    frames: int | None = None,
     resolution: str | None = None,
 ) -> ExportPlan:
     """Read a checkpoint, whatever its family, and settle the export.
 
     ``signals`` are outputs of the vision encoder beyond those that the selector needs: ``all``, ``none`` or names.
-    ``per`` says whether a selector picks from an image at once or from each of its tiles.
+    ``per`` says whether a selector picks from an image at once, or from each of its tiles or of a clip's frames.
+    ``frames`` is the most frames of a clip that are looked at; None: the bundle takes no clips.
     ``capacity`` is the number of rows of the KV cache where the dialect makes it part of the graph. ``block_size`` of
     int4 is 32 where it is None; for TensorRT the largest that divides. ``target`` is
     noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled. ``numbering`` says how what is left
@@ -250,6 +266,15 @@ def plan_export(
         resolution,
         fixed=written.facts.for_tensorrt,
     )
+    if frames is not None:
+        if preprocessing.patches is not None and preprocessing.patches.sizes:
+            raise UserError(
+                f"--frames {frames} does not go with sizes of images that are given (by --resolution, or as TensorRT "
+                "needs them) yet: use --dialect portable or onnxruntime without them.",
+                code="frames-with-sizes",
+            )
+        clips = _clips(checkpoint, family, spec, frames, max_pixels)
+        preprocessing = preprocessing.model_copy(update={"clips": clips})
     spec = spec.for_images(preprocessing)
     offered = spec.signal_shapes()
     if spec.rows is not None:
@@ -270,7 +295,12 @@ def plan_export(
             "it out, or choose --dialect static or decomposed.",
             code="capacity-with-dialect",
         )
-    if per == "tile" and tiles_of(spec) == 1:
+    if per == "frame" and frames is None:
+        raise UserError(
+            "--per-frame is for bundles that take clips: add --frames N, the most frames of a clip to look at.",
+            code="per-frame-without-frames",
+        )
+    if per == "tile" and (spec.rows is None or spec.rows.tiles == 1):
         raise UserError(
             f"--per-tile is for models whose images are cut into tiles, but an image of '{checkpoint.name}' is one "
             "tile: leave it out.",
@@ -302,6 +332,7 @@ def plan_export(
         spec.image_token_id,
         checkpoint.rows(names.head),
         family.template,
+        spec.video_token_id if frames is not None else None,
     )
     plan = ExportPlan(
         checkpoint,
@@ -325,6 +356,27 @@ def plan_export(
     plan.check_formats()
     check_prompts(plan)
     return plan
+
+
+def _clips(
+    checkpoint: Checkpoint, family: Family[Any], spec: Spec, frames: int, max_pixels: int | None
+) -> Clips:
+    """Return the facts of clips of at most so many frames.
+
+    Raises:
+        UserError: the family takes none, or it is no number of frames.
+    """
+    if family.clips is None:
+        raise UserError(
+            f"--frames {frames} is for models that take clips, but '{checkpoint.name}' is of the family "
+            f"'{family.name}', which takes images alone: leave it out.",
+            code="clips-unsupported",
+        )
+    if not 1 <= frames <= MOST_FRAMES:
+        raise UserError(
+            f"--frames is {frames}, expected 1 to {MOST_FRAMES}.", code="clip-frames-out-of-range"
+        )
+    return family.clips(checkpoint.files, spec, frames, max_pixels)
 
 
 def _tied(checkpoint: Checkpoint) -> bool:

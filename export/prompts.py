@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from divprune_edge.errors import UserError
 from divprune_edge.models.tiles import groups_of
 from divprune_edge.models.tokenizer import TOKENIZER_FILE
+from divprune_edge.processing.image_input import ONE_SPAN
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 
 if TYPE_CHECKING:
@@ -41,7 +42,10 @@ def check_prompts(plan: ExportPlan) -> None:
                     "checkpoint again.",
                     code="tokenizer-files-disagree",
                 )
-        encoder.encode([Turn("user", _QUESTION, images=1)], [plan.keep * groups_of(plan.spec, plan.per)])
+        kept = [plan.keep * groups_of(plan.spec, plan.per)]
+        encoder.encode([Turn("user", _QUESTION, images=1)], kept)
+        if plan.preprocessing.clips is not None:
+            encoder.encode([Turn("user", _QUESTION, clips=(ONE_SPAN,))], kept)
     except UserError as error:
         raise UserError(
             f"A bundle of '{plan.checkpoint.name}' could never be asked (chat template from "

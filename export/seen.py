@@ -45,7 +45,7 @@ def groups_of_image(plan: ExportPlan, image: ImageInput) -> Groups:
     """Return the rows of an image as the plan's selectors take them."""
     if image.assembly is None:
         return one_tile(plan.candidates)
-    return grouped(image.assembly, rows=plan.candidates, sources=plan.sources, per=plan.per)
+    return grouped(image.assembly, rows=plan.candidates, sources=plan.sources, apart=image.is_apart(plan.per))
 
 
 def see(

@@ -34,6 +34,8 @@ def keep_from_prune(ratio: str | float, candidates: int) -> int:
 USUAL_TOKENS = 2048
 """Most visual tokens of an image of any size where nothing else is asked for: a selector's memory grows with their
 square."""
+USUAL_CLIP_TOKENS = 8192
+"""The same of a clip."""
 CAPACITY_STEP = 64
 PROMPT = 192
 """Tokens of a usual prompt, at most: system prompt, question, a few turns; the image is counted apart."""

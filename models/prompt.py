@@ -37,7 +37,12 @@ class PromptFacts:
 
 
 def read_prompt(
-    files: CheckpointFiles, config: Config, image_token_id: int, vocabulary: int, default: str
+    files: CheckpointFiles,
+    config: Config,
+    image_token_id: int,
+    vocabulary: int,
+    default: str,
+    video_token_id: int | None = None,
 ) -> PromptFacts:
     """Return the prompt facts of a checkpoint.
 
@@ -47,6 +52,7 @@ def read_prompt(
         image_token_id: id of the image placeholder.
         vocabulary: number of logits; ids that no token has are never sampled.
         default: the family's chat template, for checkpoints that carry none.
+        video_token_id: id of the placeholder of a clip, None where there are no clips.
 
     Raises:
         UserError: no ``tokenizer.json``, or a placeholder id that the tokenizer does not know.
@@ -54,12 +60,14 @@ def read_prompt(
     tokenizer = read_tokenizer(files)
     ids = tokenizer.ids()
     tokens = {i: text for text, i in ids.items()}
-    if image_token_id not in tokens:
-        raise UserError(
-            f"config.json names {image_token_id} as the image placeholder, but tokenizer.json has no token with "
-            "that id, and no file beside it names one: the tokenizer does not belong to this checkpoint.",
-            code="tokenizer-foreign",
-        )
+    placeholders = {"image": image_token_id} | ({} if video_token_id is None else {"video": video_token_id})
+    for kind, token in placeholders.items():
+        if token not in tokens:
+            raise UserError(
+                f"config.json names {token} as the {kind} placeholder, but tokenizer.json has no token with that id, "
+                "and no file beside it names one: the tokenizer does not belong to this checkpoint.",
+                code="tokenizer-foreign",
+            )
     sampled = tokens.keys() - {ids[token] for token in tokenizer.invented}
     special = _special_tokens(files)
     template, source = _chat_template(files, default)
@@ -68,12 +76,14 @@ def read_prompt(
         chat_template=TEMPLATE_FILE,
         image_token=tokens[image_token_id],
         image_token_id=image_token_id,
+        video_token=None if video_token_id is None else tokens[video_token_id],
+        video_token_id=video_token_id,
         bos_token=special["bos_token"],
         eos_token=special["eos_token"],
         pad_token=special["pad_token"],
         unk_token=special["unk_token"],
         stop_ids=_stop_ids(files, config, ids, special["eos_token"]),
-        forbidden_ids=Ids(i for i in range(vocabulary) if i == image_token_id or i not in sampled),
+        forbidden_ids=Ids(i for i in range(vocabulary) if i in placeholders.values() or i not in sampled),
         template_source=source,
         generation=read_generation(files),
     )

@@ -8,7 +8,7 @@ from divprune_edge.models.families.family import Spec
 
 SOURCE_BYTES = 8 + 4
 """Of a token that a row is made of: which one it is, and its weight."""
-Per = Literal["image", "tile"]
+Per = Literal["image", "tile", "frame"]
 """What a selector picks from at a time."""
 
 
@@ -16,17 +16,23 @@ def candidates_of(spec: Spec, per: Per = "image") -> int:
     """Return N: the rows that a selector picks from, at most."""
     if spec.rows is None:
         return spec.tokens
-    return spec.rows.most if per == "image" else spec.rows.most_of_tile
+    rows = spec.rows
+    return max(
+        rows.most_of_tile if per == "tile" else rows.most,
+        rows.most_of_clip if per == "image" else rows.most_of_frame,
+    )
 
 
 def tiles_of(spec: Spec) -> int:
-    """Return the tiles of an image, at most."""
-    return 1 if spec.rows is None else spec.rows.tiles
+    """Return the tiles of an image or frames of a clip, at most."""
+    return 1 if spec.rows is None else max(spec.rows.tiles, spec.rows.frames)
 
 
 def groups_of(spec: Spec, per: Per) -> int:
-    """Return how often a selector picks from an image, at most."""
-    return tiles_of(spec) if per == "tile" else 1
+    """Return how often a selector picks from an image or a clip, at most."""
+    if spec.rows is None or per == "image":
+        return 1
+    return tiles_of(spec) if per == "tile" else max(spec.rows.frames, 1)
 
 
 def row_width(spec: Spec) -> int:

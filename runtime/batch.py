@@ -11,14 +11,15 @@ import numpy as np
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
+from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import listed
-from divprune_edge.processing.prompt import Turn, system_turns
+from divprune_edge.processing.prompt import system_turns, user_turn
 from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSource, ImageSources
+    from divprune_edge.processing.images import ImageSources, Media
     from divprune_edge.processing.layout import PromptIds
     from divprune_edge.runtime.pipeline import Answer, Pipeline
     from divprune_edge.runtime.vision import SeenImage
@@ -81,8 +82,9 @@ def _prepare(
     prepared: list[_Prepared | UserError] = []
     for image, text in questions:
         try:
-            images = _read(pipeline, listed(image), bgr, read)
-            turns = [*system_turns(system), Turn("user", text, images=len(images))]
+            given = sorted(listed(image), key=lambda one: isinstance(one, Video))
+            images = _read(pipeline, given, bgr, read)
+            turns = [*system_turns(system), user_turn(text, images)]
             prepared.append(_Prepared(pipeline._encode_prompt(turns, images, raw_prompt), images))
         except UserError as error:
             prepared.append(error)
@@ -90,11 +92,12 @@ def _prepare(
 
 
 def _read(
-    pipeline: Pipeline, images: list[ImageSource], bgr: bool, read: dict[Hashable, ImageInput]
+    pipeline: Pipeline, images: list[Media], bgr: bool, read: dict[Hashable, ImageInput]
 ) -> list[ImageInput]:
     """Return the images of a question, from ``read`` where another one is about them too, and else into it."""
     # One that is alone in its prompt may be read otherwise.
-    keys = [(_key(image), len(images) == 1) for image in images]
+    alone = sum(not isinstance(image, Video) for image in images) == 1
+    keys = [(_key(image), isinstance(image, Video) or alone) for image in images]
     if any(key not in read for key in keys):
         for key, found in zip(keys, pipeline._vision.read(images, bgr=bgr), strict=True):
             read.setdefault(key, found)
@@ -129,7 +132,7 @@ def _answer(
         writers[slot] = pipeline._writer(prompt, options)
     write(session, writers)
     return [
-        pipeline._answer(writer.result(), writer.prompt, visible.kept_indices, watch)
+        pipeline._answer(writer.result(), writer.prompt, visible, watch)
         for writer, visible in zip(writers.values(), own, strict=True)
     ]
 
@@ -159,6 +162,13 @@ def pairs_of(questions: Any) -> list[Question]:
     return [(image, text) for image, text in pairs]
 
 
-def _key(image: ImageSource) -> Hashable:
+def _key(image: Media) -> Hashable:
     """Return what two questions about the same image have in common."""
+    if isinstance(image, Video):
+        source = image.source
+        return (
+            (os.fspath(source) if isinstance(source, (str, os.PathLike)) else id(source)),
+            image.fps,
+            image.frames,
+        )
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else id(image)

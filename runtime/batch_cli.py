@@ -14,6 +14,8 @@ import typer
 from divprune_edge.runtime.options import (
     BundleArgument,
     DefaultsOption,
+    FpsOption,
+    FramesOption,
     GoOnOption,
     KeepOption,
     LongestOption,
@@ -43,11 +45,13 @@ def batch_command(
         Path,
         typer.Argument(
             metavar="JSONL",
-            help='A line {"image": PATH, "question": TEXT} for each, or "images": [PATH, …]; '
+            help='A line {"image": PATH, "question": TEXT} for each, or "images": [PATH, …], or "video": PATH; '
             "paths start at the file's folder.",
         ),
     ],
     *,
+    fps: FpsOption = None,
+    frames: FramesOption = None,
     size: Annotated[int, typer.Option(help="Questions answered at once; each takes a KV cache.")] = 8,
     max_tokens: LongestOption = None,
     ignore_eos: GoOnOption = False,
@@ -74,6 +78,7 @@ def batch_command(
     answered gets "error" and "code" instead, the others are answered all the same, and the exit code is 1.
     """
     from divprune_edge.errors import DivpruneError, UserError
+    from divprune_edge.processing.clips import Video
     from divprune_edge.runtime.batch import Question, ask_each
     from divprune_edge.runtime.defaults import decoding_of
     from divprune_edge.runtime.generate import Decoding
@@ -92,7 +97,8 @@ def batch_command(
         stop_ids=tuple(stop_id or ()),
         ignore_eos=ignore_eos,
     )
-    Decoding(**decoding)  # a wrong value is told before anything is loaded
+    Video(questions, fps, frames)  # a wrong value is told before anything is loaded,
+    Decoding(**decoding)  # here as well
     lines = read_questions(questions)
     first = list(islice(lines, 1))  # and so is a file that is none
     pipeline = Pipeline(bundle, selector, keep, backend, threads)
@@ -103,7 +109,14 @@ def batch_command(
     while part := list(islice(lines, size)):
         good = [line for line in part if line.error is None]
         pairs: list[Question] = [
-            ([questions.parent / image for image in line.images], line.entry["question"]) for line in good
+            (
+                [
+                    *(questions.parent / image for image in line.images),
+                    *(Video(questions.parent / clip, fps, frames) for clip in line.clips),
+                ],
+                line.entry["question"],
+            )
+            for line in good
         ]
         found = ask_each(pipeline, pairs, options, system, raw_prompt)
         answers = dict(zip((line.number for line in good), found, strict=True))
@@ -127,13 +140,14 @@ def batch_command(
 class Line:
     """A line of the file: an object with ``question`` and whatever else it has, or what is wrong.
 
-    ``entry`` is empty where the line is not an object. ``images`` are the paths that it names.
+    ``entry`` is empty where the line is not an object. ``images`` and ``clips`` are the paths that it names.
     """
 
     number: int
     entry: dict[str, Any]
     error: UserError | None = None
     images: tuple[str, ...] = ()
+    clips: tuple[str, ...] = ()
 
 
 def read_questions(file: Path) -> Iterator[Line]:
@@ -188,6 +202,7 @@ def _parse(line: bytes, file: Path, number: int) -> Line:
         return Line(number, {}, _invalid(file, number, "is not an object with image and question"))
     given = entry.get("images", entry.get("image"))
     images = [] if given is None else given if isinstance(given, list) else [given]
+    clips = [] if entry.get("video") is None else [entry["video"]]
     try:
         if not _is_text(entry.get("question")):
             raise _invalid(file, number, "has no text 'question'")
@@ -195,11 +210,13 @@ def _parse(line: bytes, file: Path, number: int) -> Line:
             raise _invalid(file, number, "has both 'image' and 'images'")
         if not all(_is_text(image) for image in images):
             raise _invalid(file, number, "has an image that is no path")
-        for image in images:
-            refuse_address(image)
+        if not all(_is_text(clip) for clip in clips):
+            raise _invalid(file, number, "has a video that is no path")
+        for path in (*images, *clips):
+            refuse_address(path)
     except UserError as error:
         return Line(number, entry, error)
-    return Line(number, entry, images=tuple(images))
+    return Line(number, entry, images=tuple(images), clips=tuple(clips))
 
 
 def _is_text(value: Any) -> bool:

@@ -15,6 +15,8 @@ from divprune_edge.runtime.engines.cli import build_command
 from divprune_edge.runtime.options import (
     BundleArgument,
     DefaultsOption,
+    FpsOption,
+    FramesOption,
     GoOnOption,
     KeepOption,
     LongestOption,
@@ -32,6 +34,7 @@ from divprune_edge.runtime.options import (
 )
 
 if TYPE_CHECKING:
+    from divprune_edge.processing.clips import Video
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
@@ -59,11 +62,20 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    video: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A clip, or a folder of its frames; several if given several times.", show_default=False
+        ),
+    ] = None,
+    fps: FpsOption = None,
+    frames: FramesOption = None,
     chat: Annotated[
         bool,
         typer.Option(
             "--chat",
-            help="Several questions, from arguments or standard input; a line '/image PATH' adds an image to the next.",
+            help="Several questions, from arguments or standard input; a line '/image PATH' or '/video PATH' adds one "
+            "to the next.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per answer.")] = False,
@@ -89,16 +101,20 @@ def ask(
     ] = None,
     verify_hashes: HashOption = "auto",
 ) -> None:
-    """Answer a question about an image, about several, or about none.
+    """Answer a question about an image or a clip, about several, or about none.
 
     The answer is streamed to standard output, one line about what it took goes to standard error.
     """
     from divprune_edge.errors import UserError
+    from divprune_edge.processing.clips import Video, clips_of
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
 
     given, images = questions or [], image or []
+    clips = [Video(path, fps, frames) for path in video or ()]
+    if not clips and not chat:
+        clips_of(None, fps, frames)
     if not chat and len(given) != 1:
         raise UserError(
             f"{len(given)} questions were given, expected one: put it in quotes"
@@ -122,17 +138,19 @@ def ask(
         )
     if show_kept is not None and not _has_lab():
         raise UserError(_lab_missing("--show-kept"), code="lab-not-installed")
-    if show_kept is not None and len(images) != 1:
+    if show_kept is not None and (len(images) != 1 or clips):
+        also = f" and {len(clips)} clips" if clips else ""
         raise UserError(
-            f"--show-kept draws over one image, but {len(images)} were given: ask about one alone.",
+            f"--show-kept draws over one image, but {len(images)}{also} were given: ask about one alone.",
             code="show-kept-images",
         )
     Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     pipeline = Pipeline(opened, selector, keep, backend, threads)
-    conversation = pipeline.chat(images, system=system)
+    conversation = pipeline.chat([*images, *clips], system=system)
     decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
-    asked = _with_images(given or _questions_from_stdin()) if chat else ((question, []) for question in given)
+    lines = given or _questions_from_stdin()
+    asked = _with_media(lines, fps, frames) if chat else ((question, []) for question in given)
     for question, more in asked:
         answer = conversation.ask(question, image=more, stream=None if as_json else _print_piece, **decoding)
         _print_json(answer) if as_json else _print_summary(answer)
@@ -210,22 +228,27 @@ def _questions_from_stdin() -> Iterator[str]:
             yield line.strip()
 
 
-def _with_images(lines: Iterable[str]) -> Iterator[tuple[str, list[Path]]]:
-    """Yield the questions among the lines of a conversation, each with the images that the lines before it add."""
+def _with_media(
+    lines: Iterable[str], fps: float | None, frames: int | None
+) -> Iterator[tuple[str, list[Path | Video]]]:
+    """Yield the questions among the lines of a conversation, each with what the lines before it add."""
     from divprune_edge.errors import UserError
+    from divprune_edge.processing.clips import Video
 
-    images: list[Path] = []
+    media: list[Path | Video] = []
+    last = ""
     for line in lines:
-        command, _, path = line.partition(" ")
-        if command != "/image":
-            yield line, images
-            images = []
-        elif path.strip():
-            images.append(Path(path.strip()))
-        else:
-            raise UserError("'/image' names no file: write '/image PATH'.", code="chat-image")
-    if images:
-        raise UserError(f"No question follows '/image {images[-1]}': ask about it.", code="chat-image")
+        command, _, name = line.partition(" ")
+        if command not in ("/image", "/video"):
+            yield line, media
+            media = []
+            continue
+        if not name.strip():
+            raise UserError(f"'{command}' names no file: write '{command} PATH'.", code="chat-image")
+        path, last = Path(name.strip()), line.strip()
+        media.append(path if command == "/image" else Video(path, fps, frames))
+    if media:
+        raise UserError(f"No question follows '{last}': ask about it.", code="chat-image")
 
 
 def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:

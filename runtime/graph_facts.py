@@ -13,8 +13,8 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import MANIFEST, GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.anyres import most_tiles
-from divprune_edge.processing.assembly import rows_of, sources_of
-from divprune_edge.processing.patches import PIXELS, WINDOWS, most_tokens
+from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
+from divprune_edge.processing.patches import PIXELS, WINDOWS, most_of_clip, most_tokens
 
 Shape: TypeAlias = "tuple[int | None, ...]"
 """None is a dimension that varies."""
@@ -134,28 +134,33 @@ def _check_rows(manifest: Manifest) -> None:
                 vision, f"its images {'become patches' if tiling is None else 'are cut into tiles'}", _NO_ROWS
             )
         return
+    clips, frames, of_clip = facts.clips, 0, (0, 0)
     pairs: tuple[tuple[GraphInfo, str, int | None, int], ...]
     if patches is not None:
         most, where = most_tokens(patches), f"at most {patches.max_pixels} pixels"
+        if clips is not None:
+            frames, of_clip = -(-clips.frames // clips.depth), most_of_clip(clips)
         pairs = (
             (vision, "tokens", vision.tokens, most),
-            (rows, "rows", rows.rows, most),
-            (rows, "tiles", rows.tiles, 1),
+            (rows, "rows", rows.rows, max(most, of_clip[rows.per != "image"])),
+            (rows, "tiles", rows.tiles, max(frames, 1)),
             (rows, "sources", rows.sources, 1),
         )
     elif tiling is not None:
         where = "its grids of tiles"
+        if clips is not None:
+            frames, of_clip = clips.frames, rows_of_clip(tiling, clips.frames)
         pairs = (
             (vision, "tokens", vision.tokens, tiling.side**2),
             (vision, "image_height", vision.image_height, tiling.tile),
             (vision, "image_width", vision.image_width, tiling.tile),
-            (rows, "tiles", rows.tiles, most_tiles(tiling)),
+            (rows, "tiles", rows.tiles, max(most_tiles(tiling), frames)),
             (rows, "sources", rows.sources, sources_of(tiling)),
-            (rows, "rows", rows.rows, rows_of(tiling, rows.per)),
+            (rows, "rows", rows.rows, max(rows_of(tiling, rows.per), of_clip[rows.per != "image"])),
         )
     else:
         _refuse(rows, "it makes rows of tiles", "no images are cut into any")
-    for graph, name, said, found in pairs:
+    for graph, name, said, found in (*pairs, (rows, "frames", rows.frames, frames)):
         if said != found:
             _refuse(graph, f"{name} is {said}", f"{where} make it {found}")
 

@@ -39,7 +39,7 @@ def print_tables(bundle: Bundle) -> None:
     console.print(f"[bold]{literal(bundle.path)}[/bold]", highlight=False, soft_wrap=True)
 
     about = Table(show_header=False, box=None, pad_edge=False)
-    source = manifest.source
+    source, clips = manifest.source, manifest.preprocessing.clips
     language = manifest.language_model
     lines = {
         "family": manifest.family,
@@ -49,6 +49,7 @@ def print_tables(bundle: Bundle) -> None:
         "dialect": language.dialect,
         "images": _images(bundle),
         "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
+        **({"clips": f"at most {clips.frames} frames of each"} if clips is not None else {}),
         "chat template": _template(manifest.prompt),
         "ends an answer": _ends(bundle),
         "decoding": _decoding(manifest.prompt),

@@ -59,6 +59,18 @@ RawOption = Annotated[
 ]
 
 
+FpsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Frames a second of a clip to look at; of a folder of frames, their rate.",
+        show_default="the checkpoint's",
+    ),
+]
+FramesOption = Annotated[
+    int | None, typer.Option(help="Frames of a clip to look at, instead of --fps; spread evenly.")
+]
+
+
 def decoding_options(**options: Any) -> dict[str, Any]:
     """Return the decoding options that were given; what is left out, Decoding or the checkpoint settles."""
     return {

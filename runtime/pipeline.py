@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
+from divprune_edge.processing.clips import Video, clips_of
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import listed, load_image
 from divprune_edge.processing.layout import PlacedImage, PromptIds
-from divprune_edge.processing.prompt import Turn, system_turns
+from divprune_edge.processing.prompt import Turn, system_turns, user_turn
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.defaults import decoding_of
@@ -41,7 +42,8 @@ from divprune_edge.runtime.vision import Vision, VisualTokens
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune_edge.processing.images import ImageSources
+    from divprune_edge.processing.clips import VideoSources
+    from divprune_edge.processing.images import ImageSources, Media
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Answer:
 
     ``token_ids`` are the sampled ids, with the stop id if one ended the answer. ``kept_indices`` int64 [K]
     are the visual tokens that the language model saw, ascending: those of several images one after the other, with
-    ``image_tokens`` for each. ``visual_tokens`` is K, of all of them, and ``prompt_tokens`` counts them too.
-    ``timings_ms`` has ``preprocess`` (images and prompt), ``vision``, ``select``, ``prefill`` (until the
+    ``image_tokens`` for each, clips among them. ``visual_tokens`` is K, of all of them, and ``prompt_tokens`` counts
+    them too. ``timings_ms`` has ``preprocess`` (images and prompt), ``vision``, ``select``, ``prefill`` (until the
     first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
     have no ``vision`` and ``select`` to pay for, unless they bring an image: both are 0. In a batch the first three
     stages are those of all questions together, ``prefill`` has those of the questions before in it, and ``total``
@@ -142,18 +144,25 @@ class Pipeline:
         image: ImageSources,
         question: str,
         *,
+        video: VideoSources = None,
+        fps: float | None = None,
+        frames: int | None = None,
         stream: OnText | None = None,
         bgr: bool = False,
         system: str | None = None,
         raw_prompt: bool = False,
         **decoding: Any,
     ) -> Answer:
-        """Answer one question about an image, about several, or about none.
+        """Answer one question about an image, a clip, several of them, or none.
 
         Args:
             image: a path, a Pillow image, or a uint8 array [H, W, 3] in RGB; a list or tuple of them, which come
                 before the question in this order; or None.
             question: what to ask; special tokens in it are plain text.
+            video: a clip, which comes behind the images: the path of a file or of a folder of frames, an array uint8
+                [T, H, W, 3] or a list of images; or a list of several :class:`~divprune_edge.Video`.
+            fps: how many frames a second to look at; of frames given one by one, which are all looked at, their rate.
+            frames: how many frames to look at. Without both, as the checkpoint has it.
             stream: gets the answer piece by piece.
             bgr: the array is in BGR; each of several is.
             system: an instruction for the whole conversation, in a system turn of the chat template.
@@ -168,7 +177,8 @@ class Pipeline:
                 that there is not, is a UserTypeError, which is a TypeError, too.
         """
         options = decoding_of(self.bundle.manifest.prompt, decoding)
-        return self.chat(image, bgr=bgr, system=system)._ask(question, stream, raw_prompt, options)
+        chat = self.chat(image, video=video, fps=fps, frames=frames, bgr=bgr, system=system)
+        return chat._ask(question, stream, raw_prompt, options)
 
     def ask_batch(
         self,
@@ -186,7 +196,8 @@ class Pipeline:
         is looked at once. Memory grows with the number of questions: one KV cache each.
 
         Args:
-            questions: pairs of image and question; instead of an image also several or None, as in :meth:`ask`.
+            questions: pairs of image and question; instead of an image also several or None, as in :meth:`ask`, or
+                :class:`~divprune_edge.Video`.
             bgr: the arrays are in BGR.
             system: as in :meth:`ask`, for every question.
             raw_prompt: as in :meth:`ask`, for every question.
@@ -203,7 +214,16 @@ class Pipeline:
         options = decoding_of(self.bundle.manifest.prompt, decoding)
         return ask_batch(self, pairs_of(questions), bgr, options, system, raw_prompt)
 
-    def chat(self, image: ImageSources, *, bgr: bool = False, system: str | None = None) -> Chat:
+    def chat(
+        self,
+        image: ImageSources,
+        *,
+        video: VideoSources = None,
+        fps: float | None = None,
+        frames: int | None = None,
+        bgr: bool = False,
+        system: str | None = None,
+    ) -> Chat:
         """Begin a conversation, the first question of which is about ``image``; more may come with later questions.
 
         An image is encoded, pruned and prefilled once. All arguments are as in :meth:`ask`.
@@ -211,13 +231,13 @@ class Pipeline:
         Raises:
             UserError: an image cannot be used.
         """
-        return Chat(self, image, bgr, system)
+        return Chat(self, [*listed(image), *clips_of(video, fps, frames)], bgr, system)
 
     def _encode_prompt(
         self, turns: Sequence[Turn], images: Sequence[ImageInput], raw: bool = False
     ) -> PromptIds:
         """Return the ids of a conversation that brings these images."""
-        counts = [self._vision.count(image, self.selector) for image in images]
+        counts = [span for image in images for span in self._vision.spans(image, self.selector)]
         return self._prompt.encode_raw(turns, counts) if raw else self._prompt.encode(turns, counts)
 
     def _placed(self, prompt: PromptIds, images: Sequence[PlacedImage]) -> PromptIds:
@@ -228,11 +248,13 @@ class Pipeline:
         """
         language = self.bundle.manifest.language_model
         placed = prompt.placed(language.embedding_rows, images, language.axes)
-        if placed.next_position >= language.context:
+        # A clip's tokens may lie behind the text that follows it.
+        taken = max(placed.next_position, int(placed.positions.max(initial=-1)) + 1)
+        if taken >= language.context:
             raise UserError(
-                f"The prompt takes {placed.next_position} positions, with those of pruned tokens, but the model's "
-                f"context has {language.context} with the answer: ask a shorter question or about fewer images, or "
-                "export with --positions compact.",
+                f"The prompt takes {taken} positions, those of pruned tokens among them, but the "
+                f"model's context has {language.context} with the answer: ask a shorter question or about fewer images "
+                "or frames, or export with --positions compact.",
                 code="prompt-too-long",
             )
         return placed
@@ -242,16 +264,16 @@ class Pipeline:
         return new_writer(self.bundle.manifest, self._prompt.tokenizer.model, prompt, options, on_text)
 
     def _answer(
-        self, result: Generation, prompt: PromptIds, kept: npt.NDArray[np.int64], watch: Stopwatch
+        self, result: Generation, prompt: PromptIds, visual: VisualTokens, watch: Stopwatch
     ) -> Answer:
         times = {**watch.stages, "prefill": result.prefill_ms, "decode": result.decode_ms}
         return Answer(
             answer=result.text,
             token_ids=result.token_ids,
-            kept_indices=kept,
+            kept_indices=visual.kept_indices,
             prompt_tokens=len(prompt),
             visual_tokens=prompt.visual_tokens,
-            image_tokens=tuple(span.rows for span in prompt.spans),
+            image_tokens=tuple(len(image.rows) for image in visual.images),
             timings_ms={**times, "total": watch.total},
             finish_reason=result.finish_reason,
             backend=self._backend.name,
@@ -275,7 +297,7 @@ class Chat:
     Each question reuses the KV cache as far as its prompt begins like what the cache holds.
     """
 
-    def __init__(self, pipeline: Pipeline, image: ImageSources, bgr: bool, system: str | None) -> None:
+    def __init__(self, pipeline: Pipeline, images: Sequence[Media], bgr: bool, system: str | None) -> None:
         check_type("bgr", bgr, "bool")
         self._pipeline = pipeline
         self._turns = system_turns(system)
@@ -286,8 +308,9 @@ class Chat:
         self._cached: tuple[int, ...] = ()
         started = time.perf_counter()
         # Those of the turns, and after them those of the next one.
-        self._images: list[Image.Image] = []
-        self._images, self._inputs = self._with(image, bgr)
+        self._images: list[Image.Image | Video] = []
+        self._inputs: list[ImageInput] = []
+        self._images, self._inputs = self._with(images, bgr)
         self._preprocess_ms = (time.perf_counter() - started) * 1000
 
     def ask(
@@ -295,6 +318,9 @@ class Chat:
         question: str,
         *,
         image: ImageSources = None,
+        video: VideoSources = None,
+        fps: float | None = None,
+        frames: int | None = None,
         bgr: bool = False,
         stream: OnText | None = None,
         raw_prompt: bool = False,
@@ -302,13 +328,14 @@ class Chat:
     ) -> Answer:
         """Answer the next question; arguments and errors as in :meth:`Pipeline.ask`.
 
-        ``image`` are those that join the conversation with this question.
+        ``image`` and ``video`` are those that join the conversation with this question.
 
         A ``raw_prompt`` is a whole prompt of its own, about all images so far: nothing of the conversation is added to
         it, nor it or its ``image`` to that.
         """
         options = decoding_of(self._pipeline.bundle.manifest.prompt, decoding)
-        return self._ask(question, stream, raw_prompt, options, image, bgr)
+        new = [*listed(image), *clips_of(video, fps, frames)]
+        return self._ask(question, stream, raw_prompt, options, new, bgr)
 
     def _ask(
         self,
@@ -316,7 +343,7 @@ class Chat:
         stream: OnText | None,
         raw_prompt: bool,
         options: Decoding,
-        image: ImageSources = None,
+        more: Sequence[Media] = (),
         bgr: bool = False,
     ) -> Answer:
         pipeline = self._pipeline
@@ -325,9 +352,8 @@ class Chat:
         if stream is not None and not callable(stream):
             raise wrong_type("stream", stream, "a function that takes a text, or None")
         watch = Stopwatch(self._preprocess_ms)
-        images, inputs = self._with(image, bgr)
-        new = len(images) - sum(turn.images for turn in self._turns)
-        turns = [*self._turns, Turn("user", question, images=new)]
+        images, inputs = self._with(more, bgr)
+        turns = [*self._turns, user_turn(question, inputs[sum(turn.media for turn in self._turns) :])]
         prompt = pipeline._encode_prompt(turns, inputs, raw_prompt)
         watch.lap("preprocess")
         opened = self._session is None
@@ -345,18 +371,18 @@ class Chat:
             self._turns = [*turns, Turn("assistant", result.text)]
             self._images, self._inputs = images, inputs
         self._preprocess_ms = 0.0
-        answer = pipeline._answer(result, prompt, visual.kept_indices, watch)
+        answer = pipeline._answer(result, prompt, visual, watch)
         if opened:  # what a later image has before it is this conversation's
             pipeline._remember_prefix(prompt, session, self._slot)
         return answer
 
-    def _with(self, image: ImageSources, bgr: bool) -> tuple[list[Image.Image], list[ImageInput]]:
-        """Return the images so far and these, also as the encoder takes them."""
-        new = [load_image(source, bgr) for source in listed(image)]
-        if self._images and not new:
+    def _with(self, more: Sequence[Media], bgr: bool) -> tuple[list[Image.Image | Video], list[ImageInput]]:
+        """Return the images so far and these, also as the encoder takes them; a turn's clips behind its images."""
+        given = [one if isinstance(one, Video) else load_image(one, bgr) for one in more]
+        if self._images and not given:
             return self._images, self._inputs
-        images = [*self._images, *new]
-        return images, self._pipeline._vision.read(images)
+        images = [*self._images, *sorted(given, key=lambda one: isinstance(one, Video))]
+        return images, self._pipeline._vision.read(images, before=self._inputs)
 
     def _look(
         self, images: Sequence[ImageInput], prompt: PromptIds, watch: Stopwatch
@@ -390,7 +416,11 @@ def _check_budget(selector: Any, keep: Any) -> None:
 
 def _same(first: ImageInput, second: ImageInput) -> bool:
     """Whether two are one image, read in one way."""
-    return first is second or (first.size == second.size and np.array_equal(first.pixels, second.pixels))
+    return first is second or (
+        (first.size, first.captions) == (second.size, second.captions)
+        and np.array_equal(first.pixels, second.pixels)
+        and (first.places is None or second.places is None or np.array_equal(first.places, second.places))
+    )
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""Images to the visual tokens that the language model reads: preprocess, encode, select; nowhere else."""
+"""Images and clips to the visual tokens that the language model reads: preprocess, encode, select; nowhere else."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import VISUAL_TOKENS
+from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import (
     Groups,
     ImageInput,
@@ -26,7 +28,7 @@ from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSource
+    from divprune_edge.processing.images import Media
 
 Indices = npt.NDArray[np.int64]
 OnStage = Callable[[str], None]
@@ -92,7 +94,7 @@ def groups_of(manifest: Manifest, image: ImageInput) -> Groups:
     """Return the rows of an image in the groups that selectors pick from."""
     info = manifest.assemble
     if info is not None and image.assembly is not None:
-        return grouped(image.assembly, rows=info.rows, sources=info.sources, per=info.per)
+        return grouped(image.assembly, rows=info.rows, sources=info.sources, apart=image.is_apart(info.per))
     return one_tile(manifest.candidates)
 
 
@@ -103,18 +105,51 @@ class Vision:
         self._manifest, self._backend = bundle.manifest, backend
         self._family = family_named(bundle.manifest.family)
 
-    def read(self, images: Sequence[ImageSource], *, bgr: bool = False) -> list[ImageInput]:
-        """Return the images of one prompt as the encoder takes them.
+    def read(
+        self, images: Sequence[Media], *, bgr: bool = False, before: Sequence[ImageInput] = ()
+    ) -> list[ImageInput]:
+        """Return the images and clips of one prompt as the encoder takes them.
+
+        ``before`` are the first of them where they were read before. An image that is then no longer the only one is
+        read again.
 
         Raises:
             UserError: one cannot be used.
         """
-        facts, alone = self._manifest.encoder_input, len(images) == 1
-        return [self._family.read(load_image(image, bgr), *facts, alone) for image in images]
+        facts = self._manifest.encoder_input
+        alone = sum(not isinstance(image, Video) for image in images) == 1
+        found = []
+        for i, image in enumerate(images):
+            if i < len(before) and (isinstance(image, Video) or before[i].alone == alone):
+                found.append(before[i])
+            elif isinstance(image, Video):
+                found.append(self._read_clip(image))
+            else:
+                found.append(self._family.read(load_image(image, bgr), *facts, alone))
+        return found
+
+    def _read_clip(self, video: Video) -> ImageInput:
+        facts, size = self._manifest.encoder_input
+        if self._family.read_clip is None:
+            raise UserError(
+                f"Models of the family '{self._family.name}' take no clips: ask about images, or use a bundle of "
+                "LLaVA-OneVision or Qwen-VL.",
+                code="clips-unsupported",
+            )
+        if facts.clips is None:
+            raise UserError(
+                "The bundle takes no clips: export it with --frames N, the most frames of a clip to look at.",
+                code="bundle-without-clips",
+            )
+        return self._family.read_clip(video, facts, size)
 
     def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
         """Return how many visual tokens the language model will see of an image."""
         return int(np.minimum(groups_of(self._manifest, image).valid.sum(axis=1), self._keep(selector)).sum())
+
+    def spans(self, image: ImageInput, selector: SelectorInfo | None) -> tuple[int, ...]:
+        """Return the same for each span of a clip; before a selector has picked, only their sum is right."""
+        return image.spans(np.arange(self.count(image, selector)))
 
     def see(
         self,
@@ -172,10 +207,14 @@ class Vision:
 
     def placed(self, image: ImageInput, rows: Indices, kept: Indices) -> SeenImage:
         """Return what was kept, at the positions that it had where the bundle keeps these."""
+        seen = SeenImage(rows=rows, kept_indices=kept, spans=image.spans(kept))
         if self._manifest.numbering == "compact":
-            return SeenImage(rows=rows, kept_indices=kept)
-        places, ahead = kept_places(image, kept, int(groups_of(self._manifest, image).valid.sum()))
-        return SeenImage(rows=rows, places=places, ahead=ahead, kept_indices=kept)
+            return seen
+        places, ahead = kept_places(image, kept, self._rows(image))
+        return replace(seen, places=places, ahead=ahead)
+
+    def _rows(self, image: ImageInput) -> int:
+        return int(groups_of(self._manifest, image).valid.sum())
 
     def _select(
         self, candidates: Candidates, selector: SelectorInfo | None, counts: Indices
@@ -202,6 +241,7 @@ class Vision:
         """Run the encoder on the tiles of one image, a few at a time, with all its signals."""
         outputs = {tensor.name: tensor for tensor in self._manifest.vision_encoder.outputs}
         pixels, at_once = image.pixels, self._manifest.tiles_at_once
+        tokens = self._rows(image) // len(pixels)  # where they vary, each is a row
         signals = sorted(outputs.keys() - {VISUAL_TOKENS})
         parts = [
             self._backend.encode({**image.inputs, "pixels": pixels[i : i + at_once]}, signals)
@@ -211,7 +251,8 @@ class Vision:
             return parts[0]
 
         def whole(name: str, tensors: Sequence[DeviceTensor]) -> DeviceTensor:
-            return self._backend.join(tensors, (len(pixels), *map(int, outputs[name].shape[1:])))
+            sizes = (tokens if isinstance(size, str) else size for size in outputs[name].shape[1:])
+            return self._backend.join(tensors, (len(pixels), *sizes))
 
         return Encoded(
             whole(VISUAL_TOKENS, [part.tokens for part in parts]),

@@ -83,8 +83,14 @@ def most_rows(tiling: Tiling) -> int:
 
 
 def rows_of(tiling: Tiling, per: str) -> int:
-    """Return the largest number of rows of an ``image`` or of a ``tile``, each line of which a newline may end."""
-    return most_rows(tiling) if per == "image" else tiling.side * (tiling.side + 1)
+    """Return the largest number of rows of an image, or of a ``tile``, each line of which a newline may end."""
+    return tiling.side * (tiling.side + 1) if per == "tile" else most_rows(tiling)
+
+
+def rows_of_clip(tiling: Tiling, frames: int) -> tuple[int, int]:
+    """Return the number of rows of a clip, and the largest of one of its frames: the newline is the last one's."""
+    of_frame = (-(-tiling.side // 2)) ** 2
+    return frames * of_frame + 1, of_frame + 1
 
 
 def sources_of(tiling: Tiling) -> int:

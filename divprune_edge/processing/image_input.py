@@ -1,4 +1,4 @@
-"""An image as a vision encoder takes it, and its rows as selectors take them."""
+"""An image, or a clip, as a vision encoder takes it, and its rows as selectors take them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import numpy.typing as npt
 from divprune_edge.processing.assembly import Assembly
 
 Ints = npt.NDArray[np.int64]
+Captions = tuple[tuple[str, str], ...]
+ONE_SPAN: Captions = (("", ""),)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageInput:
-    """What a family's preprocessing makes of an image.
+    """What a family's preprocessing makes of an image, or of a clip: an image whose tiles are frames.
 
     Attributes:
         pixels: uint8 [tiles, …], mostly [tiles, H, W, 3].
@@ -26,7 +28,9 @@ class ImageInput:
         further: inputs of the encoder beside the pixels, by name, the same for all tiles.
         places: int64 [axes, m]; positions of its rows in a prompt, from that of the image on. None: one after the
             other.
-        ahead: positions that the image takes in a prompt.
+        ahead: positions that the image takes in a prompt, or each of its spans.
+        captions: of a clip, what stands before and after each span of its rows in a prompt; a span is a frame's rows
+            where there are several, else all. None: it is an image.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -36,6 +40,18 @@ class ImageInput:
     further: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     places: Ints | None = None
     ahead: int = 0
+    captions: Captions | None = None
+
+    def spans(self, kept: Ints) -> tuple[int, ...]:
+        """Return how many of the rows that were kept each span has."""
+        if self.captions is None or len(self.captions) == 1 or self.assembly is None:
+            return (len(kept),)
+        of = self.assembly.tile_of[_placed_with(kept)]
+        return tuple(np.bincount(of, minlength=len(self.captions)).tolist())
+
+    def is_apart(self, per: str) -> bool:
+        """Whether selectors pick from each of its tiles."""
+        return per == "tile" or (per == "frame" and self.captions is not None)
 
     @property
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
@@ -44,12 +60,14 @@ class ImageInput:
 
 
 def kept_places(image: ImageInput, kept: Ints, rows: int) -> tuple[Ints, int]:
-    """Return positions int64 [axes, k] that those of an image's ``rows`` had that were kept, and how many all take.
-
-    What stands for none of the rows (-1) is placed with the one before it.
-    """
-    index = np.maximum.accumulate(np.maximum(kept, 0))
+    """Return positions int64 [axes, k] that those of an image's ``rows`` had that were kept, and how many all take."""
+    index = _placed_with(kept)
     return (index[None], rows) if image.places is None else (image.places[:, index], image.ahead)
+
+
+def _placed_with(kept: Ints) -> Ints:
+    """Return the row that each is placed with: what stands for none (-1) with the one before it."""
+    return np.maximum.accumulate(np.maximum(kept, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +93,10 @@ def one_tile(tokens: int) -> Groups:
     return Groups(rows[..., None], np.ones((1, tokens, 1), np.float32), np.ones((1, tokens), np.bool_), rows)
 
 
-def grouped(assembly: Assembly, *, rows: int, sources: int, per: str) -> Groups:
+def grouped(assembly: Assembly, *, rows: int, sources: int, apart: bool) -> Groups:
     """Return an image's rows in one group, or in one for each of its tiles, padded to N ``rows`` of r ``sources``."""
     places = [np.arange(len(assembly.rows))]
-    if per == "tile":
+    if apart:
         places = [np.flatnonzero(assembly.tile_of == tile) for tile in range(int(assembly.tile_of.max()) + 1)]
     count, r = len(places), assembly.rows.shape[1]
     groups = Groups(

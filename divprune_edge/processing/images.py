@@ -27,14 +27,31 @@ from divprune_edge.errors import UserError, UserTypeError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from divprune_edge.processing.clips import Video
+
     ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
-    ImageSources: TypeAlias = ImageSource | Sequence[ImageSource] | None
+    Media: TypeAlias = ImageSource | Video
+    ImageSources: TypeAlias = Media | Sequence[Media] | None
 
 MAX_BYTES = 64 << 20
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 """Bounds on an image before it is decoded; the last one also bounds what it is resized to."""
 
+CLIP_SUFFIXES = (
+    ".avi",
+    ".flv",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".ogv",
+    ".ts",
+    ".webm",
+    ".wmv",
+)
 # Raster formats only: Pillow hands some others (EPS) to an external interpreter. The second row is tried only
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
@@ -47,8 +64,8 @@ _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 _log = logging.getLogger("divprune_edge")
 
 
-def listed(images: ImageSources) -> list[ImageSource]:
-    """Return the images that a question is about: none, one, or those of a list. An array is one image."""
+def listed(images: ImageSources) -> list[Media]:
+    """Return the images and clips that a question is about: none, one, or those of a list. An array is one image."""
     if images is None:
         return []
     if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
@@ -74,7 +91,7 @@ def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, bgr)
     if isinstance(source, Image.Image):
-        _check_size(source.size, "The image")
+        check_size(source.size, "The image")
         return _decode(source, "The image", upright=False)
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
@@ -92,7 +109,7 @@ def _from_array(array: npt.NDArray[Any], bgr: bool) -> Image.Image:
             "expected uint8 of shape [height, width, 3] or [height, width].",
             code="image-type-unsupported",
         )
-    _check_size((array.shape[1], array.shape[0]), "The image")
+    check_size((array.shape[1], array.shape[0]), "The image")
     return Image.fromarray(np.ascontiguousarray(array[..., ::-1] if bgr and not grey else array)).convert(
         "RGB"
     )
@@ -131,11 +148,17 @@ def _from_file(path: Path) -> Image.Image:
             # Of bombs, for which the bounds here are tighter, and of metadata, which does not matter.
             warnings.simplefilter("ignore")
             with _open(path) as image:
-                _check_size(image.size, name)
+                check_size(image.size, name)
                 return _decode(image, name, upright=True)
     except FileNotFoundError:
         raise UserError(f"There is no image at '{path}': check the path.", code="image-missing") from None
     except UnidentifiedImageError:
+        if path.suffix.lower() in CLIP_SUFFIXES:
+            raise UserError(
+                f"{name} is a clip, expected an image: 'ask' takes it as --video, 'batch' as \"video\"; nothing else "
+                "looks at clips.",
+                code="image-is-clip",
+            ) from None
         raise UserError(
             f"{name} ({size} bytes) is not an image: use JPEG, PNG, WebP, GIF, BMP or TIFF.",
             code="image-format-unknown",
@@ -147,13 +170,13 @@ def _from_file(path: Path) -> Image.Image:
         ) from None
     except OSError as error:
         raise UserError(
-            f"{name} cannot be read ({error.strerror or _one_line(error)}).", code="image-unreadable"
+            f"{name} cannot be read ({error.strerror or one_line(error)}).", code="image-unreadable"
         ) from None
     except UserError:
         raise
     except Exception as error:  # a damaged header makes Pillow's readers raise nearly anything
         raise UserError(
-            f"{name} is damaged ({_one_line(error)}): get a complete copy.", code="image-damaged"
+            f"{name} is damaged ({one_line(error)}): get a complete copy.", code="image-damaged"
         ) from None
 
 
@@ -166,7 +189,12 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=[name for name in _OTHERS if name in Image.OPEN])
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a (width, height) that is too large.
+
+    Raises:
+        UserError: it is.
+    """
     width, height = size
     if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
         raise UserError(
@@ -186,7 +214,7 @@ def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:
         rgb = _to_rgb(image, name)
     except Exception as error:  # decoders raise nearly anything on damaged data
         raise UserError(
-            f"{name} is damaged or truncated ({_one_line(error)}): get a complete copy.", code="image-damaged"
+            f"{name} is damaged or truncated ({one_line(error)}): get a complete copy.", code="image-damaged"
         ) from None
     frames = 1
     with contextlib.suppress(Exception):  # counting walks through the file, which may be cut after the first
@@ -217,5 +245,6 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return what a decoder says, short and in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Span:
-    """The visual tokens of one image: ``rows`` of them, from index ``begin`` of the prompt's ids on."""
+    """The visual tokens of one image, or of a part of a clip: ``rows``, from index ``begin`` of the prompt's ids on."""
 
     begin: int
     rows: int
@@ -23,13 +24,20 @@ class PlacedImage:
 
     Attributes:
         rows: of the visual tokens' table, int64 [k].
-        places: int64 [axes, k]; their positions, from that of the image on. None: one after the other.
-        ahead: positions that the whole image takes.
+        places: int64 [axes, k]; their positions, from that of their span on. None: one after the other.
+        ahead: positions that each whole span takes.
+        spans: how many of them are in each, for a clip with text between its frames; None: they are one.
     """
 
     rows: npt.NDArray[np.int64]
     places: npt.NDArray[np.int64] | None = None
     ahead: int = 0
+    spans: tuple[int, ...] | None = None
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Its visual tokens in each span."""
+        return (len(self.rows),) if self.spans is None else self.spans
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +46,11 @@ class PromptIds:
 
     Attributes:
         ids: of the whole prompt; the visual tokens of several images are numbered through.
-        spans: one per image, in order.
+        spans: one per image, several of some clips, in order.
         positions: int64 [ids] for the rotary embedding, or [3, ids]: time, height and width. They say nothing of where
             a row of the cache lies.
-        next_position: of the first id of the answer; those after it follow one by one.
+        next_position: of the first id of the answer; those after it follow one by one. A clip's tokens may lie behind
+            it.
     """
 
     ids: tuple[int, ...]
@@ -65,42 +74,48 @@ class PromptIds:
         An image's tokens lie where they did before it was pruned, and text goes on behind it as if it had not been.
         Where images say nothing of positions, all are numbered without a gap.
         """
-        rows = [int(row) for image in images for row in image.rows]
-        result = self
-        if any(row != j for j, row in enumerate(rows)):
-            moved = (t if t < vocabulary else vocabulary + rows[t - vocabulary] for t in self.ids)
-            result = replace(result, ids=tuple(moved))
-        if all(image.places is None for image in images) and axes == 1:
-            return result
-        positions = np.empty((axes, len(self.ids)), np.int64)
+        ids: list[int] = []
+        spans: list[Span] = []
+        parts: list[npt.NDArray[np.int64]] = []
         at = end = 0
-        for span, image in zip(self.spans, images, strict=True):
-            positions[:, end : span.begin] = at + np.arange(span.begin - end)
-            at += span.begin - end
-            end = span.begin + span.rows
-            if image.places is None:
-                positions[:, span.begin : end], ahead = at + np.arange(span.rows), span.rows
-            else:
-                positions[:, span.begin : end], ahead = at + image.places, image.ahead
-            at += ahead
-        positions[:, end:] = at + np.arange(len(self.ids) - end)
-        return replace(
-            result,
-            positions=positions if axes > 1 else positions[0],
-            next_position=at + len(self.ids) - end,
-        )
+
+        def text(until: int | None) -> int:
+            words = self.ids[end:until]
+            ids.extend(words)
+            parts.append(np.tile(at + np.arange(len(words)), (axes, 1)))
+            return at + len(words)
+
+        before = iter(self.spans)
+        for image in images:
+            cuts = np.cumsum((0, *image.counts))
+            for first, last in pairwise(cuts.tolist()):
+                span, kept = next(before), slice(first, last)
+                at, end = text(span.begin), span.begin + span.rows
+                spans.append(Span(len(ids), last - first))
+                ids.extend((vocabulary + image.rows[kept]).tolist())
+                if image.places is None:
+                    parts.append(np.tile(at + np.arange(last - first), (axes, 1)))
+                    at += last - first
+                else:
+                    parts.append(np.broadcast_to(at + image.places[:, kept], (axes, last - first)))
+                    at += image.ahead
+        at = text(None)
+        positions = np.concatenate(parts, axis=1)
+        return PromptIds(tuple(ids), tuple(spans), positions if axes > 1 else positions[0], at)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def lay_out(ids: Sequence[int], placeholder: int, images: Sequence[int], vocabulary: int) -> PromptIds:
+def lay_out(
+    ids: Sequence[int], placeholders: Collection[int | None], images: Sequence[int], vocabulary: int
+) -> PromptIds:
     """Put visual tokens where the placeholders stand, and number the positions without a gap, as DivPrune does.
 
     Args:
-        ids: of the rendered prompt, with one placeholder per image.
-        placeholder: its id.
-        images: the number of visual tokens of each image.
+        ids: of the rendered prompt, with one placeholder per image, or per span of a clip.
+        placeholders: their ids.
+        images: the number of visual tokens for each placeholder.
         vocabulary: V of the token table.
     """
     full: list[int] = []
@@ -108,7 +123,7 @@ def lay_out(ids: Sequence[int], placeholder: int, images: Sequence[int], vocabul
     row = vocabulary
     counts = iter(images)
     for token in ids:
-        if token != placeholder:
+        if token not in placeholders:
             full.append(token)
             continue
         rows = next(counts)

@@ -1,5 +1,6 @@
 """An image to the patches of an encoder that takes images of any size, bit for bit as transformers'
-``Qwen2VLImageProcessorPil`` makes them, and what such an encoder is told of their grid.
+``Qwen2VLImageProcessorPil`` makes them, and what such an encoder is told of their grid. The frames of a clip are cut
+likewise, several together.
 
 Only what happens to 8-bit pixels is done here; rescale, mean and std are the first nodes of the vision graph. Patches
 come in blocks, those of one visual token together, in rows within it; so do the blocks within the image.
@@ -8,6 +9,7 @@ come in blocks, those of one visual token together, in rows within it; so do the
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Patches, Preprocessing
+from divprune_edge.manifest import Clips, Patches, Preprocessing
 from divprune_edge.processing.preprocess import check_pixels
 
 Ints = npt.NDArray[np.int64]
@@ -32,15 +34,23 @@ MOST_ELONGATED = 200
 """Times that an image's longer side may be its shorter one."""
 
 
-def fitted_size(height: int, width: int, facts: Patches) -> tuple[int, int]:
+def fitted_size(height: int, width: int, facts: Patches, frames: int | None = None) -> tuple[int, int]:
     """Return the (height, width) that an image is resized to: the nearest whole visual tokens within the bounds.
 
-    In floating point, and rounded half to even, as in transformers (``smart_resize``). Where there are ``sizes``, it is
-    the nearest of these: by area, and twice as much by aspect ratio, both as logarithms.
+    With ``frames`` the bounds are those of so many frames together, and what is smaller than a visual token is enlarged
+    first. In floating point, and rounded half to even, as in transformers (``smart_resize``). Where there are
+    ``sizes``, it is the nearest of these: by area, and twice as much by aspect ratio, both as logarithms.
 
     Raises:
         UserError: the image is too elongated.
     """
+    times = rounded = 1
+    if frames is not None:
+        times = max(frames, facts.temporal)
+        rounded = round(times / facts.temporal) * facts.temporal
+        if min(height, width) < facts.factor:
+            scale = max(facts.factor / height, facts.factor / width)
+            height, width = int(height * scale), int(width * scale)
     if max(height, width) / min(height, width) > MOST_ELONGATED:
         raise UserError(
             f"The image of {width} x {height} pixels is too elongated: one side may be at most {MOST_ELONGATED} times "
@@ -51,11 +61,11 @@ def fitted_size(height: int, width: int, facts: Patches) -> tuple[int, int]:
         return min(facts.sizes, key=lambda size: _distance(height / size[0], width / size[1]))
     factor, sides = facts.factor, (height, width)
     down, across = (round(side / factor) * factor for side in sides)
-    if down * across > facts.max_pixels:
-        shrink = math.sqrt(height * width / facts.max_pixels)
+    if rounded * down * across > facts.max_pixels:
+        shrink = math.sqrt(times * height * width / facts.max_pixels)
         down, across = (max(factor, math.floor(side / shrink / factor) * factor) for side in sides)
-    elif down * across < facts.min_pixels:
-        grow = math.sqrt(facts.min_pixels / (height * width))
+    elif rounded * down * across < facts.min_pixels:
+        grow = math.sqrt(facts.min_pixels / (times * height * width))
         down, across = (math.ceil(side * grow / factor) * factor for side in sides)
     return down, across
 
@@ -140,15 +150,85 @@ def to_patches(image: Image.Image, facts: Preprocessing) -> tuple[npt.NDArray[np
         UserError: the image is too elongated.
     """
     assert facts.patches is not None
-    patch, merge, temporal = facts.patches.patch, facts.patches.merge, facts.patches.temporal
     height, width = fitted_size(image.height, image.width, facts.patches)
     check_pixels(image, (height, width), "resized")
-    pixels = np.asarray(image.resize((width, height), resample=Image.Resampling(facts.resample)))
-    rows, columns = height // patch, width // patch
-    cut = pixels.reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    cut = cut.transpose(0, 3, 1, 4, 6, 2, 5)[..., None, :, :]
-    frames = np.broadcast_to(cut, (*cut.shape[:5], temporal, patch, patch))
-    return frames.reshape(1, rows * columns, -1), (rows, columns)
+    frames = [_resized(image, (height, width), facts)] * facts.patches.temporal
+    return _cut(frames, facts.patches)[None], (height // facts.patches.patch, width // facts.patches.patch)
+
+
+def clip_to_patches(
+    frames: Iterator[Image.Image], count: int, clips: Clips
+) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
+    """Return ``count`` RGB frames as uint8 [grids, n, 3 * temporal * patch²], the grid, and the size that they had.
+
+    Several frames make a grid; the last one is repeated where they do not come out even.
+
+    Raises:
+        UserError: the frames are too elongated.
+    """
+    facts = clip_bounds(clips, count)
+    pending: list[npt.NDArray[np.uint8]] = []
+    grids: list[npt.NDArray[np.uint8]] = []
+    size = given = (0, 0)
+    for frame in frames:
+        if not grids and not pending:
+            given = frame.height, frame.width
+            size = fitted_size(*given, facts, count if clips.whole else None)
+            check_pixels(frame, size, "resized")
+        pending.append(_resized(frame, size, clips.frame))
+        if len(pending) == facts.temporal:
+            grids.append(_cut(pending, facts))
+            pending.clear()
+    if pending:
+        grids.append(_cut([*pending, *pending[-1:] * (facts.temporal - len(pending))], facts))
+    return np.stack(grids), (size[0] // facts.patch, size[1] // facts.patch), given
+
+
+def clip_bounds(clips: Clips, frames: int) -> Patches:
+    """Return how each of so many frames becomes patches; with ``whole``, the bounds are of all of them."""
+    facts = clips.frame.patches
+    assert facts is not None and clips.tokens is not None
+    token, grids, most = facts.factor**2, -(-frames // facts.temporal), facts.max_pixels
+    if clips.cap is not None and clips.whole:
+        most = max(min(clips.cap * token, most // frames), int(facts.min_pixels * 1.05)) * frames
+    elif clips.cap is not None:
+        share = int(clips.cap * token * 0.9) * facts.temporal // frames
+        most = max(min(most, share), int(facts.min_pixels * 1.05))
+    room = clips.tokens * token
+    most = min(most, room * facts.temporal if clips.whole else max(room // grids, token))
+    return facts.model_copy(update={"max_pixels": most})
+
+
+def most_of_clip(clips: Clips) -> tuple[int, int]:
+    """Return the most visual tokens that a clip may become, and one grid of it."""
+    most = most_of_grid = 0
+    for frames in range(1, clips.frames + 1):
+        facts = clip_bounds(clips, frames)
+        if clips.whole:
+            times = max(frames, facts.temporal)
+            each = min(round(times / facts.temporal) * facts.temporal, times)
+            bounds = {
+                "max_pixels": max(facts.max_pixels // each, 1),
+                "min_pixels": -(-facts.min_pixels // each),
+            }
+            facts = facts.model_copy(update=bounds)
+        of_grid = most_tokens(facts)
+        most_of_grid = max(most_of_grid, of_grid)
+        most = max(most, -(-frames // facts.temporal) * of_grid)
+    return most, most_of_grid
+
+
+def _resized(image: Image.Image, size: tuple[int, int], facts: Preprocessing) -> npt.NDArray[np.uint8]:
+    return np.asarray(image.resize(size[::-1], resample=Image.Resampling(facts.resample)))
+
+
+def _cut(frames: Sequence[npt.NDArray[np.uint8]], facts: Patches) -> npt.NDArray[np.uint8]:
+    """Cut frames of one patch's depth, [H, W, 3] each, into patches [n, 3 * temporal * patch²]."""
+    patch, merge, (height, width, _) = facts.patch, facts.merge, frames[0].shape
+    factor = facts.factor
+    cut = np.stack(frames).reshape(-1, height // factor, merge, patch, width // factor, merge, patch, 3)
+    cut = cut.transpose(1, 4, 2, 5, 7, 0, 3, 6)
+    return cut.reshape(height * width // patch**2, -1)
 
 
 def grid_inputs(grid: tuple[int, int], facts: Patches) -> dict[str, npt.NDArray[Any]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Prompt
+from divprune_edge.processing.image_input import ONE_SPAN, Captions, ImageInput
 from divprune_edge.processing.layout import PromptIds, lay_out
 from divprune_edge.processing.template import ChatTemplate, Message
 from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
@@ -22,12 +23,18 @@ _log = logging.getLogger(__name__)
 class Turn:
     """One utterance: ``role`` is ``user``, ``assistant`` or, for the first one, ``system``.
 
-    ``images`` of them stand in front of its text.
+    ``images`` of them stand in front of its text, and then ``clips``: of each what is written around its spans.
     """
 
     role: str
     text: str
     images: int = 0
+    clips: tuple[Captions, ...] = ()
+
+    @property
+    def media(self) -> int:
+        """Its images and clips."""
+        return self.images + len(self.clips)
 
 
 def system_turns(text: str | None) -> list[Turn]:
@@ -44,6 +51,12 @@ def system_turns(text: str | None) -> list[Turn]:
             code="system-empty",
         )
     return [Turn("system", text)]
+
+
+def user_turn(question: str, new: Sequence[ImageInput]) -> Turn:
+    """Return a question with the images and clips that it brings."""
+    clips = tuple(image.captions for image in new if image.captions is not None)
+    return Turn("user", question, images=len(new) - len(clips), clips=clips)
 
 
 class PromptEncoder:
@@ -65,7 +78,8 @@ class PromptEncoder:
         self, prompt: Prompt, template: str, tokenizer: Path | str, *, rows: int, room: int, fixed: bool
     ) -> None:
         self._image_token = prompt.image_token
-        self._image_id = prompt.image_token_id
+        self._video_token = prompt.video_token
+        self._image_id, self._video_id = prompt.image_token_id, prompt.video_token_id
         self._rows, self._room, self._fixed = rows, room, fixed
         named = {
             "bos_token": prompt.bos_token,
@@ -73,6 +87,7 @@ class PromptEncoder:
             "pad_token": prompt.pad_token,
             "unk_token": prompt.unk_token,
             "image_token": prompt.image_token,
+            "video_token": prompt.video_token,
         }
         self._template = ChatTemplate(
             template, {name: text for name, text in named.items() if text is not None}
@@ -90,7 +105,8 @@ class PromptEncoder:
 
         Args:
             turns: the conversation, the last one the user's. The first may be the system's.
-            visual_tokens: of each image that the turns bring; they take its placeholder's place.
+            visual_tokens: of each image that the turns bring, and of each span of a clip; they take its placeholder's
+                place.
 
         Raises:
             UserError: an empty question, a template that has no place for so many images or for a system text, a
@@ -110,23 +126,26 @@ class PromptEncoder:
         if any(self.tokenizer.holds_special(turn.text) for turn in turns):
             ids = self._encode_plain(turns)
         else:
-            ids = self.tokenizer.encode(self._render(turns, [turn.text for turn in turns]))
-        places, images = ids.count(self._image_id), len(visual_tokens)
-        if places != images:
-            raise UserError(
-                f"The chat template puts {places} image placeholders into a prompt with {images} images: ask alone "
-                f"and about one image, or export the checkpoint with a template that shows '{self._image_token}' once "
-                "per image.",
-                code="template-unfit",
+            ids = self.tokenizer.encode(
+                self._captioned(self._render(turns, [turn.text for turn in turns]), turns)
             )
-        return self._with_images(ids, visual_tokens)
+        for kind, token, places, wanted in self._placeholders(ids, turns, len(visual_tokens)):
+            if places != wanted:
+                raise UserError(
+                    f"The chat template puts {places} {kind} placeholders into a prompt with {wanted} {kind}s: ask "
+                    f"alone and about one {kind}, or export the checkpoint with a template that shows '{token}' once "
+                    f"per {kind}.",
+                    code="template-unfit",
+                )
+        return self._with_images(ids, turns, visual_tokens)
 
     def encode_raw(self, turns: Sequence[Turn], visual_tokens: Sequence[int]) -> PromptIds:
         """Return the ids of a ready-made prompt: no template, special tokens act, BOS only if it does not bring it.
 
         Args:
-            turns: the last one's text is the prompt, with a placeholder in it for each image.
-            visual_tokens: of each image, in the order of the placeholders.
+            turns: the last one's text is the prompt, with a placeholder in it for each image and clip that they bring,
+                images before clips in any stretch of them.
+            visual_tokens: of each image or span of a clip, in the order of the placeholders.
 
         Raises:
             UserError: another number of placeholders, a system turn, or as in :meth:`encode`.
@@ -136,18 +155,48 @@ class PromptEncoder:
                 "--system does not go with --raw-prompt, which is the whole prompt: write the system text into it.",
                 code="raw-prompt-system",
             )
-        ids = self.tokenizer.encode(turns[-1].text)
-        places, images = ids.count(self._image_id), len(visual_tokens)
-        if places != images:
-            raise UserError(
-                f"The ready-made prompt has {places} image placeholders, but {images} images were given: write "
-                f"'{self._image_token}' once for each of them, where it belongs.",
-                code="raw-prompt-placeholder",
-            )
+        ids = self.tokenizer.encode(self._captioned(turns[-1].text, turns))
+        for kind, token, places, wanted in self._placeholders(ids, turns, len(visual_tokens)):
+            if places != wanted:
+                raise UserError(
+                    f"The ready-made prompt has {places} {kind} placeholders, but {wanted} {kind}s were given: write "
+                    f"'{token}' once for each of them, where it belongs.",
+                    code="raw-prompt-placeholder",
+                )
         _check_question(turns)
-        return self._with_images(ids, visual_tokens)
+        return self._with_images(ids, turns, visual_tokens)
 
-    def _with_images(self, ids: list[int], visual_tokens: Sequence[int]) -> PromptIds:
+    def _captioned(self, text: str, turns: Sequence[Turn]) -> str:
+        """Return a prompt with the placeholders of clips repeated, once for each span and what is written around it."""
+        captions = iter([clip for turn in turns for clip in turn.clips])
+        pieces = (
+            text.split(self._video_token) if self._video_token and any(t.clips for t in turns) else [text]
+        )
+        whole = pieces[0]
+        for piece in pieces[1:]:
+            spans = next(captions, ONE_SPAN)
+            whole += "".join(f"{before}{self._video_token}{after}" for before, after in spans) + piece
+        return whole
+
+    def _placeholders(
+        self, ids: Sequence[int], turns: Sequence[Turn], given: int
+    ) -> Iterator[tuple[str, str | None, int, int]]:
+        """Yield of images and of clips: how they are called, the placeholder, how many there are and should be."""
+        clips = [clip for turn in turns for clip in turn.clips]
+        spans = sum(map(len, clips))
+        yield "image", self._image_token, ids.count(self._image_id), given - spans
+        if self._video_id is not None:
+            yield "clip", self._video_token, ids.count(self._video_id) - spans + len(clips), len(clips)
+
+    def _with_images(self, ids: list[int], turns: Sequence[Turn], visual_tokens: Sequence[int]) -> PromptIds:
+        wanted = [t for turn in turns for t in (*"i" * turn.images, *"c" * sum(map(len, turn.clips)))]
+        places = ["c" if t == self._video_id else "i" for t in ids if t in (self._image_id, self._video_id)]
+        if "c" in places and places != wanted:
+            raise UserError(
+                f"The prompt has a clip's placeholder ('{self._video_token}') before that of an image which is asked "
+                f"about with it ('{self._image_token}'): write those of images first.",
+                code="placeholder-order",
+            )
         unknown = [token for token in ids if token >= self._rows]
         if unknown:
             raise UserError(
@@ -155,11 +204,11 @@ class PromptEncoder:
                 "tokenizer does not belong to this checkpoint.",
                 code="tokenizer-foreign",
             )
-        full = lay_out(ids, self._image_id, visual_tokens, self._rows)
+        full = lay_out(ids, {self._image_id, self._video_id}, visual_tokens, self._rows)
         if len(full) + 1 > self._room:
             place, remedy = "the model's context", "ask a shorter question"
             if visual_tokens:
-                fewer = ", about fewer images," if len(visual_tokens) > 1 else ""
+                fewer = ", about fewer images or frames," if len(visual_tokens) > 1 else ""
                 remedy = f"{remedy}{fewer} or keep fewer tokens"
             if self._fixed:
                 place, remedy = "the bundle's cache", f"{remedy}, or export with a larger --capacity"
@@ -179,6 +228,7 @@ class PromptEncoder:
             pattern = pattern.replace(mark, rf"(\s*{re.escape(said[mark].strip())}\s*)")
         found = re.fullmatch(pattern, self._render(turns, list(said.values())))
         if found is not None and all(template.count(mark) == 1 for mark in marks):
+            template = self._captioned(template, turns)
             return self.tokenizer.encode_with_plain(template, dict(zip(marks, found.groups(), strict=True)))
         raise UserError(
             "The question holds a special token, and the bundle's chat template rewrites what is said: "
@@ -224,6 +274,7 @@ class PromptEncoder:
             shown = self._render([user], [user.text])
         written = shown.replace(self._image_token, " ")
         marks = {self._image_token, "<image>", *self.tokenizer.special_in(written)}
+        marks |= {self._video_token} if self._video_token else set()
         for piece in re.split("|".join(re.escape(stand_in(i)) for i in range(3)), written):
             word = piece.split()[-1] if piece.strip() else ""
             if len(word) > 2 and re.search(r"[^\w.,]", word):
@@ -238,9 +289,10 @@ class PromptEncoder:
 
     def _message(self, turn: Turn, text: str, parts: bool) -> Message:
         if not (self._system_parts if turn.role == "system" else parts):
-            return {"role": turn.role, "content": f"{self._image_token}\n" * turn.images + text}
-        images = [{"type": "image"}] * turn.images
-        return {"role": turn.role, "content": [*images, {"type": "text", "text": text}]}
+            placed = f"{self._image_token}\n" * turn.images + f"{self._video_token}\n" * len(turn.clips)
+            return {"role": turn.role, "content": placed + text}
+        media = [{"type": "image"}] * turn.images + [{"type": "video"}] * len(turn.clips)
+        return {"role": turn.role, "content": [*media, {"type": "text", "text": text}]}
 
     def _takes_parts(self) -> bool:
         """Find out whether the template understands lists of parts, or only plain text.

@@ -23,6 +23,7 @@ from divprune_edge.export.verify.comparison import (
 from divprune_edge.export.verify.graphs import open_graph
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.manifest import Check
+from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
 
 Array = npt.NDArray[Any]
@@ -47,13 +48,16 @@ def sample_images(height: int, width: int) -> Pixels:
 
 
 def sample_inputs(plan: ExportPlan) -> list[ImageInput]:
-    """Return :func:`sample_images` of the sizes that the family names, as its encoder takes them."""
-    return [
-        plan.family.read(
-            Image.fromarray(sample_images(*size)[i]), plan.preprocessing, plan.spec.image_size, True
-        )
-        for i, size in enumerate(plan.family.sample_sizes(plan.spec))
+    """Return :func:`sample_images` of the sizes that the family names, and a clip, as its encoder takes them."""
+    facts, size, shapes = plan.preprocessing, plan.spec.image_size, plan.family.sample_sizes(plan.spec)
+    images = [
+        plan.family.read(Image.fromarray(sample_images(*shape)[i]), facts, size, True)
+        for i, shape in enumerate(shapes)
     ]
+    if facts.clips is None or plan.family.read_clip is None:
+        return images
+    frames = sample_images(*shapes[0])[: min(3, facts.clips.frames)]
+    return [*images, plan.family.read_clip(Video(frames), facts, size)]
 
 
 def check_vision(

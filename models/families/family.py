@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.manifest import Preprocessing, TensorInfo
+from divprune_edge.manifest import Clips, Preprocessing, TensorInfo
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.files import CheckpointFiles, Config, Shapes
 from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
 
 if TYPE_CHECKING:
@@ -37,12 +38,18 @@ class Rows:
         most_of_tile: of one of its tiles.
         tiles: of an image.
         sources: tokens that a row is made of.
+        frames: of a clip, as the encoder takes them; 0 where there are no clips.
+        most_of_clip: of a clip.
+        most_of_frame: of one of its frames.
     """
 
     most: int
     most_of_tile: int
     tiles: int
     sources: int
+    frames: int = 0
+    most_of_clip: int = 0
+    most_of_frame: int = 0
 
 
 class Spec(Protocol):
@@ -56,6 +63,11 @@ class Spec(Protocol):
     @property
     def image_token_id(self) -> int:
         """Id of the placeholder of an image."""
+        ...
+
+    @property
+    def video_token_id(self) -> int | None:
+        """Id of the placeholder of a clip, None where the family takes none."""
         ...
 
     @property
@@ -226,6 +238,9 @@ class Family(Generic[S]):
         encoder: ``(builder, layers of each part, inputs, spec, facts, signals)`` writes the encoder; returns
             :data:`VISUAL_TOKENS` [tiles, n, D · (1 + stacked)] and the signals, by name.
         reference: what verification compares with.
+        clips: ``(files, spec, most frames, most pixels of a frame or None)`` reads the video processor's facts.
+        read_clip: ``(clip, facts, height and width of a frame)`` returns what the encoder takes; None where the family
+            takes no clips.
         numbering: how what is left of a prompt's images is numbered where nothing else is asked for; see the manifest.
     """
 
@@ -242,4 +257,6 @@ class Family(Generic[S]):
         [Builder, Mapping[str, Layers], Mapping[str, Any], S, Preprocessing, Sequence[str]], Mapping[str, Any]
     ]
     reference: Reference[S]
+    clips: Callable[[CheckpointFiles, S, int, int | None], Clips] | None = None
+    read_clip: Callable[[Video, Preprocessing, tuple[int, int] | None], ImageInput] | None = None
     numbering: Literal["compact", "original"] = "compact"

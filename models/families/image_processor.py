@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import Clips, Preprocessing
 from divprune_edge.models.files import CheckpointFiles, Config, setting
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,6 +32,69 @@ def processor_config(files: CheckpointFiles) -> Config:
             code="image-processor-missing",
         )
     return config
+
+
+def video_config(files: CheckpointFiles, kind: str) -> Config:
+    """Return what the checkpoint says of its video processor, which before it had a file of its own is the images'.
+
+    Raises:
+        UserError: nothing, or it is not transformers' processor of that kind.
+    """
+    nested = (files.json("processor_config.json") or {}).get("video_processor")
+    own = nested if isinstance(nested, dict) else files.json("video_preprocessor_config.json")
+    config = processor_config(files) if own is None else own
+    name = setting(config, "video_processor_type", f"{kind}VideoProcessor", str)
+    if name != f"{kind}VideoProcessor":
+        raise UserError(
+            f"The video processor is a '{name}', supported is {kind}VideoProcessor: export without --frames, for "
+            "images alone.",
+            code="video-processor-unsupported",
+        )
+    return config
+
+
+def clip_sampling(config: Config, usual: dict[str, float]) -> dict[str, Any]:
+    """Return the fields of the facts that say how many frames of a clip are looked at, where nothing does as usual."""
+    fields = {"fps": "fps", "count": "num_frames", "min_frames": "min_frames", "max_frames": "max_frames"}
+    said = {field: setting(config, name, None, float) for field, name in fields.items()}
+    found = {field: value for field, value in said.items() if value is not None}
+    if {"fps", "count"} & found.keys():
+        usual = {field: value for field, value in usual.items() if field not in ("fps", "count")}
+    return {**usual, **found}
+
+
+def same_scale(frame: Preprocessing, image: Preprocessing) -> None:
+    """Check that frames are scaled and normalised as images are: the encoder's graph does it for both.
+
+    Raises:
+        UserError: they are not.
+    """
+    for field in ("rescale_factor", "mean", "std"):
+        if getattr(frame, field) != getattr(image, field):
+            raise UserError(
+                f"The video processor's {field} is {getattr(frame, field)}, but the image processor's "
+                f"{getattr(image, field)}: export without --frames, for images alone.",
+                code="video-processor-unsupported",
+            )
+
+
+def valid_clips(facts: dict[str, Any]) -> Clips:
+    """Return the facts of clips.
+
+    Raises:
+        UserError: they do not fit each other.
+    """
+    try:
+        return Clips.model_validate(facts)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"Clips cannot be looked at as the video processor says: {f'{where}: ' if where else ''}"
+            f"{first['msg'].removeprefix('Value error, ')}; export without --frames, for images alone, or with another "
+            "number.",
+            code="video-processor-unsupported",
+        ) from error
 
 
 def is_on(config: Config, name: str, *, default: bool = True) -> bool:

@@ -50,7 +50,7 @@ def run(
 ) -> tuple[Generation, list[str]]:
     pieces: list[str] = []
     writer = Writer(
-        lay_out((1, 5, 6, 7), 999, [], 400),
+        lay_out((1, 5, 6, 7), {999}, [], 400),
         Detokenizer(tokenizer),
         Sampler(),
         Decoding(**options),  # type: ignore[arg-type]

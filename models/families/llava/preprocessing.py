@@ -59,18 +59,21 @@ _CLASS = re.compile(r"(\w+?)(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)")
 
 
 def read_preprocessing(
-    files: CheckpointFiles, image_size: int, kinds: Mapping[str, ProcessorKind] = PROCESSORS
+    files: CheckpointFiles,
+    image_size: int,
+    kinds: Mapping[str, ProcessorKind] = PROCESSORS,
+    config: Config | None = None,
 ) -> Preprocessing:
     """Return the image preprocessing of a checkpoint whose vision tower takes ``image_size`` pixels a side.
 
     Looks in ``preprocessor_config.json``, then under ``image_processor`` of ``processor_config.json``; absent fields
     take the defaults of the processor that is named, of the first of ``kinds`` where none is. As in transformers, null
-    switches something off.
+    switches something off. ``config`` is what the processor says where it is another one's, as of a clip's frames.
 
     Raises:
         UserError: no such file, another processor, or a result that does not fit the vision tower.
     """
-    config, usual = processor_config(files), next(iter(kinds))
+    config, usual = processor_config(files) if config is None else config, next(iter(kinds))
     name = (
         setting(config, "image_processor_type", config.get("feature_extractor_type"), str)
         or f"{usual}ImageProcessor"

@@ -13,7 +13,7 @@ from divprune_edge.models.memory import prefill_activations
 from divprune_edge.models.towers import VitSpec, read_tower
 from divprune_edge.models.towers.signals import signal_shapes
 from divprune_edge.processing.anyres import most_tiles
-from divprune_edge.processing.assembly import rows_of, sources_of
+from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
 
 TOWER, PROJECTOR = "vision_tower", "multi_modal_projector"
 """The encoder's parts, as graphs and transformers name them."""
@@ -63,6 +63,8 @@ class LlavaSpec:
     decoder: DecoderSpec
     image_token_id: int
     tiling: Tiling | None = None
+    video_token_id: int | None = None
+    frames: int = 0
 
     @property
     def tokens(self) -> int:
@@ -71,11 +73,12 @@ class LlavaSpec:
 
     @property
     def rows(self) -> Rows | None:
-        """Those that tiles make; a newline may end each line of a tile's."""
+        """Those that tiles make; a newline may end each line of a tile's, and ends a clip's."""
         if self.tiling is None:
             return None
         of_image, of_tile = (rows_of(self.tiling, per) for per in ("image", "tile"))
-        return Rows(of_image, of_tile, most_tiles(self.tiling), sources_of(self.tiling))
+        of_clips = (self.frames, *rows_of_clip(self.tiling, self.frames)) if self.frames else ()
+        return Rows(of_image, of_tile, most_tiles(self.tiling), sources_of(self.tiling), *of_clips)
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
@@ -123,8 +126,8 @@ class LlavaSpec:
         return signal_shapes(self.vision, self.width)
 
     def for_images(self, facts: Preprocessing) -> LlavaSpec:
-        """Return this: tiles are of one size."""
-        return self
+        """Return the same model for clips of so many frames; tiles are of one size."""
+        return self if facts.clips is None else replace(self, frames=facts.clips.frames)
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
         """Return the same model with another decoder."""

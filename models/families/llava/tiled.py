@@ -11,17 +11,27 @@ from PIL import Image
 from pydantic import ValidationError
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Preprocessing, Tiling
+from divprune_edge.manifest import Clips, Preprocessing, Tiling
 from divprune_edge.models.families.family import Process, WeightNames
-from divprune_edge.models.families.image_processor import processor_config
+from divprune_edge.models.families.image_processor import (
+    clip_sampling,
+    processor_config,
+    same_scale,
+    valid_clips,
+    video_config,
+)
 from divprune_edge.models.families.llava.preprocessing import ProcessorKind, read_preprocessing
 from divprune_edge.models.families.llava.spec import LlavaSpec
 from divprune_edge.models.families.llava.weights import find_weights
 from divprune_edge.models.files import CheckpointFiles, Config
 from divprune_edge.processing.anyres import to_tiles
-from divprune_edge.processing.assembly import assembly
-from divprune_edge.processing.image_input import ImageInput
+from divprune_edge.processing.assembly import assembly, clip_assembly
+from divprune_edge.processing.clips import Video, load_clip
+from divprune_edge.processing.image_input import ONE_SPAN, ImageInput
+from divprune_edge.processing.preprocess import encoder_pixels
 
+_USUAL_FRAMES = 32
+"""Of a clip, where a checkpoint says nothing; what LLaVA-OneVision was evaluated with."""
 _NEWLINE = ("model.image_newline", "image_newline")
 
 
@@ -113,6 +123,38 @@ def read_tiles(
     )
 
 
+def tiled_clips(
+    files: CheckpointFiles, spec: LlavaSpec, frames: int, processor: Mapping[str, ProcessorKind]
+) -> Clips:
+    """Return the facts of clips, whose frames are a tile each.
+
+    Raises:
+        UserError: as :func:`read_preprocessing`, or frames are normalised in another way than images.
+    """
+    config, side = video_config(files, next(iter(processor))), spec.vision.image_size
+    whole = {name: replace(kind, tiles=False) for name, kind in processor.items()}
+    frame = read_preprocessing(files, side, whole, config)
+    same_scale(frame, read_preprocessing(files, side, processor))
+    sampling = clip_sampling(config, {"count": _USUAL_FRAMES})
+    return valid_clips({"frames": frames, "frame": frame.model_dump(), "sampling": "even", **sampling})
+
+
+def read_frames(video: Video, facts: Preprocessing, size: tuple[int, int] | None) -> ImageInput:
+    """Return the frames of a clip, a tile each, and how their tokens become its rows.
+
+    Raises:
+        UserError: the clip cannot be read.
+    """
+    assert facts.clips is not None and facts.tiling is not None and size is not None
+    clip, shape, frame = load_clip(video, facts.clips), (0, 0), facts.clips.frame
+    tiles = []
+    for image in clip.frames:
+        tiles.append(encoder_pixels(image, frame, *size))
+        shape = image.height, image.width
+    rows = clip_assembly(len(tiles), facts.tiling.side)
+    return ImageInput(np.concatenate(tiles), shape, rows, captions=ONE_SPAN)
+
+
 def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
     """Return the naming of a checkpoint; arguments and errors as :func:`find_weights`."""
     newline = next((name for name in _NEWLINE if name in names), None)
@@ -126,7 +168,13 @@ def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
 
 
 def tiled_visual_tokens(model: Any, process: Process, images: Sequence[ImageInput]) -> Sequence[Any]:
-    """Return what transformers' own model makes of the tiles of some images: a tensor [m, D] for each."""
+    """Return what transformers' own model makes of the tiles of some images, or of a clip: a tensor [m, D] for each."""
+    if images[0].captions is not None:
+        frames = process(images[0].pixels)["pixel_values"][None]
+        clip: Sequence[Any] = model.get_video_features(
+            pixel_values_videos=frames, return_dict=True
+        ).pooler_output
+        return clip
     pixels = process(np.concatenate([image.pixels for image in images]))["pixel_values"]
     together = {} if images[0].alone else {"batch_num_images": pixels.new_tensor([len(images)]).long()}
     features: Sequence[Any] = model.get_image_features(

@@ -12,13 +12,15 @@ from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import LlavaSpec, read_llava
 from divprune_edge.models.families.llava.tiled import (
     find_tiled_weights,
+    read_frames,
     read_tiles,
+    tiled_clips,
     tiled_preprocessing,
     tiled_sizes,
     tiled_visual_tokens,
     with_tiling,
 )
-from divprune_edge.models.files import Config, setting
+from divprune_edge.models.files import Config, count, setting
 
 __all__ = ["LLAVA_ONEVISION"]
 
@@ -41,6 +43,7 @@ _TEXT: Config = {"model_type": "qwen2"}
 CHATML_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'video' %}<video>\n{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}\n{{ part['text'] }}{% endfor %}"
     "<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -93,7 +96,9 @@ def _spec(config: Config) -> LlavaSpec:
             code="config-unsupported",
         )
     tiling = {"several": "base", "max_tiles": int(found.group(1))}
-    return with_tiling(read_llava(full, image_token=151646), config, _GRIDS, **tiling)
+    name = "video_token_index" if config.get("video_token_index") is not None else "video_token_id"
+    spec = replace(read_llava(full, image_token=151646), video_token_id=count(config, name, 151647))
+    return with_tiling(spec, config, _GRIDS, **tiling)
 
 
 def _kind_of(config: Config, name: str, default: Config) -> Config:
@@ -111,6 +116,8 @@ LLAVA_ONEVISION = replace(
     weight_names=find_tiled_weights,
     preprocessing=lambda files, spec: tiled_preprocessing(files, spec, _PROCESSOR, _GRIDS),
     read=read_tiles,
+    clips=lambda files, spec, frames, max_pixels: tiled_clips(files, spec, frames, _PROCESSOR),
+    read_clip=read_frames,
     sample_sizes=tiled_sizes,
     reference=replace(
         REFERENCE,

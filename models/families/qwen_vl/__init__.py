@@ -8,12 +8,13 @@ from functools import partial
 from divprune_edge.models.families.family import Family
 from divprune_edge.models.families.qwen_vl.model import (
     QwenSpec,
+    read_clip,
     read_image,
     read_qwen,
     sample_sizes,
     write_encoder,
 )
-from divprune_edge.models.families.qwen_vl.preprocessing import read_patches
+from divprune_edge.models.families.qwen_vl.preprocessing import read_clips, read_patches
 from divprune_edge.models.families.qwen_vl.reference import qwen_reference
 from divprune_edge.models.families.qwen_vl.weights import canonical_name, find_weights
 from divprune_edge.models.files import Config
@@ -23,7 +24,9 @@ __all__ = ["QWEN2_5_VL", "QWEN3_VL"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -58,6 +61,8 @@ QWEN3_VL: Family[QwenSpec] = Family(
     weight_names=find_weights,
     preprocessing=lambda files, spec: read_patches(files, spec.vision),
     read=read_image,
+    clips=partial(read_clips, kind="Qwen3VL"),
+    read_clip=read_clip,
     sample_sizes=sample_sizes,
     encoder=write_encoder,
     reference=qwen_reference("Qwen3VLForConditionalGeneration"),
@@ -68,5 +73,6 @@ QWEN2_5_VL = replace(
     name="qwen2_5_vl",
     presets={},
     spec=partial(read_qwen, kind="qwen2_5_vl"),
+    clips=partial(read_clips, kind="Qwen2VL"),
     reference=qwen_reference("Qwen2_5_VLForConditionalGeneration"),
 )

@@ -7,16 +7,22 @@ import re
 from pydantic import ValidationError
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Patches, Preprocessing
+from divprune_edge.manifest import MOST_FRAMES, Clips, Patches, Preprocessing
+from divprune_edge.models.budget import USUAL_CLIP_TOKENS
 from divprune_edge.models.families.image_processor import (
     BICUBIC,
     CLIP_MEAN,
     CLIP_STD,
+    clip_sampling,
     is_on,
     normalisation,
     processor_config,
     resample_filter,
+    same_scale,
+    valid_clips,
+    video_config,
 )
+from divprune_edge.models.families.qwen_vl.model import QwenSpec
 from divprune_edge.models.families.qwen_vl.spec import QwenVisionSpec
 from divprune_edge.models.files import CheckpointFiles, Config, count, setting
 
@@ -24,6 +30,13 @@ _CLASS = "Qwen2VLImageProcessor"
 # What its class assumes where its file says nothing.
 _PATCH, _MERGE, _TEMPORAL = 14, 2, 2
 _BOUNDS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+_HALF = (0.5, 0.5, 0.5)
+_FRAMES = {
+    "Qwen2VL": (CLIP_MEAN, CLIP_STD, {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}),
+    "Qwen3VL": (_HALF, _HALF, {"shortest_edge": 128 * 32 * 32, "longest_edge": 768 * 32 * 32}),
+}
+"""Video processor -> its mean, standard deviation and bounds of pixels."""
+_CAPS = {"Qwen2VL": 128_000, "Qwen3VL": 768}
 
 
 def read_patches(files: CheckpointFiles, spec: QwenVisionSpec) -> Preprocessing:
@@ -43,6 +56,47 @@ def read_patches(files: CheckpointFiles, spec: QwenVisionSpec) -> Preprocessing:
             "checkpoint with it.",
             code="image-processor-unsupported",
         )
+    return _patches(config, spec, CLIP_MEAN, CLIP_STD, _BOUNDS)
+
+
+def read_clips(
+    files: CheckpointFiles, spec: QwenSpec, frames: int, max_pixels: int | None, *, kind: str
+) -> Clips:
+    """Return the facts of clips of at most so many frames.
+
+    Bounds of pixels are those of a frame for Qwen2-VL's processor, and those of a whole clip for Qwen3-VL's. A clip has
+    no more visual tokens than is usual, or where ``max_pixels`` is given, than frames of that size have.
+
+    Raises:
+        UserError: as :func:`read_patches`, or frames are normalised in another way than images.
+    """
+    config, vision = video_config(files, kind), spec.vision
+    mean, std, bounds = _FRAMES[kind]
+    frame = _patches(config, vision, mean, std, bounds)
+    same_scale(frame, read_patches(files, vision))
+    capped, grids = is_on(config, "cap_pixels_per_frame", default=False), -(-frames // vision.temporal)
+    tokens = USUAL_CLIP_TOKENS if max_pixels is None else grids * max(max_pixels // vision.factor**2, 1)
+    return valid_clips(
+        {
+            "frames": frames,
+            "frame": frame.model_dump(),
+            "sampling": "ends" if kind == "Qwen3VL" else "steps",
+            "whole": kind == "Qwen3VL",
+            "cap": count(config, "max_video_tokens", _CAPS[kind]) if capped else None,
+            "tokens": tokens,
+            "tokens_per_second": vision.tokens_per_second,
+            **clip_sampling(config, {"fps": 2.0, "min_frames": 4, "max_frames": MOST_FRAMES}),
+        }
+    )
+
+
+def _patches(
+    config: Config,
+    spec: QwenVisionSpec,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    bounds: dict[str, int],
+) -> Preprocessing:
     if not is_on(config, "do_resize"):
         raise UserError(
             "The image processor does not resize (do_resize is off), so that images are no whole patches: set "
@@ -61,7 +115,7 @@ def read_patches(files: CheckpointFiles, spec: QwenVisionSpec) -> Preprocessing:
                 "checkpoint.",
                 code="image-processor-size-unfit",
             )
-    least, most = _bounds(config)
+    least, most = _bounds(config, bounds)
     try:
         patches = Patches(
             patch=spec.patch,
@@ -83,14 +137,14 @@ def read_patches(files: CheckpointFiles, spec: QwenVisionSpec) -> Preprocessing:
     return Preprocessing(
         resize="area",
         resample=resample_filter(config, BICUBIC),
-        **normalisation(config, CLIP_MEAN, CLIP_STD),
+        **normalisation(config, mean, std),
         patches=patches,
     )
 
 
-def _bounds(config: Config) -> tuple[int, int]:
+def _bounds(config: Config, usual: dict[str, int]) -> tuple[int, int]:
     """Return the least and most pixels: under their own names, or under those of edges, which they are not."""
-    size = setting(config, "size", _BOUNDS, dict)
+    size = setting(config, "size", usual, dict)
     least, most = (
         setting(config, own, size.get(edge), int)
         for own, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))

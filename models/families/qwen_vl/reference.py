@@ -18,11 +18,11 @@ def _visual_tokens(model: Any, process: Process, images: Sequence[ImageInput]) -
     """Return rows as the graph gives them, a tensor [m, D · (1 + stacked)] for each image."""
     found = []
     for image in images:
-        patches = image.pixels[0]
+        patches = image.pixels.reshape(-1, image.pixels.shape[2])
         # As an image whose columns are a patch's pixels, for a processor that scales each channel by its own numbers.
         columns = patches.reshape(len(patches), 3, -1).transpose(0, 2, 1)
         pixels = process(columns[None])["pixel_values"][0].permute(1, 0, 2).reshape(len(patches), -1)
-        grid = pixels.new_tensor([1, *(image.further[AXES].max(axis=0) + 1).tolist()]).long()
+        grid = pixels.new_tensor([len(image.pixels), *(image.further[AXES].max(axis=0) + 1).tolist()]).long()
         out = model.get_image_features(pixel_values=pixels, image_grid_thw=grid[None], return_dict=True)
         parts = [out.pooler_output, *(getattr(out, "deepstack_features", None) or [])]
         rows = [part[0] for part in parts]

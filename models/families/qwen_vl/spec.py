@@ -35,6 +35,7 @@ class QwenVisionSpec:
         window: visual tokens a side of the windows that attention stays in, but for the layers in ``full``; None: all
             layers see all patches.
         deepstack: layers whose output is merged, too, by a merger of its own, and given beside the visual tokens.
+        tokens_per_second: positions that a second of a clip takes; None: a clip's times are written between its frames.
     """
 
     hidden: int
@@ -54,6 +55,7 @@ class QwenVisionSpec:
     window: int | None = None
     full: tuple[int, ...] = ()
     deepstack: tuple[int, ...] = ()
+    tokens_per_second: float | None = None
 
     @property
     def width(self) -> int:
@@ -185,6 +187,7 @@ _QWEN2_5 = QwenVisionSpec(
     patch_bias=False,
     window=4,
     full=(7, 15, 23, 31),
+    tokens_per_second=4,
 )
 # Checkpoints from before transformers 4.52 call their towers what they call themselves.
 _KINDS = {
@@ -230,6 +233,9 @@ def read_qwen_vision(config: Config, default: str) -> QwenVisionSpec:
     if usual.positions is not None:
         positions = count(config, "num_position_embeddings", usual.positions, 1 << 20)
         spec = replace(spec, positions=positions)
+    if usual.tokens_per_second is not None:
+        per_second = setting(config, "tokens_per_second", usual.tokens_per_second, float)
+        spec = replace(spec, tokens_per_second=per_second)
     if usual.window is not None:
         spec = _with_windows(spec, config, usual)
     if count(config, "in_channels", 3) != 3:

@@ -143,6 +143,11 @@ def _parse(line: str, where: str) -> tuple[str, Question]:
         raise UserError(
             f"{where} is not an object with image, question and answer.", code="questions-invalid"
         )
+    if isinstance(entry, dict) and "video" in entry:
+        raise UserError(
+            f"{where} asks about a clip, but evaluation is about images: ask about clips with 'batch'.",
+            code="evaluation-of-clips",
+        )
     for name in ("image", "question"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
             raise UserError(f"{where} has no text '{name}'.", code="questions-invalid")
