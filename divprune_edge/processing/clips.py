@@ -273,7 +273,7 @@ def _of_file(video: Video, path: Path, facts: Clips) -> Clip:
         import av  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"{name} is read by PyAV, which cannot be loaded ({error}): 'python -m pip install av'; or give its frames, "
+            f"{name} is read by PyAV, which is not here ({error}): 'python -m pip install av'; or give its frames, "
             "as a folder of images.",
             code="video-not-installed",
         ) from None

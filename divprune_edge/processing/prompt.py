@@ -182,11 +182,14 @@ class PromptEncoder:
         self, ids: Sequence[int], turns: Sequence[Turn], given: int
     ) -> Iterator[tuple[str, str | None, int, int]]:
         """Yield of images and of clips: how they are called, the placeholder, how many there are and should be."""
-        clips = [clip for turn in turns for clip in turn.clips]
-        spans = sum(map(len, clips))
-        yield "image", self._image_token, ids.count(self._image_id), given - spans
+        clips = [len(clip) for turn in turns for clip in turn.clips]
+        yield "image", self._image_token, ids.count(self._image_id), given - sum(clips)
         if self._video_id is not None:
-            yield "clip", self._video_token, ids.count(self._video_id) - spans + len(clips), len(clips)
+            left, places = ids.count(self._video_id), 0
+            for spans in clips:  # those of a clip count once
+                places += left > 0
+                left = max(left - spans, 0)
+            yield "clip", self._video_token, places + left, len(clips)
 
     def _with_images(self, ids: list[int], turns: Sequence[Turn], visual_tokens: Sequence[int]) -> PromptIds:
         wanted = [t for turn in turns for t in (*"i" * turn.images, *"c" * sum(map(len, turn.clips)))]
