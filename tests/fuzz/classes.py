@@ -152,6 +152,31 @@ def images(folder: Path, bundle: Path) -> Case:
     return case
 
 
+def clips(folder: Path, bundle: Path) -> Case:
+    """Damaged and truncated clips of several containers and codecs."""
+    from clips_made import noise, write_clip
+
+    from divprune_edge.manifest import Clips, Preprocessing
+    from divprune_edge.processing.clips import Video, load_clip
+
+    plain = Preprocessing(resize="none", resample=3, rescale_factor=1, mean=(0, 0, 0), std=(1, 1, 1))
+    facts = Clips(frames=8, frame=plain, sampling="even", count=4)
+    kinds = {"mp4": "libx264", "mkv": "mpeg4", "webm": "libvpx-vp9", "avi": "mpeg4", "ts": "mpeg2video"}
+    seeds = [
+        write_clip(folder / f"seed.{suffix}", noise(12, (32, 48)), codec=codec, rate=25).read_bytes()
+        for suffix, codec in kinds.items()
+    ]
+    file = folder / "clip"
+
+    def case(random: Random) -> None:
+        data = flipped(random, random.choice(seeds))
+        file.write_bytes(data[: random.randrange(len(data) + 1)] if random.random() < 0.2 else data)
+        asked = random.choice(({}, {"fps": random.choice((0.1, 3.0, 1e9))}, {"frames": random.randint(1, 8)}))
+        assert all(frame.size for frame in load_clip(Video(file, **asked), facts).frames)
+
+    return case
+
+
 def questions(folder: Path, bundle: Path) -> Case:
     """A JSONL of questions, for a batch and for an evaluation."""
     from divprune_edge.runtime.batch_cli import read_questions
@@ -343,6 +368,7 @@ CLASSES: dict[str, Callable[[Path, Path], Case]] = {
         template,
         checkpoint,
         images,
+        clips,
         questions,
         engine_record,
         decoding,

@@ -15,6 +15,7 @@ INPUTS = {
     "template": ("chat template", "the same"),
     "checkpoint": ("configs, safetensors header", "the export's plan"),
     "images": ("images of nine formats, arrays", "`load_image`"),
+    "clips": ("clips of five formats", "`load_clip` and its frames"),
     "questions": ("JSONL of questions", "`read_questions`, `load_dataset`"),
     "engine_record": ("`engines.json`", "reading and mapping engines"),
     "decoding": ("questions, options of decoding", "`Pipeline.ask`"),
