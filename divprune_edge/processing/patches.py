@@ -82,12 +82,13 @@ def usual_sizes(facts: Patches) -> tuple[tuple[int, int], ...]:
     """
     found: dict[tuple[int, int], None] = {}
     for part in (1, 4):
-        tokens = facts.max_pixels // facts.factor**2 // part
-        for step in range(3):
-            short = max(1, round(math.sqrt(tokens / math.sqrt(2) ** step)))
-            size = short * facts.factor, tokens // short * facts.factor
-            if part == 1 or math.prod(size) >= max(facts.min_pixels, 1):
-                found |= dict.fromkeys([size, size[::-1]])
+        tokens = max(1, facts.max_pixels // facts.factor**2 // part)
+        square = math.isqrt(tokens)
+        shorter = (max(1, round(math.sqrt(tokens / ratio))) for ratio in (math.sqrt(2), 2))
+        grids = [(square, square), *((short, tokens // short) for short in shorter)]
+        if part == 1 or all(down * across * facts.factor**2 >= facts.min_pixels for down, across in grids):
+            sizes = [(down * facts.factor, across * facts.factor) for down, across in grids]
+            found |= {either: None for size in sizes for either in (size, size[::-1])}
     return tuple(found)
 
 

@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from raising import refused
 
 from divprune_edge.manifest import Patches, Preprocessing, Tiling
-from divprune_edge.processing.patches import fitted_size, grid_inputs, most_tokens, to_patches
+from divprune_edge.processing.patches import (
+    dimensions,
+    fitted_size,
+    grid_inputs,
+    most_dimensions,
+    most_tokens,
+    to_patches,
+    usual_sizes,
+)
 
 FACTS: dict[str, Any] = {
     "resample": 3,
@@ -241,3 +249,124 @@ def test_facts_survive_a_manifest() -> None:
     assert Preprocessing.model_validate(old).patches is None
     with pytest.raises(ValidationError, match="at least 9 and at most 8 pixels"):
         Patches(patch=2, merge=1, temporal=1, min_pixels=9, max_pixels=8)
+
+
+def with_sizes(*sizes: tuple[int, int], **changes: Any) -> Patches:
+    return Patches(**(QWEN3.model_dump() | {"sizes": sizes, "min_pixels": 1, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ((448, 448), (448, 448)),
+        ((1, 1), (224, 224)),
+        ((4000, 4000), (448, 448)),  # by shape, and not the larger area of what lies or stands
+        ((448, 672), (448, 672)),
+        ((2000, 3000), (448, 672)),
+        ((3000, 2000), (672, 448)),
+        ((440, 500), (448, 448)),
+        ((440, 560), (448, 672)),
+        ((300, 280), (224, 224)),
+        ((330, 330), (448, 448)),
+        ((100, 2000), (448, 672)),
+    ],
+)
+def test_an_image_is_resized_to_the_nearest_size(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    patches = with_sizes((224, 224), (448, 448), (448, 672), (672, 448), max_pixels=448 * 672)
+    assert fitted_size(*size, patches) == wanted
+    pixels, grid = to_patches(noise(*size), facts(patches))
+    assert grid == (wanted[0] // 16, wanted[1] // 16)
+    assert pixels.shape[:2] == (1, wanted[0] * wanted[1] // 256)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.permutations(range(4)))
+@settings(max_examples=200, deadline=None)
+def test_the_order_of_sizes_decides_ties_alone(height: int, width: int, order: list[int]) -> None:
+    sizes = [(448, 448), (448, 672), (672, 448), (256, 256)]
+    if max(height, width) > 200 * min(height, width):
+        return
+    chosen, again = (
+        fitted_size(height, width, with_sizes(*some, max_pixels=448 * 672))
+        for some in (sizes, [sizes[i] for i in order])
+    )
+    assert chosen == again or height * width in (448 * 448 * 2 / 3, 448 * 672)
+    # What is a size already stays as it is.
+    assert all(fitted_size(*one, with_sizes(*sizes, max_pixels=448 * 672)) == one for one in sizes)
+
+
+def test_an_elongated_image_is_refused_whatever_the_sizes() -> None:
+    with refused("image-too-elongated", 201):
+        fitted_size(1, 201, with_sizes((448, 448), max_pixels=448 * 448))
+
+
+def test_sizes_are_whole_visual_tokens_within_the_bound() -> None:
+    for sizes, told in (
+        ([(450, 448)], "450 x 448"),
+        ([(1024, 1024)], "more than 262144 pixels"),
+        ([(448, 448), (448, 448)], "twice"),
+        ([(32 * (1 + i), 32) for i in range(33)], "32"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            with_sizes(*sizes)
+
+
+@pytest.mark.parametrize("patches", [QWEN3, QWEN2_5], ids=["qwen3", "qwen2_5"])
+def test_usual_sizes_stretch_little(patches: Patches) -> None:
+    """Of images between 1:2 and 2:1; and no image is made much larger or smaller than it would be."""
+    sized = Patches(**(patches.model_dump() | {"sizes": usual_sizes(patches)}))
+    assert len(sized.sizes) == len(usual_sizes(patches)) <= 10
+    assert max(h * w for h, w in sized.sizes) > 0.9 * patches.max_pixels
+    for ratio, pixels in itertools.product(np.geomspace(0.5, 2, 41), np.geomspace(0.2, 8, 9)):
+        height = (patches.max_pixels * pixels / ratio) ** 0.5
+        size = round(height), round(height * ratio)
+        down, across = fitted_size(*size, sized)
+        stretched = (across / down) / (size[1] / size[0])
+        assert 1 / 1.3 < stretched < 1.3, size
+        if pixels >= 1:
+            assert down * across > 0.9 * patches.max_pixels, size
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 7, 60, 2048])
+def test_usual_sizes_of_few_tokens(most: int) -> None:
+    patches = Patches(patch=16, merge=2, temporal=2, min_pixels=1, max_pixels=most * 1024)
+    sizes = usual_sizes(patches)
+    assert sizes
+    assert max(h * w for h, w in sizes) <= most * 1024
+    Patches(**(patches.model_dump() | {"sizes": sizes}))
+
+
+def test_dimensions_of_sizes() -> None:
+    """Each once, the least first: a grid that stands has what one has that lies."""
+    patches = with_sizes((448, 672), (224, 224), (672, 448), (448, 448), max_pixels=448 * 672, window=4)
+    assert dimensions(patches) == [
+        {"patches": 196, "rows": 49, "windows": 4},
+        {"patches": 784, "rows": 196, "windows": 16},
+        {"patches": 1176, "rows": 294, "windows": 24},
+    ]
+    assert most_dimensions(patches) == {"patches": 1176, "rows": 294, "windows": 24}
+    assert most_tokens(patches) == 294
+    assert most_dimensions(None) == {}
+
+
+@given(
+    st.integers(1, 4000),
+    st.floats(1, 200),
+    st.booleans(),
+    st.integers(1, 6),
+    st.integers(1, 500),
+    st.integers(0, 3000),
+)
+@settings(max_examples=500, deadline=None)
+def test_no_image_has_larger_dimensions(
+    height: int, ratio: float, upright: bool, window: int, least: int, more: int
+) -> None:
+    patches = Patches(patch=2, merge=2, temporal=1, min_pixels=least, max_pixels=least + more, window=window)
+    size = height, int(height * ratio)
+    try:
+        down, across = fitted_size(*(size[::-1] if upright else size), patches)
+    except ValueError:
+        return
+    told = grid_inputs((down // 2, across // 2), patches)
+    lowest, highest = dimensions(patches)
+    found = {"patches": len(told["axes"]), "windows": len(told["windows"]), "rows": down * across // 16}
+    assert all(lowest[name] <= found[name] <= highest[name] for name in found)

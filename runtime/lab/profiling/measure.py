@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from divprune_edge.manifest import SelectorInfo
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.layout import PromptIds
+from divprune_edge.processing.patches import PATCHES, most_dimensions
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
@@ -121,6 +125,13 @@ def measure(
     ]
 
 
+def counted_tiles(manifest: Manifest, pixels: npt.NDArray[np.uint8]) -> int:
+    """Return the tiles that the encoder's cost is counted for; none of an image that is smaller than the largest."""
+    patches = manifest.preprocessing.patches
+    is_smaller = patches is not None and pixels.shape[1] < most_dimensions(patches)[PATCHES]
+    return 0 if is_smaller else len(pixels)
+
+
 def _measured(
     variant: Variant, workload: Workload, answers: tuple[MeasuredAnswer, ...], peak: int
 ) -> Measured:
@@ -131,7 +142,8 @@ def _measured(
         variant.selector and variant.selector.keep,
     )
     picks = 0 if keep is None else int((rows > keep).sum())
-    return Measured(variant, len(image.pixels), picks, prompt.visual_tokens, len(prompt), answers, peak)
+    tiles = counted_tiles(variant.bundle.manifest, image.pixels)
+    return Measured(variant, tiles, picks, prompt.visual_tokens, len(prompt), answers, peak)
 
 
 def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:

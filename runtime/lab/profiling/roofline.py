@@ -117,14 +117,14 @@ def costs(
         selector: None keeps every visual token.
         prompt_tokens: prefilled, visual ones included.
         answer_tokens: length of the answer; a decode step is the one in its middle.
-        tiles: of the image.
+        tiles: of the image, see :func:`~divprune_edge.runtime.lab.profiling.measure.counted_tiles`.
         picks: how often the selector runs.
     """
     manifest = bundle.manifest
     vision, language = manifest.vision_encoder, manifest.language_model
     token_row = vision.width * np.dtype(manifest.token_dtype).itemsize
     found: dict[str, StageCost] = {}
-    if vision.flops is not None:
+    if vision.flops is not None and tiles:
         most = most_dimensions(manifest.preprocessing.patches)
         sizes = (most.get(size, 1) if isinstance(size, str) else size for size in vision.inputs[0].shape)
         pixels = math.prod(sizes)

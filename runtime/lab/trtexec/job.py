@@ -23,7 +23,7 @@ from divprune_edge.runtime.engines.profiles import (
     vision_profiles,
 )
 from divprune_edge.runtime.engines.target import check_dialect, check_version
-from divprune_edge.runtime.lab.profiling.measure import DECODE
+from divprune_edge.runtime.lab.profiling.measure import DECODE, counted_tiles
 from divprune_edge.runtime.lab.profiling.roofline import StageCost, costs
 from divprune_edge.runtime.lab.trtexec.inputs import Inputs, write_inputs
 from divprune_edge.runtime.lab.trtexec.lines import Files, Line, Stage, build_line, check_folder, measure_line
@@ -183,8 +183,8 @@ def _record(
 ) -> None:
     manifest = bundle.manifest
     prompt = next((one.inputs["input_ids"].shape[1] for one in stages if one.name == "prefill"), None)
-    tiles = next((len(one.inputs["pixels"]) for one in stages if one.name == "vision"), 1)
-    stated = costs(bundle, chosen, prompt or 1, 1, tiles)
+    seen = (counted_tiles(manifest, one.inputs["pixels"]) for one in stages if one.name == "vision")
+    stated = costs(bundle, chosen, prompt or 1, 1, next(seen, 1))
 
     def described(one: Stage) -> StageInfo:
         cost: StageCost | None = stated.get(DECODE if one.name == "decode" else one.name)
