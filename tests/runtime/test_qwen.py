@@ -484,14 +484,18 @@ def test_commands(family: str, opened: Opened, command: Callable[..., Any], tmp_
     assert {row["questions"] for row in rows} == {2}
     tokens = {row["method"]: row["visual_tokens"] for row in rows}
     assert (tokens[f"divprune-{KEPT}"], tokens["none"]) == (KEPT, (54 + 16) / 2)
-    measured = command(
-        "profile", bundle, "--image", tmp_path / "a.png", "--runs", 1, "--json", tmp_path / "p.json"
-    )
-    assert measured.code == 0, measured.err
     for kind in ("build", "trtexec"):
         more = ("--tensorrt", "10.3", "--output", tmp_path / "x") if kind == "trtexec" else ()
         built = command(kind, bundle, *more)
         assert_told(built.code, built.err, "dialect-not-for-tensorrt", "portable")
+
+
+def test_a_profile(opened: Opened, command: Callable[..., Any], tmp_path: Path) -> None:
+    bundle, path = opened("qwen3_vl").bundle.path, tmp_path / "a.png"
+    images_of([(70, 100)])[0].save(path)
+    measured = command("profile", bundle, "--image", path, "--runs", 1, "--json", tmp_path / "p.json")
+    assert measured.code == 0, measured.err
+    assert json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
 
 
 @every_family
