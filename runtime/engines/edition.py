@@ -78,7 +78,8 @@ TENSORRT_RTX = Edition(
     install=f"'pip install tensorrt-rtx-cu13', or the whole extra with {install('rtx')}",
     ahead_of_time=True,
     plugins=False,
-    # Measured: with 1.7, an engine of two profiles is as large as two engines, whatever the hint.
+    # Measured: with 1.7, a language model's engine of two profiles is as large as two engines, whatever the hint. (An
+    # encoder's profiles, which all multiply many rows, share its weights.)
     shares_weights=False,
 )
 EDITIONS: Mapping[str, Edition] = MappingProxyType({one.name: one for one in (TENSORRT, TENSORRT_RTX)})

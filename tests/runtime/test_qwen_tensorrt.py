@@ -6,6 +6,7 @@ as they were resized.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -269,3 +270,16 @@ def test_equals_transformers_on_the_same_resized_image(
             if found != token:
                 assert margin < 1e-3
                 break
+
+
+def test_info_says_what_images_are_resized_to(
+    made: Made, checkpoint: Callable[[str], Path], command: Any, tmp_path: Path
+) -> None:
+    shown = " ".join(command("info", made("qwen3_vl", "portable").path).out.split())
+    assert "up to 64 visual tokens of an image of any size" in shown
+    assert "nearest of 64 x 64, 96 x 40, 40 x 96, 32 x 32, 120 x 32 pixels" in shown
+    facts = json.loads(command("info", made("qwen3_vl", "portable").path, "--json").out)
+    assert facts["preprocessing"]["patches"]["sizes"][1] == [40, 96]
+    own = export(plan_of(checkpoint("qwen3_vl"), keep=9), tmp_path / "bundle").folder
+    shown = " ".join(command("info", own).out.split())
+    assert "resized to 1024 to 4096 pixels, in steps of 8" in shown

@@ -20,9 +20,10 @@ from divprune_edge.plugins import abi
 from divprune_edge.processing.patches import dimensions
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import cuda
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
-from divprune_edge.runtime.engines.graphs import chosen_selectors, graphs_of
-from divprune_edge.runtime.engines.profiles import make_limits
+from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition, use
+from divprune_edge.runtime.engines.graphs import BuildJob, chosen_selectors, graphs_of
+from divprune_edge.runtime.engines.profiles import make_limits, vision_profiles
+from divprune_edge.runtime.engines.progress import Silent
 
 Build = Any
 Here = Any
@@ -105,3 +106,29 @@ def test_every_shape_of_every_profile_runs(bundle: Path, edition: Edition) -> No
             assert set(profile) == {one.name for one in session.get_inputs()}
             for end in ("min", "opt", "max"):
                 run_with(session, {name: getattr(shapes, end) for name, shapes in profile.items()})
+
+
+def test_profiles_share_the_weights(here: Here, tmp_path: Path) -> None:
+    """A profile brings kernels, and no second copy of 60 MB: what an engine for each grid would."""
+    vision = {"depth": 6, "hidden_size": 512, "intermediate_size": 2048, "num_heads": 8, "patch_size": 8}
+    checkpoint = make_qwen_checkpoint(tmp_path / "checkpoint", family="qwen3_vl", vision=vision)
+    plan = plan_of(
+        checkpoint, 9, dialect="static", precision="fp16", resolution="64x192,96x128,112x112,112x128"
+    )
+    opened = Bundle.open(export(plan, tmp_path / "bundle").folder)
+    graph = opened.manifest.vision_encoder
+    weights = sum(opened.manifest.files[name].size for name in (graph.file, *graph.data))
+    assert weights > 50e6
+    use(TENSORRT_RTX)
+    from divprune_edge.runtime.engines import compile as compiler
+
+    sizes = []
+    every = vision_profiles(opened.manifest)
+    assert len(every) == 3
+    for profiles in (every, every[:1], vision_profiles(opened.manifest, apart=False)):
+        data = tuple(map(opened.file, graph.data))
+        job = BuildJob("vision", opened.file(graph.file), profiles, False, None, None, data, (89,))
+        sizes.append(memoryview(compiler.make_engine(job, None, Silent())).nbytes)
+    several, one, spanning = sizes
+    print(f"weights {weights}, a profile each {several}, one profile {one}, one that spans them {spanning}")
+    assert weights < one <= spanning < several < 1.2 * weights
