@@ -405,7 +405,7 @@ class Clips(Strict):
     max_frames: Positive = MOST_FRAMES
     whole: bool = False
     cap: Positive | None = None
-    tokens: Positive | None = None
+    tokens: Annotated[int, Field(gt=0, le=1 << 18)] | None = None
     tokens_per_second: Annotated[float, Field(gt=0, le=1000)] | None = None
 
     @model_validator(mode="after")

@@ -458,4 +458,4 @@ def _read_image(random: Random, manifest: Manifest) -> None:
     read = family_named(manifest.family).read(image, *manifest.encoder_input, random.random() < 0.7)
     assert read.assembly is not None
     info = manifest.assemble
-    grouped(read.assembly, rows=info.rows, sources=info.sources, per=info.per)
+    grouped(read.assembly, rows=info.rows, sources=info.sources, apart=info.per == "tile")
