@@ -123,7 +123,7 @@ def _resized(patches: Patches) -> str:
     if not patches.sizes:
         return f"resized to {patches.min_pixels} to {patches.max_pixels} pixels, in steps of {patches.factor}"
     sizes = ", ".join(f"{width} x {height}" for height, width in patches.sizes)
-    return f"resized to the nearest of {sizes} pixels, by aspect ratio first and then by area"
+    return f"resized to the nearest of {sizes} pixels, by aspect ratio and area"
 
 
 def _template(prompt: Prompt) -> str:

@@ -30,6 +30,7 @@ class cudaError_t(enum.IntEnum):
 class Kind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
 
 
 class FakeRuntime:
@@ -122,8 +123,11 @@ class FakeRuntime:
     ) -> tuple[()]:
         assert stream == STREAM
         assert min(dpitch, spitch) >= width
-        up = kind == Kind.cudaMemcpyHostToDevice
-        move = self.device.upload_pieces if up else self.device.download_pieces
+        move = {
+            Kind.cudaMemcpyHostToDevice: self.device.upload_pieces,
+            Kind.cudaMemcpyDeviceToHost: self.device.download_pieces,
+            Kind.cudaMemcpyDeviceToDevice: self.device.copy_pieces,
+        }[kind]
         move(dst, dpitch, src, spitch, width, height)
         return ()
 

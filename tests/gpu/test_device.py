@@ -48,6 +48,20 @@ def test_pieces_of_ordinary_memory(device: CudaDevice) -> None:
     assert not whole[:, 24:].any()
 
 
+def test_pieces_within_the_device(device: CudaDevice) -> None:
+    """The first values of rows, laid together."""
+    wide, narrow = device.allocate(8 * 64), device.allocate(8 * 24)
+    rows, back = (
+        np.arange(8 * 64, dtype=np.uint16).reshape(8, 64).astype(np.uint8),
+        np.zeros((8, 24), np.uint8),
+    )
+    device.upload(wide.address, rows.ctypes.data, rows.nbytes)
+    device.copy_pieces(narrow.address, 24, wide.address, 64, 24, 8)
+    device.download(back.ctypes.data, narrow.address, back.nbytes)
+    device.synchronize()
+    assert np.array_equal(back, rows[:, :24])
+
+
 def test_a_graph_of_copies_and_the_kernel(device: CudaDevice) -> None:
     """What a decode step is, without the engine: position up, rows appended, cache down."""
     sizes = Append(2, 2, 1, 8, 32, 0, 512, 256)

@@ -111,6 +111,20 @@ def test_a_pipeline_opens_the_backend_by_its_name(
     assert answers[0].backend == "tensorrt"
 
 
+def test_pieces_within_the_device(here: Here) -> None:
+    """The first values of rows, laid together."""
+    device = here.open()
+    wide, narrow, host = device.allocate(8 * 64), device.allocate(8 * 24), device.pinned(8 * 64)
+    host.array[:] = np.arange(8 * 64) % 251
+    device.upload(wide.address, host.address, 8 * 64)
+    device.copy_pieces(narrow.address, 24, wide.address, 64, 24, 8)
+    device.synchronize()
+    rows = host.array.reshape(8, 64)[:, :24].copy()
+    device.download(host.address, narrow.address, 8 * 24)
+    device.synchronize()
+    assert np.array_equal(host.array[: 8 * 24].reshape(8, 24), rows)
+
+
 def test_memory_is_freed_with_its_object(here: Here) -> None:
     device = here.open()
     memory, host = device.allocate(1000), device.pinned(64)
