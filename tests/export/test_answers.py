@@ -68,7 +68,7 @@ def asked(bundle: Bundle, image: Any, kept: Any, numbering: str) -> PromptIds:
     """Return the prompt around the rows of an image that were kept, as the runtime places them."""
     manifest = bundle.manifest
     place, rows = manifest.prompt.image_token_id, np.arange(len(kept))
-    laid = lay_out([*BEFORE, place, *AFTER], place, [len(kept)], bundle.rows)
+    laid = lay_out([*BEFORE, place, *AFTER], {place}, [len(kept)], bundle.rows)
     where = (
         PlacedImage(rows) if numbering == "compact" else PlacedImage(rows, image.places[:, kept], image.ahead)
     )
