@@ -266,7 +266,7 @@ def test_a_bound_on_pixels_out_of_range_is_refused(
     ):
         with refused("max-pixels-out-of-range", most, limit):
             plan_of(folder(family), max_pixels=most)
-    with refused("sizes-without-patches", 999):
+    with refused("max-pixels-without-sizes", 999):
         plan_of(checkpoint("plain"), max_pixels=999)
 
 
