@@ -98,7 +98,9 @@ class FakeDevice:
         self._free = free
 
     def free_bytes(self) -> int:
-        return self._free - sum(memory.nbytes for memory in self.live.values() if memory.kind == "device")
+        return self._free - sum(
+            memory.nbytes for memory in tuple(self.live.values()) if memory.kind == "device"
+        )
 
     def allocate(self, nbytes: int) -> Handle:
         self.counts["allocations"] += 1
@@ -124,7 +126,8 @@ class FakeDevice:
 
     def at(self, address: int, nbytes: int, kind: str) -> np.ndarray:
         """Return the bytes at an address, which must be inside of one piece of live memory."""
-        for memory in self.live.values():
+        # A copy: what is collected meanwhile frees its memory.
+        for memory in tuple(self.live.values()):
             if memory.address <= address and address + nbytes <= memory.address + memory.nbytes:
                 assert memory.kind == kind, f"{memory.kind} memory where {kind} memory belongs"
                 start = address - memory.address
