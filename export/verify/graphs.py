@@ -172,7 +172,21 @@ class _RightPadded(_OpenedLanguage):
         positions: Array | None,
     ) -> Array:
         """Feed ids [batch, seq]; sequences had ``before`` rows and have ``after``. Updates the cache."""
+        columns = before[:, None] + np.arange(ids.shape[1])
+        inputs = self._inputs(columns, after, next(iter(cache.values())).shape[2])
+        if positions is not None:
+            inputs["position_ids"] = positions
+        logits, rows = self._run(ids, visual, after - before - 1, inputs, cache)
+        self._keep(rows, before, after, cache)
+        return logits
+
+    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
+        """Return what the dialect wants to know of new ``columns`` [batch, seq] of a cache."""
         raise NotImplementedError
+
+    def _keep(self, rows: dict[str, Array], before: Array, after: Array, cache: dict[str, Array]) -> None:
+        """Put what the graph gives of keys and values into the cache."""
+        cache.update(_as_past(rows))
 
 
 class FusedLanguageGraph(_RightPadded):
@@ -181,24 +195,11 @@ class FusedLanguageGraph(_RightPadded):
     def _begin(self, batch: int, rows: int) -> dict[str, Array]:
         return self._cache(batch, rows)
 
-    def _step(
-        self,
-        ids: Array,
-        visual: Array,
-        before: Array,
-        after: Array,
-        cache: dict[str, Array],
-        positions: Array | None,
-    ) -> Array:
-        inputs = {
+    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
+        return {
             "seqlens_k": (after - 1).astype(np.int32),
             "total_sequence_length": np.array(after.max(), np.int32),
         }
-        if positions is not None:
-            inputs["position_ids"] = positions
-        logits, present = self._run(ids, visual, after - before - 1, inputs, cache)
-        cache.update(_as_past(present))
-        return logits
 
 
 class _FixedLanguageGraph(_RightPadded):
@@ -213,60 +214,39 @@ class _FixedLanguageGraph(_RightPadded):
 class StaticLanguageGraph(_FixedLanguageGraph):
     """Dialect ``static``: the graph writes the new rows itself."""
 
-    def _step(
-        self,
-        ids: Array,
-        visual: Array,
-        before: Array,
-        after: Array,
-        cache: dict[str, Array],
-        positions: Array | None,
-    ) -> Array:
-        new = before[:, None] + np.arange(ids.shape[1])
-        rows = np.arange(next(iter(cache.values())).shape[2])
-        seen = rows <= new[..., None]
+    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
+        rows = np.arange(capacity)
+        seen = rows <= columns[..., None]
         if self._window is not None:
-            seen &= new[..., None] - rows < self._window
-        inputs = {
+            seen &= columns[..., None] - rows < self._window
+        return {
             "attention_mask": seen[:, None],
-            "position_ids": new if positions is None else positions,
-            "write_indices": before.astype(np.int64),
+            "position_ids": columns,
+            "write_indices": columns[:, 0].astype(np.int64),
         }
-        logits, present = self._run(ids, visual, after - before - 1, inputs, cache)
-        cache.update(_as_past(present))
-        return logits
 
 
 class DecomposedLanguageGraph(_FixedLanguageGraph):
     """Dialect ``decomposed``: the caller appends the new rows."""
 
-    def _step(
-        self,
-        ids: Array,
-        visual: Array,
-        before: Array,
-        after: Array,
-        cache: dict[str, Array],
-        positions: Array | None,
-    ) -> Array:
-        batch, seq = ids.shape
-        rows = np.arange(next(iter(cache.values())).shape[2])
-        new_rows = before[:, None] + np.arange(seq)
-        filled, visible = rows < before[:, None, None], np.tri(seq, dtype=bool)
+    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
+        batch, seq = columns.shape
+        rows = np.arange(capacity)
+        filled, visible = rows < columns[:, :1, None], np.tri(seq, dtype=bool)
         if self._window is not None:
-            filled = filled & (new_rows[..., None] - rows < self._window)
+            filled = filled & (columns[..., None] - rows < self._window)
             visible &= ~np.tri(seq, k=-self._window, dtype=bool)
-        inputs = {
+        return {
             "cache_mask": filled[:, None],
             "new_mask": np.tile(visible, (batch, 1, 1, 1)),
-            "position_ids": new_rows if positions is None else positions,
+            "position_ids": columns,
         }
-        logits, new = self._run(ids, visual, after - before - 1, inputs, cache)
-        for name, value in new.items():
+
+    def _keep(self, rows: dict[str, Array], before: Array, after: Array, cache: dict[str, Array]) -> None:
+        for name, value in rows.items():
             past = cache[name.replace("new_key_values.", "past_key_values.")]
             for row, (begin, end) in enumerate(zip(before, after, strict=True)):
                 past[row, :, begin:end] = value[row, :, : end - begin]
-        return logits
 
 
 def _as_past(present: dict[str, Array]) -> dict[str, Array]:
