@@ -20,7 +20,9 @@ from divprune_edge.models.families.image_processor import (
     valid_clips,
     video_config,
 )
+from divprune_edge.models.families.llava import LLAVA
 from divprune_edge.models.families.llava.preprocessing import ProcessorKind, read_preprocessing
+from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import LlavaSpec
 from divprune_edge.models.families.llava.weights import find_weights
 from divprune_edge.models.files import CheckpointFiles, Config
@@ -184,3 +186,15 @@ def tiled_visual_tokens(model: Any, process: Process, images: Sequence[ImageInpu
         **together,
     ).pooler_output
     return features
+
+
+TILED = replace(
+    LLAVA,
+    weight_names=find_tiled_weights,
+    read=read_tiles,
+    sample_sizes=tiled_sizes,
+    reference=replace(
+        REFERENCE, processor=lambda name: "CLIPImageProcessorPil", visual_tokens=tiled_visual_tokens
+    ),
+)
+"""What these families are alike in; each has its own name, presets, spec, preprocessing and model to verify against."""

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from divprune_edge.models.families.llava import LLAVA
 from divprune_edge.models.families.llava.preprocessing import ProcessorKind
-from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import LlavaSpec, read_llava
 from divprune_edge.models.families.llava.tiled import (
-    find_tiled_weights,
-    read_tiles,
+    TILED,
     tiled_preprocessing,
-    tiled_sizes,
-    tiled_visual_tokens,
     with_tiling,
 )
 from divprune_edge.models.files import Config
@@ -46,18 +41,10 @@ def _spec(config: Config) -> LlavaSpec:
 
 
 LLAVA_NEXT = replace(
-    LLAVA,
+    TILED,
     name="llava_next",
     presets=_PRESETS,
     spec=_spec,
-    weight_names=find_tiled_weights,
     preprocessing=lambda files, spec: tiled_preprocessing(files, spec, _PROCESSOR, _GRIDS),
-    read=read_tiles,
-    sample_sizes=tiled_sizes,
-    reference=replace(
-        REFERENCE,
-        model="LlavaNextForConditionalGeneration",
-        processor=lambda name: "CLIPImageProcessorPil",
-        visual_tokens=tiled_visual_tokens,
-    ),
+    reference=replace(TILED.reference, model="LlavaNextForConditionalGeneration"),
 )

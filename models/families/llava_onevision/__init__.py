@@ -6,18 +6,13 @@ import re
 from dataclasses import replace
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.families.llava import LLAVA
 from divprune_edge.models.families.llava.preprocessing import ProcessorKind
-from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import LlavaSpec, read_llava
 from divprune_edge.models.families.llava.tiled import (
-    find_tiled_weights,
+    TILED,
     read_frames,
-    read_tiles,
     tiled_clips,
     tiled_preprocessing,
-    tiled_sizes,
-    tiled_visual_tokens,
     with_tiling,
 )
 from divprune_edge.models.files import Config, count, setting
@@ -108,21 +103,13 @@ def _kind_of(config: Config, name: str, default: Config) -> Config:
 
 
 LLAVA_ONEVISION = replace(
-    LLAVA,
+    TILED,
     name="llava_onevision",
     template=CHATML_TEMPLATE,
     presets=_PRESETS,
     spec=_spec,
-    weight_names=find_tiled_weights,
     preprocessing=lambda files, spec: tiled_preprocessing(files, spec, _PROCESSOR, _GRIDS),
-    read=read_tiles,
     clips=lambda files, spec, frames, max_pixels: tiled_clips(files, spec, frames, _PROCESSOR),
     read_clip=read_frames,
-    sample_sizes=tiled_sizes,
-    reference=replace(
-        REFERENCE,
-        model="LlavaOnevisionForConditionalGeneration",
-        processor=lambda name: "CLIPImageProcessorPil",
-        visual_tokens=tiled_visual_tokens,
-    ),
+    reference=replace(TILED.reference, model="LlavaOnevisionForConditionalGeneration"),
 )
