@@ -10,17 +10,10 @@ from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
 from divprune_edge.manifest import GraphInfo, TensorInfo
-from divprune_edge.models.families.family import ASSEMBLE, VISUAL_TOKENS
+from divprune_edge.models.families.family import ASSEMBLE, VISUAL_TOKENS, tile_input
 from divprune_edge.models.signals import CLS_TOKEN
 
 OPSET = 18
-TILE_TOKENS = "tile_tokens"
-"""What the encoder's visual tokens are called as this graph's input; a signal is called ``tile_`` and its name."""
-
-
-def tile_input(name: str) -> str:
-    """Return what an output of the encoder is called as an input of this graph."""
-    return TILE_TOKENS if name == VISUAL_TOKENS else f"tile_{name}"
 
 
 def build_assemble(plan: ExportPlan, vision: GraphInfo) -> ir.Model:

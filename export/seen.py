@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.export.assemble import tile_input
 from divprune_edge.export.plan import ExportPlan
-from divprune_edge.models.families.family import VISUAL_TOKENS
+from divprune_edge.models.families.family import VISUAL_TOKENS, tile_input
 from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
 
 Array = npt.NDArray[Any]

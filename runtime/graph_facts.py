@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import MANIFEST, GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.families.family import tile_input
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
 from divprune_edge.processing.patches import PIXELS, WINDOWS, most_of_clip, most_tokens
@@ -187,7 +188,7 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
     elif graph is (rows := manifest.assemble) and rows is not None:
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
         of_tile = None if vision.image_height is None else vision.tokens
-        yield "tile_tokens", tokens, (None, of_tile, vision.width), what
+        yield tile_input("visual_tokens"), tokens, (None, of_tile, vision.width), what
         what = f"rows is {rows.rows} and sources {rows.sources}"
         yield "rows", "int64", (None, rows.rows, rows.sources), what
         yield "visual_tokens", tokens, (None, rows.rows, vision.width), f"rows is {rows.rows}"

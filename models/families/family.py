@@ -29,6 +29,11 @@ ASSEMBLE = "assemble"
 """What the graph is called that makes rows of the tokens of several tiles."""
 
 
+def tile_input(name: str) -> str:
+    """Return what an output of the vision encoder is called as an input of the ``assemble`` graph."""
+    return "tile_tokens" if name == VISUAL_TOKENS else f"tile_{name}"
+
+
 @dataclass(frozen=True)
 class Rows:
     """How many rows the ``assemble`` graph makes, at most.

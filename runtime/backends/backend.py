@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 
@@ -28,6 +29,11 @@ class Encoded:
 
     tokens: DeviceTensor
     signals: Mapping[str, DeviceTensor] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> dict[str, DeviceTensor]:
+        """All of these, by the names that they have as outputs of a graph."""
+        return {VISUAL_TOKENS: self.tokens, **self.signals}
 
 
 def check_rows(selector: SelectorInfo, valid: npt.NDArray[np.bool_]) -> None:

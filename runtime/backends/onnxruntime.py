@@ -18,6 +18,7 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.families.family import tile_input
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
@@ -80,9 +81,8 @@ class OnnxRuntimeBackend:
         graph = self._bundle.manifest.assemble
         assert graph is not None
         binding = Binding(self._session(graph), self._device)
-        binding.input("tile_tokens", encoded.tokens)
-        for name, value in encoded.signals.items():
-            binding.input(f"tile_{name}", value)
+        for name, value in encoded.outputs.items():
+            binding.input(tile_input(name), value)
         binding.array("rows", groups.rows)
         if graph.sources > 1:
             binding.array("weights", groups.weights)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import AssembleInfo, GraphInfo, SelectorInfo, TensorInfo
+from divprune_edge.models.families.family import tile_input
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, most_dimensions
@@ -123,8 +124,7 @@ class TensorRtBackend:
         """Run the engine that makes rows of tiles' tokens."""
         graph = self._bundle.manifest.assemble
         assert graph is not None
-        inputs = {"tile_tokens": encoded.tokens}
-        inputs |= {f"tile_{name}": value for name, value in encoded.signals.items()}
+        inputs = {tile_input(name): value for name, value in encoded.outputs.items()}
         for info in graph.inputs:
             if info.name not in inputs:
                 inputs[info.name] = self._upload(info.name, getattr(groups, info.name), self._room(info))
@@ -151,7 +151,7 @@ class TensorRtBackend:
         if selector is None:
             return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
         check_rows(selector, valid)
-        inputs = {"visual_tokens": encoded.tokens, "valid": self._upload("valid", valid), **encoded.signals}
+        inputs = {"valid": self._upload("valid", valid), **encoded.outputs}
         if selector.id in self._kernels:
             return self._pick(selector, inputs["visual_tokens"], inputs["valid"])
         read = {tensor.name: inputs[tensor.name] for tensor in selector.inputs}

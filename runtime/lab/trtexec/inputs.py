@@ -17,6 +17,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
 from divprune_edge.manifest import SelectorInfo, TensorInfo
 from divprune_edge.models.families import family_named
+from divprune_edge.models.families.family import tile_input
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.processing.patches import ROWS
@@ -148,12 +149,8 @@ class Inputs:
         backend = OnnxRuntimeBackend(self._bundle, "cpu", None)
         vision = Vision(self._bundle, backend)
 
-        def values(encoded: Encoded, prefix: str, tokens: str) -> dict[str, Array]:
-            named = {f"{prefix}{name}": value for name, value in encoded.signals.items()}
-            return {
-                name: np.array(backend.to_host(value))
-                for name, value in {tokens: encoded.tokens, **named}.items()
-            }
+        def values(encoded: Encoded) -> dict[str, Array]:
+            return {name: np.array(backend.to_host(value)) for name, value in encoded.outputs.items()}
 
         tiles: Encoded | None = None
         if self._bundle.manifest.assemble is None:
@@ -165,8 +162,8 @@ class Inputs:
             candidates = Candidates(rows, groups.valid, groups.reading, every, [self._image])
         seen = vision.select(candidates, self._selector)
         return _Seen(
-            values(tiles, "tile_", "tile_tokens") if tiles is not None else {},
-            {"valid": candidates.valid, **values(candidates.encoded, "", "visual_tokens")},
+            {tile_input(name): value for name, value in values(tiles).items()} if tiles is not None else {},
+            {"valid": candidates.valid, **values(candidates.encoded)},
             np.array(backend.to_host(seen.tokens)),
             seen.images[0],
         )
