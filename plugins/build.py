@@ -11,11 +11,19 @@ from pathlib import Path
 
 from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD, LibraryRecord, sha256
-from divprune_edge.plugins.toolchain import Compiler, Headers, find_cmake
+from divprune_edge.plugins.record import (
+    ABI_VERSION,
+    EDGE_LLM_OBJECT,
+    LIBRARY,
+    RECORD,
+    LibraryRecord,
+    sha256,
+)
+from divprune_edge.plugins.toolchain import EDGE_LLM_VARIABLE, Compiler, Headers, find_cmake
 from divprune_edge.scratch import scratch
 
 SOURCE = Path(__file__).resolve().parent
+_BUILT_OBJECT = Path("CMakeFiles/divprune_edge_llm.dir/csrc/edge_llm/pruner.cpp.o")
 
 
 def build(
@@ -24,6 +32,7 @@ def build(
     architectures: tuple[int, ...],
     output: Path,
     *,
+    edge_llm: Headers | None = None,
     jobs: int = 1,
     show: Callable[[str], None] = lambda line: None,
 ) -> LibraryRecord:
@@ -34,13 +43,21 @@ def build(
         headers: TensorRT's headers, or None for a library without the wrapper.
         architectures: compute capabilities without the dot; the newest is also kept as PTX for GPUs after it.
         output: folder; an older library there is replaced once the new one is complete.
+        edge_llm: checkout of TensorRT Edge-LLM, for which an object is put beside the library; None: no object.
         jobs: compilers at a time.
         show: called with each line of the build's output.
 
     Raises:
-        UserError: cmake is missing, ``output`` cannot be written, or another process is building there.
+        UserError: ``edge_llm`` without ``headers``; cmake is missing; ``output`` cannot be written, or another process
+            is building there.
         DivpruneError: the build failed; the compiler's first error is in the message.
     """
+    if edge_llm and not headers:
+        raise UserError(
+            "TensorRT Edge-LLM's headers need those of TensorRT: name the folder of NvInfer.h with --tensorrt-include "
+            f"(or leave --edge-llm out, and {EDGE_LLM_VARIABLE} unset).",
+            code="edge-llm-without-tensorrt",
+        )
     cmake = find_cmake()
     busy = f"Another process is building in '{output}': wait for it, or choose another folder with --output."
     stack = ExitStack()
@@ -54,7 +71,7 @@ def build(
         ) from error
     with stack:
         folder = str(partial)
-        _run(_configure(cmake, compiler, headers, architectures, folder, jobs), show)
+        _run(_configure(cmake, compiler, headers, edge_llm, architectures, folder, jobs), show)
         _run([str(cmake), "--build", folder, "--parallel", str(jobs)], show)
         built = Path(folder) / LIBRARY
         record = LibraryRecord(
@@ -64,9 +81,13 @@ def build(
             architectures=architectures,
             cuda=compiler.version,
             tensorrt=headers.version if headers else None,
+            edge_llm=edge_llm.version if edge_llm else None,
         )
         # Library and record are checked against each other, so a build that ends between the two is noticed.
         (output / RECORD).unlink(missing_ok=True)
+        (output / EDGE_LLM_OBJECT).unlink(missing_ok=True)
+        if edge_llm:
+            os.replace(partial / _BUILT_OBJECT, output / EDGE_LLM_OBJECT)  # noqa: PTH105
         os.replace(built, output / LIBRARY)  # noqa: PTH105 - the atomic one
         record.write(output)
     return record
@@ -76,6 +97,7 @@ def _configure(
     cmake: Path,
     compiler: Compiler,
     headers: Headers | None,
+    edge_llm: Headers | None,
     architectures: tuple[int, ...],
     folder: str,
     jobs: int,
@@ -94,6 +116,7 @@ def _configure(
         f"-DCMAKE_CUDA_FLAGS=--threads={jobs}",
         f"-DDIVPRUNE_VERSION={__version__}",
         f"-DDIVPRUNE_TENSORRT_INCLUDE_DIR={headers.folder.resolve() if headers else ''}",
+        f"-DDIVPRUNE_EDGE_LLM_DIR={edge_llm.folder.resolve() if edge_llm else ''}",
     ]
 
 

@@ -32,6 +32,13 @@ def build(
             "without any, only the C library is built.",
         ),
     ] = None,
+    edge_llm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Checkout of TensorRT Edge-LLM, to build the pruner for it, too. Without it, EDGE_LLM_DIR.",
+        ),
+    ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
@@ -53,11 +60,17 @@ def build(
 ) -> None:
     """Compile the library with nvcc; needs no GPU and no torch."""
     from divprune_edge.plugins.build import build as build_library
-    from divprune_edge.plugins.record import DEFAULT_FOLDER, LIBRARY
-    from divprune_edge.plugins.toolchain import choose_architectures, find_compiler, find_headers
+    from divprune_edge.plugins.record import DEFAULT_FOLDER, EDGE_LLM_OBJECT, LIBRARY
+    from divprune_edge.plugins.toolchain import (
+        choose_architectures,
+        find_compiler,
+        find_edge_llm,
+        find_headers,
+    )
 
     compiler = find_compiler()
     headers = find_headers(tensorrt_include)
+    checkout = find_edge_llm(edge_llm)
     architectures = choose_architectures(arch, compiler)
     folder = output or DEFAULT_FOLDER
     print(f"nvcc {compiler.version} for sm_{', sm_'.join(map(str, architectures))} ...")
@@ -66,6 +79,7 @@ def build(
         headers,
         architectures,
         folder,
+        edge_llm=checkout,
         jobs=jobs or os.cpu_count() or 1,
         show=print if verbose else lambda line: None,
     )
@@ -76,6 +90,8 @@ def build(
         )
     else:
         print("TensorRT plugin: no, because NvInfer.h was not found; --tensorrt-include DIR names its folder")
+    if checkout:
+        print(f"Edge-LLM pruner: {folder / EDGE_LLM_OBJECT}, for Edge-LLM {checkout.version} and no other")
 
 
 @app.command()
@@ -92,6 +108,7 @@ def info(library: LibraryFolder = None) -> None:
     print(f"architectures  sm_{', sm_'.join(map(str, record.architectures))}")
     print(f"CUDA           {record.cuda}")
     print(f"TensorRT       {record.tensorrt or 'not built in'}")
+    print(f"Edge-LLM       {record.edge_llm or 'not built'}")
     print(f"sha256         {record.sha256}")
 
 

@@ -13,6 +13,7 @@ from divprune_edge.strict_json import is_file, read_json
 
 LIBRARY = "libdivprune_plugins.so"
 RECORD = "libdivprune_plugins.json"
+EDGE_LLM_OBJECT = "divprune_edge_llm.o"
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "lib"
 """Where both are, in the package, unless another folder is named."""
 ABI_VERSION = 2
@@ -24,7 +25,8 @@ class LibraryRecord:
     """Facts about a built library.
 
     ``architectures`` are compute capabilities without the dot (``87``), ``cuda`` and ``tensorrt`` the versions of
-    the compiler and of the headers; ``tensorrt`` is None for a library without the wrapper.
+    the compiler and of the headers; ``tensorrt`` is None for a library without the wrapper, ``edge_llm`` where there
+    is no object for TensorRT Edge-LLM beside it.
     """
 
     version: str
@@ -33,6 +35,7 @@ class LibraryRecord:
     architectures: tuple[int, ...]
     cuda: str
     tensorrt: str | None
+    edge_llm: str | None = None
 
     def write(self, folder: Path) -> None:
         """Write the record to ``folder``."""
@@ -62,6 +65,7 @@ def read_record(folder: Path) -> LibraryRecord:
             architectures=tuple(int(architecture) for architecture in data["architectures"]),
             cuda=str(data["cuda"]),
             tensorrt=None if data["tensorrt"] is None else str(data["tensorrt"]),
+            edge_llm=None if data.get("edge_llm") is None else str(data["edge_llm"]),
         )
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(

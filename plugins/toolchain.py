@@ -17,6 +17,9 @@ OLDEST_ARCHITECTURE = 75
 OLDEST_TENSORRT = 10
 TENSORRT_VARIABLE = "TENSORRT_INCLUDE_DIR"
 HEADER = "NvInfer.h"
+EDGE_LLM_VARIABLE = "EDGE_LLM_DIR"
+EDGE_LLM_HEADER = Path("cpp") / "runtime" / "preprocess" / "visualTokenPruner.h"
+EDGE_LLM_JSON = Path("3rdParty") / "nlohmannJson" / "include"
 # JetPack and the packages of TensorRT's own repository, in this order.
 _HEADER_FOLDERS = (
     "/usr/include/aarch64-linux-gnu",
@@ -40,7 +43,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Headers:
-    """A folder with TensorRT's headers and their version."""
+    """A folder with TensorRT's headers, or a checkout of TensorRT Edge-LLM, and the version of what it holds."""
 
     folder: Path
     version: str
@@ -126,6 +129,35 @@ def _headers_in(folder: Path) -> Headers | None:
             return None
         parts.append(number.group(1))
     return Headers(folder, ".".join(parts))
+
+
+def find_edge_llm(folder: Path | None) -> Headers | None:
+    """Return the checkout of TensorRT Edge-LLM: ``folder``, else the one named by EDGE_LLM_DIR.
+
+    Raises:
+        UserError: a folder was named, but it is no checkout that pruners can be registered in, or not a whole one.
+    """
+    variable = os.environ.get(EDGE_LLM_VARIABLE)
+    named = folder or (Path(variable) if variable else None)
+    if named is None:
+        return None
+    version_file = named / "cpp" / "common" / "version.h"
+    version = None
+    if (named / EDGE_LLM_HEADER).is_file() and version_file.is_file():
+        version = re.search(
+            r'kRUNTIME_VERSION = "([\w.]+)"', version_file.read_text(encoding="utf-8", errors="replace")
+        )
+    if version is None:
+        raise UserError(
+            f"'{named}' has no {EDGE_LLM_HEADER}: name a checkout of TensorRT Edge-LLM 0.10.1 or newer.",
+            code="edge-llm-missing",
+        )
+    if not (named / EDGE_LLM_JSON).is_dir():
+        raise UserError(
+            f"'{named}' has no {EDGE_LLM_JSON}: run 'git submodule update --init' there.",
+            code="edge-llm-incomplete",
+        )
+    return Headers(named, version.group(1))
 
 
 def choose_architectures(wanted: str | None, compiler: Compiler) -> tuple[int, ...]:
