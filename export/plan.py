@@ -28,6 +28,7 @@ from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, why_not
+from divprune_edge.models.targets import find_target
 from divprune_edge.models.tiles import Per, candidates_of, groups_of
 
 DEFAULT_PRUNE = "0.9"
@@ -75,12 +76,12 @@ class ExportPlan:
     @property
     def token_dtype(self) -> str:
         """Element type of visual tokens: what the vision encoder computes in."""
-        return activation_type(self.precisions.vision, tensorrt=self.dialect.facts.for_tensorrt)
+        return activation_type(self.precisions.vision, half=self.precisions.half)
 
     @property
     def language_dtype(self) -> str:
         """Element type of the language model's activations and cache."""
-        return activation_type(self.precisions.language, tensorrt=self.dialect.facts.for_tensorrt)
+        return activation_type(self.precisions.language, half=self.precisions.half)
 
     def language_dialect(self) -> Dialect:
         """Return a dialect for the language graph."""
@@ -114,7 +115,7 @@ class ExportPlan:
             precision,
             self.precisions.block_size,
             fused=bool(self.dialect.domains),
-            tensorrt=self.dialect.facts.for_tensorrt,
+            half=self.precisions.half,
             moments=self.moments,
         )
 
@@ -255,8 +256,9 @@ def plan_export(
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
     """
-    precisions = parse_precisions(precision, block_size)
     written = find_dialect(dialect)
+    on_cuda = target is not None and find_target(target).backend == "cuda"
+    precisions = replace(parse_precisions(precision, block_size), half=written.facts.for_tensorrt or on_cuda)
     chosen = find_selector(selector)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
@@ -319,7 +321,7 @@ def plan_export(
     kept = keep * groups_of(spec, per)
     rows = cache_capacity(kept, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
     spec = spec.with_decoder(spec.decoder.within(rows or spec.decoder.context))
-    written.check(spec.decoder, activation_type(precisions.language, tensorrt=written.facts.for_tensorrt))
+    written.check(spec.decoder, activation_type(precisions.language, half=precisions.half))
     names = family.weight_names(checkpoint.tensors, _tied(checkpoint))
     checkpoint.check(
         names.parameters(

@@ -21,11 +21,12 @@ DEFAULT_PRECISION: Precision = "fp32"
 
 @dataclass(frozen=True)
 class Precisions:
-    """The precision of each graph, and the block size of int4 weights."""
+    """The precision of each graph, the block size of int4 weights, and whether they meet float16 activations."""
 
     vision: Precision
     language: Precision
     block_size: int = DEFAULT_BLOCK_SIZE
+    half: bool = False
 
     def __str__(self) -> str:
         if self.vision == self.language:
@@ -38,13 +39,12 @@ class Precisions:
         return "int4" in (self.vision, self.language)
 
 
-def activation_type(precision: Precision, *, tensorrt: bool = False) -> str:
+def activation_type(precision: Precision, *, half: bool = False) -> str:
     """Return the element type of a graph's activations, and of the weights that are no matrices.
 
-    Where the graph is for TensorRT, int4 weights meet float16 activations.
+    ``half``: int4 weights meet float16 activations, as in graphs for TensorRT and for CUDA.
     """
-    half = precision == "fp16" or (tensorrt and precision == "int4")
-    return "float16" if half else "float32"
+    return "float16" if precision == "fp16" or (half and precision == "int4") else "float32"
 
 
 def check_for_tensorrt(precisions: Precisions, block_size: int | None, dialect: str) -> None:

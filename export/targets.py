@@ -88,7 +88,7 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
             code="precision-with-target",
         )
     kernels = DIALECTS[dialect].cuda if dialect in DIALECTS else frozenset()
-    if kernels and activation_type(chosen.language, tensorrt=False) not in kernels:
+    if kernels and activation_type(chosen.language, half=True) not in kernels:
         raise UserError(
             f"--precision {precision} cannot run on --target cuda in dialect {dialect}: its attention for CUDA takes "
             f"{' or '.join(kernels)} only; leave --precision out for fp16, or add --dialect portable.",

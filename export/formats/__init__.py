@@ -17,7 +17,7 @@ def find_format(
     block_size: int,
     *,
     fused: bool = False,
-    tensorrt: bool = False,
+    half: bool = False,
     moments: Moments | None = None,
 ) -> Format:
     """Return a format for one graph; it may remember what it has built.
@@ -26,11 +26,11 @@ def find_format(
         precision: of the graph's matrices.
         block_size: of int4 weights.
         fused: whether ONNX Runtime's own operators may be used.
-        tensorrt: whether the graph is for TensorRT.
+        half: whether int4 weights meet float16 activations.
         moments: what calibration saw; int4 weights of these layers are rounded by GPTQ.
     """
     if precision == "int8":
         return Int8(fused=fused)
     if precision == "int4":
-        return Int4(block_size, moments or {}, activation_type(precision, tensorrt=tensorrt))
+        return Int4(block_size, moments or {}, activation_type(precision, half=half))
     return Plain(activation_type(precision))

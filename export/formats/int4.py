@@ -6,8 +6,8 @@
     x ───────────────────────────────────────────────────────────────────────┴► MatMul ─►
 
 ONNX Runtime turns the pair into one MatMulNBits kernel when it loads the graph. The output head has eight bits:
-it is read once per token, and errors in it go straight into the logits. For TensorRT, activations and scales are
-float16, and so is the head: TensorRT has blocks for four bits only.
+it is read once per token, and errors in it go straight into the logits. For TensorRT and for CUDA, activations and
+scales are float16, and so is the head: TensorRT has blocks for four bits only.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Int4:
     """Blocks of ``block_size`` values along a row share a scale of type ``dtype``; no zero point.
 
     Weights whose layer has ``moments`` (see ``export.calibrate``) are rounded by GPTQ, the rest to the nearest.
-    ``dtype`` is float16 in graphs for TensorRT, and float32 in others.
+    ``dtype`` is float16 in graphs for TensorRT and for CUDA, and float32 in others.
     """
 
     block_size: int

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from exporting import Bundle, export, plan_of
 from onnx import TensorProto
@@ -17,6 +20,7 @@ from divprune_edge.export.precision import (
     largest_block,
     parse_precisions,
 )
+from divprune_edge.export.verify import verify_bundle
 from divprune_edge.export.verify.weights import GraphFile
 
 BITS = {TensorProto.FLOAT: 32, TensorProto.FLOAT16: 16, TensorProto.INT8: 8, TensorProto.INT4: 4}
@@ -47,8 +51,8 @@ def test_only_half_precision_has_narrow_activations() -> None:
         "float32",
         "float32",
     ]
-    assert activation_type("int4", tensorrt=True) == "float16"
-    assert activation_type("fp32", tensorrt=True) == "float32"
+    assert activation_type("int4", half=True) == "float16"
+    assert activation_type("fp32", half=True) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,25 @@ def test_blocks_for_tensorrt(quantisable: Callable[..., Path]) -> None:
     assert plan_of(quantisable(False), precision="int4").precisions.block_size == 32
     with refused("block-size-with-dialect", "--block-size 32", "--dialect decomposed", 64, 128):
         plan_of(quantisable(False), precision="int4", dialect="decomposed", block_size=32)
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "portable"])
+def test_for_cuda_int4_meets_float16(dialect: str, quantisable: Callable[..., Path], tmp_path: Path) -> None:
+    """Every product with four bits is one kernel, in float16 as the attention is; transformers agrees."""
+    plan = plan_of(quantisable(), precision="vision=fp16,language=int4", dialect=dialect, target="cuda")
+    assert plan.language_dtype == "float16"
+    exported = export(plan, tmp_path / "bundle")
+    assert_planned_size(exported)
+    result = verify_bundle(plan, exported.folder, lambda line: None)
+    assert [check for check in result.checks if not check.passed] == []
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(
+        exported.folder / "language_model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    kinds = Counter(node.op_type for node in ir.load(tmp_path / "optimised.onnx").graph)
+    assert kinds["MatMulNBits"] == 7 * plan.spec.decoder.layers
+    assert not kinds["DequantizeLinear"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4", "vision=int8,language=int4"])

@@ -85,6 +85,10 @@ def test_contradictions_are_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_int4_goes_with_cuda() -> None:
+    assert settle("cuda", None, "language=int4") == ("onnxruntime", "vision=fp16,language=int4")
+
+
 def test_what_is_settled_can_be_planned() -> None:
     for name in TARGETS:
         dialect, precision = settle(name, None, None)

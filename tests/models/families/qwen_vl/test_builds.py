@@ -46,7 +46,7 @@ for sm in RTX_SMS:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 def test_every_precision_builds(config: dict[str, Any], precision: Any, tmp_path: Path) -> None:
     config = config | {"hidden_size": 64, "intermediate_size": 128}
-    format = find_format(precision, 64, tensorrt=True)
+    format = find_format(precision, 64, half=True)
     path = write_tower(tmp_path, config, reference_tower(config), format)
     spans = {"frames": (1, 1, 2), "patches": (4, 256, 1024), "windows": (1, 4, 128)}
     shapes = {
