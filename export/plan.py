@@ -92,6 +92,11 @@ class ExportPlan:
         """Tokens of one sequence that there is room for."""
         return min(self.spec.decoder.context, self.capacity or self.spec.decoder.context)
 
+    @property
+    def fuses_encoder(self) -> bool:
+        """Whether the encoder's attention is one operator: ONNX Runtime has a fast one for CUDA, and none for CPUs."""
+        return bool(self.dialect.domains) and is_for_cuda(self.target)
+
     def vision_format(self) -> Format:
         """Return a format for the vision graph."""
         return self._format(self.precisions.vision)
@@ -179,6 +184,11 @@ class ExportPlan:
         return [(self.vision_format(), seen), (self.language_format(), said)]
 
 
+def is_for_cuda(target: str | None) -> bool:
+    """Whether a target runs graphs in ONNX Runtime on a GPU."""
+    return target is not None and find_target(target).backend == "cuda"
+
+
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight is the matrix of a linear layer, which a format may quantise: embeddings are not."""
     return len(shape) == 2 and "embed" not in name
@@ -257,8 +267,8 @@ def plan_export(
         UserError: anything about the request or the checkpoint that does not fit, before any work.
     """
     written = find_dialect(dialect)
-    on_cuda = target is not None and find_target(target).backend == "cuda"
-    precisions = replace(parse_precisions(precision, block_size), half=written.facts.for_tensorrt or on_cuda)
+    half = written.facts.for_tensorrt or is_for_cuda(target)
+    precisions = replace(parse_precisions(precision, block_size), half=half)
     chosen = find_selector(selector)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)

@@ -29,7 +29,8 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
     g = GraphBuilder("vision_encoder")
     inputs = {one.name: g.input(one.name, one.dtype, list(one.shape)) for one in spec.inputs}
     parts = {
-        part: Part(g, Weights(plan.checkpoint, prefix, format)) for part, prefix in plan.names.encoder.items()
+        part: Part(g, Weights(plan.checkpoint, prefix, format), plan.fuses_encoder)
+        for part, prefix in plan.names.encoder.items()
     }
     values = plan.family.encoder(g, parts, inputs, spec, plan.preprocessing, signals)
     tokens = spec.tokens if spec.image_size is not None else ROWS
@@ -39,4 +40,5 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
     for name in signals:
         kind = format.dtype if name == CLS_TOKEN else "float32"
         g.output(values[name], name, kind, [tiles, *shapes[name]])
-    return g.model(max(OPSET, format.opset), domains=format.domains)
+    domains = {*format.domains, *(plan.dialect.domains if plan.fuses_encoder else ())}
+    return g.model(max(OPSET, format.opset), domains=tuple(domains))

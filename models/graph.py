@@ -78,3 +78,15 @@ class Layers(Protocol):
     def activation(self, x: Any, name: str) -> Any:
         """Return the activation ``name`` (canonical, see ``models.activations``) of ``x``."""
         ...
+
+    @property
+    def fuses_attention(self) -> bool:
+        """Whether attention is one operator here; otherwise an encoder writes it out."""
+        ...
+
+    def attention(self, q: Any, k: Any, v: Any, heads: int, bias: Any | None = None) -> Any:
+        """Return ``softmax(q kᵀ / √d + bias) v`` of [batch, n, heads · d] each, in that shape, by that operator.
+
+        ``bias`` is [batch or 1, heads or 1, n, n].
+        """
+        ...

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from divprune_edge.export.dialects.fused import DOMAIN
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear
@@ -19,6 +20,7 @@ class Part:
 
     graph: GraphBuilder
     weights: Weights
+    fuses_attention: bool = False
 
     @property
     def dtype(self) -> str:
@@ -44,3 +46,10 @@ class Part:
     def activation(self, x: ir.Value, name: str) -> ir.Value:
         """See :func:`divprune_edge.export.layers.activation.activate`."""
         return activate(self.graph, x, name, self.weights.dtype)
+
+    def attention(
+        self, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, bias: ir.Value | None = None
+    ) -> ir.Value:
+        """See :class:`divprune_edge.models.graph.Layers`; ONNX Runtime's own operator."""
+        beside = () if bias is None else (None, None, bias)
+        return self.graph.op("MultiHeadAttention", q, k, v, *beside, domain=DOMAIN, num_heads=heads)

@@ -74,6 +74,11 @@ class SignalTap:
         self._layers: SignalLayers | None = signal_layers(spec) if names else None
         self.found: dict[str, Any] = {}
 
+    @property
+    def listens(self) -> bool:
+        """Whether anything was asked for."""
+        return self._layers is not None
+
     def see(self, g: Builder, layer: int, queries: Any, keys: Any, dtype: str) -> None:
         """Take what is wanted from one layer.
 

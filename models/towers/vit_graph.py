@@ -78,7 +78,7 @@ def _layer(g: Builder, tower: Layers, x: Any, spec: VitSpec, index: int, tap: Si
 
 
 def _attention(g: Builder, tower: Layers, x: Any, spec: VitSpec, index: int, tap: SignalTap) -> Any:
-    """Bidirectional multi-head attention, written out: the CPU runs it faster than the fused operator.
+    """Bidirectional multi-head attention, written out where the fused operator is not there or not faster.
 
     ::
 
@@ -88,17 +88,20 @@ def _attention(g: Builder, tower: Layers, x: Any, spec: VitSpec, index: int, tap
     """
     name = f"encoder.layers.{index}.self_attn"
     with g.scope("self_attn"):
+        q, k, v = (tower.linear(x, f"{name}.{projection}") for projection in ("q_proj", "k_proj", "v_proj"))
         split = g.constant([0, 0, spec.heads, spec.head_dim])
 
-        def heads(projection: str, perm: list[int]) -> Any:
-            y = tower.linear(x, f"{name}.{projection}")
-            return g.op("Transpose", g.op("Reshape", y, split), perm=perm)
+        def heads(x: Any, perm: list[int]) -> Any:
+            return g.op("Transpose", g.op("Reshape", x, split), perm=perm)
 
-        scale = g.constant(np.float32(spec.head_dim) ** np.float32(-0.5), tower.dtype)
-        q = g.op("Mul", heads("q_proj", [0, 2, 1, 3]), scale)
-        k = heads("k_proj", [0, 2, 3, 1])
-        tap.see(g, index, q, k, tower.dtype)
-        scores = g.op("Softmax", g.op("MatMul", q, k), axis=-1)
-        y = g.op("Transpose", g.op("MatMul", scores, heads("v_proj", [0, 2, 1, 3])), perm=[0, 2, 1, 3])
-        y = g.op("Reshape", y, g.constant([0, 0, spec.hidden]))
+        if tap.listens or not tower.fuses_attention:
+            scale = g.constant(np.float32(spec.head_dim) ** np.float32(-0.5), tower.dtype)
+            queries, keys = g.op("Mul", heads(q, [0, 2, 1, 3]), scale), heads(k, [0, 2, 3, 1])
+            tap.see(g, index, queries, keys, tower.dtype)
+        if tower.fuses_attention:
+            y = tower.attention(q, k, v, spec.heads)
+        else:
+            scores = g.op("Softmax", g.op("MatMul", queries, keys), axis=-1)
+            y = g.op("Transpose", g.op("MatMul", scores, heads(v, [0, 2, 1, 3])), perm=[0, 2, 1, 3])
+            y = g.op("Reshape", y, g.constant([0, 0, spec.hidden]))
         return tower.linear(y, f"{name}.out_proj")

@@ -151,16 +151,34 @@ def _attention(
         if windows is not None:
             both, v = windows.cut(g, both, 2 * heads), windows.cut(g, v, heads)
         q, k = g.ops("Split", both, g.constant([heads, heads]), outputs=2, axis=2)
-        scale = g.constant(np.float32(width) ** np.float32(-0.5), layers.dtype)
-        q = g.op("Mul", g.op("Transpose", q, perm=[0, 2, 1, 3]), scale)
-        scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 2, 3, 1]))
-        if windows is not None:
-            scores = g.op("Add", scores, windows.mask)
-        y = g.op("MatMul", g.op("Softmax", scores, axis=-1), g.op("Transpose", v, perm=[0, 2, 1, 3]))
-        y = g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.constant([0, 0, spec.hidden]))
+        attend = _fused if layers.fuses_attention else _written_out
+        y = attend(g, layers, q, k, v, spec, windows)
         if windows is not None:
             y = windows.join(g, y)
         return layers.linear(y, f"{name}.proj")
+
+
+def _fused(
+    g: Builder, layers: Layers, q: Any, k: Any, v: Any, spec: QwenVisionSpec, windows: _Windows | None
+) -> Any:
+    """Attention of heads [t, n, h, d] in one operator, as [t, n, h · d]."""
+    flat = g.constant([0, 0, spec.hidden])
+    mask = None if windows is None else windows.whole_mask(g)
+    q, k, v = (g.op("Reshape", x, flat) for x in (q, k, v))
+    return layers.attention(q, k, v, spec.heads, mask)
+
+
+def _written_out(
+    g: Builder, layers: Layers, q: Any, k: Any, v: Any, spec: QwenVisionSpec, windows: _Windows | None
+) -> Any:
+    """Attention of heads [t, n, h, d], as [t, n, h · d]."""
+    scale = g.constant(np.float32(spec.head_dim) ** np.float32(-0.5), layers.dtype)
+    q = g.op("Mul", g.op("Transpose", q, perm=[0, 2, 1, 3]), scale)
+    scores = g.op("MatMul", q, g.op("Transpose", k, perm=[0, 2, 3, 1]))
+    if windows is not None:
+        scores = g.op("Add", scores, windows.mask)
+    y = g.op("MatMul", g.op("Softmax", scores, axis=-1), g.op("Transpose", v, perm=[0, 2, 1, 3]))
+    return g.op("Reshape", g.op("Transpose", y, perm=[0, 2, 1, 3]), g.constant([0, 0, spec.hidden]))
 
 
 class _Rotary:
@@ -215,6 +233,11 @@ class _Windows:
             mask = g.op("Where", real, g.constant(0.0, dtype), g.constant(_MASKED, dtype))
             mask = g.op("Expand", mask, g.op("Concat", frames, g.constant([1, 1]), axis=0))
             self.mask = g.op("Reshape", mask, g.constant([-1, 1, 1, spec.window_patches]))
+
+    def whole_mask(self, g: Builder) -> Any:
+        """Return the mask with a row for each query, as the fused operator wants it."""
+        most = self._spec.window_patches
+        return g.op("Expand", self.mask, g.constant([1, 1, most, most]))
 
     def cut(self, g: Builder, x: Any, heads: int) -> Any:
         """[frames, n, heads, d] to [frames · w, most, heads, d]."""
