@@ -17,6 +17,8 @@ struct Geometry {
     static constexpr int kWarpCols = kTile / (kWarps / kPanels);
     // Floats from row to row of a panel in shared memory; the padding spreads a column over the banks.
     static constexpr int kPanelStride = kTile + 4;
+    // Vectors of four floats of a panel that are a thread's.
+    static constexpr int kPanelVectors = kPanel * kTile / 4 / kThreads;
     static constexpr int kPanelBytes = kPanel * kPanelStride * static_cast<int>(sizeof(float));
 
     static __device__ int warp_row() { return threadIdx.x / kWarp % kPanels; }
