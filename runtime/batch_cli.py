@@ -83,6 +83,7 @@ def batch_command(
     from divprune_edge.runtime.defaults import decoding_of
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
+    from divprune_edge.runtime.progress import on_terminal
 
     if size < 1:
         raise UserError(f"--size is {size}, expected at least 1.", code="count-out-of-range")
@@ -101,34 +102,35 @@ def batch_command(
     Decoding(**decoding)  # here as well
     lines = read_questions(questions)
     first = list(islice(lines, 1))  # and so is a file that is none
-    pipeline = Pipeline(bundle, selector, keep, backend, threads)
-    decoding["checkpoint_defaults"] = checkpoint_defaults
-    options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
-    lines = chain(first, lines)
-    asked = failed = 0
-    while part := list(islice(lines, size)):
-        good = [line for line in part if line.error is None]
-        pairs: list[Question] = [
-            (
-                [
-                    *(questions.parent / image for image in line.images),
-                    *(Video(questions.parent / clip, fps, frames) for clip in line.clips),
-                ],
-                line.entry["question"],
-            )
-            for line in good
-        ]
-        found = ask_each(pipeline, pairs, options, system, raw_prompt)
-        answers = dict(zip((line.number for line in good), found, strict=True))
-        for line in part:
-            answer = line.error or answers[line.number]
-            asked += 1
-            if isinstance(answer, UserError):
-                failed += 1
-                fields = {"line": line.number, **line.entry, "error": str(answer), "code": answer.code}
-            else:
-                fields = {**line.entry, **json.loads(answer.to_json())}
-            print(json.dumps(fields, ensure_ascii=False), flush=True)
+    with on_terminal() as tell:
+        pipeline = Pipeline(bundle, selector, keep, backend, threads, tell)
+        decoding["checkpoint_defaults"] = checkpoint_defaults
+        options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
+        lines = chain(first, lines)
+        asked = failed = 0
+        while part := list(islice(lines, size)):
+            good = [line for line in part if line.error is None]
+            pairs: list[Question] = [
+                (
+                    [
+                        *(questions.parent / image for image in line.images),
+                        *(Video(questions.parent / clip, fps, frames) for clip in line.clips),
+                    ],
+                    line.entry["question"],
+                )
+                for line in good
+            ]
+            found = ask_each(pipeline, pairs, options, system, raw_prompt)
+            answers = dict(zip((line.number for line in good), found, strict=True))
+            for line in part:
+                answer = line.error or answers[line.number]
+                asked += 1
+                if isinstance(answer, UserError):
+                    failed += 1
+                    fields = {"line": line.number, **line.entry, "error": str(answer), "code": answer.code}
+                else:
+                    fields = {**line.entry, **json.loads(answer.to_json())}
+                print(json.dumps(fields, ensure_ascii=False), flush=True)
     if failed:
         raise DivpruneError(
             f"{failed} of {asked} lines of '{questions}' have no answer: each says why, in its place.",

@@ -110,6 +110,7 @@ def ask(
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
+    from divprune_edge.runtime.progress import on_terminal
 
     given, images = questions or [], image or []
     clips = [Video(path, fps, frames) for path in video or ()]
@@ -146,14 +147,17 @@ def ask(
         )
     Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
-    pipeline = Pipeline(opened, selector, keep, backend, threads)
-    conversation = pipeline.chat([*images, *clips], system=system)
     decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
-    lines = given or _questions_from_stdin()
-    asked = _with_media(lines, fps, frames) if chat else ((question, []) for question in given)
-    for question, more in asked:
-        answer = conversation.ask(question, image=more, stream=None if as_json else _print_piece, **decoding)
-        _print_json(answer) if as_json else _print_summary(answer)
+    with on_terminal() as tell:
+        pipeline = Pipeline(opened, selector, keep, backend, threads, tell)
+        conversation = pipeline.chat([*images, *clips], system=system)
+        lines = given or _questions_from_stdin()
+        asked = _with_media(lines, fps, frames) if chat else ((question, []) for question in given)
+        for question, more in asked:
+            answer = conversation.ask(
+                question, image=more, stream=None if as_json else _print_piece, **decoding
+            )
+            _print_json(answer) if as_json else _print_summary(answer)
     if show_kept is not None:
         _draw(pipeline, images[0], show_kept)
 

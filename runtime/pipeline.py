@@ -36,6 +36,7 @@ from divprune_edge.runtime.generate import (
     new_writer,
     write,
 )
+from divprune_edge.runtime.progress import OnProgress, in_silence
 from divprune_edge.runtime.stopwatch import Stopwatch
 from divprune_edge.runtime.vision import Vision, VisualTokens
 
@@ -95,6 +96,8 @@ class Pipeline:
         keep: number of visual tokens to keep, if the name alone does not say.
         backend: ``cpu``, ``cuda`` or ``tensorrt``.
         threads: CPU threads of one operator; None takes all cores.
+        on_progress: told of long work, as ``("encoding images", 2, 5)``: what is done, how many of it, and of how many,
+            or None where that is not known yet.
 
     Raises:
         UserError: not a bundle, no such selector, or a backend that is not there.
@@ -107,16 +110,19 @@ class Pipeline:
         keep: int | None = None,
         backend: str = "cpu",
         threads: int | None = None,
+        on_progress: OnProgress = in_silence,
     ) -> None:
         if not isinstance(bundle, Bundle):
             check_type("bundle", bundle, "path")
         check_type("backend", backend, "str")
         check_type("threads", threads, "int | None")
+        if not callable(on_progress):
+            raise wrong_type("on_progress", on_progress, "a function that takes a text and two numbers")
         _check_budget(selector, keep)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.selector = self.bundle.selector(selector, keep)
         self._backend = open_backend(self.bundle, backend, threads)
-        self._vision = Vision(self.bundle, self._backend)
+        self._vision = Vision(self.bundle, self._backend, on_progress)
         self._prompt = self.bundle.prompt_encoder()
         self._backend.load(self.selector)
         # Shared by all copies: what comes before the first image does not depend on it.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.progress import OnProgress, in_silence
 
 if TYPE_CHECKING:
     from divprune_edge.processing.images import Media
@@ -99,10 +101,10 @@ def groups_of(manifest: Manifest, image: ImageInput) -> Groups:
 
 
 class Vision:
-    """The vision encoder and the selectors of a bundle on a backend."""
+    """The vision encoder and the selectors of a bundle on a backend; ``tell`` hears of reading clips, and encoding."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
-        self._manifest, self._backend = bundle.manifest, backend
+    def __init__(self, bundle: Bundle, backend: Backend, tell: OnProgress = in_silence) -> None:
+        self._manifest, self._backend, self._tell = bundle.manifest, backend, tell
         self._family = family_named(bundle.manifest.family)
 
     def read(
@@ -141,7 +143,10 @@ class Vision:
                 "The bundle takes no clips: export it with --frames N, the most frames of a clip to look at.",
                 code="bundle-without-clips",
             )
-        return self._family.read_clip(video, facts, size)
+        work = f"reading {video.name[0].lower()}{video.name[1:]}"
+        self._tell(work, 0, None)
+        told = replace(video, on_frame=video.on_frame or partial(self._tell, work))
+        return self._family.read_clip(told, facts, size)
 
     def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
         """Return how many visual tokens the language model will see of an image."""
@@ -163,7 +168,7 @@ class Vision:
         """
         seen = []
         at_once = 1 if self._manifest.assemble is not None else self._backend.images_at_once
-        for begin in range(0, len(images), at_once):
+        for begin in self._steps("encoding images", len(images), at_once):
             candidates = self.encode(images[begin : begin + at_once], [selector])
             on_stage("vision")
             seen.append(self.select(candidates, selector))
@@ -245,7 +250,7 @@ class Vision:
         signals = sorted(outputs.keys() - {VISUAL_TOKENS})
         parts = [
             self._backend.encode({**image.inputs, "pixels": pixels[i : i + at_once]}, signals)
-            for i in range(0, len(pixels), at_once)
+            for i in self._steps("encoding tiles or frames", len(pixels), at_once)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -258,6 +263,16 @@ class Vision:
             whole(VISUAL_TOKENS, [part.tokens for part in parts]),
             {name: whole(name, [part.signals[name] for part in parts]) for name in signals},
         )
+
+    def _steps(self, work: str, total: int, at_once: int) -> Iterator[int]:
+        """Yield where each part of some work begins; of more than one it is told how far it has come."""
+        several = total > at_once
+        for begin in range(0, total, at_once):
+            if several:
+                self._tell(work, begin, total)
+            yield begin
+        if several:
+            self._tell(work, total, total)
 
     def join(self, seen: Sequence[VisualTokens]) -> VisualTokens:
         """Return the visual tokens of several runs as one table; of none, a row of zeros, as no table is empty."""

@@ -58,15 +58,19 @@ class Video:
         fps: how many of its frames a second to look at. Frames that are given one by one are all looked at; then it is
             their own rate.
         frames: how many frames to look at, spread evenly.
+        on_frame: told how many of these are read, and of how many, before the first one and after each.
     """
 
     source: Frames
     fps: float | None = None
     frames: int | None = None
+    on_frame: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         check_type("fps", self.fps, "float | None")
         check_type("frames", self.frames, "int | None")
+        if self.on_frame is not None and not callable(self.on_frame):
+            raise wrong_type("on_frame", self.on_frame, "a function that takes two numbers, or None")
         if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
             raise UserError(f"fps is {self.fps}, expected more than 0.", code="fps-out-of-range")
         if self.frames is not None and self.frames < 1:
@@ -194,14 +198,26 @@ def _clip(
     indices: npt.NDArray[np.int64],
     total: int,
     rate: float,
-    name: str,
+    video: Video,
 ) -> Clip:
     chosen = indices.tolist()
     return Clip(
-        _of_one_size(frames(chosen), name),
+        _told(_of_one_size(frames(chosen), video.name), len(chosen), video.on_frame),
         tuple(index / rate for index in chosen),
         len(chosen) / total * rate,
     )
+
+
+def _told(
+    frames: Iterator[Image.Image], total: int, on_frame: Callable[[int, int], None] | None
+) -> Iterator[Image.Image]:
+    if on_frame is None:
+        yield from frames
+        return
+    on_frame(0, total)
+    for number, frame in enumerate(frames, start=1):
+        on_frame(number, total)
+        yield frame
 
 
 def _of_one_size(frames: Iterable[Image.Image], name: str) -> Iterator[Image.Image]:
@@ -249,7 +265,7 @@ def _of_frames(video: Video, frames: Sequence[ImageSource] | npt.NDArray[np.uint
         if video.frames is None
         else sample(total, rate, facts, Video(video.source, frames=min(video.frames, total)))
     )
-    return _clip(lambda chosen: (load_image(frames[i]) for i in chosen), indices, total, rate, video.name)
+    return _clip(lambda chosen: (load_image(frames[i]) for i in chosen), indices, total, rate, video)
 
 
 def _of_file(video: Video, path: Path, facts: Clips) -> Clip:
@@ -281,7 +297,7 @@ def _of_file(video: Video, path: Path, facts: Clips) -> Clip:
         index = _Index.of(container, stream, name)
     indices = sample(len(index.times), index.rate, facts, video)
     return _clip(
-        lambda chosen: _decoded(path, index, chosen, name), indices, len(index.times), index.rate, name
+        lambda chosen: _decoded(path, index, chosen, name), indices, len(index.times), index.rate, video
     )
 
 

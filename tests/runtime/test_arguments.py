@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import divprune_edge
-from divprune_edge import Pipeline, UserError, UserTypeError
+from divprune_edge import Pipeline, UserError, UserTypeError, Video
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,11 @@ TYPES: dict[str, tuple[Callable[[Pipeline, Any], object], str]] = {
         lambda p, i: p.ask(i, "?", max_tokens=2.5),
         "max_tokens is 2.5 of type float, expected a whole",
     ),
+    "on_progress": (
+        lambda p, i: Pipeline(p.bundle, on_progress=True),
+        "on_progress is True of type bool, expected a function",
+    ),
+    "on_frame": (lambda p, i: Video("clip", on_frame=1), "on_frame is 1 of type int, expected a function"),
     "bool": (lambda p, i: p.ask(i, "?", max_tokens=True), "max_tokens is True of type bool"),
     "temperature": (lambda p, i: p.ask(i, "?", temperature="hot"), "temperature is 'hot' of type str"),
     "top_p": (lambda p, i: p.ask(i, "?", top_p=None), "top_p is None of type NoneType, expected a number."),
