@@ -1,13 +1,17 @@
-"""Hugging Face LLaVA checkpoints of real sizes with random weights: right for speed, useless for answers."""
+"""Hugging Face checkpoints of real sizes with random weights: right for speed, useless for answers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from divprune_edge.models.families import FAMILIES, WeightNames, family_of
 
 CLIP_L_336 = {
     "model_type": "clip_vision_model",
@@ -41,6 +45,8 @@ LM_04B = {
     "vocab_size": 32064,
     "rms_norm_eps": 1e-5,
 }
+QWEN3_VL_2B: dict[str, Any] = FAMILIES["qwen3_vl"].presets["qwen3-vl-2b"]
+"""Config of Qwen3-VL-2B, where it is not its class' default."""
 TINY_VISION = CLIP_L_336 | {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -58,27 +64,20 @@ TINY_LM = LM_04B | {
 }
 
 
-def write_random_checkpoint(
-    folder: Path, vision: dict[str, Any], text: dict[str, Any], seed: int = 0, *, tiled: bool = False
-) -> Path:
-    """Write a float16 checkpoint of the given sizes, one shard per decoder layer, and return its folder.
+@dataclass(frozen=True)
+class Layout:
+    """What checkpoints of a family say beside their sizes; ``special`` are tokens, in the order of their ids."""
 
-    ``tiled`` makes it a LLaVA-NeXT, whose images become up to four tiles and the whole.
-    """
-    from safetensors.numpy import save_file
+    model_type: str
+    special: tuple[str, ...]
+    names: WeightNames
+    config: Mapping[str, Any]
+    processor: Mapping[str, Any]
 
-    from divprune_edge.models.families import WeightNames, family_of
 
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"model_type": "llava", "image_token_index": 3, "vision_config": vision, "text_config": text}
-    processor = {"image_processor_type": "CLIPImageProcessor"}
-    if tiled:
-        side = vision["image_size"]
-        grids = [[side * rows, side * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
-        config |= {"model_type": "llava_next", "image_grid_pinpoints": grids}
-        processor = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": grids}
-    (folder / "config.json").write_text(json.dumps(config))
-    _write_text_files(folder, vision["image_size"], processor)
+def llava_layout(vision: Mapping[str, Any], *, tiled: bool = False) -> Layout:
+    """Return that of LLaVA; ``tiled`` makes it a LLaVA-NeXT, whose images become up to four tiles and the whole."""
+    side = vision["image_size"]
     names = WeightNames(
         {
             "vision_tower": "vision_tower.vision_model.",
@@ -88,10 +87,70 @@ def write_random_checkpoint(
         "language_model.lm_head.weight",
         "image_newline" if tiled else None,
     )
-    shapes = names.parameters(family_of(config).spec(config), text["vocab_size"], text["vocab_size"])
+    grids = [[side * rows, side * columns] for rows, columns in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
+    pinpoints = {"image_grid_pinpoints": grids} if tiled else {}
+    return Layout(
+        "llava_next" if tiled else "llava",
+        ("<unk>", "<s>", "</s>", "<image>"),
+        names,
+        {"image_token_index": 3, **pinpoints},
+        {
+            "image_processor_type": "LlavaNextImageProcessor" if tiled else "CLIPImageProcessor",
+            "crop_size": {"height": side, "width": side},
+            "size": {"shortest_edge": side},
+            **pinpoints,
+        },
+    )
+
+
+def qwen3_vl_layout(vision: Mapping[str, Any], most_pixels: int) -> Layout:
+    """Return that of Qwen3-VL, whose output head is its embedding, for images of at most so many pixels."""
+    decoder = "model.language_model."
+    special = ("<unk>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
+    return Layout(
+        "qwen3_vl",
+        special,
+        WeightNames({"visual": "model.visual."}, decoder, f"{decoder}embed_tokens.weight"),
+        {
+            "tie_word_embeddings": True,
+            "image_token_id": special.index("<|image_pad|>"),
+            "vision_start_token_id": special.index("<|vision_start|>"),
+            "vision_end_token_id": special.index("<|vision_end|>"),
+        },
+        {
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "patch_size": vision["patch_size"],
+            "merge_size": vision["spatial_merge_size"],
+            "temporal_patch_size": vision["temporal_patch_size"],
+            "size": {"shortest_edge": 1024, "longest_edge": most_pixels},
+        },
+    )
+
+
+def write_random_checkpoint(
+    folder: Path, vision: dict[str, Any], text: dict[str, Any], seed: int = 0, *, layout: Layout | None = None
+) -> Path:
+    """Write a float16 checkpoint of the given sizes, one shard per decoder layer, and return its folder.
+
+    Without a ``layout`` it is a LLaVA.
+    """
+    from safetensors.numpy import save_file
+
+    found = llava_layout(vision) if layout is None else layout
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": found.model_type,
+        "vision_config": vision,
+        "text_config": text,
+        **found.config,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").write_text(json.dumps(found.processor))
+    _write_text_files(folder, found.special)
+    shapes = found.names.parameters(family_of(config).spec(config), text["vocab_size"], text["vocab_size"])
     random = np.random.default_rng(seed)
     weight_map: dict[str, str] = {}
-    for shard, part in _shards(shapes):
+    for shard, part in _shards(shapes, f"{found.names.decoder}layers."):
         save_file({name: _weight(random, name, shape) for name, shape in part.items()}, folder / shard)
         weight_map |= dict.fromkeys(part, shard)
     (folder / "model.safetensors.index.json").write_text(
@@ -100,10 +159,12 @@ def write_random_checkpoint(
     return folder
 
 
-def _shards(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
+def _shards(
+    shapes: dict[str, tuple[int, ...]], layers: str
+) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
-        layer = name.partition("language_model.model.layers.")[2].partition(".")[0]
+        layer = name.partition(layers)[2].partition(".")[0]
         groups.setdefault(layer or "rest", {})[name] = shape
     for i, group in enumerate(groups.values(), start=1):
         yield f"model-{i:05d}-of-{len(groups):05d}.safetensors", group
@@ -114,7 +175,7 @@ def _weight(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> n
     if np.prod(shape) > _BITS_ABOVE:
         bits = np.frombuffer(random.bytes(2 * int(np.prod(shape))), np.uint16)
         return (bits & _SMALL).view(np.float16).reshape(shape)
-    if name.endswith("norm.weight") or "layernorm" in name or "layrnorm" in name or "layer_norm" in name:
+    if re.search(r"norm[12]?\.weight$|layernorm|layrnorm|layer_norm", name):
         return np.ones(shape, np.float16)
     scale = np.float32(0.02 if len(shape) == 1 else 0.7 / np.sqrt(shape[-1]))
     return (random.standard_normal(shape, dtype=np.float32) * scale).astype(np.float16)
@@ -126,18 +187,16 @@ _BITS_ABOVE = 2**23
 _SMALL = np.uint16(0b1_00011_1111111111)
 
 
-def _write_text_files(folder: Path, image_size: int, processor: dict[str, Any]) -> None:
+def _write_text_files(folder: Path, special: Sequence[str]) -> None:
+    """Write a tokenizer of letters; of the special tokens the first stands for all else, the third ends an answer."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-    words = {
-        word: i for i, word in enumerate(["<unk>", "<s>", "</s>", "<image>", *"abcdefghijklmnopqrstuvwxyz"])
-    }
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    unknown, begin, end = special[:3]
+    words = {word: i for i, word in enumerate([*special, *"abcdefghijklmnopqrstuvwxyz"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=unknown))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in ("<unk>", "<s>", "</s>", "<image>")])
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t in special])
     tokenizer.save(str(folder / "tokenizer.json"))
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokens = {"bos_token": begin, "eos_token": end, "unk_token": unknown}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
-    sides = {"crop_size": {"height": image_size, "width": image_size}, "size": {"shortest_edge": image_size}}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**processor, **sides}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": words[end]}))

@@ -1,0 +1,166 @@
+"""An image of 1,936 visual tokens on a model of Qwen3-VL-2B's size, of which divprune keeps 484 and 194.
+
+Prompts are of 1,995 and 2,048 tokens unpruned. Random weights in int8, dialect ``onnxruntime``, ONNX Runtime on the
+CPU, in a process of its own; in each round the image is encoded once, and the prompts follow in turn. ``--tiny`` is a
+smoke test.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench import first_token
+from bench.export import check_disk
+from bench.first_token import Variant
+from bench.random_checkpoint import QWEN3_VL_2B, qwen3_vl_layout, write_random_checkpoint
+from divprune_edge.files import write_whole
+
+PRUNED = ("0.75", "0.9")
+PROMPTS = (1995, 2048)
+"""Tokens of the unpruned prompts: what NVIDIA's TensorRT-Edge-LLM prunes, and what its benchmarks prefill."""
+_PATCHES = {
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "num_position_embeddings": 2304,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: a config, how many visual tokens a side an image has, and the tokens of the prompts."""
+
+    vision: dict[str, Any]
+    text: dict[str, Any]
+    side: int
+    prompts: tuple[int, ...]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of the image a side."""
+        return int(self.side * self.vision["patch_size"] * self.vision["spatial_merge_size"])
+
+
+FULL = Sizes(
+    {**QWEN3_VL_2B["vision_config"], **_PATCHES, "num_heads": 16},
+    {
+        **QWEN3_VL_2B["text_config"],
+        "head_dim": 128,
+        "vocab_size": 151936,
+        # The cache has as many rows; the model's own would be 262,144.
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+    },
+    side=44,
+    prompts=PROMPTS,
+)
+TINY = Sizes(
+    {
+        **FULL.vision,
+        "depth": 3,
+        "hidden_size": 64,
+        "num_heads": 4,
+        "intermediate_size": 128,
+        "out_hidden_size": 64,
+        "deepstack_visual_indexes": [0, 1],
+    },
+    {
+        **FULL.text,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "max_position_embeddings": 512,
+    },
+    side=16,
+    prompts=(270, 280),
+)
+
+
+def main() -> None:
+    """Measure, print one table, and write JSON if asked."""
+    arguments = first_token.arguments(__doc__, rounds=2).parse_args()
+    if arguments.measure is not None:
+        print(json.dumps(measure(arguments.measure, arguments.threads, arguments.rounds)))
+        return
+    check_disk(arguments.folder, 2**25 if arguments.tiny else 9 * 2**30)
+    with tempfile.TemporaryDirectory(prefix="divprune-qwen-", dir=arguments.folder) as name:
+        bundle = export(Path(name), TINY if arguments.tiny else FULL)
+        results = first_token.in_a_process("bench.qwen", bundle, arguments.threads, arguments.rounds)
+    first_token.show(results)
+    if arguments.json:
+        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
+
+
+def export(folder: Path, sizes: Sizes) -> Path:
+    """Write the checkpoint and its bundle, and return the bundle's folder; the checkpoint is removed."""
+    from divprune_edge.export.add_selector import add_selector
+    from divprune_edge.export.bundle import export_bundle
+    from divprune_edge.export.checkpoint import Checkpoint
+    from divprune_edge.export.plan import plan_export
+    from divprune_edge.export.reporter import ConsoleReporter
+
+    layout = qwen3_vl_layout(sizes.vision, sizes.pixels**2)
+    write_random_checkpoint(folder / "checkpoint", sizes.vision, sizes.text, layout=layout)
+    with Checkpoint(folder / "checkpoint", name="random") as opened:
+        plan = plan_export(
+            opened,
+            selector="divprune",
+            keep=None,
+            prune=PRUNED[0],
+            precision="int8",
+            dialect="onnxruntime",
+        )
+        bundle = folder / "bundle"
+        export_bundle(plan, bundle, force=False, verify=first_token.unverified, report=ConsoleReporter())
+    for prune in PRUNED[1:]:
+        add_selector(bundle, "divprune", keep=None, prune=prune, force=False, verify=False)
+    shutil.rmtree(folder / "checkpoint")
+    return bundle
+
+
+def measure(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
+    """Answer prompts of both lengths with the first token, pruned in all ways and unpruned in turn."""
+    from PIL import Image
+
+    from divprune_edge.runtime.bundle import Bundle
+
+    bundle = Bundle.open(folder)
+    sizes = next(one for one in (FULL, TINY) if one.side**2 == bundle.manifest.candidates)
+    random = np.random.default_rng(0)
+    picture, small = (
+        Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8))
+        for side in (sizes.pixels, sizes.pixels // sizes.side * 2)
+    )
+    selectors = sorted(bundle.manifest.selectors, key=lambda one: one.keep)
+    variants = {
+        f"{tokens}, {'unpruned' if selector is None else selector.id}": Variant(
+            selector, tokens - sizes.side**2
+        )
+        for tokens in sizes.prompts
+        for selector in (*selectors, None)
+    }
+    results = first_token.measure(folder, variants, picture, warm=small, threads=threads, rounds=rounds)
+    medians, first = results["median_ms"], results["ttft_ms"]
+    full = {name: f"{name.partition(',')[0]}, unpruned" for name in variants}
+    return {
+        "model": "Qwen3-VL, random weights",
+        **results,
+        "prefill_ratio": {
+            name: medians[full[name]]["prefill"] / medians[name]["prefill"] for name in variants
+        },
+        "ttft_saved": {name: 1 - first[name] / first[full[name]] for name in variants},
+    }
+
+
+if __name__ == "__main__":
+    main()
