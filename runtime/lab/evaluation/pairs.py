@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -43,7 +43,7 @@ def compare_pairs(records: Sequence[Record], methods: Sequence[Method], data: Da
         if asked.get(record.image) == record.asked:
             by_method.setdefault(record.method, {})[record.image] = record
     return [
-        _compare(first.id, second.id, by_method[first.id], by_method[second.id])
+        compare(first.id, second.id, by_method[first.id], by_method[second.id])
         for first, second in combinations(methods, 2)
         if (first.keep == second.keep or first.name == UNPRUNED)
         and first.id in by_method
@@ -51,7 +51,8 @@ def compare_pairs(records: Sequence[Record], methods: Sequence[Method], data: Da
     ]
 
 
-def _compare(first: str, second: str, one: dict[str, Record], other: dict[str, Record]) -> Pair:
+def compare(first: str, second: str, one: Mapping[str, Record], other: Mapping[str, Record]) -> Pair:
+    """Return how two methods differ on the images that both have a record of, by name."""
     shared = sorted(one.keys() & other.keys())
     gain = np.array([sum(one[name].right) - sum(other[name].right) for name in shared], np.float64)
     questions = np.array([len(one[name].right) for name in shared], np.float64)
