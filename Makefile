@@ -13,7 +13,7 @@ BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: fuzz tensorrt demo test check lint types imports bindings cuda12 bench bench-prefill bench-selector bench-startup evidence clean help
+.PHONY: fuzz tensorrt demo test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -83,6 +83,9 @@ build/venv-bench/.done: pyproject.toml constraints.txt
 
 bench-prefill: $(VENV)/.dev  ## Measure pruned against unpruned prefill of a 0.4B-class model (5 minutes).
 	$(BIN)/python -m bench.prefill --json bench/results/prefill.json
+
+bench-qwen: $(VENV)/.dev  ## Measure the first token of a Qwen3-VL-2B, pruned and not (6 minutes, 10 GB of memory, 9 of disk).
+	$(BIN)/python -m bench.qwen --json bench/results/qwen.json
 
 bench-startup: $(VENV)/.demo  ## Measure the start of the command line: the help texts and a question.
 	test -d $(DEMO_BUNDLE) || $(BIN)/python -m export llava --prune 0.9 --output $(DEMO_BUNDLE)

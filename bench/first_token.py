@@ -64,11 +64,12 @@ def measure(
     warm: Image.Image,
     threads: int,
     rounds: int,
+    repeats: int = 1,
 ) -> dict[str, Any]:
     """Return times of every stage, medians, TTFT and peak memory by variant, and what was measured.
 
-    In each round the image is encoded once, and the variants follow in turn. Before the first one, a prompt with
-    ``warm`` as its image is answered, which is not counted.
+    In each round the image is encoded once, and the variants follow in turn, ``repeats`` times. Before the first one, a
+    prompt with ``warm`` as its image is answered, which is not counted.
     """
     from divprune_edge.processing.layout import lay_out
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -113,7 +114,7 @@ def measure(
     for _ in range(rounds):
         seen, before = encode(picture)
         rows, tiles = int(seen.valid.sum()), len(seen.images[0].pixels)
-        for name, variant in variants.items():
+        for name, variant in [*variants.items()] * repeats:
             samples[name].append([*before, *answer(seen, variant)])
             # The peak only grows: that of a variant includes those before it.
             peaks.setdefault(name, peak_bytes())
@@ -127,6 +128,7 @@ def measure(
         "text_tokens": {name: v.text_tokens for name, v in variants.items()},
         "threads": threads,
         "rounds": rounds,
+        "repeats": repeats,
         "processor": platform.processor() or platform.machine(),
         "load_average": [round(load, 1) for load in os.getloadavg()],
         **_summary(samples, 0),
@@ -153,7 +155,8 @@ def show(results: Mapping[str, Any]) -> None:
     """Print the medians as a table, by both clocks."""
     print(
         f"{results['tiles']} tiles, {results['layers']} layers x {results['width']}, {results['precision']}, "
-        f"{results['threads']} threads, {results['rounds']} rounds; ms"
+        f"{results['threads']} threads, {results['rounds']} rounds of "
+        f"{results['repeats']}; ms"
     )
     print(f"{'visual':>10}{'text':>8}" + "".join(f"{stage:>12}" for stage in (*STAGES, "TTFT", "peak GB")))
     for kind in ("", "processor_"):

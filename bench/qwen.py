@@ -1,8 +1,8 @@
 """An image of 1,936 visual tokens on a model of Qwen3-VL-2B's size, of which divprune keeps 484 and 194.
 
 Prompts are of 1,995 and 2,048 tokens unpruned. Random weights in int8, dialect ``onnxruntime``, ONNX Runtime on the
-CPU, in a process of its own; in each round the image is encoded once, and the prompts follow in turn. ``--tiny`` is a
-smoke test.
+CPU, in a process of its own; in each round the image is encoded once, and the prompts follow in turn, three times.
+``--tiny`` is a smoke test.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from divprune_edge.files import write_whole
 PRUNED = ("0.75", "0.9")
 PROMPTS = (1995, 2048)
 """Tokens of the unpruned prompts: what NVIDIA's TensorRT-Edge-LLM prunes, and what its benchmarks prefill."""
+REPEATS = 3
+"""Of each prompt in a round: the tower takes most of it, and has nothing to do with the prompt."""
 _PATCHES = {
     "patch_size": 16,
     "spatial_merge_size": 2,
@@ -88,7 +90,7 @@ TINY = Sizes(
 
 def main() -> None:
     """Measure, print one table, and write JSON if asked."""
-    arguments = first_token.arguments(__doc__, rounds=2).parse_args()
+    arguments = first_token.arguments(__doc__, rounds=3).parse_args()
     if arguments.measure is not None:
         print(json.dumps(measure(arguments.measure, arguments.threads, arguments.rounds)))
         return
@@ -149,17 +151,25 @@ def measure(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
         for tokens in sizes.prompts
         for selector in (*selectors, None)
     }
-    results = first_token.measure(folder, variants, picture, warm=small, threads=threads, rounds=rounds)
-    medians, first = results["median_ms"], results["ttft_ms"]
-    full = {name: f"{name.partition(',')[0]}, unpruned" for name in variants}
-    return {
-        "model": "Qwen3-VL, random weights",
-        **results,
-        "prefill_ratio": {
-            name: medians[full[name]]["prefill"] / medians[name]["prefill"] for name in variants
-        },
-        "ttft_saved": {name: 1 - first[name] / first[full[name]] for name in variants},
-    }
+    results = first_token.measure(
+        folder, variants, picture, warm=small, threads=threads, rounds=rounds, repeats=REPEATS
+    )
+    return {"model": "Qwen3-VL, random weights", **results, **compared(results)}
+
+
+def compared(results: dict[str, Any]) -> dict[str, Any]:
+    """Return what pruning saves of each prompt, by time and by the processor's: medians over answers in turn."""
+    found: dict[str, Any] = {}
+    for kind in ("", "processor_"):
+        samples = {name: np.array(answers) for name, answers in results[f"{kind}samples_ms"].items()}
+        full = {name: samples[f"{name.partition(',')[0]}, unpruned"] for name in samples}
+        prefill = {name: np.median(full[name][:, -1] / of[:, -1]) for name, of in samples.items()}
+        saved = {name: np.median(1 - of.sum(axis=1) / full[name].sum(axis=1)) for name, of in samples.items()}
+        found |= {
+            f"{kind}prefill_ratio": {name: float(ratio) for name, ratio in prefill.items()},
+            f"{kind}ttft_saved": {name: float(share) for name, share in saved.items()},
+        }
+    return found
 
 
 if __name__ == "__main__":
