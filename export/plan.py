@@ -94,8 +94,13 @@ class ExportPlan:
 
     @property
     def fuses_encoder(self) -> bool:
-        """Whether the encoder's attention is one operator: ONNX Runtime has a fast one for CUDA, and none for CPUs."""
-        return bool(self.dialect.domains) and is_for_cuda(self.target)
+        """Whether the encoder's attention is one operator of ONNX Runtime's own.
+
+        Always for CUDA; for CPUs where images are of any size: at few patches it is hardly faster than the graph that
+        is written out, but at 7,744 that one holds 4 GB of scores.
+        """
+        any_size = self.preprocessing.patches is not None
+        return bool(self.dialect.domains) and (is_for_cuda(self.target) or any_size)
 
     def vision_format(self) -> Format:
         """Return a format for the vision graph."""

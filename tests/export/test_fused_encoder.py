@@ -1,4 +1,4 @@
-"""For CUDA an encoder's attention is one operator; transformers agrees in every family, signals stay what they were."""
+"""An encoder whose attention is one operator computes what transformers does; signals stay what they were."""
 
 from __future__ import annotations
 
@@ -29,10 +29,18 @@ def qwen(family: str) -> Callable[[Path], Path]:
 MADE = {"llava": llava, **{family: qwen(family) for family in QWEN}}
 
 
-@pytest.mark.parametrize("family", MADE)
-def test_attention_is_one_operator_a_layer(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "precision", "target"),
+    [
+        *((family, "fp16", "cuda") for family in MADE),
+        *((family, p, None) for family in QWEN for p in ("fp32", "int8")),
+    ],
+)
+def test_attention_is_one_operator_a_layer(
+    family: str, precision: str, target: str | None, tmp_path: Path
+) -> None:
     made = MADE[family](tmp_path / "tiny")
-    plan = plan_of(made, dialect="onnxruntime", precision="fp16", target="cuda")
+    plan = plan_of(made, dialect="onnxruntime", precision=precision, target=target)
     bundle = export(plan, tmp_path / "bundle")
     kinds = Counter(node.op_type for node in ir.load(bundle.folder / "vision_encoder.onnx").graph)
     vision = plan.spec.vision
