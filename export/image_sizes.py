@@ -8,7 +8,7 @@ from math import prod
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import MOST_PIXELS, MOST_SIZES, Patches, Preprocessing
 from divprune_edge.models.budget import USUAL_TOKENS
-from divprune_edge.processing.patches import usual_sizes
+from divprune_edge.processing.patches import frame_pixels, usual_sizes
 
 Size = tuple[int, int]
 
@@ -19,7 +19,7 @@ def with_sizes(
     """Return a checkpoint's preprocessing with what was asked for.
 
     Args:
-        facts: of the checkpoint.
+        facts: of the checkpoint, with those of clips where there are any.
         max_pixels: bound on the pixels that an image is resized to; None is the checkpoint's own, but no more than
             :data:`~divprune_edge.models.budget.USUAL_TOKENS` visual tokens.
         resolution: the sizes themselves, width by height, with commas between them.
@@ -63,7 +63,8 @@ def with_sizes(
                 code="max-pixels-out-of-range",
             )
         patches = patches.model_copy(update={"max_pixels": most})
-        changes = {"sizes": usual_sizes(patches)} if fixed else {}
+        frame = None if facts.clips is None else frame_pixels(facts.clips, facts.clips.frames)
+        changes = {"sizes": usual_sizes(patches, frame)} if fixed else {}
     return facts.model_copy(update={"patches": Patches(**(patches.model_dump() | changes))})
 
 

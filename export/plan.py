@@ -277,21 +277,11 @@ def plan_export(
     chosen = find_selector(selector)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
-    preprocessing = with_sizes(
-        family.preprocessing(checkpoint.files, spec),
-        max_pixels,
-        resolution,
-        fixed=written.facts.for_tensorrt,
-    )
+    preprocessing = family.preprocessing(checkpoint.files, spec)
     if frames is not None:
-        if preprocessing.patches is not None and preprocessing.patches.sizes:
-            raise UserError(
-                f"--frames {frames} does not go with sizes of images that are given (by --resolution, or as TensorRT "
-                "needs them) yet: use --dialect portable or onnxruntime without them.",
-                code="frames-with-sizes",
-            )
         clips = _clips(checkpoint, family, spec, frames, max_pixels)
         preprocessing = preprocessing.model_copy(update={"clips": clips})
+    preprocessing = with_sizes(preprocessing, max_pixels, resolution, fixed=written.facts.for_tensorrt)
     spec = spec.for_images(preprocessing)
     offered = spec.signal_shapes()
     if spec.rows is not None:
@@ -334,7 +324,9 @@ def plan_export(
         chosen.refuse_stacked()
     keep = budget(keep, prune, candidates_of(spec, per))
     kept = keep * groups_of(spec, per)
-    rows = cache_capacity(kept, spec.decoder.context, capacity) if written.facts.for_tensorrt else None
+    rows = None
+    if written.facts.for_tensorrt:
+        rows = cache_capacity(kept, spec.decoder.context, capacity, _captions(preprocessing.clips))
     spec = spec.with_decoder(spec.decoder.within(rows or spec.decoder.context))
     written.check(spec.decoder, activation_type(precisions.language, half=precisions.half))
     names = family.weight_names(checkpoint.tensors, _tied(checkpoint))
@@ -394,6 +386,13 @@ def _clips(
             f"--frames is {frames}, expected 1 to {MOST_FRAMES}.", code="clip-frames-out-of-range"
         )
     return family.clips(checkpoint.files, spec, frames, max_pixels)
+
+
+def _captions(clips: Clips | None) -> int:
+    """Return how many times are written between the visual tokens of a clip, at most."""
+    if clips is None or clips.frame.patches is None or clips.tokens_per_second is not None:
+        return 0
+    return -(-clips.frames // clips.depth)
 
 
 def _tied(checkpoint: Checkpoint) -> bool:

@@ -122,13 +122,16 @@ def forecast_plan(plan: ExportPlan, target: Target) -> Forecast | None:
 def _tiles(plan: ExportPlan, element: int) -> int:
     """Return the bytes of a run of the encoder, and of what the tokens of all tiles are held in."""
     spec, tiles = plan.spec, tiles_of(plan.spec)
-    at_once = min(TILES_AT_ONCE, tiles)
+    varying = spec.image_size is None
+    at_once = 1 if varying else min(TILES_AT_ONCE, tiles)
     held = at_once * spec.encoder_activations(element)
     if spec.rows is None:
         return held
     row = row_width(spec) * element
     group = plan.candidates * (row + plan.sources * SOURCE_BYTES)
-    return held + tile_buffers(spec.tokens * row, group, tiles, groups_of(spec, plan.per), at_once)
+    every = max(spec.tokens, spec.rows.most_of_clip) if varying else tiles * spec.tokens
+    stacked = every * row if tiles > at_once else 0
+    return held + tile_buffers(at_once * spec.tokens * row, stacked, group, groups_of(spec, plan.per))
 
 
 def target_of(bundle: Path, name: str | None) -> Target:

@@ -39,26 +39,30 @@ USUAL_CLIP_TOKENS = 8192
 CAPACITY_STEP = 64
 PROMPT = 192
 """Tokens of a usual prompt, at most: system prompt, question, a few turns; the image is counted apart."""
+CAPTION = 10
+"""Tokens of what tells the time of a grid of a clip, where it is text: ``<12.5 seconds>`` and the ends of a span."""
 _ANSWER = 256
 _AT_LEAST_BESIDE = 64
 
 
-def cache_capacity(keep: int, context: int, asked: int | None = None) -> int:
+def cache_capacity(keep: int, context: int, asked: int | None = None, captions: int = 0) -> int:
     """Return the rows of a KV cache of fixed size: ``asked``, or room for what is usual.
 
     The usual is K visual tokens, 192 tokens of prompt and 256 of answer, rounded up to a multiple of 64, and at
-    most the context.
+    most the context; and those of a clip's ``captions``, of :data:`CAPTION` tokens each.
 
     Args:
         keep: K, visual tokens that the language model sees.
         context: positions that the model was made for.
         asked: ``--capacity``.
+        captions: times of a clip that are written between its visual tokens, at most.
 
     Raises:
         UserError: ``asked`` leaves no room for a question and an answer, or is beyond the context.
     """
     if asked is None:
-        usual = -(-(keep + PROMPT + _ANSWER) // CAPACITY_STEP) * CAPACITY_STEP
+        needed = keep + captions * CAPTION + PROMPT + _ANSWER
+        usual = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
         return min(usual, context)
     least = least_capacity(keep, context)
     if not least <= asked <= context:

@@ -210,18 +210,16 @@ def human(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{-(-size // MIB)} MiB"
 
 
-def tile_buffers(tile_bytes: int, group_bytes: int, tiles: int, groups: int, at_once: int) -> int:
-    """Return the bytes of what an image's tiles are held in between encoder and selector.
+def tile_buffers(run_bytes: int, tiles_bytes: int, group_bytes: int, groups: int) -> int:
+    """Return the bytes of what the tiles of an image or clip are held in between encoder and selector.
 
     Args:
-        tile_bytes: what the encoder gives of a tile.
+        run_bytes: what a run of the encoder gives.
+        tiles_bytes: of all tiles together, where there are several runs: what each gives is copied there; else 0.
         group_bytes: the rows that a selector picks from, and which tokens make them.
-        tiles: of the image.
         groups: of rows.
-        at_once: tiles of a run of the encoder; where there are several runs, what they give is copied together.
     """
-    runs = -(-tiles // at_once)
-    return (runs * at_once + (tiles if runs > 1 else 0)) * tile_bytes + groups * group_bytes
+    return run_bytes + tiles_bytes + groups * group_bytes
 
 
 def prefill_activations(

@@ -140,7 +140,7 @@ def _check_rows(manifest: Manifest) -> None:
     if patches is not None:
         most, where = most_tokens(patches), f"at most {patches.max_pixels} pixels"
         if clips is not None:
-            frames, of_clip = -(-clips.frames // clips.depth), most_of_clip(clips)
+            frames, of_clip = -(-clips.frames // clips.depth), most_of_clip(facts)
         pairs = (
             (vision, "tokens", vision.tokens, most),
             (rows, "rows", rows.rows, max(most, of_clip[rows.per != "image"])),

@@ -8,8 +8,10 @@ from divprune_edge.console import literal
 from divprune_edge.manifest import (
     MANIFEST,
     UNPRUNED,
+    Clips,
     GraphInfo,
     LanguageInfo,
+    Manifest,
     Patches,
     Prompt,
     TensorInfo,
@@ -49,7 +51,7 @@ def print_tables(bundle: Bundle) -> None:
         "dialect": language.dialect,
         "images": _images(bundle),
         "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
-        **({"clips": f"at most {clips.frames} frames of each"} if clips is not None else {}),
+        **({"clips": _clips(manifest, clips)} if clips is not None else {}),
         "chat template": _template(manifest.prompt),
         "ends an answer": _ends(bundle),
         "decoding": _decoding(manifest.prompt),
@@ -106,7 +108,7 @@ def _images(bundle: Bundle) -> str:
     manifest = bundle.manifest
     patches, height = manifest.preprocessing.patches, manifest.vision_encoder.image_height
     if patches is not None:
-        return f"up to {manifest.candidates} visual tokens of an image of any size, {_resized(patches)}"
+        return f"up to {manifest.vision_encoder.tokens} visual tokens of an image of any size, {_resized(patches)}"
     rows, tiling = manifest.assemble, manifest.preprocessing.tiling
     size = f"{manifest.vision_encoder.image_width} x {height} pixels"
     if rows is None or tiling is None:
@@ -115,6 +117,18 @@ def _images(bundle: Bundle) -> str:
     return (
         f"up to {rows.rows} visual tokens{each}, of up to {rows.tiles} tiles of {size} in {len(tiling.grids)} grids; "
         f"picked from each {rows.per}"
+    )
+
+
+def _clips(manifest: Manifest, clips: Clips) -> str:
+    """Return how much of a clip is looked at, and what a selector picks from."""
+    per = "frame" if manifest.assemble is not None and manifest.assemble.per == "frame" else "clip"
+    each = f"each {clips.depth} frames" if per == "frame" and clips.depth > 1 else f"each {per}"
+    within = ", resized as images are, to one of the sizes that make no more tokens than its processor allows"
+    patches = manifest.preprocessing.patches
+    return (
+        f"at most {clips.frames} frames of each{within if patches is not None and patches.sizes else ''}; picked from "
+        f"{each}, of up to {manifest.candidates} visual tokens"
     )
 
 

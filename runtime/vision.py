@@ -25,6 +25,7 @@ from divprune_edge.processing.image_input import (
 )
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
+from divprune_edge.processing.patches import ROWS
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.progress import OnProgress, in_silence
@@ -100,6 +101,27 @@ def groups_of(manifest: Manifest, image: ImageInput) -> Groups:
     return one_tile(manifest.candidates)
 
 
+def read_clip(manifest: Manifest, video: Video) -> ImageInput:
+    """Return a clip as the encoder takes it.
+
+    Raises:
+        UserError: it cannot be used, or the bundle takes none.
+    """
+    (facts, size), family = manifest.encoder_input, family_named(manifest.family)
+    if family.read_clip is None:
+        raise UserError(
+            f"Models of the family '{family.name}' take no clips: ask about images, or use a bundle of LLaVA-OneVision "
+            "or Qwen-VL.",
+            code="clips-unsupported",
+        )
+    if facts.clips is None:
+        raise UserError(
+            "The bundle takes no clips: export it with --frames N, the most frames of a clip to look at.",
+            code="bundle-without-clips",
+        )
+    return family.read_clip(video, facts, size)
+
+
 class Vision:
     """The vision encoder and the selectors of a bundle on a backend; ``tell`` hears of reading clips, and encoding."""
 
@@ -131,22 +153,10 @@ class Vision:
         return found
 
     def _read_clip(self, video: Video) -> ImageInput:
-        facts, size = self._manifest.encoder_input
-        if self._family.read_clip is None:
-            raise UserError(
-                f"Models of the family '{self._family.name}' take no clips: ask about images, or use a bundle of "
-                "LLaVA-OneVision or Qwen-VL.",
-                code="clips-unsupported",
-            )
-        if facts.clips is None:
-            raise UserError(
-                "The bundle takes no clips: export it with --frames N, the most frames of a clip to look at.",
-                code="bundle-without-clips",
-            )
         work = f"reading {video.name[0].lower()}{video.name[1:]}"
         self._tell(work, 0, None)
         told = replace(video, on_frame=video.on_frame or partial(self._tell, work))
-        return self._family.read_clip(told, facts, size)
+        return read_clip(self._manifest, told)
 
     def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
         """Return how many visual tokens the language model will see of an image."""
@@ -244,25 +254,24 @@ class Vision:
 
     def tiles(self, image: ImageInput) -> Encoded:
         """Run the encoder on the tiles of one image, a few at a time, with all its signals."""
-        outputs = {tensor.name: tensor for tensor in self._manifest.vision_encoder.outputs}
+        outputs = self._manifest.vision_encoder.outputs
         pixels, at_once = image.pixels, self._manifest.tiles_at_once
-        tokens = self._rows(image) // len(pixels)  # where they vary, each is a row
-        signals = sorted(outputs.keys() - {VISUAL_TOKENS})
-        parts = [
+        signals = sorted({tensor.name for tensor in outputs} - {VISUAL_TOKENS})
+        runs = (
             self._backend.encode({**image.inputs, "pixels": pixels[i : i + at_once]}, signals)
             for i in self._steps("encoding tiles or frames", len(pixels), at_once)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-
-        def whole(name: str, tensors: Sequence[DeviceTensor]) -> DeviceTensor:
-            sizes = (tokens if isinstance(size, str) else size for size in outputs[name].shape[1:])
-            return self._backend.join(tensors, (len(pixels), *sizes))
-
-        return Encoded(
-            whole(VISUAL_TOKENS, [part.tokens for part in parts]),
-            {name: whole(name, [part.signals[name] for part in parts]) for name in signals},
         )
+        if len(pixels) <= at_once:
+            return next(runs)
+        # Where the tokens of a tile vary, all of them are as those of one; each is a row.
+        varying = {"frames": 1, ROWS: self._rows(image)}
+        shapes = {
+            tensor.name: [
+                varying.get(size, len(pixels)) if isinstance(size, str) else size for size in tensor.shape
+            ]
+            for tensor in outputs
+        }
+        return self._backend.stack(runs, shapes)
 
     def _steps(self, work: str, total: int, at_once: int) -> Iterator[int]:
         """Yield where each part of some work begins; of more than one it is told how far it has come."""

@@ -49,6 +49,8 @@ TEMPLATE = (
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}"
     "{% endif %}{% endfor %} {% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+VIDEO_TEMPLATE = TEMPLATE.replace("{% else %}", "{% elif part['type'] == 'video' %}<pad>\n{% else %}", 1)
+"""The same with a place for clips: ``<pad>``, whose id is 3."""
 
 PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     # transformers 5 in memory

@@ -84,14 +84,21 @@ def processed_size(
     return found
 
 
-def processed(kind: str, frames: Sequence[Image.Image], facts: Preprocessing) -> tuple[Any, list[int]]:
-    """Return ``pixel_values_videos`` and the grid of frames that are resized by Pillow, as everywhere here."""
+def processed(
+    kind: str, frames: Sequence[Image.Image], facts: Preprocessing, *, resize: bool = True
+) -> tuple[Any, list[int]]:
+    """Return ``pixel_values_videos`` and the grid of frames that are resized by Pillow, as everywhere here.
+
+    Without ``resize`` they are what they are, as with ``do_resize=False``.
+    """
     import torch
 
     patches, shape = facts.patches, (frames[0].height, frames[0].width)
     assert patches is not None
     bounds = patches.min_pixels, patches.max_pixels
-    height, width = processed_size(kind, len(frames), shape, patches, None, bounds)
+    height, width = shape
+    if resize:
+        height, width = processed_size(kind, len(frames), shape, patches, None, bounds)
     resized = [np.asarray(f.resize((width, height), Image.Resampling(facts.resample))) for f in frames]
     scaled = np.stack(resized) * np.float32(facts.rescale_factor) - np.float32(facts.mean)
     videos = torch.tensor((scaled / np.float32(facts.std)).astype(np.float32)).permute(0, 3, 1, 2)[None]

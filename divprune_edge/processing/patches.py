@@ -75,18 +75,25 @@ def _distance(down: float, across: float) -> float:
     return abs(math.log(down * across)) + 2 * abs(math.log(down / across))
 
 
-def usual_sizes(facts: Patches) -> tuple[tuple[int, int], ...]:
+def usual_sizes(facts: Patches, frame: int | None = None) -> tuple[tuple[int, int], ...]:
     """Return sizes for images of most kinds: aspect ratios from 1:2 to 2:1 by steps of √2, of all pixels and a quarter.
 
-    So an image between these ratios is stretched by no more than the fourth root of 2, and whole visual tokens.
+    So an image between these ratios is stretched by no more than the fourth root of 2, and whole visual tokens. With
+    ``frame`` there are those of so many pixels, too, for the frames of clips.
     """
     found: dict[tuple[int, int], None] = {}
-    for part in (1, 4):
-        tokens = max(1, facts.max_pixels // facts.factor**2 // part)
+    most = facts.max_pixels // facts.factor**2
+    areas = [most, most // 4]
+    if frame is not None:
+        # Sizes are rounded down, and the least pixels hold for them, too.
+        areas.append(min(max(frame, facts.min_pixels * 5 // 4) // facts.factor**2, most))
+    for tokens in (max(1, area) for area in sorted(set(areas), reverse=True)):
         square = math.isqrt(tokens)
         shorter = (max(1, round(math.sqrt(tokens / ratio))) for ratio in (math.sqrt(2), 2))
         grids = [(square, square), *((short, tokens // short) for short in shorter)]
-        if part == 1 or all(down * across * facts.factor**2 >= facts.min_pixels for down, across in grids):
+        if tokens >= most or all(
+            down * across * facts.factor**2 >= facts.min_pixels for down, across in grids
+        ):
             sizes = [(down * facts.factor, across * facts.factor) for down, across in grids]
             found |= {either: None for size in sizes for either in (size, size[::-1])}
     return tuple(found)
@@ -120,6 +127,14 @@ def _dimensions(facts: Patches, down: int, across: int) -> dict[str, int]:
     found = {PATCHES: down * across * facts.merge**2, ROWS: down * across}
     if facts.window is not None:
         found[WINDOWS] = -(-down // facts.window) * -(-across // facts.window)
+    return found
+
+
+def held_dimensions(preprocessing: Preprocessing) -> dict[str, int]:
+    """Return :func:`most_dimensions` of all grids of an image or a clip together, one behind the other."""
+    found = most_dimensions(preprocessing.patches)
+    if preprocessing.patches is not None and preprocessing.clips is not None:
+        found[ROWS] = max(found[ROWS], most_of_clip(preprocessing)[0])
     return found
 
 
@@ -158,7 +173,7 @@ def to_patches(image: Image.Image, facts: Preprocessing) -> tuple[npt.NDArray[np
 
 
 def clip_to_patches(
-    frames: Iterator[Image.Image], count: int, clips: Clips
+    frames: Iterator[Image.Image], count: int, preprocessing: Preprocessing
 ) -> tuple[npt.NDArray[np.uint8], tuple[int, int], tuple[int, int]]:
     """Return ``count`` RGB frames as uint8 [grids, n, 3 * temporal * patch²], the grid, and the size that they had.
 
@@ -167,7 +182,9 @@ def clip_to_patches(
     Raises:
         UserError: the frames are too elongated.
     """
-    facts = clip_bounds(clips, count)
+    clips = preprocessing.clips
+    assert clips is not None
+    facts = clip_bounds(preprocessing, count)
     pending: list[npt.NDArray[np.uint8]] = []
     grids: list[npt.NDArray[np.uint8]] = []
     size = given = (0, 0)
@@ -185,8 +202,26 @@ def clip_to_patches(
     return np.stack(grids), (size[0] // facts.patch, size[1] // facts.patch), given
 
 
-def clip_bounds(clips: Clips, frames: int) -> Patches:
-    """Return how each of so many frames becomes patches; with ``whole``, the bounds are of all of them."""
+def clip_bounds(preprocessing: Preprocessing, frames: int) -> Patches:
+    """Return how each of so many frames becomes patches; with ``whole``, the bounds are of all of them.
+
+    Where images have sizes, frames have those that are within the bounds; where none is, the smallest.
+    """
+    clips = preprocessing.clips
+    assert clips is not None and clips.frame.patches is not None and preprocessing.patches is not None
+    sizes, within = preprocessing.patches.sizes, frame_pixels(clips, frames)
+    if sizes:
+        sizes = tuple(one for one in sizes if math.prod(one) <= within) or (min(sizes, key=math.prod),)
+    return clips.frame.patches.model_copy(update={"max_pixels": _most_pixels(clips, frames), "sizes": sizes})
+
+
+def frame_pixels(clips: Clips, frames: int) -> int:
+    """Return the most pixels of each of so many frames, those counted in that fill up the last grid."""
+    most = _most_pixels(clips, frames)
+    return most // (-(-frames // clips.depth) * clips.depth) if clips.whole else most
+
+
+def _most_pixels(clips: Clips, frames: int) -> int:
     facts = clips.frame.patches
     assert facts is not None and clips.tokens is not None
     token, grids, most = facts.factor**2, -(-frames // facts.temporal), facts.max_pixels
@@ -196,15 +231,16 @@ def clip_bounds(clips: Clips, frames: int) -> Patches:
         share = int(clips.cap * token * 0.9) * facts.temporal // frames
         most = max(min(most, share), int(facts.min_pixels * 1.05))
     room = clips.tokens * token
-    most = min(most, room * facts.temporal if clips.whole else max(room // grids, token))
-    return facts.model_copy(update={"max_pixels": most})
+    return min(most, room * facts.temporal if clips.whole else max(room // grids, token))
 
 
-def most_of_clip(clips: Clips) -> tuple[int, int]:
+def most_of_clip(preprocessing: Preprocessing) -> tuple[int, int]:
     """Return the most visual tokens that a clip may become, and one grid of it."""
+    clips = preprocessing.clips
+    assert clips is not None
     most = most_of_grid = 0
     for frames in range(1, clips.frames + 1):
-        facts = clip_bounds(clips, frames)
+        facts = clip_bounds(preprocessing, frames)
         if clips.whole:
             times = max(frames, facts.temporal)
             each = min(round(times / facts.temporal) * facts.temporal, times)

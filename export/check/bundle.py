@@ -35,7 +35,7 @@ from divprune_edge.models.memory import Elements, Forecast, Need, forecast, refu
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.targets import Target
 from divprune_edge.plugins.trtexec import needs_stripped
-from divprune_edge.processing.patches import most_dimensions
+from divprune_edge.processing.patches import held_dimensions, most_dimensions
 
 PLUGIN_TOKENS = 32768
 PLUGIN_WIDTHS = range(8, 65536 + 1, 8)
@@ -237,13 +237,14 @@ def _tokens(info: LanguageInfo, context: int | None) -> int:
 
 def _dims(manifest: Manifest, graph: GraphInfo, tokens: int) -> dict[str, int]:
     """Numbers for a graph's symbolic dimensions: one image, one sequence, a prefill of all tokens at once."""
-    rows = manifest.assemble
+    rows, facts = manifest.assemble, manifest.preprocessing
+    whole = rows is not None and graph is rows
     return {
         "batch": 1,
-        "tiles": rows.tiles if rows is not None and graph is rows else manifest.tiles_at_once,
+        "tiles": rows.tiles if rows is not None and whole else manifest.tiles_at_once,
         "frames": manifest.tiles_at_once,
         "groups": manifest.groups,
-        **most_dimensions(manifest.preprocessing.patches),
+        **(held_dimensions(facts) if whole else most_dimensions(facts.patches)),
         "seq": tokens,
         "visual": manifest_keep(manifest),
         "past": 0,
@@ -285,17 +286,16 @@ def _held(view: GraphView) -> int:
 
 def _tile_buffers(manifest: Manifest) -> int:
     """Return what an image's tiles are held in between encoder and selector; nothing where it is one."""
-    rows = manifest.assemble
+    rows, facts = manifest.assemble, manifest.preprocessing
     if rows is None:
         return 0
+    given, at_once = manifest.vision_encoder.outputs, manifest.tiles_at_once
     made = [tensor for tensor in rows.inputs if tensor.name in ("rows", "weights")]
-    sizes = most_dimensions(manifest.preprocessing.patches)
     return tile_buffers(
-        _bytes(manifest.vision_encoder.outputs, sizes),
-        _bytes([*made, *rows.outputs], sizes),
-        rows.tiles,
+        _bytes(given, {**most_dimensions(facts.patches), "tiles": at_once}),
+        _bytes(given, {**held_dimensions(facts), "tiles": rows.tiles}) if rows.tiles > at_once else 0,
+        _bytes([*made, *rows.outputs], {}),
         manifest.groups,
-        manifest.tiles_at_once,
     )
 
 

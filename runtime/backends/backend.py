@@ -6,7 +6,7 @@ indices and one row of logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 class Encoded:
     """What the vision encoder made of images: visual tokens [tiles, n, D] and the signals asked for.
 
-    Or what was assembled of them: [groups, N, D].
+    Or the same of all tiles that several runs took, or what was assembled of them: [groups, N, D].
     """
 
     tokens: DeviceTensor
@@ -81,11 +81,21 @@ class Backend(Protocol):
         """
         ...
 
+    def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
+        """Return what several runs of the encoder give, one behind the other, in ``shapes``; let go of each once taken.
+
+        Args:
+            runs: each is begun when the one before has been taken.
+            shapes: of the visual tokens and of each signal, all runs together, by name.
+        """
+        ...
+
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Return the rows of an image, [groups, N, D], that the tokens of its tiles make; its signals as well.
 
         Args:
-            encoded: what :meth:`encode` returned of its tiles, with all signals that the encoder gives.
+            encoded: what :meth:`encode` or :meth:`stack` returned of its tiles, with all signals that the encoder
+                gives.
             groups: which tokens make which rows.
         """
         ...

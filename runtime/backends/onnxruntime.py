@@ -6,8 +6,9 @@ are handed over without a copy.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,7 +19,7 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.families.family import tile_input
+from divprune_edge.models.families.family import VISUAL_TOKENS, tile_input
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
@@ -75,6 +76,21 @@ class OnnxRuntimeBackend:
             binding.array(name, array)
         outputs = binding.run(["visual_tokens", *signals])
         return Encoded(outputs.pop("visual_tokens"), outputs)
+
+    def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
+        """Copy, through the host on CUDA."""
+        whole: dict[str, npt.NDArray[Any]] = {}
+        filled = dict.fromkeys(shapes, 0)
+        for run in runs:
+            for name, value in run.outputs.items():
+                part = self.to_host(value).reshape(-1)
+                if name not in whole:
+                    whole[name] = np.empty(math.prod(shapes[name]), part.dtype)
+                whole[name][filled[name] : filled[name] + part.size] = part
+                filled[name] += part.size
+            del run, value, part  # before the next one is made
+        tensors = {name: self.to_device(whole[name].reshape(shape)) for name, shape in shapes.items()}
+        return Encoded(tensors.pop(VISUAL_TOKENS), tensors)
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Return ``OrtValue``s on the device."""

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import AssembleInfo, GraphInfo, SelectorInfo, TensorInfo
-from divprune_edge.models.families.family import tile_input
+from divprune_edge.models.families.family import VISUAL_TOKENS, tile_input
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
-from divprune_edge.processing.patches import PIXELS, ROWS, most_dimensions
+from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
@@ -74,6 +74,10 @@ class TensorRtBackend:
             "groups": manifest.groups,
             **most_dimensions(manifest.preprocessing.patches),
         }
+        # Of all tiles together.
+        self._held = held_dimensions(manifest.preprocessing)
+        if manifest.assemble is not None:
+            self._held["tiles"] = manifest.assemble.tiles
 
     @property
     def name(self) -> str:
@@ -119,6 +123,23 @@ class TensorRtBackend:
         # The times of an answer are told by stage, so each stage ends before the next begins.
         self._device.synchronize()
         return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})
+
+    def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
+        """Copy on the device."""
+        rows = self._bundle.manifest.assemble
+        assert rows is not None
+        room = {tensor.name: self._room(tensor, self._held) for tensor in rows.inputs}
+        whole = {}
+        for tensor in self._bundle.manifest.vision_encoder.outputs:
+            shape = tuple(shapes[tensor.name])
+            whole[tensor.name] = self._pool.take(shape, tensor.dtype, room[tile_input(tensor.name)])
+        places = {name: tensor.address for name, tensor in whole.items()}
+        for run in runs:
+            for name, value in run.outputs.items():
+                self._device.copy(places[name], value.address, value.nbytes)
+                places[name] += value.nbytes
+            del run, value  # the next one may take its place: the copy comes before it
+        return Encoded(whole.pop(VISUAL_TOKENS), whole)
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Run the engine that makes rows of tiles' tokens."""
@@ -168,8 +189,7 @@ class TensorRtBackend:
         """Copy on the device where there are several."""
         if len(tensors) == 1:
             return replace(tensors[0], shape=tuple(shape), base=tensors[0])
-        info = self._bundle.manifest.assemble
-        room = (info.tiles, *shape[1:]) if info and shape[0] > 1 else ()
+        room = (self._bundle.manifest.groups, *shape[1:]) if shape[0] > 1 else ()
         joined = self._pool.take(tuple(shape), tensors[0].dtype, room)
         place = joined.address
         for tensor in tensors:
@@ -226,12 +246,13 @@ class TensorRtBackend:
         return [(self._room(tensor, sizes), tensor.dtype) for tensor in tensors]
 
     def _tiled(self, rows: AssembleInfo, selector: SelectorInfo | None) -> list[tuple[Shape, Any]]:
-        """Return what an image of the most tiles takes beyond one run of the encoder and one of the selector."""
+        """Return what an image or clip of the most tiles takes beyond a run of the encoder and one of the selector."""
         manifest, groups = self._bundle.manifest, self._bundle.manifest.groups
-        vision, runs = manifest.vision_encoder, -(-rows.tiles // manifest.tiles_at_once)
-        found = self._shapes(vision.outputs) * (runs - 1)
-        found += self._shapes(vision.outputs, tiles=rows.tiles, frames=rows.tiles) if runs > 1 else []
-        found += self._shapes(tensor for tensor in rows.inputs if tensor.name in ("rows", "weights"))
+        given = {tile_input(tensor.name) for tensor in manifest.vision_encoder.outputs}
+        found = self._shapes(tensor for tensor in rows.inputs if tensor.name not in given)
+        if rows.tiles > manifest.tiles_at_once:
+            stacked = (tensor for tensor in rows.inputs if tensor.name in given)
+            found += self._shapes(stacked, **self._held)
         found += self._shapes(rows.outputs)
         if selector is not None and groups > 1:
             # A group's part while the one before is not let go; what is kept of each, and all of it together.

@@ -24,7 +24,7 @@ from divprune_edge.manifest import (
     larger_capacity,
 )
 from divprune_edge.models.budget import PROMPT
-from divprune_edge.processing.patches import dimensions
+from divprune_edge.processing.patches import dimensions, held_dimensions
 from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
 VISION, ASSEMBLE, LANGUAGE = "vision_encoder", "assemble", "language_model"
@@ -138,10 +138,12 @@ def vision_profiles(manifest: Manifest, *, apart: bool = True) -> tuple[Profile,
 
 
 def assemble_profiles(manifest: Manifest) -> tuple[Profile]:
-    """One profile, for the tiles of one image, whose rows are one group or as many as its tiles."""
+    """One profile, for the tiles of one image or clip, whose rows are one group or as many as its tiles."""
     info, groups = manifest.assemble, manifest.groups
     assert info is not None
     spans = {**_spans(manifest), "tiles": (1, info.tiles, info.tiles), "groups": (1, groups, groups)}
+    for name, most in held_dimensions(manifest.preprocessing).items():
+        spans[name] = (spans[name][0], most, most)
     return (_profile(info.inputs, spans),)
 
 

@@ -38,6 +38,15 @@ def facts(sampling: str = "even", **changes: Any) -> Clips:
     return Clips.model_validate({"sampling": sampling, "frames": 32, **given, **changes})
 
 
+def both(clips: Clips, *sizes: tuple[int, int]) -> Preprocessing:
+    """Return facts of images, which may have sizes, and of clips."""
+    assert clips.frame.patches is not None
+    largest = {"max_pixels": 1 << 20, "sizes": sizes}
+    return clips.frame.model_copy(
+        update={"patches": clips.frame.patches.model_copy(update=largest), "clips": clips}
+    )
+
+
 def look(path: Path, count: int = 8, **asked: Any) -> list[int]:
     return shades_in(load_clip(Video(path, **asked), facts(count=count, frames=100)).frames)
 
@@ -85,7 +94,7 @@ def test_frames_have_the_size_that_transformers_gives_them(kind: str, cap: int |
     for patches in (PATCHES, PATCHES.model_copy(update={"min_pixels": 9000, "max_pixels": 64 * 400})):
         clips = facts(kind, cap=cap, patches=patches)
         for count, size in itertools.product((2, 3, 4, 7, 32), sizes):
-            own = clip_bounds(clips, count)
+            own = clip_bounds(both(clips), count)
             found = fitted_size(*size, own, count if clips.whole else None)
             wanted = processed_size(kind, count, size, patches, cap, (patches.min_pixels, patches.max_pixels))
             assert found == wanted, (count, size)
@@ -99,18 +108,42 @@ def test_no_clip_has_more_tokens_than_there_are_rows(kind: str) -> None:
         patches = PATCHES.model_copy(update={"min_pixels": least, "max_pixels": most})
         cap = numbers.choice([None, 2, 50])
         clips = facts(kind, patches=patches, tokens=numbers.choice([5, 100, 8192]), cap=cap, frames=9)
-        rows, of_grid = most_of_clip(clips)
+        sizes = [
+            (8 * numbers.randint(1, 30), 8 * numbers.randint(1, 30)) for _ in range(numbers.randint(0, 5))
+        ]
+        preprocessing = both(clips, *sizes)
+        rows, of_grid = most_of_clip(preprocessing)
         for _ in range(60):
             count, height = numbers.randint(1, 9), numbers.randint(1, 400)
             width = numbers.randint(max(1, height // 190), height * 190)
             try:
                 down, across = fitted_size(
-                    height, width, clip_bounds(clips, count), count if clips.whole else None
+                    height, width, clip_bounds(preprocessing, count), count if clips.whole else None
                 )
             except UserError:
                 continue
             tokens = down * across // patches.factor**2
             assert tokens <= of_grid and -(-count // 2) * tokens <= rows
+            assert not sizes or (down, across) in sizes
+
+
+@pytest.mark.parametrize("kind", ["steps", "ends"])
+def test_frames_have_the_nearest_size_that_is_within_the_limits_of_their_number(kind: str) -> None:
+    """The more frames, the smaller; where none is small enough, the smallest."""
+    clips = facts(kind, patches=PATCHES.model_copy(update={"max_pixels": 64 * 100}), tokens=120)
+    preprocessing = both(clips, (80, 80), (40, 80), (80, 40), (40, 40))
+    found = []
+    for count in (2, 4, 6, 8, 32):
+        own = clip_bounds(preprocessing, count)
+        limit = 64 * 100 // (count if kind == "ends" else 1)
+        assert all(h * w <= limit for h, w in own.sizes) or own.sizes == ((40, 40),)
+        found.append(fitted_size(90, 200, own, count if clips.whole else None))
+    if kind == "steps":  # 100 tokens of a frame, and 120 of all grids
+        assert found == [(40, 80), (40, 80), (40, 40), (40, 40), (40, 40)]
+        assert most_of_clip(preprocessing) == (400, 100)
+    else:  # 100 tokens of all frames
+        assert found == [(40, 80), (40, 40), (40, 40), (40, 40), (40, 40)]
+        assert most_of_clip(preprocessing) == (400, 50)
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import SIGLIP, TEMPLATE, make_checkpoint, write_json
+from clip_reference import FAMILIES, ONEVISION, QUESTION, STEPS, ClipReference, make_clip_checkpoint
 from clips_made import noise, write_clip
 from exporting import export, plan_of
 from PIL import Image
-from qwen_checkpoints import QWEN, make_qwen_checkpoint
-from qwen_reference import QwenReference, Spliced
 from raising import assert_told, refused
-from video_reference import processed
 
 from divprune_edge import Pipeline, Video
 from divprune_edge.models.demo import CHECKPOINT
@@ -27,51 +23,18 @@ from divprune_edge.runtime.pipeline import Answer
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-ONEVISION = "llava_onevision"
-FAMILIES = (ONEVISION, *QWEN)
-FRAMES, KEPT, STEPS = 6, 9, 16
-QUESTION = "what is in the picture ?"
+FRAMES, KEPT = 6, 9
 GREEDY: dict[str, Any] = {"max_tokens": STEPS, "ignore_eos": True}
-ROOM = {"max_position_embeddings": 1024}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 Opened = Callable[..., Pipeline]
-
-
-def make(folder: Path, family: str) -> Path:
-    if family != ONEVISION:
-        made = make_qwen_checkpoint(folder, family=family, text=ROOM)
-        token, whole = 64, family == "qwen3_vl"
-        settings = json.loads((made / "preprocessor_config.json").read_text())
-        del settings["image_processor_type"]
-        settings["size"] = {"shortest_edge": 12 * token, "longest_edge": (300 if whole else 40) * token}
-        settings["video_processor_type"] = f"Qwen{'3' if whole else '2'}VLVideoProcessor"
-        write_json(made / "video_preprocessor_config.json", settings)
-        return made
-    grids = {"image_grid_pinpoints": [[35, 70], [70, 35], [70, 70]]}
-    video = "{% elif part['type'] == 'video' %}<pad>\n{% else %}"
-    return make_checkpoint(
-        folder,
-        family=family,
-        kind="qwen2",
-        tower=SIGLIP,
-        text=ROOM,
-        llava={
-            "vision_feature_layer": -1,
-            "vision_feature_select_strategy": "full",
-            "video_token_id": 3,
-            **grids,
-        },
-        processor=grids,
-        template=TEMPLATE.replace("{% else %}", video, 1),
-    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
     return lambda family: made.setdefault(
-        family, made.get(family) or make(tmp_path_factory.mktemp(family) / "tiny", family)
+        family, made.get(family) or make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)
     )
 
 
@@ -89,129 +52,13 @@ def opened(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     return get
 
 
-class Reference:
-    """transformers' model of a family, asked about a clip whose frames Pillow has resized."""
-
-    def __init__(self, folder: Path, family: str, pipeline: Pipeline) -> None:
-        self.family, manifest = family, pipeline.bundle.manifest
-        self._facts, self._prompt = manifest.preprocessing.clips, manifest.prompt
-        self._stock = QwenReference(folder) if family in QWEN else None
-        if self._stock is None:
-            from transformers import AutoModelForImageTextToText, AutoTokenizer
-
-            self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        else:
-            self.model, self._tokenizer = self._stock.model, self._stock._tokenizer
-
-    def inputs(self, frames: list[np.ndarray], fps: float) -> dict[str, Any]:
-        """Return what the model takes of a question about frames at that rate."""
-        parts = [{"type": "video"}, {"type": "text", "text": QUESTION}]
-        text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
-        )
-        token, found = self._prompt.video_token, self._clip(frames, fps)
-        text = text.replace(token, self._expanded(found, frames, fps))
-        ids = torch.tensor([self._tokenizer(text)["input_ids"]])
-        if self._stock is not None:
-            found["mm_token_type_ids"] = 2 * (ids == self._prompt.video_token_id).int()
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **found}
-
-    def generated(self, inputs: dict[str, Any]) -> list[int]:
-        made = self.model.generate(
-            **inputs,
-            max_new_tokens=STEPS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            suppress_tokens=list(self._prompt.forbidden_ids),
-        )
-        ids: list[int] = made[0, inputs["input_ids"].shape[1] :].tolist()
-        return ids
-
-    def spliced(self, inputs: dict[str, Any], kept: np.ndarray) -> list[int]:
-        """Return greedy ids where only some of the clip's tokens are among the embeddings."""
-        ids = inputs["input_ids"][0]
-        visual = ids == self._prompt.video_token_id
-        stays = ~visual
-        stays[torch.nonzero(visual)[:, 0][torch.tensor(kept)]] = True
-        with torch.inference_mode():
-            rows = self.model.get_input_embeddings()(ids).clone()
-            seen = {
-                name: value for name, value in inputs.items() if name.endswith(("videos", "video_grid_thw"))
-            }
-            features = self.model.get_video_features(**seen, return_dict=True)
-            rows[visual] = torch.cat(list(features.pooler_output))
-        if self._stock is None:
-            return self._followed(rows[stays])
-        beside = [
-            torch.cat(list(one))[stays[visual]] for one in getattr(features, "deepstack_features", None) or []
-        ]
-        places, _ = self.model.model.get_rope_index(**inputs)
-        places = places[:, 0, stays].numpy()
-        prompt = Spliced(rows[stays], visual[stays], beside, places, int(places[0, -1]) + 1)
-        forbidden = tuple(self._prompt.forbidden_ids)
-        return self._stock.greedy(self._stock.followed(prompt, STEPS, forbidden), forbidden)[0]
-
-    def _followed(self, rows: Any) -> list[int]:
-        found: list[int] = []
-        with torch.inference_mode():
-            while len(found) < STEPS:
-                state = self.model.model.language_model(inputs_embeds=rows[None]).last_hidden_state[0, -1]
-                logits = self.model.lm_head(state)
-                logits[list(self._prompt.forbidden_ids)] = -torch.inf
-                found.append(int(logits.argmax()))
-                rows = torch.cat([rows, self.model.get_input_embeddings()(torch.tensor(found[-1:]))])
-        return found
-
-    def _clip(self, frames: list[np.ndarray], fps: float) -> dict[str, Any]:
-        assert self._facts is not None
-        facts = self._facts.frame
-        if self.family == ONEVISION:
-            from transformers import CLIPImageProcessorPil
-
-            side = self.model.config.vision_config.image_size
-            process = CLIPImageProcessorPil(
-                size={"height": side, "width": side},
-                do_center_crop=False,
-                image_mean=facts.mean,
-                image_std=facts.std,
-            )
-            return {"pixel_values_videos": process(frames, return_tensors="pt")["pixel_values"][None]}
-        values, grid = processed(self._facts.sampling, [Image.fromarray(one) for one in frames], facts)
-        found = {"pixel_values_videos": values, "video_grid_thw": torch.tensor([grid])}
-        return (
-            found if self.family == "qwen3_vl" else {**found, "second_per_grid_ts": torch.tensor([2 / fps])}
-        )
-
-    def _expanded(self, found: dict[str, Any], frames: list[np.ndarray], fps: float) -> str:
-        """Return what transformers' processors put in a placeholder's place."""
-        from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
-        from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
-        from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
-
-        kind = {ONEVISION: LlavaOnevisionProcessor, "qwen3_vl": Qwen3VLProcessor}.get(
-            self.family, Qwen2_5_VLProcessor
-        )
-        itself = SimpleNamespace(
-            video_token=self._prompt.video_token,
-            vision_start_token="<|vision_start|>",
-            vision_end_token="<|vision_end|>",
-            num_image_tokens=25,
-            video_processor=SimpleNamespace(merge_size=2, temporal_patch_size=2),
-            _calculate_timestamps=lambda *given: Qwen3VLProcessor._calculate_timestamps(None, *given),
-        )
-        metadata = SimpleNamespace(fps=fps, frames_indices=list(range(len(frames))))
-        text: str = kind.replace_video_token(itself, {**found, "video_metadata": [metadata]}, 0)
-        return text
-
-
 @pytest.fixture(scope="module")
-def reference(folder: Callable[[str], Path], opened: Opened) -> Callable[[str], Reference]:
+def reference(folder: Callable[[str], Path], opened: Opened) -> Callable[[str], ClipReference]:
     torch.set_num_threads(1)
-    made: dict[str, Reference] = {}
+    made: dict[str, ClipReference] = {}
     return lambda family: made.setdefault(
-        family, made.get(family) or Reference(folder(family), family, opened(family))
+        family,
+        made.get(family) or ClipReference(folder(family), family, opened(family).bundle.manifest),
     )
 
 
@@ -228,7 +75,7 @@ def test_unpruned_is_transformers_own_generate(
     size: tuple[int, int],
     fps: float,
     opened: Opened,
-    reference: Callable[[str], Reference],
+    reference: Callable[[str], ClipReference],
 ) -> None:
     frames = noise(count, size)
     answer = opened(family).with_selector("none").ask(None, QUESTION, video=frames, fps=fps, **GREEDY)
@@ -244,7 +91,7 @@ def test_unpruned_is_transformers_own_generate(
 @every_family
 @pytest.mark.parametrize("per", ["image", "frame"])
 def test_pruned_is_what_is_spliced_by_hand(
-    family: str, per: str, opened: Opened, reference: Callable[[str], Reference]
+    family: str, per: str, opened: Opened, reference: Callable[[str], ClipReference]
 ) -> None:
     frames, pipeline = noise(6, (40, 50)), opened(family, per=per, keep=4)
     answer = pipeline.ask(None, QUESTION, video=np.stack(frames), fps=0.5, **GREEDY)
@@ -402,8 +249,6 @@ def test_exports_that_are_refused(folder: Callable[[str], Path]) -> None:
         plan_of(folder(ONEVISION), KEPT, per="frame")
     with refused("clip-frames-out-of-range", "769", "768"):
         plan_of(folder(ONEVISION), KEPT, frames=769)
-    with refused("frames-with-sizes", "--frames 4", "--resolution"):
-        plan_of(folder("qwen3_vl"), KEPT, frames=4, resolution="48x48")
     with refused("clips-unsupported", "'llava'"):
         plan_of(CHECKPOINT, KEPT, frames=4)
 

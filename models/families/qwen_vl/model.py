@@ -114,7 +114,7 @@ class QwenSpec:
         return replace(
             self,
             tokens=most_tokens(facts.patches),
-            clips=None if clips is None else (-(-clips.frames // clips.depth), *most_of_clip(clips)),
+            clips=None if clips is None else (-(-clips.frames // clips.depth), *most_of_clip(facts)),
         )
 
 
@@ -180,7 +180,7 @@ def read_clip(video: Video, facts: Preprocessing, size: tuple[int, int] | None) 
     clips = facts.clips
     assert clips is not None and clips.frame.patches is not None
     clip = load_clip(video, clips)
-    pixels, grid, given = clip_to_patches(clip.frames, len(clip.times), clips)
+    pixels, grid, given = clip_to_patches(clip.frames, len(clip.times), facts)
     found = replace(_placed(pixels, grid, clips.frame.patches), size=given, captions=ONE_SPAN)
     assert found.places is not None and found.assembly is not None
     if clips.tokens_per_second is None:

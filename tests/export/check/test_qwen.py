@@ -16,7 +16,7 @@ from divprune_edge.export.check.bundle import check_bundle
 from divprune_edge.export.check.graph import read_graph
 from divprune_edge.export.targets import forecast_plan
 from divprune_edge.models.targets import TARGETS
-from divprune_edge.processing.patches import most_dimensions
+from divprune_edge.processing.patches import held_dimensions, most_dimensions
 
 WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES = "64x40,40x64,56x48"
@@ -85,6 +85,43 @@ def test_the_memory_is_that_of_the_largest_image(bundle: Bundle) -> None:
     assert before.need.cache == after.need.cache
     # Scores of all patches for all patches.
     assert peaks[0] > prod((2, 168, 168, 2))
+
+
+@pytest.mark.parametrize("per", ["image", "frame"])
+@pytest.mark.parametrize("family", QWEN)
+def test_the_memory_counts_the_frames_of_a_clip(tmp_path: Path, family: str, per: str) -> None:
+    """Their tokens together and their rows; a run of the encoder is that of the largest image still."""
+    target = TARGETS["orin-nano-8gb"]
+    checkpoint = make_qwen_checkpoint(tmp_path / "checkpoint", family=family, text=WIDE)
+    asked = {"dialect": "decomposed", "precision": "fp16", "resolution": SIZES, "capacity": 192}
+    bundle = export(plan_of(checkpoint, 9, frames=6, per=per, **asked), tmp_path / "clips")
+    images = export(plan_of(checkpoint, 9, **asked), tmp_path / "images")
+    manifest, rows = bundle.manifest, bundle.manifest.assemble
+    assert rows is not None
+    report = check_bundle(bundle.folder, target, build=False)
+    assert report.clean and not report.findings
+    # A whole clip has 60 tokens at most in Qwen3-VL's processor, so the smallest size is taken three times.
+    most = 3 * (40 if family == "qwen3_vl" else 42)
+    assert held_dimensions(manifest.preprocessing)["rows"] == most
+    assert (rows.tiles, rows.frames, rows.rows) == (3, 3, most if per == "image" else 42)
+    largest, row = most_dimensions(manifest.preprocessing.patches), manifest.vision_encoder.width * 2
+    dims = {"frames": 1, "groups": manifest.groups}
+    peaks = [
+        live_activations(read_graph(bundle.folder / graph.file, {**dims, **largest, **more})).peak
+        for graph, more in ((manifest.vision_encoder, {}), (rows, {"rows": most}))
+    ]
+    buffers = (42 + most) * row + manifest.groups * rows.rows * (row + 8)
+    after, before = report.forecast, forecast_plan(bundle.plan, target)
+    (alone, alone_before) = (
+        check_bundle(images.folder, target, build=False).forecast,
+        forecast_plan(images.plan, target),
+    )
+    assert after and before and alone and alone_before
+    assert after.need.activations > sum(peaks) + buffers
+    # Of images: 42 tokens of a run, and as many rows, with which tokens they are.
+    more = buffers - 42 * (2 * row + 8)
+    assert before.need.activations - alone_before.need.activations == pytest.approx(more, abs=4 * 3 * 42)
+    assert after.need.activations - alone.need.activations > more
 
 
 def test_without_sizes_it_is_that_of_any(tmp_path: Path) -> None:

@@ -69,7 +69,10 @@ def test_the_memory_counts_tiles(tiled: Bundle) -> None:
         manifest.vision_encoder.width * 2,
     )
     group = rows.rows * (row + rows.sources * 8 + (rows.sources * 4 if rows.sources > 1 else 0))
-    held = tile_buffers(tile, group, rows.tiles, manifest.groups, manifest.tiles_at_once)
+    at_once = manifest.tiles_at_once
+    held = tile_buffers(
+        at_once * tile, rows.tiles * tile if rows.tiles > at_once else 0, group, manifest.groups
+    )
     peaks = 0
     for graph, tiles in ((manifest.vision_encoder, manifest.tiles_at_once), (rows, rows.tiles)):
         dims = {"tiles": tiles, "groups": manifest.groups}
@@ -78,13 +81,13 @@ def test_the_memory_counts_tiles(tiled: Bundle) -> None:
         peaks += found.peak
     assert after.need.activations > held + peaks
     assert before.need.cache == after.need.cache
-    assert before.need.activations > held + tiled.plan.spec.encoder_activations(2) * manifest.tiles_at_once
+    assert before.need.activations > held + tiled.plan.spec.encoder_activations(2) * at_once
 
 
 def test_buffers_by_hand() -> None:
-    """Five tiles are one run; of ten there are two, whose tokens are copied together."""
-    assert tile_buffers(100, 7, tiles=5, groups=1, at_once=8) == 8 * 100 + 7
-    assert tile_buffers(100, 7, tiles=10, groups=10, at_once=8) == (2 * 8 + 10) * 100 + 70
+    """Five tiles are one run; of ten there are two, whose tokens are copied together, each before the next."""
+    assert tile_buffers(800, 0, 7, groups=1) == 807
+    assert tile_buffers(800, 1000, 7, groups=10) == 1870
 
 
 def test_a_package_has_the_graph_of_the_rows(tiled: Bundle, tmp_path: Path) -> None:
