@@ -36,6 +36,9 @@ def trtexec_command(
         typer.Option(metavar="TOKENS", help="As for 'build'.", show_default="the visual tokens and 192 more"),
     ] = None,
     image: Annotated[Path | None, typer.Option(help="The image to see.", show_default="the demo's")] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="The clip to see instead; bundles exported with --frames.")
+    ] = None,
     question: Annotated[str, typer.Option(help="The question of the prompt.")] = QUESTION,
     output: Annotated[
         Path | None,
@@ -68,6 +71,7 @@ def trtexec_command(
     """Print or run the trtexec commands for a bundle's engines, with realistic inputs, and read what they measure."""
     from divprune_edge.errors import UserError
     from divprune_edge.models.demo import PICTURE
+    from divprune_edge.processing.clips import Video
     from divprune_edge.runtime.lab.trtexec.job import make_job
     from divprune_edge.runtime.lab.trtexec.program import find_program
 
@@ -85,10 +89,11 @@ def trtexec_command(
         _report(read, json_file, html_file)
         return
     assert bundle is not None
+    if image is not None and video is not None:
+        raise UserError("Give either --image or --video: one of them is seen.", code="options-exclusive")
+    media = image or PICTURE if video is None else Video(video)
     program = find_program() if run else None
-    job = make_job(
-        bundle, tensorrt, program, selector, stage, max_prompt, image or PICTURE, question, output, library
-    )
+    job = make_job(bundle, tensorrt, program, selector, stage, max_prompt, media, question, output, library)
     if program is None:
         _print(job)
         return

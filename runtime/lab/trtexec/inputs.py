@@ -18,10 +18,11 @@ from divprune_edge.files import write_whole
 from divprune_edge.manifest import SelectorInfo, TensorInfo
 from divprune_edge.models.families import family_named
 from divprune_edge.models.families.family import tile_input
+from divprune_edge.processing.clips import Video
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.processing.patches import ROWS
-from divprune_edge.processing.prompt import Turn
+from divprune_edge.processing.prompt import user_turn
 from divprune_edge.runtime.backends import Encoded
 from divprune_edge.runtime.backends.session import along, check_room
 from divprune_edge.runtime.backends.steps import STEPS
@@ -36,7 +37,7 @@ from divprune_edge.runtime.engines.profiles import (
     vision_profiles,
 )
 from divprune_edge.runtime.lab.trtexec.lines import CACHES, Files, Stage
-from divprune_edge.runtime.vision import Candidates, Vision, groups_of
+from divprune_edge.runtime.vision import Candidates, Vision, groups_of, read_clip
 
 Array = npt.NDArray[Any]
 MADE_UP = (
@@ -56,12 +57,17 @@ class _Seen:
 
 
 class Inputs:
-    """Values for the stages of a bundle, of one image and one question; ``note`` says what is not real, if any."""
+    """Values for the stages of a bundle, of one image or clip and one question; ``note`` says what is not real."""
 
-    def __init__(self, bundle: Bundle, selector: SelectorInfo | None, image: Path, question: str) -> None:
+    def __init__(
+        self, bundle: Bundle, selector: SelectorInfo | None, media: Path | Video, question: str
+    ) -> None:
         self._bundle, self._selector, self._question = bundle, selector, question
-        family = family_named(bundle.manifest.family)
-        self._image = family.read(load_image(image), *bundle.manifest.encoder_input, True)
+        if isinstance(media, Video):
+            self._image = read_clip(bundle.manifest, media)
+        else:
+            family = family_named(bundle.manifest.family)
+            self._image = family.read(load_image(media), *bundle.manifest.encoder_input, True)
         self._groups = groups_of(bundle.manifest, self._image)
         self._found: _Seen | None = None
         self.note = ""
@@ -96,8 +102,13 @@ class Inputs:
         return Stage("select", self._selector.id, 0, inputs, cuda_graph=False)
 
     @property
+    def runs(self) -> int:
+        """How often the encoder runs for all tiles of the image, or frames of the clip."""
+        return -(-len(self._image.pixels) // self._bundle.manifest.tiles_at_once)
+
+    @property
     def visual_tokens(self) -> int:
-        """Visual tokens of the image that the language model sees."""
+        """Visual tokens of the image or clip that the language model sees."""
         keep = self._selector.keep if self._selector else self._bundle.manifest.candidates
         return int(np.minimum(self._groups.valid.sum(axis=1), keep).sum())
 
@@ -106,8 +117,8 @@ class Inputs:
         info = self._bundle.manifest.language_model
         assert info.capacity is not None
         kept, image = self._seen.kept, self._seen.image
-        turns = [Turn("user", self._question, images=1)]
-        prompt = self._bundle.prompt_encoder().encode(turns, [len(image.rows)])
+        turns = [user_turn(self._question, [self._image])]
+        prompt = self._bundle.prompt_encoder().encode(turns, image.counts)
         prompt = prompt.placed(info.embedding_rows, [image], info.axes)
         ids = np.array([prompt.ids], np.int64)
         length = ids.shape[1]
@@ -171,8 +182,8 @@ class Inputs:
     def _make_up(self) -> _Seen:
         manifest, random = self._bundle.manifest, np.random.default_rng(0)
         valid, image = self._groups.valid, self._image
-        # An image of any size is one tile, whose tokens are its rows.
-        sizes = {ROWS: int(valid.sum())}
+        # The tokens of images of any size are held together, and are rows.
+        sizes = {ROWS: int(valid.sum()), "frames": 1}
 
         def made(tensors: Sequence[TensorInfo], first: int) -> dict[str, Array]:
             shapes = {
@@ -190,10 +201,12 @@ class Inputs:
         tiles = made([tensor for tensor in given if tensor.name.startswith("tile_")], len(image.pixels))
         found = made(manifest.features.outputs, len(valid))
         keep = self._selector.keep if self._selector else manifest.candidates
-        rows = np.flatnonzero(np.arange(keep) < valid.sum(axis=1)[:, None])
-        kept = found["visual_tokens"][:, :keep].reshape(1, -1, manifest.vision_encoder.width)
-        places = None if image.places is None else image.places[:, : len(rows)]
-        return _Seen(tiles, {"valid": valid, **found}, kept, PlacedImage(rows, places, image.ahead))
+        some = valid[:, :keep]
+        rows, kept = np.flatnonzero(some), np.sort(self._groups.reading[:, :keep][some])
+        tokens = found["visual_tokens"][:, :keep].reshape(1, -1, manifest.vision_encoder.width)
+        places = None if image.places is None else image.places[:, kept]
+        placed = PlacedImage(rows, places, image.ahead, image.spans(kept))
+        return _Seen(tiles, {"valid": valid, **found}, tokens, placed)
 
 
 def write_inputs(stages: Iterable[Stage], files: Files) -> None:

@@ -9,6 +9,7 @@ from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import GraphInfo, SelectorInfo
 from divprune_edge.plugins.loader import BUILD, default_path, find_library
 from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.processing.clips import Video
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import Graph
 from divprune_edge.runtime.engines.profiles import (
@@ -33,6 +34,7 @@ from divprune_edge.runtime.lab.trtexec.stages import RunInfo, StageInfo, write_r
 
 STAGES = ("vision", "selector", "language", "all")
 _FOLDER = "trtexec"
+SEVERAL_RUNS = "The vision encoder runs {} times for this; one run of it is measured."
 ALL_KEPT = "The image has no more visual tokens than the selector keeps, so the selection is not measured."
 
 
@@ -53,7 +55,7 @@ def make_job(
     selector: str | None,
     stage: str,
     max_prompt: int | None,
-    image: Path,
+    media: Path | Video,
     question: str,
     output: Path | None,
     library: Path | None,
@@ -67,7 +69,7 @@ def make_job(
         selector: of the bundle; None is its default.
         stage: one of :data:`STAGES`.
         max_prompt: longest piece of a prompt, as for ``python -m runtime build``.
-        image: the image.
+        media: the image or clip.
         question: of the prompt.
         output: folder for inputs, engines and measurements.
         library: folder of the plugin; None is the package's, which need not be built yet to print the lines.
@@ -96,7 +98,7 @@ def make_job(
     files = Files((output or path / _FOLDER).absolute())
     check_folder(files.folder)
     graphs = _graphs(bundle, path, chosen, stage, max_prompt, version)
-    inputs = Inputs(bundle, chosen, image, question)
+    inputs = Inputs(bundle, chosen, media, question)
     notes = []
     plugin = default_path()
     if any(graph.plugin for graph, _ in graphs):
@@ -112,6 +114,7 @@ def make_job(
         mine: tuple[Stage, ...]
         if info is manifest.vision_encoder:
             mine = (inputs.vision(),)
+            notes += [SEVERAL_RUNS.format(inputs.runs)] if inputs.runs > 1 else []
         elif info is manifest.assemble:
             mine = (inputs.assemble(),)
         elif info is manifest.language_model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,11 @@ import numpy as np
 import pytest
 from exporting import export, open_session, plan_of
 from qwen_checkpoints import QWEN, images_of, make_qwen_checkpoint
+from trtexec_lines import lines_of, shapes_of, values_of
 
 from divprune_edge import Pipeline
 from divprune_edge.processing.patches import dimensions
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.lab.trtexec.options import unknown_options
 from divprune_edge.runtime.vision import groups_of
 
 SIZES = "64x40,40x64,56x48,32x32"
@@ -47,40 +46,10 @@ def lines(bundle: Bundle, command: Any, library: Path, tmp_path: Path) -> Lines:
 
     def get(name: str) -> dict[str, list[str]]:
         _, version = DIALECTS[bundle.manifest.family]
-        done = command(
-            *("trtexec", bundle.path, "--tensorrt", version, "--image", bundle.path.parent / f"{name}.png"),
-            *("--library", library, "--output", tmp_path / "out"),
-        )
-        assert done.code == 0, done.err
-        text = done.out.splitlines()
-        found = {t[2:]: shlex.split(line)[1:] for t, line in zip(text[::2], text[1::2], strict=True)}
-        for arguments in found.values():
-            assert unknown_options(version, arguments) == []
-        return found
+        picture = bundle.path.parent / f"{name}.png"
+        return lines_of(command, bundle, version, library, tmp_path / "out", "--image", picture)
 
     return get
-
-
-def shapes_of(arguments: list[str], option: str) -> list[dict[str, tuple[int, ...]]]:
-    """What each of an option's lists says, by input."""
-    lists = [a.split("=", 1)[1] for a in arguments if a.startswith(f"--{option}=")]
-    pairs = [[part.rsplit(":", 1) for part in one.split(",")] for one in lists]
-    return [{name: tuple(int(s) for s in shape.split("x")) for name, shape in one} for one in pairs]
-
-
-def values_of(folder: Path, bundle: Bundle, stage: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read what a stage loads."""
-    manifest = bundle.manifest
-    graph = {
-        "vision": manifest.vision_encoder,
-        "assemble": manifest.assemble,
-        "select": manifest.selectors[0],
-    }[stage]
-    assert graph is not None
-    return {
-        info.name: np.fromfile(folder / f"{stage}.{info.name}.bin", info.dtype).reshape(shapes[info.name])
-        for info in graph.inputs
-    }
 
 
 def test_the_engine_has_a_profile_for_each_grid(bundle: Bundle, lines: Lines) -> None:
