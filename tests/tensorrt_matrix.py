@@ -23,7 +23,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-from checkpoints import NEXT, ONEVISION, SIGLIP, TILED, make_checkpoint
+from checkpoints import NEXT, ONEVISION, SIGLIP, TILED, VIDEO_TEMPLATE, make_checkpoint
 from exporting import export, plan_of
 from qwen_checkpoints import QWEN, make_qwen_checkpoint
 
@@ -55,6 +55,11 @@ def _tiled(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+_ONEVISION_CLIPS = {
+    **_tiled(ONEVISION),
+    "llava": {**ONEVISION["llava"], "video_token_id": 3},
+    "template": VIDEO_TEMPLATE,
+}
 _ANY_SIZE = {
     "text": {**_SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512},
     "vision": {**_SMALL, "num_heads": 4},
@@ -99,9 +104,18 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     # Images of any size, resized to one of a few: with windows, and with features behind the tokens.
     "qwen2.5-vl": {"family": "qwen2_5_vl", **_ANY_SIZE},
     "qwen3-vl": {"family": "qwen3_vl", **_ANY_SIZE},
+    # Clips, too: rows of all frames, or those of one at a time.
+    "onevision, clips": _ONEVISION_CLIPS,
+    "onevision, frames": _ONEVISION_CLIPS,
+    "qwen2.5-vl, clips": {"family": "qwen2_5_vl", **_ANY_SIZE},
+    "qwen3-vl, clips": {"family": "qwen3_vl", **_ANY_SIZE},
+    "qwen3-vl, frames": {"family": "qwen3_vl", **_ANY_SIZE},
 }
 """Name -> arguments of :func:`checkpoints.make_checkpoint`, or of :func:`qwen_checkpoints.make_qwen_checkpoint`; the
-demo is there already. Selectors pick from each tile in those that end in ``tile``."""
+demo is there already. Selectors pick from each tile in those that end in ``tile``; those that end in ``clips`` take
+clips, and from those that end in ``frames`` selectors pick from each frame of these."""
+FRAMES = 6
+"""Of a clip, at most."""
 SLOTS = 4
 """Sequences that a language model's engine decodes together."""
 
@@ -183,10 +197,12 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
     make = make_qwen_checkpoint if options.get("family") in QWEN else make_checkpoint
     source = make(folder / "checkpoint", **options) if options else CHECKPOINT
     keep = 58 if checkpoint == "demo" else 9
+    kind = checkpoint.rpartition(", ")[2]
+    asked: dict[str, Any] = {"per": {"tile": "tile", "frames": "frame"}.get(kind, "image")}
+    asked |= {"frames": FRAMES} if kind in ("clips", "frames") else {}
     found = {}
     for dialect in DIALECTS:
-        per = "tile" if checkpoint.endswith("tile") else "image"
-        plan = plan_of(source, keep, precision=precision, dialect=dialect, signals="all", per=per)
+        plan = plan_of(source, keep, precision=precision, dialect=dialect, signals="all", **asked)
         place = export(plan, folder / dialect).folder
         if dialect == DIALECTS[0]:
             for name in SELECTORS:
@@ -218,13 +234,13 @@ def build(case: Case, bundle: Bundle, graph: Graph) -> Outcome:
 
 def print_table(outcomes: Iterable[Outcome]) -> None:
     """One row per checkpoint, precision and graph, one column per GPU."""
-    head = f"{'checkpoint':17}{'precision':11}{'graph':27}" + "".join(f"{f'sm_{sm}':>16}" for sm in RTX_SMS)
+    head = f"{'checkpoint':19}{'precision':11}{'graph':27}" + "".join(f"{f'sm_{sm}':>16}" for sm in RTX_SMS)
     print(head + "\n" + "-" * len(head))
     for key, row in itertools.groupby(
         outcomes, key=lambda o: (o.case.checkpoint, o.case.precision, o.case.graph)
     ):
         cells = {o.case.sm: "REFUSED" if o.words else f"{o.seconds:.1f} s {o.size / 1e6:.1f} MB" for o in row}
-        name = f"{key[0]:17}{key[1]:11}{key[2]:27}"
+        name = f"{key[0]:19}{key[1]:11}{key[2]:27}"
         print(name + "".join(f"{cells.get(sm, ''):>16}" for sm in RTX_SMS), flush=True)
 
 

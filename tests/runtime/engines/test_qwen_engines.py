@@ -34,10 +34,10 @@ SHAPES = ((70, 100), (33, 30), (20, 90))
 
 @pytest.fixture(scope="module", params=QWEN)
 def exported_qwen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle for images of three grids, in dialect ``decomposed``."""
+    """A bundle for images of three grids and for clips, in dialect ``decomposed``."""
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = make_qwen_checkpoint(folder / "checkpoint", family=request.param)
-    plan = plan_of(checkpoint, 9, dialect="decomposed", capacity=192, resolution=SIZES)
+    plan = plan_of(checkpoint, 9, dialect="decomposed", capacity=192, resolution=SIZES, frames=4)
     return export(plan, folder / "bundle").folder
 
 
@@ -71,6 +71,8 @@ def test_what_is_built_is_what_is_run(
     for asked in (*images, images[:2], None):
         options = {"max_tokens": 6, "ignore_eos": True}
         same(*(one.ask(asked, "what is in the picture ?", **options) for one in (ours, cpu)))
+    for video in ([np.asarray(images[1])] * 3, np.stack([np.asarray(images[2])] * 4)):
+        same(*(one.ask(None, "how many red star ?", video=video, max_tokens=4) for one in (ours, cpu)))
 
 
 def test_the_kernel_between_the_engines(
