@@ -32,7 +32,11 @@ DEMO = "demo"
 """``Source.model`` of the bundled checkpoint, which is exported where none is given."""
 RESTORE = "copy the bundle again from where it is whole, or export it again"
 """What to do about a file that is missing or is not the one that was exported."""
+VISUAL_TOKENS = "visual_tokens"
+"""What the tokens are called, as outputs of the vision encoder and inputs of what reads them."""
 TILES_AT_ONCE = 8
+DEFAULT_TEMPLATE = "the family's default"
+"""``Prompt.template_source`` where a checkpoint brings no template."""
 UNPRUNED = "none"
 """The selector name that stands for handing every visual token to the language model."""
 
@@ -49,6 +53,11 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 TensorRT (dialects ``static`` and ``decomposed``) in float16."""
 Dialect = Literal["portable", "onnxruntime", "static", "decomposed"]
 """How attention and its cache are written; see ``export.dialects``."""
+
+
+def tile_input(name: str) -> str:
+    """Return what an output of the vision encoder is called as an input of the ``assemble`` graph."""
+    return "tile_tokens" if name == VISUAL_TOKENS else f"tile_{name}"
 
 
 def _inside(path: str) -> str:
@@ -85,7 +94,8 @@ Positive = Annotated[int, Field(gt=0, lt=1 << 62)]
 class Strict(BaseModel):
     """What a file of ours holds: it cannot be changed, and a field that it does not know is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A manifest's schema holds those of all others: to build each by itself, too, would slow every start.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class TensorInfo(Strict):
@@ -239,7 +249,7 @@ class LanguageInfo(GraphInfo):
     @property
     def visual(self) -> TensorInfo:
         """The input that takes the visual tokens."""
-        return next(tensor for tensor in self.inputs if tensor.name == "visual_tokens")
+        return next(tensor for tensor in self.inputs if tensor.name == VISUAL_TOKENS)
 
     @property
     def positions(self) -> int:
@@ -429,9 +439,6 @@ class Clips(Strict):
     def step(self) -> int:
         """What the number of frames looked at is a multiple of."""
         return self.depth if self.sampling == "steps" else 1
-
-
-Preprocessing.model_rebuild()
 
 
 class GenerationDefaults(Strict):

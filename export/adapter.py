@@ -18,7 +18,7 @@ from typing import Any
 from divprune_edge.errors import UserError
 from divprune_edge.export.checkpoint import FLOATS, INDEX, SINGLE, StoredTensor
 from divprune_edge.manifest import AdapterSource
-from divprune_edge.models.families import Family
+from divprune_edge.models.families.family import Family
 from divprune_edge.models.files import CheckpointFiles
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"

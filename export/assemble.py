@@ -9,8 +9,8 @@ from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
-from divprune_edge.manifest import GraphInfo, TensorInfo
-from divprune_edge.models.families.family import ASSEMBLE, VISUAL_TOKENS, tile_input
+from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, TensorInfo, tile_input
+from divprune_edge.models.families.family import ASSEMBLE
 from divprune_edge.models.signals import CLS_TOKEN
 
 OPSET = 18

@@ -76,7 +76,7 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
         encoder, assemble, language, recording = _open(plan, work)
         prompts = prompt_encoder(plan, room=plan.spec.decoder.context, fixed=False)
         for i, file in enumerate(files):
-            image = plan.family.read(load_image(file), plan.preprocessing, plan.spec.image_size, True)
+            image = plan.family.reader.image(load_image(file), plan.preprocessing, plan.spec.image_size, True)
             seen = see(plan, encoder, assemble, image, plan.selector.signals)
             tokens, kept = (seen.read, np.arange(len(seen.read))) if i % 2 else _pruned(plan, seen)
             turn = Turn("user", QUESTIONS[i % len(QUESTIONS)], images=1)

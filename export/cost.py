@@ -19,13 +19,14 @@ from divprune_edge.models.cost_conventions import (
     divprune_ratio,
     prefill_flops,
 )
-from divprune_edge.models.families import FAMILIES, Spec, family_of
+from divprune_edge.models.families import FAMILIES, family_named, family_of
+from divprune_edge.models.families.family import Spec
 from divprune_edge.models.files import CheckpointFiles, Config
 from divprune_edge.models.tiles import candidates_of, tiles_of
 from divprune_edge.strict_json import is_file
 
 PRESETS: dict[str, Config] = {
-    name: config for family in FAMILIES.values() for name, config in family.presets.items()
+    name: config for family in FAMILIES for name, config in family_named(family).presets.items()
 }
 
 _console = Console(markup=False, highlight=False)

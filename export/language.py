@@ -12,7 +12,7 @@ from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
-from divprune_edge.models.families import Spec, WeightNames
+from divprune_edge.models.families.family import Spec, WeightNames
 from divprune_edge.models.tiles import row_width
 
 

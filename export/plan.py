@@ -23,7 +23,8 @@ from divprune_edge.export.precision import (
 from divprune_edge.export.prompts import check_prompts
 from divprune_edge.manifest import MOST_FRAMES, Clips, Precision, Preprocessing
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
-from divprune_edge.models.families import Family, Spec, WeightNames, family_of
+from divprune_edge.models.families import family_of
+from divprune_edge.models.families.family import Family, Spec, WeightNames
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.selectors import Selector, find_selector

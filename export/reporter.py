@@ -14,8 +14,7 @@ from rich.table import Table
 from divprune_edge.console import literal
 from divprune_edge.export.writer import Progress as Count
 from divprune_edge.hints import as_typed, quoted
-from divprune_edge.manifest import Check, Manifest, SelectorInfo
-from divprune_edge.models.prompt import DEFAULT_TEMPLATE
+from divprune_edge.manifest import DEFAULT_TEMPLATE, Check, Manifest, SelectorInfo
 
 _console = Console(highlight=False, soft_wrap=True)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.export.plan import ExportPlan
-from divprune_edge.models.families.family import VISUAL_TOKENS, tile_input
+from divprune_edge.manifest import VISUAL_TOKENS, tile_input
 from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
 
 Array = npt.NDArray[Any]

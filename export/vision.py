@@ -11,7 +11,7 @@ from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.part import Part
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
-from divprune_edge.models.families.family import VISUAL_TOKENS
+from divprune_edge.manifest import VISUAL_TOKENS
 from divprune_edge.models.signals import CLS_TOKEN
 from divprune_edge.models.tiles import row_width
 from divprune_edge.processing.patches import ROWS

@@ -23,7 +23,6 @@ from divprune_edge.manifest import (
     SelectorInfo,
     read_manifest,
 )
-from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.strict_json import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -161,6 +160,8 @@ class Bundle:
         algorithm, budget = _algorithm(name)
         budget = keep or budget
         if algorithm is None and name is not None:
+            from divprune_edge.models.selectors import SELECTORS
+
             known = {*SELECTORS, *(s.id for s in self.manifest.selectors), UNPRUNED}
             close = did_you_mean(name, known)
         elif budget is None or 1 <= budget <= self.manifest.candidates:
@@ -171,6 +172,8 @@ class Bundle:
 
 def _algorithm(name: str | None) -> tuple[str | None, int | None]:
     """Return the algorithm and the budget of an id such as ``divprune-58``, or of an algorithm's name."""
+    from divprune_edge.models.selectors import SELECTORS
+
     if name is None or name in SELECTORS:
         return name, None
     algorithm, _, number = name.rpartition("-")

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import MANIFEST, GraphInfo, Manifest, SelectorInfo
+from divprune_edge.manifest import MANIFEST, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.families.family import tile_input
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
 from divprune_edge.processing.patches import PIXELS, WINDOWS, most_of_clip, most_tokens

@@ -6,6 +6,7 @@ from typing import Any
 
 from divprune_edge.console import literal
 from divprune_edge.manifest import (
+    DEFAULT_TEMPLATE,
     MANIFEST,
     UNPRUNED,
     Clips,
@@ -16,7 +17,6 @@ from divprune_edge.manifest import (
     Prompt,
     TensorInfo,
 )
-from divprune_edge.models.prompt import DEFAULT_TEMPLATE
 from divprune_edge.runtime.bundle import Bundle
 
 

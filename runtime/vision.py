@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Manifest, SelectorInfo
-from divprune_edge.models.families import family_named
-from divprune_edge.models.families.family import VISUAL_TOKENS
+from divprune_edge.manifest import VISUAL_TOKENS, Manifest, SelectorInfo
+from divprune_edge.models.families import reader_of
 from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import (
     Groups,
@@ -107,11 +106,11 @@ def read_clip(manifest: Manifest, video: Video) -> ImageInput:
     Raises:
         UserError: it cannot be used, or the bundle takes none.
     """
-    (facts, size), family = manifest.encoder_input, family_named(manifest.family)
-    if family.read_clip is None:
+    (facts, size), reader = manifest.encoder_input, reader_of(manifest.family)
+    if reader.clip is None:
         raise UserError(
-            f"Models of the family '{family.name}' take no clips: ask about images, or use a bundle of LLaVA-OneVision "
-            "or Qwen-VL.",
+            f"Models of the family '{manifest.family}' take no clips: ask about images, or use a bundle of "
+            "LLaVA-OneVision or Qwen-VL.",
             code="clips-unsupported",
         )
     if facts.clips is None:
@@ -119,7 +118,7 @@ def read_clip(manifest: Manifest, video: Video) -> ImageInput:
             "The bundle takes no clips: export it with --frames N, the most frames of a clip to look at.",
             code="bundle-without-clips",
         )
-    return family.read_clip(video, facts, size)
+    return reader.clip(video, facts, size)
 
 
 class Vision:
@@ -127,7 +126,7 @@ class Vision:
 
     def __init__(self, bundle: Bundle, backend: Backend, tell: OnProgress = in_silence) -> None:
         self._manifest, self._backend, self._tell = bundle.manifest, backend, tell
-        self._family = family_named(bundle.manifest.family)
+        self._reader = reader_of(bundle.manifest.family)
 
     def read(
         self, images: Sequence[Media], *, bgr: bool = False, before: Sequence[ImageInput] = ()
@@ -149,7 +148,7 @@ class Vision:
             elif isinstance(image, Video):
                 found.append(self._read_clip(image))
             else:
-                found.append(self._family.read(load_image(image, bgr), *facts, alone))
+                found.append(self._reader.image(load_image(image, bgr), *facts, alone))
         return found
 
     def _read_clip(self, video: Video) -> ImageInput:

@@ -173,7 +173,7 @@ def select(bundle: Bundle, tokens: Any, valid: Any = None) -> tuple[Any, Any]:
 def look(bundle: Bundle, image: Image.Image, signals: Sequence[str] = ()) -> Seen:
     """Return what the graphs make of an image that is its prompt's only one."""
     info, assemble = bundle.manifest.vision_encoder, bundle.manifest.assemble
-    read = bundle.plan.family.read(image, *bundle.manifest.encoder_input, True)
+    read = bundle.plan.family.reader.image(image, *bundle.manifest.encoder_input, True)
     rows = bundle.session(assemble.file) if assemble is not None else None
     return see_image(bundle.plan, bundle.session(info.file), rows, read, signals)
 

@@ -378,7 +378,7 @@ def draft_qwen_checkpoint(folder: Path, family: str) -> Path:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from divprune_edge.models.families import FAMILIES
+    from divprune_edge.models.families import family_named
 
     folder.mkdir(parents=True)
     of_text, of_vision = OWN[family]
@@ -391,7 +391,7 @@ def draft_qwen_checkpoint(folder: Path, family: str) -> Path:
     save_template(folder, TEMPLATE, "chat_template.jinja")
     _save_text(folder, tokens)
     put_processor(folder, "preprocessor_config.json", _processor(vision, {}), f"{QWEN[family]}Processor")
-    spec = FAMILIES[family].spec(config)
+    spec = family_named(family).spec(config)
     shapes = {f"model.visual.{name}": shape for name, shape in spec.encoder_parameters()["visual"].items()}
     decoder = spec.decoder.parameters(len(tokens))
     shapes |= {f"model.language_model.{name}": shape for name, shape in decoder.items()}

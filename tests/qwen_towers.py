@@ -16,8 +16,7 @@ from divprune_edge.export.formats import Format, find_format
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.part import Part
 from divprune_edge.export.weights import Weights
-from divprune_edge.manifest import Patches, Preprocessing
-from divprune_edge.models.families.family import VISUAL_TOKENS
+from divprune_edge.manifest import VISUAL_TOKENS, Patches, Preprocessing
 from divprune_edge.models.families.qwen_vl.encoder import write_qwen_encoder
 from divprune_edge.models.families.qwen_vl.inputs import encoder_inputs
 from divprune_edge.models.families.qwen_vl.spec import QwenVisionSpec, read_qwen_vision

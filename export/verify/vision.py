@@ -51,13 +51,13 @@ def sample_inputs(plan: ExportPlan) -> list[ImageInput]:
     """Return :func:`sample_images` of the sizes that the family names, and a clip, as its encoder takes them."""
     facts, size, shapes = plan.preprocessing, plan.spec.image_size, plan.family.sample_sizes(plan.spec)
     images = [
-        plan.family.read(Image.fromarray(sample_images(*shape)[i]), facts, size, True)
+        plan.family.reader.image(Image.fromarray(sample_images(*shape)[i]), facts, size, True)
         for i, shape in enumerate(shapes)
     ]
-    if facts.clips is None or plan.family.read_clip is None:
+    if facts.clips is None or plan.family.reader.clip is None:
         return images
     frames = sample_images(*shapes[0])[: min(3, facts.clips.frames)]
-    return [*images, plan.family.read_clip(Video(frames), facts, size)]
+    return [*images, plan.family.reader.clip(Video(frames), facts, size)]
 
 
 def check_vision(

@@ -5,20 +5,30 @@ A new family is one folder here and one line in :data:`FAMILIES`.
 
 from __future__ import annotations
 
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.families.family import Family, Reference, Spec, WeightNames
-from divprune_edge.models.families.llava import LLAVA
-from divprune_edge.models.families.llava_next import LLAVA_NEXT
-from divprune_edge.models.families.llava_onevision import LLAVA_ONEVISION
-from divprune_edge.models.families.qwen_vl import QWEN2_5_VL, QWEN3_VL
-from divprune_edge.models.files import Config, setting
 
-__all__ = ["FAMILIES", "Family", "Reference", "Spec", "WeightNames", "family_named", "family_of"]
+if TYPE_CHECKING:
+    from divprune_edge.models.families.family import Family
+    from divprune_edge.models.families.reader import Reader
+    from divprune_edge.models.files import Config
 
-_ALL: tuple[Family[Any], ...] = (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL)
-FAMILIES: dict[str, Family[Any]] = {family.name: family for family in _ALL}
+__all__ = ["FAMILIES", "family_named", "family_of", "reader_of"]
+
+_LLAVA, _QWEN_VL = f"{__name__}.llava.reading", f"{__name__}.qwen_vl.reading"
+FAMILIES = {
+    "llava": (f"{_LLAVA}:OF_ONE_TILE", f"{__name__}.llava.family:LLAVA"),
+    "llava_next": (f"{_LLAVA}:OF_TILES", f"{__name__}.llava_next:LLAVA_NEXT"),
+    "llava_onevision": (
+        f"{_LLAVA}:OF_TILES_AND_FRAMES",
+        f"{__name__}.llava_onevision:LLAVA_ONEVISION",
+    ),
+    "qwen2_5_vl": (f"{_QWEN_VL}:OF_PATCHES", f"{__name__}.qwen_vl.family:QWEN2_5_VL"),
+    "qwen3_vl": (f"{_QWEN_VL}:OF_PATCHES", f"{__name__}.qwen_vl.family:QWEN3_VL"),
+}
+"""Name -> where its :class:`Reader` is, and its :class:`Family`. A question waits for the modules of a reader alone."""
 
 # Named are only conversions that exist and that can be exported.
 _ORIGINAL = (
@@ -49,6 +59,8 @@ def family_of(config: Config) -> Family[Any]:
     Raises:
         UserError: one that is not supported (named, with what to do), or weights that are quantised already.
     """
+    from divprune_edge.models.files import setting
+
     kind: str | None = setting(config, "model_type", None, str)
     if "mm_vision_tower" in config:
         raise UserError(
@@ -71,19 +83,25 @@ def family_of(config: Config) -> Family[Any]:
             "export the original checkpoint and choose a --precision instead.",
             code="weights-quantized",
         )
-    return FAMILIES[kind]
+    return family_named(kind)
 
 
 def family_named(name: str) -> Family[Any]:
-    """Return the family that a manifest names.
+    """Return one of :data:`FAMILIES`."""
+    family: Family[Any] = resolve_name(FAMILIES[name][1])
+    return family
+
+
+def reader_of(name: str) -> Reader:
+    """Return how the family that a manifest names reads images.
 
     Raises:
         UserError: none has this name.
     """
-    try:
-        return FAMILIES[name]
-    except KeyError:
+    if name not in FAMILIES:
         raise UserError(
             f"The bundle's family is '{name}', this divprune-edge knows {', '.join(FAMILIES)}: upgrade divprune-edge.",
             code="family-unknown",
-        ) from None
+        )
+    reader: Reader = resolve_name(FAMILIES[name][0])
+    return reader

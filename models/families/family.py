@@ -9,29 +9,21 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.manifest import Clips, Preprocessing, TensorInfo
-from divprune_edge.models.decoder import DecoderSpec
-from divprune_edge.models.files import CheckpointFiles, Config, Shapes
-from divprune_edge.models.graph import Builder, Layers
-from divprune_edge.processing.clips import Video
-from divprune_edge.processing.image_input import ImageInput
-
 if TYPE_CHECKING:
-    from PIL import Image
+    from divprune_edge.manifest import Clips, Preprocessing, TensorInfo
+    from divprune_edge.models.decoder import DecoderSpec
+    from divprune_edge.models.families.reader import Reader
+    from divprune_edge.models.files import CheckpointFiles, Config, Shapes
+    from divprune_edge.models.graph import Builder, Layers
+    from divprune_edge.processing.image_input import ImageInput
 
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]
 
 DECODER, HEAD = "language_model", "lm_head"
 """What the decoder and the output head are called in graphs."""
-VISUAL_TOKENS = "visual_tokens"
 ASSEMBLE = "assemble"
 """What the graph is called that makes rows of the tokens of several tiles."""
-
-
-def tile_input(name: str) -> str:
-    """Return what an output of the vision encoder is called as an input of the ``assemble`` graph."""
-    return "tile_tokens" if name == VISUAL_TOKENS else f"tile_{name}"
 
 
 @dataclass(frozen=True)
@@ -237,15 +229,12 @@ class Family(Generic[S]):
             ``decoder.norm.weight``; None where it is in no part.
         weight_names: ``(names of all tensors, whether the config ties the output head to the embedding)``.
         preprocessing: reads the image processor's facts.
-        read: ``(RGB image, facts, height and width of a tile, whether it is its prompt's only image)`` returns what the
-            encoder takes.
+        reader: what makes the encoder's input of images and clips.
         sample_sizes: ``(spec)`` returns heights and widths of four images that verification looks at.
         encoder: ``(builder, layers of each part, inputs, spec, facts, signals)`` writes the encoder; returns
             :data:`VISUAL_TOKENS` [tiles, n, D · (1 + stacked)] and the signals, by name.
         reference: what verification compares with.
         clips: ``(files, spec, most frames, most pixels of a frame or None)`` reads the video processor's facts.
-        read_clip: ``(clip, facts, height and width of a frame)`` returns what the encoder takes; None where the family
-            takes no clips.
         numbering: how what is left of a prompt's images is numbered where nothing else is asked for; see the manifest.
     """
 
@@ -256,12 +245,11 @@ class Family(Generic[S]):
     canonical_name: Callable[[str], str | None]
     weight_names: Callable[[Collection[str], bool], WeightNames]
     preprocessing: Callable[[CheckpointFiles, S], Preprocessing]
-    read: Callable[[Image.Image, Preprocessing, tuple[int, int] | None, bool], ImageInput]
+    reader: Reader
     sample_sizes: Callable[[S], Sequence[tuple[int, int]]]
     encoder: Callable[
         [Builder, Mapping[str, Layers], Mapping[str, Any], S, Preprocessing, Sequence[str]], Mapping[str, Any]
     ]
     reference: Reference[S]
     clips: Callable[[CheckpointFiles, S, int, int | None], Clips] | None = None
-    read_clip: Callable[[Video, Preprocessing, tuple[int, int] | None], ImageInput] | None = None
     numbering: Literal["compact", "original"] = "compact"

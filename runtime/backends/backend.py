@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import SelectorInfo
-from divprune_edge.models.families.family import VISUAL_TOKENS
+from divprune_edge.manifest import VISUAL_TOKENS, SelectorInfo
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 

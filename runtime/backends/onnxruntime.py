@@ -17,9 +17,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
+from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.families.family import VISUAL_TOKENS, tile_input
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding

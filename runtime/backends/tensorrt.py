@@ -14,8 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import AssembleInfo, GraphInfo, SelectorInfo, TensorInfo
-from divprune_edge.models.families.family import VISUAL_TOKENS, tile_input
+from divprune_edge.manifest import (
+    VISUAL_TOKENS,
+    AssembleInfo,
+    GraphInfo,
+    SelectorInfo,
+    TensorInfo,
+    tile_input,
+)
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions

@@ -25,7 +25,7 @@ from divprune_edge.export.merged import MergedCheckpoint, with_adapter
 from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.verify import available
 from divprune_edge.manifest import Verification
-from divprune_edge.models.families.llava import LLAVA
+from divprune_edge.models.families.llava.family import LLAVA
 
 pytest.importorskip("peft")
 

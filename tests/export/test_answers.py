@@ -132,7 +132,7 @@ def test_an_image_of_any_size_equals_the_stock_forward(name: str, bundle: Callab
     reference, image = qwen(exported.plan.checkpoint.folder), picture(name, exported)
     seen = look(exported, image)
     inputs = reference.inputs([*BEFORE, reference.place, *AFTER], [image])
-    read = exported.plan.family.read(image, *exported.manifest.encoder_input, True)
+    read = exported.plan.family.reader.image(image, *exported.manifest.encoder_input, True)
     prompt = asked(exported, read, np.arange(len(seen.read)), "original")
     places, after = reference.positions(inputs)
     assert np.array_equal(prompt.positions, places)
@@ -151,7 +151,7 @@ def test_pruned_greedy_answer_equals_transformers_with_positions(
     kept, indices = keep_indices(exported, look(exported, image))
     assert len(kept) == 9
     inputs = reference.inputs([*BEFORE, reference.place, *AFTER], [image])
-    read = exported.plan.family.read(image, *exported.manifest.encoder_input, True)
+    read = exported.plan.family.reader.image(image, *exported.manifest.encoder_input, True)
     for numbering in ("original", "compact"):
         prompt, spliced = (
             asked(exported, read, indices, numbering),

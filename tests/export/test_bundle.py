@@ -23,7 +23,7 @@ from raising import failed, refused
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.manifest import Check, Verification, read_manifest
-from divprune_edge.models.families.llava import VICUNA_TEMPLATE
+from divprune_edge.models.families.llava.family import VICUNA_TEMPLATE
 
 Usage = namedtuple("Usage", "total used free")
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from exporting import Language, close, export, images, plan_of, see, select
 from divprune_edge.export.verify.graphs import open_language
 from divprune_edge.export.verify.oracle import ExpectedAnswer, Oracle
 from divprune_edge.models.demo import CHECKPOINT
-from divprune_edge.models.families import FAMILIES
+from divprune_edge.models.families import family_named
 
 PROMPTS, STEPS = 20, 64
 
@@ -30,7 +30,7 @@ class Answered:
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory) -> list[Answered]:
     exported = export(plan_of(CHECKPOINT, keep=None, prune="0.9"), tmp_path_factory.mktemp("demo") / "bundle")
-    oracle = Oracle(FAMILIES["llava"].reference, CHECKPOINT)
+    oracle = Oracle(family_named("llava").reference, CHECKPOINT)
     kept, _ = select(exported, see(exported, images(exported, PROMPTS)))
     random = np.random.default_rng(2)
     forbidden = set(exported.manifest.prompt.forbidden_ids)

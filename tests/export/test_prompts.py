@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.reporter import show_bundle
-from divprune_edge.models.prompt import DEFAULT_TEMPLATE
+from divprune_edge.manifest import DEFAULT_TEMPLATE
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.bundle import Bundle
 

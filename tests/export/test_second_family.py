@@ -21,7 +21,9 @@ from divprune_edge import Pipeline
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing, TensorInfo
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
-from divprune_edge.models.families import FAMILIES, Family, Reference, WeightNames
+from divprune_edge.models.families import FAMILIES
+from divprune_edge.models.families.family import Family, Reference, WeightNames
+from divprune_edge.models.families.reader import Reader
 from divprune_edge.models.graph import Builder, Layers
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.preprocess import encoder_pixels
@@ -91,6 +93,11 @@ FACTS = Preprocessing(
     mean=(0, 0, 0),
     std=(1, 1, 1),
 )
+READER = Reader(
+    lambda image, facts, size, alone: ImageInput(
+        255 - encoder_pixels(image, facts, *size), (image.height, image.width), alone=alone
+    )
+)
 STRIPES = Family(
     name="stripes",
     template="{% for message in messages %}<image>{{ message['content'][1]['text'] }}{% endfor %}",
@@ -101,9 +108,7 @@ STRIPES = Family(
         {"stripes": "eyes."}, "model.language_model.", "lm_head.weight"
     ),
     preprocessing=lambda files, spec: FACTS,
-    read=lambda image, facts, size, alone: ImageInput(
-        255 - encoder_pixels(image, facts, *size), (image.height, image.width), alone=alone
-    ),
+    reader=READER,
     sample_sizes=lambda spec: [(HEIGHT, WIDTH)],
     encoder=write_encoder,
     reference=Reference("", "", dict, lambda *_: [], lambda *_: {}, lambda *_: False),
@@ -112,7 +117,7 @@ STRIPES = Family(
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setitem(FAMILIES, STRIPES.name, STRIPES)
+    monkeypatch.setitem(FAMILIES, STRIPES.name, (f"{__name__}:READER", f"{__name__}:STRIPES"))
     folder = make_checkpoint(tmp_path / "checkpoint", template=None)
     edit_json(folder / "config.json", lambda data: data.update(model_type=STRIPES.name))
     weights = load_file(folder / "model.safetensors")

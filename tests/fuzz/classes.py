@@ -24,7 +24,7 @@ from tokenizer_kinds import KINDS
 from divprune_edge.errors import DivpruneError
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.demo import CHECKPOINT
-from divprune_edge.models.families import family_named
+from divprune_edge.models.families import reader_of
 from divprune_edge.processing.image_input import grouped
 from divprune_edge.runtime import graph_facts
 
@@ -455,7 +455,7 @@ def _read_image(random: Random, manifest: Manifest) -> None:
     if manifest.assemble is None:
         return
     graph_facts._check_rows(manifest)
-    read = family_named(manifest.family).read(image, *manifest.encoder_input, random.random() < 0.7)
+    read = reader_of(manifest.family).image(image, *manifest.encoder_input, random.random() < 0.7)
     assert read.assembly is not None
     info = manifest.assemble
     grouped(read.assembly, rows=info.rows, sources=info.sources, apart=info.per == "tile")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from raising import refused
 
-from divprune_edge.models.families import WeightNames
+from divprune_edge.models.families.family import WeightNames
 from divprune_edge.models.families.llava.spec import read_llava
 from divprune_edge.models.targets import SEVEN_BILLION, TARGETS, Target, find_target
 

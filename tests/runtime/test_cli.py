@@ -314,6 +314,35 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     loaded = {name.partition(".")[0] for name in result.stderr.split()}
     assert "typer" in loaded
     assert loaded & HEAVY == set()
+    assert not {"divprune_edge.manifest", "divprune_edge.models"} & set(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "there", "absent"),
+    [
+        (["info"], "manifest", ["models", "runtime.backends", "runtime.pipeline"]),
+        (
+            ["ask", QUESTION],
+            "models.families.llava.reading",
+            ["models.families.llava.family", "models.families.qwen_vl", "models.selectors", "models.targets"],
+        ),
+    ],
+)
+def test_a_command_loads_what_it_needs(
+    demo_bundle: Path, image: Path, command: list[str], there: str, absent: list[str]
+) -> None:
+    """Of the families one's reader; no selector and no device, which only messages and builds name."""
+    more = ["--image", str(image), "--max-tokens", "1"] if command[0] == "ask" else []
+    arguments = ["runtime", command[0], str(demo_bundle), *command[1:], *more]
+    code = (
+        f"import sys\nfrom divprune_edge.runtime.cli import main\nsys.argv = {arguments!r}\n"
+        "try: main()\nfinally: print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    loaded = {name.removeprefix("divprune_edge.") for name in result.stderr.split()}
+    assert there in loaded
+    assert loaded & set(absent) == set()
 
 
 def test_mistake_in_a_real_process() -> None:

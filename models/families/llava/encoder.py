@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from divprune_edge.manifest import Preprocessing
+from divprune_edge.manifest import VISUAL_TOKENS, Preprocessing
 from divprune_edge.models.activations import GATES
-from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER, LlavaSpec
 from divprune_edge.models.graph import Builder, Layers
 from divprune_edge.models.signals import CLS_TOKEN

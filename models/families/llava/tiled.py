@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from pydantic import ValidationError
 
 from divprune_edge.errors import UserError
@@ -20,17 +19,14 @@ from divprune_edge.models.families.image_processor import (
     valid_clips,
     video_config,
 )
-from divprune_edge.models.families.llava import LLAVA
+from divprune_edge.models.families.llava.family import LLAVA
 from divprune_edge.models.families.llava.preprocessing import ProcessorKind, read_preprocessing
+from divprune_edge.models.families.llava.reading import OF_TILES
 from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import LlavaSpec
 from divprune_edge.models.families.llava.weights import find_weights
 from divprune_edge.models.files import CheckpointFiles, Config
-from divprune_edge.processing.anyres import to_tiles
-from divprune_edge.processing.assembly import assembly, clip_assembly
-from divprune_edge.processing.clips import Video, load_clip
-from divprune_edge.processing.image_input import ONE_SPAN, ImageInput
-from divprune_edge.processing.preprocess import encoder_pixels
+from divprune_edge.processing.image_input import ImageInput
 
 _USUAL_FRAMES = 32
 """Of a clip, where a checkpoint says nothing; what LLaVA-OneVision was evaluated with."""
@@ -110,21 +106,6 @@ def tiled_sizes(spec: LlavaSpec) -> list[tuple[int, int]]:
     return [(h - h // 5 * (i % 2), w - w // 7 * (i % 3)) for i, (h, w) in enumerate(few)]
 
 
-def read_tiles(
-    image: Image.Image, facts: Preprocessing, size: tuple[int, int] | None, alone: bool
-) -> ImageInput:
-    """Return the tiles of an image, and how their tokens become its rows.
-
-    Raises:
-        UserError: the image is too elongated.
-    """
-    assert facts.tiling is not None and size is not None
-    rows = assembly(image.height, image.width, facts.tiling, alone=alone)
-    return ImageInput(
-        to_tiles(image, facts, *size, alone=alone), (image.height, image.width), rows, alone=alone
-    )
-
-
 def tiled_clips(
     files: CheckpointFiles, spec: LlavaSpec, frames: int, processor: Mapping[str, ProcessorKind]
 ) -> Clips:
@@ -139,22 +120,6 @@ def tiled_clips(
     same_scale(frame, read_preprocessing(files, side, processor))
     sampling = clip_sampling(config, {"count": _USUAL_FRAMES})
     return valid_clips({"frames": frames, "frame": frame.model_dump(), "sampling": "even", **sampling})
-
-
-def read_frames(video: Video, facts: Preprocessing, size: tuple[int, int] | None) -> ImageInput:
-    """Return the frames of a clip, a tile each, and how their tokens become its rows.
-
-    Raises:
-        UserError: the clip cannot be read.
-    """
-    assert facts.clips is not None and facts.tiling is not None and size is not None
-    clip, shape, frame = load_clip(video, facts.clips), (0, 0), facts.clips.frame
-    tiles = []
-    for image in clip.frames:
-        tiles.append(encoder_pixels(image, frame, *size))
-        shape = image.height, image.width
-    rows = clip_assembly(len(tiles), facts.tiling.side)
-    return ImageInput(np.concatenate(tiles), shape, rows, captions=ONE_SPAN)
 
 
 def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
@@ -191,7 +156,7 @@ def tiled_visual_tokens(model: Any, process: Process, images: Sequence[ImageInpu
 TILED = replace(
     LLAVA,
     weight_names=find_tiled_weights,
-    read=read_tiles,
+    reader=OF_TILES,
     sample_sizes=tiled_sizes,
     reference=replace(
         REFERENCE, processor=lambda name: "CLIPImageProcessorPil", visual_tokens=tiled_visual_tokens

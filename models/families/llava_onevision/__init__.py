@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.families.llava.preprocessing import ProcessorKind
+from divprune_edge.models.families.llava.reading import OF_TILES_AND_FRAMES
 from divprune_edge.models.families.llava.spec import LlavaSpec, read_llava
 from divprune_edge.models.families.llava.tiled import (
     TILED,
-    read_frames,
     tiled_clips,
     tiled_preprocessing,
     with_tiling,
@@ -110,6 +110,6 @@ LLAVA_ONEVISION = replace(
     spec=_spec,
     preprocessing=lambda files, spec: tiled_preprocessing(files, spec, _PROCESSOR, _GRIDS),
     clips=lambda files, spec, frames, max_pixels: tiled_clips(files, spec, frames, _PROCESSOR),
-    read_clip=read_frames,
+    reader=OF_TILES_AND_FRAMES,
     reference=replace(TILED.reference, model="LlavaOnevisionForConditionalGeneration"),
 )

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from divprune_edge.manifest import Preprocessing
+from divprune_edge.manifest import VISUAL_TOKENS, Preprocessing
 from divprune_edge.models.activations import GATES
-from divprune_edge.models.families.family import VISUAL_TOKENS
 from divprune_edge.models.families.qwen_vl.spec import (
     DEEPSTACK_MERGERS,
     MERGER,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.lab.evaluation.options import RunOptions, with_run_options
 from divprune_edge.runtime.options import BundleArgument
 
@@ -153,6 +152,7 @@ def run_with_progress(
     bundle: Bundle, data: Dataset, methods: list[Method], folder: Path, options: RunOptions
 ) -> list[Row]:
     """Evaluate with a bar on standard error."""
+    from divprune_edge.manifest import UNPRUNED
     from divprune_edge.runtime.lab.evaluation.evaluate import evaluate
 
     said = (

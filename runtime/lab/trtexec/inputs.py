@@ -15,9 +15,8 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
-from divprune_edge.manifest import SelectorInfo, TensorInfo
-from divprune_edge.models.families import family_named
-from divprune_edge.models.families.family import tile_input
+from divprune_edge.manifest import SelectorInfo, TensorInfo, tile_input
+from divprune_edge.models.families import reader_of
 from divprune_edge.processing.clips import Video
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
@@ -66,8 +65,8 @@ class Inputs:
         if isinstance(media, Video):
             self._image = read_clip(bundle.manifest, media)
         else:
-            family = family_named(bundle.manifest.family)
-            self._image = family.read(load_image(media), *bundle.manifest.encoder_input, True)
+            reader = reader_of(bundle.manifest.family)
+            self._image = reader.image(load_image(media), *bundle.manifest.encoder_input, True)
         self._groups = groups_of(bundle.manifest, self._image)
         self._found: _Seen | None = None
         self.note = ""

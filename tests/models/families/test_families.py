@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.families import FAMILIES, WeightNames, family_named, family_of
+from divprune_edge.models.families import FAMILIES, family_named, family_of, reader_of
+from divprune_edge.models.families.family import Family, WeightNames
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("divprune_edge", "models", "export", "plugins", "runtime")
@@ -21,9 +22,12 @@ SUBCOMMAND = ("export/cli.py", "llava")
 
 
 def test_a_config_and_a_manifest_find_the_same_family() -> None:
-    for name, family in FAMILIES.items():
+    for name in FAMILIES:
+        family = family_named(name)
+        assert isinstance(family, Family)
         assert family.name == name
-        assert family_of({"model_type": name}) is family_named(name) is family
+        assert family_of({"model_type": name}) is family
+        assert reader_of(name) is family.reader
         for preset in family.presets.values():
             assert family.spec(preset).tokens
 
@@ -32,7 +36,7 @@ def test_an_unknown_family_is_one_sentence() -> None:
     with pytest.raises(
         UserError, match=re.escape("The bundle's family is 'ufo', this divprune-edge knows llava")
     ):
-        family_named("ufo")
+        reader_of("ufo")
 
 
 def test_weights_know_their_part() -> None:

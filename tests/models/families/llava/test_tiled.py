@@ -13,7 +13,7 @@ from PIL import Image
 from raising import refused
 
 from divprune_edge.manifest import Preprocessing
-from divprune_edge.models.families import FAMILIES, family_of
+from divprune_edge.models.families import FAMILIES, family_named, family_of, reader_of
 from divprune_edge.models.families.llava.tiled import find_tiled_weights
 from divprune_edge.models.files import CheckpointFiles
 
@@ -225,7 +225,7 @@ def test_tiles_are_its_processor_s(tmp_path: Path, name: str) -> None:
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 450, 3), dtype=np.uint8))
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     wanted = np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0])
-    found = FAMILIES["llava_next"].read(image, facts, (336, 336), True).pixels
+    found = reader_of("llava_next").image(image, facts, (336, 336), True).pixels
     assert np.array_equal(found.transpose(0, 3, 1, 2), wanted)
 
 
@@ -311,7 +311,7 @@ def test_the_newline_is_found_and_missed_by_name(newline: str) -> None:
 def test_presets_have_the_tiles_of_their_checkpoints(name: str) -> None:
     from divprune_edge.models.tiles import candidates_of, groups_of, tiles_of
 
-    family = next(family for family in FAMILIES.values() if name in family.presets)
+    family = next(family for family in map(family_named, FAMILIES) if name in family.presets)
     spec = family.spec(family.presets[name])
     numbers = (tiles_of(spec), candidates_of(spec), candidates_of(spec, "tile"), groups_of(spec, "image"))
     assert numbers == {"llava_next": (5, 2928, 600, 1), "llava_onevision": (37, 8765, 756, 1)}[family.name]
