@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from divprune_edge.processing.detokenize import Detokenizer
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.sampling import Sampler

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError, UserTypeError, did_you_mean
 from divprune_edge.ids import MOST_IDS
-from divprune_edge.runtime.detokenize import Detokenizer
+from divprune_edge.processing.detokenize import Detokenizer
+from divprune_edge.processing.stop import StopStrings
 from divprune_edge.runtime.sampling import Sampler
-from divprune_edge.runtime.stop import StopStrings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -2,7 +2,7 @@
 
 Dialects ``onnxruntime``, whose block is made larger when it is full, and ``static`` and ``decomposed``, whose size is
 part of the graph: they are made for TensorRT, and here a bundle for a Jetson can be tried on a PC. What a step is fed
-is the same as there (:mod:`~divprune_edge.runtime.backends.steps`).
+is the same as there (:mod:`~divprune_edge.models.steps`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.binding import CACHE_TYPES, run_bound
 from divprune_edge.runtime.backends.session import (
     CacheRows,
@@ -28,7 +29,6 @@ from divprune_edge.runtime.backends.session import (
     along,
     pieces,
 )
-from divprune_edge.runtime.backends.steps import STEPS, StepInputs
 
 FIRST_CAPACITY = 256
 """Rows that a block begins with where its size is not part of the graph; they double when they are full."""

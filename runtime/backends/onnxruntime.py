@@ -19,6 +19,7 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.graph_facts import check_session
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
@@ -26,7 +27,6 @@ from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.graph_facts import check_session
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3

@@ -22,6 +22,7 @@ from divprune_edge.manifest import (
     TensorInfo,
     tile_input,
 )
+from divprune_edge.models.graph_facts import check_plan
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
@@ -35,7 +36,6 @@ from divprune_edge.runtime.engines.memory import mib
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
 from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, is_within
-from divprune_edge.runtime.graph_facts import check_plan
 
 
 class OpenEngines(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     Ints,
@@ -26,7 +27,6 @@ from divprune_edge.runtime.backends.session import (
     along,
     pieces,
 )
-from divprune_edge.runtime.backends.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.tensorrt_slots import PAST, ROWS, VISUAL, Slots
 from divprune_edge.runtime.engines.device import Device, Memory, Plan, Shape, aligned
 from divprune_edge.runtime.engines.pool import Tensor
@@ -132,7 +132,7 @@ class TensorRtLanguage:
         return found, size
 
     def step(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
-        """Return what a step is fed; see :data:`~divprune_edge.runtime.backends.steps.STEPS`."""
+        """Return what a step is fed; see :data:`~divprune_edge.models.steps.STEPS`."""
         places = along(positions, self.axes)
         return STEPS[self.info.dialect](ids, places, lengths, self.capacity, self.info.window)
 

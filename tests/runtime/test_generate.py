@@ -11,8 +11,8 @@ from raising import refused
 from tokenizers import Tokenizer
 
 from divprune_edge.errors import UserError
+from divprune_edge.processing.detokenize import Detokenizer
 from divprune_edge.processing.layout import lay_out
-from divprune_edge.runtime.detokenize import Detokenizer
 from divprune_edge.runtime.generate import Decoding, Generation, Writer, write
 from divprune_edge.runtime.sampling import Sampler
 

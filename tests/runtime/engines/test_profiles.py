@@ -21,7 +21,7 @@ from raising import refused
 
 from divprune_edge.manifest import Manifest, read_manifest
 from divprune_edge.models.budget import PROMPT
-from divprune_edge.runtime.backends.steps import STEPS
+from divprune_edge.models.steps import STEPS
 from divprune_edge.runtime.engines.profiles import (
     DECODE,
     PREFILL,

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from divprune_edge.runtime.detokenize import Detokenizer
+from divprune_edge.processing.detokenize import Detokenizer
 
 TEXTS = ["the the a", "é€😀 the", " the\n\n", "日本語 the 🏳️‍🌈!", "", "a  b"]
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from divprune_edge.runtime.stop import StopStrings
+from divprune_edge.processing.stop import StopStrings
 
 
 def feed(strings: list[str], pieces: list[str]) -> tuple[str, bool]:
