@@ -74,15 +74,9 @@ class Answer:
     def to_json(self) -> str:
         """Return the answer as one line of JSON."""
         fields = {
-            "answer": self.answer,
-            "token_ids": list(self.token_ids),
+            **vars(self),
             "kept_indices": self.kept_indices.tolist(),
-            "prompt_tokens": self.prompt_tokens,
-            "visual_tokens": self.visual_tokens,
-            "image_tokens": list(self.image_tokens),
             "timings_ms": {stage: round(value, 3) for stage, value in self.timings_ms.items()},
-            "finish_reason": self.finish_reason,
-            "backend": self.backend,
         }
         return json.dumps(fields, ensure_ascii=False)
 

@@ -29,14 +29,8 @@ import onnxruntime as ort
 
 from divprune_edge.export.check.graph import read_graph
 from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
-from divprune_edge.models.selectors.divprune import DIVPRUNE
-from divprune_edge.plugins import abi
-from divprune_edge.plugins.abi import Append, Problem
-from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.device import ALIGNMENT
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
-from divprune_edge.runtime.engines.opening import Engines
-from divprune_edge.runtime.engines.profiles import (
+from divprune_edge.models.profiles import (
+    ALIGNMENT,
     ASSEMBLE,
     LANGUAGE,
     VISION,
@@ -46,6 +40,12 @@ from divprune_edge.runtime.engines.profiles import (
     selector_profiles,
     vision_profiles,
 )
+from divprune_edge.models.selectors.divprune import DIVPRUNE
+from divprune_edge.plugins import abi
+from divprune_edge.plugins.abi import Append, Problem
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.edition import TENSORRT, Edition
+from divprune_edge.runtime.engines.opening import Engines
 
 NOT_A_NUMBER, CLEARED = 0xFF, 0x47
 SCRATCH = 4096

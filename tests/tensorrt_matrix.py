@@ -30,14 +30,14 @@ from qwen_checkpoints import QWEN, make_qwen_checkpoint
 from divprune_edge.errors import DivpruneError
 from divprune_edge.export.add_selector import add_selector
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.profiles import ASSEMBLE, LANGUAGE, VISION, make_limits, vision_profiles
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.signals import CLASS_TOKEN
 from divprune_edge.models.targets import RTX_SMS
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
 from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, graphs_of
-from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, make_limits, vision_profiles
-from divprune_edge.runtime.engines.progress import Silent
+from divprune_edge.runtime.engines.progress import BuildProgress
 
 DIALECTS = ("static", "decomposed")
 PRECISIONS = ("fp32", "fp16", "int4")
@@ -226,7 +226,7 @@ def build(case: Case, bundle: Bundle, graph: Graph) -> Outcome:
     job = BuildJob(graph.name, bundle.file(graph.file), graph.profiles, False, None, None, data, (case.sm,))
     start = time.perf_counter()
     try:
-        engine = compiler.make_engine(job, None, Silent())
+        engine = compiler.make_engine(job, None, BuildProgress())
     except DivpruneError as error:
         return Outcome(case, words=str(error))
     return Outcome(case, time.perf_counter() - start, memoryview(engine).nbytes)

@@ -1,1 +1,1 @@
-"""Images to pixels, questions to ids, ids to text: as the checkpoint's own processor does it, for export and runtime alike."""
+"""Images to pixels, questions to ids, ids to text: as the checkpoint's own processor does it."""

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.profiles import make_limits
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
 from divprune_edge.runtime.engines.facts import facts_ahead
 from divprune_edge.runtime.engines.graphs import BuildJob, chosen_selectors, graphs_of
 from divprune_edge.runtime.engines.memory import check_build_memory, graph_bytes
-from divprune_edge.runtime.engines.profiles import make_limits
-from divprune_edge.runtime.engines.progress import Silent
+from divprune_edge.runtime.engines.progress import BuildProgress
 
 
 def events(bundle: Path, sms: tuple[int, ...], *, build: bool, done: int) -> Iterator[dict[str, Any]]:
@@ -61,7 +61,7 @@ def events(bundle: Path, sms: tuple[int, ...], *, build: bool, done: int) -> Ite
             if unbuilt is not None:
                 compiler.check_graph(job)
             else:
-                answer["size"] = memoryview(compiler.make_engine(job, None, Silent())).nbytes
+                answer["size"] = memoryview(compiler.make_engine(job, None, BuildProgress())).nbytes
                 answer["seconds"] = round(time.monotonic() - start, 3)
         except DivpruneError as error:
             answer["words"] = str(error).removesuffix(compiler.ADVICE)

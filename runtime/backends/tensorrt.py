@@ -23,6 +23,7 @@ from divprune_edge.manifest import (
     tile_input,
 )
 from divprune_edge.models.graph_facts import check_plan
+from divprune_edge.models.profiles import ASSEMBLE, LANGUAGE, VISION, Shape, is_within
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
@@ -30,12 +31,11 @@ from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan, Shape
+from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan
 from divprune_edge.runtime.engines.edition import Name
 from divprune_edge.runtime.engines.memory import mib
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor
-from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, is_within
 
 
 class OpenEngines(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.profiles import DECODE, PREFILL, Shape, check_slots
 from divprune_edge.models.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
@@ -28,9 +29,8 @@ from divprune_edge.runtime.backends.session import (
     pieces,
 )
 from divprune_edge.runtime.backends.tensorrt_slots import PAST, ROWS, VISUAL, Slots
-from divprune_edge.runtime.engines.device import Device, Memory, Plan, Shape, aligned
+from divprune_edge.runtime.engines.device import Device, Memory, Plan, aligned
 from divprune_edge.runtime.engines.pool import Tensor
-from divprune_edge.runtime.engines.profiles import DECODE, PREFILL, check_slots
 
 
 @dataclass(frozen=True)

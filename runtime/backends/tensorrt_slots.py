@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.profiles import DECODE
 from divprune_edge.models.steps import StepInputs
 from divprune_edge.plugins.abi import Append
 from divprune_edge.runtime.backends.session import CacheRows
 from divprune_edge.runtime.engines.device import Context, Graph, Memory
-from divprune_edge.runtime.engines.profiles import DECODE
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage

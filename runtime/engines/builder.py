@@ -12,13 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 from divprune_edge.errors import UserError
+from divprune_edge.models.profiles import LANGUAGE, VISION, check_slots, make_limits
 from divprune_edge.plugins.loader import Library, find_library
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition, store
 from divprune_edge.runtime.engines.fingerprint import Facts, digest, fingerprint
 from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, facts_of, graphs_of
 from divprune_edge.runtime.engines.memory import check_build_memory, check_disk, graph_bytes
-from divprune_edge.runtime.engines.profiles import LANGUAGE, VISION, check_slots, make_limits
 from divprune_edge.runtime.engines.progress import BuildProgress
 from divprune_edge.runtime.engines.target import check_dialect, check_version, facts_to_build_for
 

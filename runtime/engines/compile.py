@@ -20,12 +20,12 @@ from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.profiles import Profile
 from divprune_edge.plugins.loader import Library, register
 from divprune_edge.runtime.engines.edition import in_use
 from divprune_edge.runtime.engines.graphs import BuildJob
 from divprune_edge.runtime.engines.log import logger_of, shorten
 from divprune_edge.runtime.engines.memory import forget
-from divprune_edge.runtime.engines.profiles import Profile
 from divprune_edge.runtime.engines.progress import BuildProgress, Interrupt
 
 EDITION = in_use()

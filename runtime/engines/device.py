@@ -13,13 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.models.profiles import ALIGNMENT, Shape
 from divprune_edge.plugins.abi import Append, Problem
 from divprune_edge.plugins.loader import Library
 
-ALIGNMENT = 256
-"""Bytes on which TensorRT wants every tensor to start."""
-
-Shape = tuple[int, ...]
 Graph = Any
 """Work that was captured, in the device's own form."""
 

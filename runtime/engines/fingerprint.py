@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 from divprune_edge.manifest import Manifest, Strict
+from divprune_edge.models.profiles import Limits
 from divprune_edge.runtime.engines.edition import EDITIONS, Name
 from divprune_edge.runtime.engines.facts import DeviceFacts
-from divprune_edge.runtime.engines.profiles import Limits
 
 DIGITS = 16
 

@@ -8,13 +8,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest, SelectorInfo
-from divprune_edge.plugins.loader import Library
-from divprune_edge.plugins.trtexec import needs_stripped
-from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
-from divprune_edge.runtime.engines.facts import DeviceFacts
-from divprune_edge.runtime.engines.fingerprint import Facts, graph_digest
-from divprune_edge.runtime.engines.profiles import (
+from divprune_edge.models.profiles import (
     ASSEMBLE,
     LANGUAGE,
     VISION,
@@ -25,6 +19,12 @@ from divprune_edge.runtime.engines.profiles import (
     selector_profiles,
     vision_profiles,
 )
+from divprune_edge.plugins.loader import Library
+from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.edition import TENSORRT, Edition
+from divprune_edge.runtime.engines.facts import DeviceFacts
+from divprune_edge.runtime.engines.fingerprint import Facts, graph_digest
 from divprune_edge.runtime.engines.store import plain_name
 
 ALL = "all"

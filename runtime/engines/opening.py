@@ -14,6 +14,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
+from divprune_edge.models.profiles import ASSEMBLE, LANGUAGE, VISION, Limits
 from divprune_edge.models.targets import find_target
 from divprune_edge.plugins.loader import BUILD, Library, default_path, find_library
 from divprune_edge.runtime.bundle import Bundle
@@ -22,7 +23,6 @@ from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts
 from divprune_edge.runtime.engines.fingerprint import differences
 from divprune_edge.runtime.engines.graphs import Graph, graphs_of
 from divprune_edge.runtime.engines.memory import check_run_memory
-from divprune_edge.runtime.engines.profiles import ASSEMBLE, LANGUAGE, VISION, Limits
 from divprune_edge.runtime.engines.store import (
     FOLDER,
     PlanInfo,

@@ -13,7 +13,8 @@ from divprune_edge.runtime.engines.finish import finish_on_the_card
 from divprune_edge.runtime.engines.log import logger_of
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.engines.device import Memory, Shape
+    from divprune_edge.models.profiles import Shape
+from divprune_edge.runtime.engines.device import Memory
 
 
 class Plans:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from divprune_edge.runtime.engines.device import Device, Memory, Shape, aligned
+from divprune_edge.models.profiles import Shape
+from divprune_edge.runtime.engines.device import Device, Memory, aligned
 
 
 @dataclass(frozen=True, eq=False)

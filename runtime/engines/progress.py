@@ -7,56 +7,31 @@ import socket
 import threading
 from contextlib import suppress
 from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 
-class BuildProgress(Protocol):
-    """What a build tells while it runs. Phases nest; their methods are called from any thread."""
+class BuildProgress:
+    """What a build tells while it runs, shown nowhere. Phases nest; their methods are called from any thread."""
 
     def begin(self, engine: str, at: int, of: int) -> None:
         """An engine's build begins, the ``at``-th of ``of``."""
-        ...
 
     def done(self, engine: str, seconds: float, size: int, *, reused: bool) -> None:
         """An engine is there: it took ``seconds`` and has ``size`` bytes."""
-        ...
 
     def phase(self, name: str, parent: str | None, steps: int) -> None:
         """TensorRT begins a phase of so many steps."""
-        ...
 
     def step(self, name: str, at: int) -> None:
         """Step ``at`` of a phase is done."""
-        ...
 
     def finished(self, name: str) -> None:
         """A phase is done, also one that ended early."""
-        ...
 
 
-class Silent:
-    """A report that shows nothing."""
-
-    def begin(self, engine: str, at: int, of: int) -> None:
-        """See :class:`Report`, also for what follows."""
-
-    def done(self, engine: str, seconds: float, size: int, *, reused: bool) -> None:
-        """Nothing."""
-
-    def phase(self, name: str, parent: str | None, steps: int) -> None:
-        """Nothing."""
-
-    def step(self, name: str, at: int) -> None:
-        """Nothing."""
-
-    def finished(self, name: str) -> None:
-        """Nothing."""
-
-
-class ConsoleReport:
+class ConsoleReport(BuildProgress):
     """A line per engine on standard error, and under it the phases as bars where someone looks on."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -81,7 +56,7 @@ class ConsoleReport:
         self._bars.stop()
 
     def begin(self, engine: str, at: int, of: int) -> None:
-        """See :class:`Report`, also for what follows."""
+        """See :class:`BuildProgress`, also for what follows."""
         self._console.print(f"({at} of {of}) {engine} ...", highlight=False)
 
     def done(self, engine: str, seconds: float, size: int, *, reused: bool) -> None:

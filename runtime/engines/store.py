@@ -26,8 +26,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Strict
+from divprune_edge.models.profiles import Profile
 from divprune_edge.runtime.engines.fingerprint import DIGITS, Facts, fingerprint
-from divprune_edge.runtime.engines.profiles import Profile
 from divprune_edge.scratch import give_way, scratch
 from divprune_edge.strict_json import read_json
 

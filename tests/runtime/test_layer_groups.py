@@ -23,12 +23,12 @@ from raising import refused
 from divprune_edge.manifest import LanguageInfo, LayerGroup, read_manifest
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.graph_facts import check_session
+from divprune_edge.models.profiles import Limits, language_profiles
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.engines.memory import cache_bytes
 from divprune_edge.runtime.engines.pool import Pool
-from divprune_edge.runtime.engines.profiles import Limits, language_profiles
 
 CAPACITIES, WIDTH = (80, 73), 40
 IDS = (1, 7, 9, 30, 4, 11, 5, 8)

@@ -17,6 +17,15 @@ from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
 from divprune_edge.manifest import SelectorInfo, TensorInfo, tile_input
 from divprune_edge.models.families import reader_of
+from divprune_edge.models.profiles import (
+    ASSEMBLE,
+    DECODE,
+    LANGUAGE,
+    PREFILL,
+    VISION,
+    fitting,
+    vision_profiles,
+)
 from divprune_edge.models.steps import STEPS
 from divprune_edge.processing.clips import Video
 from divprune_edge.processing.images import load_image
@@ -26,15 +35,6 @@ from divprune_edge.processing.prompt import user_turn
 from divprune_edge.runtime.backends import Encoded
 from divprune_edge.runtime.backends.session import along, check_room
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.profiles import (
-    ASSEMBLE,
-    DECODE,
-    LANGUAGE,
-    PREFILL,
-    VISION,
-    fitting,
-    vision_profiles,
-)
 from divprune_edge.runtime.lab.trtexec.lines import CACHES, Files, Stage
 from divprune_edge.runtime.vision import Candidates, Vision, groups_of, read_clip
 

@@ -7,12 +7,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import GraphInfo, SelectorInfo
-from divprune_edge.plugins.loader import BUILD, default_path, find_library
-from divprune_edge.plugins.trtexec import needs_stripped
-from divprune_edge.processing.clips import Video
-from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.graphs import Graph
-from divprune_edge.runtime.engines.profiles import (
+from divprune_edge.models.profiles import (
     ASSEMBLE,
     LANGUAGE,
     PREFILL,
@@ -23,6 +18,11 @@ from divprune_edge.runtime.engines.profiles import (
     selector_profiles,
     vision_profiles,
 )
+from divprune_edge.plugins.loader import BUILD, default_path, find_library
+from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.processing.clips import Video
+from divprune_edge.runtime.bundle import Bundle
+from divprune_edge.runtime.engines.graphs import Graph
 from divprune_edge.runtime.engines.target import check_dialect, check_version
 from divprune_edge.runtime.lab.profiling.measure import DECODE, counted_tiles
 from divprune_edge.runtime.lab.profiling.roofline import StageCost, costs

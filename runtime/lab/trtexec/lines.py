@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import TensorInfo
+from divprune_edge.models.profiles import LANGUAGE
 from divprune_edge.plugins.trtexec import plugin_options
 from divprune_edge.runtime.engines.graphs import Graph
-from divprune_edge.runtime.engines.profiles import LANGUAGE
 from divprune_edge.runtime.lab.trtexec.options import attention_options, build_options, measure_options
 
 CACHE, CACHES = "past_key_values.", "past_key_values.*"

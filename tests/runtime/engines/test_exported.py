@@ -6,9 +6,9 @@ import pytest
 from checkpoints import make_checkpoint
 from exporting import export, open_session, plan_of, run_with
 
+from divprune_edge.models.profiles import DECODE, make_limits
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import chosen_selectors, graphs_of
-from divprune_edge.runtime.engines.profiles import DECODE, make_limits
 
 
 @pytest.fixture(scope="module", params=["static", "decomposed"])

@@ -16,14 +16,14 @@ from qwen_checkpoints import QWEN, images_of, make_qwen_checkpoint
 
 from divprune_edge import Pipeline
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.profiles import make_limits, vision_profiles
 from divprune_edge.plugins import abi
 from divprune_edge.processing.patches import dimensions
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import cuda
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition, use
 from divprune_edge.runtime.engines.graphs import BuildJob, chosen_selectors, graphs_of
-from divprune_edge.runtime.engines.profiles import make_limits, vision_profiles
-from divprune_edge.runtime.engines.progress import Silent
+from divprune_edge.runtime.engines.progress import BuildProgress
 
 Build = Any
 Here = Any
@@ -130,7 +130,7 @@ def test_profiles_share_the_weights(here: Here, tmp_path: Path) -> None:
     for profiles in (every, every[:1], vision_profiles(opened.manifest, apart=False)):
         data = tuple(map(opened.file, graph.data))
         job = BuildJob("vision", opened.file(graph.file), profiles, False, None, None, data, (89,))
-        sizes.append(memoryview(compiler.make_engine(job, None, Silent())).nbytes)
+        sizes.append(memoryview(compiler.make_engine(job, None, BuildProgress())).nbytes)
     several, one, spanning = sizes
     print(f"weights {weights}, a profile each {several}, one profile {one}, one that spans them {spanning}")
     assert weights < one <= spanning < several < 1.2 * weights

@@ -31,14 +31,14 @@ from divprune_edge.runtime.engines import edition
 edition.use(edition.TENSORRT_RTX)
 from divprune_edge.runtime.engines import compile as compiler
 from divprune_edge.runtime.engines.graphs import BuildJob
-from divprune_edge.runtime.engines.profiles import Shapes
-from divprune_edge.runtime.engines.progress import Silent
+from divprune_edge.models.profiles import Shapes
+from divprune_edge.runtime.engines.progress import BuildProgress
 path, shapes = Path(sys.argv[1]), json.loads(sys.argv[2])
 profile = {name: Shapes(min=least, opt=usual, max=most) for name, (least, usual, most) in shapes.items()}
 for sm in RTX_SMS:
     data = tuple(path.parent.glob("*.data"))
     job = BuildJob("vision", path, (profile,), False, None, None, data, (sm,))
-    print(sm, memoryview(compiler.make_engine(job, None, Silent())).nbytes)
+    print(sm, memoryview(compiler.make_engine(job, None, BuildProgress())).nbytes)
 """
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from raising import assert_told
 
+from divprune_edge.models.profiles import make_limits
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import graphs_of
-from divprune_edge.runtime.engines.profiles import make_limits
 from divprune_edge.runtime.lab.trtexec.lines import shape_list
 from divprune_edge.runtime.lab.trtexec.options import unknown_options
 

@@ -21,8 +21,7 @@ from raising import refused
 
 from divprune_edge.manifest import Manifest, read_manifest
 from divprune_edge.models.budget import PROMPT
-from divprune_edge.models.steps import STEPS
-from divprune_edge.runtime.engines.profiles import (
+from divprune_edge.models.profiles import (
     DECODE,
     PREFILL,
     Limits,
@@ -32,6 +31,7 @@ from divprune_edge.runtime.engines.profiles import (
     selector_profiles,
     vision_profiles,
 )
+from divprune_edge.models.steps import STEPS
 
 
 @pytest.fixture(params=["static", "decomposed"])

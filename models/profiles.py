@@ -25,8 +25,10 @@ from divprune_edge.manifest import (
 )
 from divprune_edge.models.budget import PROMPT
 from divprune_edge.processing.patches import dimensions, held_dimensions
-from divprune_edge.runtime.engines.device import ALIGNMENT, Shape
 
+ALIGNMENT = 256
+"""Bytes on which TensorRT wants every tensor to start."""
+Shape = tuple[int, ...]
 VISION, ASSEMBLE, LANGUAGE = "vision_encoder", "assemble", "language_model"
 """Names of the engines of a bundle, of which one has no ``assemble`` where an image is one tile; a selector's engine is
 called by the selector's id."""
