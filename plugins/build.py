@@ -1,4 +1,4 @@
-"""Building the plugin library with CMake."""
+"""Building the libraries with CMake."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from divprune_edge import __version__
@@ -15,11 +16,18 @@ from divprune_edge.plugins.record import (
     ABI_VERSION,
     EDGE_LLM_OBJECT,
     LIBRARY,
-    RECORD,
+    OPERATORS,
     LibraryRecord,
+    record_of,
     sha256,
 )
-from divprune_edge.plugins.toolchain import EDGE_LLM_VARIABLE, Compiler, Headers, find_cmake
+from divprune_edge.plugins.toolchain import (
+    EDGE_LLM_VARIABLE,
+    Compiler,
+    Headers,
+    OnnxRuntimeHeaders,
+    find_cmake,
+)
 from divprune_edge.scratch import scratch
 
 SOURCE = Path(__file__).resolve().parent
@@ -27,23 +35,25 @@ _BUILT_OBJECT = Path("CMakeFiles/divprune_edge_llm.dir/csrc/edge_llm/pruner.cpp.
 
 
 def build(
-    compiler: Compiler,
+    compiler: Compiler | None,
     headers: Headers | None,
     architectures: tuple[int, ...],
     output: Path,
     *,
     edge_llm: Headers | None = None,
+    onnxruntime: OnnxRuntimeHeaders | None = None,
     jobs: int = 1,
     show: Callable[[str], None] = lambda line: None,
-) -> LibraryRecord:
-    """Build the library into ``output``, with its record beside it.
+) -> None:
+    """Build the libraries into ``output``, each with its record beside it.
 
     Args:
-        compiler: nvcc.
+        compiler: nvcc; None builds the operators of ONNX Runtime for the CPU alone.
         headers: TensorRT's headers, or None for a library without the wrapper.
         architectures: compute capabilities without the dot; the newest is also kept as PTX for GPUs after it.
-        output: folder; an older library there is replaced once the new one is complete.
+        output: folder; older libraries there are replaced once the new ones are complete.
         edge_llm: checkout of TensorRT Edge-LLM, for which an object is put beside the library; None: no object.
+        onnxruntime: ONNX Runtime's header, or None to leave its operators out.
         jobs: compilers at a time.
         show: called with each line of the build's output.
 
@@ -71,38 +81,45 @@ def build(
         ) from error
     with stack:
         folder = str(partial)
-        _run(_configure(cmake, compiler, headers, edge_llm, architectures, folder, jobs), show)
+        _run(_configure(cmake, compiler, headers, edge_llm, onnxruntime, architectures, folder, jobs), show)
         _run([str(cmake), "--build", folder, "--parallel", str(jobs)], show)
-        built = Path(folder) / LIBRARY
-        record = LibraryRecord(
+        facts = LibraryRecord(
             version=__version__,
             abi=ABI_VERSION,
-            sha256=sha256(built),
+            sha256="",
             architectures=architectures,
-            cuda=compiler.version,
-            tensorrt=headers.version if headers else None,
-            edge_llm=edge_llm.version if edge_llm else None,
+            cuda=compiler.version if compiler else None,
+            tensorrt=None,
         )
-        # Library and record are checked against each other, so a build that ends between the two is noticed.
-        (output / RECORD).unlink(missing_ok=True)
-        (output / EDGE_LLM_OBJECT).unlink(missing_ok=True)
-        if edge_llm:
-            os.replace(partial / _BUILT_OBJECT, output / EDGE_LLM_OBJECT)  # noqa: PTH105
-        os.replace(built, output / LIBRARY)  # noqa: PTH105 - the atomic one
-        record.write(output)
-    return record
+        if compiler is not None:
+            (output / EDGE_LLM_OBJECT).unlink(missing_ok=True)
+            if edge_llm:
+                os.replace(partial / _BUILT_OBJECT, output / EDGE_LLM_OBJECT)  # noqa: PTH105
+            tensorrt, edge = (found.version if found else None for found in (headers, edge_llm))
+            _put(Path(folder) / LIBRARY, output, replace(facts, tensorrt=tensorrt, edge_llm=edge))
+        if onnxruntime is not None:
+            _put(Path(folder) / OPERATORS, output, replace(facts, onnxruntime=onnxruntime.api))
+
+
+def _put(built: Path, output: Path, facts: LibraryRecord) -> None:
+    library = output / built.name
+    facts = replace(facts, sha256=sha256(built))
+    # Library and record are checked against each other, so a build that ends between the two is noticed.
+    record_of(library).unlink(missing_ok=True)
+    os.replace(built, library)  # noqa: PTH105 - the atomic one
+    facts.write(output, built.name)
 
 
 def _configure(
     cmake: Path,
-    compiler: Compiler,
+    compiler: Compiler | None,
     headers: Headers | None,
     edge_llm: Headers | None,
+    onnxruntime: OnnxRuntimeHeaders | None,
     architectures: tuple[int, ...],
     folder: str,
     jobs: int,
 ) -> list[str]:
-    *older, newest = (str(architecture) for architecture in architectures)
     return [
         str(cmake),
         "-S",
@@ -110,13 +127,21 @@ def _configure(
         "-B",
         folder,
         "-DCMAKE_BUILD_TYPE=Release",
+        *(_cuda(compiler, architectures, jobs) if compiler else ["-DDIVPRUNE_CUDA=OFF"]),
+        f"-DDIVPRUNE_VERSION={__version__}",
+        f"-DDIVPRUNE_TENSORRT_INCLUDE_DIR={headers.folder.resolve() if headers else ''}",
+        f"-DDIVPRUNE_EDGE_LLM_DIR={edge_llm.folder.resolve() if edge_llm else ''}",
+        f"-DDIVPRUNE_ONNXRUNTIME_INCLUDE_DIR={onnxruntime.folder.resolve() if onnxruntime else ''}",
+    ]
+
+
+def _cuda(compiler: Compiler, architectures: tuple[int, ...], jobs: int) -> list[str]:
+    *older, newest = (str(architecture) for architecture in architectures)
+    return [
         f"-DCMAKE_CUDA_COMPILER={compiler.path}",
         f"-DCMAKE_CUDA_ARCHITECTURES={';'.join([*(f'{a}-real' for a in older), newest])}",
         # One source file holds all kernels: nvcc can compile it for several architectures at a time.
         f"-DCMAKE_CUDA_FLAGS=--threads={jobs}",
-        f"-DDIVPRUNE_VERSION={__version__}",
-        f"-DDIVPRUNE_TENSORRT_INCLUDE_DIR={headers.folder.resolve() if headers else ''}",
-        f"-DDIVPRUNE_EDGE_LLM_DIR={edge_llm.folder.resolve() if edge_llm else ''}",
     ]
 
 

@@ -1,10 +1,11 @@
-"""Finding the built library, checking it, and handing it to TensorRT.
+"""Finding the built libraries, checking them, and handing one to TensorRT.
 
 This is the part that the runtime imports: it needs neither torch nor TensorRT itself.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ from divprune_edge.plugins.record import (
     ABI_VERSION,
     DEFAULT_FOLDER,
     LIBRARY,
+    OPERATORS,
     LibraryRecord,
     read_record,
     sha256,
 )
 
 BUILD = "python -m plugins build"
+BUILD_OPERATORS = f"{BUILD} --onnxruntime-include DIR"
+OPERATORS_VARIABLE = "DIVPRUNE_OPERATORS"
+"""Environment variable: the folder of ONNX Runtime's operators, or ``off``."""
+OFF = "off"
 PLUGIN = ("MaxMinDiversity", "1", "")
 """Name, version and namespace under which TensorRT knows the plugin."""
 
@@ -44,21 +50,41 @@ def find_library(folder: Path | None = None) -> Library:
     Raises:
         UserError: there is none, it is of another version, or it is not the file that was built.
     """
-    path = folder / LIBRARY if folder else default_path()
+    return _checked(folder / LIBRARY if folder else default_path(), BUILD)
+
+
+def find_operators(folder: Path | None = None) -> Library | None:
+    """Return the library of ONNX Runtime's operators in ``folder``, None where it is not built or switched off.
+
+    Without a folder it is looked for in the one that the environment's ``DIVPRUNE_OPERATORS`` names, else in the
+    package; ``off`` there leaves the selectors to the functions in their files.
+
+    Raises:
+        UserError: it is of another version or not the file that was built, or the folder that the environment names has
+            none.
+    """
+    named = "" if folder else os.environ.get(OPERATORS_VARIABLE, "")
+    path = (Path(named) if named else folder or DEFAULT_FOLDER) / OPERATORS
+    if named == OFF or not (named or path.is_file()):
+        return None
+    return _checked(path, BUILD_OPERATORS)
+
+
+def _checked(path: Path, command: str) -> Library:
     if not path.is_file():
         raise UserError(
-            f"There is no plugin library at '{path}': build it with '{BUILD}'.", code="plugin-missing"
+            f"There is no plugin library at '{path}': build it with '{command}'.", code="plugin-missing"
         )
-    record = read_record(path.parent)
+    record = read_record(path.parent, path.name)
     if record.version != __version__ or record.abi != ABI_VERSION:
         raise UserError(
             f"'{path}' belongs to divprune-edge {record.version} (interface {record.abi}), this is {__version__} "
-            f"(interface {ABI_VERSION}): build it again with '{BUILD}'.",
+            f"(interface {ABI_VERSION}): build it again with '{command}'.",
             code="plugin-version-mismatch",
         )
     if sha256(path) != record.sha256:
         raise UserError(
-            f"'{path}' is not the file that was built (its sha256 differs): build it again with '{BUILD}'.",
+            f"'{path}' is not the file that was built (its sha256 differs): build it again with '{command}'.",
             code="plugin-changed",
         )
     return Library(path, record)

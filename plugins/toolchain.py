@@ -20,6 +20,10 @@ HEADER = "NvInfer.h"
 EDGE_LLM_VARIABLE = "EDGE_LLM_DIR"
 EDGE_LLM_HEADER = Path("cpp") / "runtime" / "preprocess" / "visualTokenPruner.h"
 EDGE_LLM_JSON = Path("3rdParty") / "nlohmannJson" / "include"
+OLDEST_ONNXRUNTIME = 18
+"""Version of the C interface: the first that has all that the operators call (``csrc/onnxruntime/operator.h``)."""
+ONNXRUNTIME_VARIABLE = "ONNXRUNTIME_INCLUDE_DIR"
+ONNXRUNTIME_HEADER = "onnxruntime_c_api.h"
 # JetPack and the packages of TensorRT's own repository, in this order.
 _HEADER_FOLDERS = (
     "/usr/include/aarch64-linux-gnu",
@@ -27,6 +31,13 @@ _HEADER_FOLDERS = (
     "/usr/include",
     "/usr/local/tensorrt/include",
     "/opt/tensorrt/include",
+)
+# Where its release archive's folder `include` and packages of it put the header.
+_ONNXRUNTIME_FOLDERS = (
+    "/usr/include/onnxruntime",
+    "/usr/local/include/onnxruntime",
+    "/usr/local/include",
+    "/opt/onnxruntime/include",
 )
 _COMPUTE_MAJOR, _COMPUTE_MINOR = 75, 76
 """``CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*`` of the CUDA driver."""
@@ -49,14 +60,30 @@ class Headers:
     version: str
 
 
+@dataclass(frozen=True)
+class OnnxRuntimeHeaders:
+    """A folder with ONNX Runtime's C interface, and the version of that."""
+
+    folder: Path
+    api: int
+
+
+def has_compiler() -> bool:
+    """Whether there is an nvcc, or one is named that need not be there."""
+    return "CUDACXX" in os.environ or _compiler().is_file()
+
+
+def _compiler() -> Path:
+    return Path(os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc")
+
+
 def find_compiler() -> Compiler:
     """Return the nvcc of ``CUDACXX``, the path, or ``/usr/local/cuda``.
 
     Raises:
         UserError: there is none, or it does not run.
     """
-    chosen = os.environ.get("CUDACXX") or shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    path = Path(chosen)
+    path = _compiler()
     if not path.is_file():
         raise UserError(
             "nvcc was not found on the path or in /usr/local/cuda: install the CUDA toolkit (JetPack: 'sudo apt "
@@ -158,6 +185,43 @@ def find_edge_llm(folder: Path | None) -> Headers | None:
             code="edge-llm-incomplete",
         )
     return Headers(named, version.group(1))
+
+
+def find_onnxruntime(folder: Path | None) -> OnnxRuntimeHeaders | None:
+    """Return ONNX Runtime's header: in ``folder``, else named by ONNXRUNTIME_INCLUDE_DIR, else of the system.
+
+    Raises:
+        UserError: a folder was named, but holds no header, or one that is too old.
+    """
+    variable = os.environ.get(ONNXRUNTIME_VARIABLE)
+    named = folder or (Path(variable) if variable else None)
+    if named is None:
+        found = (_onnxruntime_in(Path(candidate)) for candidate in _ONNXRUNTIME_FOLDERS)
+        return next((headers for headers in found if headers and headers.api >= OLDEST_ONNXRUNTIME), None)
+    headers = _onnxruntime_in(named)
+    if headers is None:
+        raise UserError(
+            f"'{named}' has no {ONNXRUNTIME_HEADER}: name the folder 'include' of ONNX Runtime's release archive, or "
+            "'include/onnxruntime/core/session' of its repository, or leave --onnxruntime-include out to build without "
+            "its operators.",
+            code="onnxruntime-headers-missing",
+        )
+    if headers.api < OLDEST_ONNXRUNTIME:
+        raise UserError(
+            f"'{named}' holds the C interface of ONNX Runtime 1.{headers.api}, but the operators need 1."
+            f"{OLDEST_ONNXRUNTIME} or newer.",
+            code="onnxruntime-headers-too-old",
+        )
+    return headers
+
+
+def _onnxruntime_in(folder: Path) -> OnnxRuntimeHeaders | None:
+    header = folder / ONNXRUNTIME_HEADER
+    if not header.is_file():
+        return None
+    text = header.read_text(encoding="utf-8", errors="replace")
+    version = re.search(r"^#define ORT_API_VERSION (\d+)", text, re.MULTILINE)
+    return OnnxRuntimeHeaders(folder, int(version.group(1))) if version else None
 
 
 def choose_architectures(wanted: str | None, compiler: Compiler) -> tuple[int, ...]:

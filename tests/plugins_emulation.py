@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import importlib.util
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,7 +19,14 @@ from selection_cases import Case
 from divprune_edge import __version__
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, LibraryRecord, sha256
-from divprune_edge.plugins.toolchain import TENSORRT_VARIABLE, Headers, find_headers
+from divprune_edge.plugins.toolchain import (
+    ONNXRUNTIME_VARIABLE,
+    TENSORRT_VARIABLE,
+    Headers,
+    OnnxRuntimeHeaders,
+    find_headers,
+    find_onnxruntime,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "plugins" / "csrc"
@@ -44,6 +52,14 @@ def need_headers() -> Headers:
     return headers
 
 
+def need_onnxruntime() -> OnnxRuntimeHeaders:
+    """Return ONNX Runtime's header, or skip the test: no package of Python's brings it."""
+    headers = find_onnxruntime(None)
+    if headers is None:
+        pytest.skip(f"unproven: no header of ONNX Runtime ({ONNXRUNTIME_VARIABLE})")
+    return headers
+
+
 def need_rtx() -> None:
     """Skip the test where TensorRT-RTX is not installed; only x86-64 has it."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
@@ -58,13 +74,28 @@ def compile_cpp(output: Path, sources: list[Path], *flags: str) -> Path:
     return output
 
 
+_KERNELS = ("append_rows.cu", "max_min.cu", "plan.cpp", "status.cpp")
+
+
 def compile_emulated(folder: Path, architecture: int) -> Path:
     """Compile the very sources of the plugin against the emulator."""
-    names = ("append_rows.cu", "max_min.cu", "plan.cpp", "status.cpp")
-    sources = [*(SOURCE / name for name in names), EMULATOR / "emulator.cpp"]
+    library = folder / f"libdivprune_emulated_{architecture}.so"
+    return _emulate(library, [SOURCE / name for name in _KERNELS], architecture)
+
+
+def compile_emulated_operators(folder: Path, headers: OnnxRuntimeHeaders) -> Path:
+    """Compile ONNX Runtime's operators with the kernels for CUDA, emulated, which then run as kernels of its CPU."""
+    names = (*_KERNELS, "onnxruntime/cuda.cpp", "onnxruntime/operator.cpp", "onnxruntime/seeds.cu")
+    sources = [*(SOURCE / name for name in names), ROOT / "tests" / "plugins" / "operators_emulated.cpp"]
+    return _emulate(
+        folder / "liboperators_emulated.so", sources, EMULATED[0], "-isystem", str(headers.folder)
+    )
+
+
+def _emulate(library: Path, sources: list[Path], architecture: int, *flags: str) -> Path:
     return compile_cpp(
-        folder / f"libdivprune_emulated_{architecture}.so",
-        sources,
+        library,
+        [*sources, EMULATOR / "emulator.cpp"],
         "-x",
         "c++",
         "-O2",
@@ -78,6 +109,24 @@ def compile_emulated(folder: Path, architecture: int) -> Path:
         f"-D__CUDA_ARCH__={architecture}",
         f"-I{EMULATOR}",
         f"-I{SOURCE}",
+        *flags,
+    )
+
+
+def compile_cpu(folder: Path) -> Path:
+    """Compile the selection on the CPU with the compiler's options that the build gives each file."""
+    options = {"avx2.cpp": ["-mavx2", "-mfma"], "avx512.cpp": ["-mavx512f", "-mfma"]}
+    names = ["baseline.cpp", "instructions.cpp", "max_min.cpp"]
+    names += list(options) if platform.machine() == "x86_64" else []
+    objects = [
+        compile_cpp(
+            folder / f"{name}.o", [SOURCE / "cpu" / name], "-c", "-O3", "-fPIC", *options.get(name, [])
+        )
+        for name in names
+    ]
+    host = ROOT / "tests" / "plugins" / "cpu_host.cpp"
+    return compile_cpp(
+        folder / "libcpu.so", [host, *objects], "-shared", "-fPIC", "-O1", "-pthread", f"-I{SOURCE}"
     )
 
 
@@ -121,9 +170,9 @@ def emulate(
     return kept, indices
 
 
-def write_library(folder: Path, **changes: object) -> Path:
+def write_library(folder: Path, library: str = LIBRARY, **changes: object) -> Path:
     """Write a file that is no library with a record that fits it, except for ``changes``."""
-    (folder / LIBRARY).write_bytes(b"not a library")
-    record = dataclasses.replace(RECORDED, sha256=sha256(folder / LIBRARY))
-    dataclasses.replace(record, **changes).write(folder)  # type: ignore[arg-type]
+    (folder / library).write_bytes(b"not a library")
+    record = dataclasses.replace(RECORDED, sha256=sha256(folder / library))
+    dataclasses.replace(record, **changes).write(folder, library)  # type: ignore[arg-type]
     return folder

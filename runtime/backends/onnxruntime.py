@@ -6,7 +6,9 @@ are handed over without a copy.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +22,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.graph_facts import check_session
+from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, find_operators
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
@@ -30,6 +33,7 @@ from divprune_edge.runtime.bundle import Bundle
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
+_log = logging.getLogger("divprune_edge")
 
 
 class OnnxRuntimeBackend:
@@ -169,6 +173,8 @@ class OnnxRuntimeBackend:
             # Three pools share the cores: one that has finished its run must not spin against the next. What follows
             # a step of the language model is its next step, which finds the threads awake.
             options.add_session_config_entry("session.force_spinning_stop", "1")
+        if isinstance(graph, SelectorInfo):
+            _add_operators(options, self._device)
         provider = _PROVIDERS[self._device]
         # fp32 means fp32: TF32 would change which tokens a selector keeps.
         settings = {"use_tf32": "0"} if self._device == "cuda" else {}
@@ -192,6 +198,31 @@ class OnnxRuntimeBackend:
             )
         check_session(self._bundle.manifest, graph, session)
         return session
+
+
+def _add_operators(options: ort.SessionOptions, device: str) -> None:
+    """Let our kernels take the nodes that they know; the others keep the functions in their file."""
+    library = find_operators()
+    if device == "cuda" and (library is None or library.record.cuda is None):
+        # Operators of the CPU alone would take the node from the GPU.
+        if os.environ.get(OPERATORS_VARIABLE) != OFF:
+            _log.warning(
+                "The selection runs as a loop of ONNX Runtime, which is many times slower than our kernel: build that "
+                "with '%s' where nvcc is.",
+                BUILD_OPERATORS,
+            )
+        return
+    if library is None:
+        return
+    try:
+        options.register_custom_ops_library(str(library.path))
+    except Exception as error:  # of a class that is private to ONNX Runtime
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"ONNX Runtime {ort.__version__} does not accept the operators of '{library.path}' ({reason}): build them "
+            f"again with '{BUILD_OPERATORS}', or set {OPERATORS_VARIABLE}={OFF} to do without.",
+            code="operators-not-accepted",
+        ) from error
 
 
 _REMEDIES = (

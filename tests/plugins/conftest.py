@@ -8,11 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from plugins_emulation import EMULATED, compile_emulated, need, need_headers
+from plugins_emulation import EMULATED, compile_emulated, need, need_headers, need_onnxruntime
 
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.build import build
-from divprune_edge.plugins.loader import Library, find_library
+from divprune_edge.plugins.loader import Library, find_library, find_operators
 from divprune_edge.plugins.toolchain import Headers, find_compiler
 
 
@@ -40,6 +40,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Library:
 def wrapped(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """The library with the wrapper for TensorRT."""
     return build_for_87(tmp_path_factory.mktemp("wrapped"), need_headers())
+
+
+@pytest.fixture(scope="session")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The operators of ONNX Runtime as users build them without nvcc."""
+    need("cmake")
+    folder = tmp_path_factory.mktemp("operators")
+    build(None, None, (), folder, onnxruntime=need_onnxruntime())
+    found = find_operators(folder)
+    assert found is not None
+    return found
 
 
 def build_for_87(folder: Path, headers: Headers | None) -> Library:

@@ -23,9 +23,11 @@ from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD
 from divprune_edge.plugins.toolchain import (
     Compiler,
     Headers,
+    OnnxRuntimeHeaders,
     choose_architectures,
     find_compiler,
     find_headers,
+    find_onnxruntime,
 )
 
 pytestmark = pytest.mark.xdist_group("emulated")
@@ -51,8 +53,10 @@ def write_headers(folder: Path, version: str, style: str) -> Path:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without headers: no variable, no system folder."""
-    monkeypatch.delenv(toolchain.TENSORRT_VARIABLE, raising=False)
-    monkeypatch.setattr(toolchain, "_HEADER_FOLDERS", (str(tmp_path / "system"),))
+    for variable in (toolchain.TENSORRT_VARIABLE, toolchain.ONNXRUNTIME_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    for folders in ("_HEADER_FOLDERS", "_ONNXRUNTIME_FOLDERS"):
+        monkeypatch.setattr(toolchain, folders, (str(tmp_path / "system"),))
     return tmp_path
 
 
@@ -86,6 +90,46 @@ def test_named_headers(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (named / "NvInferVersion.h").write_text("nothing\n")
     with refused("tensorrt-headers-missing", "NvInfer.h"):
         find_headers(named)
+
+
+def write_onnxruntime(folder: Path, api: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "onnxruntime_c_api.h").write_text(f"// a stand-in\n#define ORT_API_VERSION {api}\n")
+    return folder
+
+
+def test_the_header_of_onnxruntime(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_onnxruntime(None) is None
+    write_onnxruntime(bare / "system", 17)
+    assert find_onnxruntime(None) is None, "an old one of the system is passed over"
+    named = write_onnxruntime(bare / "named", 18)
+    assert find_onnxruntime(named) == OnnxRuntimeHeaders(named, 18)
+    monkeypatch.setenv(toolchain.ONNXRUNTIME_VARIABLE, str(named))
+    assert find_onnxruntime(None) == OnnxRuntimeHeaders(named, 18)
+    with refused("onnxruntime-headers-missing", bare, "onnxruntime_c_api.h"):
+        find_onnxruntime(bare)
+    with refused("onnxruntime-headers-too-old", "1.17", "1.18"):
+        find_onnxruntime(bare / "system")
+
+
+def test_the_operators_alone_need_no_nvcc(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a build that finds neither says what it lacks."""
+    asked: list[object] = []
+    monkeypatch.setattr("divprune_edge.plugins.build.build", lambda *given, **named: asked.append(given[0]))
+    monkeypatch.setattr(toolchain, "_compiler", lambda: bare / "nvcc")
+    monkeypatch.delenv("CUDACXX", raising=False)
+    header = str(write_onnxruntime(bare / "named", 30))
+    ended = []
+    for options in (["--onnxruntime-include", header], [], ["--onnxruntime-include", header, "--arch", "87"]):
+        with pytest.raises(SystemExit) as code:
+            run(app, ["build", *options, "--output", str(bare)], program="plugins")
+        ended.append(code.value.code)
+    assert (ended, asked) == ([0, 2, 2], [None])
+    printed = capsys.readouterr()
+    assert "ONNX Runtime operators: yes, for CPU\n" in printed.out
+    assert printed.err.count("error[compiler-missing]") == 2
 
 
 @pytest.mark.parametrize(
@@ -198,12 +242,13 @@ def test_the_command_passes_on_what_was_asked(
         output = capsys.readouterr().out
         assert ("a line of nvcc" in output) == bool(verbose)
         assert "TensorRT plugin: yes, for TensorRT 11 (headers 11.1.2)" in output
+        assert "ONNX Runtime operators: no, because onnxruntime_c_api.h was not found" in output
     assert (asked["jobs"], asked["headers"], asked["architectures"]) == (3, "11.1.2", (87, 90))
     assert asked["output"] == bare
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["append_rows.cu", "max_min.cu"])
+@pytest.mark.parametrize("name", ["append_rows.cu", "max_min.cu", "onnxruntime/seeds.cu"])
 def test_every_architecture_compiles(name: str) -> None:
     """Each promised architecture on its own, by the compiler's front end and assembler; nothing is linked."""
     need("nvcc")

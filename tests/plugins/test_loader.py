@@ -11,9 +11,9 @@ from fake_cuda import PluginRegistry
 from plugins_emulation import RECORDED, write_library
 from raising import failed, refused
 
-from divprune_edge.plugins import abi
-from divprune_edge.plugins.loader import Library, find_library, register
-from divprune_edge.plugins.record import LIBRARY, RECORD
+from divprune_edge.plugins import abi, loader
+from divprune_edge.plugins.loader import OPERATORS_VARIABLE, Library, find_library, find_operators, register
+from divprune_edge.plugins.record import LIBRARY, OPERATORS, RECORD
 
 
 def test_a_library_is_found_with_its_facts(tmp_path: Path) -> None:
@@ -60,6 +60,30 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
 def test_a_file_that_is_no_library(tmp_path: Path) -> None:
     with refused("plugin-unloadable"):
         abi.load(find_library(write_library(tmp_path)).path)
+
+
+def test_operators_are_found_where_they_are_built_or_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(OPERATORS_VARIABLE, raising=False)
+    monkeypatch.setattr(loader, "DEFAULT_FOLDER", tmp_path / "package")
+    assert find_operators() is None
+    (tmp_path / "package").mkdir()
+    write_library(tmp_path / "package", OPERATORS, onnxruntime=23)
+    found = find_operators()
+    assert found is not None
+    assert (found.path.parent.name, found.record.onnxruntime) == ("package", 23)
+    monkeypatch.setenv(OPERATORS_VARIABLE, "off")
+    assert find_operators() is None
+    monkeypatch.setenv(OPERATORS_VARIABLE, str(tmp_path))
+    with refused("plugin-missing", tmp_path / OPERATORS, "--onnxruntime-include"):
+        find_operators()
+    write_library(tmp_path, OPERATORS, version="0.0.1")
+    with refused("plugin-version-mismatch", "divprune-edge 0.0.1"):
+        find_operators()
+    write_library(tmp_path, OPERATORS, sha256="0" * 64)
+    with refused("plugin-changed", "--onnxruntime-include"):
+        find_operators()
 
 
 @pytest.fixture

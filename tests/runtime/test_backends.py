@@ -10,10 +10,13 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from one_slot import OneSlot
+from plugins_emulation import write_library
 from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.selectors import find_selector
+from divprune_edge.plugins.loader import OPERATORS_VARIABLE
+from divprune_edge.plugins.record import OPERATORS
 from divprune_edge.runtime.backends import Backend, Encoded, open_backend
 from divprune_edge.runtime.backends import onnxruntime as module
 from divprune_edge.runtime.bundle import Bundle
@@ -80,6 +83,41 @@ def test_values_outlive_what_they_came_from(backend: Backend) -> None:
     for one, wanted in ((tensor, array), (joined, array[1, :2, None])):
         assert np.array_equal(backend.to_host(one), wanted)
         assert not np.shares_memory(backend.to_host(one), array)
+
+
+def test_operators_that_are_none(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that is there is used, or what is wrong with it is said; never is it passed over."""
+    write_library(tmp_path, OPERATORS)
+    monkeypatch.setenv(OPERATORS_VARIABLE, str(tmp_path))
+    with refused("operators-not-accepted", tmp_path / OPERATORS, ort.__version__, "DIVPRUNE_OPERATORS=off"):
+        open_backend(bundle).load(bundle.manifest.selectors[0])
+    (tmp_path / OPERATORS).write_bytes(b"damaged")
+    with refused("plugin-changed", tmp_path / OPERATORS):
+        open_backend(bundle).load(bundle.manifest.selectors[0])
+    open_backend(bundle).load(None)
+    monkeypatch.setenv(OPERATORS_VARIABLE, "off")
+    open_backend(bundle).load(bundle.manifest.selectors[0])
+
+
+def test_operators_of_the_cpu_leave_the_gpu_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the node has a kernel for the CPU alone, ONNX Runtime would copy the tokens there and back."""
+    registered: list[str] = []
+    options = types.SimpleNamespace(register_custom_ops_library=registered.append)
+    monkeypatch.setenv(OPERATORS_VARIABLE, str(write_library(tmp_path, OPERATORS, cuda=None)))
+    module._add_operators(options, "cuda")
+    assert registered == []
+    assert "--onnxruntime-include" in caplog.text
+    module._add_operators(options, "cpu")
+    assert registered == [str(tmp_path / OPERATORS)]
+    write_library(tmp_path, OPERATORS, cuda="13.0")
+    module._add_operators(options, "cuda")
+    assert len(registered) == 2
+    caplog.clear()
+    monkeypatch.setenv(OPERATORS_VARIABLE, "off")
+    module._add_operators(options, "cuda")
+    assert (len(registered), caplog.text) == (2, "")
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 7, 64])
