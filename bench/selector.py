@@ -1,8 +1,8 @@
 """The selector's forms against each other, in one run and one table.
 
-On a GPU: the kernel as CUDA graph replays, a PyTorch loop, ONNX Runtime's CUDA provider if it is there, and the floor
-that the GPU's measured rates allow. Without a GPU it says so and measures the forms that run on the CPU; those figures
-say nothing about the kernel. ``--tiny`` is a smoke test.
+On a GPU: the kernel as CUDA graph replays, a PyTorch loop, ONNX Runtime's CUDA provider if it is there, with the
+function in the file and with our operator, and the floor that the GPU's measured rates allow. Without a GPU it says so
+and measures the forms that run on the CPU; those figures say nothing about the kernel. ``--tiny`` is a smoke test.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.selector_forms import SIZES, Run, Size, cpu_forms, onnx_session, torch_loop
+from bench.selector_forms import FUNCTION, OPERATOR, SIZES, Run, Size, cpu_forms, onnx_session, torch_loop
 from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
+from divprune_edge.plugins.loader import Library, find_operators
 
 TINY = (Size(40, 8, 64),)
 
@@ -43,6 +44,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="on a GPU"
     )
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT,TEXT",
+        help="on the CPU, only forms whose name contains one of these: the threads of others spin between their turns",
+    )
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -60,8 +67,13 @@ def _measure_cpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict
     rows = []
     for size in sizes:
         tokens = np.random.default_rng(0).standard_normal((size.candidates, size.width), np.float32)
-        forms = cpu_forms(size, tokens)
-        rows.append({"size": str(size), "us": _interleaved(forms, arguments.seconds * len(forms))})
+        wanted = arguments.only.split(",")
+        forms = {name: run for name, run in cpu_forms(size, tokens).items() if any(w in name for w in wanted)}
+        times = _interleaved(forms, arguments.seconds * len(forms))
+        row: dict[str, Any] = {"size": str(size), "us": times}
+        if {FUNCTION, OPERATOR} <= times.keys():
+            row["speedup"] = times[FUNCTION] / times[OPERATOR]
+        rows.append(row)
     return {
         "gpu": None,
         "processor": platform.processor() or platform.machine(),
@@ -103,9 +115,15 @@ def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict
             "kernel": median(replay_us(kernel, arguments.repeats)),
             "PyTorch loop": median(event_us(loop[:4], max(8, arguments.repeats // 10))),
         }
-        onnx = _onnx_cuda(size, inputs[0], arguments.dtype)
-        if onnx is not None:
-            times["ONNX Runtime CUDA"] = median(event_us([onnx], max(8, arguments.repeats // 10)))
+        operators = find_operators()
+        served = operators if operators and operators.record.cuda else None
+        onnx_forms: dict[str, Library | None] = {"ONNX Runtime CUDA": None}
+        if served is not None:
+            onnx_forms[f"{OPERATOR}, CUDA"] = served
+        for name, library in onnx_forms.items():
+            onnx = _onnx_cuda(size, inputs[0], arguments.dtype, library)
+            if onnx is not None:
+                times[name] = median(event_us([onnx], max(8, arguments.repeats // 10)))
         floor = rates.floor(size, arguments.repeats)
         problem = abi.Problem(1, size.candidates, size.width, size.keep, abi.DTYPES[arguments.dtype], 0, 0)
         rows.append(
@@ -137,7 +155,7 @@ def _bind(function: Callable[..., Any], *arguments: Any) -> Run:
     return lambda: function(*arguments)
 
 
-def _onnx_cuda(size: Size, tokens: Any, dtype: str) -> Run | None:
+def _onnx_cuda(size: Size, tokens: Any, dtype: str, operators: Library | None) -> Run | None:
     """The selector's graph on ONNX Runtime's CUDA provider, bound to device memory; None where it cannot run."""
     import onnxruntime as ort
     import torch
@@ -145,7 +163,7 @@ def _onnx_cuda(size: Size, tokens: Any, dtype: str) -> Run | None:
     if "CUDAExecutionProvider" not in ort.get_available_providers() or dtype == "bfloat16":
         return None
     try:
-        session = onnx_session(size, dtype, "CUDAExecutionProvider")
+        session = onnx_session(size, dtype, "CUDAExecutionProvider", operators)
     except (RuntimeError, UserError):
         return None
     binding = session.io_binding()
@@ -164,9 +182,13 @@ def _show(results: dict[str, Any]) -> None:
             f"{results['dtype']}; milliseconds, median."
         )
         names = list(results["rows"][0]["us"])
-        print(f"{'N->K x D':>20} " + " ".join(f"{name:>16}" for name in names))
+        compared = "speedup" in results["rows"][0]
+        last = [f"{OPERATOR} faster"] if compared else []
+        print(f"{'N->K x D':>20} " + " ".join(f"{name:>16}" for name in [*names, *last]))
         for row in results["rows"]:
-            print(f"{row['size']:>20} " + " ".join(f"{row['us'][name] / 1e3:16.2f}" for name in names))
+            cells = [f"{row['us'][name] / 1e3:.2f}" for name in names]
+            cells += [f"{row['speedup']:.2f}x"] if compared else []
+            print(f"{row['size']:>20} " + " ".join(f"{cell:>16}" for cell in cells))
         return
     print(
         f"{results['gpu']}, {results['dtype']}, median of {results['repeats']} graph replays; "

@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.selectors.divprune import DIVPRUNE, max_min_select
+from divprune_edge.plugins.loader import Library, find_operators
 
 Run = Callable[[], Any]
+FUNCTION, OPERATOR = "ONNX Runtime", "our operator"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ SIZES = (
     Size(1152, 115, 4096),
     Size(2880, 288, 4096),
     Size(6272, 627, 3584),
+    Size(8765, 876, 3584),
 )
 
 
@@ -66,10 +69,14 @@ def cpu_forms(size: Size, tokens: npt.NDArray[np.float32]) -> dict[str, Run]:
     session = onnx_session(size, "float32", "CPUExecutionProvider")
     feeds = {"visual_tokens": tokens[None], "valid": valid[None]}
     forms: dict[str, Run] = {
-        "ONNX Runtime": lambda: session.run(["kept_indices"], feeds),
+        FUNCTION: lambda: session.run(["kept_indices"], feeds),
         "NumPy reference": lambda: max_min_select(tokens, valid, size.keep),
         "PyTorch loop": lambda: torch_loop(on_torch, size.keep),
     }
+    operators = find_operators()
+    if operators is not None:
+        served = onnx_session(size, "float32", "CPUExecutionProvider", operators)
+        forms[OPERATOR] = lambda: served.run(["kept_indices"], feeds)
     if importlib.util.find_spec("fpsample") is not None:
         import fpsample
 
@@ -79,8 +86,8 @@ def cpu_forms(size: Size, tokens: npt.NDArray[np.float32]) -> dict[str, Run]:
     return forms
 
 
-def onnx_session(size: Size, dtype: str, provider: str) -> Any:
-    """Return an ONNX Runtime session of the selector's graph.
+def onnx_session(size: Size, dtype: str, provider: str, operators: Library | None = None) -> Any:
+    """Return an ONNX Runtime session of the selector's graph, whose node ``operators`` serve where they are given.
 
     Raises:
         RuntimeError: the provider could not be had, and ONNX Runtime would silently use another.
@@ -90,10 +97,15 @@ def onnx_session(size: Size, dtype: str, provider: str) -> Any:
     from divprune_edge.export.selector import build_selector
     from divprune_edge.export.writer import write_graph
 
+    options = ort.SessionOptions()
+    # Sessions that are measured in turn: the threads of one must not spin while another runs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if operators is not None:
+        options.register_custom_ops_library(str(operators.path))
     model = build_selector(DIVPRUNE, size.candidates, size.keep, size.width, dtype)
     with tempfile.TemporaryDirectory(prefix="divprune-bench-") as folder:
         write_graph(model, Path(folder), "selector.onnx")
-        session = ort.InferenceSession(str(Path(folder) / "selector.onnx"), providers=[provider])
+        session = ort.InferenceSession(str(Path(folder) / "selector.onnx"), options, providers=[provider])
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime does not offer {provider}")
     return session

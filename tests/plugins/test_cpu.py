@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 from ctypes import POINTER, c_char_p, c_int, c_int64, c_void_p
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from plugins_emulation import compile_cpu
+from plugins_emulation import SOURCE, compile_cpu, need
 from selection_cases import (
     DTYPES,
     Case,
@@ -158,3 +160,14 @@ def test_the_best_instructions_are_chosen(library: ctypes.CDLL) -> None:
     there = [name for name in INSTRUCTIONS if library.cpu_has(name.encode())]
     assert library.cpu_best().decode() == there[-1]
     assert not library.cpu_has(b"avx1024")
+
+
+@pytest.mark.parametrize("name", ["baseline.cpp", "instructions.cpp", "max_min.cpp"])
+def test_it_compiles_for_a_jetson(tmp_path: Path, name: str) -> None:
+    compiler = need("aarch64-linux-gnu-g++")
+    options = ["-std=gnu++17", "-O3", "-Wall", "-Wextra", "-Werror", "-fPIC"]
+    made = tmp_path / "made.o"
+    command = [compiler, *options, "-c", str(SOURCE / "cpu" / name), "-o", str(made)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert made.stat().st_size > 0
