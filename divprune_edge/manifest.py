@@ -247,6 +247,11 @@ class LanguageInfo(GraphInfo):
         return 3 if found and len(found[0]) == 3 else 1
 
     @property
+    def says_next(self) -> bool:
+        """Whether the graph says which id is the next one in greedy decoding."""
+        return any(tensor.name == "next_id" for tensor in self.outputs)
+
+    @property
     def visual(self) -> TensorInfo:
         """The input that takes the visual tokens."""
         return next(tensor for tensor in self.inputs if tensor.name == VISUAL_TOKENS)

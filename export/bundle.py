@@ -168,7 +168,13 @@ def _language(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str
     decoder = plan.spec.decoder
     dialect = plan.language_dialect()
     model = build_language_model(
-        plan.spec, plan.names, plan.checkpoint, dialect, plan.language_format(), plan.token_dtype
+        plan.spec,
+        plan.names,
+        plan.checkpoint,
+        dialect,
+        plan.language_format(),
+        plan.token_dtype,
+        plan.forbidden,
     )
     with report.stage(LANGUAGE_FILE, len(model.graph.initializers)) as progress:
         graph = write_graph(model, folder, LANGUAGE_FILE, progress, hashed)

@@ -173,6 +173,14 @@ def llava(
             show_default="their own; for TensorRT a few that follow from --max-pixels",
         ),
     ] = None,
+    greedy: Annotated[
+        bool,
+        typer.Option(
+            "--greedy",
+            help="Let the language model say the next id of greedy decoding itself, so that its logits stay where it "
+            "runs.",
+        ),
+    ] = False,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
@@ -221,6 +229,7 @@ def llava(
             max_pixels=max_pixels,
             frames=frames,
             resolution=resolution,
+            greedy=greedy,
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"

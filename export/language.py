@@ -8,9 +8,11 @@ from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Dialect
 from divprune_edge.export.formats import Format
 from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.greedy import next_id
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
 from divprune_edge.export.weights import Weights
+from divprune_edge.ids import Ids
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.families.family import Spec, WeightNames
 from divprune_edge.models.tiles import row_width
@@ -23,6 +25,7 @@ def build_language_model(
     dialect: Dialect,
     format: Format,
     token_dtype: str,
+    forbidden: Ids | None = None,
 ) -> ir.Model:
     """Return the model that serves prefill and decode alike.
 
@@ -31,6 +34,8 @@ def build_language_model(
         input_ids ─► token table ─► layers ─► hidden state at logits_index ─► norm ─► lm_head ─► logits
         visual_tokens ───┘            │
         KV cache in ──────────────────┴► KV cache out
+
+    With ``forbidden``, ids that are never sampled, it says the next id of greedy decoding as well.
     """
     decoder = spec.decoder
     dtype = format.dtype
@@ -71,13 +76,18 @@ def build_language_model(
         last, _ = dialect.add_norm(g, last, None, weights, "norm", decoder.norm_eps)
     logits = output_head(g, last, head, names.head)
     vocabulary = checkpoint.rows(names.head)
-    g.output(g.cast(logits, "float32"), "logits", "float32", ["batch", vocabulary])
+    logits = g.cast(logits, "float32")
+    g.output(logits, "logits", "float32", ["batch", vocabulary])
+    if forbidden is not None:
+        next_id(g, logits, vocabulary, forbidden)
     dialect.finish(g, decoder, dtype)
     model = g.model(max(dialect.opset, format.opset), domains=sorted({*dialect.domains, *format.domains}))
     # What no input or output shows and a runtime must know; it holds the manifest against it.
     rows = checkpoint.rows(f"{names.decoder}embed_tokens.weight")
     model.metadata_props["divprune_edge.embedding_rows"] = str(rows)
     model.metadata_props["divprune_edge.context"] = str(decoder.context)
+    if forbidden is not None:
+        model.metadata_props["divprune_edge.forbidden_ids"] = str(forbidden.entries())
     return model
 
 

@@ -21,6 +21,7 @@ from divprune_edge.export.precision import (
     parse_precisions,
 )
 from divprune_edge.export.prompts import check_prompts
+from divprune_edge.ids import Ids
 from divprune_edge.manifest import MOST_FRAMES, Clips, Precision, Preprocessing
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
 from divprune_edge.models.families import family_of
@@ -57,6 +58,7 @@ class ExportPlan:
     target: str | None = None
     per: Per = "image"
     numbering: Numbering = "compact"
+    greedy: bool = False
     moments: Moments = field(default_factory=dict)
 
     @property
@@ -83,6 +85,11 @@ class ExportPlan:
     def language_dtype(self) -> str:
         """Element type of the language model's activations and cache."""
         return activation_type(self.precisions.language, half=self.precisions.half)
+
+    @property
+    def forbidden(self) -> Ids | None:
+        """Ids that the graph never says to be the next; None where it says none."""
+        return Ids(self.prompt.entry.forbidden_ids) if self.greedy else None
 
     def language_dialect(self) -> Dialect:
         """Return a dialect for the language graph."""
@@ -257,6 +264,7 @@ def plan_export(
     max_pixels: int | None = None,
     frames: int | None = None,
     resolution: str | None = None,
+    greedy: bool = False,
 ) -> ExportPlan:
     """Read a checkpoint, whatever its family, and settle the export.
 
@@ -267,7 +275,8 @@ def plan_export(
     int4 is 32 where it is None; for TensorRT the largest that divides. ``target`` is
     noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled. ``numbering`` says how what is left
     of a prompt's images is numbered, None as the family does it. ``max_pixels`` and ``resolution`` say what images of
-    any size are resized to; see :func:`~divprune_edge.export.image_sizes.with_sizes`.
+    any size are resized to; see :func:`~divprune_edge.export.image_sizes.with_sizes`. ``greedy``: the language model
+    says the next id of greedy decoding itself.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -360,6 +369,7 @@ def plan_export(
         target,
         per,
         numbering,
+        greedy,
     )
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))

@@ -208,6 +208,8 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
             f"width is {vision.width}, token_dtype {tokens}",
         )
         yield "logits", "float32", (None, language.vocabulary), f"vocabulary is {language.vocabulary}"
+        if language.says_next:
+            yield "next_id", "int64", (None,), "it says the next id"
         for name in DIALECTS[language.dialect].inputs:
             # Of any rank: what matters is which there are.
             shape = next((one.shape for one in language.inputs if one.name == name), ())
@@ -225,7 +227,12 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
 def _check_noted(manifest: Manifest, noted: Mapping[str, str]) -> None:
     """Compare what no input or output shows, and the export wrote into the graph; older exports did not."""
     language = manifest.language_model
-    for name, said in (("embedding_rows", language.embedding_rows), ("context", language.context)):
+    forbidden = str(manifest.prompt.forbidden_ids.entries())
+    for name, said in (
+        ("embedding_rows", language.embedding_rows),
+        ("context", language.context),
+        ("forbidden_ids", forbidden),
+    ):
         found = noted.get(f"divprune_edge.{name}")
         if found is not None and found != str(said):
             _refuse(language, f"{name} is {said}", f"the graph has {found}")

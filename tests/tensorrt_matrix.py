@@ -43,7 +43,10 @@ DIALECTS = ("static", "decomposed")
 PRECISIONS = ("fp32", "fp16", "int4")
 BY_SIZE = f"{VISION} by size"
 """With a profile for each grid that images may have, as for TensorRT; for TensorRT-RTX one spans them."""
-GRAPHS = (VISION, BY_SIZE, ASSEMBLE, *(f"{LANGUAGE} {dialect}" for dialect in DIALECTS), *SELECTORS)
+GREEDY = " greedy"
+"""Behind the name of a language model that says the next id itself."""
+_LANGUAGES = tuple(f"{LANGUAGE} {dialect}{end}" for dialect in DIALECTS for end in ("", GREEDY))
+GRAPHS = (VISION, BY_SIZE, ASSEMBLE, *_LANGUAGES, *SELECTORS)
 _SMALL = {"hidden_size": 64, "intermediate_size": 128}
 
 
@@ -201,10 +204,12 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
     asked: dict[str, Any] = {"per": {"tile": "tile", "frames": "frame"}.get(kind, "image")}
     asked |= {"frames": FRAMES} if kind in ("clips", "frames") else {}
     found = {}
-    for dialect in DIALECTS:
-        plan = plan_of(source, keep, precision=precision, dialect=dialect, signals="all", **asked)
-        place = export(plan, folder / dialect).folder
-        if dialect == DIALECTS[0]:
+    for dialect, end in itertools.product(DIALECTS, ("", GREEDY)):
+        plan = plan_of(
+            source, keep, precision=precision, dialect=dialect, signals="all", greedy=bool(end), **asked
+        )
+        place = export(plan, folder / f"{dialect}{end}".replace(" ", "-")).folder
+        if dialect == DIALECTS[0] and not end:
             for name in SELECTORS:
                 if serves(checkpoint, name):
                     add_selector(place, name, keep=keep, prune=None, force=True, verify=False)
@@ -213,7 +218,7 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
         limits = make_limits(bundle.manifest, selectors, None, SLOTS)
         for graph in graphs_of(bundle, selectors, limits, "1.7", edition.TENSORRT_RTX):
             name = graph.name.removesuffix(f"-{keep}")
-            found.setdefault(f"{name} {dialect}" if name == LANGUAGE else name, (bundle, graph))
+            found.setdefault(f"{name} {dialect}{end}" if name == LANGUAGE else name, (bundle, graph))
             if name == VISION:
                 found[BY_SIZE] = bundle, replace(graph, profiles=vision_profiles(bundle.manifest))
     return found

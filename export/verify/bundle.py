@@ -182,6 +182,7 @@ def _runnable(
             plan.language_dialect(),
             plan.language_format(),
             plan.token_dtype,
+            plan.forbidden,
         )
         write_graph(model, Path(partial), "truncated.onnx", report)
         yield GraphFile(Path(partial) / "truncated.onnx")

@@ -34,6 +34,9 @@ class _OpenedLanguage:
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._past = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
         self._token_dtype = _NUMPY[inputs["visual_tokens"].type]
+        # Where the graph says the next id: that of each sequence in each run, beside its logits' largest.
+        self.forbidden: tuple[tuple[int, int], ...] = ()
+        self.said: list[tuple[int, int]] = []
 
     def _cache(self, batch: int, rows: int, fill: float = 0) -> dict[str, Array]:
         """Return a cache of ``rows`` rows for ``batch`` sequences."""
@@ -54,7 +57,14 @@ class _OpenedLanguage:
             **cache,
         }
         results = dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
-        return np.asarray(results.pop("logits")), results
+        logits = np.asarray(results.pop("logits"))
+        if "next_id" in results:
+            allowed = logits.copy()
+            for first, last in self.forbidden:
+                allowed[:, first : last + 1] = -np.inf
+            said = results.pop("next_id").tolist()
+            self.said += zip(said, allowed.argmax(axis=1).tolist(), strict=True)
+        return logits, results
 
 
 class LanguageGraph(_OpenedLanguage):

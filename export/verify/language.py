@@ -98,6 +98,7 @@ def check_language(
     """Compare prefill, decode, chunks and a ragged batch on visual tokens ``kept`` [images, K, D]."""
     rows = plan.embedding_rows
     cases = sample_prompts(plan, kept)
+    graph.forbidden = plan.prompt.entry.forbidden_ids.ranges
     answers, found = [], []
     for case in cases:
         report(f"prompt '{case.name}'")
@@ -125,6 +126,7 @@ def check_language(
         ),
         at_most("language", "ragged batch", batch, limit, unit=unit, detail=f"{len(cases)} prompts in one"),
         _greedy(found, answers),
+        *([_next_ids(graph)] if plan.greedy else []),
     ]
 
 
@@ -249,6 +251,12 @@ def _greedy(found: list[Array], answers: list[ExpectedAnswer]) -> Check:
     return (
         check if counted else check.model_copy(update={"detail": f"{total - other} of {total} are the same"})
     )
+
+
+def _next_ids(graph: AnyLanguageGraph) -> Check:
+    """The id that the graph says, of each run so far, against the largest of its own logits that may be sampled."""
+    wrong = [f"{said} instead of {wanted}" for said, wanted in graph.said if said != wanted]
+    return none_of("language", "next ids", wrong, len(graph.said), "tokens")
 
 
 def _worst(errors: list[float]) -> float:
