@@ -55,9 +55,9 @@ def measure(info: LanguageInfo, steps: int) -> tuple[list[float], list[float], l
         started = time.perf_counter()
         session.extend(slot, range(1, 129))
         prefilled = time.perf_counter()
-        logits = session.step({slot: 5})[slot]
+        prediction = session.step({slot: 5})[slot]
         stepped = time.perf_counter()
-        sampler(logits)
+        sampler.next(prediction)
         ended = time.perf_counter()
         prefill.append(1e6 * (prefilled - started))
         step.append(1e6 * (stepped - prefilled))

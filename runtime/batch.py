@@ -114,7 +114,6 @@ def _answer(
     order = {key: number for number, key in enumerate(first)}
     watch.lap("preprocess")
     seen = pipeline._vision.see(list(first.values()), pipeline.selector, watch.lap)
-    tokens = pipeline._backend.to_host(seen.tokens)
     own = [
         replace(seen, images=tuple(seen.images[order[id(image)]] for image in question.images))
         for question in questions
@@ -124,7 +123,8 @@ def _answer(
     for question, visible in zip(questions, own, strict=True):
         prompt = pipeline._placed(question.prompt, _in_a_row(visible.images))
         # No table is empty: without an image there is a row that no id refers to.
-        visual = pipeline._backend.to_device(tokens[:, visible.rows if question.images else [0]])
+        rows = visible.rows if question.images else np.zeros(1, np.int64)
+        visual = pipeline._backend.take(seen.tokens, rows)
         slot = pipeline._begin(session, prompt, visual)
         if not session.length(slot) and len(questions) > 1 and prompt.before_image:
             session.extend(slot, prompt.before_image, prompt.positions[..., : len(prompt.before_image)])

@@ -18,13 +18,11 @@ from divprune_edge.processing.stop import StopStrings
 from divprune_edge.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from tokenizers import Tokenizer
 
     from divprune_edge.manifest import Manifest
     from divprune_edge.processing.layout import PromptIds
-    from divprune_edge.runtime.backends import LanguageSession
+    from divprune_edge.runtime.backends import LanguageSession, Prediction
 
 OnText = Callable[[str], None]
 FinishReason = Literal["stop", "stop_string", "length", "context"]
@@ -192,9 +190,9 @@ class Writer:
         """The id to feed for the next logits, and its position."""
         return self._ids[-1], self.prompt.next_position + len(self._ids) - 1
 
-    def take(self, logits: npt.NDArray[np.float32]) -> None:
-        """Sample an id from float32 [vocabulary] and pass on the text that it makes certain."""
-        token = self._sampler(logits)
+    def take(self, prediction: Prediction) -> None:
+        """Sample an id and pass on the text that it makes certain."""
+        token = self._sampler.next(prediction)
         if not self._ids:
             self._prefilled = time.perf_counter()
         self._ids.append(token)
@@ -271,5 +269,5 @@ def write(session: LanguageSession, writers: Mapping[int, Writer]) -> None:
         writer.take(session.extend(slot, prompt.ids[known:], prompt.positions[..., known:], chunk))
     while going := {slot: writer for slot, writer in writers.items() if not writer.ended}:
         ids, positions = ({slot: w.next[at] for slot, w in going.items()} for at in range(2))
-        for slot, logits in session.step(ids, positions).items():
-            going[slot].take(logits)
+        for slot, prediction in session.step(ids, positions).items():
+            going[slot].take(prediction)

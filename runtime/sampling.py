@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.ids import Ids
+
+if TYPE_CHECKING:
+    from divprune_edge.runtime.backends import Prediction
 
 _OVERFLOW = (
     "float16 may overflow on this checkpoint, export its language model with --precision language=fp32."
@@ -55,6 +59,17 @@ class Sampler:
     def see(self, ids: Iterable[int]) -> None:
         """Count ``ids`` as seen before, such as those of the prompt; what is sampled counts by itself."""
         self._seen.update(ids)
+
+    def next(self, prediction: Prediction) -> int:
+        """Return an id; in greedy decoding the one that the graph says, without its logits.
+
+        Raises:
+            UserError: the logits are not numbers.
+        """
+        if prediction.best is None or self._random is not None or self._penalty != 1:
+            return self(prediction.logits)
+        self._seen.add(prediction.best)
+        return prediction.best
 
     def __call__(self, logits: npt.NDArray[np.float32]) -> int:
         """Return an id for ``logits`` float32 [vocabulary].

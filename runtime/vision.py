@@ -245,7 +245,8 @@ class Vision:
             if count > selector.keep:
                 found, indices = backend.select(one, selector, valid[i : i + 1])
             else:
-                found, indices = backend.first(one.tokens, selector.keep), np.arange(selector.keep)[None]
+                first = np.arange(selector.keep)
+                found, indices = backend.take(one.tokens, first), first[None]
             tokens.append(found)
             kept.append(indices)
         shape = (len(counts), selector.keep, self._manifest.vision_encoder.width)

@@ -23,8 +23,8 @@ class OneSlot:
 
     def extend(self, ids: Sequence[int], chunk: int | None = None) -> np.ndarray:
         if len(ids) > 1 or chunk or ids[0] >= self._vocabulary:
-            return self.session.extend(self.slot, ids, chunk=chunk)
-        return self.session.step({self.slot: ids[0]})[self.slot]
+            return self.session.extend(self.slot, ids, chunk=chunk).logits
+        return self.session.step({self.slot: ids[0]})[self.slot].logits
 
     def truncate(self, length: int) -> None:
         self.session.truncate(self.slot, length)

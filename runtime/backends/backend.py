@@ -122,8 +122,8 @@ class Backend(Protocol):
         """
         ...
 
-    def first(self, tensor: DeviceTensor, rows: int) -> DeviceTensor:
-        """Return the first rows of a tensor [1, N, …], [1, rows, …]."""
+    def take(self, tensor: DeviceTensor, rows: npt.NDArray[np.int64]) -> DeviceTensor:
+        """Return some rows of a tensor [1, N, …], in the order given."""
         ...
 
     def join(self, tensors: Sequence[DeviceTensor], shape: Sequence[int]) -> DeviceTensor:

@@ -1,63 +1,80 @@
-"""What a run of an ONNX Runtime session reads and writes, bound by name."""
+"""What the runs of an ONNX Runtime session read and write, bound by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from divprune_edge.errors import DivpruneError
-
-CACHE_TYPES = {"float32": np.float32, "float16": np.float16}
+from divprune_edge.runtime.backends.memory import TYPES, DeviceMemory, Span, run_bound
 
 
 class Binding:
-    """One run of a session: inputs by name, outputs left on the device or brought to the host."""
+    """Inputs and outputs of a session; what is bound stays bound until it is bound anew, and lives as long."""
 
-    def __init__(self, session: ort.InferenceSession, device: str) -> None:
-        self._session = session
-        self._device = device
+    def __init__(self, session: ort.InferenceSession, memory: DeviceMemory) -> None:
+        self._session, self._memory = session, memory
         self._binding = session.io_binding()
-        self._held: list[ort.OrtValue] = []
+        self._held: dict[str, Any] = {}
+        self._on_host: dict[str, int] = {}
+        # In the order in which they were bound first, which is that of ONNX Runtime's.
+        self._outputs: dict[str, None] = {}
 
     def input(self, name: str, value: ort.OrtValue) -> None:
         """Bind a tensor where it lies."""
-        self._held.append(value)
+        self._held[name] = value
         self._binding.bind_ortvalue_input(name, value)
 
     def array(self, name: str, value: npt.NDArray[Any]) -> None:
-        """Bind an array of the host."""
+        """Bind an array of the host, which is handed to the graph here."""
+        self._memory.traffic.to_device += value.nbytes
         self.input(name, ort.OrtValue.ortvalue_from_numpy(value))
 
-    def run(self, device: Sequence[str], host: Sequence[str] = ()) -> dict[str, ort.OrtValue]:
-        """Run and return the outputs asked for.
+    def arrays(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Bind several."""
+        for name, value in values.items():
+            self.array(name, value)
+
+    def place(self, span: Span, shape: Sequence[int], *, source: str, target: str | None = None) -> None:
+        """Bind a part of a tensor as an input, and as an output that is written in the same place."""
+        where = self._memory.device, 0, TYPES[span.dtype], tuple(shape), span.address
+        self._held[source] = span
+        self._binding.bind_input(source, *where)
+        if target is not None:
+            self._outputs[target] = None
+            self._binding.bind_output(target, *where)
+
+    def output(self, name: str, value: ort.OrtValue) -> None:
+        """Bind a tensor that an output is written to."""
+        self._held[name] = value
+        self._outputs[name] = None
+        self._binding.bind_ortvalue_output(name, value)
+
+    def landing(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Bind an array of the host that an output is written to."""
+        self._on_host[name] = array.nbytes
+        self.output(name, ort.OrtValue.ortvalue_from_numpy(array))
+
+    def run(self) -> None:
+        """Run on what is bound.
 
         Raises:
             DivpruneError: ONNX Runtime failed.
         """
-        for name in device:
-            self._binding.bind_output(name, self._device)
-        for name in host:
-            self._binding.bind_output(name, "cpu")
         run_bound(self._session, self._binding)
-        return dict(zip([*device, *host], self._binding.get_outputs(), strict=True))
+        self._memory.traffic.to_host += sum(self._on_host.values())
 
+    def make(self, names: Sequence[str]) -> dict[str, ort.OrtValue]:
+        """Run, and return these outputs, for which the run makes room on the device.
 
-def run_bound(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
-    """Run a session on what is bound.
-
-    Raises:
-        DivpruneError: ONNX Runtime failed, as when memory runs out.
-    """
-    try:
-        session.run_with_iobinding(binding)
-    except Exception as error:  # an exception class per status code, all of them private
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise DivpruneError(
-            f"ONNX Runtime failed while running a graph ({reason}): if memory ran out, keep fewer visual tokens "
-            "or ask for a shorter answer.",
-            code="onnxruntime-failed",
-        ) from error
+        Raises:
+            DivpruneError: ONNX Runtime failed.
+        """
+        for name in names:
+            self._outputs[name] = None
+            self._binding.bind_output(name, self._memory.device)
+        self.run()
+        found = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
+        return {name: found[name] for name in names}

@@ -2,36 +2,36 @@
 
 Dialects ``onnxruntime``, whose block is made larger when it is full, and ``static`` and ``decomposed``, whose size is
 part of the graph: they are made for TensorRT, and here a bundle for a Jetson can be tried on a PC. What a step is fed
-is the same as there (:mod:`~divprune_edge.models.steps`).
+is the same as there (:mod:`~divprune_edge.models.steps`). The block never leaves the device.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.steps import STEPS, StepInputs
-from divprune_edge.runtime.backends.binding import CACHE_TYPES, run_bound
+from divprune_edge.runtime.backends.binding import Binding
+from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, Span
+from divprune_edge.runtime.backends.outputs import Outputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
     Ints,
-    Logits,
     Positions,
+    Prediction,
     SlotTable,
     along,
     pieces,
 )
 
-FIRST_CAPACITY = 256
-"""Rows that a block begins with where its size is not part of the graph; they double when they are full."""
+MORE_ROWS = 256
+"""Rows that a block begins with where its size is not part of the graph, and at least as many free ones when it has
+grown; it doubles when it is full."""
 
 
 class BlockSession(SlotTable):
@@ -42,12 +42,21 @@ class BlockSession(SlotTable):
     """
 
     def __init__(
-        self, session: ort.InferenceSession, device: str, info: LanguageInfo, group: LayerGroup, slots: int
+        self,
+        session: ort.InferenceSession,
+        memory: DeviceMemory,
+        info: LanguageInfo,
+        group: LayerGroup,
+        slots: int,
     ) -> None:
         super().__init__(info, group, slots)
-        self._session, self._device = session, device
+        self._session, self._memory = session, memory
         self._facts = DIALECTS[info.dialect]
-        self._reserve(group.capacity or min(FIRST_CAPACITY, info.context))
+        self._tensors = len(group.cache_tensors)
+        self._views: dict[tuple[int, int], _View] = {}
+        # Hidden rows have no weight, but nothing times what is not a number is not a number.
+        self._capacity = group.capacity or min(MORE_ROWS, info.context)
+        self.block = memory.zeros(self._shape, info.cache_dtype)
 
     @property
     def capacity(self) -> int:
@@ -58,28 +67,34 @@ class BlockSession(SlotTable):
         """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
         slot = self.take(visual)
         if rows:
-            length = rows[0].shape[2]
-            self._grow(length)
-            self._write(slot, rows)
-            self.lengths[slot] = length
+            assert isinstance(rows, DeviceRows)
+            self._grow(rows.length)
+            # Neighbours here are neighbours there where there is one slot: then one copy does for all tensors.
+            at_once = self._tensors if self.slots == 1 else 1
+            for i in range(0, self._tensors, at_once):
+                self._memory.copy(
+                    rows.span(i, at_once), np.arange(rows.length), self._piece(i, slot, at_once)
+                )
+            self.lengths[slot] = rows.length
         return slot
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
-    ) -> Logits:
+    ) -> Prediction:
         """Run one step per chunk on the slot's piece of the cache."""
         lengths = self.lengths
         self.check_room(slot, len(ids))
         self._grow(int(lengths[slot]) + len(ids))
         view = self._view(slot, 1)
-        view.bind_visual(self.visual[slot])
+        view.binding.input("visual_tokens", self.visual[slot])
         for part, places in pieces(ids, positions, int(lengths[slot]), chunk):
             view.run(self._feed(part, places, lengths[slot : slot + 1]), part.shape[1], lengths, [slot])
             lengths[slot] += part.shape[1]
-        logits: Logits = view.logits[0]
-        return logits
+        return view.outputs.read(0)
 
-    def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
+    def step(
+        self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
+    ) -> dict[int, Prediction]:
         """Run one step on all slots up to the last of these; what it writes for others lies behind their rows."""
         lengths, stepped = self.lengths, list(ids)
         for slot in stepped:
@@ -96,11 +111,29 @@ class BlockSession(SlotTable):
         view = self._view(0, count)
         view.run(self._feed(row, places, held), 1, held, stepped)
         lengths[stepped] += 1
-        return {slot: view.logits[slot] for slot in stepped}
+        return {slot: view.outputs.read(slot) for slot in stepped}
 
-    def rows(self, slot: int, length: int) -> CacheRows:
-        """Copy through the host, also on CUDA."""
-        return tuple(np.array(whole[slot : slot + 1, :, :length]) for whole in self._host())
+    def rows(self, slot: int, length: int) -> DeviceRows:
+        """Copy on the device."""
+        info = self._info
+        kept = DeviceRows.room(
+            self._memory, info.cache_dtype, self._tensors, (info.kv_heads, length, info.head_dim)
+        )
+        at_once = self._tensors if self.slots == 1 else 1
+        for i in range(0, self._tensors, at_once):
+            self._memory.copy(self._piece(i, slot, at_once), np.arange(length), kept.span(i, at_once))
+        return kept
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        info = self._info
+        return self._tensors, self.slots, info.kv_heads, self._capacity, info.head_dim
+
+    def _piece(self, tensor: int, slot: int, count: int = 1) -> Span:
+        """Return a slot's cache of ``count`` neighbouring tensors; of several, only where there is one slot."""
+        _, slots, heads, capacity, width = self._shape
+        begin = (tensor * slots + slot) * heads * capacity * width
+        return Span(self.block, self._info.cache_dtype, (count * heads, capacity, width), begin)
 
     def _feed(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
         places = along(positions, self._axes)
@@ -113,83 +146,57 @@ class BlockSession(SlotTable):
         return self._views[key]
 
     def _grow(self, rows: int) -> None:
-        if rows > self._capacity:
-            held, before = self._host(), self._capacity
-            self._reserve(min(max(rows, 2 * before), self._info.context))
-            self._store([(np.s_[:, :, :before], whole) for whole in held])
-
-    def _reserve(self, capacity: int) -> None:
-        """Make an empty cache of ``capacity`` rows."""
-        info, slots = self._info, self.slots
-        shape = (2 * self._group.layers, slots, info.kv_heads, capacity, info.head_dim)
-        # Hidden rows have no weight, but nothing times what is not a number is not a number.
-        self.block = np.zeros(shape, CACHE_TYPES[info.cache_dtype])
-        self._values = [ort.OrtValue.ortvalue_from_numpy(whole, self._device) for whole in self.block]
-        self._capacity = capacity
-        self._views: dict[tuple[int, int], _View] = {}
-
-    def _host(self) -> Sequence[npt.NDArray[Any]]:
-        """Return the cache of each tensor on the host; on the CPU that is the cache itself."""
-        return list(self.block) if self._device == "cpu" else [value.numpy() for value in self._values]
-
-    def _write(self, slot: int, rows: CacheRows) -> None:
-        self._store([(np.s_[slot : slot + 1, :, : value.shape[2]], value) for value in rows])
-
-    def _store(self, parts: Sequence[tuple[Any, npt.NDArray[Any]]]) -> None:
-        """Write a part of each tensor's cache."""
-        for (place, part), whole, value in zip(parts, self._host(), self._values, strict=True):
-            whole[place] = part
-            if self._device != "cpu":
-                value.update_inplace(whole)
+        if rows <= self._capacity:
+            return
+        held, before, whole = self.block, self._capacity, self._tensors * self.slots * self._info.kv_heads
+        self._capacity = min(max(rows + MORE_ROWS, 2 * before), self._info.context)
+        self._views.clear()
+        self.block = self._memory.empty(self._shape, self._info.cache_dtype)
+        old, new = (
+            Span(value, self._info.cache_dtype, (whole, capacity, self._info.head_dim))
+            for value, capacity in ((held, before), (self.block, self._capacity))
+        )
+        self._memory.copy(old, np.arange(before), new)
 
 
 class _View:
-    """Some neighbouring slots as the graph's batch, bound once: cache, logits, and ids that are no visual tokens'."""
+    """Some neighbouring slots as the graph's batch, bound once: cache, outputs, and ids that are no visual tokens'."""
 
     def __init__(self, owner: BlockSession, first: int, count: int) -> None:
-        info = owner._info
+        info, memory = owner._info, owner._memory
         self._owner, self._first, self._count = owner, first, count
         self._names = owner._group.cache_tensors
-        self._binding = owner._session.io_binding()
-        self.logits = np.empty((count, info.vocabulary), np.float32)
-        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self.logits))
-        # What lies behind bound values must live as long as they do.
-        self._held: list[Any] = []
-        self._new = owner.block[:0, :0, :, :0]
-        for name, value in zip(self._names, owner._values, strict=True):
-            shape = (count, *value.shape()[1:])
-            kind = CACHE_TYPES[info.cache_dtype]
-            address = value.data_ptr() + first * math.prod(shape[1:]) * np.dtype(kind).itemsize
-            place = owner._device, 0, kind, shape, address
-            self._binding.bind_input(f"past_key_values.{name}", *place)
-            if not owner._facts.hands_out_rows:
-                self._binding.bind_output(f"present.{name}", *place)
+        self._hands_out = owner._facts.hands_out_rows
+        self.binding = Binding(owner._session, memory)
+        self.outputs = Outputs(self.binding, memory, info, count)
+        for i, name in enumerate(self._names):
+            piece = owner._piece(i, first)
+            self.binding.place(
+                piece,
+                (count, info.kv_heads, *piece.shape[1:]),
+                source=f"past_key_values.{name}",
+                target=None if self._hands_out else f"present.{name}",
+            )
         nothing = np.zeros((count, 1, int(info.visual.shape[2])), info.visual.dtype)
-        self.bind_visual(ort.OrtValue.ortvalue_from_numpy(nothing, owner._device))
-
-    def bind_visual(self, visual: DeviceTensor) -> None:
-        """Let ids refer to ``visual``."""
-        self._visual = visual
-        self._binding.bind_ortvalue_input("visual_tokens", visual)
+        self.binding.input("visual_tokens", memory.upload(nothing))
+        if self._hands_out:
+            self._block = memory.on_host(owner.block)
+            self._new = self._block[:0, :0, :, :0]
 
     def run(self, inputs: StepInputs, seq: int, lengths: Ints, stepped: Sequence[int]) -> None:
         """Run a step of ``seq`` ids per sequence; new rows that the graph hands out go where ``stepped`` end."""
-        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in inputs.values()]
-        for name, value in zip(inputs, values, strict=True):
-            self._binding.bind_ortvalue_input(name, value)
-        self._held = values
-        hands_out = self._owner._facts.hands_out_rows
-        if hands_out and self._new.shape[3:4] != (seq,):
+        self.binding.arrays(inputs)
+        if self._hands_out and self._new.shape[3:4] != (seq,):
             self._bind_new(seq)
-        run_bound(self._owner._session, self._binding)
-        if hands_out:
+        self.outputs.renew()
+        self.binding.run()
+        if self._hands_out:
             for slot in stepped:
                 begin = int(lengths[slot])
-                self._owner.block[:, slot, :, begin : begin + seq] = self._new[:, slot - self._first]
+                self._block[:, slot, :, begin : begin + seq] = self._new[:, slot - self._first]
 
     def _bind_new(self, seq: int) -> None:
-        tensors, _, heads, _, width = self._owner.block.shape
-        self._new = np.zeros((tensors, self._count, heads, seq, width), self._owner.block.dtype)
-        self._new_values = [ort.OrtValue.ortvalue_from_numpy(part) for part in self._new]
-        for name, value in zip(self._names, self._new_values, strict=True):
-            self._binding.bind_ortvalue_output(f"new_key_values.{name}", value)
+        tensors, _, heads, _, width = self._block.shape
+        self._new = np.zeros((tensors, self._count, heads, seq, width), self._block.dtype)
+        for name, part in zip(self._names, self._new, strict=True):
+            self.binding.landing(f"new_key_values.{name}", part)

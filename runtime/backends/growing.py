@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup
-from divprune_edge.runtime.backends.binding import CACHE_TYPES, Binding
+from divprune_edge.runtime.backends.binding import Binding
+from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, Span
+from divprune_edge.runtime.backends.outputs import Outputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
     Ints,
-    Logits,
     Positions,
+    Prediction,
     SlotTable,
     along,
     pieces,
@@ -30,13 +31,13 @@ class _Batch:
 
     Attributes:
         slots: of its sequences, in order; -1 is one that has left.
-        cache: key and value of each layer, [sequences, kv_heads, columns, head_dim].
+        cache: key and value of each layer, [sequences * kv_heads, columns, head_dim].
         real: bool [sequences, columns]; which columns are no padding.
         visual: what the ids refer to, [sequences, K, D].
     """
 
     slots: list[int]
-    cache: list[ort.OrtValue]
+    cache: list[Span]
     real: npt.NDArray[np.bool_]
     visual: DeviceTensor
 
@@ -45,26 +46,33 @@ class GrowingSession(SlotTable):
     """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`.
 
     A sequence is prefilled in a batch of its own. Sequences that are stepped together are put into one batch for that,
-    which copies their caches through the host: they should begin together, and those that end are left behind once they
+    which copies their caches on the device: they should begin together, and those that end are left behind once they
     are half of it.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, device: str, info: LanguageInfo, group: LayerGroup, slots: int
+        self,
+        session: ort.InferenceSession,
+        memory: DeviceMemory,
+        info: LanguageInfo,
+        group: LayerGroup,
+        slots: int,
     ) -> None:
         super().__init__(info, group, slots)
-        self._session, self._device = session, device
+        self._session, self._memory = session, memory
         self._past = [f"past_key_values.{name}" for name in group.cache_tensors]
         self._present = [f"present.{name}" for name in group.cache_tensors]
         self._batches: dict[int, _Batch] = {}
 
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
         """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
-        slot, info = self.take(visual), self._info
+        slot = self.take(visual)
         if rows:
-            self.lengths[slot] = rows[0].shape[2]
-        empty = np.zeros((1, info.kv_heads, 0, info.head_dim), CACHE_TYPES[info.cache_dtype])
-        self._batches[slot] = self._alone(slot, rows or [empty] * len(self._past))
+            assert isinstance(rows, DeviceRows)
+            self._batches[slot] = self._alone(slot, rows)
+            self.lengths[slot] = rows.length
+        else:
+            self._batches[slot] = self._alone(slot, self._new_rows(0))
         return slot
 
     def remove(self, slot: int) -> None:
@@ -75,7 +83,7 @@ class GrowingSession(SlotTable):
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
-    ) -> Logits:
+    ) -> Prediction:
         """Run one step per chunk on a batch of this sequence alone."""
         self.check_room(slot, len(ids))
         batch = self._batches[slot]
@@ -83,12 +91,13 @@ class GrowingSession(SlotTable):
             batch = self._part(slot, self.length(slot))
         batch.visual = self.visual[slot]
         for part, places in pieces(ids, positions, self.length(slot), chunk):
-            logits = self._run(batch, part, places, np.ones(part.shape, np.bool_))
+            outputs = self._run(batch, part, places, np.ones(part.shape, np.bool_))
             self.lengths[slot] += part.shape[1]
-        last: Logits = logits[0]
-        return last
+        return outputs.read(0)
 
-    def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
+    def step(
+        self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
+    ) -> dict[int, Prediction]:
         """Run one step on one batch; whoever is in it and not asked for is fed padding."""
         for slot in ids:
             self.check_room(slot, 1)
@@ -100,9 +109,9 @@ class GrowingSession(SlotTable):
             if slot in ids:
                 row[at], real[at] = ids[slot], True
                 places[at] = self.lengths[slot] if positions is None else positions[slot]
-        logits = self._run(batch, row, places, real)
+        outputs = self._run(batch, row, places, real)
         self.lengths[list(ids)] += 1
-        return {slot: logits[at] for at, slot in enumerate(batch.slots) if slot in ids}
+        return {slot: outputs.read(at) for at, slot in enumerate(batch.slots) if slot in ids}
 
     def truncate(self, slot: int, length: int) -> None:
         """Cut the cache's tensors."""
@@ -110,16 +119,30 @@ class GrowingSession(SlotTable):
             self._part(slot, length)
             super().truncate(slot, length)
 
-    def rows(self, slot: int, length: int) -> CacheRows:
-        """Copy through the host."""
-        batch = self._batches[slot]
-        at = batch.slots.index(slot)
-        columns = np.flatnonzero(batch.real[at])[:length]
-        return tuple(np.array(value.numpy()[at : at + 1][:, :, columns]) for value in batch.cache)
+    def rows(self, slot: int, length: int) -> DeviceRows:
+        """Copy on the device."""
+        columns, kept = self._columns(slot)[:length], self._new_rows(length)
+        for i, source in enumerate(self._spans(slot)):
+            self._memory.copy(source, columns, kept.span(i))
+        return kept
 
-    def _alone(self, slot: int, rows: Sequence[npt.NDArray[Any]]) -> _Batch:
-        real = np.ones((1, rows[0].shape[2]), np.bool_)
-        return _Batch([slot], [self._to_device(value) for value in rows], real, self.visual[slot])
+    def _new_rows(self, length: int) -> DeviceRows:
+        info, heads = self._info, (self._info.kv_heads, length, self._info.head_dim)
+        return DeviceRows.room(self._memory, info.cache_dtype, len(self._past), heads)
+
+    def _spans(self, slot: int) -> list[Span]:
+        """Return where a sequence's part of each tensor of its batch lies."""
+        batch, heads = self._batches[slot], self._info.kv_heads
+        return [span.part(batch.slots.index(slot) * heads, heads) for span in batch.cache]
+
+    def _columns(self, slot: int) -> npt.NDArray[np.int64]:
+        """Return which columns of its batch are a sequence's rows."""
+        batch = self._batches[slot]
+        return np.flatnonzero(batch.real[batch.slots.index(slot)])
+
+    def _alone(self, slot: int, rows: DeviceRows) -> _Batch:
+        cache = [rows.span(i) for i in range(len(rows))]  # a step does not write to them
+        return _Batch([slot], cache, np.ones((1, rows.length), np.bool_), self.visual[slot])
 
     def _leave(self, slot: int) -> None:
         slots = self._batches[slot].slots
@@ -134,44 +157,43 @@ class GrowingSession(SlotTable):
 
     def _together(self, slots: Sequence[int]) -> _Batch:
         """Return a batch with all of these, of which they are more than half."""
-        batch = self._batches[slots[0]]
+        batch, info = self._batches[slots[0]], self._info
         if all(self._batches[slot] is batch for slot in slots) and 2 * len(slots) > len(batch.slots):
             return batch
         if len(slots) == 1:
             return self._part(slots[0], self.length(slots[0]))
-        held = [self.rows(slot, self.length(slot)) for slot in slots]
-        lengths = [rows[0].shape[2] for rows in held]
-        longest = max(lengths)
-        cache = []
-        for i, first in enumerate(held[0]):
-            whole = np.zeros((len(slots), first.shape[1], longest, first.shape[3]), first.dtype)
-            for at, rows in enumerate(held):
-                whole[at, :, longest - lengths[at] :] = rows[i][0]
-            cache.append(self._to_device(whole))
-        real = np.arange(longest) >= longest - np.array(lengths)[:, None]
+        columns = {slot: self._columns(slot) for slot in slots}
+        longest = max(found.size for found in columns.values())
+        shape = len(slots) * info.kv_heads, longest, info.head_dim
+        cache = [
+            Span(self._memory.empty(shape, info.cache_dtype), info.cache_dtype, shape) for _ in self._past
+        ]
+        for at, slot in enumerate(slots):
+            for source, whole in zip(self._spans(slot), cache, strict=True):
+                target = whole.part(at * info.kv_heads, info.kv_heads)
+                self._memory.copy(source, columns[slot], target, longest - columns[slot].size)
+        real = np.arange(longest) >= longest - np.array([found.size for found in columns.values()])[:, None]
         # Decoded ids refer to no visual token.
-        visual = self._info.visual
-        nothing = self._to_device(np.zeros((len(slots), 1, int(visual.shape[2])), visual.dtype))
+        nothing = np.zeros((len(slots), 1, int(info.visual.shape[2])), info.visual.dtype)
         for slot in slots:
             self._leave(slot)
-        joined = _Batch(list(slots), cache, real, nothing)
+        joined = _Batch(list(slots), cache, real, self._memory.upload(nothing))
         self._batches.update(dict.fromkeys(slots, joined))
         return joined
 
-    def _run(self, batch: _Batch, ids: Ints, positions: Ints, real: npt.NDArray[np.bool_]) -> Logits:
+    def _run(self, batch: _Batch, ids: Ints, positions: Ints, real: npt.NDArray[np.bool_]) -> Outputs:
         batch.real = np.concatenate((batch.real, real), axis=1)
-        binding = Binding(self._session, self._device)
+        binding = Binding(self._session, self._memory)
         binding.array("input_ids", ids)
         binding.array("logits_index", np.full(ids.shape[0], ids.shape[1] - 1, np.int64))
         binding.array("attention_mask", batch.real)
         binding.array("position_ids", along(positions, self._axes))
         binding.input("visual_tokens", batch.visual)
-        for name, value in zip(self._past, batch.cache, strict=True):
-            binding.input(name, value)
-        outputs = binding.run(self._present, host=["logits"])
-        batch.cache = [outputs[name] for name in self._present]
-        logits: Logits = outputs["logits"].numpy()
-        return logits
-
-    def _to_device(self, array: npt.NDArray[Any]) -> ort.OrtValue:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+        info, count = self._info, ids.shape[0]
+        for name, span in zip(self._past, batch.cache, strict=True):
+            binding.place(span, (count, info.kv_heads, *span.shape[1:]), source=name)
+        outputs = Outputs(binding, self._memory, info, count)
+        found = binding.make(self._present)
+        shape = count * info.kv_heads, batch.real.shape[1], info.head_dim
+        batch.cache = [Span(found[name], info.cache_dtype, shape) for name in self._present]
+        return outputs

@@ -7,7 +7,6 @@ are handed over without a copy.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,10 +27,10 @@ from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.growing import GrowingSession
+from divprune_edge.runtime.backends.memory import PROVIDERS, DeviceMemory, dtype_of
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
 from divprune_edge.runtime.bundle import Bundle
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
 _log = logging.getLogger("divprune_edge")
 
@@ -47,7 +46,8 @@ class OnnxRuntimeBackend:
         self._device = device
         self._threads = threads
         self._sessions: dict[str, ort.InferenceSession] = {}
-        _require_provider(_PROVIDERS[device])
+        self.memory = DeviceMemory(device)
+        _require_provider(PROVIDERS[device])
         _require_kernels(bundle.manifest, device)
         self._dialect = DIALECTS[bundle.manifest.language_model.dialect]
 
@@ -74,45 +74,41 @@ class OnnxRuntimeBackend:
     def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Return ``OrtValue``s on the device."""
         graph = self._bundle.manifest.vision_encoder
-        binding = Binding(self._session(graph), self._device)
-        for name, array in inputs.items():
-            binding.array(name, array)
-        outputs = binding.run(["visual_tokens", *signals])
+        binding = Binding(self._session(graph), self.memory)
+        binding.arrays(inputs)
+        outputs = binding.make(["visual_tokens", *signals])
         return Encoded(outputs.pop("visual_tokens"), outputs)
 
     def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
-        """Copy, through the host on CUDA."""
-        whole: dict[str, npt.NDArray[Any]] = {}
+        """Copy on the device."""
+        whole: dict[str, DeviceTensor] = {}
         filled = dict.fromkeys(shapes, 0)
         for run in runs:
             for name, value in run.outputs.items():
-                part = self.to_host(value).reshape(-1)
                 if name not in whole:
-                    whole[name] = np.empty(math.prod(shapes[name]), part.dtype)
-                whole[name][filled[name] : filled[name] + part.size] = part
-                filled[name] += part.size
-            del run, value, part  # before the next one is made
-        tensors = {name: self.to_device(whole[name].reshape(shape)) for name, shape in shapes.items()}
-        return Encoded(tensors.pop(VISUAL_TOKENS), tensors)
+                    whole[name] = self.memory.empty(shapes[name], dtype_of(value))
+                filled[name] = self.memory.put(value, whole[name], filled[name])
+            del run, value  # before the next one is made
+        return Encoded(whole.pop(VISUAL_TOKENS), whole)
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Return ``OrtValue``s on the device."""
         graph = self._bundle.manifest.assemble
         assert graph is not None
-        binding = Binding(self._session(graph), self._device)
+        binding = Binding(self._session(graph), self.memory)
         for name, value in encoded.outputs.items():
             binding.input(tile_input(name), value)
         binding.array("rows", groups.rows)
         if graph.sources > 1:
             binding.array("weights", groups.weights)
-        outputs = binding.run(["visual_tokens", *encoded.signals])
+        outputs = binding.make(["visual_tokens", *encoded.signals])
         return Encoded(outputs.pop("visual_tokens"), outputs)
 
     def part(self, encoded: Encoded, index: int) -> Encoded:
-        """Copy through the host on CUDA."""
+        """Copy on the device."""
 
         def one(tensor: DeviceTensor) -> DeviceTensor:
-            return self.to_device(self.to_host(tensor)[index : index + 1])
+            return self.memory.take(tensor, [index], axis=0)
 
         return Encoded(one(encoded.tokens), {name: one(value) for name, value in encoded.signals.items()})
 
@@ -123,42 +119,39 @@ class OnnxRuntimeBackend:
         if selector is None:
             return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
         check_rows(selector, valid)
-        binding = Binding(self._session(selector), self._device)
+        binding = Binding(self._session(selector), self.memory)
         binding.input("visual_tokens", encoded.tokens)
-        binding.input("valid", ort.OrtValue.ortvalue_from_numpy(valid))
+        binding.array("valid", valid)
         for name in selector.signals:
             binding.input(name, encoded.signals[name])
-        outputs = binding.run(["kept_tokens"], host=["kept_indices"])
-        return outputs["kept_tokens"], outputs["kept_indices"].numpy()
+        kept = np.empty((valid.shape[0], selector.keep), np.int64)
+        binding.landing("kept_indices", kept)
+        return binding.make(["kept_tokens"])["kept_tokens"], kept
 
-    def first(self, tensor: DeviceTensor, rows: int) -> DeviceTensor:
-        """Copy through the host on CUDA."""
-        return self.to_device(self.to_host(tensor)[:, :rows])
+    def take(self, tensor: DeviceTensor, rows: npt.NDArray[np.int64]) -> DeviceTensor:
+        """Copy on the device."""
+        return self.memory.take(tensor, rows)
 
     def join(self, tensors: Sequence[DeviceTensor], shape: Sequence[int]) -> DeviceTensor:
-        """Copy where there are several; through the host on CUDA."""
+        """Copy on the device, where there are several or the shape is another one."""
         if len(tensors) == 1 and tensors[0].shape() == list(shape):
             return tensors[0]
-        arrays = [self.to_host(tensor).reshape(-1) for tensor in tensors]
-        return self.to_device((arrays[0] if len(arrays) == 1 else np.concatenate(arrays)).reshape(shape))
+        return self.memory.join(tensors, shape)
 
     def to_host(self, tensor: DeviceTensor) -> npt.NDArray[Any]:
         """Copy from the device; on the CPU nothing is copied."""
-        array: npt.NDArray[Any] = tensor.numpy()
-        return array
+        return self.memory.download(tensor)
 
     def to_device(self, array: npt.NDArray[Any]) -> DeviceTensor:
         """Copy, on the CPU as well: what a value over an array's memory gives to the host does not hold on to that."""
-        value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, self._device)
-        value.update_inplace(np.ascontiguousarray(array))
-        return value
+        return self.memory.upload(array)
 
     def session(self, slots: int = 1) -> LanguageSession:
         """Return slots that share the language model's graph."""
         graph = self._bundle.manifest.language_model
         kind = GrowingSession if self._dialect.grows else BlockSession
         (group,) = graph.groups
-        return kind(self._session(graph), self._device, graph, group, slots)
+        return kind(self._session(graph), self.memory, graph, group, slots)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -175,14 +168,11 @@ class OnnxRuntimeBackend:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if isinstance(graph, SelectorInfo):
             _add_operators(options, self._device)
-        provider = _PROVIDERS[self._device]
-        # fp32 means fp32: TF32 would change which tokens a selector keeps.
-        settings = {"use_tf32": "0"} if self._device == "cuda" else {}
-        providers = [(provider, settings)]
-        if self._device != "cpu":
-            providers.append((_PROVIDERS["cpu"], {}))  # shape arithmetic stays on the host
+        provider = PROVIDERS[self._device]
         try:
-            session = ort.InferenceSession(str(self._bundle.file(graph.file)), options, providers=providers)
+            session = ort.InferenceSession(
+                str(self._bundle.file(graph.file)), options, providers=self.memory.providers
+            )
         except Exception as error:  # ONNX Runtime has an exception class per status code, all of them private
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -246,7 +236,7 @@ def _require_provider(provider: str) -> None:
     if provider not in available:
         package, other = (
             ("onnxruntime", "onnxruntime-gpu")
-            if provider == _PROVIDERS["cpu"]
+            if provider == PROVIDERS["cpu"]
             else ("onnxruntime-gpu", "onnxruntime")
         )
         raise UserError(

@@ -6,7 +6,8 @@ likes. So they join and leave between steps, and a single question is a session 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,12 +18,37 @@ from divprune_edge.manifest import LanguageInfo, LayerGroup
 
 DeviceTensor = Any
 """A tensor in the backend's own form."""
-CacheRows = tuple[npt.NDArray[Any], ...]
-"""The first rows of a KV cache: key and value of each layer, [1, kv_heads, rows, head_dim]."""
+CacheRows = Sequence[npt.NDArray[Any]]
+"""The first rows of a KV cache, in the backend's own form: key and value of each layer, [1, kv_heads, rows, head_dim],
+which may be on the device until they are read."""
 Logits = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Positions = Sequence[int] | Ints
 """One for each id, or [3, ids]: time, height and width."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a language model says of the next id.
+
+    Attributes:
+        best: the id of the largest logit that may be sampled, the smallest of equals; None where the graph does not
+            say, or no number is the largest.
+        read: returns the logits, which are brought to the host only for that.
+    """
+
+    best: int | None
+    read: Callable[[], Logits]
+
+    @property
+    def logits(self) -> Logits:
+        """float32 [vocabulary], valid until the session's next call."""
+        return self.read()
+
+
+def best_of(found: int, vocabulary: int) -> int | None:
+    """Return what the graph's ``next_id`` says: an id, or with the vocabulary's size that there is none."""
+    return found if found < vocabulary else None
 
 
 class LanguageSession(Protocol):
@@ -63,8 +89,8 @@ class LanguageSession(Protocol):
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
-    ) -> Logits:
-        """Append ids to one sequence and return the last one's logits.
+    ) -> Prediction:
+        """Append ids to one sequence and return what follows the last one.
 
         Args:
             slot: which sequence.
@@ -73,15 +99,14 @@ class LanguageSession(Protocol):
                 fill.
             chunk: feed at most so many ids at a time (bounds memory; the result is the same).
 
-        Returns:
-            float32 [vocabulary], valid until the next call.
-
         Raises:
             UserError: there is no room for so many ids, or the dialect takes no positions but the rows'.
         """
         ...
 
-    def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
+    def step(
+        self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
+    ) -> dict[int, Prediction]:
         """Append one vocabulary id to each of these sequences, all at once; the others stay as they are.
 
         Args:
@@ -89,7 +114,7 @@ class LanguageSession(Protocol):
             positions: slot -> position; None: that of the row.
 
         Returns:
-            Slot -> float32 [vocabulary], valid until the next call.
+            Slot -> what follows.
 
         Raises:
             UserError: as :meth:`extend`.

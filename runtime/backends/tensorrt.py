@@ -185,10 +185,10 @@ class TensorRtBackend:
         outputs = self._run(selector.id, selector, read)
         return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
 
-    def first(self, tensor: Tensor, rows: int) -> Tensor:
+    def take(self, tensor: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
         """Copy on the device."""
-        taken = self._pool.take((1, rows, *tensor.shape[2:]), tensor.dtype)
-        self._device.copy(taken.address, tensor.address, taken.nbytes)
+        taken = self._pool.take((1, rows.size, *tensor.shape[2:]), tensor.dtype)
+        self._copy_rows(taken.address, tensor.address, rows, taken.nbytes // rows.size)
         return taken
 
     def join(self, tensors: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
@@ -378,11 +378,14 @@ class TensorRtBackend:
         self._device.max_min(problem, workspace.memory, *(tensor.address for tensor in places))
         picked = self._download("kept_indices", indices)
         if narrow:
-            # Neighbours lie behind each other here as there.
-            for run in np.split(np.arange(problem.keep), np.flatnonzero(np.diff(picked[0]) != 1) + 1):
-                begin = kept.address + int(run[0]) * row
-                self._device.copy(begin, tokens.address + int(picked[0, run[0]]) * row, len(run) * row)
+            self._copy_rows(kept.address, tokens.address, picked[0], row)
         return kept, picked
+
+    def _copy_rows(self, to: int, source: int, rows: npt.NDArray[np.int64], nbytes: int) -> None:
+        """Copy rows of so many bytes; neighbours lie behind each other here as there, and are one copy."""
+        for run in np.split(np.arange(rows.size), np.flatnonzero(np.diff(rows) != 1) + 1):
+            begin = to + int(run[0]) * nbytes
+            self._device.copy(begin, source + int(rows[run[0]]) * nbytes, len(run) * nbytes)
 
     def _take_outputs(self, graph: GraphInfo, sizes: Mapping[str, int]) -> dict[str, Tensor]:
         return {

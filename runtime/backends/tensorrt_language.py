@@ -22,8 +22,8 @@ from divprune_edge.models.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     Ints,
-    Logits,
     Positions,
+    Prediction,
     SlotTable,
     along,
     pieces,
@@ -85,7 +85,8 @@ class TensorRtLanguage:
     def memory_bytes(self, slots: int) -> int:
         """Return the device memory of a session: caches, new rows, inputs, logits."""
         parts = (self.cache_bytes, self.new_rows_bytes, self.input_bytes, self.nothing_bytes)
-        return sum(part(slots) for part in parts) + aligned(4 * slots * self.info.vocabulary)
+        ids = aligned(8 * slots) if self.info.says_next else 0
+        return sum(part(slots) for part in parts) + aligned(4 * slots * self.info.vocabulary) + ids
 
     def cache_stride(self, slots: int) -> int:
         """Return the bytes between the caches of two tensors."""
@@ -243,7 +244,7 @@ class TensorRtSession(SlotTable):
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
-    ) -> Logits:
+    ) -> Prediction:
         """Run a step per chunk; none is longer than what the engine was built for."""
         model, memory, lengths = self._model, self._memory, self.lengths
         self.check_room(slot, len(ids))
@@ -255,10 +256,11 @@ class TensorRtSession(SlotTable):
             where = visual.address, visual.shape
             memory.prefill(slot, where, inputs, part.shape[1], int(lengths[slot]))
             lengths[slot] += part.shape[1]
-        logits: Logits = memory.logits[0]
-        return logits
+        return memory.read(0)
 
-    def step(self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None) -> dict[int, Logits]:
+    def step(
+        self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
+    ) -> dict[int, Prediction]:
         """Run one step on all slots; what it writes for the others lies on the last row, or nowhere."""
         model, memory, lengths = self._model, self._memory, self.lengths
         row, places = (np.zeros((memory.count, 1), np.int64) for _ in range(2))
@@ -270,7 +272,7 @@ class TensorRtSession(SlotTable):
         memory.intact = [min(intact, int(held[slot])) for slot, intact in enumerate(memory.intact)]
         memory.decode({**model.step(row, places, held), ROWS: rows})
         lengths[list(ids)] += 1
-        return {slot: memory.logits[slot] for slot in ids}
+        return {slot: memory.read(slot) for slot in ids}
 
     def rows(self, slot: int, length: int) -> CacheRows:
         """Copy to the host; the slot remembers that its cache begins with them."""

@@ -1,12 +1,14 @@
 """The memory of a session's slots on TensorRT, and its two kinds of steps.
 
 What the host feeds per step travels in one copy, so a decode step on the host is: write some hundred bytes, launch one
-graph, wait, read the logits. Prefill is bound to the part of the cache that is one slot's, decode to all of it.
+graph, wait, read the logits, or the next id where the engine says it. Prefill is bound to the part of the cache that is
+one slot's, decode to all of it.
 """
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.models.profiles import DECODE
 from divprune_edge.models.steps import StepInputs
 from divprune_edge.plugins.abi import Append
-from divprune_edge.runtime.backends.session import CacheRows
+from divprune_edge.runtime.backends.session import CacheRows, Prediction, best_of
 from divprune_edge.runtime.engines.device import Context, Graph, Memory
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ _log = logging.getLogger("divprune_edge")
 VISUAL, PAST, ROWS = "visual_tokens", "past_key_values.", "cache_rows"
 """The visual tokens among an engine's inputs, what the names of the cache's inputs begin with; and what is no input:
 the row of each slot's cache that new rows go to."""
-_LOGITS = "logits"
+_LOGITS, _NEXT = "logits", "next_id"
 
 
 class Slots:
@@ -46,6 +48,10 @@ class Slots:
         size = 4 * count * vocabulary
         self._logits, self._host_logits = device.allocate(size), device.pinned(size)
         self.logits = self._host_logits.array[:size].view(np.float32).reshape(count, -1)
+        # Greedy decoding needs no more than these: where there are any, logits are copied when they are read.
+        self._ids = device.allocate(8 * count) if model.info.says_next else None
+        self._host_ids = device.pinned(8 * count) if self._ids else None
+        self._on_host = False
         # What decode reads as visual tokens: the ids of a decode step refer to none.
         self._nothing = device.allocate(model.nothing_bytes(count))
         device.clear(self._nothing.address, self._nothing.nbytes)
@@ -53,6 +59,8 @@ class Slots:
         self._decode = model.plan.context(DECODE, scratch)
         for context in (self._prefill, self._decode):
             context.set_address(_LOGITS, self._logits.address)
+            if self._ids is not None:
+                context.set_address(_NEXT, self._ids.address)
         self._bind_cache(self._decode, 0, count)
         self._decode.set_shape(VISUAL, model.nothing_shape(count))
         self._decode.set_address(VISUAL, self._nothing.address)
@@ -98,6 +106,15 @@ class Slots:
             self._decode_step()
             self._warm = True
         self._device.synchronize()
+        self._on_host = self._ids is None
+
+    def read(self, at: int) -> Prediction:
+        """Return what the last step says of its sequence ``at``."""
+        best = None
+        if self._host_ids is not None:
+            ids = self._host_ids.array[: 8 * self.count].view(np.int64)
+            best = best_of(int(ids[at]), self._model.info.vocabulary)
+        return Prediction(best, partial(self._read_logits, at))
 
     def prefill(
         self, slot: int, visual: tuple[int, tuple[int, ...]], inputs: StepInputs, count: int, row: int
@@ -115,6 +132,7 @@ class Slots:
             view[...] = feed[name]
         self._run(context, count, 1, slot, self._model.places(count, 1)[1])
         self._device.synchronize()
+        self._on_host = self._ids is None
 
     def _capture(self) -> None:
         """Record the step and do it; where it cannot be recorded, say so once and do it."""
@@ -155,8 +173,22 @@ class Slots:
             for at in range(batch):
                 new = self._new_rows.address + at * info.kv_heads * count * model.row_bytes
                 self._device.append_rows(sizes, new, self.address(first + at, 0), rows + 8 * at)
+        if self._ids is not None and self._host_ids is not None:
+            self._device.download(self._host_ids.address, self._ids.address, 8 * batch)
+        else:
+            self._download_logits(batch)
+
+    def _download_logits(self, batch: int) -> None:
         nbytes = 4 * batch * self._model.info.vocabulary
         self._device.download(self._host_logits.address, self._logits.address, nbytes)
+
+    def _read_logits(self, at: int) -> npt.NDArray[np.float32]:
+        if not self._on_host:
+            self._download_logits(self.count)
+            self._device.synchronize()
+            self._on_host = True
+        row: npt.NDArray[np.float32] = self.logits[at]
+        return row
 
     def _bind_cache(self, context: Context, first: int, batch: int) -> None:
         model, info = self._model, self._model.info

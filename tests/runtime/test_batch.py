@@ -155,8 +155,8 @@ def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) ->
             session.remove(session.add(seen.tokens))
         going = {slot: writer for slot, (_, writer) in writers.items() if not writer.ended}
         if going:
-            for slot, logits in session.step({slot: w.next[0] for slot, w in going.items()}).items():
-                going[slot].take(logits)
+            for slot, prediction in session.step({slot: w.next[0] for slot, w in going.items()}).items():
+                going[slot].take(prediction)
         for slot, (number, writer) in list(writers.items()):
             if writer.ended:
                 found[number] = writer.result().token_ids
@@ -175,22 +175,23 @@ def test_one_waits_while_another_goes_on(asked: Pipeline, pairs: list) -> None:
     )
     prompt = [1, *range(rows, rows + 58), 7, 8, 9]
     first, second = session.add(visual), session.add(visual)
-    wanted = session.extend(first, prompt).copy()
+    wanted = session.extend(first, prompt).logits.copy()
     session.extend(second, prompt[:30])
     for token in (5, 6, 7):
         session.step({first: token})
-    assert np.allclose(session.extend(second, prompt[30:]), wanted, atol=1e-4)
+    assert np.allclose(session.extend(second, prompt[30:]).logits, wanted, atol=1e-4)
     together = session.step({first: 11, second: 5})
+    second_after_five = together[second].logits.copy()
     alone_first = OneSlot(asked._backend, visual)
     alone_first.extend([*prompt, 5, 6, 7])
-    assert np.allclose(together[first], alone_first.extend([11]), atol=1e-4)
+    assert np.allclose(together[first].logits, alone_first.extend([11]), atol=1e-4)
     session.truncate(first, len(prompt))
-    again = session.step({first: 5})[first].copy()
-    assert np.allclose(again, together[second], atol=1e-4)
+    again = session.step({first: 5})[first].logits.copy()
+    assert np.allclose(again, second_after_five, atol=1e-4)
     taken = session.rows(second, 40)
     third = session.add(visual, taken)
     assert session.length(third) == 40
-    assert np.allclose(session.extend(third, prompt[40:]), wanted, atol=1e-4)
+    assert np.allclose(session.extend(third, prompt[40:]).logits, wanted, atol=1e-4)
 
 
 def test_what_comes_before_the_image_is_computed_once(asked: Pipeline, pairs: list) -> None:

@@ -12,7 +12,7 @@ from raising import failed, refused
 
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import Backend, block, open_backend
-from divprune_edge.runtime.backends.binding import run_bound
+from divprune_edge.runtime.backends.memory import run_bound
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Pipeline
@@ -64,12 +64,12 @@ def test_logits_equal_those_of_a_growing_cache(fused: Backend, portable: Backend
 def test_the_cache_grows_and_keeps_what_it_holds(
     fused: Backend, portable: Backend, fused_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block, "FIRST_CAPACITY", 8)
+    monkeypatch.setattr(block, "MORE_ROWS", 8)
     (a, b), ids = sequences(fused, portable, fused_bundle)
     assert a.session.capacity == 8
     for i, token in enumerate(ids):
         assert np.allclose(a.extend([token]), b.extend([token]), atol=1e-4), i
-    assert a.session.capacity == 64
+    assert a.session.capacity == 68  # 8, 17, 34
 
 
 def test_a_full_cache_ends_in_one_sentence(fused: Backend, portable: Backend, fused_bundle: Path) -> None:

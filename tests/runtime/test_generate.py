@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from divprune_edge.errors import UserError
 from divprune_edge.processing.detokenize import Detokenizer
 from divprune_edge.processing.layout import lay_out
+from divprune_edge.runtime.backends import Prediction
 from divprune_edge.runtime.generate import Decoding, Generation, Writer, write
 from divprune_edge.runtime.sampling import Sampler
 
@@ -33,15 +34,15 @@ class Script:
 
     def extend(
         self, slot: int, ids: Sequence[int], positions: Sequence[int], chunk: int | None
-    ) -> np.ndarray:
+    ) -> Prediction:
         self.fed.append(tuple(ids))
         self.positions.extend(positions)
         self._length += len(ids)
         logits = np.zeros(400, np.float32)
         logits[next(self._ids)] = 1
-        return logits
+        return Prediction(None, lambda: logits)
 
-    def step(self, ids: Mapping[int, int], positions: Mapping[int, int]) -> dict[int, np.ndarray]:
+    def step(self, ids: Mapping[int, int], positions: Mapping[int, int]) -> dict[int, Prediction]:
         return {slot: self.extend(slot, [ids[slot]], [positions[slot]], None) for slot in ids}
 
 

@@ -26,6 +26,7 @@ from divprune_edge.models.graph_facts import check_session
 from divprune_edge.models.profiles import Limits, language_profiles
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.growing import GrowingSession
+from divprune_edge.runtime.backends.memory import DeviceMemory
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.engines.memory import cache_bytes
 from divprune_edge.runtime.engines.pool import Pool
@@ -70,7 +71,7 @@ class Part:
 
     def _over_onnxruntime(self) -> tuple[Any, Any]:
         kind = GrowingSession if DIALECTS[self.info.dialect].grows else BlockSession
-        session = kind(open_session(self.file), "cpu", self.info, self.group, 1)
+        session = kind(open_session(self.file), DeviceMemory("cpu"), self.info, self.group, 1)
         return session, ort.OrtValue.ortvalue_from_numpy
 
     def _over_fake_device(self) -> tuple[Any, Any]:
@@ -132,7 +133,7 @@ def test_two_groups_in_a_row_are_the_whole(exported: Exported, dialect: str, bac
     info = read_manifest(exported()).language_model
     whole = Part(exported() / info.file, info, *info.groups).begin("cpu", np.zeros((1, WIDTH), np.float32))
     for one, token in zip(visual_ids, IDS, strict=True):
-        assert np.allclose(back.extend(0, [one]), whole.extend(0, [token]), atol=1e-4)
+        assert np.allclose(back.extend(0, [one]).logits, whole.extend(0, [token]).logits, atol=1e-4)
     rows = [*front.rows(0, len(IDS)), *back.rows(0, len(IDS))]
     assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(rows, whole.rows(0, len(IDS)), strict=True))
 
@@ -146,7 +147,7 @@ def test_each_group_counts_rows_and_positions_of_its_own(
     front, back, visual_ids = chain(exported, dialect, backend, IDS)
     kept = [i for i in range(len(IDS)) if i not in DROPPED]
     places = kept if original else None
-    found = back.extend(0, [visual_ids[i] for i in kept], places, chunk=2)
+    found = back.extend(0, [visual_ids[i] for i in kept], places, chunk=2).logits
     assert (front.length(0), back.length(0)) == (len(IDS), len(kept))
     hidden = hidden_of(cut(exported(), 0).begin("cpu", np.zeros((1, WIDTH), np.float32)), IDS)
     assert np.allclose(
@@ -178,7 +179,7 @@ def chain(
 
 
 def hidden_of(front: Any, ids: Sequence[int]) -> np.ndarray:
-    return np.stack([front.step({0: token})[0].copy() for token in ids])
+    return np.stack([front.step({0: token})[0].logits.copy() for token in ids])
 
 
 def at_once(part: Part, hidden: np.ndarray, positions: Sequence[int]) -> np.ndarray:

@@ -126,8 +126,8 @@ def test_answers_are_those_of_the_portable_graphs(bundles: Bundles) -> None:
             found = vision.see(vision.read([picture(size)]), selector)
             session = backend.session()
             slot = session.add(found.tokens)
-            first = session.extend(slot, [1, 7, *(table + found.rows), 8])
-            logits.append((first.copy(), session.step({slot: 9})[slot].copy()))
+            first = session.extend(slot, [1, 7, *(table + found.rows), 8]).logits
+            logits.append((first.copy(), session.step({slot: 9})[slot].logits.copy()))
         for found_, wanted in zip(*logits, strict=True):
             assert np.allclose(found_, wanted, atol=2e-4)
 

@@ -162,10 +162,10 @@ def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
     seen = vision.see(images, variant.selector, lap)
     slot = session.add(seen.tokens)
     prompt = prompt.placed(language.embedding_rows, seen.images, language.axes)
-    token = sampler(session.extend(slot, prompt.ids, prompt.positions))
+    token = sampler.next(session.extend(slot, prompt.ids, prompt.positions))
     lap()
     for at in range(workload.tokens - 1):
-        token = sampler(session.step({slot: token}, {slot: prompt.next_position + at})[slot])
+        token = sampler.next(session.step({slot: token}, {slot: prompt.next_position + at})[slot])
         lap()
     times = [1000 * (after - before) for before, after in pairwise(clock)]
     return MeasuredAnswer(tuple(times[: len(STAGES)]), tuple(times[len(STAGES) :]))
