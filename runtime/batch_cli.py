@@ -29,6 +29,7 @@ from divprune_edge.runtime.options import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    WarmUpOption,
     decoding_options,
 )
 
@@ -59,6 +60,7 @@ def batch_command(
     keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: ThreadsOption = None,
+    warm_up: WarmUpOption = False,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     top_k: TopKOption = None,
@@ -103,7 +105,7 @@ def batch_command(
     lines = read_questions(questions)
     first = list(islice(lines, 1))  # and so is a file that is none
     with on_terminal() as tell:
-        pipeline = Pipeline(bundle, selector, keep, backend, threads, tell)
+        pipeline = Pipeline(bundle, selector, keep, backend, threads, tell, warm_up=warm_up)
         decoding["checkpoint_defaults"] = checkpoint_defaults
         options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
         lines = chain(first, lines)

@@ -30,6 +30,7 @@ from divprune_edge.runtime.options import (
     ThreadsOption,
     TopKOption,
     TopPOption,
+    WarmUpOption,
     decoding_options,
 )
 
@@ -85,6 +86,7 @@ def ask(
     keep: KeepOption = None,
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: ThreadsOption = None,
+    warm_up: WarmUpOption = False,
     temperature: TemperatureOption = None,
     top_p: TopPOption = None,
     top_k: TopKOption = None,
@@ -149,7 +151,7 @@ def ask(
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
     with on_terminal() as tell:
-        pipeline = Pipeline(opened, selector, keep, backend, threads, tell)
+        pipeline = Pipeline(opened, selector, keep, backend, threads, tell, warm_up=warm_up)
         conversation = pipeline.chat([*images, *clips], system=system)
         lines = given or _questions_from_stdin()
         asked = _with_media(lines, fps, frames) if chat else ((question, []) for question in given)

@@ -19,6 +19,12 @@ SelectorOption = Annotated[
 ]
 KeepOption = Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+WarmUpOption = Annotated[
+    bool,
+    typer.Option(
+        "--warm-up", help="Answer something unasked first, so that no question waits for a GPU's kernels."
+    ),
+]
 TemperatureOption = Annotated[
     float | None, typer.Option(help="0 takes the most likely token.", show_default="0")
 ]

@@ -39,6 +39,7 @@ from divprune_edge.runtime.generate import (
 from divprune_edge.runtime.progress import OnProgress, in_silence
 from divprune_edge.runtime.stopwatch import Stopwatch
 from divprune_edge.runtime.vision import Vision, VisualTokens
+from divprune_edge.runtime.warm_up import warm_up as warmed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,10 +56,10 @@ class Answer:
     are the visual tokens that the language model saw, ascending: those of several images one after the other, with
     ``image_tokens`` for each, clips among them. ``visual_tokens`` is K, of all of them, and ``prompt_tokens`` counts
     them too. ``timings_ms`` has ``preprocess`` (images and prompt), ``vision``, ``select``, ``prefill`` (until the
-    first id), ``decode`` and ``total``; loading the graphs is in none of them. In a chat the later questions
-    have no ``vision`` and ``select`` to pay for, unless they bring an image: both are 0. In a batch the first three
-    stages are those of all questions together, ``prefill`` has those of the questions before in it, and ``total``
-    lasts until all of them are answered.
+    first id), ``decode`` and ``total``; loading the graphs is in none of them, nor is ``warm_up``, which is there where
+    a pipeline was warmed up. In a chat the later questions have no ``vision`` and ``select`` to pay for, unless they
+    bring an image: both are 0. In a batch the first three stages are those of all questions together, ``prefill`` has
+    those of the questions before in it, and ``total`` lasts until all of them are answered.
     """
 
     answer: str
@@ -92,6 +93,8 @@ class Pipeline:
         threads: CPU threads of one operator; None takes all cores.
         on_progress: told of long work, as ``("encoding images", 2, 5)``: what is done, how many of it, and of how many,
             or None where that is not known yet.
+        warm_up: answer something at once (:mod:`~divprune_edge.runtime.warm_up`), so that the first question waits for
+            nothing that the second does not; what that took is ``warm_up_ms``, and ``warm_up`` in the answers' times.
 
     Raises:
         UserError: not a bundle, no such selector, or a backend that is not there.
@@ -105,6 +108,8 @@ class Pipeline:
         backend: str = "cpu",
         threads: int | None = None,
         on_progress: OnProgress = in_silence,
+        *,
+        warm_up: bool = False,
     ) -> None:
         if not isinstance(bundle, Bundle):
             check_type("bundle", bundle, "path")
@@ -112,6 +117,7 @@ class Pipeline:
         check_type("threads", threads, "int | None")
         if not callable(on_progress):
             raise wrong_type("on_progress", on_progress, "a function that takes a text and two numbers")
+        check_type("warm_up", warm_up, "bool")
         _check_budget(selector, keep)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.selector = self.bundle.selector(selector, keep)
@@ -121,6 +127,9 @@ class Pipeline:
         self._backend.load(self.selector)
         # Shared by all copies: what comes before the first image does not depend on it.
         self._prefix: dict[tuple[int, ...], CacheRows] = {}
+        self.warm_up_ms: float | None = None
+        if warm_up:
+            self.warm_up_ms = warmed(self)
 
     def with_selector(self, selector: str | None = None, keep: int | None = None) -> Pipeline:
         """Return a pipeline over the same loaded graphs that prunes otherwise; arguments as in the constructor.
@@ -267,6 +276,7 @@ class Pipeline:
         self, result: Generation, prompt: PromptIds, visual: VisualTokens, watch: Stopwatch
     ) -> Answer:
         times = {**watch.stages, "prefill": result.prefill_ms, "decode": result.decode_ms}
+        before = {} if self.warm_up_ms is None else {"warm_up": self.warm_up_ms}
         return Answer(
             answer=result.text,
             token_ids=result.token_ids,
@@ -274,7 +284,7 @@ class Pipeline:
             prompt_tokens=len(prompt),
             visual_tokens=prompt.visual_tokens,
             image_tokens=tuple(len(image.rows) for image in visual.images),
-            timings_ms={**times, "total": watch.total},
+            timings_ms={**times, "total": watch.total, **before},
             finish_reason=result.finish_reason,
             backend=self._backend.name,
         )

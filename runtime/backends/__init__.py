@@ -54,7 +54,7 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
     if name not in ("cpu", "cuda"):
         return _open_tensorrt(bundle, name, threads)
     if find_spec("onnxruntime") is None:
-        package = "onnxruntime" if name == "cpu" else "onnxruntime-gpu"
+        package = "onnxruntime" if name == "cpu" else "onnxruntime-gpu[cuda,cudnn]"
         raise UserError(
             f"Backend '{name}' needs ONNX Runtime, which is not installed: 'python -m pip install {package}'.",
             code="onnxruntime-missing",

@@ -172,7 +172,7 @@ class DeviceMemory:
 
     def put(self, value: ort.OrtValue, target: ort.OrtValue, begin: int) -> int:
         """Copy a tensor into another of its type, behind ``begin`` elements; return where it ends."""
-        dtype, size = dtype_of(value), math.prod(value.shape())
+        dtype, size = dtype_of(value), int(math.prod(value.shape()))
         self.copy(Span(value, dtype, (1, 1, size)), [0], Span(target, dtype, (1, 1, size), begin))
         return begin + size
 

@@ -11,6 +11,8 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,8 @@ class OnnxRuntimeBackend:
         self._sessions: dict[str, ort.InferenceSession] = {}
         self.memory = DeviceMemory(device)
         _require_provider(PROVIDERS[device])
+        if device == "cuda":
+            _preload()
         _require_kernels(bundle.manifest, device)
         self._dialect = DIALECTS[bundle.manifest.language_model.dialect]
 
@@ -183,7 +187,7 @@ class OnnxRuntimeBackend:
         if session.get_providers()[0] != provider:
             raise UserError(
                 f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]} for '{graph.file}': "
-                "check the driver, CUDA and cuDNN, or use '--backend cpu'.",
+                f"check the driver, CUDA and cuDNN ({_LIBRARIES}), or use '--backend cpu'.",
                 code="onnxruntime-fell-back",
             )
         check_session(self._bundle.manifest, graph, session)
@@ -213,6 +217,22 @@ def _add_operators(options: ort.SessionOptions, device: str) -> None:
             f"again with '{BUILD_OPERATORS}', or set {OPERATORS_VARIABLE}={OFF} to do without.",
             code="operators-not-accepted",
         ) from error
+
+
+_LIBRARIES = "their libraries come with 'python -m pip install onnxruntime-gpu[cuda,cudnn]'"
+
+
+def _preload() -> None:
+    """Load the libraries of CUDA and cuDNN that lie beside ONNX Runtime as packages, wherever the loader looks.
+
+    Those that it does not find may be on the loader's own path; what is then missing, the session says.
+    """
+    load = getattr(ort, "preload_dlls", None)
+    if load is not None:
+        with redirect_stdout(StringIO()) as said:  # where it says what it did not find
+            load()
+        if said.getvalue():
+            _log.debug("%s", said.getvalue())
 
 
 _REMEDIES = (

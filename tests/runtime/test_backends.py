@@ -194,7 +194,9 @@ def test_a_remedy_follows_from_what_onnxruntime_says(
 
 def test_without_onnxruntime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("divprune_edge.runtime.backends.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="not installed: 'python -m pip install onnxruntime-gpu'"):
+    with pytest.raises(
+        UserError, match=r"not installed: 'python -m pip install onnxruntime-gpu\[cuda,cudnn\]'"
+    ):
         open_backend(bundle, "cuda")
 
 

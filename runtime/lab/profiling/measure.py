@@ -79,6 +79,7 @@ class MeasuredAnswer:
 class Measured:
     """The answers of one variant in the order of rounds, and the process's peak memory once it had answered first.
 
+    ``first`` is that answer, before all rounds: it waits for what is loaded or reserved only once it is used.
     ``peak_bytes`` counts what was loaded before it, too: the variants share a process. ``tiles`` are the image's,
     ``picks`` how often the selector ran.
     """
@@ -90,6 +91,7 @@ class Measured:
     prompt_tokens: int
     answers: tuple[MeasuredAnswer, ...]
     peak_bytes: int
+    first: MeasuredAnswer
 
 
 def measure(
@@ -108,8 +110,9 @@ def measure(
         UserError: the image or the question cannot be used.
     """
     peaks: list[int] = []
+    first = []
     for variant in variants:
-        answer(variant, workload)
+        first.append(answer(variant, workload))
         peaks.append(peak_bytes())
     answers: list[list[MeasuredAnswer]] = [[] for _ in variants]
     order = list(range(len(variants)))
@@ -120,8 +123,8 @@ def measure(
                 answers[i].append(timed)
         progress(done + 1)
     return [
-        _measured(variant, workload, tuple(found), peak)
-        for variant, found, peak in zip(variants, answers, peaks, strict=True)
+        _measured(variant, workload, tuple(found), peak, cold)
+        for variant, found, peak, cold in zip(variants, answers, peaks, first, strict=True)
     ]
 
 
@@ -133,7 +136,11 @@ def counted_tiles(manifest: Manifest, pixels: npt.NDArray[np.uint8]) -> int:
 
 
 def _measured(
-    variant: Variant, workload: Workload, answers: tuple[MeasuredAnswer, ...], peak: int
+    variant: Variant,
+    workload: Workload,
+    answers: tuple[MeasuredAnswer, ...],
+    peak: int,
+    first: MeasuredAnswer,
 ) -> Measured:
     (image,) = variant.vision.read([workload.image])
     prompt = variant.encode(workload.question, image)
@@ -143,7 +150,7 @@ def _measured(
     )
     picks = 0 if keep is None else int((rows > keep).sum())
     tiles = counted_tiles(variant.bundle.manifest, image.pixels)
-    return Measured(variant, tiles, picks, prompt.visual_tokens, len(prompt), answers, peak)
+    return Measured(variant, tiles, picks, prompt.visual_tokens, len(prompt), answers, peak, first)
 
 
 def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:

@@ -41,6 +41,7 @@ class VariantReport:
     totals: Mapping[int, Summary]
     tokens_per_second: float | None
     peak_bytes: int
+    cold_first_token: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data."""
@@ -54,6 +55,7 @@ class VariantReport:
             "total_ms": {str(tokens): total.to_dict() for tokens, total in self.totals.items()},
             "tokens_per_second": self.tokens_per_second,
             "peak_bytes": self.peak_bytes,
+            "cold_ttft_ms": round(self.cold_first_token, 3),
         }
 
 
@@ -163,4 +165,5 @@ def _variant(
         totals={tokens: summarise([answer.total(tokens) for answer in answers]) for tokens in lengths},
         tokens_per_second=round(1000 / summarise(steps).median, 3) if steps else None,
         peak_bytes=measured.peak_bytes,
+        cold_first_token=measured.first.first_token,
     )

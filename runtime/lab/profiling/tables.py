@@ -68,7 +68,14 @@ def _stages(variant: VariantReport) -> Table:
 
 def _answers(report: ProfileReport) -> Table:
     lengths = list(report.variants[0].totals)
-    heads = ["median ms", "TTFT", *(f"{n} tok" for n in lengths if n > 1), "tok/s", "peak MiB"]
+    heads = [
+        "median ms",
+        "TTFT",
+        "first of all",
+        *(f"{n} tok" for n in lengths if n > 1),
+        "tok/s",
+        "peak MiB",
+    ]
     rows = []
     for variant in report.variants:
         totals = [shown(variant.totals[n].median) for n in lengths if n > 1]
@@ -77,6 +84,7 @@ def _answers(report: ProfileReport) -> Table:
             (
                 variant.title,
                 shown(variant.first_token.median),
+                shown(variant.cold_first_token),
                 *totals,
                 rate,
                 f"{variant.peak_bytes / MIB:.0f}",

@@ -254,7 +254,7 @@ def test_what_pruning_saves_by_hand(demo_bundle: Path) -> None:
     def of(selector: str | None, prefill: float, step: float) -> Measured:
         answers = (MeasuredAnswer((4.0, 5.0, 1.0, prefill), (step,) * 3),) * 5
         return Measured(
-            variant(demo_bundle, selector), 1, 1, 58 if selector is None else 576, 100, answers, 0
+            variant(demo_bundle, selector), 1, 1, 58 if selector is None else 576, 100, answers, 0, answers[0]
         )
 
     one, three = savings(of(None, 10, 25), of("none", 60, 30), [1, 3])
@@ -330,7 +330,14 @@ def test_the_bound_holds_in_every_round(demo_bundle: Path) -> None:
     def of(selector: str | None) -> Measured:
         made = [MeasuredAnswer(tuple(noise.gamma(2, 5, 4)), tuple(noise.gamma(2, 5, 15))) for _ in range(40)]
         return Measured(
-            variant(demo_bundle, selector), 1, 1, 58 if selector is None else 576, 100, tuple(made), 0
+            variant(demo_bundle, selector),
+            1,
+            1,
+            58 if selector is None else 576,
+            100,
+            tuple(made),
+            0,
+            made[0],
         )
 
     for saving in savings(of(None), of("none"), [1, 4, 16]):
