@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from divprune_edge.models.budget import keep_from_prune
 from divprune_edge.models.cost import decoder_flops, max_min_flops
-from divprune_edge.models.families import FAMILIES
-from divprune_edge.models.families.qwen_vl import QwenSpec
+from divprune_edge.models.families import family_named
+from divprune_edge.models.families.qwen_vl.model import QwenSpec
 from divprune_edge.models.targets import TARGETS
 
 VOCABULARY = 151936
@@ -61,7 +61,7 @@ WORKLOADS = (Workload("one image of 1408 × 1408", 1, 1936), Workload("eight of 
 
 
 def _spec() -> QwenSpec:
-    family = FAMILIES["qwen3_vl"]
+    family = family_named("qwen3_vl")
     spec: QwenSpec = family.spec(family.presets["qwen3-vl-2b"])
     return spec
 
@@ -144,7 +144,7 @@ def dart_on_thor() -> Iterator[tuple[float, float, float]]:
         "num_key_value_heads": 8,
         "head_dim": 128,
     }
-    spec: QwenSpec = FAMILIES["qwen3_vl"].spec(
+    spec: QwenSpec = family_named("qwen3_vl").spec(
         {"model_type": "qwen3_vl", "vision_config": {"out_hidden_size": 2560}, "text_config": sizes}
     )
     visual = WORKLOADS[0].tokens

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from divprune_edge.models.families import FAMILIES, WeightNames, family_of
+from divprune_edge.models.families import family_named, family_of
+from divprune_edge.models.families.family import WeightNames
 
 CLIP_L_336 = {
     "model_type": "clip_vision_model",
@@ -45,7 +46,7 @@ LM_04B = {
     "vocab_size": 32064,
     "rms_norm_eps": 1e-5,
 }
-QWEN3_VL_2B: dict[str, Any] = FAMILIES["qwen3_vl"].presets["qwen3-vl-2b"]
+QWEN3_VL_2B: dict[str, Any] = family_named("qwen3_vl").presets["qwen3-vl-2b"]
 """Config of Qwen3-VL-2B, where it is not its class' default."""
 TINY_VISION = CLIP_L_336 | {
     "hidden_size": 64,

@@ -42,9 +42,9 @@ def test_prompts_of_two_lengths_in_all_budgets(tmp_path: Path) -> None:
 
 
 def test_the_sizes_are_those_of_the_published_model() -> None:
-    from divprune_edge.models.families import FAMILIES
+    from divprune_edge.models.families import family_named
 
-    spec = FAMILIES["qwen3_vl"].spec(
+    spec = family_named("qwen3_vl").spec(
         {"model_type": "qwen3_vl", "vision_config": qwen.FULL.vision, "text_config": qwen.FULL.text}
     )
     shapes = [*spec.decoder.parameters(151936).values(), *spec.vision.parameters().values()]
