@@ -13,9 +13,10 @@ from exporting import export, plan_of
 from one_slot import OneSlot
 from raising import refused
 
+from divprune_edge.models import steps
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.processing.prompt import Turn
-from divprune_edge.runtime.backends import Backend, CacheRows, open_backend, steps
+from divprune_edge.runtime.backends import Backend, CacheRows, open_backend
 from divprune_edge.runtime.backends.onnxruntime import _require_kernels
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Pipeline

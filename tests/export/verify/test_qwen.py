@@ -14,7 +14,7 @@ from qwen_checkpoints import QWEN, make_qwen_checkpoint
 
 from divprune_edge.export import language
 from divprune_edge.export.plan import ExportPlan
-from divprune_edge.models.families.qwen_vl import encoder, model
+from divprune_edge.models.families.qwen_vl import encoder, model, reading
 from divprune_edge.models.rope import RopeSpec
 from divprune_edge.processing import patches
 
@@ -220,7 +220,7 @@ def test_the_tower_is_told_of_another_grid(
     family, wrong = GRIDS[mistake]
     bundle = export(plans(family), tmp_path / "bundle").folder
     told = patches.grid_inputs
-    monkeypatch.setattr(model, "grid_inputs", lambda *grid: wrong(told(*grid)))
+    monkeypatch.setattr(reading, "grid_inputs", lambda *grid: wrong(told(*grid)))
     assert TOKENS in failures(plans(family), bundle)
 
 

@@ -191,7 +191,7 @@ def test_tiles_are_put_together_wrongly(
     """The code that the runtime shares is wrong."""
     bundle = tiled(kind)
     monkeypatch.setattr(
-        "divprune_edge.models.families.llava.tiled.assembly",
+        "divprune_edge.models.families.llava.reading.assembly",
         lambda *arguments, **options: change(assembly(*arguments, **options)),
     )
     assert found in failures(bundle.plan, bundle.folder)
