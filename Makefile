@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_BUNDLE := bundles/demo
+QWEN_BUNDLE := bundles/demo-qwen
 
 # TensorRT's Python bindings, without TensorRT, and CUDA's, without a driver: what plugin and engines must fit.
 FUZZ_CASES ?= 100000
@@ -13,7 +14,7 @@ BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: fuzz tensorrt demo test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
+.PHONY: fuzz tensorrt demo demo-qwen test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,6 +22,10 @@ help:  ## Show this list.
 demo: $(VENV)/.demo  ## Export the demo checkpoint with 90 % pruning and ask it three questions.
 	$(BIN)/python -m export llava --prune 0.9 --output $(DEMO_BUNDLE) --force
 	$(BIN)/python -m divprune_edge.demo $(DEMO_BUNDLE)
+
+demo-qwen: $(VENV)/.demo  ## Export the demo of Qwen3-VL's architecture, and ask it about an image and a clip.
+	$(BIN)/python -m export --model models/demo/qwen3-vl-checkpoint --keep 26 --frames 4 --output $(QWEN_BUNDLE) --force
+	$(BIN)/python -m divprune_edge.demo $(QWEN_BUNDLE)
 
 test: $(VENV)/.dev  ## Run all tests (installs torch and transformers).
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)

@@ -1,11 +1,12 @@
-"""``python -m divprune_edge.demo BUNDLE``: three questions about the bundled image, pruned and unpruned."""
+"""``python -m divprune_edge.demo BUNDLE``: questions about the bundled image and clip, pruned and unpruned."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -13,7 +14,7 @@ from divprune_edge.console import run
 from divprune_edge.hints import as_typed, quoted
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.pipeline import Answer
+    from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 app = typer.Typer(add_completion=False)
 
@@ -21,28 +22,38 @@ _LONGEST_ANSWER = 16
 
 
 @app.command()
-def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of the demo checkpoint.")]) -> None:
-    """Ask the demo bundle about the bundled image, with its default selector and with every visual token."""
+def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of a demo checkpoint.")]) -> None:
+    """Ask it about the bundled image and, where it takes any, the bundled clip: with every token, and pruned."""
     from divprune_edge.manifest import UNPRUNED
-    from divprune_edge.models.demo import PICTURE, PICTURE_FACTS
+    from divprune_edge.models.demo import CLIP, CLIP_FACTS, PICTURE, PICTURE_FACTS
     from divprune_edge.runtime.pipeline import Pipeline
 
-    questions = json.loads(PICTURE_FACTS.read_text(encoding="utf-8"))["questions"]
     start = time.perf_counter()
     pruned = Pipeline(bundle)
-    full = pruned.with_selector(UNPRUNED)
+    both = pruned.with_selector(UNPRUNED), pruned
     print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The image: {_from_here(PICTURE)}")
-    for pipeline in (pruned, full):  # a session's first run is slower than the rest
-        pipeline.ask(PICTURE, questions[0]["question"], max_tokens=1)
-    for entry in questions:
-        print(f"\n{entry['question']}  (expected: {entry['answer']})")
-        for pipeline in (full, pruned):
-            answer = pipeline.ask(PICTURE, entry["question"], max_tokens=_LONGEST_ANSWER)
-            print(_line(answer, full.visual_tokens), flush=True)
+    _ask(both, PICTURE_FACTS, {"image": PICTURE})
+    if pruned.bundle.manifest.preprocessing.clips is not None:
+        print(f"\nThe clip, a folder of frames: {_from_here(CLIP)}")
+        _ask(both, CLIP_FACTS, {"image": None, "video": CLIP})
     info = as_typed(f"python -m runtime info {quoted(bundle)}")
     print(f"\nThe bundle lies in {_from_here(bundle)}; its graphs: {info}")
     ask = as_typed(f"python -m runtime ask {quoted(bundle)}")
     print(f'Ask more: {ask} --image {quoted(_from_here(PICTURE))} "How many shapes are there?"')
+
+
+def _ask(pipelines: Sequence[Pipeline], facts: Path, media: dict[str, Any]) -> None:
+    """Ask the questions of a file of facts, with every visual token and pruned."""
+    questions = json.loads(facts.read_text(encoding="utf-8"))["questions"]
+    for pipeline in pipelines:  # a session's first run is slower than the rest
+        pipeline.ask(question=questions[0]["question"], max_tokens=1, **media)
+    for entry in questions:
+        print(f"\n{entry['question']}  (expected: {entry['answer']})")
+        seen = 0
+        for pipeline in pipelines:
+            answer = pipeline.ask(question=entry["question"], max_tokens=_LONGEST_ANSWER, **media)
+            seen = max(seen, answer.visual_tokens)
+            print(_line(answer, seen), flush=True)
 
 
 def _from_here(path: Path) -> Path:

@@ -25,28 +25,29 @@ def render(scene: Scene, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
     return _draw(scene, size)[0]
 
 
-def render_with_owners(scene: Scene) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw at `IMAGE_SIZE` and say what each patch shows.
+def render_with_owners(scene: Scene, size: int = IMAGE_SIZE) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Draw at a size and say what each patch shows.
 
-    Returns pixels uint8 [96, 96, 3] and owners uint8 [576] in raster order: the thing that covers
+    Returns pixels uint8 [size, size, 3] and owners uint8 [(size / 4)²] in raster order: the thing that covers
     at least 30 % of the patch, `UNCLEAR` between 6 % and 30 %, else `BACKGROUND`.
     """
-    pixels, covers = _draw(scene, IMAGE_SIZE)
-    owners = np.zeros(GRID * GRID, np.uint8)
-    best = np.zeros(GRID * GRID, np.float32)
+    pixels, covers = _draw(scene, size)
+    grid = size // PATCH
+    owners = np.zeros(grid * grid, np.uint8)
+    best = np.zeros(grid * grid, np.float32)
     for label, cover in covers:
-        share = cover.reshape(GRID, PATCH, GRID, PATCH).mean((1, 3)).reshape(-1)
+        share = cover.reshape(grid, PATCH, grid, PATCH).mean((1, 3)).reshape(-1)
         seen = np.where(share >= 0.3, label, UNCLEAR).astype(np.uint8)
         owners = np.where((share > 0.06) & (share > best), seen, owners)
         best = np.maximum(best, share)
     if scene.sign is not None:
-        _own_digits(scene.sign, owners)
+        _own_digits(scene.sign, owners, grid)
     return pixels, owners
 
 
-def _own_digits(sign: Sign, owners: NDArray[np.uint8]) -> None:
+def _own_digits(sign: Sign, owners: NDArray[np.uint8], grid: int) -> None:
     """Patches of the sign whose centre lies in a digit's cell belong to that digit."""
-    centres = (np.arange(GRID) + 0.5) / GRID
+    centres = (np.arange(grid) + 0.5) / grid
     xs, ys = np.meshgrid(centres, centres)
     cell = 0.66 * sign.digit_height
     slot = np.floor((xs - sign.x) / cell + len(sign.digits) / 2).reshape(-1)

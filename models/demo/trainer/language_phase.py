@@ -93,12 +93,12 @@ def teach_language(model: TaughtLlava, pictures: Pictures, stage: Stage, folder:
             features = features.gather(1, index[..., None].expand(-1, -1, features.shape[-1]))
         budgets = draw_budgets(len(rows), features.shape[1], generator)
         logits = answer_logits(model.llava, features, batch, budgets)
-        scores = _scores(right_answers(logits.detach(), batch), batch)
+        scores = scores_of(right_answers(logits.detach(), batch), batch)
         loss = functional.cross_entropy(logits, batch.labels) + HEADS_WEIGHT * taught
         run.descend(loss, {"heads": float(taught.detach()), **scores})
 
 
-def _scores(right: Tensor, batch: Batch) -> dict[str, float]:
+def scores_of(right: Tensor, batch: Batch) -> dict[str, float]:
     """Share of right answers per question type."""
     by_type: dict[str, list[bool]] = defaultdict(list)
     for question, is_right in zip(batch.questions, right.tolist(), strict=True):

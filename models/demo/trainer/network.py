@@ -7,6 +7,9 @@ last language layer's successors never read, and patches that a training step ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -146,13 +149,16 @@ class Projector(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Rotary attention over a shared prefix and what a mask allows."""
+    """Rotary attention over a shared prefix and what a mask allows; with `eps`, heads are normalised before."""
 
-    def __init__(self, hidden: int, heads: int) -> None:
+    def __init__(self, hidden: int, heads: int, eps: float | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             nn.Linear(hidden, hidden, bias=False) for _ in range(4)
+        )
+        self.q_norm, self.k_norm = (
+            nn.Identity() if eps is None else nn.RMSNorm(hidden // heads, eps) for _ in range(2)
         )
 
     def forward(
@@ -160,7 +166,7 @@ class TextAttention(nn.Module):
     ) -> Tensor:
         """Positions before `prefix` are plainly causal; the text after it sees them and what `mask` allows."""
         q, k, v = joint(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k = rotate(q, rope, self.heads), rotate(k, rope, self.heads)
+        q, k = rotate(q, rope, self.heads, self.q_norm), rotate(k, rope, self.heads, self.k_norm)
         text = attend(q[:, prefix:], k, v, self.heads, mask=mask)
         if text_only:
             return self.o_proj(text)
@@ -185,9 +191,9 @@ class TextMLP(nn.Module):
 class TextLayer(nn.Module):
     """A pre-norm layer of Llama."""
 
-    def __init__(self, hidden: int, intermediate: int, heads: int, eps: float) -> None:
+    def __init__(self, hidden: int, intermediate: int, heads: int, eps: float, qk_norm: bool) -> None:
         super().__init__()
-        self.self_attn = TextAttention(hidden, heads)
+        self.self_attn = TextAttention(hidden, heads, eps if qk_norm else None)
         self.mlp = TextMLP(hidden, intermediate)
         self.input_layernorm = nn.RMSNorm(hidden, eps)
         self.post_attention_layernorm = nn.RMSNorm(hidden, eps)
@@ -204,35 +210,44 @@ class TextLayer(nn.Module):
 class LanguageModel(nn.Module):
     """Llama on a shared prefix (start, picture) followed by many separate pieces of text."""
 
-    def __init__(self, config: dict[str, int] = TEXT) -> None:
+    def __init__(self, config: dict[str, Any] = TEXT, *, qk_norm: bool = False) -> None:
         super().__init__()
         hidden, heads, eps = config["hidden_size"], config["num_attention_heads"], config["rms_norm_eps"]
         self.embed_tokens = nn.Embedding(config["vocab_size"], hidden)
         self.layers = nn.ModuleList(
-            TextLayer(hidden, config["intermediate_size"], heads, eps)
+            TextLayer(hidden, config["intermediate_size"], heads, eps, qk_norm)
             for _ in range(config["num_hidden_layers"])
         )
         self.norm = nn.RMSNorm(hidden, eps)
         self.head_dim = hidden // heads
 
-    def forward(self, x: Tensor, positions: Tensor, prefix: int, mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, prefix: int, mask: Tensor, beside: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Final states of the text, [batch, length - prefix, hidden].
 
-        `x` [batch, length, hidden]; `positions` [batch, length], may repeat or be fractional;
-        `mask` bool [batch, 1, length - prefix, length].
+        `x` [batch, length, hidden]; `positions` [batch, length], may repeat or be fractional, or
+        [batch, length, 3] for time, height and width, which take the angles in turn (interleaved M-RoPE);
+        `mask` bool [batch, 1, length - prefix, length]; `beside` [batch, prefix, hidden] each, added after the
+        first layers.
         """
         frequency = 10000.0 ** -(torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim)
-        angle = positions.float()[..., None] * frequency
+        each = positions.float()[..., None]
+        if positions.ndim == 3:
+            each = positions.float()[..., torch.arange(self.head_dim // 2) % 3]
+        angle = each * frequency
         rope = (angle.cos().repeat(1, 1, 2)[:, :, None], angle.sin().repeat(1, 1, 2)[:, :, None])
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, rope, prefix, mask, number == len(self.layers))
+            if number <= len(beside):
+                x = torch.cat([x[:, :prefix] + beside[number - 1], x[:, prefix:]], 1)
         return self.norm(x)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor], heads: int) -> Tensor:
-    """Rotary position embedding of [batch, length, hidden], halves of each head paired."""
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor], heads: int, norm: nn.Module) -> Tensor:
+    """Rotary position embedding of [batch, length, hidden], halves of each head, once normalised, paired."""
     cos, sin = rope
-    split = x.view(*x.shape[:2], heads, -1)
+    split = norm(x.view(*x.shape[:2], heads, -1))
     first, second = split.chunk(2, -1)
     return (split * cos + torch.cat([-second, first], -1) * sin).flatten(2)
 
@@ -247,9 +262,14 @@ class DemoLlava(nn.Module):
         self.model.multi_modal_projector = Projector(vision["hidden_size"], text["hidden_size"])
         self.model.language_model = LanguageModel(text)
         self.lm_head = nn.Linear(text["hidden_size"], text["vocab_size"], bias=False)
-        depth = (2 * text["num_hidden_layers"]) ** -0.5
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2 and "vision_tower" not in name:
-                std = 0.3 if "embed" in name else parameter.shape[1] ** -0.5
-                closing = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(parameter, std=std * (depth if closing else 1.0))
+        start_matrices(self, "vision_tower", text["num_hidden_layers"])
+
+
+def start_matrices(model: nn.Module, tower: str, layers: int) -> None:
+    """Draw the matrices outside the tower: those that close one of the language model's layers are small."""
+    depth = (2 * layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and tower not in name:
+            std = 0.3 if "embed" in name else parameter.shape[1] ** -0.5
+            closing = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=std * (depth if closing else 1.0))

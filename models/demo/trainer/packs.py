@@ -6,7 +6,7 @@ turns. A conversation sees the prefix and itself, and sits at the positions it w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -36,7 +36,20 @@ TRAINING_MIX = {
 _IDS = vocabulary()
 HEAD = (BOS, _IDS["user"], _IDS[":"])
 """What stands before the picture."""
-_USER, _ASSISTANT = (_IDS["user"], _IDS[":"]), (_IDS["assistant"], _IDS[":"])
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a checkpoint writes a conversation: token ids around questions and answers.
+
+    `user` comes before every question but the first, `assistant` after each; an answer ends with `end`.
+    """
+
+    encode: Callable[[str], tuple[int, ...]]
+    user: tuple[int, ...]
+    assistant: tuple[int, ...]
+    end: int
+    pad: int
 
 
 @dataclass(frozen=True)
@@ -65,15 +78,20 @@ class Batch:
         return torch.cat([torch.ones(len(same), size, prefix, dtype=torch.bool), same], 2)[:, None]
 
 
-@lru_cache(maxsize=1)
-def _tokenizer() -> Any:
-    return build_tokenizer()
+def encoder(build: Callable[[], Any]) -> Callable[[str], tuple[int, ...]]:
+    """What makes token ids of a piece of text, without `<s>`; the tokenizer is built when it is needed."""
+    tokenizer = lru_cache(maxsize=1)(build)
+
+    @lru_cache(maxsize=100_000)
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
+
+    return encode
 
 
-@lru_cache(maxsize=100_000)
-def encode(text: str) -> tuple[int, ...]:
-    """Token ids of a piece of text, without `<s>`."""
-    return tuple(_tokenizer().encode(text, add_special_tokens=False).ids)
+LLAVA = Form(
+    encoder(build_tokenizer), (_IDS["user"], _IDS[":"]), (_IDS["assistant"], _IDS[":"]), end=EOS, pad=PAD
+)
 
 
 def ask_for_training(scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[list[Question]]]:
@@ -94,7 +112,7 @@ def ask_for_training(scenes: Sequence[Scene], rng: np.random.Generator) -> list[
 
 
 def build_batch(
-    packs: Sequence[Sequence[Sequence[Question]]], rng: np.random.Generator | None = None
+    packs: Sequence[Sequence[Sequence[Question]]], rng: np.random.Generator | None = None, form: Form = LLAVA
 ) -> Batch:
     """Tokenise packs of conversations; with `rng`, the closing mark is left out now and then."""
     columns: list[list[tuple[int, int, int]]] = []  # per pack: id, offset, conversation
@@ -108,8 +126,8 @@ def build_batch(
                 text = question.text
                 if rng is not None and rng.random() < 0.15:
                     text = text.rstrip("?.")
-                opening = (_USER if turn else ()) + encode(text) + _ASSISTANT
-                answer = (*encode(question.answer), EOS)
+                opening = (form.user if turn else ()) + form.encode(text) + form.assistant
+                answer = (*form.encode(question.answer), form.end)
                 for place, label in enumerate(answer):
                     targets.append((row, len(line) + len(opening) - 1 + place, label, len(questions)))
                 for token in opening + answer:
@@ -118,7 +136,7 @@ def build_batch(
                 questions.append(question)
         columns.append(line)
     size = max(len(line) for line in columns)
-    cells = torch.tensor([line + [(PAD, 0, -1)] * (size - len(line)) for line in columns])
+    cells = torch.tensor([line + [(form.pad, 0, -1)] * (size - len(line)) for line in columns])
     flat = torch.tensor(targets)
     return Batch(
         cells[..., 0],

@@ -54,7 +54,8 @@ class Run:
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in self.model.named_parameters():
             inner = parameter.ndim == 2 and not any(word in name for word in ("embed", "heads", "lm_head"))
-            groups[inner, "tower" in name].append(parameter)
+            is_tower = any(word in name for word in ("tower", "visual")) and "merger" not in name
+            groups[inner, is_tower].append(parameter)
 
         def shared(inner: bool) -> list[dict[str, object]]:
             shares = {False: 1.0, True: self.stage.tower_share}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,27 +72,30 @@ def _without_slots(text: str) -> str:
     return text
 
 
-def vocabulary() -> dict[str, int]:
-    """Token to id: special tokens, words, then single characters and their `##` continuations."""
+def vocabulary(special: Sequence[str] = SPECIAL, more: Sequence[str] = ()) -> dict[str, int]:
+    """Token to id: special tokens, words and `more`, then single characters and their `##` continuations."""
     characters = string.ascii_lowercase + string.digits
-    pieces = list(SPECIAL) + words() + list(string.punctuation) + list(characters)
+    pieces = [*special, *sorted({*words(), *more}), *string.punctuation, *characters]
     pieces += ["##" + c for c in characters]
     return {piece: index for index, piece in enumerate(pieces)}
 
 
-def build_tokenizer() -> Any:
-    """The `tokenizers.Tokenizer`: lower-casing WordPiece that puts `<s>` first."""
+def build_tokenizer(special: Sequence[str] = SPECIAL, more: Sequence[str] = ()) -> Any:
+    """The `tokenizers.Tokenizer`: lower-casing WordPiece that puts `<s>` first, if there is one."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.WordPiece(vocabulary(), unk_token="<unk>", max_input_chars_per_word=64))
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary(special, more), unk_token="<unk>", max_input_chars_per_word=64)
+    )
     plain = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
     tokenizer.normalizer = normalizers.Sequence(plain)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
-    )
+    if "<s>" in special:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", special.index("<s>"))]
+        )
     tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens(list(special))
     return tokenizer
 
 

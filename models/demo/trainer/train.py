@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.phase == "pictures":
         return
     if options.processes > 1 and "RANK" not in os.environ:
-        raise SystemExit(workers.start(sys.argv[1:] if arguments is None else arguments, options.processes))
+        given = sys.argv[1:] if arguments is None else arguments
+        raise SystemExit(workers.start(given, options.processes, f"{__package__}.train"))
     workers.join()
     torch.manual_seed(options.seed)
     taught = TaughtTower(VisionTower())

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch import nn
 
 
-def start(arguments: list[str], processes: int) -> int:
-    """Run this trainer as `processes` processes; returns the first failure's exit code, or 0."""
+def start(arguments: list[str], processes: int, module: str) -> int:
+    """Run the trainer `module` as `processes` processes; returns the first failure's exit code, or 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "divprune_edge.models.demo.trainer.train", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     shared |= {"GLOO_SOCKET_IFNAME": "lo"}
     workers = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}) for rank in range(processes)]

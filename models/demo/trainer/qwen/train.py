@@ -1,0 +1,75 @@
+"""Train the demo checkpoint of Qwen3-VL's architecture: `python -m divprune_edge.models.demo.trainer.qwen.train`.
+
+The phases of the other demo: pictures are drawn; the tower is taught patch by patch; then the whole model learns to
+answer about images of several sizes, two images, and short clips. Pruning is not what it trains for: the language
+model always gets every visual token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from ...scenes import Split
+from .. import workers
+from ..data import draw_pictures
+from ..schedule import Stage
+from .checkpoint import LARGEST, save_checkpoint
+from .network import DemoQwen, VisionTower
+from .phases import TaughtQwen, TaughtTower, teach_language, teach_vision
+
+PHASES = ("pictures", "vision", "language")
+TRAINING_PICTURES = 24_000
+
+VISION_STAGES = (
+    Stage("vision-part", steps=1800, batch=16, rate=0.02, patches=84, final_rate=0.3),
+    Stage("vision-full", steps=600, batch=12, rate=0.006),
+)
+LANGUAGE_STAGES = (
+    Stage("answers", steps=1500, batch=12, rate=0.01, final_rate=0.3, tower_share=0.0),
+    Stage("answers-all", steps=700, batch=12, rate=0.005, warmup=20, tower_share=0.5),
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("demo-training-qwen"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--phase", choices=PHASES, default=PHASES[-1], help="stop after this phase")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    work: Path = options.work
+    pictures = draw_pictures(work / "pictures", Split.TRAIN, options.seed, TRAINING_PICTURES, size=LARGEST)
+    if options.phase == "pictures":
+        return
+    if options.processes > 1 and "RANK" not in os.environ:
+        given = sys.argv[1:] if arguments is None else arguments
+        raise SystemExit(workers.start(given, options.processes, f"{__package__}.train"))
+    workers.join()
+    torch.manual_seed(options.seed)
+    taught = TaughtTower(VisionTower())
+    for stage in VISION_STAGES:
+        teach_vision(taught, pictures, stage, work, options.seed)
+    if options.phase == "vision":
+        return
+    qwen = DemoQwen()
+    qwen.model.visual.load_state_dict(
+        {n: v for n, v in taught.tower.state_dict().items() if "merger" not in n}, strict=False
+    )
+    model = TaughtQwen(qwen, taught.heads)
+    for stage in LANGUAGE_STAGES:
+        teach_language(model, pictures, stage, work, options.seed)
+        if workers.rank() == 0:
+            save_checkpoint(options.output, qwen.state_dict(), options.seed)
+            print(f"{stage.name}: checkpoint in {options.output}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
