@@ -30,7 +30,7 @@ def test_patches_are_those_of_the_processor(tmp_path: Path) -> None:
 
 
 def test_owners_of_a_size_lie_where_the_shapes_are() -> None:
-    pixels, owners = render_with_owners(sample_scene(scene_rng(Split.TRAIN, 0, 3)), LARGEST)
+    _, owners = render_with_owners(sample_scene(scene_rng(Split.TRAIN, 0, 3)), LARGEST)
     assert owners.shape == ((LARGEST // PATCH) ** 2,)
     # A channel that says which patch is whose: what is resized like the image must agree where it is not mixed.
     painted = np.repeat(owners.reshape(32, 32).repeat(4, 0).repeat(4, 1)[None, :, :, None], 3, 3)
