@@ -118,6 +118,34 @@ def measure(pipeline: Pipeline, asked: Sequence[Asked]) -> dict[str, Any]:
     }
 
 
+def tables(result: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a table of all sets, and one of single images by type; right answers in per cent."""
+    methods = list(dict.fromkeys((row["selector"], row["keep"]) for row in result))
+    by = {(row["set"], row["selector"], row["keep"]): row for row in result}
+    names = list(dict.fromkeys(row["set"] for row in result))
+    columns = [name for name in names if name not in SMALLER]
+    lines = ["| selector | kept | " + " | ".join(columns) + " |", "|---" * (2 + len(columns)) + "|"]
+    for method, keep in methods:
+        cells = (_share(by[name, method, keep]) for name in columns)
+        lines.append(f"| {method} | {keep or 'all'} | " + " | ".join(cells) + " |")
+    types = sorted(by["image", "none", None]["types"])
+    lines += ["", "| | kept | all | macro | " + " | ".join(types) + " |", "|---" * (4 + len(types)) + "|"]
+    rows = [(f"{m}", k, by["image", m, k]) for m, k in methods]
+    rows += [(f"made smaller, {name}", None, by[name, "none", None]) for name in SMALLER if name in names]
+    for label, keep, row in rows:
+        shares = (f"{100 * hits / total:.1f}" for hits, total in (row["types"][kind] for kind in types))
+        tokens = keep or round(row["visual_tokens"])
+        lines.append(
+            f"| {label} | {tokens} | {_share(row)} | {100 * row['macro']:.1f} | " + " | ".join(shares) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _share(row: dict[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{100 * row['right'] / row['questions']:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -144,6 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
             )
             result.append(row)
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(tables(result))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ turns. A conversation sees the prefix and itself, and sits at the positions it w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -94,12 +94,14 @@ LLAVA = Form(
 )
 
 
-def ask_for_training(scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[list[Question]]]:
-    """Conversations (lists of questions) per scene, in the training mix."""
+def ask_for_training(
+    scenes: Sequence[Scene], rng: np.random.Generator, mix: Mapping[str, int] = TRAINING_MIX
+) -> list[list[list[Question]]]:
+    """Conversations (lists of questions) per scene, as many of each type as `mix` says."""
     asker = Asker(rng)
     packs = []
     for scene in scenes:
-        asked = [asker.ask(scene, kind) for kind, number in TRAINING_MIX.items() for _ in range(number)]
+        asked = [asker.ask(scene, kind) for kind, number in mix.items() for _ in range(number)]
         questions = [question for question in asked if question is not None]
         order = rng.permutation(len(questions))
         pack, start = [], 0

@@ -39,6 +39,8 @@ IMAGE_SIZES: tuple[Size, ...] = (
 PAIR_SIZES: tuple[Size, ...] = ((12, 12), (8, 12), (12, 8), (8, 8), (10, 10))
 CLIP_SIZES: tuple[Size, ...] = ((8, 8), (8, 8), (10, 10), (12, 12))
 KINDS, SHARES = ("image", "pair", "clip"), (0.6, 0.2, 0.2)
+IMAGE_MIX = TRAINING_MIX | {"where": 4, "at": 3, "relation": 5, "bigger": 6, "digits": 2}
+"""Places are learned last, as they are not in the order of tokens here: what is asked for more often than elsewhere."""
 PAIR_MIX = (
     *("color", "shape", "count", "exist", "where", "at") * 2,
     "bigger",
@@ -172,7 +174,7 @@ class Media:
         self.layout = of_images([size])
         self.patches = [patchify([resized(pictures.pixels[rows], size)] * TEMPORAL)]
         self.wanted = wanted_of(pictures, rows, owners_at(pictures.owners[rows], size))
-        self.packs = ask_for_training([pictures.scene(int(row)) for row in rows], rng)
+        self.packs = ask_for_training([pictures.scene(int(row)) for row in rows], rng, IMAGE_MIX)
 
     def _pairs(self, run: Run, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> None:
         stream = np.random.default_rng((run.seed, 3, run.step))

@@ -27,10 +27,10 @@ TRAINING_PICTURES = 24_000
 
 VISION_STAGES = (
     Stage("vision-part", steps=1800, batch=16, rate=0.02, patches=84, final_rate=0.3),
-    Stage("vision-full", steps=600, batch=12, rate=0.006),
+    Stage("vision-full", steps=450, batch=12, rate=0.006),
 )
 LANGUAGE_STAGES = (
-    Stage("answers", steps=1500, batch=12, rate=0.01, final_rate=0.3, tower_share=0.0),
+    Stage("answers", steps=1000, batch=12, rate=0.01, final_rate=0.3, tower_share=0.0),
     Stage("answers-all", steps=700, batch=12, rate=0.005, warmup=20, tower_share=0.5),
 )
 
