@@ -36,10 +36,12 @@ IMAGE_SIZES: tuple[Size, ...] = (
     *[(8, 8), (8, 8), (5, 5), (6, 6)],
 )
 """Visual tokens of training images, as often as each is drawn; every second image or so is a large one."""
+MORE_MOTION = 2
+"""Times that the question about the motion's direction is asked again: it is learned last."""
 PAIR_SIZES: tuple[Size, ...] = ((12, 12), (8, 12), (12, 8), (8, 8), (10, 10))
 CLIP_SIZES: tuple[Size, ...] = ((8, 8), (8, 8), (10, 10), (12, 12))
-KINDS, SHARES = ("image", "pair", "clip"), (0.6, 0.2, 0.2)
-IMAGE_MIX = TRAINING_MIX | {"where": 4, "at": 3, "relation": 5, "bigger": 6, "digits": 2}
+KINDS, SHARES = ("image", "pair", "clip"), (0.6, 0.12, 0.28)
+IMAGE_MIX = TRAINING_MIX | {"where": 3, "at": 2, "relation": 8, "bigger": 4, "digits": 3}
 """Places are learned last, as they are not in the order of tokens here: what is asked for more often than elsewhere."""
 PAIR_MIX = (
     *("color", "shape", "count", "exist", "where", "at") * 2,
@@ -205,6 +207,7 @@ class Media:
             drawn_ = clip.frames(TEMPORAL * pairs) if clip else [scene] * TEMPORAL * pairs
             frames.append(np.stack([_drawn(one, size) for one in drawn_]))
             asked = ask_clip(clip, asker, rng) if clip else _still(scene, asker)
+            asked += [question for question in asked if question.type == "motion"] * MORE_MOTION
             self.packs.append(_conversations(asked, rng))
         clips = np.stack(frames)
         self.patches = [patchify([clips[:, TEMPORAL * i + j] for j in range(TEMPORAL)]) for i in range(pairs)]

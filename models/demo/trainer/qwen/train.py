@@ -32,6 +32,7 @@ VISION_STAGES = (
 LANGUAGE_STAGES = (
     Stage("answers", steps=1000, batch=12, rate=0.01, final_rate=0.3, tower_share=0.0),
     Stage("answers-all", steps=900, batch=12, rate=0.008, warmup=20, tower_share=0.5),
+    Stage("answers-last", steps=420, batch=12, rate=0.006, warmup=20, tower_share=0.5),
 )
 
 
