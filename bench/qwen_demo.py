@@ -151,13 +151,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--others", type=int, default=150, help="images of other sizes, pairs and clips")
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--others", type=int, default=120, help="images of other sizes, pairs and clips")
+    parser.add_argument("--only", default="", metavar="SET,SET", help="these sets alone")
     options = parser.parse_args(arguments)
     unpruned = Pipeline(options.bundle, "none")
     selectors = [None, *unpruned.bundle.manifest.selectors]
     result = []
     for name, asked in sets(options.images, options.others).items():
+        if options.only and name not in options.only.split(","):
+            continue
         for selector in selectors if name not in SMALLER else [None]:
             pipeline = unpruned.with_selector(selector.id if selector else "none")
             row = {"set": name, "selector": selector.name if selector else "none"}
@@ -172,7 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
             result.append(row)
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(tables(result))
+    if not options.only:
+        print(tables(result))
 
 
 if __name__ == "__main__":
