@@ -7,23 +7,18 @@ every visual token of every picture.
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from pathlib import Path
 
 import torch
 
-from ..scenes import Split
 from . import workers
 from .checkpoint import save_checkpoint
-from .data import draw_pictures
+from .command import begin
 from .language_phase import TaughtLlava, standardise_projector, teach_language
 from .network import DemoLlava, VisionTower
 from .schedule import Stage
 from .vision_phase import TaughtTower, patchify, teach_vision
 
-PHASES = ("pictures", "vision", "language")
 TRAINING_PICTURES = 40_000
 
 VISION_STAGES = (
@@ -51,23 +46,11 @@ LANGUAGE_STAGES = (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("demo-training"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--phase", choices=PHASES, default=PHASES[-1], help="stop after this phase")
-    parser.add_argument("--processes", type=int, default=2)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    work: Path = options.work
-    pictures = draw_pictures(work / "pictures", Split.TRAIN, options.seed, TRAINING_PICTURES)
-    if options.phase == "pictures":
+    begun = begin(__package__, __doc__, arguments, count=TRAINING_PICTURES)
+    if begun is None:
         return
-    if options.processes > 1 and "RANK" not in os.environ:
-        given = sys.argv[1:] if arguments is None else arguments
-        raise SystemExit(workers.start(given, options.processes, f"{__package__}.train"))
-    workers.join()
-    torch.manual_seed(options.seed)
+    options, pictures = begun
+    work: Path = options.work
     taught = TaughtTower(VisionTower())
     for stage in VISION_STAGES:
         teach_vision(taught, pictures, stage, work, options.seed)
