@@ -31,7 +31,13 @@ PARTS = ("models", "plugins", "processing", "runtime")
 SHIMS = ("plugins", "runtime")
 PLUGIN_SOURCES = ("CMakeLists.txt", "csrc")
 
-_LEFT_OUT = ("models/demo/checkpoint/", "models/demo/trainer/", "plugins/lib/", "runtime/lab/")
+_LEFT_OUT = (
+    "models/demo/checkpoint/",
+    "models/demo/qwen3-vl-checkpoint/",
+    "models/demo/trainer/",
+    "plugins/lib/",
+    "runtime/lab/",
+)
 _SHIM = """\
 \"\"\"Forwards ``python -m {name} …`` to ``divprune_edge.{name}``; nothing else lives under this name.\"\"\"
 
