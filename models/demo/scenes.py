@@ -6,6 +6,7 @@ scene can be drawn at any size and every answer can be checked against it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -115,10 +116,10 @@ def _sample_objects(rng: np.random.Generator, sign: Sign | None) -> tuple[Object
     placed: list[Object] = []
     for radius in radii:
         color, shape = str(rng.choice(colors)), str(rng.choice(shapes))
-        reach = radius * EXTENT[shape] * (1.3 if shape == "square" else 1.0)
+        reach = reach_of(shape, radius)
         for _ in range(40):
             x, y = rng.uniform(reach + 0.01, 0.99 - reach, size=2)
-            if _is_free(x, y, reach, placed, sign):
+            if is_free(x, y, reach, placed, sign):
                 break
         else:
             return None
@@ -127,10 +128,15 @@ def _sample_objects(rng: np.random.Generator, sign: Sign | None) -> tuple[Object
     return tuple(placed)
 
 
-def _is_free(x: float, y: float, reach: float, placed: list[Object], sign: Sign | None) -> bool:
+def reach_of(shape: str, radius: float) -> float:
+    """How far a shape extends from its centre, turned as it may be."""
+    return radius * EXTENT[shape] * (1.3 if shape == "square" else 1.0)
+
+
+def is_free(x: float, y: float, reach: float, placed: Sequence[Object], sign: Sign | None) -> bool:
+    """Whether a shape with this centre and reach is apart from all others and the sign."""
     for other in placed:
-        other_reach = other.radius * EXTENT[other.shape] * (1.3 if other.shape == "square" else 1.0)
-        if np.hypot(x - other.x, y - other.y) < reach + other_reach + GAP:
+        if np.hypot(x - other.x, y - other.y) < reach + reach_of(other.shape, other.radius) + GAP:
             return False
     if sign is None:
         return True

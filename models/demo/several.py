@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .questions import Asker, Question, references
-from .scenes import EXTENT, GAP, Object, Scene
+from .scenes import Object, Scene, is_free, reach_of
 
 ORDINALS = ("first", "second")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -94,18 +94,7 @@ def _moved(thing: Object, direction: str, distance: float) -> Object:
 def _is_clear(scene: Scene, index: int) -> bool:
     """Whether a shape is inside the image and apart from all others and the sign."""
     thing = scene.objects[index]
-    reach = _reach(thing)
-    if not all(reach < value < 1 - reach for value in (thing.x, thing.y)):
-        return False
-    for other in scene.objects[:index] + scene.objects[index + 1 :]:
-        if np.hypot(thing.x - other.x, thing.y - other.y) < reach + _reach(other) + GAP:
-            return False
-    if scene.sign is None:
-        return True
-    dx = max(abs(thing.x - scene.sign.x) - scene.sign.half_width, 0.0)
-    dy = max(abs(thing.y - scene.sign.y) - scene.sign.half_height, 0.0)
-    return float(np.hypot(dx, dy)) > reach + GAP
-
-
-def _reach(thing: Object) -> float:
-    return thing.radius * EXTENT[thing.shape] * (1.3 if thing.shape == "square" else 1.0)
+    others = scene.objects[:index] + scene.objects[index + 1 :]
+    reach = reach_of(thing.shape, thing.radius)
+    inside = all(reach < value < 1 - reach for value in (thing.x, thing.y))
+    return inside and is_free(thing.x, thing.y, reach, others, scene.sign)
