@@ -17,14 +17,13 @@ from clip_reference import FAMILIES, ONEVISION, QUESTION, STEPS, ClipReference, 
 from clips_made import noise
 from conftest import run_module
 from exporting import export, failures, plan_of
-from fake_device import FakeContext, FakeDevice, FakeEngines
+from fake_device import FakeContext, FakeDevice
+from over_fake import over_fake
 from PIL import Image
 from qwen_checkpoints import QWEN, QWEN_VARIATIONS
 
 from divprune_edge import Pipeline, Video
 from divprune_edge.processing.patches import dimensions, most_of_clip
-from divprune_edge.runtime import pipeline as pipelines
-from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX
 from divprune_edge.runtime.pipeline import Answer
@@ -75,16 +74,6 @@ def made(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
         return bundles[key]
 
     return get
-
-
-def over_fake(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, device: FakeDevice | None = None, **engines: Any
-) -> tuple[Pipeline, FakeDevice]:
-    device = device or FakeDevice()
-    opened = FakeEngines(bundle, **engines)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipelines, "open_backend", lambda *_: TensorRtBackend(bundle, device, opened))
-        return Pipeline(bundle, backend="tensorrt"), device
 
 
 def same(found: Answer, wanted: Answer) -> None:

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 from checkpoints import make_checkpoint
 from exporting import export, plan_of
-from fake_device import FakeDevice, FakeEngines
+from fake_device import FakeEngines
+from over_fake import over_fake
 from PIL import Image
 from raising import assert_told, refused
 
 from divprune_edge import Pipeline
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.runtime import pipeline as pipelines
-from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.pipeline import Answer, Chat
 
@@ -260,13 +259,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Bundl
     return make
 
 
-def over_fake(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, **engines: Any) -> Pipeline:
-    opened = FakeEngines(bundle, **engines)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipelines, "open_backend", lambda *_: TensorRtBackend(bundle, FakeDevice(), opened))
-        return Pipeline(bundle, backend="tensorrt")
-
-
 KINDS = [
     ("llava", "portable", "cpu"),
     ("llava", "onnxruntime", "cpu"),
@@ -291,7 +283,9 @@ def test_a_conversation_is_its_prompt_whatever_came_before(
 ) -> None:
     """Images join, ready-made prompts bring their own, answers are interrupted: each answer is that of a new start."""
     bundle = made(family, dialect)
-    ours = over_fake(bundle, monkeypatch, images=7) if backend == "tensorrt" else Pipeline(bundle, threads=1)
+    ours = (
+        over_fake(bundle, monkeypatch, images=7)[0] if backend == "tensorrt" else Pipeline(bundle, threads=1)
+    )
     ours = ours.with_selector(selector)
     options = {"max_tokens": 5, "ignore_eos": True}
     chance = random.Random(7)
@@ -350,7 +344,7 @@ def test_a_batch_of_questions_about_no_image_one_and_several(
 ) -> None:
     bundle, first, second = made(family, dialect), *pictures[:2]
     ours = (
-        over_fake(bundle, monkeypatch, images=2, slots=8)
+        over_fake(bundle, monkeypatch, images=2, slots=8)[0]
         if backend == "tensorrt"
         else Pipeline(bundle, threads=1)
     ).with_selector(selector)
@@ -376,7 +370,7 @@ def test_engines_for_one_image_take_no_second(
 ) -> None:
     """It is told with both numbers, and the conversation goes on as it was."""
     bundle = made("llava", "static")
-    ours, wanted = over_fake(bundle, monkeypatch, selectors=["divprune-7"], images=2), Pipeline(bundle)
+    ours, wanted = over_fake(bundle, monkeypatch, selectors=["divprune-7"], images=2)[0], Pipeline(bundle)
     with refused("engine-images", 21, 14, "--images 2", "--images 3"):
         ours.ask(pictures, "what ?")
     chat, other = ours.chat(pictures[:2]), wanted.chat(pictures[:2])
@@ -394,7 +388,7 @@ def test_engines_from_before_take_one_image_and_no_text_alone(
     limits = FakeEngines(bundle, selectors=["divprune-7"]).limits.model_copy(update={"kept": (7, 7, 7)})
     with monkeypatch.context() as patch:
         patch.setattr("fake_device.make_limits", lambda *_: limits)
-        ours = over_fake(bundle, monkeypatch)
+        ours = over_fake(bundle, monkeypatch)[0]
     _same(ours.ask(pictures[0], "what ?"), Pipeline(bundle).ask(pictures[0], "what ?"))
     with refused("engine-images", 7, "--force"):
         ours.ask(None, "what ?")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from exporting import close, export, plan_of
 from fake_device import FakeContext, FakeDevice, FakeEngines
+from over_fake import over_fake
 from PIL import Image
 from plugins_emulation import EMULATED, compile_emulated
 from qwen_checkpoints import images_of, make_qwen_checkpoint
@@ -82,16 +83,6 @@ def made(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
         return bundles[key]
 
     return get
-
-
-def over_fake(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, device: FakeDevice | None = None, **engines: Any
-) -> tuple[Pipeline, FakeDevice]:
-    device = device or FakeDevice()
-    opened = FakeEngines(bundle, **engines)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipelines, "open_backend", lambda *_: TensorRtBackend(bundle, device, opened))
-        return Pipeline(bundle, backend="tensorrt"), device
 
 
 def same(found: Answer, wanted: Answer) -> None:

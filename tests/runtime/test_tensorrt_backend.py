@@ -19,12 +19,12 @@ from conftest import run_module
 from exporting import export, plan_of
 from fake_device import FakeDevice, FakeEngines
 from one_slot import OneSlot
+from over_fake import over_fake
 from plugins_emulation import EMULATED, compile_emulated
 from raising import failed, refused
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.plugins import abi
-from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
@@ -61,17 +61,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         export(plan_of(checkpoint, keep=9, dialect=dialect, **options), folder / dialect)
         bundles[dialect] = Bundle.open(folder / dialect)
     return bundles
-
-
-def over_fake(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, device: FakeDevice | None = None, **engines: Any
-) -> tuple[Pipeline, FakeDevice]:
-    """Return a pipeline over a fake device."""
-    device = device or FakeDevice()
-    opened = FakeEngines(bundle, **engines)
-    with monkeypatch.context() as patch:
-        patch.setattr(pipelines, "open_backend", lambda *_: TensorRtBackend(bundle, device, opened))
-        return Pipeline(bundle, backend="tensorrt"), device
 
 
 def same(answer: Any, wanted: Any) -> None:
