@@ -161,6 +161,11 @@ def main() -> None:
     print("\n".join([*table(), "", *first_token_table(), ""]))
     for removed, published, counted in dart_on_thor():
         print(f"DART on Thor, {removed:.0%} removed: published {published:.2f}x, FLOPs {counted:.2f}x")
+    thor = next(board for board in PUBLISHED if board.target == "thor")
+    photographs = Workload("photographs", images=8, tokens=237)
+    print(
+        f"Encoder for eight photographs on Thor: published 74.8 ms, FLOPs {vision_ms(thor, photographs):.0f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.first_token import unverified
 from bench.random_checkpoint import TINY_VISION, write_random_checkpoint
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.plan import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
-from divprune_edge.manifest import Verification
 from divprune_edge.models.decoder import read_decoder
 from divprune_edge.models.kv_cache import SCHEMES, step_weight_bytes
 from divprune_edge.models.targets import find_target
@@ -158,10 +158,7 @@ def _backend(checkpoint: Path, folder: Path, name: str, precision: str) -> tuple
             dialect=dialect,
             capacity=int(capacity) if capacity else None,
         )
-        no_check = Verification(status="not verified", reason="benchmark")
-        export_bundle(
-            plan, folder, force=False, verify=lambda plan, folder: no_check, report=ConsoleReporter()
-        )
+        export_bundle(plan, folder, force=False, verify=unverified, report=ConsoleReporter())
     bundle = Bundle.open(folder)
     return OnnxRuntimeBackend(bundle, "cpu", threads=1), bundle
 

@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.first_token import unverified
 from divprune_edge.export.add_selector import add_selector
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.plan import ExportPlan, Numbering, plan_export
+from divprune_edge.export.plan import Numbering, plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
-from divprune_edge.manifest import Verification
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset, load_dataset
@@ -63,9 +63,6 @@ def main() -> None:
 
 
 def _bundle(model: Path, mode: Numbering, budgets: Sequence[int], folder: Path) -> Bundle:
-    def unverified(plan: ExportPlan, folder: Path) -> Verification:
-        return Verification(status="not verified", reason="benchmark")
-
     with Checkpoint(model, name="demo") as checkpoint:
         plan = plan_export(
             checkpoint, selector=SELECTORS[0], keep=budgets[0], prune=None, precision="fp32", numbering=mode

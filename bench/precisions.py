@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.first_token import unverified
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.plan import ExportPlan, plan_export
+from divprune_edge.export.plan import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
-from divprune_edge.manifest import Verification
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset, load_dataset
@@ -61,9 +61,6 @@ def main() -> None:
 def _export(
     arguments: argparse.Namespace, precision: str, folder: Path, calibrate: Path | None = None
 ) -> Bundle:
-    def unverified(plan: ExportPlan, folder: Path) -> Verification:
-        return Verification(status="not verified", reason="benchmark")
-
     with Checkpoint(arguments.model, name="demo") as checkpoint:
         plan = plan_export(
             checkpoint,

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.first_token import unverified
 from bench.random_checkpoint import CLIP_L_336, LM_04B, TINY_LM, TINY_VISION, write_random_checkpoint
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
-from divprune_edge.manifest import Verification
 from divprune_edge.models.cost import decoder_flops
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -60,9 +60,8 @@ def _export(folder: Path, tiny: bool, prune: str) -> tuple[ExportPlan, Path]:
     vision, text = (TINY_VISION, TINY_LM) if tiny else (CLIP_L_336, LM_04B)
     checkpoint = Checkpoint(write_random_checkpoint(folder / "checkpoint", vision, text), name="random-0.4B")
     plan = plan_export(checkpoint, selector="divprune", keep=None, prune=prune, precision="fp32")
-    no_check = Verification(status="not verified", reason="benchmark")
     output = folder / "bundle"
-    export_bundle(plan, output, force=False, verify=lambda plan, folder: no_check, report=ConsoleReporter())
+    export_bundle(plan, output, force=False, verify=unverified, report=ConsoleReporter())
     return plan, output
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.first_token import unverified
 from bench.random_checkpoint import CLIP_L_336, LM_04B, TINY_LM, TINY_VISION, write_random_checkpoint
 
 TEXT_TOKENS = 64
@@ -57,12 +58,8 @@ def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
     """Write the checkpoint and a bundle for each variant under ``folder``, unless they are there."""
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.checkpoint import Checkpoint
-    from divprune_edge.export.plan import ExportPlan, plan_export
+    from divprune_edge.export.plan import plan_export
     from divprune_edge.export.reporter import ConsoleReporter
-    from divprune_edge.manifest import Verification
-
-    def unverified(plan: ExportPlan, folder: Path) -> Verification:
-        return Verification(status="not verified", reason="benchmark")
 
     checkpoint = folder / "checkpoint"
     if not (checkpoint / "model.safetensors.index.json").is_file():

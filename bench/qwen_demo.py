@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from divprune_edge import Pipeline, Video
+from divprune_edge.files import write_whole
 from divprune_edge.models.demo.held_out import HELD_OUT_SEED, held_out
 from divprune_edge.models.demo.questions import TYPES, Asker, Question
 from divprune_edge.models.demo.render import render
@@ -174,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
                 flush=True,
             )
             result.append(row)
-    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_whole(options.json, json.dumps(result, indent=1) + "\n")
     if not options.only:
         print(tables(result))
 

@@ -41,4 +41,4 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
         kind = format.dtype if name == CLS_TOKEN else "float32"
         g.output(values[name], name, kind, [tiles, *shapes[name]])
     domains = {*format.domains, *(plan.dialect.domains if plan.fuses_encoder else ())}
-    return g.model(max(OPSET, format.opset), domains=tuple(domains))
+    return g.model(max(OPSET, format.opset), domains=sorted(domains))

@@ -232,7 +232,7 @@ class Family(Generic[S]):
         reader: what makes the encoder's input of images and clips.
         sample_sizes: ``(spec)`` returns heights and widths of four images that verification looks at.
         encoder: ``(builder, layers of each part, inputs, spec, facts, signals)`` writes the encoder; returns
-            :data:`VISUAL_TOKENS` [tiles, n, D · (1 + stacked)] and the signals, by name.
+            :data:`~divprune_edge.manifest.VISUAL_TOKENS` [tiles, n, D · (1 + stacked)] and the signals, by name.
         reference: what verification compares with.
         clips: ``(files, spec, most frames, most pixels of a frame or None)`` reads the video processor's facts.
         numbering: how what is left of a prompt's images is numbered where nothing else is asked for; see the manifest.

@@ -102,15 +102,18 @@ def ask_for_training(
     packs = []
     for scene in scenes:
         asked = [asker.ask(scene, kind) for kind, number in mix.items() for _ in range(number)]
-        questions = [question for question in asked if question is not None]
-        order = rng.permutation(len(questions))
-        pack, start = [], 0
-        while start < len(questions):
-            turns = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
-            pack.append([questions[i] for i in order[start : start + turns]])
-            start += turns
-        packs.append(pack)
+        packs.append(conversations([question for question in asked if question is not None], rng))
     return packs
+
+
+def conversations(questions: Sequence[Question], rng: np.random.Generator) -> list[list[Question]]:
+    """Questions in any order, one to three a conversation."""
+    order, start, found = rng.permutation(len(questions)), 0, []
+    while start < len(questions):
+        turns = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+        found.append([questions[i] for i in order[start : start + turns]])
+        start += turns
+    return found
 
 
 def build_batch(

@@ -104,8 +104,8 @@ def save_processor(folder: Path, image_size: int, patch_size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     build_tokenizer().save(str(folder / "tokenizer.json"))
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    _write_json(folder / "special_tokens_map.json", names | {"image_token": "<image>"})
-    _write_json(
+    write_json(folder / "special_tokens_map.json", names | {"image_token": "<image>"})
+    write_json(
         folder / "tokenizer_config.json",
         names
         | {
@@ -118,7 +118,7 @@ def save_processor(folder: Path, image_size: int, patch_size: int) -> None:
             "padding_side": "left",
         },
     )
-    _write_json(
+    write_json(
         folder / "preprocessor_config.json",
         {
             "image_processor_type": "CLIPImageProcessor",
@@ -136,7 +136,7 @@ def save_processor(folder: Path, image_size: int, patch_size: int) -> None:
             "image_std": list(IMAGE_STD),
         },
     )
-    _write_json(
+    write_json(
         folder / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
@@ -149,5 +149,6 @@ def save_processor(folder: Path, image_size: int, patch_size: int) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON as all files of a checkpoint have it."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

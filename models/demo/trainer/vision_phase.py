@@ -50,9 +50,13 @@ def draw_patches(
         index = choose_patches(owners, count, generator)
         owners = owners.gather(1, index)
         patches = patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
+    return patches, index, wanted_of(pictures, rows, owners)
+
+
+def wanted_of(pictures: Pictures, rows: np.ndarray, owners: Tensor) -> dict[str, Tensor]:
+    """What patches of the pictures `rows` with these owners, int64 [batch, n], are to know."""
     things = torch.from_numpy(pictures.things[rows])
-    digits = torch.from_numpy(pictures.digits[rows]).long()
-    return patches, index, targets(owners, things, digits)
+    return targets(owners, things, torch.from_numpy(pictures.digits[rows]).long())
 
 
 def teach_vision(model: TaughtTower, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:

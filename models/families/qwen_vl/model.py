@@ -17,10 +17,7 @@ from divprune_edge.models.families.qwen_vl.spec import TOWER, QwenVisionSpec, re
 from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.graph import Builder, Layers
 from divprune_edge.models.memory import prefill_activations
-from divprune_edge.processing.patches import (
-    most_of_clip,
-    most_tokens,
-)
+from divprune_edge.processing.patches import most_of_clip, most_tokens
 
 
 @dataclass(frozen=True)

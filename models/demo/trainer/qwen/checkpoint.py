@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ...render import PATCH
 from ...several import TEXTS
 from ..packs import Form, encoder
-from ..tokenizer import build_tokenizer, vocabulary
+from ..tokenizer import build_tokenizer, vocabulary, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +136,7 @@ def _save_processor(folder: Path) -> None:
     """Write tokenizer, chat template and the preprocessing of images and clips in the Hugging Face layout."""
     build_tokenizer(SPECIAL, MORE).save(str(folder / "tokenizer.json"))
     names = {"unk_token": "<unk>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             **names,
@@ -164,13 +163,9 @@ def _save_processor(folder: Path) -> None:
     }
     bounds = {"shortest_edge": SMALLEST**2, "longest_edge": LARGEST**2}
     image = {"image_processor_type": "Qwen2VLImageProcessorFast", "size": bounds}
-    _write_json(folder / "preprocessor_config.json", either | image)
+    write_json(folder / "preprocessor_config.json", either | image)
     whole = {"shortest_edge": 4 * SMALLEST**2, "longest_edge": 8 * 96**2}
     video = {"video_processor_type": "Qwen3VLVideoProcessor", "size": whole}
     rates = {"fps": 2, "min_frames": 4, "max_frames": 8, "do_sample_frames": True}
-    _write_json(folder / "video_preprocessor_config.json", either | video | rates)
+    write_json(folder / "video_preprocessor_config.json", either | video | rates)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

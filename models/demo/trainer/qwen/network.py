@@ -176,8 +176,5 @@ class DemoQwen(nn.Module):
         self.lm_head = nn.Linear(text["hidden_size"], text["vocab_size"], bias=False)
         start_matrices(self, "visual.blocks", text["num_hidden_layers"])
         with torch.no_grad():
-            self.model.visual.pos_embed.weight.copy_(
-                0.5 * waves(self.model.visual.places, vision["hidden_size"])
-            )
             for merger in self.model.visual.deepstack_merger_list:
                 merger.linear_fc2.weight *= 0.2

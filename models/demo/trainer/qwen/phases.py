@@ -11,17 +11,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from divprune_edge.processing.patches import _axes
-
 from ...questions import Asker, Question
 from ...render import PATCH, render
 from ...scenes import Scene
 from ...several import ask_clip, ask_pair, sample_clip
 from ..data import Pictures
 from ..language_phase import HEADS_WEIGHT, right_answers, scores_of
-from ..packs import TRAINING_MIX, Batch, ask_for_training, build_batch
+from ..packs import TRAINING_MIX, Batch, ask_for_training, build_batch, conversations
 from ..schedule import Run, Stage
-from ..supervision import Heads, loss_of, targets
+from ..supervision import Heads, loss_of
+from ..vision_phase import wanted_of
 from ..workers import rank
 from .checkpoint import FORM, LARGEST, MERGE, TEMPORAL
 from .layout import Layout, Size, of_clip, of_images
@@ -92,7 +91,7 @@ def owners_at(owners: np.ndarray, size: Size) -> Tensor:
     """Owners [batch, patches] of the largest square image to those of a size, block by block: each patch's middle."""
     side = LARGEST // PATCH
     down, across = (side_ * MERGE for side_ in size)
-    axes = _axes((down, across), MERGE)
+    axes = grid_of(*size, side).axes.numpy()
     rows = (axes[:, 0] * 2 + 1) * side // (2 * down)
     columns = (axes[:, 1] * 2 + 1) * side // (2 * across)
     return torch.from_numpy(owners[:, rows * side + columns]).long()
@@ -109,12 +108,6 @@ def choose_blocks(owners: Tensor, count: int, generator: torch.Generator) -> Ten
 def grid(size: Size, tower: VisionTower) -> Grid:
     """The grid of a size for this tower."""
     return grid_of(*size, tower.places)
-
-
-def wanted_of(pictures: Pictures, rows: np.ndarray, owners: Tensor) -> dict[str, Tensor]:
-    """What patches with these owners are to know."""
-    things = torch.from_numpy(pictures.things[rows])
-    return targets(owners, things, torch.from_numpy(pictures.digits[rows]).long())
 
 
 def drawn(run: Run, sizes: Sequence[Size]) -> Size:
@@ -191,7 +184,7 @@ class Media:
         self.packs = []
         for first, second in zip(rows, others, strict=True):
             scenes = pictures.scene(int(first)), pictures.scene(int(second))
-            self.packs.append(_conversations(ask_pair(scenes, asker, rng, PAIR_MIX), rng))
+            self.packs.append(conversations(ask_pair(scenes, asker, rng, PAIR_MIX), rng))
 
     def _clips(self, run: Run, scenes: Sequence[Scene], rng: np.random.Generator) -> None:
         stream = np.random.default_rng((run.seed, 4, run.step))
@@ -208,7 +201,7 @@ class Media:
             frames.append(np.stack([_drawn(one, size) for one in drawn_]))
             asked = ask_clip(clip, asker, rng) if clip else _still(scene, asker)
             asked += [question for question in asked if question.type == "motion"] * MORE_MOTION
-            self.packs.append(_conversations(asked, rng))
+            self.packs.append(conversations(asked, rng))
         clips = np.stack(frames)
         self.patches = [patchify([clips[:, TEMPORAL * i + j] for j in range(TEMPORAL)]) for i in range(pairs)]
 
@@ -221,16 +214,6 @@ def _drawn(scene: Scene, size: Size) -> np.ndarray:
 def _still(scene: Scene, asker: Asker) -> list[Question]:
     asked = (asker.ask(scene, kind) for kind in TRAINING_MIX if kind != "size")
     return [question for question in asked if question is not None][:6]
-
-
-def _conversations(questions: list[Question], rng: np.random.Generator) -> list[list[Question]]:
-    """Questions in any order, one to three a conversation."""
-    order, start, found = rng.permutation(len(questions)), 0, []
-    while start < len(questions):
-        turns = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
-        found.append([questions[i] for i in order[start : start + turns]])
-        start += turns
-    return found
 
 
 def teach_language(model: TaughtQwen, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:
