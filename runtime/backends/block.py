@@ -7,7 +7,7 @@ is the same as there (:mod:`~divprune_edge.models.steps`). The block never leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -69,12 +69,8 @@ class BlockSession(SlotTable):
         if rows:
             assert isinstance(rows, DeviceRows)
             self._grow(rows.length)
-            # Neighbours here are neighbours there where there is one slot: then one copy does for all tensors.
-            at_once = self._tensors if self.slots == 1 else 1
-            for i in range(0, self._tensors, at_once):
-                self._memory.copy(
-                    rows.span(i, at_once), np.arange(rows.length), self._piece(i, slot, at_once)
-                )
+            for own, theirs in self._beside(slot, rows):
+                self._memory.copy(theirs, np.arange(rows.length), own)
             self.lengths[slot] = rows.length
         return slot
 
@@ -99,9 +95,10 @@ class BlockSession(SlotTable):
         lengths, stepped = self.lengths, list(ids)
         for slot in stepped:
             self.check_room(slot, 1)
-        self._grow(int(lengths[stepped].max()) + 1)
         count = max(stepped) + 1
-        # A sequence that is full and waits is fed padding, too: on its last row, which it gives up before it goes on.
+        # Those that wait are fed padding behind their rows, so that they need room for it as well. One that has none
+        # left to grow into gets it on its last row: it cannot go on but by giving that up.
+        self._grow(min(int(lengths[:count].max()) + 1, self._room))
         held = np.minimum(lengths[:count], self._capacity - 1)
         row, places = np.zeros((count, 1), np.int64), held[:, None].copy()
         for slot, token in ids.items():
@@ -119,10 +116,16 @@ class BlockSession(SlotTable):
         kept = DeviceRows.room(
             self._memory, info.cache_dtype, self._tensors, (info.kv_heads, length, info.head_dim)
         )
+        for own, theirs in self._beside(slot, kept):
+            self._memory.copy(own, np.arange(length), theirs)
+        return kept
+
+    def _beside(self, slot: int, rows: DeviceRows) -> Iterator[tuple[Span, Span]]:
+        """Yield a slot's cache in pieces, each with the rows of the same tensors."""
+        # Neighbours here are neighbours there where there is one slot: then one piece does for all tensors.
         at_once = self._tensors if self.slots == 1 else 1
         for i in range(0, self._tensors, at_once):
-            self._memory.copy(self._piece(i, slot, at_once), np.arange(length), kept.span(i, at_once))
-        return kept
+            yield self._piece(i, slot, at_once), rows.span(i, at_once)
 
     @property
     def _shape(self) -> tuple[int, ...]:

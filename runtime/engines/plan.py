@@ -14,7 +14,7 @@ from divprune_edge.runtime.engines.log import logger_of
 
 if TYPE_CHECKING:
     from divprune_edge.models.profiles import Shape
-from divprune_edge.runtime.engines.device import Memory
+    from divprune_edge.runtime.engines.device import Memory
 
 
 class Plans:

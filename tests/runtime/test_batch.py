@@ -20,6 +20,7 @@ from raising import assert_told, refused
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.prompt import Turn
+from divprune_edge.runtime.backends.block import MORE_ROWS
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from divprune_edge.runtime.batch_cli import read_questions
 from divprune_edge.runtime.generate import Decoding
@@ -192,6 +193,23 @@ def test_one_waits_while_another_goes_on(asked: Pipeline, pairs: list) -> None:
     third = session.add(visual, taken)
     assert session.length(third) == 40
     assert np.allclose(session.extend(third, prompt[40:]).logits, wanted, atol=1e-4)
+
+
+def test_a_sequence_at_the_end_of_its_block_waits_unharmed(asked: Pipeline) -> None:
+    """Its last row is not where the padding goes that it is fed meanwhile: it goes on when the block has grown."""
+    session = asked._backend.session(2)
+    width = asked.bundle.manifest.vision_encoder.width
+    visual = asked._backend.to_device(np.zeros((1, 58, width), np.float32))
+    prompt = [1, *np.random.default_rng(1).integers(5, 60, MORE_ROWS - 1).tolist()]
+    for _ in range(2):
+        session.add(visual)
+    session.extend(0, prompt)
+    session.extend(1, [1, 7])
+    session.step({1: 8})
+    found = session.step({0: 9})[0].logits.copy()
+    lonely = OneSlot(asked._backend, visual)
+    lonely.extend(prompt)
+    assert np.allclose(found, lonely.extend([9]), atol=1e-4)
 
 
 def test_what_comes_before_the_image_is_computed_once(asked: Pipeline, pairs: list) -> None:
