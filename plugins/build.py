@@ -96,9 +96,9 @@ def build(
             if edge_llm:
                 os.replace(partial / _BUILT_OBJECT, output / EDGE_LLM_OBJECT)  # noqa: PTH105
             tensorrt, edge = (found.version if found else None for found in (headers, edge_llm))
-            _put(Path(folder) / LIBRARY, output, replace(facts, tensorrt=tensorrt, edge_llm=edge))
+            _put(partial / LIBRARY, output, replace(facts, tensorrt=tensorrt, edge_llm=edge))
         if onnxruntime is not None:
-            _put(Path(folder) / OPERATORS, output, replace(facts, onnxruntime=onnxruntime.api))
+            _put(partial / OPERATORS, output, replace(facts, onnxruntime=onnxruntime.api))
 
 
 def _put(built: Path, output: Path, facts: LibraryRecord) -> None:

@@ -127,11 +127,11 @@ def info(library: LibraryFolder = None) -> None:
     """Check the built libraries and show what is known of them."""
     from divprune_edge.plugins import abi
     from divprune_edge.plugins.loader import Library, find_library, find_operators
-    from divprune_edge.plugins.record import LIBRARY
+    from divprune_edge.plugins.record import DEFAULT_FOLDER, LIBRARY
 
     operators = find_operators(library)
     found: list[Library] = [operators] if operators else []
-    if operators is None or operators.path.with_name(LIBRARY).is_file():
+    if operators is None or ((library or DEFAULT_FOLDER) / LIBRARY).is_file():
         found.insert(0, find_library(library))
         abi.load(found[0].path)
     for one in found:

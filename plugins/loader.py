@@ -27,6 +27,8 @@ BUILD_OPERATORS = f"{BUILD} --onnxruntime-include DIR"
 OPERATORS_VARIABLE = "DIVPRUNE_OPERATORS"
 """Environment variable: the folder of ONNX Runtime's operators, or ``off``."""
 OFF = "off"
+SERVED = ("divprune", "todre")
+"""Selectors whose nodes ONNX Runtime's operators take; other selectors are none of theirs."""
 PLUGIN = ("MaxMinDiversity", "1", "")
 """Name, version and namespace under which TensorRT knows the plugin."""
 

@@ -13,7 +13,6 @@ from divprune_edge.strict_json import is_file, read_json
 
 LIBRARY = "libdivprune_plugins.so"
 """The kernels for a GPU and the TensorRT plugin."""
-RECORD = "libdivprune_plugins.json"
 EDGE_LLM_OBJECT = "divprune_edge_llm.o"
 """What a build of TensorRT Edge-LLM links."""
 OPERATORS = "libdivprune_onnxruntime.so"

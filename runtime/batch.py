@@ -99,7 +99,8 @@ def _read(
     alone = sum(not isinstance(image, Video) for image in images) == 1
     keys = [(_key(image), isinstance(image, Video) or alone) for image in images]
     if any(key not in read for key in keys):
-        for key, found in zip(keys, pipeline._vision.read(images, bgr=bgr), strict=True):
+        before = [read.get(key) for key in keys]
+        for key, found in zip(keys, pipeline._vision.read(images, bgr=bgr, before=before), strict=True):
             read.setdefault(key, found)
     return [read[key] for key in keys]
 

@@ -58,7 +58,7 @@ def batch_command(
     ignore_eos: GoOnOption = False,
     selector: SelectorOption = None,
     keep: KeepOption = None,
-    backend: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: ThreadsOption = None,
     warm_up: WarmUpOption = False,
     temperature: TemperatureOption = None,

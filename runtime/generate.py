@@ -137,7 +137,7 @@ class Generation:
 
 
 class Writer:
-    """One answer in the making: takes the logits of its next id until something ends it.
+    """One answer in the making: takes the prediction of its next id until something ends it.
 
     Args:
         prompt: the whole conversation.

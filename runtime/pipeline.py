@@ -89,7 +89,7 @@ class Pipeline:
         bundle: an opened bundle or the path of one.
         selector: id or name of a selector in the bundle, or ``none``; None takes the bundle's default.
         keep: number of visual tokens to keep, if the name alone does not say.
-        backend: ``cpu``, ``cuda`` or ``tensorrt``.
+        backend: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``.
         threads: CPU threads of one operator; None takes all cores.
         on_progress: told of long work, as ``("encoding images", 2, 5)``: what is done, how many of it, and of how many,
             or None where that is not known yet.

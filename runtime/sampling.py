@@ -68,7 +68,6 @@ class Sampler:
         """
         if prediction.best is None or self._random is not None or self._penalty != 1:
             return self(prediction.logits)
-        self._seen.add(prediction.best)
         return prediction.best
 
     def __call__(self, logits: npt.NDArray[np.float32]) -> int:

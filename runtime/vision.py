@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,12 +128,12 @@ class Vision:
         self._reader = reader_of(bundle.manifest.family)
 
     def read(
-        self, images: Sequence[Media], *, bgr: bool = False, before: Sequence[ImageInput] = ()
+        self, images: Sequence[Media], *, bgr: bool = False, before: Sequence[ImageInput | None] = ()
     ) -> list[ImageInput]:
         """Return the images and clips of one prompt as the encoder takes them.
 
-        ``before`` are the first of them where they were read before. An image that is then no longer the only one is
-        read again.
+        ``before`` are the first of them where they were read before, or None. An image that is then no longer the only
+        one is read again.
 
         Raises:
             UserError: one cannot be used.
@@ -143,8 +142,9 @@ class Vision:
         alone = sum(not isinstance(image, Video) for image in images) == 1
         found = []
         for i, image in enumerate(images):
-            if i < len(before) and (isinstance(image, Video) or before[i].alone == alone):
-                found.append(before[i])
+            known = before[i] if i < len(before) else None
+            if known is not None and (isinstance(image, Video) or known.alone == alone):
+                found.append(known)
             elif isinstance(image, Video):
                 found.append(self._read_clip(image))
             else:
@@ -154,8 +154,17 @@ class Vision:
     def _read_clip(self, video: Video) -> ImageInput:
         work = f"reading {video.name[0].lower()}{video.name[1:]}"
         self._tell(work, 0, None)
-        told = replace(video, on_frame=video.on_frame or partial(self._tell, work))
-        return read_clip(self._manifest, told)
+
+        def on_frame(done: int, total: int) -> None:
+            self._tell(work, done, total)
+            if video.on_frame is not None:
+                video.on_frame(done, total)
+
+        try:
+            return read_clip(self._manifest, replace(video, on_frame=on_frame))
+        except UserError:
+            self._tell(work, 1, 1)  # over, too: in a batch the next question follows
+            raise
 
     def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
         """Return how many visual tokens the language model will see of an image."""

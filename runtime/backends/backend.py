@@ -1,7 +1,7 @@
 """The interface between the generation loop and whatever runs the graphs.
 
 Tensors that only travel from graph to graph are opaque and stay on the device; the host sees pixels, ids,
-indices and one row of logits.
+indices, and the next id or one row of logits.
 """
 
 from __future__ import annotations

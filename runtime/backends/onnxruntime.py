@@ -23,7 +23,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.graph_facts import check_session
-from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, find_operators
+from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, SERVED, find_operators
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
@@ -112,7 +112,7 @@ class OnnxRuntimeBackend:
         """Copy on the device."""
 
         def one(tensor: DeviceTensor) -> DeviceTensor:
-            return self.memory.take(tensor, [index], axis=0)
+            return tensor if tensor.shape()[0] == 1 else self.memory.take(tensor, [index], axis=0)
 
         return Encoded(one(encoded.tokens), {name: one(value) for name, value in encoded.signals.items()})
 
@@ -170,7 +170,7 @@ class OnnxRuntimeBackend:
             # Three pools share the cores: one that has finished its run must not spin against the next. What follows
             # a step of the language model is its next step, which finds the threads awake.
             options.add_session_config_entry("session.force_spinning_stop", "1")
-        if isinstance(graph, SelectorInfo):
+        if isinstance(graph, SelectorInfo) and graph.name in SERVED:
             _add_operators(options, self._device)
         provider = PROVIDERS[self._device]
         try:

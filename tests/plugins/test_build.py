@@ -19,7 +19,7 @@ from divprune_edge.plugins import toolchain
 from divprune_edge.plugins.build import build
 from divprune_edge.plugins.cli import app
 from divprune_edge.plugins.loader import Library
-from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, RECORD
+from divprune_edge.plugins.record import ABI_VERSION, LIBRARY, record_of
 from divprune_edge.plugins.toolchain import (
     Compiler,
     Headers,
@@ -186,8 +186,8 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_is_built(built: Library) -> None:
     folder = built.path.parent
-    assert sorted(path.name for path in folder.iterdir()) == sorted([LIBRARY, RECORD])
-    record = json.loads((folder / RECORD).read_text())
+    assert sorted(path.name for path in folder.iterdir()) == sorted([LIBRARY, record_of(Path(LIBRARY)).name])
+    record = json.loads(record_of(folder / LIBRARY).read_text())
     assert record["version"] == __version__
     assert (record["abi"], record["architectures"], record["tensorrt"]) == (ABI_VERSION, [87], None)
     symbols = subprocess.run(

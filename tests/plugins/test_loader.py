@@ -13,7 +13,7 @@ from raising import failed, refused
 
 from divprune_edge.plugins import abi, loader
 from divprune_edge.plugins.loader import OPERATORS_VARIABLE, Library, find_library, find_operators, register
-from divprune_edge.plugins.record import LIBRARY, OPERATORS, RECORD
+from divprune_edge.plugins.record import LIBRARY, OPERATORS, record_of
 
 
 def test_a_library_is_found_with_its_facts(tmp_path: Path) -> None:
@@ -44,17 +44,17 @@ def test_another_library(tmp_path: Path, changes: dict[str, object], code: str, 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1}', "\udcff"])
 def test_a_record_that_cannot_be_understood(tmp_path: Path, content: str) -> None:
     write_library(tmp_path)
-    (tmp_path / RECORD).write_bytes(content.encode("utf-8", "surrogateescape"))
+    record_of(tmp_path / LIBRARY).write_bytes(content.encode("utf-8", "surrogateescape"))
     with refused("plugin-record-invalid"):
         find_library(tmp_path)
-    (tmp_path / RECORD).unlink()
+    record_of(tmp_path / LIBRARY).unlink()
     with refused("plugin-record-invalid", "is missing"):
         find_library(tmp_path)
 
 
 def test_a_record_survives_its_file(tmp_path: Path) -> None:
     RECORDED.write(tmp_path)
-    assert json.loads((tmp_path / RECORD).read_text())["architectures"] == [87]
+    assert json.loads(record_of(tmp_path / LIBRARY).read_text())["architectures"] == [87]
 
 
 def test_a_file_that_is_no_library(tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from exporting import export, plan_of
 from one_slot import OneSlot
 from plugins_emulation import write_library
 from raising import refused
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.selectors import find_selector
-from divprune_edge.plugins.loader import OPERATORS_VARIABLE
+from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.selectors import SELECTORS, find_selector
+from divprune_edge.plugins.loader import OPERATORS_VARIABLE, SERVED
 from divprune_edge.plugins.record import OPERATORS
 from divprune_edge.runtime.backends import Backend, Encoded, open_backend
 from divprune_edge.runtime.backends import onnxruntime as module
@@ -118,6 +120,22 @@ def test_operators_of_the_cpu_leave_the_gpu_alone(
     monkeypatch.setenv(OPERATORS_VARIABLE, "off")
     module._add_operators(options, "cuda")
     assert (len(registered), caplog.text) == (2, "")
+
+
+def test_selectors_that_operators_serve() -> None:
+    """By name, which a bundle has; what the library takes are nodes."""
+    nodes = {"MaxMinDiversity", "MinSumSimilarity"}
+    assert sorted(SERVED) == sorted(name for name, one in SELECTORS.items() if one.op_type in nodes)
+
+
+def test_a_selector_without_an_operator_asks_for_no_library(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(CHECKPOINT, 58, selector="uniform")
+    bundle = Bundle.open(export(plan, tmp_path_factory.mktemp("uniform") / "bundle").folder)
+    write_library(tmp_path, OPERATORS)
+    monkeypatch.setenv(OPERATORS_VARIABLE, str(tmp_path))
+    open_backend(bundle).load(bundle.manifest.selectors[0])
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 7, 64])

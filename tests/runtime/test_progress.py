@@ -15,7 +15,7 @@ from conftest import ROOT
 from exporting import export, plan_of
 from qwen_checkpoints import draft_qwen_checkpoint
 
-from divprune_edge import Pipeline
+from divprune_edge import Pipeline, UserError, Video
 from divprune_edge.runtime.progress import on_terminal
 
 
@@ -41,6 +41,35 @@ def test_reading_and_encoding_are_told_of(bundle: Path, clip: Path) -> None:
     assert [one for one in told if one[0] != reading] == [
         ("encoding tiles or frames", i, 4) for i in range(5)
     ]
+
+
+def test_a_clip_tells_its_own_listener_and_the_pipelines(bundle: Path, clip: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    own: list[tuple[int, int]] = []
+    pipeline = Pipeline(bundle, threads=1, on_progress=lambda *progress: told.append(progress))
+    pipeline.ask(None, "a", video=Video(clip, frames=8, on_frame=lambda *of: own.append(of)), max_tokens=1)
+    assert own == [(i, 8) for i in range(9)]
+    assert [one[1:] for one in told if one[0].startswith("reading")] == [(0, None), *own]
+
+
+def test_what_cannot_be_read_is_over(bundle: Path, tmp_path: Path) -> None:
+    """A batch goes on with its next question."""
+    told: list[tuple[str, int, int | None]] = []
+    pipeline = Pipeline(bundle, threads=1, on_progress=lambda *progress: told.append(progress))
+    (tmp_path / "no clip.mp4").write_bytes(b"none")
+    with pytest.raises(UserError):
+        pipeline.ask(None, "a", video=tmp_path / "no clip.mp4")
+    assert told[-1][1] == told[-1][2]
+
+
+def test_two_questions_that_share_a_clip_read_it_once(bundle: Path, clip: Path) -> None:
+    """Beside other images, too."""
+    told: list[tuple[str, int, int | None]] = []
+    pipeline = Pipeline(bundle, threads=1, on_progress=lambda *progress: told.append(progress))
+    first, second = (np.full((40, 50, 3), value, np.uint8) for value in (0, 200))
+    shared = Video(clip)
+    pipeline.ask_batch([([first, shared], "a"), ([second, shared], "a")], max_tokens=1)
+    assert [one[1:] for one in told if one[0].startswith("reading")].count((0, None)) == 1
 
 
 def test_what_is_soon_done_is_not_told_of(bundle: Path) -> None:

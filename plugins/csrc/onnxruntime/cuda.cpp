@@ -18,8 +18,6 @@ OrtStatus* to_ort_status(const OrtApi& api, int status) {
     return api.CreateStatus(status == DIVPRUNE_CUDA_ERROR ? ORT_EP_FAIL : ORT_INVALID_ARGUMENT, message);
 }
 
-constexpr uint64_t kAlignment = 256;
-
 }  // namespace
 
 OrtStatus* compute_cuda(const Run& run) {
@@ -28,7 +26,7 @@ OrtStatus* compute_cuda(const Run& run) {
     DIVPRUNE_RETURN_IF_FAILED(api.KernelContext_GetGPUComputeStream(run.context, &stream));
     uint64_t bytes = 0;
     DIVPRUNE_RETURN_IF_FAILED(to_ort_status(api, divprune_workspace_bytes(&run.problem, &bytes)));
-    const uint64_t seeds_at = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    const uint64_t seeds_at = bytes;  // a workspace ends on 256 bytes
     Scratch scratch(run);
     void* workspace = nullptr;
     DIVPRUNE_RETURN_IF_FAILED(

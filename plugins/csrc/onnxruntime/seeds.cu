@@ -2,32 +2,26 @@
 
 #include <cuda_runtime.h>
 
+#include "../device.cuh"
 #include "../launch.h"
-#include "../selection.h"
 
 namespace divprune {
 namespace {
 
 constexpr int kThreads = 256;
 
-// One block for each item; the halving order does not matter to a maximum of integers.
+// One block for each item.
 __global__ void seeds_kernel(const float* attention, const uint8_t* valid, int n, int64_t* seeds) {
-    __shared__ unsigned long long best[kThreads];
+    __shared__ uint64_t partial[kWarp];
     const int64_t start = static_cast<int64_t>(blockIdx.x) * n;
-    unsigned long long mine = 0;
+    uint64_t mine = 0;
     for (int i = threadIdx.x; i < n; i += kThreads) {
-        const unsigned long long other = candidate(attention[start + i], static_cast<uint32_t>(i));
-        mine = valid[start + i] != 0 && other > mine ? other : mine;
+        const uint64_t other = candidate(attention[start + i], static_cast<uint32_t>(i));
+        mine = row_is_valid(valid + start, i) && other > mine ? other : mine;
     }
-    best[threadIdx.x] = mine;
-    for (int half = kThreads / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (static_cast<int>(threadIdx.x) < half && best[threadIdx.x + half] > best[threadIdx.x]) {
-            best[threadIdx.x] = best[threadIdx.x + half];
-        }
-    }
+    const uint64_t best = block_best(mine, partial);
     if (threadIdx.x == 0) {
-        seeds[blockIdx.x] = best[0] == 0 ? 0 : candidate_index(best[0]);
+        seeds[blockIdx.x] = best == 0 ? 0 : candidate_index(best);
     }
 }
 

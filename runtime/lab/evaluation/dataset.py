@@ -143,7 +143,7 @@ def _parse(line: str, where: str) -> tuple[str, Question]:
         raise UserError(
             f"{where} is not an object with image, question and answer.", code="questions-invalid"
         )
-    if isinstance(entry, dict) and "video" in entry:
+    if "video" in entry:
         raise UserError(
             f"{where} asks about a clip, but evaluation is about images: ask about clips with 'batch'.",
             code="evaluation-of-clips",
