@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_BUNDLE := bundles/demo
 QWEN_BUNDLE := bundles/demo-qwen
+SERVE_BUNDLE := bundles/demo-serve
 
 # TensorRT's Python bindings, without TensorRT, and CUDA's, without a driver: what plugin and engines must fit.
 FUZZ_CASES ?= 100000
@@ -14,7 +15,7 @@ BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: fuzz tensorrt demo demo-qwen test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
+.PHONY: fuzz tensorrt demo demo-qwen serve test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +27,11 @@ demo: $(VENV)/.demo  ## Export the demo checkpoint with 90 % pruning and ask it 
 demo-qwen: $(VENV)/.demo  ## Export the demo of Qwen3-VL's architecture, and ask it about an image and a clip.
 	$(BIN)/python -m export --model models/demo/qwen3-vl-checkpoint --keep 26 --frames 4 --output $(QWEN_BUNDLE) --force
 	$(BIN)/python -m divprune_edge.demo $(QWEN_BUNDLE)
+
+serve: $(VENV)/.serve  ## Export the demo with a few budgets and serve it, with a page to try it, at http://127.0.0.1:8000/.
+	test -d $(SERVE_BUNDLE) || { $(BIN)/python -m export llava --prune 0.9 --dialect onnxruntime --output $(SERVE_BUNDLE) && \
+	    for keep in 29 144 288; do $(BIN)/python -m export selector $(SERVE_BUNDLE) --keep $$keep; done; }
+	$(BIN)/python -m runtime serve $(SERVE_BUNDLE) --warm-up
 
 test: $(VENV)/.dev  ## Run all tests (installs torch and transformers).
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
@@ -110,7 +116,12 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --progress-bar on -c constraints.txt -e '.[cpu,export]'
 	@touch $@
 
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing what the server needs (no torch) into $(VENV) ..."
+	$(PIP) install --progress-bar on -c constraints.txt -e '.[cpu,export,serve]'
+	@touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing what the tests need (torch and transformers included) into $(VENV) ..."
 	$(PIP) install --progress-bar on -c constraints.txt -e '.[dev]'
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.serve

@@ -1,4 +1,4 @@
-"""``python -m runtime``: ask, batch, info, build, and the commands of the lab where that is installed."""
+"""``python -m runtime``: ask, batch, info, build, serve, and the commands of the lab where that is installed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from divprune_edge.runtime.options import (
     WarmUpOption,
     decoding_options,
 )
+from divprune_edge.runtime.serve.cli import serve_command
 
 if TYPE_CHECKING:
     from divprune_edge.processing.clips import Video
@@ -203,6 +204,7 @@ def _not_here(context: typer.Context) -> None:
 
 app.command("batch")(batch_command)
 app.command("build")(build_command)
+app.command("serve")(serve_command)
 if _has_lab():
     from divprune_edge.runtime.lab.cli import add_commands
 

@@ -138,18 +138,25 @@ class Vision:
         Raises:
             UserError: one cannot be used.
         """
-        facts = self._manifest.encoder_input
         alone = sum(not isinstance(image, Video) for image in images) == 1
         found = []
         for i, image in enumerate(images):
             known = before[i] if i < len(before) else None
             if known is not None and (isinstance(image, Video) or known.alone == alone):
                 found.append(known)
-            elif isinstance(image, Video):
-                found.append(self._read_clip(image))
             else:
-                found.append(self._reader.image(load_image(image, bgr), *facts, alone))
+                found.append(self.read_one(image, alone=alone, bgr=bgr))
         return found
+
+    def read_one(self, image: Media, *, alone: bool, bgr: bool = False) -> ImageInput:
+        """Return an image, which may be the only one of its prompt, or a clip as the encoder takes it.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        if isinstance(image, Video):
+            return self._read_clip(image)
+        return self._reader.image(load_image(image, bgr), *self._manifest.encoder_input, alone)
 
     def _read_clip(self, video: Video) -> ImageInput:
         work = f"reading {video.name[0].lower()}{video.name[1:]}"

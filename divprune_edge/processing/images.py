@@ -15,7 +15,8 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -52,6 +53,8 @@ CLIP_SUFFIXES = (
     ".webm",
     ".wmv",
 )
+# As they are named to people.
+_FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 # Raster formats only: Pillow hands some others (EPS) to an external interpreter. The second row is tried only
 # where the first does not fit, because it makes Pillow import all of its readers.
 _COMMON = ("JPEG", "PNG", "GIF", "BMP", "PPM")
@@ -130,43 +133,70 @@ def refuse_address(source: str | os.PathLike[str]) -> None:
         )
 
 
+def image_of_bytes(data: bytes, name: str, formats: tuple[str, ...], most_pixels: int) -> Image.Image:
+    """Return the image in mode RGB that a file's bytes hold; an animation is refused.
+
+    Args:
+        data: of the file.
+        name: what the image is called in sentences.
+        formats: Pillow's names of those that it may have.
+        most_pixels: that it may have.
+
+    Raises:
+        UserError: as for :func:`load_image`.
+    """
+    with _told(name, formats), Image.open(BytesIO(data), formats=formats) as image:
+        check_size(image.size, name, most_pixels)
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise UserError(f"{name} is an animation: send one of its frames.", code="image-animated")
+        return _decode(image, name, upright=True)
+
+
 def _from_file(path: Path) -> Image.Image:
     name = f"Image '{path}'"
     refuse_address(path)
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise UserError(
-                f"{name} is a folder or device: give the path of an image.", code="image-not-a-file"
-            )
-        if size > MAX_BYTES:
-            raise UserError(
-                f"{name} has {size} bytes, at most {MAX_BYTES} are read: make it smaller.",
-                code="image-too-large",
-            )
-        with warnings.catch_warnings():
-            # Of bombs, for which the bounds here are tighter, and of metadata, which does not matter.
-            warnings.simplefilter("ignore")
+    with _told(name, _FORMATS, is_clip=path.suffix.lower() in CLIP_SUFFIXES):
+        try:
+            size = path.stat().st_size
+            if not path.is_file():
+                raise UserError(
+                    f"{name} is a folder or device: give the path of an image.", code="image-not-a-file"
+                )
+            if size > MAX_BYTES:
+                raise UserError(
+                    f"{name} has {size} bytes, at most {MAX_BYTES} are read: make it smaller.",
+                    code="image-too-large",
+                )
             with _open(path) as image:
                 check_size(image.size, name)
                 return _decode(image, name, upright=True)
-    except FileNotFoundError:
-        raise UserError(f"There is no image at '{path}': check the path.", code="image-missing") from None
+        except FileNotFoundError:
+            raise UserError(f"There is no image at '{path}': check the path.", code="image-missing") from None
+
+
+@contextlib.contextmanager
+def _told(name: str, formats: Sequence[str], *, is_clip: bool = False) -> Iterator[None]:
+    """Tell in a sentence what reading an image raises; ``is_clip``: by its name it is none."""
+    try:
+        with warnings.catch_warnings():
+            # Of bombs, for which the bounds here are tighter, and of metadata, which does not matter.
+            warnings.simplefilter("ignore")
+            yield
     except UnidentifiedImageError:
-        if path.suffix.lower() in CLIP_SUFFIXES:
+        if is_clip:
             raise UserError(
                 f"{name} is a clip, expected an image: 'ask' takes it as --video, 'batch' as \"video\"; nothing else "
                 "looks at clips.",
                 code="image-is-clip",
             ) from None
         raise UserError(
-            f"{name} ({size} bytes) is not an image: use JPEG, PNG, WebP, GIF, BMP or TIFF.",
+            f"{name} is not an image: use {', '.join(formats[:-1])} or {formats[-1]}.",
             code="image-format-unknown",
         ) from None
     except Image.DecompressionBombError as error:
         pixels = next(iter(re.findall(r"\d+", str(error))), "too many")
         raise UserError(
-            f"{name} has {pixels} pixels, {_limits()}: make it smaller.", code="image-too-large"
+            f"{name} has {pixels} pixels, {_limits(MAX_PIXELS)}: make it smaller.", code="image-too-large"
         ) from None
     except OSError as error:
         raise UserError(
@@ -189,21 +219,22 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=[name for name in _OTHERS if name in Image.OPEN])
 
 
-def check_size(size: tuple[int, int], name: str) -> None:
+def check_size(size: tuple[int, int], name: str, most_pixels: int = MAX_PIXELS) -> None:
     """Refuse a (width, height) that is too large.
 
     Raises:
         UserError: it is.
     """
     width, height = size
-    if max(size) > MAX_SIDE or width * height > MAX_PIXELS:
+    if max(size) > MAX_SIDE or width * height > most_pixels:
         raise UserError(
-            f"{name} has {width} x {height} pixels, {_limits()}: make it smaller.", code="image-too-large"
+            f"{name} has {width} x {height} pixels, {_limits(most_pixels)}: make it smaller.",
+            code="image-too-large",
         )
 
 
-def _limits() -> str:
-    return _DIMENSIONS.format(MAX_SIDE, MAX_PIXELS // 1_000_000)
+def _limits(pixels: int) -> str:
+    return _DIMENSIONS.format(MAX_SIDE, f"{pixels / 1_000_000:g}")
 
 
 def _decode(image: Image.Image, name: str, upright: bool) -> Image.Image:

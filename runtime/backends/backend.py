@@ -63,6 +63,11 @@ class Backend(Protocol):
         """Images of one tile that one run of the vision encoder and of a selector takes."""
         ...
 
+    @property
+    def computes_beside(self) -> bool:
+        """Whether one thread may encode and select while another one runs the language model."""
+        ...
+
     def load(self, selector: SelectorInfo | None) -> None:
         """Create the sessions that a question with ``selector`` needs, so that no question pays for it.
 

@@ -42,6 +42,7 @@ class OnnxRuntimeBackend:
 
     images_at_once = 4
     """The encoder's memory grows with them, its speed hardly."""
+    computes_beside = True
 
     def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
         self._bundle = bundle

@@ -57,6 +57,8 @@ class TensorRtBackend:
     """
 
     images_at_once = 1
+    computes_beside = False
+    """All contexts share the activations' memory, and one stream."""
 
     def __init__(
         self, bundle: Bundle, device: Device, open_engines: OpenEngines, name: Name = "tensorrt"

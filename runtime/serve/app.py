@@ -1,0 +1,236 @@
+"""The routes: chat completions, models, health, metrics, and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.runtime.serve.answers import Writing, error_fields, event_text, status_of
+from divprune_edge.runtime.serve.catalog import Catalog
+from divprune_edge.runtime.serve.engine import Engine
+from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope, Send
+from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job
+from divprune_edge.runtime.serve.reading import Fetch, question_of
+from divprune_edge.runtime.serve.scheduler import internal
+from divprune_edge.runtime.serve.schema import read_request
+
+_INLINE = 64 << 10
+"""Bytes of a body that are read on the event loop; a longer one is read on a thread."""
+
+
+def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> App:
+    """Return the application; ``fetch`` gets an image from an address."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.stop)
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    page = _page()
+
+    @app.exception_handler(DivpruneError)
+    async def known(request: Request, error: DivpruneError) -> Response:
+        headers = {"retry-after": str(engine.retry_after)} if status_of(error)[0] in (429, 503) else None
+        return JSONResponse(error_fields(error), status_of(error)[0], headers)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        wrong = error.status_code == 405
+        said = (
+            UserError("This path is not asked by that method.", code="method-unknown")
+            if wrong
+            else UserError("There is nothing at this path.", code="path-unknown")
+        )
+        return JSONResponse(error_fields(said), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(error_fields(internal()), 500)  # what it was, the guard's log says
+
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: ClientGone) -> Response:
+        return Response(status_code=499)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return JSONResponse({"status": "ok" if engine.alive else "stopping"}, 200 if engine.alive else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": catalog.entries()})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        return JSONResponse(catalog.entry(name))
+
+    @app.post("/v1/chat/completions")
+    async def complete(request: Request) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise UserError("The body is not declared as application/json.", code="content-type")
+        if (refusal := engine.refuse()) is not None:
+            raise refusal
+        body = await request.body()
+        read = partial(_read, body, catalog, engine, fetch)
+        asked, question = read() if len(body) <= _INLINE else await asyncio.to_thread(read)
+        writing = Writing(
+            f"chatcmpl-{secrets.token_hex(12)}",
+            asked.model or catalog.name,
+            question,
+            asked.stream_options is not None and asked.stream_options.include_usage,
+        )
+        client = request.client.host if request.client is not None else ""
+        answer = _Answer(engine, writing, client, request.receive)
+        return await (answer.streamed() if asked.stream else answer.whole())
+
+    @app.get("/")
+    async def index() -> Response:
+        return _file(page, "index.html")
+
+    @app.get("/page/{name}")
+    async def part(name: str) -> Response:
+        return _file(page, name)
+
+    return Guard(app, access, engine.limits)
+
+
+def _read(body: bytes, catalog: Catalog, engine: Engine, fetch: Fetch) -> Any:
+    asked = read_request(body, engine.limits.json_items)
+    return asked, question_of(asked, catalog, engine.limits, fetch)
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class _Answer:
+    """One answer on its way from the engine's threads to a client, which may leave at any time."""
+
+    def __init__(self, engine: Engine, writing: Writing, client: str, receive: Receive) -> None:
+        self._engine, self.writing = engine, writing
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            with suppress(RuntimeError):  # of a loop that is closed: nobody is there any more
+                loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+        self._job: Job = engine.submit(writing.question, client, tell)
+        self._gone = asyncio.ensure_future(_until_gone(receive))
+
+    async def next(self) -> Event:
+        """Return the next event.
+
+        Raises:
+            DivpruneError: there is no more, as something is wrong.
+            ClientGone: nobody waits for it.
+        """
+        if self._events.empty():
+            event = asyncio.ensure_future(self._events.get())
+            await asyncio.wait({event, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not event.done():
+                event.cancel()
+                raise ClientGone
+            found = event.result()
+        else:
+            found = self._events.get_nowait()
+        if isinstance(found, Failed):
+            raise found.error
+        return found
+
+    async def whole(self) -> Response:
+        """Return the answer in one piece."""
+        try:
+            while True:
+                event = await self.next()
+                self.writing.take(event)
+                if isinstance(event, Ended):
+                    return JSONResponse(self.writing.whole())
+        finally:
+            self.leave()
+
+    async def streamed(self) -> Response:
+        """Return the answer as a stream, once it is known that there will be one."""
+        try:
+            return _Stream(self, await self.next())
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Wait no more; to an answer that is whole nothing happens."""
+        self._gone.cancel()
+        self._engine.leave(self._job)
+
+
+class _Stream(Response):
+    """An answer as server-sent events."""
+
+    def __init__(self, answer: _Answer, first: Event) -> None:
+        super().__init__(media_type="text/event-stream")
+        self._answer, self._first = answer, first
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-store"
+        self.headers["x-accel-buffering"] = "no"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send event after event, until the answer is whole or the client leaves."""
+
+        async def write(body: bytes, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        try:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            event = self._first
+            while True:
+                await write(b"".join(map(event_text, self._answer.writing.take(event))))
+                if isinstance(event, Ended):
+                    break
+                try:
+                    event = await self._answer.next()
+                except DivpruneError as error:
+                    await write(event_text(error_fields(error)))
+                    break
+            await write(event_text("[DONE]"), more=False)
+        except ClientGone:
+            pass
+        finally:
+            self._answer.leave()
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _page() -> dict[str, bytes]:
+    """Return the page's files by name: those that there are now, so that no name is ever a path."""
+    folder = files("divprune_edge.runtime.serve") / "page"
+    return {one.name: one.read_bytes() for one in folder.iterdir() if one.is_file()}
+
+
+def _file(page: dict[str, bytes], name: str) -> Response:
+    if name not in page:
+        raise UserError("There is nothing at this path.", code="path-unknown")
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    return Response(page[name], media_type=kind, headers={"cache-control": "no-cache"})

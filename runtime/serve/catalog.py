@@ -1,0 +1,94 @@
+"""The models that a server offers: a bundle with each of its selectors and budgets, by the names that requests say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.manifest import UNPRUNED, SelectorInfo
+from divprune_edge.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What may be asked for.
+
+    Attributes:
+        bundle: what answers.
+        name: of the bundle with its default selector; with another one, or ``none``, a colon and its id follow.
+        created: when it was exported, in seconds since 1970.
+        default: what ``name`` alone stands for.
+        joins_between_steps: whether sequences may join those that are being decoded.
+    """
+
+    bundle: Bundle
+    name: str
+    created: int
+    default: SelectorInfo | None
+    joins_between_steps: bool
+
+    @property
+    def models(self) -> Mapping[str, SelectorInfo | None]:
+        """Name -> selector; None keeps every visual token."""
+        manifest = self.bundle.manifest
+        named = {f"{self.name}:{selector.id}": selector for selector in manifest.selectors}
+        return {self.name: self.default, **named, f"{self.name}:{UNPRUNED}": None}
+
+    def selector(self, model: str | None, selector: str | None, keep: int | None) -> SelectorInfo | None:
+        """Return what a request asks for; ``selector`` and ``keep`` say what its ``model`` leaves open.
+
+        Raises:
+            UserError: there is no such model or selector, or they contradict each other.
+        """
+        models = self.models
+        if model is not None and model not in models:
+            known = [*models]
+            shown = model if len(model) <= 80 else f"{model[:80]}…"
+            raise UserError(
+                f"There is no model '{shown}'{did_you_mean(model[:200], known)}: it has {', '.join(known)}.",
+                code="model-unknown",
+            )
+        if selector is None and keep is None:
+            return models[model or self.name]
+        found = self.bundle.selector(selector, keep)
+        if model not in (None, self.name) and models[model or self.name] != found:
+            raise UserError(
+                f"Model '{model}' says another selector than the request does: leave one of the two out.",
+                code="model-with-selector",
+            )
+        return found
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return the models as OpenAI lists them, with what each keeps."""
+        return [self.entry(name) for name in self.models]
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """Return one of them.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        selector = self.selector(name, None, None)
+        manifest = self.bundle.manifest
+        clips = manifest.preprocessing.clips
+        return {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "divprune-edge",
+            "divprune": {
+                "source": manifest.source.model,
+                "family": manifest.family,
+                "selector": UNPRUNED if selector is None else selector.id,
+                "algorithm": UNPRUNED if selector is None else selector.name,
+                "keep": manifest.candidates if selector is None else selector.keep,
+                "candidates": manifest.candidates,
+                "schedule": None,
+                "default": selector == self.default,
+                "frames": 0 if clips is None else clips.frames,
+                "context": manifest.language_model.positions,
+                "joins": "between steps" if self.joins_between_steps else "between batches",
+            },
+        }

@@ -1,0 +1,208 @@
+"""What stands before the routes: who may ask, how much may be sent, and how long anybody may take.
+
+It is pure ASGI, so that a request is refused before its body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.runtime.serve.answers import error_fields, status_of
+from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.scheduler import internal
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Message: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = logging.getLogger("divprune_edge")
+_OPEN = ("/health", "/")
+"""Paths that need no key, and what lies below ``/page/``: they tell nothing of bundle or requests."""
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Attributes:
+        key: what a client has to know; None: nothing.
+        hosts: names by which the server may be called; None: any. A page of somebody else's that makes a browser look
+            up its own name here is told apart by them.
+    """
+
+    key: str | None = None
+    hosts: frozenset[str] | None = None
+
+    def refuse(self, scope: Scope) -> UserError | None:
+        """Return why a request is not let in, if it is not."""
+        headers = dict(scope["headers"])
+        path = scope["path"]
+        if self.hosts is not None and _name(headers.get(b"host", b"")) not in self.hosts:
+            return UserError(
+                "The Host header is not a name of this server: call it by the address that it listens on.",
+                code="host-unknown",
+            )
+        if self.key is None or path in _OPEN or path.startswith("/page/"):
+            return None
+        given = headers.get(b"authorization", b"")
+        # Of digests, so that neither the content nor the length of a guess shows in the time that it takes.
+        expected, found = (hashlib.sha256(text).digest() for text in (b"Bearer " + self.key.encode(), given))
+        if hmac.compare_digest(expected, found):
+            return None
+        return UserError(
+            "The API key is missing or wrong: send it as 'Authorization: Bearer KEY'.", code="api-key-wrong"
+        )
+
+
+class Guard:
+    """An ASGI application around another one; see the module's text."""
+
+    def __init__(self, app: App, access: Access, limits: Limits) -> None:
+        self._app, self._access, self._limits = app, access, limits
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it with an error."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
+            await send(message)
+
+        try:
+            if (refusal := self._access.refuse(scope)) is not None:
+                raise refusal
+            self._check_length(scope)
+            taken = _Body(self, receive)
+            try:
+                await self._app(scope, taken, sending)
+            finally:
+                taken.release()
+        except DivpruneError as error:
+            if not begun:
+                await answer_error(error, sending)
+        except Exception:
+            _log.exception("A request failed.")
+            if not begun:
+                await answer_error(internal(), sending)
+
+    def _check_length(self, scope: Scope) -> None:
+        """Refuse a body by what its head says of it, before any of it is read."""
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > self._limits.body_bytes:
+            raise self.too_large()
+
+    def hold(self, count: int) -> None:
+        """Count bytes of a body that are held.
+
+        Raises:
+            UserError: all bodies together are too large.
+        """
+        if self._held + count > self._limits.all_bodies_bytes:
+            raise UserError(
+                "The server holds as many bytes of requests as it may: ask again later.", code="server-busy"
+            )
+        self._held += count
+
+    def let_go(self, count: int) -> None:
+        """Count bytes that are not held any more."""
+        self._held -= count
+
+    @property
+    def limits(self) -> Limits:
+        """What is let through."""
+        return self._limits
+
+    def too_large(self) -> UserError:
+        """Return what is said of a body that is."""
+        return UserError(
+            f"The body has more than {self._limits.body_bytes} bytes: send fewer or smaller images.",
+            code="request-too-large",
+        )
+
+
+class _Body:
+    """A request's ``receive``, which counts what comes and how long that takes."""
+
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self._guard, self._receive = guard, receive
+        self._held, self._whole = 0, False
+        self._ends = asyncio.get_running_loop().time() + guard.limits.body_seconds
+
+    async def __call__(self) -> Message:
+        """Return the next part.
+
+        Raises:
+            UserError: it is too much, or comes too late.
+        """
+        if self._whole:  # what comes now is that the client leaves
+            return await self._receive()
+        left = self._ends - asyncio.get_running_loop().time()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(left, 0))
+        except asyncio.TimeoutError:
+            raise UserError(
+                f"The body did not come within {self._guard.limits.body_seconds} s.", code="body-timeout"
+            ) from None
+        count = len(message.get("body", b""))
+        self._guard.hold(count)
+        self._held += count
+        if self._held > self._guard.limits.body_bytes:
+            raise self._guard.too_large()
+        self._whole = not message.get("more_body", False)
+        return message
+
+    def release(self) -> None:
+        """The request is answered."""
+        self._guard.let_go(self._held)
+        self._held = 0
+
+
+async def answer_error(error: DivpruneError, send: Send, retry_after: int | None = None) -> None:
+    """Send an error in OpenAI's format."""
+    body = json.dumps(error_fields(error), ensure_ascii=False).encode("utf-8", "replace")
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    status = status_of(error)[0]
+    if status in (429, 503):
+        headers.append((b"retry-after", str(retry_after or 5).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status in (408, 413):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _name(host: bytes) -> str:
+    """Return a Host header without its port."""
+    text = host.decode("latin-1").lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0]

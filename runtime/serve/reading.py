@@ -1,0 +1,130 @@
+"""A request's body to a question: within the limits, with its images as bytes and its selector found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.generate import Decoding
+from divprune_edge.runtime.serve.catalog import Catalog
+from divprune_edge.runtime.serve.job import Medium, Question, Utterance
+from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.media import bytes_of
+from divprune_edge.runtime.serve.schema import ChatRequest, ClipPart, ImagePart, Message, TextPart
+
+Fetch = Callable[[str], bytes]
+_LONGEST_STOP = 256
+_DEFAULT_TOKENS = 256
+
+
+def question_of(asked: ChatRequest, catalog: Catalog, limits: Limits, fetch: Fetch) -> Question:
+    """Return the question of a request; ``fetch`` gets an image from an address.
+
+    Raises:
+        UserError: it asks for more than the limits, or for what there is not.
+    """
+    selector = catalog.selector(asked.model, asked.selector, asked.keep)
+    if asked.schedule not in (None, "none"):
+        raise UserError(
+            f"The bundle has no schedule '{asked.schedule}': leave 'schedule' out.",
+            code="schedule-not-in-bundle",
+        )
+    _check_messages(asked.messages, limits)
+    decoding = _decoding(asked, limits)
+    utterances = tuple(_utterance(message, limits, fetch) for message in asked.messages)
+    wanted = (asked.top_logprobs or 0) if asked.logprobs else None
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise UserError('top_logprobs needs logprobs: say "logprobs": true as well.', code="logprobs")
+    return Question(utterances, selector, decoding, wanted)
+
+
+def _check_messages(messages: list[Message], limits: Limits) -> None:
+    if len(messages) > limits.messages:
+        raise UserError(
+            f"The conversation has {len(messages)} messages, this server takes {limits.messages}: leave out the first "
+            "ones.",
+            code="conversation-too-long",
+        )
+    parts = [part for one in messages for part in ([] if isinstance(one.content, str) else one.content)]
+    text = sum(len(_text(message)) for message in messages)
+    clips = [part for part in parts if isinstance(part, ClipPart)]
+    for what, count, most, code in (
+        ("characters of text", text, limits.text, "text-too-long"),
+        ("images", sum(isinstance(part, ImagePart) for part in parts), limits.images, "too-many-images"),
+        ("frames of clips", sum(len(clip.video) for clip in clips), limits.frames, "too-many-frames"),
+    ):
+        if count > most:
+            raise UserError(
+                f"The conversation has {count} {what}, this server takes {most}: send fewer.", code=code
+            )
+    if messages[-1].role != "user":
+        raise UserError(
+            f"The last message is the {messages[-1].role}'s, expected the user's: end with a question.",
+            code="conversation-order",
+        )
+    for place, message in enumerate(messages):
+        if message.role in ("system", "developer") and place:
+            raise UserError(
+                f"Message {place + 1} is the system's: only the first one may be.", code="conversation-order"
+            )
+        if message.role != "user" and any(not isinstance(part, TextPart) for part in _parts(message)):
+            raise UserError(
+                f"Message {place + 1} is the {message.role}'s and holds an image: only the user's may.",
+                code="conversation-order",
+            )
+
+
+def _decoding(asked: ChatRequest, limits: Limits) -> Decoding:
+    both = (asked.max_tokens, asked.max_completion_tokens)
+    if None not in both and both[0] != both[1]:
+        raise UserError(
+            f"max_tokens is {both[0]} and max_completion_tokens {both[1]}: leave one of the two out.",
+            code="decoding-out-of-range",
+        )
+    most = next((value for value in both if value is not None), min(_DEFAULT_TOKENS, limits.max_tokens))
+    if most > limits.max_tokens:
+        raise UserError(
+            f"{most} tokens are asked for, this server answers in at most {limits.max_tokens}: ask for fewer.",
+            code="max-tokens-too-large",
+        )
+    stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
+    if len(stop) > limits.stops or any(len(text) > _LONGEST_STOP for text in stop):
+        raise UserError(
+            f"There may be at most {limits.stops} stop strings of {_LONGEST_STOP} characters.",
+            code="stop-invalid",
+        )
+    options = {
+        "max_tokens": most,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "top_k": asked.top_k,
+        "repetition_penalty": asked.repetition_penalty,
+        "seed": asked.seed,
+        "stop": tuple(stop),
+        "ignore_eos": asked.ignore_eos,
+    }
+    return Decoding(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _utterance(message: Message, limits: Limits, fetch: Fetch) -> Utterance:
+    images, clips = [], []
+    for part in _parts(message):
+        if isinstance(part, ImagePart):
+            images.append(Medium((bytes_of(part.image_url.url, limits, fetch),)))
+        elif isinstance(part, ClipPart):
+            frames = tuple(bytes_of(url, limits, fetch) for url in part.video)
+            if not frames:
+                raise UserError("A clip has no frames: send at least one.", code="clip-empty")
+            clips.append(Medium(frames, clip=True, fps=part.fps))
+    role = "system" if message.role == "developer" else message.role
+    return Utterance(role, _text(message), (*images, *clips))
+
+
+def _parts(message: Message) -> list[TextPart | ImagePart | ClipPart]:
+    return [] if isinstance(message.content, str) else message.content
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))

@@ -1,0 +1,151 @@
+"""Images from addresses: of hosts that an allow-list names, over https, from public addresses alone.
+
+The name is looked up once, what it says is checked, and that very address is called, so that a second answer of the
+name server changes nothing. A redirect is an error, whatever it says.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+import time
+from collections.abc import Callable, Collection
+
+from divprune_edge.errors import UserError
+from divprune_edge.runtime.serve.limits import Limits
+
+_ADDRESS = re.compile(
+    r"https://(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)(?::443)?(?P<path>/[\x21\x23-\x5b\x5d-\x7e]*)?",
+    re.IGNORECASE,
+)
+_SECONDS = 10.0
+_PART = 64 << 10
+Resolve = Callable[[str], list[str]]
+
+
+class Fetcher:
+    """Gets images from the hosts of an allow-list; of none, if there is none.
+
+    Args:
+        hosts: their names.
+        limits: of an image's bytes.
+        resolve: looks a name up.
+        trust: whom to believe that a host is the one it says it is.
+    """
+
+    def __init__(
+        self,
+        hosts: Collection[str],
+        limits: Limits,
+        resolve: Resolve | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        self._hosts, self._limits = {host.lower() for host in hosts}, limits
+        self._resolve = resolve or _look_up
+        self._trust = trust or ssl.create_default_context()
+
+    def __call__(self, url: str) -> bytes:
+        """Return what lies at an address.
+
+        Raises:
+            UserError: the address, the host or its answer is not allowed.
+        """
+        if not self._hosts:
+            raise UserError(
+                "This server fetches no images from addresses: put the image itself into the request, as "
+                "data:image/jpeg;base64,….",
+                code="image-url-unsupported",
+            )
+        found = _ADDRESS.fullmatch(url) if len(url) <= 2048 else None
+        if found is None:
+            raise UserError(
+                "An image's address is not of the form https://HOST/PATH: leave out user names, ports and fragments, "
+                "and escape other characters.",
+                code="image-url-unsupported",
+            )
+        host = found["host"].lower()
+        if host not in self._hosts:
+            raise UserError(
+                f"Images are not fetched from '{host}', but from {', '.join(sorted(self._hosts))}.",
+                code="image-host-refused",
+            )
+        return self._get(host, self._public_address(host), found["path"] or "/")
+
+    def _public_address(self, host: str) -> str:
+        """Return an address of a host; all of them must be public, or one could be hidden among others."""
+        addresses = self._resolve(host)
+        if not addresses or not all(map(_is_public, addresses)):
+            raise UserError(
+                f"'{host}' is not at a public address: no image is fetched from it.",
+                code="image-host-refused",
+            )
+        return addresses[0]
+
+    def _get(self, host: str, address: str, path: str) -> bytes:
+        ends = time.monotonic() + _SECONDS
+        connection = _Pinned(host, address, self._trust)
+        try:
+            connection.request("GET", path, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
+            answer = connection.getresponse()
+            if answer.status != http.client.OK:
+                raise UserError(
+                    f"'{host}' answers with status {answer.status}, expected 200; redirects are not followed.",
+                    code="image-fetch-failed",
+                )
+            data = bytearray()
+            while part := answer.read1(_PART):
+                data += part
+                if len(data) > self._limits.image_bytes:
+                    raise UserError(
+                        f"The image at '{host}' has more than {self._limits.image_bytes} bytes.",
+                        code="image-too-large",
+                    )
+                if time.monotonic() > ends:
+                    raise TimeoutError
+            return bytes(data)
+        except (OSError, http.client.HTTPException) as error:
+            raise UserError(
+                f"The image cannot be fetched from '{host}' ({type(error).__name__}).",
+                code="image-fetch-failed",
+            ) from None
+        finally:
+            connection.close()
+
+
+class _Pinned(http.client.HTTPSConnection):
+    """A connection to one address, with the certificate of the host that it is for."""
+
+    def __init__(self, host: str, address: str, trust: ssl.SSLContext) -> None:
+        super().__init__(host, 443, timeout=_SECONDS, context=trust)
+        self._address, self._trust = address, trust
+
+    def connect(self) -> None:
+        """Call the address, whatever the name says by now."""
+        plain = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._trust.wrap_socket(plain, server_hostname=self.host)
+
+
+def _look_up(host: str) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(place[4][0]) for place in found]
+
+
+def _is_public(address: str) -> bool:
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
+        # 64:ff9b::/96 leads to IPv4 addresses as well.
+        if inner is None and found in ipaddress.ip_network("64:ff9b::/96"):
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner is not None and not _is_public(str(inner)):
+            return False
+    return found.is_global and not found.is_multicast

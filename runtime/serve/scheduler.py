@@ -1,0 +1,259 @@
+"""The language model's thread: sequences join and leave between steps, and prompts are fed in pieces in between.
+
+It alone touches the session. A turn takes in what is ready, feeds one piece of one prompt, and decodes an id of every
+answer that goes on, so that a long prompt delays the others' next token by no more than a piece.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+
+import numpy as np
+
+from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.dialects import DIALECTS, row_bytes
+from divprune_edge.runtime.backends import LanguageSession, Prediction
+from divprune_edge.runtime.pipeline import Pipeline
+from divprune_edge.runtime.serve.job import Ended, Job, Piece, TokenScore
+from divprune_edge.runtime.serve.metrics import Metrics
+from divprune_edge.runtime.serve.prefixes import PrefixCache
+
+_log = logging.getLogger("divprune_edge")
+
+
+class Scheduler(threading.Thread):
+    """See the module's text.
+
+    Args:
+        pipeline: whose language model it is.
+        slots: sequences at a time.
+        chunk: ids of a prompt that are fed at once while others decode.
+        prefix_bytes: for the caches of prompts' beginnings.
+        metrics: what is counted.
+        lock: held while the device computes, where another thread's graphs must wait meanwhile.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        *,
+        slots: int,
+        chunk: int,
+        prefix_bytes: int,
+        metrics: Metrics,
+        lock: threading.Lock | None = None,
+    ) -> None:
+        super().__init__(name="scheduler", daemon=True)
+        self._pipeline, self._slots, self._chunk, self._metrics = pipeline, slots, chunk, metrics
+        self._lock = lock
+        language = pipeline.bundle.manifest.language_model
+        self.joins_between_steps = not DIALECTS[language.dialect].grows
+        element = np.dtype(language.cache_dtype).itemsize
+        row = language.layers * row_bytes(language.kv_heads, language.head_dim, element)
+        self._prefixes = PrefixCache(prefix_bytes, row)
+        self._session: LanguageSession = pipeline._backend.session(slots)
+        self._living: dict[int, Job] = {}
+        self._ready: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._ending = False
+
+    def put(self, job: Job) -> None:
+        """Take a prepared job; waits while there are as many ready as there are slots."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._ready) < self._slots or self._ending or job.gone)
+            self._ready.append(job)
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Look again, as a job is gone."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Answer what there is, and end."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Turn until told to end."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ready or self._living or self._ending)
+                if not self._ready and not self._living:
+                    return
+            try:
+                self._turn()
+            except Exception as error:  # whatever it is, nobody waits for ever
+                self._collapse(error)
+
+    def _turn(self) -> None:
+        self._drop()
+        self._admit()
+        if self._lock is None:
+            self._compute()
+        else:
+            with self._lock:
+                self._compute()
+        self._metrics.running.set(len(self._living))
+
+    def _compute(self) -> None:
+        self._prefill()
+        # A cache that grows is copied when a sequence joins: then all begin together.
+        if self.joins_between_steps or all(job.prefilled for job in self._living.values()):
+            self._step()
+
+    def _drop(self) -> None:
+        """Let go of those whose client has left, and of those whose time is over."""
+        now = time.monotonic()
+        for job in [*self._living.values()]:
+            if job.gone:
+                self._remove(job)
+            elif now > job.deadline:
+                self._fail(job, too_late())
+
+    def _admit(self) -> None:
+        if not self.joins_between_steps and self._living:
+            return
+        while len(self._living) < self._slots:
+            with self._changed:
+                if not self._ready:
+                    return
+                job = self._ready.popleft()
+                self._changed.notify_all()
+            if job.gone:
+                continue
+            if time.monotonic() > job.deadline:
+                job.fail(too_late())
+                continue
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        """Give a job a slot, with the rows of its prompt that are kept."""
+        assert job.prompt is not None and job.visual is not None
+        rows, length = self._prefixes.find(job.prompt, job.marks)
+        job.slot = self._session.add(job.visual.tokens, rows)
+        self._living[job.slot] = job
+        if rows is not None:
+            self._session.truncate(job.slot, length)
+        job.fed = job.reused = length
+        job.times.lap("queue")
+        self._metrics.reused.inc(length)
+
+    def _prefill(self) -> None:
+        """Feed a prompt: whole where nobody waits for a next token meanwhile, else a piece of it."""
+        while (job := next((j for j in self._living.values() if not j.prefilled), None)) is not None:
+            assert job.prompt is not None
+            others = any(one.prefilled for one in self._living.values()) and self.joins_between_steps
+            end = min(job.fed + self._chunk, len(job.prompt)) if others else len(job.prompt)
+            part = slice(job.fed, end)
+            try:
+                prediction = self._session.extend(
+                    job.slot, job.prompt.ids[part], job.prompt.positions[..., part]
+                )
+            except UserError as error:
+                self._fail(job, error)
+                continue
+            job.fed = end
+            if job.prefilled:
+                self._metrics.first_token.observe(job.times.first())
+                # What follows the last id is valid until the session's next call, which keeping its rows is.
+                self._take(job, prediction)
+                self._remember(job)
+                self._retire(job)
+            if self.joins_between_steps:
+                return
+
+    def _step(self) -> None:
+        going = {slot: job.writer for slot, job in self._living.items() if job.prefilled and job.writer}
+        if not going:
+            return
+        began = time.perf_counter()
+        ids, positions = ({slot: writer.next[at] for slot, writer in going.items()} for at in range(2))
+        for slot, prediction in self._session.step(ids, positions).items():
+            self._take(self._living[slot], prediction)
+        for slot in going:
+            self._retire(self._living.get(slot))
+        self._metrics.step.observe(time.perf_counter() - began)
+        self._metrics.batch.observe(len(going))
+
+    def _take(self, job: Job, prediction: Prediction) -> None:
+        """Sample a job's next id and tell its text, and that it has ended where that was the last one."""
+        writer = job.writer
+        assert writer is not None
+        try:
+            writer.take(prediction)
+        except UserError as error:
+            self._fail(job, error)
+            return
+        job.tokens += 1
+        self._metrics.generated.inc()
+        if job.question.logprobs is not None:
+            job.scores.append(self._score(writer.next[0], prediction, job.question.logprobs))
+        if job.pieces or (job.scores and writer.ended):
+            job.tell(Piece("".join(job.pieces), tuple(job.scores)))
+            job.pieces.clear()
+            job.scores.clear()
+        if writer.ended:
+            job.tell(Ended(writer.result().finish_reason, job.tokens, job.reused, job.times.report()))
+
+    def _score(self, token: int, prediction: Prediction, top: int) -> TokenScore:
+        """Return how likely the model found an id, and its ``top`` favourites."""
+        logits = prediction.logits.astype(np.float64)
+        logits -= logits.max()
+        logits -= np.log(np.exp(logits).sum())
+        best = np.argsort(-logits, kind="stable")[:top]
+        named = tuple((self._name(int(i)), float(logits[i])) for i in best)
+        return TokenScore(self._name(token), float(logits[token]), named)
+
+    def _name(self, token: int) -> str:
+        text = self._pipeline._prompt.tokenizer.model.decode([token], skip_special_tokens=False)
+        return str(text)
+
+    def _remember(self, job: Job) -> None:
+        """Keep what the next question may begin with: all up to the last image, or the whole of a conversation."""
+        if job.slot not in self._living:
+            return
+        prompt = job.prompt
+        assert prompt is not None
+        first = sum(one.role == "user" for one in job.question.utterances) == 1
+        length = prompt.spans[-1].begin + prompt.spans[-1].rows if prompt.spans and first else len(prompt)
+        if self._prefixes.wants(length, job.reused):
+            rows = self._session.rows(job.slot, length)
+            self._prefixes.keep(prompt, job.marks, rows, length)
+
+    def _retire(self, job: Job | None) -> None:
+        if job is not None and job.slot in self._living and job.writer is not None and job.writer.ended:
+            self._remove(job)
+
+    def _remove(self, job: Job) -> None:
+        del self._living[job.slot]
+        self._session.remove(job.slot)
+
+    def _fail(self, job: Job, error: DivpruneError) -> None:
+        self._remove(job)
+        job.fail(error)
+
+    def _collapse(self, error: Exception) -> None:
+        """Fail all that is in the session, and begin another one: nobody knows what that one holds."""
+        if not isinstance(error, DivpruneError):
+            _log.exception("The scheduler failed.")
+        told = error if isinstance(error, DivpruneError) else internal()
+        for job in self._living.values():
+            job.fail(told)
+        self._living.clear()
+        self._prefixes.clear()
+        self._session = self._pipeline._backend.session(self._slots)
+
+
+def too_late() -> DivpruneError:
+    """Return what those are told whose time is over."""
+    return DivpruneError("The answer took longer than the server allows.", code="request-timeout")
+
+
+def internal() -> DivpruneError:
+    """Return what clients are told of what is ours alone to mend: nothing of the inside."""
+    return DivpruneError("The server failed; its log says why.", code="server-failed")
