@@ -206,10 +206,10 @@ class Scheduler(threading.Thread):
         logits -= logits.max()
         logits -= np.log(np.exp(logits).sum())
         best = np.argsort(-logits, kind="stable")[:top]
-        named = tuple((self._name(int(i)), float(logits[i])) for i in best)
-        return TokenScore(self._name(token), float(logits[token]), named)
+        named = tuple((self._text_of(int(i)), float(logits[i])) for i in best)
+        return TokenScore(self._text_of(token), float(logits[token]), named)
 
-    def _name(self, token: int) -> str:
+    def _text_of(self, token: int) -> str:
         text = self._pipeline._prompt.tokenizer.model.decode([token], skip_special_tokens=False)
         return str(text)
 
