@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.manifest import UNPRUNED
+from divprune_edge.manifest import UNPRUNED, SelectorInfo
 from divprune_edge.runtime.generate import FinishReason
-from divprune_edge.runtime.serve.job import Ended, Event, Piece, Question, Seen, TokenScore
+from divprune_edge.runtime.serve.job import Ended, Event, Piece, Seen, TokenScore
 
 _STATUS = {
     "api-key-wrong": (401, "authentication_error"),
@@ -48,13 +48,15 @@ class Writing:
     Attributes:
         id: of the answer.
         model: as it was asked for.
-        question: what is answered.
+        selector: what prunes.
+        scored: whether the probabilities of tokens are reported.
         says_usage: whether a stream ends with how many tokens there were.
     """
 
     id: str
     model: str
-    question: Question
+    selector: SelectorInfo | None = None
+    scored: bool = False
     says_usage: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _seen: Seen | None = None
@@ -115,9 +117,8 @@ class Writing:
 
     def _looked(self) -> dict[str, Any]:
         assert self._seen is not None
-        selector = self.question.selector
         return {
-            "selector": UNPRUNED if selector is None else selector.id,
+            "selector": UNPRUNED if self.selector is None else self.selector.id,
             "images": [one.fields() for one in self._seen.media],
         }
 
@@ -134,7 +135,7 @@ class Writing:
         }
 
     def _logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
-        if self.question.logprobs is None:
+        if not self.scored:
             return None
         return {
             "content": [

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -21,13 +21,15 @@ from divprune_edge.runtime.serve.answers import Writing, error_fields, event_tex
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope, Send
-from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job
+from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question
 from divprune_edge.runtime.serve.reading import Fetch, question_of
-from divprune_edge.runtime.serve.scheduler import internal
+from divprune_edge.runtime.serve.scheduler import internal, too_late
 from divprune_edge.runtime.serve.schema import read_request
 
 _INLINE = 64 << 10
 """Bytes of a body that are read on the event loop; a longer one is read on a thread."""
+_GRACE = 1.0
+"""Seconds that the engine has to say by itself that a question's time is over."""
 
 
 def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> App:
@@ -86,20 +88,17 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise UserError("The body is not declared as application/json.", code="content-type")
-        if (refusal := engine.refuse()) is not None:
+        client = request.client.host if request.client is not None else ""
+        if (refusal := engine.refuse(client)) is not None:  # before the body is read
             raise refusal
         body = await request.body()
         read = partial(_read, body, catalog, engine, fetch)
-        asked, question = read() if len(body) <= _INLINE else await asyncio.to_thread(read)
-        writing = Writing(
-            f"chatcmpl-{secrets.token_hex(12)}",
-            asked.model or catalog.name,
-            question,
-            asked.stream_options is not None and asked.stream_options.include_usage,
-        )
-        client = request.client.host if request.client is not None else ""
-        answer = _Answer(engine, writing, client, request.receive)
-        return await (answer.streamed() if asked.stream else answer.whole())
+        del body
+        writing, question, stream = await asyncio.to_thread(read) if _is_long(request) else read()
+        del read
+        answer = _Answer(engine, writing, question, client, request.receive)
+        del question  # its images are the encoder's to let go of
+        return await (answer.streamed() if stream else answer.whole())
 
     @app.get("/")
     async def index() -> Response:
@@ -112,9 +111,23 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     return Guard(app, access, engine.limits)
 
 
-def _read(body: bytes, catalog: Catalog, engine: Engine, fetch: Fetch) -> Any:
+def _is_long(request: Request) -> bool:
+    length = request.headers.get("content-length", "")
+    return not length.isdigit() or int(length) > _INLINE
+
+
+def _read(body: bytes, catalog: Catalog, engine: Engine, fetch: Fetch) -> tuple[Writing, Question, bool]:
+    """Return what is to be written of a request's answer, its question, and whether it is a stream."""
     asked = read_request(body, engine.limits.json_items)
-    return asked, question_of(asked, catalog, engine.limits, fetch)
+    question = question_of(asked, catalog, engine.limits, fetch)
+    writing = Writing(
+        f"chatcmpl-{secrets.token_hex(12)}",
+        asked.model or catalog.name,
+        question.selector,
+        question.logprobs is not None,
+        asked.stream_options is not None and asked.stream_options.include_usage,
+    )
+    return writing, question, asked.stream
 
 
 class ClientGone(Exception):
@@ -124,7 +137,9 @@ class ClientGone(Exception):
 class _Answer:
     """One answer on its way from the engine's threads to a client, which may leave at any time."""
 
-    def __init__(self, engine: Engine, writing: Writing, client: str, receive: Receive) -> None:
+    def __init__(
+        self, engine: Engine, writing: Writing, question: Question, client: str, receive: Receive
+    ) -> None:
         self._engine, self.writing = engine, writing
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -133,7 +148,7 @@ class _Answer:
             with suppress(RuntimeError):  # of a loop that is closed: nobody is there any more
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._job: Job = engine.submit(writing.question, client, tell)
+        self._job: Job = engine.submit(question, client, tell)
         self._gone = asyncio.ensure_future(_until_gone(receive))
 
     async def next(self) -> Event:
@@ -145,10 +160,14 @@ class _Answer:
         """
         if self._events.empty():
             event = asyncio.ensure_future(self._events.get())
-            await asyncio.wait({event, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            # Whatever the engine's threads do, nobody waits much longer than is allowed.
+            left = max(self._job.deadline - time.monotonic(), 0) + _GRACE
+            await asyncio.wait({event, self._gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not event.done():
                 event.cancel()
-                raise ClientGone
+                if self._gone.done():
+                    raise ClientGone
+                raise too_late()
             found = event.result()
         else:
             found = self._events.get_nowait()

@@ -63,6 +63,7 @@ def serve_command(
 
     What a client may ask for: docs/serving.md.
     """
+    from dataclasses import replace
     from importlib.util import find_spec
 
     from divprune_edge.errors import UserError
@@ -84,8 +85,9 @@ def serve_command(
             raise UserError(
                 f"{option} is {value}, expected {least} to {(1 << 20) - 1}.", code="count-out-of-range"
             )
-    given = [f"slots={slots}"] if slots is not None else []
-    limits = Limits().changed([*given, *(limit or ())])
+    limits = Limits().changed(limit or ())
+    if slots is not None:
+        limits = replace(limits, slots=slots)
 
     from divprune_edge.runtime.pipeline import Pipeline
     from divprune_edge.runtime.serve.engine import Engine

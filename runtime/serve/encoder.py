@@ -132,6 +132,7 @@ class Encoder(threading.Thread):
             for medium, image in zip(media, seen, strict=True)
             for _ in image.counts
         )
+        job.question = question.without_media()
         job.writer = pipeline._writer(job.prompt, question.decoding, job.pieces.append)
         tokens, facts = self._manifest.candidates, self._manifest.preprocessing
         places = (shown(look.image, image, tokens, facts) for look, image in zip(looks, seen, strict=True))

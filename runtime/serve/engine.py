@@ -91,11 +91,11 @@ class Engine:
         self._encoder.start()
         self._scheduler.start()
 
-    def refuse(self) -> UserError | None:
-        """Return why no question is taken at present."""
+    def refuse(self, client: str) -> UserError | None:
+        """Return why no question of a client is taken at present, if none is."""
         if self._stopping:
             return UserError("The server is being stopped: ask again in a moment.", code="server-stopping")
-        return None
+        return self.busy() if self.full and not self._waiting.yields_to(client) else None
 
     def submit(self, question: Question, client: str, tell: Callable[[Event], None]) -> Job:
         """Let a question wait for its answer, of which ``tell`` hears, from other threads.
@@ -110,7 +110,7 @@ class Engine:
             tell(event)
 
         job = Job(question, client, time.monotonic() + self.limits.request_seconds, told)
-        if (refusal := self.refuse()) is not None:
+        if (refusal := self.refuse(client)) is not None:
             raise refusal
         with self._guard:
             full = self.full

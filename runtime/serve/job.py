@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -65,6 +65,15 @@ class Question:
     def media(self) -> list[Medium]:
         """All images and clips, in the order in which the prompt has them."""
         return [medium for utterance in self.utterances for medium in utterance.media]
+
+    @property
+    def opens(self) -> bool:
+        """Whether nothing was answered before."""
+        return all(utterance.role != "assistant" for utterance in self.utterances)
+
+    def without_media(self) -> Question:
+        """Return the question without the bytes of its images, once these were looked at."""
+        return replace(self, utterances=tuple(replace(one, media=()) for one in self.utterances))
 
 
 @dataclass(frozen=True)

@@ -219,8 +219,8 @@ class Scheduler(threading.Thread):
             return
         prompt = job.prompt
         assert prompt is not None
-        first = sum(one.role == "user" for one in job.question.utterances) == 1
-        length = prompt.spans[-1].begin + prompt.spans[-1].rows if prompt.spans and first else len(prompt)
+        whole = not (prompt.spans and job.question.opens)
+        length = len(prompt) if whole else prompt.spans[-1].begin + prompt.spans[-1].rows
         if self._prefixes.wants(length, job.reused):
             rows = self._session.rows(job.slot, length)
             self._prefixes.keep(prompt, job.marks, rows, length)

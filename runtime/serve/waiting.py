@@ -64,12 +64,22 @@ class FairQueue:
             self._closed = True
             self._changed.notify_all()
 
+    def yields_to(self, client: str) -> bool:
+        """Whether another client has so many jobs here that it would give a place to one of this client."""
+        with self._changed:
+            return self._greedy(client) is not None
+
     def _make_room(self, client: str) -> Job | None:
-        greedy, line = max(self._lines.items(), key=lambda item: len(item[1]), default=("", deque[Job]()))
-        own = len(self._lines.get(client, ()))
-        if len(line) <= own + 1:
+        greedy = self._greedy(client)
+        if greedy is None:
             return None
-        dropped = line.pop()
-        if not line:
+        dropped = self._lines[greedy].pop()
+        if not self._lines[greedy]:
             del self._lines[greedy]
         return dropped
+
+    def _greedy(self, client: str) -> str | None:
+        """Return who has the most jobs, if these are more than this client would have with one more."""
+        own = len(self._lines.get(client, ()))
+        name, line = max(self._lines.items(), key=lambda item: len(item[1]), default=("", deque[Job]()))
+        return name if len(line) > own + 1 else None
