@@ -1,0 +1,317 @@
+"""Sequences join and leave between steps, and every answer is the one of ``ask``."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import run_module
+
+from divprune_edge import Pipeline
+from divprune_edge.errors import DivpruneError
+from divprune_edge.models.demo import PICTURE
+from divprune_edge.runtime.backends.block import BlockSession
+from divprune_edge.runtime.generate import Decoding
+from divprune_edge.runtime.serve.engine import Engine
+from divprune_edge.runtime.serve.job import (
+    Ended,
+    Event,
+    Failed,
+    Job,
+    Medium,
+    Piece,
+    Question,
+    Seen,
+    Utterance,
+)
+from divprune_edge.runtime.serve.limits import Limits
+
+from .conftest import QUESTION, noise
+
+Open = Callable[..., Engine]
+LONG = {"max_tokens": 200, "ignore_eos": True}
+
+
+class Told:
+    """What is told of one question."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._over = threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, (Ended, Failed)):
+            self._over.set()
+
+    def wait(self) -> Event:
+        assert self._over.wait(60)
+        return self.events[-1]
+
+    @property
+    def text(self) -> str:
+        assert isinstance(self.wait(), Ended), self.events[-1]
+        return "".join(event.text for event in self.events if isinstance(event, Piece))
+
+    @property
+    def code(self) -> str:
+        event = self.wait()
+        assert isinstance(event, Failed), event
+        return event.error.code
+
+    @property
+    def reused(self) -> int:
+        event = self.wait()
+        assert isinstance(event, Ended)
+        return event.reused
+
+    def begun(self) -> None:
+        ends = time.monotonic() + 60
+        while not any(isinstance(event, Piece) for event in self.events) and time.monotonic() < ends:
+            time.sleep(0.002)
+
+
+@pytest.fixture
+def opened(asked: Pipeline) -> Iterator[Open]:
+    engines: list[Engine] = []
+
+    def start(pipeline: Pipeline = asked, **options: Any) -> Engine:
+        limits = Limits().changed([f"{name}={n}" for name, n in options.pop("limits", {}).items()])
+        engines.append(Engine(pipeline, limits, **options))
+        engines[-1].start()
+        return engines[-1]
+
+    yield start
+    for engine in engines:
+        engine.stop(0)
+
+
+def ask(
+    engine: Engine, text: str = QUESTION, *, image: Path | None = PICTURE, client: str = "a", **decoding: Any
+) -> tuple[Told, Job]:
+    media = () if image is None else (Medium((image.read_bytes(),)),)
+    selector = decoding.pop("selector", engine.pipeline.selector)
+    told = Told()
+    question = Question((Utterance("user", text, media),), selector, Decoding(**decoding))
+    return told, engine.submit(question, client, told)
+
+
+def count(engine: Engine, name: str, **labels: str) -> float:
+    return engine.metrics.registry.get_sample_value(f"divprune_{name}", labels) or 0.0
+
+
+def until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.002)
+
+
+def test_many_at_once_are_answered_as_alone(opened: Open, asked: Pipeline) -> None:
+    engine = opened(limits={"slots": 3}, chunk=16)
+    questions = [f"How many {what} are there?" for what in ("circles", "squares", "stars", "red shapes", "x")]
+    options = [{"max_tokens": 4 + 5 * number, "ignore_eos": True} for number in range(5)]
+    answers = [ask(engine, text, **more)[0] for text, more in zip(questions, options, strict=True)]
+    plain = ask(engine, "Who are you?", image=None, **LONG)[0]
+    for answer, text, more in zip(answers, questions, options, strict=True):
+        assert answer.text == asked.ask(PICTURE, text, **more).answer
+    assert plain.text == asked.ask(None, "Who are you?", **LONG).answer
+    assert count(engine, "step_sequences_bucket", le="2.0") < count(engine, "step_sequences_count")
+
+
+def test_one_joins_while_another_is_being_written(opened: Open, asked: Pipeline) -> None:
+    engine = opened()
+    long, _ = ask(engine, **LONG)
+    long.begun()
+    short, _ = ask(engine, "What does the sign say?", max_tokens=3)
+    assert short.text == asked.ask(PICTURE, "What does the sign say?", max_tokens=3).answer
+    assert not any(isinstance(event, Ended) for event in long.events)
+    assert long.text == asked.ask(PICTURE, QUESTION, **LONG).answer
+
+
+def test_a_prompt_is_fed_in_pieces_between_steps(
+    opened: Open, asked: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    extend, step = BlockSession.extend, BlockSession.step
+    monkeypatch.setattr(
+        BlockSession,
+        "extend",
+        lambda s, slot, ids, *rest: (calls.append((slot, len(ids))), extend(s, slot, ids, *rest))[1],
+    )
+    monkeypatch.setattr(BlockSession, "step", lambda s, *given: (calls.append("step"), step(s, *given))[1])
+    engine = opened(chunk=16, prefix_cache=0)
+    long, _ = ask(engine, **LONG)
+    long.begun()
+    calls.clear()
+    second, _ = ask(engine, "What does the sign say?", max_tokens=2)
+    text, made = second.text, [*calls]
+    places = [place for place, call in enumerate(made) if call != "step"]
+    assert len(places) > 3 and all(made[place][1] <= 16 for place in places)
+    assert {later - place for place, later in pairwise(places)} == {2}  # one step between two pieces
+    assert text == asked.ask(PICTURE, "What does the sign say?", max_tokens=2).answer
+
+
+def test_a_cache_that_grows_is_joined_between_batches_only(
+    opened: Open, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("growing") / "demo"
+    made = run_module("export", "llava", "--prune", "0.9", "--no-verify", "--output", str(folder))
+    assert made.returncode == 0, made.stderr
+    pipeline = Pipeline(folder, threads=1)
+    engine = opened(pipeline)
+    assert not engine.joins_between_steps
+    long, _ = ask(engine, **LONG)
+    long.begun()
+    others = [ask(engine, f"Is there {what}?", max_tokens=5)[0] for what in ("a circle", "a star")]
+    assert not any(other.events and isinstance(other.events[-1], Piece) for other in others)
+    texts = [other.text for other in others]
+    assert isinstance(long.events[-1], Ended)
+    expected = [
+        pipeline.ask(PICTURE, f"Is there {what}?", max_tokens=5).answer for what in ("a circle", "a star")
+    ]
+    assert texts == expected
+    assert long.text == pipeline.ask(PICTURE, QUESTION, **LONG).answer
+
+
+def test_an_image_is_encoded_once_whatever_is_asked_of_it(opened: Open, asked: Pipeline) -> None:
+    engine = opened()
+    for number, (text, selector) in enumerate(
+        (text, asked.bundle.selector(name))
+        for name in ("divprune-58", "divprune-144", "none")
+        for text in (QUESTION, "What does the sign say?")
+    ):
+        expected = asked.with_selector(selector.id if selector else "none").ask(PICTURE, text)
+        answer, _ = ask(engine, text, selector=selector)
+        assert answer.text == expected.answer
+        assert count(engine, "images_encoded_total") == 1
+        assert count(engine, "images_cached_total") == number
+        # The second question about an image begins behind it.
+        assert (answer.reused > expected.visual_tokens) == (number % 2 == 1)
+
+
+def test_without_caches_every_question_is_seen_and_fed_anew(opened: Open, asked: Pipeline) -> None:
+    engine = opened(image_cache=0, prefix_cache=0)
+    for number in range(1, 3):
+        answer, _ = ask(engine)
+        assert answer.text == asked.ask(PICTURE, QUESTION).answer
+        assert answer.reused == 0
+        assert count(engine, "images_encoded_total") == number
+
+
+def test_the_cache_of_images_is_bounded(opened: Open, tmp_path: Path) -> None:
+    engine = opened(image_cache=1 << 20)
+    for seed in range(4):
+        noise(seed).save(path := tmp_path / f"{seed}.png")
+        ask(engine, image=path, max_tokens=1)[0].wait()
+        assert count(engine, "image_cache_bytes") <= 1 << 20
+    assert count(engine, "image_cache_bytes") > 0
+
+
+def test_a_system_text_is_prefilled_once(opened: Open, asked: Pipeline, tmp_path: Path) -> None:
+    engine, system = opened(), "Look at the image, and answer in one word."
+    reused = []
+    for seed in range(2):
+        noise(seed).save(path := tmp_path / f"{seed}.png")
+        told = Told()
+        turns = (Utterance("system", system), Utterance("user", QUESTION, (Medium((path.read_bytes(),)),)))
+        engine.submit(Question(turns, asked.selector, Decoding(max_tokens=5)), "a", told)
+        assert told.text == asked.ask(path, QUESTION, system=system, max_tokens=5).answer
+        reused.append(told.reused)
+    assert reused[0] == 0 < reused[1] < 58
+
+
+def test_who_leaves_is_let_go_of(opened: Open) -> None:
+    engine = opened(limits={"slots": 1})
+    long, job = ask(engine, **LONG)
+    waiting, other = ask(engine)
+    long.begun()
+    engine.leave(other)
+    engine.leave(job)
+    until(lambda: count(engine, "sequences_running") == 0)
+    assert count(engine, "requests_total", outcome="left") == 2
+    assert not any(isinstance(event, Ended) for event in (*long.events, *waiting.events))
+    assert ask(engine)[0].text == "purple"
+
+
+def test_a_full_server_says_when_to_come_again(opened: Open) -> None:
+    engine = opened(limits={"slots": 1, "queue": 1})
+    first, _ = ask(engine, **LONG)
+    first.begun()
+    second, _ = ask(engine)
+    with pytest.raises(DivpruneError) as refused:
+        ask(engine)
+    assert refused.value.code == "server-busy"
+    assert 1 <= engine.retry_after <= 60
+    assert first.text and second.text == "purple"
+    assert ask(engine)[0].text == "purple"
+
+
+def test_time_is_limited(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened(limits={"slots": 1, "request_seconds": 1})
+    step = BlockSession.step
+    monkeypatch.setattr(BlockSession, "step", lambda s, *given: (time.sleep(0.05), step(s, *given))[1])
+    first, _ = ask(engine, **LONG)
+    second, _ = ask(engine, **LONG)
+    assert first.code == second.code == "request-timeout"
+    until(lambda: count(engine, "sequences_running") == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "decoding", "code"),
+    [
+        ("", {}, "question-empty"),
+        ("word " * 3000, {}, "prompt-too-long"),
+        (QUESTION, {"stop": ("a </s> b",)}, "stop-string-special-token"),
+        (QUESTION, {"stop_ids": (10**6,)}, "stop-id"),
+    ],
+)
+def test_what_cannot_be_asked_harms_nobody_else(
+    opened: Open, text: str, decoding: dict[str, Any], code: str
+) -> None:
+    engine = opened()
+    long, _ = ask(engine, **LONG)
+    assert ask(engine, text, **decoding)[0].code == code
+    assert long.text
+    assert count(engine, "requests_total", outcome=code) == 1
+
+
+def test_after_a_failure_the_next_question_is_answered(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened()
+    step = BlockSession.step
+
+    def broken(session: BlockSession, *given: Any) -> Any:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(BlockSession, "step", broken)
+    told, _ = ask(engine, **LONG)
+    assert told.code == "server-failed"
+    assert "secret" not in str(told.events[-1])
+    monkeypatch.setattr(BlockSession, "step", step)
+    assert ask(engine)[0].text == "purple"
+    assert engine.alive
+
+
+def test_stopping_answers_what_was_asked(opened: Open, asked: Pipeline) -> None:
+    engine = opened(limits={"slots": 1})
+    answers = [ask(engine, max_tokens=20, ignore_eos=True)[0] for _ in range(3)]
+    engine.stop(60)
+    expected = asked.ask(PICTURE, QUESTION, max_tokens=20, ignore_eos=True).answer
+    assert [answer.text for answer in answers] == [expected] * 3
+    with pytest.raises(DivpruneError) as refused:
+        ask(engine)
+    assert refused.value.code == "server-stopping"
+    assert not engine.alive
+
+
+def test_what_is_told_begins_with_what_was_seen(opened: Open) -> None:
+    told, _ = ask(opened(), max_tokens=2)
+    told.wait()
+    seen = told.events[0]
+    assert isinstance(seen, Seen)
+    assert [len(one.kept) for one in seen.media] == [58]
