@@ -52,13 +52,27 @@ class Catalog:
             )
         if selector is None and keep is None:
             return models[model or self.name]
-        found = self.bundle.selector(selector, keep)
+        found = self._found(selector, keep)
         if model not in (None, self.name) and models[model or self.name] != found:
             raise UserError(
                 f"Model '{model}' says another selector than the request does: leave one of the two out.",
                 code="model-with-selector",
             )
         return found
+
+    def _found(self, selector: str | None, keep: int | None) -> SelectorInfo | None:
+        try:
+            return self.bundle.selector(selector, keep)
+        except UserError as error:
+            if error.code != "selector-not-in-bundle":
+                raise
+        # What it says beyond this is for who has the bundle: where that lies, and how to add a selector.
+        asked = f" '{selector}'" if selector else ""
+        there = ", ".join((*(one.id for one in self.bundle.manifest.selectors), UNPRUNED))
+        raise UserError(
+            f"There is no selector{asked}{f' that keeps {keep}' if keep else ''}: this server has {there}.",
+            code="selector-not-in-bundle",
+        )
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the models as OpenAI lists them, with what each keeps."""
