@@ -7,8 +7,8 @@ import mimetypes
 import secrets
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from importlib.resources import files
 
 from fastapi import FastAPI, Request, Response
@@ -24,10 +24,8 @@ from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope
 from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question
 from divprune_edge.runtime.serve.reading import Fetch, question_of
 from divprune_edge.runtime.serve.scheduler import internal, too_late
-from divprune_edge.runtime.serve.schema import read_request
+from divprune_edge.runtime.serve.schema import ChatRequest, read_request
 
-_INLINE = 64 << 10
-"""Bytes of a body that are read on the event loop; a longer one is read on a thread."""
 _GRACE = 1.0
 """Seconds that the engine has to say by itself that a question's time is over."""
 
@@ -43,6 +41,8 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     page = _page()
+    # Whose images lie elsewhere may have to wait for that; nobody else does.
+    reading, calling = ThreadPoolExecutor(2, "reading"), ThreadPoolExecutor(8, "calling")
 
     @app.exception_handler(DivpruneError)
     async def known(request: Request, error: DivpruneError) -> Response:
@@ -92,10 +92,13 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
         if (refusal := engine.refuse(client)) is not None:  # before the body is read
             raise refusal
         body = await request.body()
-        read = partial(_read, body, catalog, engine, fetch)
+        loop = asyncio.get_running_loop()
+        asked = await loop.run_in_executor(reading, read_request, body, engine.limits.json_items)
         del body
-        writing, question, stream = await asyncio.to_thread(read) if _is_long(request) else read()
-        del read
+        pool = calling if asked.calls_out else reading
+        question = await loop.run_in_executor(pool, question_of, asked, catalog, engine.limits, fetch)
+        writing, stream = _writing(asked, question, catalog), asked.stream
+        del asked
         answer = _Answer(engine, writing, question, client, request.receive)
         del question  # its images are the encoder's to let go of
         return await (answer.streamed() if stream else answer.whole())
@@ -111,23 +114,14 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     return Guard(app, access, engine.limits)
 
 
-def _is_long(request: Request) -> bool:
-    length = request.headers.get("content-length", "")
-    return not length.isdigit() or int(length) > _INLINE
-
-
-def _read(body: bytes, catalog: Catalog, engine: Engine, fetch: Fetch) -> tuple[Writing, Question, bool]:
-    """Return what is to be written of a request's answer, its question, and whether it is a stream."""
-    asked = read_request(body, engine.limits.json_items)
-    question = question_of(asked, catalog, engine.limits, fetch)
-    writing = Writing(
+def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writing:
+    return Writing(
         f"chatcmpl-{secrets.token_hex(12)}",
         asked.model or catalog.name,
         question.selector,
         question.logprobs is not None,
         asked.stream_options is not None and asked.stream_options.include_usage,
     )
-    return writing, question, asked.stream
 
 
 class ClientGone(Exception):

@@ -45,8 +45,8 @@ def _check_messages(messages: list[Message], limits: Limits) -> None:
             "ones.",
             code="conversation-too-long",
         )
-    parts = [part for one in messages for part in ([] if isinstance(one.content, str) else one.content)]
-    text = sum(len(_text(message)) for message in messages)
+    parts = [part for message in messages for part in message.parts]
+    text = sum(len(message.text) for message in messages)
     clips = [part for part in parts if isinstance(part, ClipPart)]
     for what, count, most, code in (
         ("characters of text", text, limits.text, "text-too-long"),
@@ -67,7 +67,7 @@ def _check_messages(messages: list[Message], limits: Limits) -> None:
             raise UserError(
                 f"Message {place + 1} is the system's: only the first one may be.", code="conversation-order"
             )
-        if message.role != "user" and any(not isinstance(part, TextPart) for part in _parts(message)):
+        if message.role != "user" and any(not isinstance(part, TextPart) for part in message.parts):
             raise UserError(
                 f"Message {place + 1} is the {message.role}'s and holds an image: only the user's may.",
                 code="conversation-order",
@@ -108,7 +108,7 @@ def _decoding(asked: ChatRequest, limits: Limits) -> Decoding:
 
 def _utterance(message: Message, limits: Limits, fetch: Fetch) -> Utterance:
     images, clips = [], []
-    for part in _parts(message):
+    for part in message.parts:
         if isinstance(part, ImagePart):
             images.append(Medium((bytes_of(part.image_url.url, limits, fetch),)))
         elif isinstance(part, ClipPart):
@@ -117,14 +117,4 @@ def _utterance(message: Message, limits: Limits, fetch: Fetch) -> Utterance:
                 raise UserError("A clip has no frames: send at least one.", code="clip-empty")
             clips.append(Medium(frames, clip=True, fps=part.fps))
     role = "system" if message.role == "developer" else message.role
-    return Utterance(role, _text(message), (*images, *clips))
-
-
-def _parts(message: Message) -> list[TextPart | ImagePart | ClipPart]:
-    return [] if isinstance(message.content, str) else message.content
-
-
-def _text(message: Message) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return "\n".join(part.text for part in message.content if isinstance(part, TextPart))
+    return Utterance(role, message.text, (*images, *clips))

@@ -58,6 +58,22 @@ class Message(_Strict):
     tool_calls: None = None
     reasoning: None = None
 
+    @property
+    def parts(self) -> list[TextPart | ImagePart | ClipPart]:
+        """What it consists of."""
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """All of its text."""
+        return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+    @property
+    def urls(self) -> list[str]:
+        """Where its images and frames are."""
+        clips = [url for part in self.parts if isinstance(part, ClipPart) for url in part.video]
+        return [part.image_url.url for part in self.parts if isinstance(part, ImagePart)] + clips
+
 
 class StreamOptions(_Strict):
     """Whether a last chunk says how many tokens there were."""
@@ -103,6 +119,11 @@ class ChatRequest(_Strict):
     response_format: PlainText | None = None
     store: Literal[False] | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @property
+    def calls_out(self) -> bool:
+        """Whether an image lies at an address of another host."""
+        return any(url[:6].lower() == "https:" for message in self.messages for url in message.urls)
 
 
 def read_request(body: bytes, json_items: int) -> ChatRequest:

@@ -1,0 +1,223 @@
+"""The command: what it is given, who may ask, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import ROOT, run_module
+from raising import assert_told, refused
+
+from divprune_edge import Pipeline
+from divprune_edge.models.demo import PICTURE
+from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.server import Settings, read_key
+
+from .conftest import QUESTION, Serve, Served, about, openai
+
+KEY = "correct horse battery"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "value"),
+    [
+        (["--host", "0.0.0.0"], "serve-without-key", "0.0.0.0"),
+        (["--host", "192.0.2.1"], "serve-without-key", "192.0.2.1"),
+        (["--port", "70000"], "port-out-of-range", "70000"),
+        (["--host", "203.0.113.7", "--open-to-all", "--port", "0"], "port-taken", "203.0.113.7"),
+        (["--slots", "0"], "limit-out-of-range", "slots"),
+        (["--limit", "max_token=3"], "limit-unknown", "max_token"),
+        (["--limit", "max_tokens=-3"], "limit-out-of-range", "max_tokens"),
+        (["--limit", "max_tokens"], "limit-out-of-range", "max_tokens"),
+        (["--limit", "image_pixels=99999999999"], "limit-out-of-range", "image_pixels"),
+        (["--prefill-chunk", "0"], "count-out-of-range", "0"),
+        (["--image-cache", "-1"], "count-out-of-range", "-1"),
+        (["--api-key-file", "/nowhere/key"], "api-key-file", "/nowhere/key"),
+        (["--selector", "divprun"], "selector-not-in-bundle", "divprun"),
+        (["--backend", "gpu"], "backend-unknown", "gpu"),
+    ],
+)
+def test_options_that_cannot_be_meant(bundle: Path, options: list[str], code: str, value: str) -> None:
+    result = run_module("runtime", "serve", str(bundle), *options)
+    assert_told(result.returncode, result.stderr, code, value)
+
+
+def test_a_port_that_is_taken(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = run_module("runtime", "serve", str(bundle), "--port", port)
+    assert_told(result.returncode, result.stderr, "port-taken", f"127.0.0.1:{port}")
+
+
+def test_without_what_it_needs(bundle: Path) -> None:
+    code = (
+        "import sys, importlib.util as u\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'uvicorn' else real(name, *rest)\n"
+        f"sys.argv = ['runtime', 'serve', {str(bundle)!r}]\n"
+        "from divprune_edge.runtime.cli import main\nmain()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert_told(result.returncode, result.stderr, "serve-not-installed", "uvicorn")
+
+
+def test_nothing_of_the_server_is_loaded_for_a_question() -> None:
+    code = (
+        "import sys, divprune_edge.runtime.pipeline, divprune_edge.runtime.cli\n"
+        "sys.exit(', '.join({'fastapi', 'uvicorn', 'prometheus_client', 'starlette'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_it_listens_on_loopback_alone(server: Served) -> None:
+    process = psutil.Process(server.process.pid)
+    listening = [one.laddr.ip for one in process.net_connections() if one.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
+
+
+@pytest.fixture(scope="module")
+def locked(bundle: Path, serving: Serve, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    file = tmp_path_factory.mktemp("key") / "key"
+    file.write_text(f"{KEY}\n")
+    file.chmod(stat.S_IRUSR)
+    return serving(bundle, "--api-key-file", str(file))
+
+
+@pytest.mark.parametrize(
+    "key", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x", "Bearer ä"]
+)
+def test_a_wrong_key(locked: Served, key: str | None) -> None:
+    headers = {} if key is None else {"Authorization": key.encode("utf-8").decode("latin-1")}
+    for path in ("/v1/models", "/metrics", "/v1/models/demo", "/nothing"):
+        status, data, answer = locked.get(path, **headers)
+        assert (status, json.loads(data)["error"]["code"]) == (401, "api-key-wrong")
+        assert answer["www-authenticate"] == "Bearer"
+    assert locked.ask({"messages": about()}, **headers)[0] == 401
+    assert locked.get("/health")[0] == locked.get("/")[0] == 200
+
+
+def test_the_right_key(locked: Served, picture: str) -> None:
+    answer = locked.client(KEY).chat.completions.create(model="demo", messages=about(picture))
+    assert answer.choices[0].message.content == "purple"
+    with pytest.raises(openai.AuthenticationError):
+        locked.client("other").models.list()
+    assert locked.get("/v1/models", Authorization=f"Bearer {KEY}", Host="any.example")[0] == 200
+
+
+def test_a_refused_key_reads_no_body(locked: Served) -> None:
+    with locked.raw() as connection:
+        connection.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 10000000\r\n\r\n"
+        )
+        assert b"401" in connection.recv(4096)
+
+
+def test_keys(tmp_path: Path) -> None:
+    assert read_key(None, None) is None
+    assert read_key(None, " secret-key \n") == "secret-key"
+    for text in ("short", "", "ünïcödé-key", "with\x1bescape-long"):
+        with refused("api-key-file"):
+            read_key(None, text)
+    (file := tmp_path / "key").write_bytes(b"\xff\xfe binary")
+    with refused("api-key-file", str(file)):
+        read_key(file, None)
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("127.0.0.9", True), ("0.0.0.0", False)],
+)
+def test_without_a_key_a_local_server_is_called_by_its_own_names(host: str, names: bool) -> None:
+    settings = Settings(host, open_to_all=True)
+    assert (settings.access.hosts is not None) == names
+    assert Settings(host, key="long enough").access.hosts is None
+
+
+def test_limits_are_numbers_of_their_range() -> None:
+    assert Limits().changed(["max_tokens=7", "queue=0"]) == Limits(max_tokens=7, queue=0)
+    for text in ("queue=1e3", "queue=²", "queue=", "queue=99999999999999999999"):
+        with refused("limit-out-of-range"):
+            Limits().changed([text])
+
+
+class Answering(threading.Thread):
+    """A stream that is being read."""
+
+    def __init__(self, server: Served, picture: str, **options: Any) -> None:
+        super().__init__()
+        self._create, self.text, self.error = server.client().chat.completions.create, "", None
+        self._options = {"model": "demo", "messages": about(picture), "stream": True, **options}
+        self.begun = threading.Event()
+        self.reason: str | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for chunk in self._create(**self._options):
+                self.text += chunk.choices[0].delta.content or ""
+                self.reason = chunk.choices[0].finish_reason
+                if self.text:
+                    self.begun.set()
+        except Exception as error:
+            self.error = error
+
+
+def test_sigterm_answers_what_was_asked(bundle: Path, serving: Serve, asked: Pipeline, picture: str) -> None:
+    server = serving(bundle, "--slots", "1")
+    options: dict[str, Any] = {"max_tokens": 300}
+    answers = [Answering(server, picture, extra_body={"ignore_eos": True}, **options) for _ in range(2)]
+    while not any(answer.begun.is_set() for answer in answers):
+        time.sleep(0.01)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    with pytest.raises(OSError):
+        server.raw()
+    for answer in answers:
+        answer.join(60)
+    expected = asked.ask(PICTURE, QUESTION, ignore_eos=True, **options).answer
+    assert [(answer.text, answer.reason) for answer in answers] == [(expected, "length")] * 2
+    assert server.process.wait(30) == 0
+    assert not any("Traceback" in line for line in server.said)
+
+
+def test_sigterm_waits_no_longer_than_it_may(bundle: Path, serving: Serve, picture: str) -> None:
+    server = serving(bundle, "--limit", "drain_seconds=0", "--limit", "max_tokens=1900")
+    answer = Answering(server, picture, max_tokens=1800, extra_body={"ignore_eos": True})
+    answer.begun.wait(60)
+    began = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - began < 20
+    answer.join(30)
+    assert answer.reason is None
+
+
+def test_ctrl_c(bundle: Path, serving: Serve) -> None:
+    assert serving(bundle).stop(signal.SIGINT) == 130
+
+
+def test_after_kill_9_it_starts_again(bundle: Path, serving: Serve, picture: str) -> None:
+    server = serving(bundle)
+    answer = Answering(server, picture, max_tokens=300, extra_body={"ignore_eos": True})
+    answer.begun.wait(60)
+    server.process.kill()
+    answer.join(30)
+    assert answer.error is not None
+    again = serving(bundle)
+    assert again.client().chat.completions.create(model="demo", messages=about(picture)).choices
+    again.stop()
