@@ -68,6 +68,7 @@ def serve_command(
 
     from divprune_edge.errors import UserError
     from divprune_edge.runtime.serve.limits import Limits
+    from divprune_edge.runtime.serve.settings import Settings, read_key
 
     missing = [one for one in ("fastapi", "uvicorn", "prometheus_client") if find_spec(one) is None]
     if missing:
@@ -88,13 +89,13 @@ def serve_command(
     limits = Limits().changed(limit or ())
     if slots is not None:
         limits = replace(limits, slots=slots)
+    key = read_key(api_key_file, os.environ.get(KEY_VARIABLE))
+    settings = Settings(host, port, key, open_to_all, tuple(url_host or ()), name)
 
     from divprune_edge.runtime.pipeline import Pipeline
     from divprune_edge.runtime.serve.engine import Engine
-    from divprune_edge.runtime.serve.server import Settings, read_key, serve
+    from divprune_edge.runtime.serve.server import serve
 
-    key = read_key(api_key_file, os.environ.get(KEY_VARIABLE))
-    settings = Settings(host, port, key, open_to_all, tuple(url_host or ()), name)
     pipeline = Pipeline(bundle, selector, keep, backend, threads, warm_up=warm_up)
     engine = Engine(
         pipeline, limits, chunk=chunk, image_cache=image_cache << 20, prefix_cache=prefix_cache << 20

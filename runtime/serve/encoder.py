@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,18 @@ class _Look:
     candidates: Candidates | None = None
     chosen: dict[str | None, VisualTokens] = field(default_factory=dict)
     bytes: int = 0
+
+
+class _Frames(list[Any]):
+    """The frames of a clip, or an image, decoded one by one as they are read: together they could be gigabytes."""
+
+    def __init__(self, medium: Medium, most_pixels: int) -> None:
+        super().__init__(medium.frames)
+        self._clip, self._most_pixels = medium.clip, most_pixels
+
+    def __getitem__(self, index: Any) -> Any:
+        name = f"Frame {index + 1} of the clip" if self._clip else "The image"
+        return image_of_bytes(super().__getitem__(index), name, FORMATS, self._most_pixels)
 
 
 class Encoder(threading.Thread):
@@ -159,18 +172,8 @@ class Encoder(threading.Thread):
         return found
 
     def _read(self, medium: Medium, alone: bool) -> ImageInput:
-        images = [
-            image_of_bytes(
-                data,
-                "The image" if not medium.clip else f"Frame {number} of the clip",
-                FORMATS,
-                self._limits.image_pixels,
-            )
-            for number, data in enumerate(medium.frames, start=1)
-        ]
-        if medium.clip:
-            return self._vision.read_one(Video(images, fps=medium.fps), alone=alone)
-        return self._vision.read_one(images[0], alone=alone)
+        frames = _Frames(medium, self._limits.image_pixels)
+        return self._vision.read_one(Video(frames, fps=medium.fps) if medium.clip else frames[0], alone=alone)
 
     def _encode(self, look: _Look) -> None:
         if look.candidates is not None:

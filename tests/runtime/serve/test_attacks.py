@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import socket
 import struct
 import time
 import zlib
@@ -35,6 +36,7 @@ def strict(bundle: Path, serving: Serve) -> Served:
         "header_seconds": 1,
         "body_seconds": 1,
         "idle_seconds": 1,
+        "send_seconds": 1,
         "connections": 12,
         "max_tokens": 64,
         "prompt_tokens": 400,
@@ -222,6 +224,23 @@ def test_too_many_images_and_too_large_ones(strict: Served) -> None:
     assert refusal(strict, asking(large))[:2] == (413, "image-too-large")
     assert strict.ask(asking(*[TINY] * 2, max_tokens=1))[0] == 200
     assert refusal(strict, asking(TINY, model="demo:none"))[1] == "prompt-too-long"
+
+
+def most_memory(server: Served) -> int:
+    """Return the most that a server's process has taken so far, in bytes."""
+    status = Path(f"/proc/{server.process.pid}/status")
+    if not status.exists():
+        pytest.skip("unproven: the most memory of a process, without /proc")
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) << 10
+
+
+def test_many_large_images_are_decoded_one_by_one(server: Served) -> None:
+    """Together they would be three quarters of a gigabyte."""
+    before = most_memory(server)
+    images = [data_url(Image.new("RGB", (5000, 5000), (number, 0, 0))) for number in range(10)]
+    status, answer, _ = server.ask(asking(*images, max_tokens=1))
+    assert status == 200, answer
+    assert most_memory(server) - before < 400 << 20
 
 
 # Numbers and texts without bounds.
@@ -582,6 +601,21 @@ def test_clients_that_leave_hold_nothing(server: Served, picture: str) -> None:
     metrics = server.metrics()
     assert metrics["divprune_requests_in_flight"] == 0
     assert metrics['divprune_requests_total{outcome="left"}'] >= 6
+
+
+def test_who_takes_no_answer_is_let_go_of(strict: Served) -> None:
+    """Its requests are pipelined, and their answers fill every buffer."""
+    taker = socket.socket()
+    taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    taker.connect(("127.0.0.1", strict.port))
+    taker.settimeout(20)
+    began = time.monotonic()
+    with pytest.raises(OSError):
+        while time.monotonic() - began < 19:
+            taker.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+    assert time.monotonic() - began < 15
+    taker.close()
+    assert strict.get("/health")[0] == 200
 
 
 def test_a_slow_reader_delays_nobody(server: Served, picture: str) -> None:

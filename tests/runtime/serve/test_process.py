@@ -21,7 +21,7 @@ from raising import assert_told, refused
 from divprune_edge import Pipeline
 from divprune_edge.models.demo import PICTURE
 from divprune_edge.runtime.serve.limits import Limits
-from divprune_edge.runtime.serve.server import Settings, read_key
+from divprune_edge.runtime.serve.settings import Settings, read_key
 
 from .conftest import QUESTION, Serve, Served, about, openai
 
@@ -145,8 +145,8 @@ def test_keys(tmp_path: Path) -> None:
 )
 def test_without_a_key_a_local_server_is_called_by_its_own_names(host: str, names: bool) -> None:
     settings = Settings(host, open_to_all=True)
-    assert (settings.access.hosts is not None) == names
-    assert Settings(host, key="long enough").access.hosts is None
+    assert (settings.hosts is not None) == names
+    assert Settings(host, key="long enough").hosts is None
 
 
 def test_limits_are_numbers_of_their_range() -> None:
