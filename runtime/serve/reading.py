@@ -34,7 +34,7 @@ def question_of(asked: ChatRequest, catalog: Catalog, limits: Limits, fetch: Fet
     utterances = tuple(_utterance(message, limits, fetch) for message in asked.messages)
     wanted = (asked.top_logprobs or 0) if asked.logprobs else None
     if asked.top_logprobs is not None and not asked.logprobs:
-        raise UserError('top_logprobs needs logprobs: say "logprobs": true as well.', code="logprobs")
+        raise UserError('top_logprobs needs logprobs: say "logprobs": true as well.', code="logprobs-missing")
     return Question(utterances, selector, decoding, wanted)
 
 

@@ -257,7 +257,7 @@ def test_many_large_images_are_decoded_one_by_one(server: Served) -> None:
         ({"logprobs": True, "top_logprobs": 10**6}, "request-invalid"),
         ({"logprobs": True, "top_logprobs": -1}, "request-invalid"),
         ({"logprobs": 5}, "request-invalid"),
-        ({"top_logprobs": 2}, "logprobs"),
+        ({"top_logprobs": 2}, "logprobs-missing"),
         ({"temperature": -1}, "decoding-out-of-range"),
         ({"temperature": 1e300}, "request-invalid"),
         ({"top_p": 0}, "decoding-out-of-range"),
