@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,7 +70,7 @@ class Encoder(threading.Thread):
         limits: of images and prompts.
         cache_bytes: for what images gave; 0 keeps nothing.
         metrics: what is counted.
-        lock: as the scheduler's.
+        turns: as the scheduler's.
     """
 
     def __init__(
@@ -82,12 +82,11 @@ class Encoder(threading.Thread):
         limits: Limits,
         cache_bytes: int,
         metrics: Metrics,
-        lock: threading.Lock | None = None,
+        turns: AbstractContextManager[None],
     ) -> None:
         super().__init__(name="encoder", daemon=True)
         self._waiting, self._hand_on, self._limits = waiting, hand_on, limits
-        self._room, self._metrics = cache_bytes, metrics
-        self._lock: AbstractContextManager[object] = nullcontext() if lock is None else lock
+        self._room, self._metrics, self._turns = cache_bytes, metrics, turns
         self._vision, self._manifest = pipeline._vision, pipeline.bundle.manifest
         self._row_bytes = _row_bytes(self._manifest)
         self._pipelines = {None if pipeline.selector is None else pipeline.selector.id: pipeline}
@@ -129,7 +128,7 @@ class Encoder(threading.Thread):
                 "question, about fewer images, or keep fewer visual tokens.",
                 code="prompt-too-long",
             )
-        with self._lock:
+        with self._turns:
             for look in looks:
                 self._encode(look)
             job.times.lap("encode")

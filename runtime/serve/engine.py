@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.pipeline import Pipeline
@@ -14,6 +15,7 @@ from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question,
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.scheduler import Scheduler
+from divprune_edge.runtime.serve.turns import Turns
 from divprune_edge.runtime.serve.waiting import FairQueue
 
 CHUNK = 256
@@ -41,7 +43,7 @@ class Engine:
         prefix_cache: int = 256 << 20,
     ) -> None:
         self.pipeline, self.limits, self.metrics = pipeline, limits, Metrics()
-        lock = None if pipeline._backend.computes_beside else threading.Lock()
+        turns = nullcontext() if pipeline._backend.computes_beside else Turns()
         self._waiting = FairQueue()
         self._scheduler = Scheduler(
             pipeline,
@@ -49,7 +51,7 @@ class Engine:
             chunk=chunk,
             prefix_bytes=prefix_cache,
             metrics=self.metrics,
-            lock=lock,
+            turns=turns,
         )
         self._encoder = Encoder(
             pipeline,
@@ -58,7 +60,7 @@ class Engine:
             limits=limits,
             cache_bytes=image_cache,
             metrics=self.metrics,
-            lock=lock,
+            turns=turns,
         )
         self._in_flight: set[Job] = set()
         self._guard = threading.Lock()

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Scheduler(threading.Thread):
         chunk: ids of a prompt that are fed at once while others decode.
         prefix_bytes: for the caches of prompts' beginnings.
         metrics: what is counted.
-        lock: held while the device computes, where another thread's graphs must wait meanwhile.
+        turns: held while the device computes, where another thread's graphs must wait meanwhile.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class Scheduler(threading.Thread):
         chunk: int,
         prefix_bytes: int,
         metrics: Metrics,
-        lock: threading.Lock | None = None,
+        turns: AbstractContextManager[None],
     ) -> None:
         super().__init__(name="scheduler", daemon=True)
         self._pipeline, self._slots, self._chunk, self._metrics = pipeline, slots, chunk, metrics
-        self._lock = lock
+        self._turns = turns
         language = pipeline.bundle.manifest.language_model
         self.joins_between_steps = not DIALECTS[language.dialect].grows
         element = np.dtype(language.cache_dtype).itemsize
@@ -91,20 +92,14 @@ class Scheduler(threading.Thread):
                 self._collapse(error)
 
     def _turn(self) -> None:
-        self._drop()
-        self._admit()
-        if self._lock is None:
-            self._compute()
-        else:
-            with self._lock:
-                self._compute()
+        with self._turns:
+            self._drop()
+            self._admit()
+            self._prefill()
+            # A cache that grows is copied when a sequence joins: then all begin together.
+            if self.joins_between_steps or all(job.prefilled for job in self._living.values()):
+                self._step()
         self._metrics.running.set(len(self._living))
-
-    def _compute(self) -> None:
-        self._prefill()
-        # A cache that grows is copied when a sequence joins: then all begin together.
-        if self.joins_between_steps or all(job.prefilled for job in self._living.values()):
-            self._step()
 
     def _drop(self) -> None:
         """Let go of those whose client has left, and of those whose time is over."""

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 from conftest import run_module
+from over_fake import over_fake
 
 from divprune_edge import Pipeline
 from divprune_edge.errors import DivpruneError
 from divprune_edge.models.demo import PICTURE
 from divprune_edge.runtime.backends.block import BlockSession
+from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
+from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
+from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.job import (
@@ -30,6 +34,7 @@ from divprune_edge.runtime.serve.job import (
     Utterance,
 )
 from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.turns import Turns
 
 from .conftest import QUESTION, noise
 
@@ -315,3 +320,58 @@ def test_what_is_told_begins_with_what_was_seen(opened: Open) -> None:
     seen = told.events[0]
     assert isinstance(seen, Seen)
     assert [len(one.kept) for one in seen.media] == [58]
+
+
+def test_on_a_device_that_does_one_thing_at_a_time(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's stand-in: its encoder and its language model share memory and a stream."""
+    folder = tmp_path / "demo"
+    options = ["--prune", "0.9", "--dialect", "static", "--precision", "fp32", "--capacity", "512"]
+    made = run_module("export", "llava", *options, "--no-verify", "--output", str(folder))
+    assert made.returncode == 0, made.stderr
+    pipeline, _ = over_fake(Bundle.open(folder), monkeypatch, slots=3)
+    questions = [f"Is there a {what}?" for what in ("circle", "star", "cross", "square", "ring")]
+    expected = [pipeline.ask(PICTURE, text, max_tokens=5).answer for text in questions]
+    long = pipeline.ask(PICTURE, QUESTION, max_tokens=60, ignore_eos=True).answer
+    encode, step = TensorRtBackend.encode, TensorRtSession.step
+    busy: set[str] = set()
+
+    def alone(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            assert not busy
+            busy.add(name)
+            time.sleep(0.005)
+            try:
+                return function(*given)
+            finally:
+                busy.discard(name)
+
+        return call
+
+    monkeypatch.setattr(TensorRtBackend, "encode", alone("encode", encode))
+    monkeypatch.setattr(TensorRtSession, "step", alone("step", step))
+    engine = opened(pipeline, limits={"slots": 3}, image_cache=0)
+    first, _ = ask(engine, max_tokens=60, ignore_eos=True)
+    first.begun()
+    answers = [ask(engine, text, max_tokens=5)[0] for text in questions]
+    assert [answer.text for answer in answers] == expected
+    assert not isinstance(first.events[-1], Ended) or len(first.events) > 20
+    assert first.text == long
+
+
+def test_turns_go_to_who_came_first() -> None:
+    turns, order = Turns(), []
+
+    def wait() -> None:
+        with turns:
+            order.append("other")
+
+    with turns:
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        until(lambda: turns._given == 2)
+    with turns:
+        order.append("own")
+    waiter.join(10)
+    assert order == ["other", "own"]
