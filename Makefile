@@ -15,7 +15,7 @@ BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: fuzz tensorrt demo demo-qwen serve test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
+.PHONY: fuzz tensorrt demo demo-qwen serve soak test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,6 +101,10 @@ bench-qwen: $(VENV)/.dev  ## Measure the first token of a Qwen3-VL-2B, pruned an
 bench-startup: $(VENV)/.demo  ## Measure the start of the command line: the help texts and a question.
 	test -d $(DEMO_BUNDLE) || $(BIN)/python -m export llava --prune 0.9 --output $(DEMO_BUNDLE)
 	$(BIN)/python -m bench.startup $(DEMO_BUNDLE)
+
+soak: $(VENV)/.dev  ## Serve the demo under mixed load, with faults, for 30 minutes.
+	test -d $(SERVE_BUNDLE) || $(BIN)/python -m export llava --prune 0.9 --dialect onnxruntime --output $(SERVE_BUNDLE)
+	$(BIN)/python -m bench.soak $(SERVE_BUNDLE) --minutes 30 --json bench/results/soak.json
 
 evidence: $(VENV)/.dev  ## Write the tables of what is known from docs/evidence.toml into README and docs.
 	$(BIN)/python docs/generate_evidence.py
