@@ -200,8 +200,9 @@ class Scheduler(threading.Thread):
         logits = prediction.logits.astype(np.float64)
         logits -= logits.max()
         logits -= np.log(np.exp(logits).sum())
-        best = np.argsort(-logits, kind="stable")[:top]
-        named = tuple((self._text_of(int(i)), float(logits[i])) for i in best)
+        # The whole vocabulary is not sorted for a few.
+        few = np.argpartition(-logits, range(top))[:top] if top else ()
+        named = tuple((self._text_of(int(i)), float(logits[i])) for i in few)
         return TokenScore(self._text_of(token), float(logits[token]), named)
 
     def _text_of(self, token: int) -> str:
