@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import io
@@ -10,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
 from random import Random
 from typing import Any
 
@@ -270,6 +272,59 @@ def decoding(folder: Path, bundle: Path) -> Case:
     return case
 
 
+def requests(folder: Path, bundle: Path) -> Case:
+    """Bodies of requests, from the first byte to the last token."""
+    from divprune_edge.runtime.pipeline import Pipeline
+    from divprune_edge.runtime.serve.answers import Writing, error_fields, event_text
+    from divprune_edge.runtime.serve.catalog import Catalog
+    from divprune_edge.runtime.serve.engine import Engine
+    from divprune_edge.runtime.serve.job import Ended, Event, Failed
+    from divprune_edge.runtime.serve.limits import Limits
+    from divprune_edge.runtime.serve.reading import question_of
+    from divprune_edge.runtime.serve.remote import Fetcher
+    from divprune_edge.runtime.serve.schema import read_request
+
+    pipeline, limits = Pipeline(bundle, threads=1), Limits(max_tokens=4, slots=2)
+    engine = Engine(pipeline, limits)
+    engine.start()
+    catalog = Catalog(pipeline.bundle, "demo", 0, pipeline.selector, engine.joins_between_steps)
+    fetch = Fetcher([], limits)
+    Image.new("RGB", (9, 7), (200, 30, 40)).save(held := io.BytesIO(), "PNG")
+    url = "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
+    picture = {"type": "image_url", "image_url": {"url": url, "detail": "auto"}}
+    asked = {"role": "user", "content": [picture, {"type": "text", "text": "what is it?"}]}
+    body: dict[str, Any] = {
+        "model": "demo", "max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "seed": 1, "stop": ["x"],
+        "stream": False, "logprobs": True, "top_logprobs": 2, "selector": "divprune", "keep": 58, "n": 1, "user": "a",
+        "messages": [
+            {"role": "system", "content": "Be brief."}, asked, {"role": "assistant", "content": "red"},
+            {"role": "user", "content": "why?"},
+        ],
+    }  # fmt: skip
+
+    def case(random: Random) -> None:
+        chosen = body if random.random() < 0.7 else {"messages": [asked], "max_tokens": 1}
+        request = read_request(dumped(random, chosen), limits.json_items)
+        question = question_of(request, catalog, limits, fetch)
+        writing, events = (
+            Writing("a", "demo", question.selector, question.logprobs is not None),
+            Queue[Event](),
+        )
+        engine.submit(question, "client", events.put)
+        while True:
+            event = events.get(timeout=60)
+            if isinstance(event, Failed):
+                assert event.error.code != "server-failed", "the engine's own fault, see its log"
+                json.dumps(error_fields(event.error), allow_nan=False).encode()
+                raise event.error
+            b"".join(map(event_text, writing.take(event)))
+            if isinstance(event, Ended):
+                json.dumps(writing.whole(), allow_nan=False, ensure_ascii=False).encode()
+                return
+
+    return case
+
+
 def arguments(folder: Path, bundle: Path) -> Case:
     """The command line, in process."""
     from divprune_edge.console import run
@@ -372,6 +427,7 @@ CLASSES: dict[str, Callable[[Path, Path], Case]] = {
         questions,
         engine_record,
         decoding,
+        requests,
         arguments,
     )
 }

@@ -19,6 +19,7 @@ INPUTS = {
     "questions": ("JSONL of questions", "`read_questions`, `load_dataset`"),
     "engine_record": ("`engines.json`", "reading and mapping engines"),
     "decoding": ("questions, options of decoding", "`Pipeline.ask`"),
+    "requests": ("bodies of requests", "`python -m runtime serve`, behind HTTP"),
     "arguments": ("arguments", "`python -m runtime`, `python -m export`"),
 }
 
