@@ -94,8 +94,10 @@ def serve_command(
 
     from divprune_edge.runtime.pipeline import Pipeline
     from divprune_edge.runtime.serve.engine import Engine
+    from divprune_edge.runtime.serve.memory import give_back
     from divprune_edge.runtime.serve.server import serve
 
+    give_back()
     pipeline = Pipeline(bundle, selector, keep, backend, threads, warm_up=warm_up)
     engine = Engine(
         pipeline, limits, chunk=chunk, image_cache=image_cache << 20, prefix_cache=prefix_cache << 20
