@@ -94,7 +94,7 @@ def serve_command(
 
     from divprune_edge.runtime.pipeline import Pipeline
     from divprune_edge.runtime.serve.engine import Engine
-    from divprune_edge.runtime.serve.memory import give_back
+    from divprune_edge.runtime.serve.memory import collect_often, give_back
     from divprune_edge.runtime.serve.server import serve
 
     give_back()
@@ -102,4 +102,5 @@ def serve_command(
     engine = Engine(
         pipeline, limits, chunk=chunk, image_cache=image_cache << 20, prefix_cache=prefix_cache << 20
     )
+    collect_often()
     serve(pipeline, limits, settings, engine)

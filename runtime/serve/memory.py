@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -20,3 +21,13 @@ def give_back() -> None:
         library = ctypes.CDLL(None)
         for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
             library.mallopt(option, _ALONE)
+
+
+def collect_often() -> None:
+    """Look for what nobody refers to any more among what requests made, not among what was loaded for all of them.
+
+    An error and the frames that it came through refer to each other, and such a frame may hold a request's images.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1000, 10, 10)
