@@ -327,7 +327,7 @@ def test_on_a_device_that_does_one_thing_at_a_time(
 ) -> None:
     """TensorRT's stand-in: its encoder and its language model share memory and a stream."""
     folder = tmp_path / "demo"
-    options = ["--prune", "0.9", "--dialect", "static", "--precision", "fp32", "--capacity", "512"]
+    options = ["--prune", "0.9", "--dialect", "decomposed", "--precision", "fp32", "--capacity", "512"]
     made = run_module("export", "llava", *options, "--no-verify", "--output", str(folder))
     assert made.returncode == 0, made.stderr
     pipeline, _ = over_fake(Bundle.open(folder), monkeypatch, slots=3)
