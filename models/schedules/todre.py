@@ -1,0 +1,31 @@
+"""ToDRE, second stage: all visual tokens leave near the end of the layers.
+
+Li et al.: "ToDRE: Visual Token Pruning via Diversity and Task Awareness", arXiv 2505.18757v2. The paper looks at about 7/8 of
+the layers whether text and image still attend to each other, and removes the visual tokens if not; here they always go.
+"""
+
+from __future__ import annotations
+
+from divprune_edge.models.schedules.method import Indices, Method, Values, scaled
+from divprune_edge.models.schedules.schedule import Cut
+
+LAYER = 28
+
+
+def _published(layers: int, visual: int) -> tuple[Cut, ...]:
+    return (Cut(scaled(LAYER, layers), 0),)
+
+
+def _picks(values: Values, visual: int, keep: int) -> Indices:
+    raise ValueError("there is nothing to choose among tokens that all leave")
+
+
+TODRE_2 = Method(
+    name="todre-2",
+    citation="ToDRE, stage 2, arXiv 2505.18757v2",
+    published=_published,
+    picks=_picks,
+    numbering="original",
+    deviations=("The layer is fixed; the paper's threshold on attention between text and image is not looked at.",),
+)
+"""No visual tokens from a fixed layer on."""
