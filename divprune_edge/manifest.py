@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -18,7 +20,9 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -212,8 +216,55 @@ class LayerGroup:
         return min(context, self.capacity or context)
 
 
+class CutInfo(Strict):
+    """From layer ``before`` on, counted from 0, ``keep`` visual tokens of an image remain, or all of one with fewer."""
+
+    before: Positive
+    keep: Annotated[int, Field(ge=0)]
+
+
+class ScheduleInfo(Strict):
+    """Where visual tokens leave inside the language model; see ``models.schedules``.
+
+    ``visual_tokens`` of an image enter the first layer, at most. ``numbering`` says whether positions are counted anew
+    after each cut or stay. ``since`` is the first layer that a method which sums over layers adds.
+    """
+
+    method: str
+    visual_tokens: Positive
+    numbering: Literal["compact", "original"]
+    since: Annotated[int, Field(ge=0)] = 0
+    cuts: Annotated[tuple[CutInfo, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _cuts_fit(self) -> ScheduleInfo:
+        keeps = (self.visual_tokens, *(cut.keep for cut in self.cuts))
+        befores = (0, *(cut.before for cut in self.cuts))
+        if any(a <= b for a, b in pairwise(keeps)) or any(a >= b for a, b in pairwise(befores)):
+            raise ValueError("each cut lies behind the one before it and keeps fewer visual tokens")
+        return self
+
+    @property
+    def keeps(self) -> tuple[int, ...]:
+        """Visual tokens of an image in each group of layers, at most."""
+        return (self.visual_tokens, *(cut.keep for cut in self.cuts))
+
+
+class SegmentInfo(GraphInfo):
+    """A graph of a chain: the ``layers`` layers from number ``first`` on, with a cache of ``capacity`` rows.
+
+    ``capacity`` is None where it grows.
+    """
+
+    first: Annotated[int, Field(ge=0)]
+    layers: Positive
+    capacity: Positive | None = None
+
+
 class LanguageInfo(GraphInfo):
     """The language model and what the generation loop must know of it.
+
+    With a ``schedule`` it is a chain of graphs, ``segments``, the first of which this entry names as well.
 
     ``embedding_rows`` is V of the token table: id V + i is row i of ``visual_tokens``. ``vocabulary`` is the
     number of logits. ``context`` counts tokens of one sequence, visual ones included. ``capacity`` is the number
@@ -234,11 +285,67 @@ class LanguageInfo(GraphInfo):
     capacity: Positive | None = None
     window: Positive | None = None
     cost: LanguageCost | None = None
+    schedule: ScheduleInfo | None = None
+    segments: tuple[SegmentInfo, ...] = ()
+
+    @model_validator(mode="after")
+    def _segments_fit(self) -> LanguageInfo:
+        if self.schedule is None:
+            if self.segments:
+                raise ValueError("the language model has segments, but no schedule")
+            return self
+        firsts = [0, *(cut.before for cut in self.schedule.cuts)]
+        ends = [*firsts[1:], self.layers]
+        if [(one.first, one.first + one.layers) for one in self.segments] != list(
+            zip(firsts, ends, strict=True)
+        ):
+            raise ValueError("the segments are not the layers between the schedule's cuts")
+        first = self.segments[0]
+        if (self.file, self.inputs, self.capacity) != (first.file, first.inputs, first.capacity):
+            raise ValueError("the language model's own entry is not its first segment's")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the schedule out where there is none, so that such a bundle is the same as ever."""
+        data: dict[str, Any] = handler(self)
+        if self.schedule is None:
+            del data["schedule"], data["segments"]
+        return data
+
+    @property
+    def graphs(self) -> tuple[GraphInfo, ...]:
+        """What a step runs, in order."""
+        return self.segments or (self,)
+
+    def segment(self, index: int) -> LanguageInfo:
+        """Return one graph of the chain as if it were a language model of its layers alone."""
+        one = self.segments[index]
+        return self.model_copy(
+            update={
+                **{name: getattr(one, name) for name in (*GraphInfo.model_fields, "layers", "capacity")},
+                "schedule": None,
+                "segments": (),
+            }
+        )
 
     @property
     def groups(self) -> tuple[LayerGroup, ...]:
-        """All layers, in order; one group, as every token passes all of them."""
+        """All layers, in order; one group where every token passes all of them."""
+        if self.segments:
+            return tuple(LayerGroup(one.first, one.layers, one.capacity) for one in self.segments)
         return (LayerGroup(0, self.layers, self.capacity),)
+
+    def group_tokens(self, tokens: int, images: Sequence[int]) -> tuple[int, ...]:
+        """Return how many of a sequence's ``tokens`` are in each group; ``images`` are the visual tokens of each image."""
+        if self.schedule is None:
+            return (tokens,)
+        return tuple(tokens - sum(max(0, n - keep) for n in images) for keep in self.schedule.keeps)
+
+    def room_for_answer(self, tokens: int, images: Sequence[int]) -> int:
+        """Return how many tokens may follow a prompt of so many, with images of so many visual tokens each."""
+        held = self.group_tokens(tokens, images)
+        return min(group.room(self.context) - n for group, n in zip(self.groups, held, strict=True))
 
     @property
     def axes(self) -> int:
@@ -249,7 +356,17 @@ class LanguageInfo(GraphInfo):
     @property
     def says_next(self) -> bool:
         """Whether the graph says which id is the next one in greedy decoding."""
-        return any(tensor.name == "next_id" for tensor in self.outputs)
+        return any(tensor.name == "next_id" for tensor in self.graphs[-1].outputs)
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether this graph does: of a chain, the last one."""
+        return any(tensor.name == "logits" for tensor in self.outputs)
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether this graph does: of a chain, the first one."""
+        return any(tensor.name == VISUAL_TOKENS for tensor in self.inputs)
 
     @property
     def visual(self) -> TensorInfo:
@@ -637,7 +754,7 @@ class Manifest(Strict):
                     raise ValueError(
                         f"selector '{selector.id}' needs '{signal}', which the vision encoder lacks"
                     )
-        graphs: list[GraphInfo] = [*self.seeing, self.language_model, *self.selectors]
+        graphs: list[GraphInfo] = [*self.seeing, *self.language_model.graphs, *self.selectors]
         named = [path for graph in graphs for path in (graph.file, *graph.data)]
         named += [selector.stripped for selector in self.selectors if selector.stripped is not None]
         forbidden = self.prompt.forbidden_ids.ranges

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -31,17 +31,21 @@ from divprune_edge.export.writer import (
 )
 from divprune_edge.manifest import (
     AssembleInfo,
+    CutInfo,
     FileInfo,
     GraphInfo,
     LanguageCost,
     LanguageInfo,
     Manifest,
     Prompt,
+    ScheduleInfo,
+    SegmentInfo,
     Source,
     Verification,
     VisionInfo,
 )
 from divprune_edge.models.cost import decoder_parts
+from divprune_edge.models.schedules import Schedule
 from divprune_edge.models.tiles import row_width, tiles_of
 
 VISION_FILE = "vision_encoder.onnx"
@@ -166,22 +170,25 @@ def _assemble(plan: ExportPlan, folder: Path, vision: VisionInfo) -> AssembleInf
 
 def _language(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, FileInfo]) -> LanguageInfo:
     decoder = plan.spec.decoder
-    dialect = plan.language_dialect()
-    model = build_language_model(
-        plan.spec,
-        plan.names,
-        plan.checkpoint,
-        dialect,
-        plan.language_format(),
-        plan.token_dtype,
-        plan.forbidden,
-    )
-    with report.stage(LANGUAGE_FILE, len(model.graph.initializers)) as progress:
-        graph = write_graph(model, folder, LANGUAGE_FILE, progress, hashed)
+    graphs: list[GraphInfo] = []
+    for i, part in enumerate(plan.parts):
+        model = build_language_model(
+            plan.spec,
+            plan.names,
+            plan.checkpoint,
+            plan.language_dialect(i),
+            plan.language_format(),
+            plan.token_dtype,
+            plan.forbidden,
+            part,
+        )
+        file = LANGUAGE_FILE if plan.schedule is None else segment_file(i)
+        with report.stage(file, len(model.graph.initializers)) as progress:
+            graphs.append(write_graph(model, folder, file, progress, hashed))
     return LanguageInfo(
-        **_fields(graph),
+        **_fields(graphs[0]),
         precision=plan.precisions.language,
-        dialect=dialect.facts.name,
+        dialect=plan.dialect.facts.name,
         layers=decoder.layers,
         kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,
@@ -189,16 +196,44 @@ def _language(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str
         embedding_rows=plan.embedding_rows,
         vocabulary=plan.vocabulary,
         context=decoder.context,
-        cost=_language_cost(plan, folder, graph),
+        cost=_language_cost(plan, folder, graphs),
         capacity=plan.capacity,
         window=decoder.only_window if plan.capacity else None,
+        schedule=_schedule(plan.schedule),
+        segments=_segments(plan, graphs),
     )
 
 
-def _language_cost(plan: ExportPlan, folder: Path, graph: GraphInfo) -> LanguageCost:
+def segment_file(index: int) -> str:
+    """Return what a graph of the chain is called."""
+    return f"language_model.{index}.onnx"
+
+
+def _schedule(schedule: Schedule | None) -> ScheduleInfo | None:
+    if schedule is None:
+        return None
+    return ScheduleInfo(
+        method=schedule.method,
+        visual_tokens=schedule.visual,
+        numbering=schedule.numbering,
+        since=schedule.since,
+        cuts=tuple(CutInfo(before=cut.before, keep=cut.keep) for cut in schedule.cuts),
+    )
+
+
+def _segments(plan: ExportPlan, graphs: Sequence[GraphInfo]) -> tuple[SegmentInfo, ...]:
+    if plan.schedule is None:
+        return ()
+    return tuple(
+        SegmentInfo(**_fields(graph), first=part.first, layers=part.layers, capacity=capacity)
+        for graph, part, capacity in zip(graphs, plan.parts, plan.capacities, strict=True)
+    )
+
+
+def _language_cost(plan: ExportPlan, folder: Path, graphs: Sequence[GraphInfo]) -> LanguageCost:
     """Return what a step costs; a step looks up a few rows of the embedding, unless the head multiplies with it."""
     flops = decoder_parts(plan.spec.decoder, plan.vocabulary)
-    stored = sum((folder / name).stat().st_size for name in (graph.file, *graph.data))
+    stored = sum((folder / name).stat().st_size for graph in graphs for name in (graph.file, *graph.data))
     format = plan.language_format()
     is_head = plan.names.tied and not format.quantises_head
     itemsize = np.dtype(format.dtype).itemsize

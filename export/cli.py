@@ -181,6 +181,15 @@ def llava(
             "runs.",
         ),
     ] = False,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.json",
+            help="Prune inside the language model as well, such as pyramiddrop: visual tokens leave before some of its "
+            "layers.",
+            show_default="none",
+        ),
+    ] = None,
     force: Force = False,
     verify: VerifyFlag = None,
 ) -> None:
@@ -230,9 +239,11 @@ def llava(
             frames=frames,
             resolution=resolution,
             greedy=greedy,
+            schedule=schedule,
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
-        folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}"
+        inside = "" if plan.schedule is None else f"-{plan.schedule.method}"
+        folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}{inside}"
         if package:
             from divprune_edge.export.package.command import check_before_export
 

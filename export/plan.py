@@ -21,6 +21,7 @@ from divprune_edge.export.precision import (
     parse_precisions,
 )
 from divprune_edge.export.prompts import check_prompts
+from divprune_edge.export.schedule import plan_schedule
 from divprune_edge.ids import Ids
 from divprune_edge.manifest import MOST_FRAMES, Clips, Precision, Preprocessing
 from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
@@ -28,6 +29,8 @@ from divprune_edge.models.families import family_of
 from divprune_edge.models.families.family import Family, Spec, WeightNames
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.prompt import PromptFacts, read_prompt
+from divprune_edge.models.schedules import Schedule, find_method
+from divprune_edge.models.schedules.parts import Part, parts_of, whole
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, parse_signals, why_not
 from divprune_edge.models.targets import find_target
@@ -60,6 +63,22 @@ class ExportPlan:
     numbering: Numbering = "compact"
     greedy: bool = False
     moments: Moments = field(default_factory=dict)
+    schedule: Schedule | None = None
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The language model's graphs; one where nothing is pruned inside it."""
+        layers = self.spec.decoder.layers
+        if self.schedule is None:
+            return (whole(layers),)
+        return parts_of(self.schedule, find_method(self.schedule.method), layers)
+
+    @property
+    def capacities(self) -> tuple[int | None, ...]:
+        """Rows of each graph's KV cache where they are part of it: those that a cut removes from an image are not there."""
+        if self.schedule is None or self.capacity is None:
+            return (self.capacity,) * len(self.parts)
+        return tuple(self.capacity - self.schedule.visual + keep for keep in self.schedule.keeps)
 
     @property
     def candidates(self) -> int:
@@ -91,9 +110,9 @@ class ExportPlan:
         """Ids that the graph never says to be the next; None where it says none."""
         return Ids(self.prompt.entry.forbidden_ids) if self.greedy else None
 
-    def language_dialect(self) -> Dialect:
-        """Return a dialect for the language graph."""
-        return self.dialect(self.capacity)
+    def language_dialect(self, part: int = 0) -> Dialect:
+        """Return a dialect for the language graph, or for one of a chain."""
+        return self.dialect(self.capacities[part])
 
     @property
     def positions(self) -> int:
@@ -265,6 +284,7 @@ def plan_export(
     frames: int | None = None,
     resolution: str | None = None,
     greedy: bool = False,
+    schedule: str | None = None,
 ) -> ExportPlan:
     """Read a checkpoint, whatever its family, and settle the export.
 
@@ -276,7 +296,8 @@ def plan_export(
     noted; what it settles, :func:`divprune_edge.export.targets.settle` has settled. ``numbering`` says how what is left
     of a prompt's images is numbered, None as the family does it. ``max_pixels`` and ``resolution`` say what images of
     any size are resized to; see :func:`~divprune_edge.export.image_sizes.with_sizes`. ``greedy``: the language model
-    says the next id of greedy decoding itself.
+    says the next id of greedy decoding itself. ``schedule`` prunes inside the language model, too: a method's name or a
+    JSON file.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -323,7 +344,7 @@ def plan_export(
             "tile: leave it out.",
             code="per-tile-without-tiles",
         )
-    numbering = numbering or family.numbering
+    numbering_asked, numbering = numbering, numbering or family.numbering
     if numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in written.facts.inputs:
         raise UserError(
             f"--positions original does not go with --dialect {dialect}, which places '{checkpoint.name}'s tokens at "
@@ -334,6 +355,7 @@ def plan_export(
         chosen.refuse_stacked()
     keep = budget(keep, prune, candidates_of(spec, per))
     kept = keep * groups_of(spec, per)
+    inside = None if schedule is None else plan_schedule(schedule, spec, kept, numbering_asked, dialect)
     rows = None
     if written.facts.for_tensorrt:
         rows = cache_capacity(kept, spec.decoder.context, capacity, _captions(preprocessing.clips))
@@ -370,6 +392,7 @@ def plan_export(
         per,
         numbering,
         greedy,
+        schedule=inside,
     )
     if written.facts.for_tensorrt and block_size is None:
         plan = replace(plan, precisions=replace(precisions, block_size=largest_block(plan.block_widths)))

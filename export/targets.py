@@ -103,7 +103,10 @@ def forecast_plan(plan: ExportPlan, target: Target) -> Forecast | None:
     vision, language = plan.graph_bytes
     facts = plan.dialect.facts
     row = row_bytes(decoder.kv_heads, decoder.head_dim, element)
-    groups = [LayerGroup(0, decoder.layers, plan.capacity)]
+    groups = [
+        LayerGroup(part.first, part.layers, capacity)
+        for part, capacity in zip(plan.parts, plan.capacities, strict=True)
+    ]
     # Where new rows are handed out, cache and new keys are two parts.
     keys = rows + facts.rows_beside(rows)
     sizes = (decoder.hidden, decoder.intermediate, decoder.heads)

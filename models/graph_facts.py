@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import MANIFEST, GraphInfo, Manifest, SelectorInfo, tile_input
+from divprune_edge.manifest import MANIFEST, GraphInfo, LanguageInfo, Manifest, SegmentInfo, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
@@ -44,8 +44,8 @@ def check_session(manifest: Manifest, graph: GraphInfo, session: Any) -> None:
     _compare(graph, "input", {one.name: one for one in graph.inputs}, inputs)
     _compare(graph, "output", {one.name: one for one in graph.outputs}, outputs)
     _check_numbers(manifest, graph, inputs | outputs)
-    if graph is manifest.language_model:
-        _check_noted(manifest, session.get_modelmeta().custom_metadata_map)
+    if graph in manifest.language_model.graphs:
+        _check_noted(manifest, graph, session.get_modelmeta().custom_metadata_map)
 
 
 def check_plan(manifest: Manifest, graph: GraphInfo, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -117,9 +117,9 @@ def _check_numbers(manifest: Manifest, graph: GraphInfo, found: Tensors) -> None
             _refuse(graph, what, f"'{name}' has the shape {_text(there)}")
     if graph is manifest.vision_encoder:
         _check_rows(manifest)
-    if graph is manifest.language_model:
+    if graph in manifest.language_model.graphs:
         caches = [name for name in found if name.startswith("past_key_values.")]
-        layers = manifest.language_model.layers
+        layers = graph.layers if isinstance(graph, (LanguageInfo, SegmentInfo)) else 0
         if len(caches) != 2 * layers:
             _refuse(graph, f"layers is {layers}", f"the graph has caches of {len(caches) / 2:g}")
 
@@ -200,6 +200,16 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
         yield "kept_tokens", tokens, (None, graph.keep, vision.width), what
         yield "kept_indices", "int64", (None, graph.keep), what
     else:
+        yield from _language_numbers(manifest, graph)
+
+
+def _language_numbers(
+    manifest: Manifest, graph: GraphInfo
+) -> Iterator[tuple[str, str | None, Shape, str]]:
+    """Yield the same of the language model, or of one graph of a chain."""
+    vision, language, tokens = manifest.vision_encoder, manifest.language_model, manifest.token_dtype
+    at = language.graphs.index(graph)
+    if at == 0:
         yield "input_ids", "int64", (None, None), "it is a language model"
         yield (
             "visual_tokens",
@@ -207,24 +217,29 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
             (None, None, vision.width),
             f"width is {vision.width}, token_dtype {tokens}",
         )
+    else:
+        hidden = next(one for one in language.graphs[at - 1].outputs if one.name == "hidden_out")
+        handed = tuple(size if isinstance(size, int) else None for size in hidden.shape)
+        yield "hidden", hidden.dtype, handed, "the graph before it hands hidden states on"
+    if at == len(language.graphs) - 1:
         yield "logits", "float32", (None, language.vocabulary), f"vocabulary is {language.vocabulary}"
         if language.says_next:
             yield "next_id", "int64", (None,), "it says the next id"
-        for name in DIALECTS[language.dialect].inputs:
-            # Of any rank: what matters is which there are.
-            shape = next((one.shape for one in language.inputs if one.name == name), ())
-            yield name, None, (None,) * len(shape), f"its dialect is {language.dialect}"
-        for group in language.groups:
-            cache = (None, language.kv_heads, group.capacity, language.head_dim)
-            what = (
-                f"layers is {language.layers}, kv_heads {language.kv_heads}, head_dim {language.head_dim}, capacity "
-                f"{group.capacity} and cache_dtype {language.cache_dtype}"
-            )
-            for name in group.cache_tensors:
-                yield f"past_key_values.{name}", language.cache_dtype, cache, what
+    for name in DIALECTS[language.dialect].inputs:
+        # Of any rank: what matters is which there are.
+        shape = next((one.shape for one in graph.inputs if one.name == name), ())
+        yield name, None, (None,) * len(shape), f"its dialect is {language.dialect}"
+    for group in language.groups if graph is language else language.groups[at : at + 1]:
+        cache = (None, language.kv_heads, group.capacity, language.head_dim)
+        what = (
+            f"layers is {group.layers}, kv_heads {language.kv_heads}, head_dim {language.head_dim}, capacity "
+            f"{group.capacity} and cache_dtype {language.cache_dtype}"
+        )
+        for name in group.cache_tensors:
+            yield f"past_key_values.{name}", language.cache_dtype, cache, what
 
 
-def _check_noted(manifest: Manifest, noted: Mapping[str, str]) -> None:
+def _check_noted(manifest: Manifest, graph: GraphInfo, noted: Mapping[str, str]) -> None:
     """Compare what no input or output shows, and the export wrote into the graph; older exports did not."""
     language = manifest.language_model
     forbidden = str(manifest.prompt.forbidden_ids.entries())
@@ -235,7 +250,7 @@ def _check_noted(manifest: Manifest, noted: Mapping[str, str]) -> None:
     ):
         found = noted.get(f"divprune_edge.{name}")
         if found is not None and found != str(said):
-            _refuse(language, f"{name} is {said}", f"the graph has {found}")
+            _refuse(graph, f"{name} is {said}", f"the graph has {found}")
 
 
 def _refuse(graph: GraphInfo, said: str, found: str) -> NoReturn:

@@ -248,7 +248,7 @@ def new_writer(
         decoding.sampler(facts.forbidden_ids, half=language.cache_dtype == "float16"),
         decoding,
         stop_ids=frozenset(facts.stop_ids),
-        context=language.positions,
+        context=len(prompt) + max(1, language.room_for_answer(len(prompt), prompt.images)),
         places=language.context,
         on_text=on_text,
     )
@@ -266,8 +266,9 @@ def write(session: LanguageSession, writers: Mapping[int, Writer]) -> None:
     for slot, writer in writers.items():
         prompt, known = writer.prompt, session.length(slot)
         chunk = writer.decoding.prefill_chunk
-        writer.take(session.extend(slot, prompt.ids[known:], prompt.positions[..., known:], chunk))
+        ids, places = prompt.ids[known:], prompt.positions[..., known:]
+        writer.take(session.extend(slot, ids, places, chunk, prompt.images))
     while going := {slot: writer for slot, writer in writers.items() if not writer.ended}:
-        ids, positions = ({slot: w.next[at] for slot, w in going.items()} for at in range(2))
-        for slot, prediction in session.step(ids, positions).items():
+        tokens, positions = ({slot: w.next[at] for slot, w in going.items()} for at in range(2))
+        for slot, prediction in session.step(tokens, positions).items():
             going[slot].take(prediction)

@@ -51,12 +51,14 @@ class PromptIds:
             a row of the cache lies.
         next_position: of the first id of the answer; those after it follow one by one. A clip's tokens may lie behind
             it.
+        images: the visual tokens of each image or clip, in order, once it is known which were kept.
     """
 
     ids: tuple[int, ...]
     spans: tuple[Span, ...]
     positions: npt.NDArray[np.int64]
     next_position: int
+    images: tuple[int, ...] = ()
 
     @property
     def visual_tokens(self) -> int:
@@ -101,7 +103,8 @@ class PromptIds:
                     at += image.ahead
         at = text(None)
         positions = np.concatenate(parts, axis=1)
-        return PromptIds(tuple(ids), tuple(spans), positions if axes > 1 else positions[0], at)
+        counts = tuple(len(image.rows) for image in images)
+        return PromptIds(tuple(ids), tuple(spans), positions if axes > 1 else positions[0], at, counts)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_ir as ir
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.layers.rope import first_of
 from divprune_edge.models.decoder import DecoderSpec
 
 
-def cache_inputs(g: GraphBuilder, spec: DecoderSpec, dtype: str, rows: int | str) -> list[ir.Value]:
+Cache = dict[int, tuple[ir.Value, ir.Value]]
+"""Number of a layer -> its keys and values."""
+
+
+def cache_inputs(g: GraphBuilder, spec: DecoderSpec, dtype: str, rows: int | str, layers: range) -> Cache:
     """Declare ``past_key_values.{i}.key`` and ``.value`` [batch, kv_heads, rows, head_dim], in layer order."""
-    return [
+    values = [
         g.input(f"past_key_values.{i}.{part}", dtype, ["batch", spec.kv_heads, rows, spec.head_dim])
-        for i in range(spec.layers)
+        for i in layers
         for part in ("key", "value")
     ]
+    return dict(zip(layers, zip(values[::2], values[1::2], strict=True), strict=True))
 
 
 def cache_outputs(
-    g: GraphBuilder, values: Sequence[ir.Value], prefix: str, spec: DecoderSpec, dtype: str, rows: int | str
+    g: GraphBuilder, cache: Cache, prefix: str, spec: DecoderSpec, dtype: str, rows: int | str
 ) -> None:
-    """Declare ``{prefix}.{i}.key`` and ``.value`` of the same shape; ``values`` are in layer order."""
-    for i, value in enumerate(values):
-        name = f"{prefix}.{i // 2}.{'value' if i % 2 else 'key'}"
-        g.output(value, name, dtype, ["batch", spec.kv_heads, rows, spec.head_dim])
+    """Declare ``{prefix}.{i}.key`` and ``.value`` of the same shape, in layer order."""
+    for i, pair in sorted(cache.items()):
+        for part, value in zip(("key", "value"), pair, strict=True):
+            g.output(value, f"{prefix}.{i}.{part}", dtype, ["batch", spec.kv_heads, rows, spec.head_dim])
 
 
 def split_heads(g: GraphBuilder, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
@@ -42,6 +46,11 @@ def heads_first(g: GraphBuilder, x: ir.Value) -> ir.Value:
 def merge_heads(g: GraphBuilder, x: ir.Value, width: int) -> ir.Value:
     """Return [batch, seq, width] of [batch, heads, seq, head_dim]."""
     return g.op("Reshape", heads_first(g, x), g.constant([0, 0, width]))
+
+
+def first_rows(g: GraphBuilder, cache: ir.Value, rows: ir.Value) -> ir.Value:
+    """Return [kv_heads, rows, head_dim] of the first sequence of a cache [batch, kv_heads, …, head_dim]."""
+    return g.op("Squeeze", first_of(g, g.op("Gather", cache, rows, axis=2), 0), g.constant([0]))
 
 
 def check_windows(spec: DecoderSpec, dialect: str) -> None:

@@ -18,9 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from divprune_edge.export.dialects.cache import (
+    Cache,
     cache_inputs,
     cache_outputs,
     check_windows,
+    first_rows,
     heads_first,
     merge_heads,
     split_heads,
@@ -28,7 +30,7 @@ from divprune_edge.export.dialects.cache import (
 from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, plain_rms_norm
-from divprune_edge.export.layers.rope import PlainRope, positions_input
+from divprune_edge.export.layers.rope import PlainRope, SomeRows, first_sequence, positions_input
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
@@ -48,20 +50,23 @@ class Decomposed:
     def __init__(self, capacity: int | None = None) -> None:
         assert capacity is not None, "the cache's size is part of the graph"
         self._capacity = capacity
-        self._new: list[ir.Value] = []
+        self._new: Cache = {}
+        self._past: Cache = {}
 
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
         """The masks are the same for all layers."""
         check_windows(spec, "decomposed")
 
-    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
+    def begin(
+        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
+    ) -> Attention:
         """Declare masks, positions and past; write what all layers share."""
         queries = 1 if spec.only_window is None else "seq"
         filled = g.input("cache_mask", "bool", ["batch", 1, queries, self._capacity])
         visible = g.input("new_mask", "bool", ["batch", 1, "seq", "seq"])
         positions = positions_input(g, spec)
-        past = cache_inputs(g, spec, dtype, self._capacity)
+        past = self._past = cache_inputs(g, spec, dtype, self._capacity, layers)
         group = spec.heads // spec.kv_heads
         with g.scope("mask"):
             cache_bias, new_bias = (_bias(g, mask) for mask in (filled, visible))
@@ -70,6 +75,7 @@ class Decomposed:
                 if spec.only_window is not None:
                     cache_bias = g.op("Concat", *[cache_bias] * group, axis=2)
         rope = PlainRope(g, spec, dtype, positions)
+        self._rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
         scale = g.constant(spec.head_dim**-0.5, dtype)
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -83,14 +89,14 @@ class Decomposed:
                 q ─┬► · past keyᵀ ─► + bias ─┐                     ┌► · past value ─┐
                    └► · keyᵀ ──────► + bias ─┴► Concat ─► Softmax ─┴► · value ──────┴► Add ─► merge heads ─►
             """
-            past_key, past_value = past[2 * layer], past[2 * layer + 1]
+            past_key, past_value = past[layer]
             q = g.op("Mul", rope(g, split_heads(g, q, spec.heads, spec.head_dim)), scale)
             q = heads_first(g, q)
             if group > 1:
                 q = g.op("Reshape", q, g.constant([0, spec.kv_heads, -1, spec.head_dim]))
             k = heads_first(g, rope(g, split_heads(g, k, spec.kv_heads, spec.head_dim)))
             v = heads_first(g, split_heads(g, v, spec.kv_heads, spec.head_dim))
-            self._new += [k, v]
+            self._new[layer] = k, v
             scores = [
                 g.op("Add", _scores(g, q, key, dtype), bias)
                 for key, bias in ((past_key, cache_bias), (k, new_bias))
@@ -120,6 +126,19 @@ class Decomposed:
         """Add, then normalise."""
         total = add(g, x, branch, name)
         return plain_rms_norm(g, total, weights, name, eps), total
+
+    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
+        """See :class:`~divprune_edge.export.dialects.dialect.Dialect`, also for what follows."""
+        return self._rows(g, x, rows, heads)
+
+    def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
+        """Take old ones from the cache, and new ones from what the step brings."""
+        old, new = self._past[layer][0], self._new[layer][0]
+        last = g.op("Sub", g.op("Shape", new, start=2, end=3), g.constant(1))
+        place = g.op("Max", g.op("Min", g.op("Sub", rows, past), last), g.constant(0))
+        taken = first_rows(g, old, g.op("Min", rows, g.constant(self._capacity - 1)))
+        is_old = g.op("Unsqueeze", g.op("Less", rows, past), g.constant([0, 2]))
+        return g.op("Where", is_old, taken, first_rows(g, new, place))
 
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
         """Declare the new rows."""

@@ -45,8 +45,13 @@ class Dialect(Protocol):
         """
         ...
 
-    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
-        """Declare the inputs of mask, positions and cache; return the writer of a layer's attention."""
+    def begin(
+        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
+    ) -> Attention:
+        """Declare the inputs of mask, positions and cache; return the writer of a layer's attention.
+
+        ``x`` is [batch, seq, …], whatever it holds; the graph has the layers of these numbers.
+        """
         ...
 
     def add_norm(
@@ -59,6 +64,20 @@ class Dialect(Protocol):
         eps: float,
     ) -> tuple[ir.Value, ir.Value]:
         """Return (RMSNorm(x + branch), x + branch); ``name`` is the norm's. No branch, nothing is added."""
+        ...
+
+    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
+        """Return heads [heads, rows, head_dim] of some rows of the first sequence, turned by their positions.
+
+        ``x`` is [batch, seq, heads x head_dim] before the rotary embedding, ``rows`` int64 [rows] of the piece.
+        """
+        ...
+
+    def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
+        """Return keys [kv_heads, rows, head_dim] of the first sequence, turned, of a layer that was written.
+
+        ``rows`` int64 [rows] are those of the cache; the first ``past`` int64 [1] of them were there before.
+        """
         ...
 
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:

@@ -17,11 +17,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.dialects.cache import cache_inputs, cache_outputs
+from divprune_edge.export.dialects.cache import Cache, cache_inputs, cache_outputs, first_rows
 from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import rms_norm
-from divprune_edge.export.layers.rope import positions_input, rope_tables, rotary
+from divprune_edge.export.layers.rope import SomeRows, first_sequence, positions_input, rope_tables, rotary
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
@@ -37,7 +37,7 @@ class OnnxRuntime:
     domains: tuple[str, ...] = (DOMAIN,)
 
     def __init__(self, capacity: int | None = None) -> None:
-        self._present: list[ir.Value] = []
+        self._present: Cache = {}
 
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
@@ -49,14 +49,22 @@ class OnnxRuntime:
                 code="dialect-head-size",
             )
 
-    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
+    def begin(
+        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
+    ) -> Attention:
         """Declare lengths and past."""
         lengths = g.input("seqlens_k", "int32", ["batch"])
         total = g.input("total_sequence_length", "int32", [])
-        past = cache_inputs(g, spec, dtype, "capacity")
+        past = cache_inputs(g, spec, dtype, "capacity", layers)
         # The operator turns by the rows that it fills; a token with three positions is turned before it.
         turns = spec.rope.axes == 1
-        rope = rope_tables(g, spec, dtype) if turns else rotary(g, spec, dtype, positions_input(g, spec))
+        if turns:
+            rope: tuple[ir.Value, ...] = rope_tables(g, spec, dtype)
+            self._rows = SomeRows(spec, dtype, lambda: _filled(g, x, total))
+        else:
+            positions = positions_input(g, spec)
+            rope = rotary(g, spec, dtype, positions)
+            self._rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             window = spec.window(layer)
@@ -68,8 +76,7 @@ class OnnxRuntime:
                 q,
                 k,
                 v,
-                past[2 * layer],
-                past[2 * layer + 1],
+                *past[layer],
                 lengths,
                 total,
                 *(rope if turns else ()),
@@ -80,7 +87,7 @@ class OnnxRuntime:
                 do_rotary=int(turns),
                 **({} if window is None else {"local_window_size": window}),
             )
-            self._present += [key, value]
+            self._present[layer] = key, value
             return y
 
         return attention
@@ -104,6 +111,21 @@ class OnnxRuntime:
             )
             return normed, total
 
+    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
+        """See :class:`~divprune_edge.export.dialects.dialect.Dialect`, also for what follows."""
+        return self._rows(g, x, rows, heads)
+
+    def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
+        """Take them from the updated cache."""
+        return first_rows(g, self._present[layer][0], rows)
+
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
         """Declare the updated cache."""
         cache_outputs(g, self._present, "present", spec, dtype, "capacity")
+
+
+def _filled(g: GraphBuilder, x: ir.Value, total: ir.Value) -> ir.Value:
+    """Return the positions int64 [1, seq] of the rows that the first sequence's piece fills, where it is alone."""
+    seq = g.op("Squeeze", g.op("Shape", x, start=1, end=2))
+    last = g.cast(total, "int64")
+    return g.op("Unsqueeze", g.op("Range", g.op("Sub", last, seq), last, g.constant(1)), g.constant([0]))

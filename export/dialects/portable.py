@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from divprune_edge.export.dialects.cache import cache_inputs, cache_outputs
+from divprune_edge.export.dialects.cache import Cache, cache_inputs, cache_outputs, first_rows
 from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.norm import add, rms_norm
-from divprune_edge.export.layers.rope import positions_input, rotary
+from divprune_edge.export.layers.rope import SomeRows, first_sequence, positions_input, rotary
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
@@ -28,23 +28,26 @@ class Portable:
     domains: tuple[str, ...] = ()
 
     def __init__(self, capacity: int | None = None) -> None:
-        self._present: list[ir.Value] = []
+        self._present: Cache = {}
 
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
         """Every decoder will do."""
 
-    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, ids: ir.Value) -> Attention:
+    def begin(
+        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
+    ) -> Attention:
         """Declare mask, positions and past; write what all layers share."""
         mask = g.input("attention_mask", "bool", ["batch", "total"])
         positions = positions_input(g, spec)
-        past = cache_inputs(g, spec, dtype, "past")
+        past = cache_inputs(g, spec, dtype, "past", layers)
         with g.scope("mask"):
-            allowed: dict[int | None, ir.Value] = {None: _allowed(g, ids, mask)}
-            for window in sorted({spec.window(i) or 0 for i in range(spec.layers)} - {0}):
+            allowed: dict[int | None, ir.Value] = {None: _allowed(g, x, mask)}
+            for window in sorted({spec.window(i) or 0 for i in layers} - {0}):
                 with g.scope(f"window_{window}"):
-                    allowed[window] = g.op("And", allowed[None], _near(g, ids, mask, window))
+                    allowed[window] = g.op("And", allowed[None], _near(g, x, mask, window))
         rope = rotary(g, spec, dtype, positions)
+        self._rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             q = g.op("RotaryEmbedding", q, *rope, num_heads=spec.heads)
@@ -55,13 +58,12 @@ class Portable:
                 k,
                 v,
                 allowed[spec.window(layer)],
-                past[2 * layer],
-                past[2 * layer + 1],
+                *past[layer],
                 outputs=3,
                 q_num_heads=spec.heads,
                 kv_num_heads=spec.kv_heads,
             )
-            self._present += [key, value]
+            self._present[layer] = key, value
             return y
 
         return attention
@@ -79,12 +81,20 @@ class Portable:
         total = add(g, x, branch, name)
         return rms_norm(g, total, weights, name, eps), total
 
+    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
+        """See :class:`~divprune_edge.export.dialects.dialect.Dialect`, also for what follows."""
+        return self._rows(g, x, rows, heads)
+
+    def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
+        """Take them from the grown cache."""
+        return first_rows(g, self._present[layer][0], rows)
+
     def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
         """Declare the grown cache."""
         cache_outputs(g, self._present, "present", spec, dtype, "total")
 
 
-def _allowed(g: GraphBuilder, ids: ir.Value, mask: ir.Value) -> ir.Value:
+def _allowed(g: GraphBuilder, x: ir.Value, mask: ir.Value) -> ir.Value:
     """Return bool [batch, 1, seq, total]: key j may be seen by query i.
 
     ::
@@ -93,7 +103,7 @@ def _allowed(g: GraphBuilder, ids: ir.Value, mask: ir.Value) -> ir.Value:
 
     A padding row sees itself: a softmax over nothing would be NaN, and NaN spreads through the cache.
     """
-    seq, total = (g.op("Shape", value, start=1, end=2) for value in (ids, mask))
+    seq, total = (g.op("Shape", value, start=1, end=2) for value in (x, mask))
     past = g.op("Sub", total, seq)
     zero, one = g.constant(0), g.constant(1)
     keys = g.op("Range", zero, g.op("Squeeze", total), one)
@@ -104,7 +114,7 @@ def _allowed(g: GraphBuilder, ids: ir.Value, mask: ir.Value) -> ir.Value:
     return g.op("Or", seen, g.op("Equal", keys, queries))
 
 
-def _near(g: GraphBuilder, ids: ir.Value, mask: ir.Value, window: int) -> ir.Value:
+def _near(g: GraphBuilder, x: ir.Value, mask: ir.Value, window: int) -> ir.Value:
     """Return bool [batch, 1, seq, total]: key j is among the last ``window`` real ones up to query i.
 
     ::
@@ -113,7 +123,7 @@ def _near(g: GraphBuilder, ids: ir.Value, mask: ir.Value, window: int) -> ir.Val
                                               └────────────────────────────┴► Greater ─►
     """
     counts = g.op("CumSum", g.cast(mask, "int64"), g.constant(1))
-    seq, total = (g.op("Shape", value, start=1, end=2) for value in (ids, mask))
+    seq, total = (g.op("Shape", value, start=1, end=2) for value in (x, mask))
     queries = g.op("Slice", counts, g.op("Sub", total, seq), total, g.constant([1]))
     first = g.op("Sub", g.op("Unsqueeze", queries, g.constant([1, 3])), g.constant(window))
     return g.op("Greater", g.op("Unsqueeze", counts, g.constant([1, 2])), first)

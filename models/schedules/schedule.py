@@ -40,6 +40,7 @@ class Schedule:
     numbering: Numbering
     since: int = 0
 
+    @property
     def keeps(self) -> tuple[int, ...]:
         """Return how many visual tokens of an image are in each group of layers, the uncut one first."""
         return (self.visual, *(cut.keep for cut in self.cuts))

@@ -37,6 +37,14 @@ class Binding:
         for name, value in values.items():
             self.array(name, value)
 
+    def fed(self, values: Mapping[str, Any]) -> None:
+        """Bind tensors of the device and arrays of the host."""
+        for name, value in values.items():
+            if isinstance(value, ort.OrtValue):
+                self.input(name, value)
+            else:
+                self.array(name, value)
+
     def place(self, span: Span, shape: Sequence[int], *, source: str, target: str | None = None) -> None:
         """Bind a part of a tensor as an input, and as an output that is written in the same place."""
         where = self._memory.device, 0, TYPES[span.dtype], tuple(shape), span.address

@@ -22,6 +22,7 @@ from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
     Ints,
+    Link,
     Positions,
     Prediction,
     SlotTable,
@@ -48,8 +49,9 @@ class BlockSession(SlotTable):
         info: LanguageInfo,
         group: LayerGroup,
         slots: int,
+        link: Link | None = None,
     ) -> None:
-        super().__init__(info, group, slots)
+        super().__init__(info, group, slots, link)
         self._session, self._memory = session, memory
         self._facts = DIALECTS[info.dialect]
         self._tensors = len(group.cache_tensors)
@@ -75,14 +77,20 @@ class BlockSession(SlotTable):
         return slot
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Positions | None = None,
+        chunk: int | None = None,
+        images: Sequence[int] = (),
     ) -> Prediction:
         """Run one step per chunk on the slot's piece of the cache."""
         lengths = self.lengths
         self.check_room(slot, len(ids))
         self._grow(int(lengths[slot]) + len(ids))
         view = self._view(slot, 1)
-        view.binding.input("visual_tokens", self.visual[slot])
+        if self._info.takes_ids:
+            view.binding.input("visual_tokens", self.visual[slot])
         for part, places in pieces(ids, positions, int(lengths[slot]), chunk):
             view.run(self._feed(part, places, lengths[slot : slot + 1]), part.shape[1], lengths, [slot])
             lengths[slot] += part.shape[1]
@@ -109,6 +117,10 @@ class BlockSession(SlotTable):
         view.run(self._feed(row, places, held), 1, held, stepped)
         lengths[stepped] += 1
         return {slot: view.outputs.read(slot) for slot in stepped}
+
+    def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
+        """Return for which slots the rows of the next step of these are: all up to the last one."""
+        return tuple(range(max(stepped) + 1))
 
     def rows(self, slot: int, length: int) -> DeviceRows:
         """Copy on the device."""
@@ -140,7 +152,8 @@ class BlockSession(SlotTable):
 
     def _feed(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
         places = along(positions, self._axes)
-        return STEPS[self._info.dialect](ids, places, lengths, self._capacity, self._info.window)
+        step = STEPS[self._info.dialect](ids, places, lengths, self._capacity, self._info.window)
+        return {name: value for name, value in step.items() if name in self._fed}
 
     def _view(self, first: int, count: int) -> _View:
         key = first, count
@@ -180,8 +193,9 @@ class _View:
                 source=f"past_key_values.{name}",
                 target=None if self._hands_out else f"present.{name}",
             )
-        nothing = np.zeros((count, 1, int(info.visual.shape[2])), info.visual.dtype)
-        self.binding.input("visual_tokens", memory.upload(nothing))
+        if info.takes_ids:
+            nothing = np.zeros((count, 1, int(info.visual.shape[2])), info.visual.dtype)
+            self.binding.input("visual_tokens", memory.upload(nothing))
         if self._hands_out:
             self._block = memory.on_host(owner.block)
             self._new = self._block[:0, :0, :, :0]
@@ -192,7 +206,10 @@ class _View:
         if self._hands_out and self._new.shape[3:4] != (seq,):
             self._bind_new(seq)
         self.outputs.renew()
-        self.binding.run()
+        owner = self._owner
+        self.binding.fed(owner.link.fed)
+        owner.link.handed = self.binding.make(owner._handed)
+        owner.link.order = tuple(range(self._first, self._first + self._count))
         if self._hands_out:
             for slot in stepped:
                 begin = int(lengths[slot])

@@ -17,6 +17,7 @@ from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
     Ints,
+    Link,
     Positions,
     Prediction,
     SlotTable,
@@ -57,8 +58,9 @@ class GrowingSession(SlotTable):
         info: LanguageInfo,
         group: LayerGroup,
         slots: int,
+        link: Link | None = None,
     ) -> None:
-        super().__init__(info, group, slots)
+        super().__init__(info, group, slots, link)
         self._session, self._memory = session, memory
         self._past = [f"past_key_values.{name}" for name in group.cache_tensors]
         self._present = [f"present.{name}" for name in group.cache_tensors]
@@ -82,7 +84,12 @@ class GrowingSession(SlotTable):
         super().remove(slot)
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Positions | None = None,
+        chunk: int | None = None,
+        images: Sequence[int] = (),
     ) -> Prediction:
         """Run one step per chunk on a batch of this sequence alone."""
         self.check_room(slot, len(ids))
@@ -112,6 +119,10 @@ class GrowingSession(SlotTable):
         outputs = self._run(batch, row, places, real)
         self.lengths[list(ids)] += 1
         return {slot: outputs.read(at) for at, slot in enumerate(batch.slots) if slot in ids}
+
+    def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
+        """Return for which slots the rows of the next step of these are: those of their batch, -1 for one that left."""
+        return tuple(self._together(stepped).slots)
 
     def truncate(self, slot: int, length: int) -> None:
         """Cut the cache's tensors."""
@@ -174,26 +185,36 @@ class GrowingSession(SlotTable):
                 self._memory.copy(source, columns[slot], target, longest - columns[slot].size)
         real = np.arange(longest) >= longest - np.array([found.size for found in columns.values()])[:, None]
         # Decoded ids refer to no visual token.
-        nothing = np.zeros((len(slots), 1, int(info.visual.shape[2])), info.visual.dtype)
+        visual = None
+        if info.takes_ids:
+            nothing = np.zeros((len(slots), 1, int(info.visual.shape[2])), info.visual.dtype)
+            visual = self._memory.upload(nothing)
         for slot in slots:
             self._leave(slot)
-        joined = _Batch(list(slots), cache, real, self._memory.upload(nothing))
+        joined = _Batch(list(slots), cache, real, visual)
         self._batches.update(dict.fromkeys(slots, joined))
         return joined
 
     def _run(self, batch: _Batch, ids: Ints, positions: Ints, real: npt.NDArray[np.bool_]) -> Outputs:
         batch.real = np.concatenate((batch.real, real), axis=1)
         binding = Binding(self._session, self._memory)
-        binding.array("input_ids", ids)
-        binding.array("logits_index", np.full(ids.shape[0], ids.shape[1] - 1, np.int64))
-        binding.array("attention_mask", batch.real)
-        binding.array("position_ids", along(positions, self._axes))
-        binding.input("visual_tokens", batch.visual)
+        step = {
+            "input_ids": ids,
+            "logits_index": np.full(ids.shape[0], ids.shape[1] - 1, np.int64),
+            "attention_mask": batch.real,
+            "position_ids": along(positions, self._axes),
+        }
+        binding.arrays({name: value for name, value in step.items() if name in self._fed})
+        if self._info.takes_ids:
+            binding.input("visual_tokens", batch.visual)
+        binding.fed(self.link.fed)
         info, count = self._info, ids.shape[0]
         for name, span in zip(self._past, batch.cache, strict=True):
             binding.place(span, (count, info.kv_heads, *span.shape[1:]), source=name)
         outputs = Outputs(binding, self._memory, info, count)
-        found = binding.make(self._present)
+        found = binding.make([*self._present, *self._handed])
+        self.link.handed = {name: found[name] for name in self._handed}
+        self.link.order = tuple(batch.slots)
         shape = count * info.kv_heads, batch.real.shape[1], info.head_dim
         batch.cache = [Span(found[name], info.cache_dtype, shape) for name in self._present]
         return outputs

@@ -23,11 +23,13 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.graph_facts import check_session
+from divprune_edge.models.schedules import find_method
 from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, SERVED, find_operators
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
 from divprune_edge.runtime.backends.block import BlockSession
+from divprune_edge.runtime.backends.chain import ChainSession
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.memory import PROVIDERS, DeviceMemory, dtype_of
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
@@ -64,7 +66,7 @@ class OnnxRuntimeBackend:
     def load(self, selector: SelectorInfo | None) -> None:
         """Create what is missing, side by side."""
         manifest = self._bundle.manifest
-        graphs: list[GraphInfo] = [*manifest.seeing, manifest.language_model]
+        graphs: list[GraphInfo] = [*manifest.seeing, *manifest.language_model.graphs]
         if selector is not None:
             graphs.append(selector)
         missing = [graph for graph in graphs if graph.file not in self._sessions]
@@ -153,10 +155,16 @@ class OnnxRuntimeBackend:
 
     def session(self, slots: int = 1) -> LanguageSession:
         """Return slots that share the language model's graph."""
-        graph = self._bundle.manifest.language_model
+        info = self._bundle.manifest.language_model
         kind = GrowingSession if self._dialect.grows else BlockSession
-        (group,) = graph.groups
-        return kind(self._session(graph), self.memory, graph, group, slots)
+        if info.schedule is None:
+            (group,) = info.groups
+            return kind(self._session(info), self.memory, info, group, slots)
+        groups = [
+            kind(self._session(graph), self.memory, info.segment(i), group, slots)
+            for i, (graph, group) in enumerate(zip(info.graphs, info.groups, strict=True))
+        ]
+        return ChainSession(groups, self.memory, info, find_method(info.schedule.method))
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -167,7 +175,7 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = self._threads or 0
-        if graph is not self._bundle.manifest.language_model:
+        if graph not in self._bundle.manifest.language_model.graphs:
             # Three pools share the cores: one that has finished its run must not spin against the next. What follows
             # a step of the language model is its next step, which finds the threads awake.
             options.add_session_config_entry("session.force_spinning_stop", "1")

@@ -16,7 +16,7 @@ from divprune_edge.runtime.backends.session import Prediction, best_of
 class Outputs:
     """Those of a step of ``count`` sequences: the id comes to the host, and the logits where they are read.
 
-    Without ``next_id`` the logits come with every step.
+    Without ``next_id`` the logits come with every step. A graph of a chain that is not its last one has neither.
     """
 
     def __init__(self, binding: Binding, memory: DeviceMemory, info: LanguageInfo, count: int) -> None:
@@ -28,7 +28,7 @@ class Outputs:
             self._ids, self._value = np.empty(count, np.int64), memory.empty(shape, "float32")
             binding.landing("next_id", self._ids)
             binding.output("logits", self._value)
-        else:
+        elif info.gives_logits:
             self._logits = np.empty(shape, np.float32)
             binding.landing("logits", self._logits)
 
@@ -43,7 +43,7 @@ class Outputs:
         return Prediction(best, partial(self._row, at))
 
     def _row(self, at: int) -> npt.NDArray[np.float32]:
-        if self._logits is None:
+        if self._logits is None:  # of a graph that gives none, nobody reads them
             self._logits = self._memory.download(self._value)
         row: npt.NDArray[np.float32] = self._logits[at]
         return row

@@ -7,7 +7,7 @@ likes. So they join and leave between steps, and a single question is a session 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,7 +88,12 @@ class LanguageSession(Protocol):
         ...
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Positions | None = None,
+        chunk: int | None = None,
+        images: Sequence[int] = (),
     ) -> Prediction:
         """Append ids to one sequence and return what follows the last one.
 
@@ -98,6 +103,8 @@ class LanguageSession(Protocol):
             positions: of these ids for the rotary embedding, one for each or three; None: those of the rows that they
                 fill.
             chunk: feed at most so many ids at a time (bounds memory; the result is the same).
+            images: how many of the sequence's ids are visual tokens of each image, those of the last one last; where
+                some leave inside the language model they do so image by image, and nobody else needs it.
 
         Raises:
             UserError: there is no room for so many ids, or the dialect takes no positions but the rows'.
@@ -130,6 +137,21 @@ class LanguageSession(Protocol):
         ...
 
 
+@dataclass
+class Link:
+    """What joins the graph of a session to those of a chain before and behind it.
+
+    Attributes:
+        fed: what its next run is fed beside what a step is fed anyway, by name: tensors on the device or arrays.
+        handed: what its last run handed on, likewise, on the device.
+        order: the slots that the rows of its last run were for; -1 for none.
+    """
+
+    fed: dict[str, Any] = field(default_factory=dict)
+    handed: dict[str, DeviceTensor] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+
+
 class SlotTable:
     """What every session keeps of its slots: which are taken, by what, and the rows that each fills.
 
@@ -137,8 +159,10 @@ class SlotTable:
     ``lengths`` is int64 [slots]; ``visual`` are the visual tokens of each slot's sequence, which must live as long.
     """
 
-    def __init__(self, info: LanguageInfo, group: LayerGroup, slots: int) -> None:
-        self._info, self._group = info, group
+    def __init__(self, info: LanguageInfo, group: LayerGroup, slots: int, link: Link | None = None) -> None:
+        self._info, self._group, self.link = info, group, link or Link()
+        self._fed = {tensor.name for tensor in info.inputs}
+        self._handed = [name for name in (one.name for one in info.outputs) if is_handed_on(name)]
         self._room, self._axes = group.room(info.context), info.axes
         self._taken = [False] * slots
         self.lengths = np.zeros(slots, np.int64)
@@ -190,6 +214,11 @@ class SlotTable:
             UserError: they do not; the sentence names both numbers.
         """
         check_room(self.length(slot) + count, self._room, fixed=self._room < self._info.context)
+
+
+def is_handed_on(output: str) -> bool:
+    """Whether an output of a language graph goes to the next graph of a chain, or to the choice between the two."""
+    return output == "hidden_out" or output.startswith("scores.")
 
 
 def check_room(total: int, room: int, *, fixed: bool) -> None:

@@ -243,7 +243,12 @@ class TensorRtSession(SlotTable):
         super().show(slot, visual)
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Positions | None = None,
+        chunk: int | None = None,
+        images: Sequence[int] = (),
     ) -> Prediction:
         """Run a step per chunk; none is longer than what the engine was built for."""
         model, memory, lengths = self._model, self._memory, self.lengths

@@ -1,0 +1,398 @@
+"""The language model as a chain of graphs between which visual tokens leave: several sessions that look like one.
+
+Each graph has a session of its layers alone, with a cache of its own, in the same slots. Ids go into the first one, hidden
+states from one to the next, and the last one gives the prediction. Where a piece of a prompt has visual tokens, what the
+method reads of each comes to the host between two graphs, four bytes a token; it says which stay, and the hidden states of
+the others are left behind, on the device. Everything else, a second question or a decode step, runs through uncut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import LanguageInfo
+from divprune_edge.models.schedules.method import Method, query_rows
+from divprune_edge.runtime.backends.session import (
+    CacheRows,
+    DeviceTensor,
+    Ints,
+    Link,
+    Positions,
+    Prediction,
+)
+
+_ONE = np.zeros(1, np.int64)
+"""What the inputs of a method are where it is asked for nothing."""
+
+
+class Segment(Protocol):
+    """A session of one graph of the chain; see :class:`~divprune_edge.runtime.backends.session.LanguageSession`."""
+
+    link: Link
+
+    @property
+    def slots(self) -> int: ...
+
+    def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int: ...
+
+    def show(self, slot: int, visual: DeviceTensor) -> None: ...
+
+    def remove(self, slot: int) -> None: ...
+
+    def length(self, slot: int) -> int: ...
+
+    def extend(
+        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
+    ) -> Prediction: ...
+
+    def step(
+        self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
+    ) -> dict[int, Prediction]: ...
+
+    def truncate(self, slot: int, length: int) -> None: ...
+
+    def rows(self, slot: int, length: int) -> CacheRows: ...
+
+    def check_room(self, slot: int, count: int) -> None: ...
+
+    def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
+        """Return for which slots the rows of the next step of these are, -1 for none."""
+        ...
+
+
+class Tensors(Protocol):
+    """What a chain does with tensors on the device."""
+
+    def take(self, tensor: DeviceTensor, rows: Ints, /, axis: int = 1) -> DeviceTensor:
+        """Return some rows of a tensor."""
+        ...
+
+    def download(self, tensor: DeviceTensor, /) -> npt.NDArray[Any]:
+        """Return a tensor's values."""
+        ...
+
+
+@dataclass
+class _Sequence:
+    """What a chain knows of the sequence in a slot; rows are those of the first group's cache.
+
+    Attributes:
+        gone: for each group, which rows it does not have, ascending.
+        spans: first row and end of what was cut in one piece, visual tokens of all its images.
+        kept: for each cut so far, which of the piece's visual tokens stayed, by their number among them.
+    """
+
+    gone: list[Ints]
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    kept: list[Ints] = field(default_factory=list)
+
+    def length(self, group: int, rows: int) -> int:
+        """Return how many of the first ``rows`` rows a group has."""
+        return rows - int(np.searchsorted(self.gone[group], rows))
+
+
+@dataclass(frozen=True, eq=False)
+class ChainRows(Sequence[npt.NDArray[Any]]):
+    """The first rows of all groups' caches, for other sequences to begin with."""
+
+    groups: tuple[CacheRows, ...]
+    state: _Sequence
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.groups)
+
+    def __getitem__(self, index: Any) -> Any:
+        for rows in self.groups:
+            if index < len(rows):
+                return rows[index]
+            index -= len(rows)
+        raise IndexError(index)
+
+
+@dataclass
+class _Piece:
+    """What is left of a piece of a prompt on its way through the chain.
+
+    Attributes:
+        rows: int64 [n]; which of the piece's ids, ascending.
+        images: for each image which of these are its visual tokens; those of its ids, not of ``rows``.
+        sums: watches that sum -> what each visual token of the piece has so far, by its id.
+    """
+
+    rows: Ints
+    images: list[Ints]
+    sums: dict[str, npt.NDArray[np.float32]]
+
+    @property
+    def visual(self) -> Ints:
+        """The ids that are visual tokens and still there."""
+        return np.sort(np.concatenate(self.images))
+
+
+class ChainSession:
+    """See the module's text, and :class:`~divprune_edge.runtime.backends.session.LanguageSession`.
+
+    Args:
+        groups: a session for each graph.
+        tensors: where their tensors lie.
+        info: the language model's entry, with its schedule.
+        method: that of the schedule.
+    """
+
+    def __init__(
+        self, groups: Sequence[Segment], tensors: Tensors, info: LanguageInfo, method: Method
+    ) -> None:
+        assert info.schedule is not None
+        self._groups, self._tensors, self._info, self._method = list(groups), tensors, info, method
+        self._schedule = info.schedule
+        self._compact = self._schedule.numbering == "compact"
+        self._inputs = [{one.name for one in graph.inputs} for graph in info.graphs]
+        self._watches = {watch.name: watch for watch in method.watches}
+        # Of the layer behind a cut the keys before this piece lie in another graph's cache: nothing may be before it.
+        self._whole = any(watch.offset > 0 for watch in method.watches)
+        self._sequences: dict[int, _Sequence] = {}
+
+    @property
+    def slots(self) -> int:
+        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
+        return self._groups[0].slots
+
+    def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
+        """Begin in the same slot of each group."""
+        if rows and isinstance(rows, ChainRows):
+            state = _Sequence([gone.copy() for gone in rows.state.gone], list(rows.state.spans))
+            held: Sequence[CacheRows | None] = rows.groups
+        else:
+            state = _Sequence([np.empty(0, np.int64) for _ in self._groups])
+            held = [None] * len(self._groups)
+        (slot,) = {group.add(visual, part) for group, part in zip(self._groups, held, strict=True)}
+        self._sequences[slot] = state
+        return slot
+
+    def show(self, slot: int, visual: DeviceTensor) -> None:
+        """The first group reads them."""
+        self._groups[0].show(slot, visual)
+
+    def remove(self, slot: int) -> None:
+        """Leave every group."""
+        for group in self._groups:
+            group.remove(slot)
+        del self._sequences[slot]
+
+    def length(self, slot: int) -> int:
+        """Rows of the first group, which all tokens pass."""
+        return self._groups[0].length(slot)
+
+    def lengths(self, slot: int) -> tuple[int, ...]:
+        """Return how many rows of its cache each group fills."""
+        return tuple(group.length(slot) for group in self._groups)
+
+    def kept(self, slot: int) -> tuple[Ints, ...]:
+        """Return which visual tokens of the last piece that had any stayed, for each cut, by their number among them."""
+        return tuple(self._sequences[slot].kept)
+
+    def extend(
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Positions | None = None,
+        chunk: int | None = None,
+        images: Sequence[int] = (),
+    ) -> Prediction:
+        """Run ids through all groups; a piece with visual tokens is cut, and is one piece.
+
+        ``images`` says how many of the ids are visual tokens of each image, in order; without it, visual tokens that
+        follow each other are one image.
+
+        Raises:
+            UserError: a group has no room for what comes to it, or the piece is longer than ``chunk``.
+        """
+        row = np.asarray(ids, np.int64)
+        found = _images(np.flatnonzero(row >= self._info.embedding_rows), images, row.size)
+        places = self._places(slot, row.size, positions)
+        for group, size in enumerate(self._info.group_tokens(row.size, [one.size for one in found])):
+            self._groups[group].check_room(slot, size)
+        if found:
+            if chunk is not None and chunk < row.size:
+                raise UserError(
+                    f"A prompt with images is read in one piece where visual tokens leave inside the language model, but "
+                    f"prefill_chunk is {chunk} and there are {row.size} ids: leave it out.",
+                    code="schedule-chunk",
+                )
+            return self._cut(slot, row, places, found)
+        size = chunk or row.size
+        for first in range(0, row.size, size):
+            prediction = self._through(
+                slot, row[first : first + size], places[..., first : first + size], positions is None
+            )
+        return prediction
+
+    def step(
+        self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
+    ) -> dict[int, Prediction]:
+        """Run one step of each group, one behind the other."""
+        for group in self._groups:
+            for slot in ids:
+                group.check_room(slot, 1)
+        placed = positions
+        if placed is None and not self._compact:
+            placed = {slot: self.length(slot) for slot in ids}
+        hidden: DeviceTensor = None
+        before: tuple[int, ...] = ()
+        for index, group in enumerate(self._groups):
+            if index:
+                hidden = self._ordered(hidden, before, group, ids)
+            self._feed(index, hidden, {})
+            found = group.step(ids, positions if index == 0 else None if self._compact else placed)
+            hidden, before = group.link.handed.get("hidden_out"), group.link.order
+        return found
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget rows; of images that were cut in one piece all, if any."""
+        state = self._sequences[slot]
+        for first, end in state.spans:
+            if first < length < end:
+                length = first
+        for index, group in enumerate(self._groups):
+            group.truncate(slot, state.length(index, length))
+        state.gone = [gone[gone < length] for gone in state.gone]
+        state.spans = [span for span in state.spans if span[1] <= length]
+
+    def rows(self, slot: int, length: int) -> CacheRows:
+        """Copy of each group; none where a method has to see the whole prompt in one piece."""
+        if self._whole:
+            return ()
+        state = self._sequences[slot]
+        held = _Sequence(
+            [gone[gone < length] for gone in state.gone], [span for span in state.spans if span[1] <= length]
+        )
+        return ChainRows(
+            tuple(
+                group.rows(slot, state.length(index, length)) for index, group in enumerate(self._groups)
+            ),
+            held,
+        )
+
+    def _places(self, slot: int, count: int, positions: Positions | None) -> Ints:
+        if positions is not None:
+            return np.asarray(positions, np.int64)
+        return np.arange(self.length(slot), self.length(slot) + count)
+
+    def _through(self, slot: int, ids: Ints, places: Ints, by_rows: bool) -> Prediction:
+        """Run a piece uncut."""
+        hidden: DeviceTensor = None
+        for index, group in enumerate(self._groups):
+            self._feed(index, hidden, {})
+            prediction = group.extend(slot, ids.tolist(), self._stage(index, places, by_rows))
+            hidden = group.link.handed.get("hidden_out")
+        return prediction
+
+    def _stage(self, index: int, places: Ints, by_rows: bool) -> Positions | None:
+        """Return the positions in a group of tokens that had ``places``; None: those of its cache's rows."""
+        compact = by_rows if index == 0 else self._compact
+        return None if compact else places
+
+    def _cut(self, slot: int, ids: Ints, places: Ints, images: list[Ints]) -> Prediction:
+        """Run a piece, and leave visual tokens behind between the groups."""
+        state, begin = self._sequences[slot], self.length(slot)
+        piece = _Piece(np.arange(ids.size), images, {})
+        visual = piece.visual
+        state.kept = []
+        hidden: DeviceTensor = None
+        for index, group in enumerate(self._groups):
+            self._feed(index, hidden, self._asked(piece, group.length(slot)))
+            prediction = group.extend(
+                slot, ids[piece.rows].tolist(), self._stage(index, places[..., piece.rows], False)
+            )
+            gone = np.setdiff1d(np.arange(ids.size), piece.rows)
+            state.gone[index] = np.concatenate([state.gone[index], begin + gone])
+            if index == len(self._groups) - 1:
+                break
+            hidden, before = group.link.handed.pop("hidden_out"), piece.rows
+            self._choose(piece, group.link, self._schedule.cuts[index].keep)
+            state.kept.append(np.searchsorted(visual, piece.visual))
+            if piece.rows.size < before.size:
+                hidden = self._tensors.take(hidden, np.searchsorted(before, piece.rows))
+        state.spans.append((begin + int(visual[0]), begin + int(visual[-1]) + 1))
+        return prediction
+
+    def _choose(self, piece: _Piece, link: Link, keep: int) -> None:
+        """Let the method say which visual tokens of each image stay, from what the graph has read of them."""
+        visual = piece.visual
+        if not visual.size:
+            return
+        read = {
+            name.removeprefix("scores."): np.array(self._tensors.download(value), np.float32)
+            for name, value in link.handed.items()
+        }
+        for name, watch in self._watches.items():
+            if watch.summed:
+                total = piece.sums.setdefault(name, np.zeros(int(piece.rows[-1]) + 1, np.float32))
+                if name in read:
+                    total[visual] += read[name]
+                read[name] = total[visual]
+        images = []
+        for image in piece.images:
+            if image.size <= keep:
+                images.append(image)
+            elif not keep:
+                images.append(image[:0])
+            else:
+                own = np.searchsorted(visual, image)
+                picks = self._method.picks({n: value[own] for n, value in read.items()}, image.size, keep)
+                images.append(image[np.sort(picks)])
+        gone = np.setdiff1d(visual, np.concatenate(images))
+        piece.rows, piece.images = np.setdiff1d(piece.rows, gone), images
+
+    def _asked(self, piece: _Piece, past: int) -> dict[str, Ints]:
+        """Return what a method's inputs are for a piece behind ``past`` rows."""
+        visual = np.searchsorted(piece.rows, piece.visual)
+        if not visual.size:
+            return {}
+        text = np.setdiff1d(np.arange(piece.rows.size), visual)
+        return {
+            "visual_rows": visual,
+            "key_rows": np.arange(past + piece.rows.size),
+            "past_rows": np.array([past]),
+            **{
+                f"query_rows.{name}": query_rows(name, visual, text)
+                for name in ("last", "asked", "text", "visual", "all")
+            },
+        }
+
+    def _feed(self, index: int, hidden: DeviceTensor, asked: Mapping[str, Ints]) -> None:
+        """Say what a group's next run is fed beside its own."""
+        fed: dict[str, Any] = {
+            name: np.ascontiguousarray(asked.get(name, _ONE))
+            for name in self._inputs[index]
+            if name in ("visual_rows", "key_rows", "past_rows") or name.startswith("query_rows.")
+        }
+        if index:
+            fed["hidden"] = hidden
+        self._groups[index].link.fed = fed
+
+    def _ordered(
+        self, hidden: DeviceTensor, before: tuple[int, ...], group: Segment, ids: Mapping[int, int]
+    ) -> DeviceTensor:
+        """Return the hidden states of a step in the order in which a group steps its slots."""
+        wanted = group.order(list(ids))
+        if wanted == before:
+            return hidden
+        places = [before.index(slot) if slot in before else 0 for slot in wanted]
+        return self._tensors.take(hidden, np.array(places, np.int64), axis=0)
+
+
+def _images(visual: Ints, counts: Iterable[int], length: int) -> list[Ints]:
+    """Return which ids are the visual tokens of each image; the last id of a piece stays, whatever it is."""
+    # What was fed before this piece is missing at the front, so that images are counted from the end.
+    ends = visual.size - np.cumsum([*reversed(list(counts))])[::-1]
+    if not ends.size:
+        ends = np.flatnonzero(np.diff(visual) != 1) + 1
+    found = (one[one != length - 1] for one in np.split(visual, np.maximum(ends, 0)))
+    return [one for one in found if one.size]
