@@ -10,9 +10,7 @@ from divprune_edge.models.schedules.parts import parts_of
 from divprune_edge.models.schedules.schedule import Numbering
 
 
-def plan_schedule(
-    asked: str, spec: Spec, visual: int, numbering: Numbering | None, dialect: str
-) -> Schedule:
+def plan_schedule(asked: str, spec: Spec, visual: int, numbering: Numbering | None, dialect: str) -> Schedule:
     """Return what ``--schedule`` asks for, held against the model and the dialect.
 
     Args:
@@ -35,11 +33,7 @@ def plan_schedule(
             f"behind the first {spec.stacked} layers: cut before layer {spec.stacked} or later, by a JSON file.",
             code="schedule-layer",
         )
-    if (
-        found.numbering == "original"
-        and spec.decoder.rope.axes == 1
-        and "position_ids" not in facts.inputs
-    ):
+    if found.numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in facts.inputs:
         raise UserError(
             f"The schedule '{found.method}' leaves tokens at their positions, which does not go with --dialect {dialect}, "
             "where a token is at the row of the cache that it fills: add --positions compact, or use --dialect portable.",

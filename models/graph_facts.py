@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import MANIFEST, GraphInfo, LanguageInfo, Manifest, SegmentInfo, SelectorInfo, tile_input
+from divprune_edge.manifest import (
+    MANIFEST,
+    GraphInfo,
+    LanguageInfo,
+    Manifest,
+    SegmentInfo,
+    SelectorInfo,
+    tile_input,
+)
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
@@ -203,9 +211,7 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
         yield from _language_numbers(manifest, graph)
 
 
-def _language_numbers(
-    manifest: Manifest, graph: GraphInfo
-) -> Iterator[tuple[str, str | None, Shape, str]]:
+def _language_numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | None, Shape, str]]:
     """Yield the same of the language model, or of one graph of a chain."""
     vision, language, tokens = manifest.vision_encoder, manifest.language_model, manifest.token_dtype
     at = language.graphs.index(graph)

@@ -9,7 +9,6 @@ from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.layers.rope import first_of
 from divprune_edge.models.decoder import DecoderSpec
 
-
 Cache = dict[int, tuple[ir.Value, ir.Value]]
 """Number of a layer -> its keys and values."""
 

@@ -58,9 +58,7 @@ class Decomposed:
         """The masks are the same for all layers."""
         check_windows(spec, "decomposed")
 
-    def begin(
-        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
-    ) -> Attention:
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range) -> Attention:
         """Declare masks, positions and past; write what all layers share."""
         queries = 1 if spec.only_window is None else "seq"
         filled = g.input("cache_mask", "bool", ["batch", 1, queries, self._capacity])

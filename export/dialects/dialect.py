@@ -45,9 +45,7 @@ class Dialect(Protocol):
         """
         ...
 
-    def begin(
-        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
-    ) -> Attention:
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range) -> Attention:
         """Declare the inputs of mask, positions and cache; return the writer of a layer's attention.
 
         ``x`` is [batch, seq, …], whatever it holds; the graph has the layers of these numbers.

@@ -49,9 +49,7 @@ class OnnxRuntime:
                 code="dialect-head-size",
             )
 
-    def begin(
-        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
-    ) -> Attention:
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range) -> Attention:
         """Declare lengths and past."""
         lengths = g.input("seqlens_k", "int32", ["batch"])
         total = g.input("total_sequence_length", "int32", [])

@@ -34,9 +34,7 @@ class Portable:
     def check(spec: DecoderSpec, dtype: str) -> None:
         """Every decoder will do."""
 
-    def begin(
-        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
-    ) -> Attention:
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range) -> Attention:
         """Declare mask, positions and past; write what all layers share."""
         mask = g.input("attention_mask", "bool", ["batch", "total"])
         positions = positions_input(g, spec)

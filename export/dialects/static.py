@@ -57,9 +57,7 @@ class Static:
                 code="dialect-head-size",
             )
 
-    def begin(
-        self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range
-    ) -> Attention:
+    def begin(self, g: GraphBuilder, spec: DecoderSpec, dtype: str, x: ir.Value, layers: range) -> Attention:
         """Declare mask, positions, rows to write and past."""
         mask = g.input("attention_mask", "bool", ["batch", 1, "seq", self._capacity])
         positions = positions_input(g, spec)

@@ -26,6 +26,8 @@ TODRE_2 = Method(
     published=_published,
     picks=_picks,
     numbering="original",
-    deviations=("The layer is fixed; the paper's threshold on attention between text and image is not looked at.",),
+    deviations=(
+        "The layer is fixed; the paper's threshold on attention between text and image is not looked at.",
+    ),
 )
 """No visual tokens from a fixed layer on."""

@@ -273,9 +273,7 @@ class ChainSession:
             [gone[gone < length] for gone in state.gone], [span for span in state.spans if span[1] <= length]
         )
         return ChainRows(
-            tuple(
-                group.rows(slot, state.length(index, length)) for index, group in enumerate(self._groups)
-            ),
+            tuple(group.rows(slot, state.length(index, length)) for index, group in enumerate(self._groups)),
             held,
         )
 
