@@ -337,7 +337,7 @@ class LanguageInfo(GraphInfo):
         return (LayerGroup(0, self.layers, self.capacity),)
 
     def group_tokens(self, tokens: int, images: Sequence[int]) -> tuple[int, ...]:
-        """Return how many of a sequence's ``tokens`` are in each group; ``images`` are the visual tokens of each image."""
+        """Return how many of a sequence's tokens are in each group; ``images`` are the visual tokens of each image."""
         if self.schedule is None:
             return (tokens,)
         return tuple(tokens - sum(max(0, n - keep) for n in images) for keep in self.schedule.keeps)

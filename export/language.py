@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.dialects import Dialect
+from divprune_edge.export.dialects.dialect import Attention
 from divprune_edge.export.formats import Format
-from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.graph import DTYPES, GraphBuilder
 from divprune_edge.export.greedy import next_id
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
@@ -45,121 +48,139 @@ def build_language_model(
 
     where behind a token's hidden state may lie its queries, keys and values for the layer that follows.
     """
-    part = part or whole(spec.decoder.layers)
-    decoder = spec.decoder
-    dtype = format.dtype
-    weights = Weights(checkpoint, names.decoder, format)
-    head = Weights(checkpoint, "", format)
-    g = GraphBuilder("language_model")
-    if part.first:
-        entry = g.input("hidden", dtype, ["batch", "seq", part.width(decoder, at=0)])
-    else:
-        entry = g.input("input_ids", "int64", ["batch", "seq"])
-        visual = g.input("visual_tokens", token_dtype, ["batch", "visual", row_width(spec)])
-
-    where = g.input("logits_index", "int64", ["batch"]) if part.last else None
-    attention = dialect.begin(g, decoder, dtype, entry, part.numbers)
-    scores = Scores(g, part, decoder, dialect)
-    projected: list[ir.Value] = []
-    with g.scope("language_model"):
-        if part.first:
-            stacked: list[ir.Value] = []
-            x, *projected = _parts_of(g, entry, decoder) if part.begins_projected else [entry]
-        else:
-            x, *stacked = _token_table(
-                g, entry, g.cast(visual, dtype) if token_dtype != dtype else visual, weights, spec.stacked
-            )
-        branch: ir.Value | None = None  # added to x where the next norm begins
-        for i in part.numbers:
-            with g.scope(f"layers.{i}"):
-                if projected:
-                    q, k, v = projected
-                    projected = []
-                else:
-                    x, q, k, v = _project(g, dialect, x, branch, decoder, weights, i)
-                before = x
-                with g.scope("self_attn"):
-                    y = linear(g, attention(g, i, q, k, v), weights, f"layers.{i}.self_attn.o_proj")
-                norm = f"layers.{i}.post_attention_layernorm"
-                y, x = dialect.add_norm(g, x, y, weights, norm, decoder.norm_eps)
-                branch = _mlp(g, y, decoder, weights, f"layers.{i}.mlp")
-                scores.read(i, q, k, before, x, branch)
-            if i < len(stacked):
-                with g.scope(f"deepstack.{i}"):
-                    x = g.op("Add", x, stacked[i])
-        end = part.first + part.layers
-        if part.projected:
-            with g.scope(f"layers.{end}"):
-                x, q, k, v = _project(g, dialect, x, branch, decoder, weights, end)
-                scores.read(end, q, k, x)
-                x = g.op("Concat", x, q, k, v, axis=-1)
-        elif branch is not None:
-            x = g.op("Add", x, branch)
-        if where is None:
-            g.output(x, "hidden_out", dtype, ["batch", "seq", part.width(decoder, at=1)])
-            scores.finish()
-        else:
-            with g.scope("last"):
-                last = g.op("GatherND", x, g.op("Unsqueeze", where, g.constant([1])), batch_dims=1)
-            last, _ = dialect.add_norm(g, last, None, weights, "norm", decoder.norm_eps)
-    if where is None:
-        dialect.finish(g, decoder, dtype)
-        return _model(g, dialect, format, checkpoint, names, decoder, part)
-    logits = output_head(g, last, head, names.head)
-    vocabulary = checkpoint.rows(names.head)
-    logits = g.cast(logits, "float32")
-    g.output(logits, "logits", "float32", ["batch", vocabulary])
-    if forbidden is not None:
-        next_id(g, logits, vocabulary, forbidden)
-    dialect.finish(g, decoder, dtype)
-    model = _model(g, dialect, format, checkpoint, names, decoder, part)
-    if forbidden is not None:
+    writer = _Writer(
+        spec, Weights(checkpoint, names.decoder, format), dialect, part or whole(spec.decoder.layers)
+    )
+    last = writer.write(token_dtype)
+    g = writer.g
+    if last is not None:
+        logits = output_head(g, last, Weights(checkpoint, "", format), names.head)
+        vocabulary = checkpoint.rows(names.head)
+        logits = g.cast(logits, "float32")
+        g.output(logits, "logits", "float32", ["batch", vocabulary])
+        if forbidden is not None:
+            next_id(g, logits, vocabulary, forbidden)
+    dialect.finish(g, spec.decoder, format.dtype)
+    model = g.model(max(dialect.opset, format.opset), domains=sorted({*dialect.domains, *format.domains}))
+    # What no input or output shows and a runtime must know; it holds the manifest against it.
+    noted = {"context": spec.decoder.context}
+    if writer.part.first == 0:
+        noted = {"embedding_rows": checkpoint.rows(f"{names.decoder}embed_tokens.weight"), **noted}
+    for name, value in noted.items():
+        model.metadata_props[f"divprune_edge.{name}"] = str(value)
+    if last is not None and forbidden is not None:
         model.metadata_props["divprune_edge.forbidden_ids"] = str(forbidden.entries())
     return model
 
 
-def _model(
-    g: GraphBuilder,
-    dialect: Dialect,
-    format: Format,
-    checkpoint: Checkpoint,
-    names: WeightNames,
-    decoder: DecoderSpec,
-    part: Part,
-) -> ir.Model:
-    model = g.model(max(dialect.opset, format.opset), domains=sorted({*dialect.domains, *format.domains}))
-    # What no input or output shows and a runtime must know; it holds the manifest against it.
-    if not part.first:
-        rows = checkpoint.rows(f"{names.decoder}embed_tokens.weight")
-        model.metadata_props["divprune_edge.embedding_rows"] = str(rows)
-    model.metadata_props["divprune_edge.context"] = str(decoder.context)
-    return model
+class _Writer:
+    """One graph of decoder layers in the making: ``x`` is the residual stream, ``branch`` what a norm adds to it."""
 
+    def __init__(self, spec: Spec, weights: Weights, dialect: Dialect, part: Part) -> None:
+        self.g, self.spec, self.decoder = GraphBuilder("language_model"), spec, spec.decoder
+        self.weights, self.dialect, self.part, self.dtype = weights, dialect, part, weights.dtype
+        self.scores = Scores(self.g, part, self.decoder, dialect)
 
-def _project(
-    g: GraphBuilder,
-    dialect: Dialect,
-    x: ir.Value,
-    branch: ir.Value | None,
-    decoder: DecoderSpec,
-    weights: Weights,
-    layer: int,
-) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
-    """Return the residual stream that enters a layer, and its queries, keys and values."""
-    y, x = dialect.add_norm(g, x, branch, weights, f"layers.{layer}.input_layernorm", decoder.norm_eps)
-    with g.scope("self_attn"):
-        name = f"layers.{layer}.self_attn"
-        q, k, v = (linear(g, y, weights, f"{name}.{p}_proj") for p in "qkv")
-        if decoder.qk_norm:
-            q = _head_norm(g, dialect, q, decoder, weights, f"{name}.q_norm")
-            k = _head_norm(g, dialect, k, decoder, weights, f"{name}.k_norm")
-    return x, q, k, v
+    def write(self, token_dtype: str) -> ir.Value | None:
+        """Write all layers; return the normed hidden state at ``logits_index``, None where they are handed on."""
+        g, part = self.g, self.part
+        entry, visual = self._inputs(token_dtype)
+        where = g.input("logits_index", "int64", ["batch"]) if part.last else None
+        attention = self.dialect.begin(g, self.decoder, self.dtype, entry, part.numbers)
+        with g.scope("language_model"):
+            x, projected, stacked = self._enter(entry, visual)
+            branch: ir.Value | None = None
+            for i in part.numbers:
+                with g.scope(f"layers.{i}"):
+                    x, branch = self._layer(i, attention, x, branch, projected)
+                projected = ()
+                if i < len(stacked):
+                    with g.scope(f"deepstack.{i}"):
+                        x = g.op("Add", x, stacked[i])
+            if where is None:
+                self._hand_on(x, branch)
+                return None
+            if branch is not None:
+                x = g.op("Add", x, branch)
+            with g.scope("last"):
+                last = g.op("GatherND", x, g.op("Unsqueeze", where, g.constant([1])), batch_dims=1)
+            last, _ = self._norm(last, None, "norm")
+        return last
 
+    def _inputs(self, token_dtype: str) -> tuple[ir.Value, ir.Value | None]:
+        """Declare what enters, and the visual tokens that ids refer to."""
+        g, part = self.g, self.part
+        if part.first:
+            return g.input("hidden", self.dtype, ["batch", "seq", part.width(self.decoder, at=0)]), None
+        ids = g.input("input_ids", "int64", ["batch", "seq"])
+        return ids, g.input("visual_tokens", token_dtype, ["batch", "visual", row_width(self.spec)])
 
-def _parts_of(g: GraphBuilder, entry: ir.Value, decoder: DecoderSpec) -> list[ir.Value]:
-    """Return what a part hands on that has the projections of the layer behind it: x, q, k, v."""
-    widths = [decoder.hidden, *(decoder.head_dim * n for n in (decoder.heads, *[decoder.kv_heads] * 2))]
-    return g.ops("Split", entry, g.constant(widths), outputs=4, axis=-1)
+    def _enter(
+        self, entry: ir.Value, visual: ir.Value | None
+    ) -> tuple[ir.Value, Sequence[ir.Value], Sequence[ir.Value]]:
+        """Return the hidden states, what the graph before has projected of them, and what is stacked behind tokens."""
+        g, decoder = self.g, self.decoder
+        if visual is not None:
+            if visual.dtype != DTYPES[self.dtype]:
+                visual = g.cast(visual, self.dtype)
+            x, *stacked = _token_table(g, entry, visual, self.weights, self.spec.stacked)
+            return x, (), stacked
+        if not self.part.begins_projected:
+            return entry, (), ()
+        widths = [decoder.hidden, *(decoder.head_dim * n for n in (decoder.heads, *[decoder.kv_heads] * 2))]
+        x, *projected = g.ops("Split", entry, g.constant(widths), outputs=4, axis=-1)
+        return x, projected, ()
+
+    def _layer(
+        self,
+        i: int,
+        attention: Attention,
+        x: ir.Value,
+        branch: ir.Value | None,
+        projected: Sequence[ir.Value],
+    ) -> tuple[ir.Value, ir.Value]:
+        if not projected:
+            x, *projected = self._project(i, x, branch)
+        q, k, v = projected
+        with self.g.scope("self_attn"):
+            y = linear(self.g, attention(self.g, i, q, k, v), self.weights, f"layers.{i}.self_attn.o_proj")
+        y, middle = self._norm(x, y, f"layers.{i}.post_attention_layernorm")
+        branch = _mlp(self.g, y, self.decoder, self.weights, f"layers.{i}.mlp")
+        self.scores.read(i, q, k, x, middle, branch)
+        return middle, branch
+
+    def _project(self, i: int, x: ir.Value, branch: ir.Value | None) -> tuple[ir.Value, ...]:
+        """Return the residual stream that enters a layer, and its queries, keys and values."""
+        y, x = self._norm(x, branch, f"layers.{i}.input_layernorm")
+        with self.g.scope("self_attn"):
+            name = f"layers.{i}.self_attn"
+            q, k, v = (linear(self.g, y, self.weights, f"{name}.{p}_proj") for p in "qkv")
+            if self.decoder.qk_norm:
+                q, k = self._head_norm(q, f"{name}.q_norm"), self._head_norm(k, f"{name}.k_norm")
+        return x, q, k, v
+
+    def _hand_on(self, x: ir.Value, branch: ir.Value | None) -> None:
+        """Declare the hidden states, and what is read of the layers."""
+        g, part = self.g, self.part
+        if part.projected:
+            end = part.first + part.layers
+            with g.scope(f"layers.{end}"):
+                x, q, k, v = self._project(end, x, branch)
+                self.scores.read(end, q, k, x)
+            x = g.op("Concat", x, q, k, v, axis=-1)
+        elif branch is not None:
+            x = g.op("Add", x, branch)
+        g.output(x, "hidden_out", self.dtype, ["batch", "seq", part.width(self.decoder, at=1)])
+        self.scores.finish()
+
+    def _norm(self, x: ir.Value, branch: ir.Value | None, name: str) -> tuple[ir.Value, ir.Value]:
+        return self.dialect.add_norm(self.g, x, branch, self.weights, name, self.decoder.norm_eps)
+
+    def _head_norm(self, x: ir.Value, name: str) -> ir.Value:
+        """Normalise each head of [batch, seq, heads x head_dim] by itself."""
+        heads = self.g.op("Reshape", x, self.g.constant([0, 0, -1, self.decoder.head_dim]))
+        normed, _ = self._norm(heads, None, name)
+        return self.g.op("Reshape", normed, self.g.constant([0, 0, -1]))
 
 
 def _token_table(
@@ -188,15 +209,6 @@ def _token_table(
         parts = g.ops("Split", image, g.constant([width] * (1 + stacked)), outputs=1 + stacked, axis=-1)
         nothing = g.constant(0.0, weights.dtype)
         return [g.op("Where", is_text, text if i == 0 else nothing, part) for i, part in enumerate(parts)]
-
-
-def _head_norm(
-    g: GraphBuilder, dialect: Dialect, x: ir.Value, spec: DecoderSpec, weights: Weights, name: str
-) -> ir.Value:
-    """Normalise each head of [batch, seq, heads x head_dim] by itself."""
-    heads = g.op("Reshape", x, g.constant([0, 0, -1, spec.head_dim]))
-    normed, _ = dialect.add_norm(g, heads, None, weights, name, spec.norm_eps)
-    return g.op("Reshape", normed, g.constant([0, 0, -1]))
 
 
 def _mlp(g: GraphBuilder, x: ir.Value, spec: DecoderSpec, weights: Weights, name: str) -> ir.Value:

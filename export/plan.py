@@ -75,7 +75,7 @@ class ExportPlan:
 
     @property
     def capacities(self) -> tuple[int | None, ...]:
-        """Rows of each graph's KV cache where they are part of it: those that a cut removes from an image are not there."""
+        """Rows of each graph's KV cache where they are part of it: what a cut removes from an image takes none."""
         if self.schedule is None or self.capacity is None:
             return (self.capacity,) * len(self.parts)
         return tuple(self.capacity - self.schedule.visual + keep for keep in self.schedule.keeps)

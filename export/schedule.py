@@ -35,8 +35,9 @@ def plan_schedule(asked: str, spec: Spec, visual: int, numbering: Numbering | No
         )
     if found.numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in facts.inputs:
         raise UserError(
-            f"The schedule '{found.method}' leaves tokens at their positions, which does not go with --dialect {dialect}, "
-            "where a token is at the row of the cache that it fills: add --positions compact, or use --dialect portable.",
+            f"The schedule '{found.method}' leaves tokens at their positions, which does not go with --dialect "
+            f"{dialect}, where a token is at the row of the cache that it fills: add --positions compact, or use "
+            "--dialect portable.",
             code="dialect-positions",
         )
     return found

@@ -1,10 +1,10 @@
 """What a schedule's method reads of layers, written beside their attention: a few query rows, never all of q times k.
 
-Inputs, made on the host, of which a graph has those that its method needs: ``visual_rows`` int64 [scored], the rows of the
-visual tokens in this piece of the sequence; ``query_rows.<queries>`` int64, see
-:data:`~divprune_edge.models.schedules.method.Queries`; ``key_rows`` int64 [keys], the rows of the cache that a query may
-see at most, and ``past_rows`` int64 [1], how many there were before this piece. Where nothing is asked for, in decode,
-each has one element, 0. All of them are of the first sequence of a batch, which is alone where it matters.
+Inputs, made on the host, of which a graph has those that its method needs: ``visual_rows`` int64 [scored], the rows of
+the visual tokens in this piece of the sequence; ``query_rows.<queries>`` int64, see
+:data:`~divprune_edge.models.schedules.method.Queries`; ``key_rows`` int64 [keys], the rows of the cache that a query
+may see at most, and ``past_rows`` int64 [1], how many there were before this piece. Where nothing is asked for, in
+decode, each has one element, 0. All of them are of the first sequence of a batch, which is alone where it matters.
 """
 
 from __future__ import annotations

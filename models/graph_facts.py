@@ -175,7 +175,7 @@ def _check_rows(manifest: Manifest) -> None:
 
 def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | None, Shape, str]]:
     """Yield name, element type and shape of a tensor, and what the manifest says that it follows from."""
-    vision, language, tokens = manifest.vision_encoder, manifest.language_model, manifest.token_dtype
+    vision, tokens = manifest.vision_encoder, manifest.token_dtype
     if graph is vision:
         of_tile: int | None = vision.tokens
         patches = manifest.preprocessing.patches

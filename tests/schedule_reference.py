@@ -1,6 +1,6 @@
-"""Pruning inside the language model as one would write it in PyTorch: transformers' layers one by one, tokens taken out.
+"""Pruning inside the language model as one would write it in PyTorch: transformers' layers, tokens taken out between.
 
-Written for the tests, from the papers and without a look at ``models.schedules``: what it keeps, and the tokens that follow.
+Written for the tests, from the papers and without a look at ``models.schedules``: what it keeps, and what follows.
 """
 
 from __future__ import annotations

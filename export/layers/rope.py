@@ -79,8 +79,8 @@ class PlainRope:
 class SomeRows:
     """Turns a few rows of the first sequence, for what looks at some queries or keys beside a layer's attention.
 
-    ``positions`` writes those of the piece, int64 [1, seq] or [3, 1, seq], where they are first needed; a set of rows is
-    looked up once for all layers.
+    ``positions`` writes those of the piece, int64 [1, seq] or [3, 1, seq], where they are first needed; a set of rows
+    is looked up once for all layers.
     """
 
     def __init__(self, spec: DecoderSpec, dtype: str, positions: Callable[[], ir.Value]) -> None:

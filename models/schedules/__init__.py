@@ -43,8 +43,8 @@ def find_method(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise UserError(
-            f"There is no schedule '{name}'{did_you_mean(name, METHODS)}: known are {', '.join(METHODS)}, or give the path "
-            "of a schedule's JSON file.",
+            f"There is no schedule '{name}'{did_you_mean(name, METHODS)}: known are {', '.join(METHODS)}, or give the "
+            "path of a schedule's JSON file.",
             code="schedule-unknown",
         ) from None
 

@@ -1,9 +1,9 @@
 """What a method that prunes inside the language model is to the rest of the project.
 
 A method *watches* layers: of each it reads one number per visual token. At a cut the numbers come to the host, four
-bytes a token, and :attr:`Method.picks` says in NumPy which tokens stay. So there is one implementation of the choice, and
-two of what is read: a reference on a :class:`View` of the layer, and a body that writes the same into the layer's graph
-from a :class:`LayerGraph`, beside its attention. Both have the same few operations, so that the two read alike.
+bytes a token, and :attr:`Method.picks` says in NumPy which tokens stay. So there is one implementation of the choice,
+and two of what is read: a reference on a :class:`View` of the layer, and a body that writes the same into the layer's
+graph from a :class:`LayerGraph`, beside its attention. Both have the same few operations, so that the two read alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ Parameter = bool | int | float | str
 class View:
     """One layer of one sequence of n tokens, as its prefill computes it.
 
-    Of the layer at the cut (:attr:`Watch.offset` 1) there is what its projections need: ``middle`` and ``after`` are None.
+    Of the layer at the cut (:attr:`Watch.offset` 1) there is what its projections need: ``middle`` and ``after`` are
+    None.
 
     Attributes:
         queries: [heads, n, d], after the rotary embedding.
@@ -119,10 +120,11 @@ class Watch:
         name: of the graph's output ``scores.<name>``.
         reference: ``(view) -> float32 [m]``.
         body: ``(ops, layer)`` writes the same; returns float32 [m].
-        offset: which layer, counted from the last one before the cut: 0 is that one, -1 the one before it, 1 the layer at
-            the cut, of which queries, keys and ``before`` are there, all of it still uncut.
-        summed: the sum over every layer from :attr:`Schedule.since` on to the last one before the cut; tokens that leave
-            take theirs along. Only with offset 0.
+        offset: which layer, counted from the last one before the cut: 0 is that one, -1 the one before it, 1 the layer
+            at the cut, of which queries, keys and ``before`` are there, all of it still uncut. Its queries see no more
+            than the piece that they come in, which is therefore the whole prompt.
+        summed: the sum over every layer from :attr:`Schedule.since` on to the last one before the cut; tokens that
+            leave take theirs along. Only with offset 0.
     """
 
     name: str
@@ -143,8 +145,8 @@ class Method:
     Attributes:
         name: in the registry.
         citation: the paper.
-        published: ``(layers, visual) -> cuts``: the published schedule for a language model of so many layers and so many
-            visual tokens per image. A cut that would remove nothing is left out.
+        published: ``(layers, visual) -> cuts``: the published schedule for a language model of so many layers and so
+            many visual tokens per image. A cut that would remove nothing is left out.
         picks: see :data:`Picks`; asked of each image by itself, never where ``keep`` is 0 or m.
         watches: what it reads.
         numbering: whether positions are counted anew after each cut (``compact``), or stay those that tokens had.
@@ -204,5 +206,5 @@ def cuts_by_share(visual: int, shares: Mapping[int, float]) -> tuple[Cut, ...]:
 
 
 def scaled(layer: int, layers: int, of: int = 32) -> int:
-    """Return where a layer of a model with ``of`` layers lies in one with ``layers``: a cut before it, 1 to layers - 1."""
+    """Return where a cut before a layer of a model of 32 layers lies in one of ``layers``, 1 to layers - 1."""
     return min(max(1, round(layer * layers / of)), layers - 1)

@@ -15,9 +15,9 @@ class Part:
     """A graph of a chain: ``layers`` layers from number ``first`` on.
 
     Attributes:
-        readings: what is read of them at the cut behind, and of which layer; of a watch that sums, once for each layer.
-        projected: of the layer behind the cut this graph has the projections, as the watch is of what they give: it hands
-            on queries, keys and values with the hidden states, so that no weight is in two graphs.
+        readings: what is read of them at the cut behind, and of which layer; of a watch that sums, once for each.
+        projected: of the layer behind the cut this graph has the projections, as the watch is of what they give: it
+            hands on queries, keys and values with the hidden states, so that no weight is in two graphs.
         begins_projected: the graph before it does so.
         last: it gives logits.
     """

@@ -1,9 +1,9 @@
 """PyramidDrop: halve the visual tokens after each quarter of the layers.
 
-Xing et al.: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction", CVPR
-2025, arXiv 2410.17247. Before layers 8, 16 and 24 of 32 stay a half, a quarter and an eighth of the visual tokens: those to
-which the last instruction token attends most, by the queries and keys of the layer that follows, mean over heads after the
-softmax. Positions are counted anew after each cut.
+Xing et al.: "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction",
+CVPR 2025, arXiv 2410.17247. Before layers 8, 16 and 24 of 32 stay a half, a quarter and an eighth of the visual tokens:
+those to which the last instruction token attends most, by the queries and keys of the layer that follows, mean over
+heads after the softmax. Positions are counted anew after each cut.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ class Schedule:
         """
         if not self.cuts:
             raise UserError(
-                f"The schedule '{self.method}' removes nothing of {self.visual} visual tokens: leave --schedule out, or "
-                "keep more visual tokens before it.",
+                f"The schedule '{self.method}' removes nothing of {self.visual} visual tokens: leave --schedule out, "
+                "or keep more visual tokens before it.",
                 code="schedule-without-cuts",
             )
         last, held = 0, self.visual
@@ -62,14 +62,14 @@ class Schedule:
             if not last < cut.before < layers:
                 raise UserError(
                     f"The schedule '{self.method}' has a cut before layer {cut.before}, expected {last + 1} to "
-                    f"{layers - 1}: layers are counted from 0, cuts come in their order, and one before the first layer "
-                    "is a selector's.",
+                    f"{layers - 1}: layers are counted from 0, cuts come in their order, and one before the first "
+                    "layer is a selector's.",
                     code="schedule-layer",
                 )
             if not 0 <= cut.keep < held:
                 raise UserError(
-                    f"The schedule '{self.method}' keeps {cut.keep} visual tokens from layer {cut.before} on, of {held} "
-                    "before it: each cut has to keep fewer than the one before, and may keep none.",
+                    f"The schedule '{self.method}' keeps {cut.keep} visual tokens from layer {cut.before} on, of "
+                    f"{held} before it: each cut has to keep fewer than the one before, and may keep none.",
                     code="schedule-keep",
                 )
             last, held = cut.before, cut.keep

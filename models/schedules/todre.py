@@ -1,7 +1,8 @@
 """ToDRE, second stage: all visual tokens leave near the end of the layers.
 
-Li et al.: "ToDRE: Visual Token Pruning via Diversity and Task Awareness", arXiv 2505.18757v2. The paper looks at about 7/8 of
-the layers whether text and image still attend to each other, and removes the visual tokens if not; here they always go.
+Li et al.: "ToDRE: Visual Token Pruning via Diversity and Task Awareness", arXiv 2505.18757v2. The paper looks at about
+7/8 of the layers whether text and image still attend to each other, and removes the visual tokens if not; here they
+always go.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """V2Drop: keep the visual tokens that a layer changes most.
 
-"V2Drop", CVPR 2026 (Variation-aware Vision Token Dropping): the score is how far a token's hidden state moves in the layer
-before the cut, ‖h_l - h_(l-1)‖₂; it needs no attention. Before layers 3, 17 and 22 of 32 half of the tokens go, half of the
-rest, and all but one.
+"V2Drop", CVPR 2026 (Variation-aware Vision Token Dropping): the score is how far a token's hidden state moves in the
+layer before the cut, ‖h_l - h_(l-1)‖₂; it needs no attention. Before layers 3, 17 and 22 of 32 half of the tokens go,
+half of the rest, and all but one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The language model as a chain of graphs between which visual tokens leave: several sessions that look like one.
 
-Each graph has a session of its layers alone, with a cache of its own, in the same slots. Ids go into the first one, hidden
-states from one to the next, and the last one gives the prediction. Where a piece of a prompt has visual tokens, what the
-method reads of each comes to the host between two graphs, four bytes a token; it says which stay, and the hidden states of
-the others are left behind, on the device. Everything else, a second question or a decode step, runs through uncut.
+Each graph has a session of its layers alone, with a cache of its own, in the same slots. Ids go into the first one,
+hidden states from one to the next, and the last one gives the prediction. Where a piece of a prompt has visual tokens,
+what the method reads of each comes to the host between two graphs, four bytes a token; it says which stay, and the
+hidden states of the others are left behind, on the device. Everything else, a second question or a decode step, runs
+through uncut.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
     Ints,
+    LanguageSession,
     Link,
     Positions,
     Prediction,
@@ -31,35 +33,18 @@ _ONE = np.zeros(1, np.int64)
 """What the inputs of a method are where it is asked for nothing."""
 
 
-class Segment(Protocol):
-    """A session of one graph of the chain; see :class:`~divprune_edge.runtime.backends.session.LanguageSession`."""
+class Segment(LanguageSession, Protocol):
+    """A session of one graph of the chain."""
 
     link: Link
 
-    @property
-    def slots(self) -> int: ...
+    def check_room(self, slot: int, count: int) -> None:
+        """Check that ``count`` more tokens fit into a slot.
 
-    def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int: ...
-
-    def show(self, slot: int, visual: DeviceTensor) -> None: ...
-
-    def remove(self, slot: int) -> None: ...
-
-    def length(self, slot: int) -> int: ...
-
-    def extend(
-        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
-    ) -> Prediction: ...
-
-    def step(
-        self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
-    ) -> dict[int, Prediction]: ...
-
-    def truncate(self, slot: int, length: int) -> None: ...
-
-    def rows(self, slot: int, length: int) -> CacheRows: ...
-
-    def check_room(self, slot: int, count: int) -> None: ...
+        Raises:
+            UserError: they do not.
+        """
+        ...
 
     def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
         """Return for which slots the rows of the next step of these are, -1 for none."""
@@ -194,7 +179,7 @@ class ChainSession:
         return tuple(group.length(slot) for group in self._groups)
 
     def kept(self, slot: int) -> tuple[Ints, ...]:
-        """Return which visual tokens of the last piece that had any stayed, for each cut, by their number among them."""
+        """Return which visual tokens of the last piece that had any each cut left, by their number among them."""
         return tuple(self._sequences[slot].kept)
 
     def extend(
@@ -221,8 +206,8 @@ class ChainSession:
         if found:
             if chunk is not None and chunk < row.size:
                 raise UserError(
-                    f"A prompt with images is read in one piece where visual tokens leave inside the language model, but "
-                    f"prefill_chunk is {chunk} and there are {row.size} ids: leave it out.",
+                    "A prompt with images is read in one piece where visual tokens leave inside the language model, "
+                    f"but prefill_chunk is {chunk} and there are {row.size} ids: leave it out.",
                     code="schedule-chunk",
                 )
             return self._cut(slot, row, places, found)
