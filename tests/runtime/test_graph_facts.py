@@ -107,7 +107,7 @@ def test_bundles_of_older_exports_lack_the_notes(bundle_copy: Path, monkeypatch:
     manifest = Bundle.open(bundle_copy).manifest
     graph_facts._check_noted(manifest, manifest.language_model, {})
     with pytest.raises(UserError, match="embedding_rows is"):
-        graph_facts._check_noted(manifest, {"divprune_edge.embedding_rows": "1"})
+        graph_facts._check_noted(manifest, manifest.language_model, {"divprune_edge.embedding_rows": "1"})
 
 
 @pytest.mark.parametrize("dialect", ["static", "decomposed"])
