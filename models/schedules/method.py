@@ -44,6 +44,7 @@ class View:
         after: hidden states that leave it, [n, D].
         visual: int64 [m]; rows of the visual tokens that are still there, ascending.
         text: int64 [n - m]; the others.
+        normed: ``before`` and ``middle`` after the norm that their branch begins with, [n, D] each.
     """
 
     queries: Array
@@ -53,6 +54,7 @@ class View:
     after: Array | None
     visual: Indices
     text: Indices
+    normed: tuple[Array, Array] | None = None
 
     def rows(self, queries: Queries) -> Indices:
         """Return the rows that ``queries`` stands for."""
@@ -97,6 +99,16 @@ class LayerGraph(Protocol):
     @property
     def after(self) -> Any:
         """Likewise."""
+        ...
+
+    @property
+    def normed(self) -> tuple[Any, Any]:
+        """Likewise, two of them."""
+        ...
+
+    @property
+    def attention(self) -> Any:
+        """Attention of every row over all rows, [heads, n, n]; a method that needs it pays n² for every head."""
         ...
 
     def shares(self, queries: Queries) -> Any:
