@@ -14,7 +14,7 @@ from divprune_edge.export.graph import DTYPES, GraphBuilder
 from divprune_edge.export.greedy import next_id
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
-from divprune_edge.export.scores import Scores
+from divprune_edge.export.scores import Layer, Scores
 from divprune_edge.export.weights import Weights
 from divprune_edge.ids import Ids
 from divprune_edge.models.decoder import DecoderSpec
@@ -139,25 +139,31 @@ class _Writer:
         branch: ir.Value | None,
         projected: Sequence[ir.Value],
     ) -> tuple[ir.Value, ir.Value]:
-        if not projected:
-            x, *projected = self._project(i, x, branch)
-        q, k, v = projected
+        if projected:
+            normed, (q, k, v) = None, projected
+        else:
+            x, normed, q, k, v = self._project(i, x, branch)
         with self.g.scope("self_attn"):
             y = linear(self.g, attention(self.g, i, q, k, v), self.weights, f"layers.{i}.self_attn.o_proj")
-        y, middle = self._norm(x, y, f"layers.{i}.post_attention_layernorm")
-        branch = _mlp(self.g, y, self.decoder, self.weights, f"layers.{i}.mlp")
-        self.scores.read(i, q, k, x, middle, branch)
+        fed, middle = self._norm(x, y, f"layers.{i}.post_attention_layernorm")
+        branch = _mlp(self.g, fed, self.decoder, self.weights, f"layers.{i}.mlp")
+
+        def read_by_attention() -> ir.Value:
+            # Where the graph before has the projections, it has this as well, and does not hand it on.
+            return self._norm(x, None, f"layers.{i}.input_layernorm")[0] if normed is None else normed
+
+        self.scores.read(Layer(i, q, k, x, read_by_attention, middle, fed, branch))
         return middle, branch
 
     def _project(self, i: int, x: ir.Value, branch: ir.Value | None) -> tuple[ir.Value, ...]:
-        """Return the residual stream that enters a layer, and its queries, keys and values."""
+        """Return the residual stream that enters a layer, the same behind its norm, its queries, keys and values."""
         y, x = self._norm(x, branch, f"layers.{i}.input_layernorm")
         with self.g.scope("self_attn"):
             name = f"layers.{i}.self_attn"
             q, k, v = (linear(self.g, y, self.weights, f"{name}.{p}_proj") for p in "qkv")
             if self.decoder.qk_norm:
                 q, k = self._head_norm(q, f"{name}.q_norm"), self._head_norm(k, f"{name}.k_norm")
-        return x, q, k, v
+        return x, y, q, k, v
 
     def _hand_on(self, x: ir.Value, branch: ir.Value | None) -> None:
         """Declare the hidden states, and what is read of the layers."""
@@ -165,8 +171,8 @@ class _Writer:
         if part.projected:
             end = part.first + part.layers
             with g.scope(f"layers.{end}"):
-                x, q, k, v = self._project(end, x, branch)
-                self.scores.read(end, q, k, x)
+                x, normed, q, k, v = self._project(end, x, branch)
+                self.scores.read(Layer(end, q, k, x, lambda: normed))
             x = g.op("Concat", x, q, k, v, axis=-1)
         elif branch is not None:
             x = g.op("Add", x, branch)

@@ -9,6 +9,7 @@ decode, each has one element, 0. All of them are of the first sequence of a batc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,37 @@ import onnx_ir as ir
 
 from divprune_edge.export.dialects import Dialect
 from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.layers.rope import first_of
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.schedules.method import Queries
 from divprune_edge.models.schedules.parts import Part
 
 _HIDDEN = float(np.finfo(np.float32).min / 2)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer as it was written.
+
+    Attributes:
+        number: which one.
+        q: [batch, seq, heads x head_dim], not turned.
+        k: [batch, seq, kv_heads x head_dim], likewise.
+        before: hidden states that enter it, [batch, seq, D].
+        normed: writes the same behind the norm, as its attention reads them.
+        middle: with the attention's output added; None of a layer that was only projected, as what follows.
+        fed: the same behind the norm, as its MLP reads them.
+        branch: what the MLP adds.
+    """
+
+    number: int
+    q: ir.Value
+    k: ir.Value
+    before: ir.Value
+    normed: Callable[[], ir.Value]
+    middle: ir.Value | None = None
+    fed: ir.Value | None = None
+    branch: ir.Value | None = None
 
 
 class Scores:
@@ -31,23 +58,11 @@ class Scores:
         self._found: dict[str, list[ir.Value]] = {}
         self._inputs: dict[str, ir.Value] = {}
 
-    def read(
-        self,
-        layer: int,
-        q: ir.Value,
-        k: ir.Value,
-        before: ir.Value,
-        middle: ir.Value | None = None,
-        branch: ir.Value | None = None,
-    ) -> None:
-        """Write what is read of a layer: of one that this graph has, or of the one behind it, which it only projects.
-
-        ``q`` and ``k`` [batch, seq, heads x head_dim] are not turned; what leaves the layer is ``middle + branch``.
-        """
-        for watch in self._part.watches(layer):
+    def read(self, layer: Layer) -> None:
+        """Write what is read of a layer: of one that this graph has, or of the one behind, which it only projects."""
+        for watch in self._part.watches(layer.number):
             with self.g.scope(f"scores.{watch.name}"):
-                seen = _Seen(self, layer, q, k, before, middle, branch)
-                self._found.setdefault(watch.name, []).append(watch.body(self.g, seen))
+                self._found.setdefault(watch.name, []).append(watch.body(self.g, _Seen(self, layer)))
 
     def finish(self) -> None:
         """Declare ``scores.<watch>`` float32 [scored]."""
@@ -82,17 +97,33 @@ class _Seen:
     """See :class:`~divprune_edge.models.schedules.method.LayerGraph`."""
 
     scores: Scores
-    layer: int
-    q: ir.Value
-    k: ir.Value
-    before: ir.Value
-    middle: ir.Value | None
-    branch: ir.Value | None
+    layer: Layer
+
+    @property
+    def before(self) -> ir.Value:
+        """What enters the layer."""
+        return self.layer.before
+
+    @property
+    def middle(self) -> ir.Value | None:
+        """The same with its attention's output added."""
+        return self.layer.middle
 
     @property
     def after(self) -> ir.Value:
         """What leaves the layer."""
-        return self.scores.g.op("Add", self.middle, self.branch)
+        return self.scores.g.op("Add", self.layer.middle, self.layer.branch)
+
+    @property
+    def normed(self) -> tuple[ir.Value, ir.Value | None]:
+        """What its attention reads, and what its MLP does."""
+        return self.layer.normed(), self.layer.fed
+
+    @property
+    def attention(self) -> ir.Value:
+        """Return [heads, n, n] of the rows of this piece."""
+        rows = self.scores.query_rows("all")
+        return self._shares(rows, self._turned_keys(rows), rows, rows)
 
     def of_visual(self, hidden: ir.Value) -> ir.Value:
         """Return [m, D]."""
@@ -104,46 +135,54 @@ class _Seen:
 
     def _taken(self, hidden: ir.Value, rows: ir.Value) -> ir.Value:
         g = self.scores.g
-        first = g.op("Slice", g.op("Gather", hidden, rows, axis=1), *map(g.constant, ([0], [1], [0])))
+        first = first_of(g, g.op("Gather", hidden, rows, axis=1), 0)
         return g.cast(g.op("Squeeze", first, g.constant([0])), "float32")
 
     def shares(self, queries: Queries) -> ir.Value:
         """Return [heads, rows, m].
 
-        ::
-
-            q ─► rows ─► turn ─► · keysᵀ ─► what a row does not see is hidden ─► Softmax ─► columns of visual tokens ─►
-
         Of the layer behind, whose cache is the next graph's, the keys are those of this piece.
         """
-        g, decoder, dialect = self.scores.g, self.scores.decoder, self.scores.dialect
-        rows, visual = self.scores.query_rows(queries), self.scores.visual_rows
-        q = g.cast(dialect.turned(g, self.q, rows, decoder.heads), "float32")
-        if self.scores.has(self.layer):
-            key_rows, past = self.scores.rows("key_rows", "keys"), self.scores.rows("past_rows", 1)
-            k = dialect.keys(g, self.layer, key_rows, past)
-            place, columns = g.op("Add", rows, past), g.op("Add", visual, past)
-        else:
-            size = g.op("Squeeze", g.op("Shape", self.k, start=1, end=2))
-            key_rows = g.op("Range", g.constant(0), size, g.constant(1))
-            k = dialect.turned(g, self.k, key_rows, decoder.kv_heads)
-            place, columns = rows, visual
+        g, scores = self.scores.g, self.scores
+        rows, visual = scores.query_rows(queries), scores.visual_rows
+        if not scores.has(self.layer.number):
+            size = g.op("Squeeze", g.op("Shape", self.layer.k, start=1, end=2))
+            keys = g.op("Range", g.constant(0), size, g.constant(1))
+            return g.op("Gather", self._shares(rows, self._turned_keys(keys), rows, keys), visual, axis=2)
+        keys, past = scores.rows("key_rows", "keys"), scores.rows("past_rows", 1)
+        k = scores.dialect.keys(g, self.layer.number, keys, past)
+        shares = self._shares(rows, k, g.op("Add", rows, past), keys)
+        return g.op("Gather", shares, g.op("Add", visual, past), axis=2)
+
+    def _turned_keys(self, rows: ir.Value) -> ir.Value:
+        scores = self.scores
+        return scores.dialect.turned(scores.g, self.layer.k, rows, scores.decoder.kv_heads)
+
+    def _shares(self, rows: ir.Value, k: ir.Value, places: ir.Value, keys: ir.Value) -> ir.Value:
+        """Return float32 [heads, rows, keys], whose rows sum up to one.
+
+        ::
+
+            q ─► rows ─► turn ─► · kᵀ ─► what a row does not see is hidden ─► Softmax ─►
+
+        ``rows`` are those of the piece, ``places`` the same as ``keys`` are counted; ``k`` is [kv_heads, keys, d].
+        """
+        g, decoder = self.scores.g, self.scores.decoder
+        q = g.cast(self.scores.dialect.turned(g, self.layer.q, rows, decoder.heads), "float32")
         # The queries of a group are the rows of one matrix to their common keys.
         grouped = g.op("Reshape", q, g.constant([decoder.kv_heads, -1, decoder.head_dim]))
         logits = g.op("MatMul", grouped, g.op("Transpose", g.cast(k, "float32"), perm=[0, 2, 1]))
         logits = g.op("Mul", logits, g.constant(decoder.head_dim**-0.5, "float32"))
-        seen = self._seen(g, place, key_rows)
-        count = g.op("Shape", rows)
-        shape = g.op("Concat", g.constant([decoder.heads]), count, g.op("Shape", key_rows), axis=0)
+        shape = g.op("Concat", g.constant([decoder.heads]), g.op("Shape", rows), g.op("Shape", keys), axis=0)
         logits = g.op("Reshape", logits, shape)
-        shares = g.op("Softmax", g.op("Where", seen, logits, g.constant(_HIDDEN, "float32")), axis=-1)
-        return g.op("Gather", shares, columns, axis=2)
+        hidden = g.constant(_HIDDEN, "float32")
+        return g.op("Softmax", g.op("Where", self._seen(g, places, keys), logits, hidden), axis=-1)
 
     def _seen(self, g: GraphBuilder, rows: ir.Value, keys: ir.Value) -> ir.Value:
         """Return bool [rows, keys]: what each row of the sequence may see."""
         rows = g.op("Unsqueeze", rows, g.constant([1]))
         seen = g.op("LessOrEqual", keys, rows)
-        window = self.scores.decoder.window(self.layer)
+        window = self.scores.decoder.window(self.layer.number)
         if window is None:
             return seen
         return g.op("And", seen, g.op("Greater", keys, g.op("Sub", rows, g.constant(window))))
