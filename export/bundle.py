@@ -235,7 +235,7 @@ def _language_cost(plan: ExportPlan, folder: Path, graphs: Sequence[GraphInfo]) 
     flops = decoder_parts(plan.spec.decoder, plan.vocabulary)
     stored = sum((folder / name).stat().st_size for graph in graphs for name in (graph.file, *graph.data))
     format = plan.language_format()
-    is_head = plan.names.tied and not format.quantises_head
+    is_head = plan.names.tied and not plan.has_second_head
     itemsize = np.dtype(format.dtype).itemsize
     embedding = 0 if is_head else plan.embedding_rows * plan.spec.width * itemsize
     return LanguageCost(

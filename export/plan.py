@@ -120,6 +120,13 @@ class ExportPlan:
         return min(self.spec.decoder.context, self.capacity or self.spec.decoder.context)
 
     @property
+    def least_positions(self) -> int:
+        """The same, where none of them leaves inside the language model."""
+        return min(
+            self.spec.decoder.context, *(rows or self.spec.decoder.context for rows in self.capacities)
+        )
+
+    @property
     def fuses_encoder(self) -> bool:
         """Whether the encoder's attention is one operator of ONNX Runtime's own.
 
@@ -181,8 +188,8 @@ class ExportPlan:
 
     @property
     def has_second_head(self) -> bool:
-        """Whether a tied head is in the graph twice: as embedding, and in few bits."""
-        return self.names.tied and self.language_format().quantises_head
+        """Whether a tied head is stored twice: as embedding, and in few bits or in another graph of a chain."""
+        return self.names.tied and (self.language_format().quantises_head or self.schedule is not None)
 
     def check_formats(self) -> None:
         """Check that every matrix can be stored as planned.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,21 +54,23 @@ def verify_bundle(
     Raises:
         UserError: there is not even memory for the truncated copy.
     """
-    vision, language = GraphFile(folder / "vision_encoder.onnx"), GraphFile(folder / "language_model.onnx")
+    vision = GraphFile(folder / "vision_encoder.onnx")
+    chain = [GraphFile(file) for file in _language_files(plan, folder)]
     assemble = [] if plan.spec.rows is None else [GraphFile(folder / "assemble.onnx")]
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
     merged = plan.checkpoint.adapter
     adapter = PeftAdapter(merged.folder, plan.family) if merged is not None else None
-    checks: list[Check] = check_weights(plan, [vision, *assemble, language], report, adapter)
-    with _runnable(plan, language, layers, report) as run:
-        checks += check_structure(plan, [vision, *assemble], language, run)
+    checks: list[Check] = check_weights(plan, [vision, *assemble, *chain], report, adapter)
+    with _runnable(plan, chain, layers, report) as runs:
+        paths = [run.path for run in runs]
+        checks += check_structure(plan, [vision, *assemble], chain, runs)
         report("loading the reference")
         reference = plan.family.reference
         oracle = Oracle(reference, plan.checkpoint.folder, layers, adapter)
         report("visual tokens")
         images = sample_inputs(plan)
         unquantised = oracle.visual_tokens(images) if vision.is_quantised() else None
-        _replace(plan, oracle, [vision, run], report)
+        _replace(plan, oracle, [vision, *runs], report)
         tolerance = TOLERANCES[plan.precisions.vision]
         encoder = open_graph(vision.path)
         rows = open_graph(assemble[0].path) if assemble else None
@@ -102,22 +104,22 @@ def verify_bundle(
             plan.spec.width,
         )
         checks += found
-        checks.append(check_rope(language, oracle, plan.spec.decoder.context, plan.language_dtype))
+        checks.append(check_rope(chain[0], oracle, plan.spec.decoder.context, plan.language_dtype))
         tolerance = TOLERANCES[plan.precisions.language]
         checks += check_language(
             plan,
-            open_language(run.path, plan.dialect.facts.name, plan.spec.decoder.only_window),
+            open_language(paths, plan.dialect.facts.name, plan.spec.decoder.only_window),
             oracle,
             kept,
             tolerance=tolerance,
             report=report,
         )
-        if run.is_quantised():
+        if any(run.is_quantised() for run in runs):
             report("what the precision costs")
             whole = Oracle(reference, plan.checkpoint.folder, layers, adapter)
             checks += cost_of_precision(
                 plan,
-                open_language(run.path, plan.dialect.facts.name, plan.spec.decoder.only_window),
+                open_language(paths, plan.dialect.facts.name, plan.spec.decoder.only_window),
                 whole,
                 kept,
             )
@@ -163,18 +165,24 @@ def available_memory() -> int | None:
         return None
 
 
+def _language_files(plan: ExportPlan, folder: Path) -> list[Path]:
+    if plan.schedule is None:
+        return [folder / "language_model.onnx"]
+    return [folder / f"language_model.{i}.onnx" for i in range(len(plan.parts))]
+
+
 @contextmanager
 def _runnable(
-    plan: ExportPlan, language: GraphFile, layers: int | None, report: Report
-) -> Iterator[GraphFile]:
-    """Give the language graph itself, or one with only ``layers`` decoder layers in a temporary folder."""
+    plan: ExportPlan, chain: Sequence[GraphFile], layers: int | None, report: Report
+) -> Iterator[Sequence[GraphFile]]:
+    """Give the language graphs themselves, or one with only ``layers`` decoder layers in a temporary folder."""
     if layers is None:
-        yield language
+        yield chain
         return
     from divprune_edge.export.language import build_language_model
     from divprune_edge.export.writer import write_graph
 
-    with tempfile.TemporaryDirectory(prefix=".truncated.", dir=language.path.parent) as partial:
+    with tempfile.TemporaryDirectory(prefix=".truncated.", dir=chain[0].path.parent) as partial:
         model = build_language_model(
             plan.spec.with_decoder(plan.spec.decoder.truncated(layers)),
             plan.names,
@@ -185,7 +193,7 @@ def _runnable(
             plan.forbidden,
         )
         write_graph(model, Path(partial), "truncated.onnx", report)
-        yield GraphFile(Path(partial) / "truncated.onnx")
+        yield [GraphFile(Path(partial) / "truncated.onnx")]
 
 
 def _replace(plan: ExportPlan, oracle: Oracle, graphs: list[GraphFile], report: Report) -> None:

@@ -25,11 +25,49 @@ def open_graph(model: Path | bytes) -> Any:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
+class _Chain:
+    """The graphs of a chain as one session: nothing leaves between them, so that they are the whole model."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._parts = [open_graph(path) for path in paths]
+
+    def get_inputs(self) -> list[Any]:
+        """Return those of the first graph, and the caches of all."""
+        first, *rest = ([*part.get_inputs()] for part in self._parts)
+        return first + [one for part in rest for one in part if one.name.startswith("past_key_values.")]
+
+    def get_outputs(self) -> list[Any]:
+        """Return what no graph of the chain takes."""
+        between = ("hidden_out", "scores.")
+        return [one for part in self._parts for one in part.get_outputs() if not one.name.startswith(between)]
+
+    def run(self, names: Sequence[str], feed: dict[str, Array]) -> list[Array]:
+        """Run one graph behind the other; of a mask each takes the rows that its cache has."""
+        found: dict[str, Array] = {}
+        for part in self._parts:
+            mine = {one.name: _fed(one, feed, found) for one in part.get_inputs()}
+            outputs = [one.name for one in part.get_outputs()]
+            found.update(zip(outputs, part.run(outputs, mine), strict=True))
+        return [found[name] for name in names]
+
+
+def _fed(wanted: Any, feed: dict[str, Array], found: dict[str, Array]) -> Array:
+    """Return an input of a graph of a chain; where a method reads, it is asked for the first row."""
+    if wanted.name == "hidden":
+        return found["hidden_out"]
+    if wanted.name not in feed:
+        return np.zeros(1, np.int64)
+    value, size = feed[wanted.name], wanted.shape[-1] if wanted.shape else None
+    fixed = isinstance(size, int) and wanted.name in ("attention_mask", "cache_mask")
+    return value[..., :size] if fixed else value
+
+
 class _OpenedLanguage:
     """A session, and what its inputs and outputs say about tokens and cache."""
 
-    def __init__(self, path: Path, window: int | None = None) -> None:
-        self._session, self._window = open_graph(path), window
+    def __init__(self, paths: Sequence[Path], window: int | None = None) -> None:
+        self._session: Any = open_graph(paths[0]) if len(paths) == 1 else _Chain(paths)
+        self._window = window
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._past = {name: value for name, value in inputs.items() if name.startswith("past_key_values.")}
@@ -39,9 +77,13 @@ class _OpenedLanguage:
         self.said: list[tuple[int, int]] = []
 
     def _cache(self, batch: int, rows: int, fill: float = 0) -> dict[str, Array]:
-        """Return a cache of ``rows`` rows for ``batch`` sequences."""
+        """Return a cache of ``rows`` rows for ``batch`` sequences, or of as many as the graph has."""
+
+        def rows_of(value: Any) -> int:
+            return value.shape[2] if isinstance(value.shape[2], int) else rows
+
         return {
-            name: np.full((batch, value.shape[1], rows, value.shape[3]), fill, _NUMPY[value.type])
+            name: np.full((batch, value.shape[1], rows_of(value), value.shape[3]), fill, _NUMPY[value.type])
             for name, value in self._past.items()
         }
 
@@ -183,7 +225,7 @@ class _RightPadded(_OpenedLanguage):
     ) -> Array:
         """Feed ids [batch, seq]; sequences had ``before`` rows and have ``after``. Updates the cache."""
         columns = before[:, None] + np.arange(ids.shape[1])
-        inputs = self._inputs(columns, after, next(iter(cache.values())).shape[2])
+        inputs = self._inputs(columns, after, max(value.shape[2] for value in cache.values()))
         if positions is not None:
             inputs["position_ids"] = positions
         logits, rows = self._run(ids, visual, after - before - 1, inputs, cache)
@@ -216,9 +258,9 @@ class _FixedLanguageGraph(_RightPadded):
     """A cache whose size is part of the graph. Rows that were never written hold noise: no mask may show them."""
 
     def _begin(self, batch: int, rows: int) -> dict[str, Array]:
-        (capacity,) = {value.shape[2] for value in self._past.values()}
-        assert rows <= capacity, f"{rows} rows do not fit {capacity}"
-        return self._cache(batch, capacity, fill=_NOISE)
+        least = min(value.shape[2] for value in self._past.values())
+        assert rows <= least, f"{rows} rows do not fit {least}"
+        return self._cache(batch, rows, fill=_NOISE)
 
 
 class StaticLanguageGraph(_FixedLanguageGraph):
@@ -277,6 +319,9 @@ _GRAPHS: dict[str, type[LanguageGraph] | type[_RightPadded]] = {
 }
 
 
-def open_language(path: Path, dialect: str, window: int | None = None) -> AnyLanguageGraph:
-    """Open a language model graph of any dialect; ``window`` is that of a mask which is made outside of the graph."""
-    return _GRAPHS[dialect](path, window)
+def open_language(paths: Sequence[Path], dialect: str, window: int | None = None) -> AnyLanguageGraph:
+    """Open a language model of any dialect, one graph or the graphs of a chain.
+
+    ``window`` is that of a mask which is made outside of the graph.
+    """
+    return _GRAPHS[dialect](paths, window)

@@ -173,7 +173,7 @@ def sample_prompts(plan: ExportPlan, kept: Array) -> list[PromptCase]:
     head, tail = random.choice(usable, 21), random.choice(usable, 16)
     tail[:2] = usable[0], usable[-1]  # the ends of the table
     # A context smaller than the budget allows still lets the arithmetic be compared.
-    room = max(plan.positions - STEPS - max(len(before) + len(after), len(head) + len(tail)), 0)
+    room = max(plan.least_positions - STEPS - max(len(before) + len(after), len(head) + len(tail)), 0)
     kept = kept[:, :room]
     between = random.choice(usable, 3)
     two = kept[[0, 1 % len(kept)], : min(_OF_TWO, max(room - len(between), 0) // 2)]

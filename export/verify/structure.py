@@ -21,15 +21,22 @@ _LAYER = re.compile(r"^/language_model/layers\.(\d+)/")
 
 
 def check_structure(
-    plan: ExportPlan, encoder: Sequence[GraphFile], language: GraphFile, run: GraphFile
+    plan: ExportPlan, encoder: Sequence[GraphFile], chain: Sequence[GraphFile], runs: Sequence[GraphFile]
 ) -> list[Check]:
-    """Check the graphs with weights; ``run`` is the language graph that was run, truncated or the same."""
+    """Check the graphs with weights; ``runs`` are the language graphs that were run, truncated or the same.
+
+    Of a chain's layers some begin or end otherwise than others, so that only what reads which weight is looked at.
+    """
     misplaced, readers = [], 0
-    for file in (*encoder, language):
+    for file in (*encoder, *chain):
         for node, weight in _readers(file):
             readers += 1
             if not _belongs(plan, node, weight):
                 misplaced.append(f"node '{node.name}' reads '{weight}'")
+    read = none_of("structure", "weights misplaced", misplaced, readers, "uses")
+    if plan.schedule is not None:
+        return [read]
+    (language,), (run,) = chain, runs
     layers, depth = plan.spec.decoder.layers, _depth(run)
     shapes = [_layer(language, i) for i in range(layers)]
     alike = [_first_alike(plan, i) for i in range(layers)]
@@ -40,7 +47,7 @@ def check_structure(
     ]
     unlike += [f"no layer like layer {i} was run" for i in sorted(set(alike)) if depth <= i < layers]
     checks = [
-        none_of("structure", "weights misplaced", misplaced, readers, "uses"),
+        read,
         none_of("structure", "layers unlike", unlike, layers, "layers"),
     ]
     if run is not language:

@@ -182,7 +182,9 @@ def check_weights(
                     changed.append(f"'{name}' {difference}")
     needed = plan.names.parameters(plan.spec, plan.embedding_rows, plan.vocabulary)
     absent = [
-        f"'{name}' is in the graphs {used[name]} times" for name in needed if used[name] != _uses(plan, name)
+        f"'{name}' is in the graphs {used[name]} times"
+        for name in needed
+        if used[name] not in _uses(plan, name)
     ]
     ignored = [
         f"'{name}' is in no graph" for name in stored if name not in used and not _dispensable(plan, name)
@@ -198,9 +200,11 @@ def _dtype(plan: ExportPlan, name: str) -> str:
     return plan.token_dtype if plan.names.in_encoder(name) else plan.language_dtype
 
 
-def _uses(plan: ExportPlan, name: str) -> int:
-    """A tied head in few bits is a matrix of its own beside the embedding."""
-    return 2 if name == plan.names.head and plan.has_second_head else 1
+def _uses(plan: ExportPlan, name: str) -> tuple[int, ...]:
+    """A tied head may be a matrix of its own beside the embedding; a norm may be at both sides of a schedule's cut."""
+    if name == plan.names.head and plan.has_second_head:
+        return (2,)
+    return (1, 2) if plan.schedule is not None and name.endswith(".input_layernorm.weight") else (1,)
 
 
 def _distance(

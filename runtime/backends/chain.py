@@ -139,8 +139,8 @@ class ChainSession:
         self._compact = self._schedule.numbering == "compact"
         self._inputs = [{one.name for one in graph.inputs} for graph in info.graphs]
         self._watches = {watch.name: watch for watch in method.watches}
-        # Of the layer behind a cut the keys before this piece lie in another graph's cache, and whoever asks for all rows
-        # means those of the prompt: nothing may be before it.
+        # Of the layer behind a cut the keys before this piece lie in another graph's cache, and whoever asks for all
+        # rows means those of the prompt: nothing may be before it.
         self._whole = any(watch.offset > 0 for watch in method.watches) or any(
             "query_rows.all" in inputs for inputs in self._inputs
         )

@@ -68,7 +68,7 @@ def test_the_same_along_transformers_tokens_with_a_cache_of_fixed_size(
 ) -> None:
     """Each step reads transformers' token, so every one of them counts; margins as in the verification."""
     plan = plan_of(CHECKPOINT, keep=None, prune="0.9", dialect=dialect, precision=precision)
-    graph = open_language(export(plan, tmp_path / "bundle").folder / "language_model.onnx", dialect)
+    graph = open_language([export(plan, tmp_path / "bundle").folder / "language_model.onnx"], dialect)
     same = total = 0
     for prompt in answered:
         wanted = prompt.wanted

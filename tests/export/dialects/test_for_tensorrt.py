@@ -154,7 +154,7 @@ def test_greedy_tokens_of_transformers_up_to_the_last_row(dialect: str, made: Ca
         np.concatenate([oracle.embed(before), kept[0], oracle.embed(after)]), steps=96 - 25
     )
     ids = np.concatenate([before, bundle.rows + np.arange(9), after])[None]
-    graph = open_language(bundle.folder / "language_model.onnx", dialect)
+    graph = open_language([bundle.folder / "language_model.onnx"], dialect)
     for cuts in ([], [8, 20]):
         found = graph.follow(ids, kept, np.ones(ids.shape, bool), answer.tokens[None], cuts)[0]
         assert relative_error(found, answer.logits) < 1e-4
@@ -249,7 +249,7 @@ def test_softmax_without_its_precision_named(made: Callable[..., Bundle], tmp_pa
     kept = select(bundle, see(bundle, images(bundle)))[0]
     ids = np.concatenate([[1, 5, 7, 9, 30], bundle.rows + np.arange(9), np.arange(12, 40)])[None]
     plain, wanted = (
-        open_language(path, "static").follow(ids, kept, np.ones(ids.shape, bool), np.array([[5, 6, 7]]), [])
+        open_language([path], "static").follow(ids, kept, np.ones(ids.shape, bool), np.array([[5, 6, 7]]), [])
         for path in (bundle.folder / "language_model.onnx", named)
     )
     assert np.array_equal(plain, wanted)
