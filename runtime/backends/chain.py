@@ -204,8 +204,9 @@ class ChainSession:
         row = np.asarray(ids, np.int64)
         found = _images(np.flatnonzero(row >= self._info.embedding_rows), images, row.size)
         places = self._places(slot, row.size, positions)
-        for group, size in enumerate(self._info.group_tokens(row.size, [one.size for one in found])):
-            self._groups[group].check_room(slot, size)
+        sizes = self._info.group_tokens(row.size, [one.size for one in found])
+        for group, size in reversed([*zip(self._groups, sizes, strict=True)]):  # the last has the least
+            group.check_room(slot, size)
         if found:
             if chunk is not None and chunk < row.size:
                 raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from checkpoints import make_checkpoint
 from exporting import Bundle, export, plan_of
 from PIL import Image
+from raising import refused
 from schedule_reference import EagerDecoder
 
 from divprune_edge import Pipeline
@@ -117,3 +119,244 @@ def test_what_stays_and_what_follows(
         assert lengths == tuple(
             lengths[0] - len(images) * (20 - keep) for keep in (20, *(k for _, k in cuts_of(bundle)))
         )
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("method", ["pyramiddrop", "fastv"])
+def test_several_at_once_are_each_as_alone(exported: Exported, method: str, dialect: str) -> None:
+    """In slots of one session, with images, without, and of different lengths."""
+    pipeline = Pipeline(exported(method, dialect).folder)
+    asked = [(picture(4), QUESTIONS[0]), (None, QUESTIONS[1]), ([picture(5), picture(6)], "how many?")]
+    together = pipeline.ask_batch(asked, max_tokens=STEPS, ignore_eos=True)
+    for answer, (image, question) in zip(together, asked, strict=True):
+        alone = pipeline.ask(image, question, max_tokens=STEPS, ignore_eos=True)
+        assert answer.token_ids == alone.token_ids
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_slots_join_and_leave(exported: Exported, dialect: str) -> None:
+    """What a slot answers does not depend on which others are stepped, wait or have left."""
+    bundle = exported("fastv", dialect)
+    pipeline = Pipeline(bundle.folder)
+    chat = pipeline.chat(picture(7))
+    chat.ask(QUESTIONS[0], max_tokens=1)
+    tokens, ids = chat._seen.tokens, list(chat._cached[: chat._session.length(chat._slot)])
+
+    def begin(session: Any, count: int) -> tuple[int, list[int]]:
+        slot = session.add(tokens)
+        return slot, [int(session.extend(slot, ids[: len(ids) - count]).logits.argmax())]
+
+    def alone(count: int, steps: int) -> list[int]:
+        session = pipeline._backend.session()
+        slot, found = begin(session, count)
+        for _ in range(steps - 1):
+            found.append(int(session.step({slot: found[-1]})[slot].logits.argmax()))
+        return found
+
+    session = pipeline._backend.session(3)
+    answers = dict(begin(session, count) for count in (0, 2, 4))
+
+    def step(*slots: int) -> None:
+        for slot, prediction in session.step({slot: answers[slot][-1] for slot in slots}).items():
+            answers[slot].append(int(prediction.logits.argmax()))
+
+    step(0, 1, 2)
+    step(2, 0)
+    step(1)
+    session.remove(0)
+    assert answers.pop(0) == alone(0, 3)
+    slot, found = begin(session, 1)
+    answers[slot] = found
+    step(1, 2)
+    step(0, 1, 2)
+    assert answers == {0: alone(1, 2), 1: alone(2, 5), 2: alone(4, 5)}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("method", ["pyramiddrop", "fastv"])
+def test_a_second_question_finds_the_tokens_gone(
+    exported: Exported, eager: EagerDecoder, method: str, dialect: str
+) -> None:
+    """It is a chunk as any other: the eager decoder with what the first question kept, fed the whole conversation."""
+    bundle = exported(method, dialect)
+    chat = Pipeline(bundle.folder).chat(picture(8))
+    first = chat.ask(QUESTIONS[0], max_tokens=3, ignore_eos=True)
+    _, _, kept = expected(eager, bundle, chat, first.prompt_tokens, 1)
+    second = chat.ask(QUESTIONS[1], max_tokens=STEPS, ignore_eos=True)
+    ids = np.array(chat._cached[: second.prompt_tokens])
+    visual = np.flatnonzero(ids >= bundle.rows)
+    table = chat._pipeline._backend.to_host(chat._seen.tokens)[0]
+    eager._visual = visual
+    logits, _ = eager.run(
+        eager.embed(ids, table), [visual], cuts_of(bundle), method, method == "pyramiddrop", kept
+    )
+    allowed = logits.clone()
+    for a, b in bundle.manifest.prompt.forbidden_ids.ranges:
+        allowed[a : b + 1] = -np.inf
+    assert second.token_ids[0] == int(allowed.argmax())
+    assert len(chat._session.kept(chat._slot)[0]) == cuts_of(bundle)[0][1]
+
+
+def test_a_later_image_is_cut_as_well(exported: Exported) -> None:
+    bundle = exported("fastv")
+    chat = Pipeline(bundle.folder).chat(picture(9))
+    chat.ask(QUESTIONS[0], max_tokens=2, ignore_eos=True)
+    before = chat._session.lengths(chat._slot)
+    chat.ask(QUESTIONS[1], image=picture(10), max_tokens=2, ignore_eos=True)
+    after = chat._session.lengths(chat._slot)
+    assert before[0] - before[1] == 10 and after[0] - after[1] == 20
+
+
+def test_rows_that_are_given_up_take_a_cut_image_along(exported: Exported) -> None:
+    """The rows before it stay; one inside it would leave each group with another rest."""
+    bundle = exported("fastv")
+    chat = Pipeline(bundle.folder).chat(picture(11))
+    chat.ask(QUESTIONS[0], max_tokens=2, ignore_eos=True)
+    session, slot = chat._session, chat._slot
+    first = int(np.flatnonzero(np.array(chat._cached) >= bundle.rows)[0])
+    session.truncate(slot, first + 22)
+    assert session.lengths(slot) == (first + 22, first + 12)
+    session.truncate(slot, first + 5)
+    assert session.lengths(slot) == (first, first)
+    assert chat.ask(QUESTIONS[0], max_tokens=2, ignore_eos=True).token_ids
+    lengths = session.lengths(slot)
+    assert lengths[0] - lengths[1] == 10
+
+
+@pytest.mark.parametrize("method", ["pyramiddrop", "fastv"])
+def test_what_precedes_the_image_is_read_once_where_that_changes_nothing(
+    exported: Exported, method: str
+) -> None:
+    """The method that looks at the next layer has to see the whole prompt."""
+    pipeline = Pipeline(exported(method).folder)
+    fresh = [
+        pipeline.ask(picture(seed), QUESTIONS[0], max_tokens=STEPS, ignore_eos=True) for seed in (12, 13)
+    ]
+    assert bool(*pipeline._prefix.values()) == (method == "fastv")
+    again = Pipeline(exported(method).folder).ask(
+        picture(13), QUESTIONS[0], max_tokens=STEPS, ignore_eos=True
+    )
+    assert again.token_ids == fresh[1].token_ids
+
+
+def test_no_large_weight_is_stored_twice(exported: Exported) -> None:
+    """Whatever the cut; the tables of the rotary embedding are each graph's own."""
+    whole = exported(None)
+
+    def weights(bundle: Bundle) -> int:
+        import onnx_ir as ir
+
+        total = 0
+        for graph in bundle.manifest.language_model.graphs:
+            found = ir.load(bundle.folder / graph.file).graph.initializers.values()
+            total += sum(one.const_value.nbytes for one in found if not one.name.startswith(("/", "rope.")))
+        return total
+
+    for method in METHODS:
+        assert weights(exported(method)) == weights(whole)
+
+
+def test_caches_of_fixed_size_are_smaller_behind_a_cut(exported: Exported) -> None:
+    info = exported("pyramiddrop", "static", capacity=100).manifest.language_model
+    assert [group.capacity for group in info.groups] == [100, 90, 85, 82]
+    cache = {
+        tensor.name: tensor.shape[2]
+        for graph in info.graphs
+        for tensor in graph.inputs
+        if tensor.name.startswith("past")
+    }
+    assert list(cache.values()) == [100] * 4 + [90] * 2 + [85] * 2 + [82] * 4
+
+
+def test_an_answer_ends_where_the_smallest_cache_does(exported: Exported) -> None:
+    """A prompt without an image fills all caches alike."""
+    pipeline = Pipeline(exported("pyramiddrop", "static", capacity=100).folder)
+    text = pipeline.ask(None, QUESTIONS[0], max_tokens=200, ignore_eos=True)
+    assert text.finish_reason == "context" and text.prompt_tokens + len(text.token_ids) == 82
+    seen = pipeline.ask(picture(14), QUESTIONS[0], max_tokens=200, ignore_eos=True)
+    assert seen.finish_reason == "context" and seen.prompt_tokens + len(seen.token_ids) == 100
+    with refused("sequence-too-long", "82"):
+        pipeline.ask(None, " ".join(["what"] * 85), max_tokens=2)
+
+
+def test_the_graph_says_the_next_id(exported: Exported) -> None:
+    plain, greedy = exported("fastv"), exported("fastv", greedy=True)
+    assert greedy.manifest.language_model.says_next and not plain.manifest.language_model.says_next
+    asked = [Pipeline(one.folder).ask(picture(15), QUESTIONS[0], max_tokens=STEPS) for one in (plain, greedy)]
+    assert asked[0].token_ids == asked[1].token_ids
+
+
+def test_a_prompt_with_an_image_is_one_piece(exported: Exported) -> None:
+    pipeline = Pipeline(exported("fastv").folder)
+    with refused("schedule-chunk", 5):
+        pipeline.ask(picture(16), QUESTIONS[0], prefill_chunk=5)
+    whole = pipeline.ask(None, QUESTIONS[0], max_tokens=STEPS, ignore_eos=True)
+    assert (
+        pipeline.ask(None, QUESTIONS[0], max_tokens=STEPS, ignore_eos=True, prefill_chunk=2).token_ids
+        == whole.token_ids
+    )
+
+
+def test_an_image_of_few_tokens_stays_whole(exported: Exported) -> None:
+    """A cut leaves so many of each image, or all of one that has no more: asked with another selector's budget."""
+    from divprune_edge.export.add_selector import add_selector
+
+    bundle = exported("uniform", keep=19)
+    add_selector(bundle.folder, "divprune", keep=4, prune=None, force=False, verify=False)
+    chat = Pipeline(bundle.folder, keep=4).chat(picture(17))
+    chat.ask(QUESTIONS[0], max_tokens=2, ignore_eos=True)
+    assert [len(kept) for kept in chat._session.kept(chat._slot)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "named"),
+    [
+        ("pyramiddrob", "schedule-unknown", "pyramiddrop"),
+        ({"method": "fastv", "cuts": [{"before": 2, "keep": 20}]}, "schedule-keep", 20),
+        ({"method": "fastv", "cuts": [{"before": 0, "keep": 2}]}, "schedule-layer", 0),
+        ({"method": "fastv", "cuts": [{"before": 6, "keep": 2}]}, "schedule-layer", 6),
+        (
+            {"method": "fastv", "cuts": [{"before": 3, "keep": 9}, {"before": 3, "keep": 2}]},
+            "schedule-layer",
+            3,
+        ),
+        ({"method": "fastv", "cuts": []}, "schedule-without-cuts", "fastv"),
+        ({"method": "fastv", "cuts": [{"before": 2, "share": 1.5}]}, "schedule-invalid", "share"),
+        ({"method": "fastv", "cuts": [{"before": 2}]}, "schedule-invalid", "before"),
+        ({"method": "fastv", "cuts": [{"before": True, "keep": 3}]}, "schedule-invalid", "before"),
+        ({"method": "fastv", "cuts": [{"before": 2, "keep": 3}], "cut": 1}, "schedule-invalid", "cut"),
+        ({"method": "fastv", "numbering": "anew", "cuts": []}, "schedule-invalid", "anew"),
+        ({"cuts": []}, "schedule-invalid", "method"),
+        ([], "schedule-invalid", "method"),
+        ({"method": "fastv", "visual_tokens": 576, "cuts": []}, "schedule-visual-tokens", 576),
+    ],
+)
+def test_what_is_no_schedule(checkpoint: Path, tmp_path: Path, asked: Any, code: str, named: object) -> None:
+    if not isinstance(asked, str):
+        (tmp_path / "schedule.json").write_text(json.dumps(asked))
+        asked = str(tmp_path / "schedule.json")
+    with refused(code, named):
+        plan_of(checkpoint, 20, schedule=asked)
+
+
+def test_a_schedule_of_ones_own(checkpoint: Path, tmp_path: Path, eager: EagerDecoder) -> None:
+    """Numbers or shares, and at another layer; what the file leaves open is as the method has it."""
+    file = tmp_path / "schedule.json"
+    file.write_text(
+        '{"method": "v2drop", "visual_tokens": 20, "numbering": "compact", '
+        '"cuts": [{"before": 2, "share": 0.6}, {"before": 5, "keep": 0}]}'
+    )
+    bundle = export(plan_of(checkpoint, 20, schedule=str(file)), tmp_path / "bundle")
+    assert cuts_of(bundle) == [(2, 12), (5, 0)]
+    chat = Pipeline(bundle.folder).chat(picture(18))
+    answer = chat.ask(QUESTIONS[0], max_tokens=STEPS, ignore_eos=True)
+    tokens, margins, kept = expected(eager, bundle, chat, answer.prompt_tokens)
+    visual = np.flatnonzero(np.array(chat._cached) >= bundle.rows)
+    assert visual[chat._session.kept(chat._slot)[0]].tolist() == kept[0].tolist()
+    assert len(kept[1]) == 0
+    agree(answer.token_ids, tokens, margins)
+
+
+def test_what_a_dialect_cannot_place(checkpoint: Path) -> None:
+    with refused("dialect-positions", "fastv", "onnxruntime"):
+        plan_of(checkpoint, 20, schedule="fastv", dialect="onnxruntime")
