@@ -40,10 +40,14 @@ class EagerDecoder:
         self.depth = len(self.decoder.layers)
 
     def embed(self, ids: Sequence[int], table: np.ndarray) -> torch.Tensor:
-        """Rows of ids of the token table."""
+        """Rows of ids of the token table; what is stacked behind a token is added after the first layers."""
         embedding = self.model.get_input_embeddings().weight.detach()
+        embedding = torch.nn.functional.pad(embedding, (0, table.shape[1] - embedding.shape[1]))
         whole = torch.cat([embedding, torch.tensor(table, dtype=torch.float32)])
-        return whole[torch.tensor(list(ids))]
+        first, *self._stacked = whole[torch.tensor(list(ids))].split(
+            self.model.config.text_config.hidden_size, dim=1
+        )
+        return first
 
     def layer(self, index: int, x: Any, positions: Any) -> Passed:
         layer, n = self.decoder.layers[index], x.shape[1]
@@ -101,6 +105,10 @@ class EagerDecoder:
                     places = np.tile(places, (axes, 1))
             passed.append(self.layer(i, x, self._tensor(places)))
             x = passed[-1].after
+            if i < len(self._stacked):
+                x = x + torch.nn.functional.pad(
+                    self._stacked[i], (0, 0, 0, x.shape[1] - len(self._stacked[i]))
+                )
         return self.model.lm_head(self.decoder.norm(x[0, -1])), chosen
 
     def greedy(

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import make_checkpoint
+from checkpoints import NEXT, make_checkpoint
 from exporting import Bundle, export, plan_of
 from PIL import Image
+from qwen_checkpoints import QWEN, SHAPES, images_of, make_qwen_checkpoint
 from raising import refused
 from schedule_reference import EagerDecoder
 
@@ -360,3 +361,80 @@ def test_a_schedule_of_ones_own(checkpoint: Path, tmp_path: Path, eager: EagerDe
 def test_what_a_dialect_cannot_place(checkpoint: Path) -> None:
     with refused("dialect-positions", "fastv", "onnxruntime"):
         plan_of(checkpoint, 20, schedule="fastv", dialect="onnxruntime")
+
+
+@pytest.mark.parametrize("dialect", ["portable", "onnxruntime", "static"])
+@pytest.mark.parametrize("method", ["pyramiddrop", "fastv"])
+@pytest.mark.parametrize("family", QWEN)
+def test_three_positions_a_token(
+    family: str, method: str, dialect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they stay, and where each group counts anew; features of the tower are behind the first layers alone."""
+    text = {"max_position_embeddings": 512, "num_hidden_layers": LAYERS}
+    folder = make_qwen_checkpoint(tmp_path / "tiny", family=family, text=text)
+    bundle = export(
+        plan_of(folder, 16, schedule=method, dialect=dialect, precision="fp32"), tmp_path / "bundle"
+    )
+    pipeline = Pipeline(bundle.folder)
+    placed: list[Any] = []
+    place = pipeline._placed
+    monkeypatch.setattr(pipeline, "_placed", lambda *told: placed.append(place(*told)) or placed[-1])
+    chat = pipeline.chat(images_of([SHAPES[0]])[0])
+    answer = chat.ask("what is in the picture ?", max_tokens=STEPS, ignore_eos=True)
+    ids, visual = np.array(placed[0].ids), np.flatnonzero(np.array(placed[0].ids) >= bundle.rows)
+    assert len(visual) == 16
+    eager = EagerDecoder(folder)
+    table = pipeline._backend.to_host(chat._seen.tokens)[0]
+    tokens, margins, kept = eager.greedy(
+        eager.embed(ids, table),
+        [visual],
+        cuts_of(bundle),
+        method,
+        method == "pyramiddrop",
+        STEPS,
+        [*np.concatenate([np.arange(a, b + 1) for a, b in bundle.manifest.prompt.forbidden_ids.ranges])],
+        placed[0].positions,
+        placed[0].next_position,
+    )
+    found = chat._session.kept(chat._slot)
+    assert [visual[one].tolist() for one in found] == [sorted(one.tolist()) for one in kept]
+    agree(answer.token_ids, tokens, margins)
+
+
+def test_no_cut_among_features_of_the_tower(tmp_path: Path) -> None:
+    folder = make_qwen_checkpoint(tmp_path / "tiny", family="qwen3_vl", text={"num_hidden_layers": LAYERS})
+    (tmp_path / "early.json").write_text('{"method": "fastv", "cuts": [{"before": 1, "keep": 4}]}')
+    with refused("schedule-layer", 1, 2):
+        plan_of(folder, 16, schedule=str(tmp_path / "early.json"))
+
+
+def test_images_of_different_numbers_of_tokens(tmp_path: Path) -> None:
+    """Of tiles: the cut leaves so many of a large image, and a small one whole; each is judged by itself."""
+    text = {"num_hidden_layers": LAYERS, "max_position_embeddings": 1024}
+    folder = make_checkpoint(tmp_path / "tiles", **{**NEXT, "text": text})
+    (tmp_path / "own.json").write_text('{"method": "fastv", "cuts": [{"before": 3, "keep": 60}]}')
+    bundle = export(
+        plan_of(folder, None, prune="0", schedule=str(tmp_path / "own.json")), tmp_path / "bundle"
+    )
+    chat = Pipeline(bundle.folder).chat([Image.new("RGB", (35, 35)), picture(19)])
+    answer = chat.ask(QUESTIONS[0], max_tokens=STEPS, ignore_eos=True)
+    small, large = answer.image_tokens
+    assert small <= 60 < large
+    eager = EagerDecoder(folder)
+    ids = np.array(chat._cached[: answer.prompt_tokens])
+    visual = np.flatnonzero(ids >= bundle.rows)
+    found = chat._session.kept(chat._slot)[0]
+    assert len(found) == small + 60 and found[:small].tolist() == list(range(small))
+    table = chat._pipeline._backend.to_host(chat._seen.tokens)[0]
+    images = [visual[:small], visual[small:]]
+    tokens, margins, kept = eager.greedy(
+        eager.embed(ids, table),
+        images,
+        cuts_of(bundle),
+        "fastv",
+        False,
+        STEPS,
+        [*np.concatenate([np.arange(a, b + 1) for a, b in bundle.manifest.prompt.forbidden_ids.ranges])],
+    )
+    assert visual[found].tolist() == sorted(kept[0].tolist())
+    agree(answer.token_ids, tokens, margins)
