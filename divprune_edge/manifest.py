@@ -198,12 +198,14 @@ class AssembleInfo(GraphInfo):
 class LayerGroup:
     """Neighbouring layers whose KV caches hold the same rows: ``layers`` of them from number ``first`` on.
 
-    ``capacity`` is as in :class:`LanguageInfo`, of these layers' caches.
+    ``capacity`` is as in :class:`LanguageInfo`, of these layers' caches. ``fewer`` is how many tokens of an image leave
+    before them, where it has as many visual tokens as may be.
     """
 
     first: int
     layers: int
     capacity: int | None
+    fewer: int = 0
 
     @property
     def cache_tensors(self) -> tuple[str, ...]:
@@ -214,6 +216,10 @@ class LayerGroup:
     def room(self, context: int) -> int:
         """Return how many rows of its cache a sequence may fill in a model of that context."""
         return min(context, self.capacity or context)
+
+    def rows(self, tokens: int) -> int:
+        """Return how many of a sequence's tokens are in these layers' caches, if one image is among them."""
+        return max(1, tokens - self.fewer)
 
 
 class CutInfo(Strict):
@@ -332,8 +338,11 @@ class LanguageInfo(GraphInfo):
     @property
     def groups(self) -> tuple[LayerGroup, ...]:
         """All layers, in order; one group where every token passes all of them."""
-        if self.segments:
-            return tuple(LayerGroup(one.first, one.layers, one.capacity) for one in self.segments)
+        if self.schedule is not None:
+            return tuple(
+                LayerGroup(one.first, one.layers, one.capacity, self.schedule.visual_tokens - keep)
+                for one, keep in zip(self.segments, self.schedule.keeps, strict=True)
+            )
         return (LayerGroup(0, self.layers, self.capacity),)
 
     def group_tokens(self, tokens: int, images: Sequence[int]) -> tuple[int, ...]:

@@ -76,9 +76,16 @@ class ExportPlan:
     @property
     def capacities(self) -> tuple[int | None, ...]:
         """Rows of each graph's KV cache where they are part of it: what a cut removes from an image takes none."""
-        if self.schedule is None or self.capacity is None:
-            return (self.capacity,) * len(self.parts)
-        return tuple(self.capacity - self.schedule.visual + keep for keep in self.schedule.keeps)
+        if self.capacity is None:
+            return (None,) * len(self.parts)
+        return tuple(self.capacity - fewer for fewer in self.fewer)
+
+    @property
+    def fewer(self) -> tuple[int, ...]:
+        """How many visual tokens of an image leave before each graph."""
+        if self.schedule is None:
+            return (0,)
+        return tuple(self.schedule.visual - keep for keep in self.schedule.keeps)
 
     @property
     def candidates(self) -> int:

@@ -104,8 +104,8 @@ def forecast_plan(plan: ExportPlan, target: Target) -> Forecast | None:
     facts = plan.dialect.facts
     row = row_bytes(decoder.kv_heads, decoder.head_dim, element)
     groups = [
-        LayerGroup(part.first, part.layers, capacity)
-        for part, capacity in zip(plan.parts, plan.capacities, strict=True)
+        LayerGroup(part.first, part.layers, capacity, fewer)
+        for part, capacity, fewer in zip(plan.parts, plan.capacities, plan.fewer, strict=True)
     ]
     # Where new rows are handed out, cache and new keys are two parts.
     keys = rows + facts.rows_beside(rows)

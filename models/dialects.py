@@ -53,9 +53,12 @@ class DialectFacts:
     def cache_bytes(self, groups: Iterable[LayerGroup], row: int, tokens: int, new_rows: int = 0) -> int:
         """Return the bytes that are held for the caches of ``groups`` while a step brings each ``new_rows``.
 
-        ``row`` is a row's bytes in one layer; a cache that is not of fixed size has ``tokens`` rows.
+        ``row`` is a row's bytes in one layer; a cache that is not of fixed size has a row for each of ``tokens`` that
+        is still there, of one image.
         """
-        held = (group.layers * self.cache_rows(group.capacity or tokens, new_rows) for group in groups)
+        held = (
+            group.layers * self.cache_rows(group.capacity or group.rows(tokens), new_rows) for group in groups
+        )
         return row * sum(held)
 
     def rows_beside(self, new_rows: int) -> int:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import (
+    GraphInfo,
     LanguageInfo,
     Manifest,
     SelectorInfo,
@@ -166,12 +167,24 @@ def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
     return (_profile(selector.inputs, {"batch": (1, 1, 1), "tiles": (1, 1, 1)}),)
 
 
-def language_profiles(info: LanguageInfo, limits: Limits, *, apart: bool = True) -> tuple[Profile, ...]:
-    """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights; or one for both."""
-    typical = min(limits.max_prompt, limits.kept[1] + QUESTION)
+def language_profiles(
+    info: GraphInfo, limits: Limits, capacity: int | None = None, *, apart: bool = True
+) -> tuple[Profile, ...]:
+    """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights; or one for both.
+
+    ``info`` is the language model, or a graph of a chain, whose cache has ``capacity`` rows.
+    """
+    longest = min(limits.max_prompt, capacity or limits.max_prompt)
+    typical = min(longest, limits.kept[1] + QUESTION)
     one, all_slots = (1, 1, 1), (1, limits.slots, limits.slots)
-    sizes = {"batch": one, "visual": limits.kept}
-    prefill = {**sizes, "seq": (1, typical, limits.max_prompt)}
+    # What a schedule's method is asked for is one row of nothing in decode.
+    rows = dict.fromkeys(
+        ("scored", "keys", *(f"{name}_rows" for name in ("asked", "text", "visual", "all"))), one
+    )
+    sizes = {"batch": one, "visual": limits.kept, **rows}
+    few, many = (1, min(limits.kept[1], longest), longest), (1, typical, capacity or longest)
+    asked = {name: many if name == "keys" else few for name in rows}
+    prefill = {**sizes, **asked, "seq": (1, typical, longest)}
     if not apart:
         return (_profile(info.inputs, {**prefill, "batch": (1, 1, limits.slots)}),)
     decode = {**sizes, "batch": all_slots, "seq": one}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -110,9 +110,9 @@ def check_bundle(
     tokens = _tokens(info, context)
     views = {
         graph.file: read_graph(_existing(bundle, graph.file), _dims(manifest, graph, tokens))
-        for graph in (*manifest.seeing, info)
+        for graph in (*manifest.seeing, *info.graphs)
     }
-    vision, language = views[manifest.vision_encoder.file], views[info.file]
+    vision, chain = views[manifest.vision_encoder.file], [views[graph.file] for graph in info.graphs]
     graphs: list[GraphReport] = []
     findings: list[Finding] = []
     table = table_for(target.tensorrt) if target.tensorrt and target.backend == "tensorrt" else None
@@ -144,9 +144,11 @@ def check_bundle(
     row = row_bytes(info.kv_heads, info.head_dim, np.dtype(info.cache_dtype).itemsize)
     need = Need(
         vision=_held(vision),
-        language=_held(language),
+        language=sum(map(_held, chain)),
         cache=dialect.cache_bytes(info.groups, row, tokens),
-        activations=sum(a.peak for a in activations.values())
+        # Of a chain one graph runs after the other, in the same memory.
+        activations=sum(activations[graph.file].peak for graph in manifest.seeing)
+        + max(activations[graph.file].peak for graph in info.graphs)
         + _selectors_peak(bundle, manifest)
         + _tile_buffers(manifest)
         + dialect.rows_beside(tokens) * info.layers * row,
@@ -156,7 +158,7 @@ def check_bundle(
     least = least_capacity(manifest_keep(manifest), info.context) if info.capacity else need.rows
     refused = None
     if known is not None and not known.fits:
-        refused = refusal(known, elements_of(vision, language), least)
+        refused = refusal(known, elements_of(vision, chain), least)
     return CheckReport(
         bundle=bundle,
         target=target,
@@ -166,7 +168,7 @@ def check_bundle(
         findings=tuple(grouped(findings)),
         forecast=known,
         stored=sum(_stored(view) for view in views.values()),
-        widest=activations[info.file],
+        widest=max((activations[graph.file] for graph in info.graphs), key=lambda one: one.peak),
         refused=refused,
         asked=asked,
         unasked=unasked,
@@ -178,12 +180,12 @@ def manifest_keep(manifest: Manifest) -> int:
     return max((manifest.visual_tokens(s) for s in manifest.selectors), default=manifest.visual_tokens(None))
 
 
-def elements_of(vision: GraphView, language: GraphView) -> Elements:
+def elements_of(vision: GraphView, chain: Sequence[GraphView]) -> Elements:
     """Count weights: a matrix is what a MatMul multiplies with, by itself or taken from few bits."""
     matrices = 0
     scales: set[str] = set()
     seen: set[str] = set()
-    for node in language.everything():
+    for node in (node for view in chain for node in view.everything()):
         used = (
             node.input(1) if node.op == "MatMul" else node.input(0) if node.op == "DequantizeLinear" else None
         )
@@ -192,7 +194,8 @@ def elements_of(vision: GraphView, language: GraphView) -> Elements:
             matrices += _elements(used.shape)
         if node.op == "DequantizeLinear":
             scales |= {tensor.name for tensor in node.inputs[1:] if tensor is not None}
-    rest = sum(_elements(w.shape) for n, w in language.weights.items() if n not in seen and n not in scales)
+    weights = ((n, w) for view in chain for n, w in view.weights.items())
+    rest = sum(_elements(w.shape) for n, w in weights if n not in seen and n not in scales)
     return Elements(sum(_elements(w.shape) for w in vision.weights.values()), matrices, rest)
 
 
@@ -239,6 +242,9 @@ def _dims(manifest: Manifest, graph: GraphInfo, tokens: int) -> dict[str, int]:
     """Numbers for a graph's symbolic dimensions: one image, one sequence, a prefill of all tokens at once."""
     rows, facts = manifest.assemble, manifest.preprocessing
     whole = rows is not None and graph is rows
+    info = manifest.language_model
+    if graph in info.graphs:
+        tokens = info.groups[info.graphs.index(graph)].rows(tokens)
     return {
         "batch": 1,
         "tiles": rows.tiles if rows is not None and whole else manifest.tiles_at_once,
@@ -250,6 +256,9 @@ def _dims(manifest: Manifest, graph: GraphInfo, tokens: int) -> dict[str, int]:
         "past": 0,
         "total": tokens,
         "capacity": tokens,
+        "keys": tokens,
+        "scored": manifest_keep(manifest),
+        **{f"{name}_rows": tokens for name in ("asked", "text", "visual", "all")},
     }
 
 

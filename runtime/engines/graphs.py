@@ -105,8 +105,10 @@ def graphs_of(
         graphs.append(Graph(ASSEMBLE, rows.file, rows.data, assemble_profiles(manifest), plugin=False))
     profiles = vision_profiles(manifest, apart=edition.shares_weights)
     graphs.append(Graph(VISION, vision.file, vision.data, profiles, plugin=False))
-    profiles = language_profiles(language, limits, apart=edition.shares_weights)
-    graphs.append(Graph(LANGUAGE, language.file, language.data, profiles, plugin=False))
+    for i, (graph, group) in enumerate(zip(language.graphs, language.groups, strict=True)):
+        name = LANGUAGE if language.schedule is None else f"{LANGUAGE}.{i}"
+        profiles = language_profiles(graph, limits, group.capacity, apart=edition.shares_weights)
+        graphs.append(Graph(name, graph.file, graph.data, profiles, plugin=False))
     return graphs
 
 

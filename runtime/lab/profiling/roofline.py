@@ -141,9 +141,14 @@ def costs(
 
         def step(new: int, cached: int) -> StageCost:
             # A cache of fixed size is read whole, however little of it is filled.
-            rows = sum(group.layers * (new + (group.capacity or cached)) for group in language.groups)
+            rows, flops = 0, 0.0
+            for group in language.groups:
+                # What leaves before a group of layers is neither computed there nor in its cache.
+                mine, held = (new, group.rows(cached)) if cached else (group.rows(new), 0)
+                rows += group.layers * (mine + (group.capacity or held))
+                flops += (parts.of(mine, held) - parts.logits) * group.layers / language.layers
             moved = cost.weight_bytes + row * rows + new * token_row
-            return StageCost(parts.of(new, cached), moved, language.precision)
+            return StageCost(round(flops) + parts.logits, moved, language.precision)
 
         found["prefill"] = step(prompt_tokens, 0)
         found[DECODE] = step(1, prompt_tokens + answer_tokens // 2)

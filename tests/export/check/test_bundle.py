@@ -155,7 +155,7 @@ def test_weights_are_counted_by_what_may_become_of_them(demo: Demo) -> None:
         vision, language = (
             read_graph(bundle.folder / file) for file in ("vision_encoder.onnx", "language_model.onnx")
         )
-        counted, planned = elements_of(vision, language), planned_elements(bundle.plan)
+        counted, planned = elements_of(vision, [language]), planned_elements(bundle.plan)
         assert counted.matrices == planned.matrices
         assert counted.vision == pytest.approx(planned.vision, rel=0.01)
         # The rotary tables are no parameters.
