@@ -17,6 +17,7 @@ from divprune_edge.export.verify.comparison import TOLERANCES
 from divprune_edge.export.verify.graphs import open_graph, open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
 from divprune_edge.export.verify.oracle import Oracle
+from divprune_edge.export.verify.schedule import check_scores
 from divprune_edge.export.verify.selection import check_selection, verify_selector
 from divprune_edge.export.verify.signals import check_assembled_signals, check_signals
 from divprune_edge.export.verify.structure import check_structure
@@ -114,6 +115,15 @@ def verify_bundle(
             tolerance=tolerance,
             report=report,
         )
+        if layers is None:
+            checks += check_scores(
+                plan,
+                open_language(paths, plan.dialect.facts.name, plan.spec.decoder.only_window),
+                oracle,
+                kept,
+                tolerance=tolerance,
+                report=report,
+            )
         if any(run.is_quantised() for run in runs):
             report("what the precision costs")
             whole = Oracle(reference, plan.checkpoint.folder, layers, adapter)

@@ -30,6 +30,9 @@ class _Chain:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._parts = [open_graph(path) for path in paths]
+        # What a schedule's method is fed, and what it read in the last run, by graph and name.
+        self.asked: dict[str, Array] = {}
+        self.read: dict[tuple[int, str], Array] = {}
 
     def get_inputs(self) -> list[Any]:
         """Return those of the first graph, and the caches of all."""
@@ -44,10 +47,13 @@ class _Chain:
     def run(self, names: Sequence[str], feed: dict[str, Array]) -> list[Array]:
         """Run one graph behind the other; of a mask each takes the rows that its cache has."""
         found: dict[str, Array] = {}
-        for part in self._parts:
-            mine = {one.name: _fed(one, feed, found) for one in part.get_inputs()}
+        for i, part in enumerate(self._parts):
+            mine = {one.name: _fed(one, {**self.asked, **feed}, found) for one in part.get_inputs()}
             outputs = [one.name for one in part.get_outputs()]
-            found.update(zip(outputs, part.run(outputs, mine), strict=True))
+            values = dict(zip(outputs, part.run(outputs, mine), strict=True))
+            found.update(values)
+            read = {name: value for name, value in values.items() if name.startswith("scores.")}
+            self.read |= {(i, name.removeprefix("scores.")): value for name, value in read.items()}
         return [found[name] for name in names]
 
 
@@ -75,6 +81,31 @@ class _OpenedLanguage:
         # Where the graph says the next id: that of each sequence in each run, beside its logits' largest.
         self.forbidden: tuple[tuple[int, int], ...] = ()
         self.said: list[tuple[int, int]] = []
+
+    def follow(
+        self,
+        ids: Array,
+        visual: Array,
+        mask: Array,
+        forced: Array,
+        cuts: Sequence[int] = (),
+        positions: Array | None = None,
+    ) -> Array:
+        """See :meth:`LanguageGraph.follow`."""
+        raise NotImplementedError
+
+    def read(
+        self, ids: Array, visual: Array, positions: Array | None, asked: dict[str, Array]
+    ) -> dict[tuple[int, str], Array]:
+        """Prefill one sequence of a chain uncut; return what each of its graphs reads, by the graph and the name.
+
+        ``asked`` are the inputs of what a method reads; see ``export.scores``.
+        """
+        assert isinstance(self._session, _Chain)
+        self._session.asked, self._session.read = asked, {}
+        self.follow(ids, visual, np.ones(ids.shape, bool), np.empty((1, 0), np.int64), positions=positions)
+        self._session.asked = {}
+        return self._session.read
 
     def _cache(self, batch: int, rows: int, fill: float = 0) -> dict[str, Array]:
         """Return a cache of ``rows`` rows for ``batch`` sequences, or of as many as the graph has."""

@@ -27,6 +27,22 @@ class ExpectedAnswer:
     tokens: Array
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer at work, float32: what enters it, passes its middle and leaves it [n, D], its projections [n, …].
+
+    Queries and keys are behind their heads' norms, and before the rotary embedding; ``normed`` is what the layer's two
+    branches read.
+    """
+
+    before: Array
+    middle: Array
+    after: Array
+    normed: tuple[Array, Array]
+    queries: Array
+    keys: Array
+
+
 class Oracle:
     """A family's model in float32 on the CPU, whole or with its first decoder layers only.
 
@@ -175,6 +191,45 @@ class Oracle:
                 )
                 logits.append(head(out.last_hidden_state[0, -1]).numpy())
         return ExpectedAnswer(np.stack(logits), np.asarray(tokens, dtype=np.int64))
+
+    def layers(self, embeddings: Array, positions: Array | None = None, stacked: int = 0) -> list[Layer]:
+        """Prefill float32 [length, D], as :meth:`answer` does, and return every decoder layer at work."""
+        decoder = self._modules[DECODER]
+        seen: list[dict[str, Any]] = [{} for _ in decoder.layers]
+        hooks = []
+        for layer, into in zip(decoder.layers, seen, strict=True):
+            attention = layer.self_attn
+            for name, module in (
+                ("queries", getattr(attention, "q_norm", attention.q_proj)),
+                ("keys", getattr(attention, "k_norm", attention.k_proj)),
+                ("attended", layer.input_layernorm),
+                ("fed", layer.post_attention_layernorm),
+                ("after", layer),
+            ):
+
+                def take(m: Any, i: Any, out: Any, into: Any = into, name: str = name) -> None:
+                    value = out[0] if isinstance(out, tuple) else out
+                    into[name] = value[0].flatten(1).numpy()
+                    if i:
+                        into[f"before {name}"] = i[0][0].flatten(1).numpy()
+
+                hooks.append(module.register_forward_hook(take))
+        try:
+            self.answer(embeddings, 0, positions, stacked)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [
+            Layer(
+                one["before attended"],
+                one["before fed"],
+                one["after"],
+                (one["attended"], one["fed"]),
+                one["queries"],
+                one["keys"],
+            )
+            for one in seen
+        ]
 
     def rope_tables(self, positions: int) -> tuple[Array, Array]:
         """Return (cosine, sine), each float32 [positions, head_dim / 2]."""
