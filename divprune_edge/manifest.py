@@ -255,6 +255,11 @@ class ScheduleInfo(Strict):
         """Visual tokens of an image in each group of layers, at most."""
         return (self.visual_tokens, *(cut.keep for cut in self.cuts))
 
+    def __str__(self) -> str:
+        """Return it in one line: ``fastv: of 576 visual tokens 288 from layer 2 on``."""
+        cuts = ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in self.cuts)
+        return f"{self.method}: of {self.visual_tokens} visual tokens {cuts}"
+
 
 class SegmentInfo(GraphInfo):
     """A graph of a chain: the ``layers`` layers from number ``first`` on, with a cache of ``capacity`` rows.

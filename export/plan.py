@@ -36,6 +36,7 @@ from divprune_edge.models.signals import NONE, parse_signals, why_not
 from divprune_edge.models.targets import find_target
 from divprune_edge.models.tiles import Per, candidates_of, groups_of
 
+ROWS_STEP = 8
 DEFAULT_PRUNE = "0.9"
 DEFAULT_DIALECT = "portable"
 
@@ -75,10 +76,14 @@ class ExportPlan:
 
     @property
     def capacities(self) -> tuple[int | None, ...]:
-        """Rows of each graph's KV cache where they are part of it: what a cut removes from an image takes none."""
+        """Rows of each graph's KV cache where they are part of it: what a cut removes from an image takes none.
+
+        Rounded up, so that the caches of several slots begin where TensorRT can bind them.
+        """
         if self.capacity is None:
             return (None,) * len(self.parts)
-        return tuple(self.capacity - fewer for fewer in self.fewer)
+        rows = (-(-(self.capacity - fewer) // ROWS_STEP) * ROWS_STEP for fewer in self.fewer)
+        return (self.capacity, *(min(self.capacity, one) for one in [*rows][1:]))
 
     @property
     def fewer(self) -> tuple[int, ...]:

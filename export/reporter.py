@@ -83,6 +83,8 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
         f"Bundle: [bold]{literal(folder)}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
         f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
     )
+    if manifest.language_model.schedule is not None:
+        _console.print(f"Inside the language model by {manifest.language_model.schedule}.", markup=False)
     prompt = manifest.prompt
     if prompt.template_source == DEFAULT_TEMPLATE:
         _console.print(

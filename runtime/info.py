@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from divprune_edge.console import literal
@@ -15,9 +16,12 @@ from divprune_edge.manifest import (
     Manifest,
     Patches,
     Prompt,
+    ScheduleInfo,
     TensorInfo,
 )
 from divprune_edge.runtime.bundle import Bundle
+
+CACHES = ("past_key_values", "present", "new_key_values")
 
 
 def facts_of(bundle: Bundle) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def print_tables(bundle: Bundle) -> None:
         "licence": source.licence or "not stated",
         "precision": f"{manifest.precision} (tokens {manifest.token_dtype}, cache {language.cache_dtype})",
         "dialect": language.dialect,
+        **({} if language.schedule is None else {"schedule": _schedule(language.schedule)}),
         "images": _images(bundle),
         "context": f"{language.context} tokens{_cache(language)}, vocabulary {language.vocabulary}",
         **({"clips": _clips(manifest, clips)} if clips is not None else {}),
@@ -71,7 +76,7 @@ def print_tables(bundle: Bundle) -> None:
         ("vision_encoder", manifest.vision_encoder),
         *([("assemble", manifest.assemble)] if manifest.assemble else []),
         *((s.id, s) for s in manifest.selectors),
-        ("language_model", language),
+        *((Path(graph.file).stem, graph) for graph in language.graphs),
     ]
     for name, graph in shown:
         rows = [*(("→", t) for t in graph.inputs), *(("←", t) for t in graph.outputs)]
@@ -101,6 +106,14 @@ def print_tables(bundle: Bundle) -> None:
     default = " (default)" if manifest.default_selector == UNPRUNED else ""
     selectors.add_row(UNPRUNED + default, f"{tokens} of {tokens}", "100.0%", "")
     console.print(selectors)
+
+
+def _schedule(schedule: ScheduleInfo) -> str:
+    """Return what leaves inside the language model, and how positions go on."""
+    positions = (
+        "positions counted anew" if schedule.numbering == "compact" else "tokens stay at their positions"
+    )
+    return f"{schedule}; {positions}"
 
 
 def _images(bundle: Bundle) -> str:
@@ -164,18 +177,21 @@ def _decoding(prompt: Prompt) -> str:
 
 
 def _cache(language: LanguageInfo) -> str:
-    return "" if language.capacity is None else f", {language.capacity} in the cache"
+    if language.capacity is None:
+        return ""
+    return f", {', '.join(str(group.capacity) for group in language.groups)} in the cache"
 
 
 def _without_cache_layers(rows: list[tuple[str, TensorInfo]]) -> list[tuple[str, TensorInfo]]:
     """Show a cache's first layer in the place of all of them."""
     shown = []
+    first: dict[str, str] = {}
     for arrow, tensor in rows:
         stem, dot, rest = tensor.name.partition(".")
         layer, _, part = rest.partition(".")
-        if not dot:
+        if not dot or stem not in CACHES:
             shown.append((arrow, tensor))
-        elif layer == "0":
+        elif layer == first.setdefault(f"{stem}.{part}", layer):
             shown.append((arrow, tensor.model_copy(update={"name": f"{stem}.*.{part}"})))
     return shown
 

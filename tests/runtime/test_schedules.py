@@ -259,25 +259,25 @@ def test_no_large_weight_is_stored_twice(exported: Exported) -> None:
 
 def test_caches_of_fixed_size_are_smaller_behind_a_cut(exported: Exported) -> None:
     info = exported("pyramiddrop", "static", capacity=100).manifest.language_model
-    assert [group.capacity for group in info.groups] == [100, 90, 85, 82]
+    assert [group.capacity for group in info.groups] == [100, 96, 88, 88]
     cache = {
         tensor.name: tensor.shape[2]
         for graph in info.graphs
         for tensor in graph.inputs
         if tensor.name.startswith("past")
     }
-    assert list(cache.values()) == [100] * 4 + [90] * 2 + [85] * 2 + [82] * 4
+    assert list(cache.values()) == [100] * 4 + [96] * 2 + [88] * 6
 
 
 def test_an_answer_ends_where_the_smallest_cache_does(exported: Exported) -> None:
     """A prompt without an image fills all caches alike."""
     pipeline = Pipeline(exported("pyramiddrop", "static", capacity=100).folder)
     text = pipeline.ask(None, QUESTIONS[0], max_tokens=200, ignore_eos=True)
-    assert text.finish_reason == "context" and text.prompt_tokens + len(text.token_ids) == 82
+    assert text.finish_reason == "context" and text.prompt_tokens + len(text.token_ids) == 88
     seen = pipeline.ask(picture(14), QUESTIONS[0], max_tokens=200, ignore_eos=True)
     assert seen.finish_reason == "context" and seen.prompt_tokens + len(seen.token_ids) == 100
-    with refused("sequence-too-long", "82"):
-        pipeline.ask(None, " ".join(["what"] * 85), max_tokens=2)
+    with refused("sequence-too-long", 88):
+        pipeline.ask(None, " ".join(["what"] * 90), max_tokens=2)
 
 
 def test_the_graph_says_the_next_id(exported: Exported) -> None:
