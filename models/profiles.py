@@ -33,6 +33,8 @@ Shape = tuple[int, ...]
 VISION, ASSEMBLE, LANGUAGE = "vision_encoder", "assemble", "language_model"
 """Names of the engines of a bundle, of which one has no ``assemble`` where an image is one tile; a selector's engine is
 called by the selector's id."""
+HIDDEN = "hidden"
+"""The input of a graph of a chain that is not its first one."""
 DECODE, PREFILL = 0, 1
 """Indices of the language model's optimisation profiles; the first decides how the weights lie in memory. Where
 there is one alone, it is both."""
@@ -189,6 +191,18 @@ def language_profiles(
         return (_profile(info.inputs, {**prefill, "batch": (1, 1, limits.slots)}),)
     decode = {**sizes, "batch": all_slots, "seq": one}
     return _profile(info.inputs, decode), _profile(info.inputs, prefill)
+
+
+def language_engines(info: LanguageInfo) -> tuple[str, ...]:
+    """Return the names of the language model's engines: one, or one for each graph of a chain."""
+    return (
+        (LANGUAGE,) if info.schedule is None else tuple(f"{LANGUAGE}.{i}" for i in range(len(info.segments)))
+    )
+
+
+def is_language(engine: str) -> bool:
+    """Whether an engine of that name is one of the language model's; no selector is called so."""
+    return engine == LANGUAGE or engine.startswith(f"{LANGUAGE}.")
 
 
 def is_within(shape: Shape, least: Shape, largest: Shape) -> bool:

@@ -32,9 +32,9 @@ from divprune_edge.manifest import GraphInfo, Manifest, SelectorInfo
 from divprune_edge.models.profiles import (
     ALIGNMENT,
     ASSEMBLE,
-    LANGUAGE,
     VISION,
     assemble_profiles,
+    language_engines,
     language_profiles,
     make_limits,
     selector_profiles,
@@ -512,13 +512,15 @@ class FakeEngines:
     def __call__(self, selector: SelectorInfo | None, *, before: Engines | None = None) -> Engines:
         self.opened += 1
         manifest = self.bundle.manifest
-        language = language_profiles(manifest.language_model, self.limits, apart=self.apart)
+        info = manifest.language_model
         plans = {}
         if before is None:
             plans[VISION] = self._plan(manifest.vision_encoder, vision_profiles(manifest, apart=self.apart))
             if manifest.assemble is not None:
                 plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest))
-            plans[LANGUAGE] = self._plan(manifest.language_model, language)
+            for name, graph, group in zip(language_engines(info), info.graphs, info.groups, strict=True):
+                profiles = language_profiles(graph, self.limits, group.capacity, apart=self.apart)
+                plans[name] = self._plan(graph, profiles)
         if selector is not None and not self.kernel:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))
         info = {name: FakePlanInfo(plugin=False, sha256=f"digest of {name}") for name in plans}

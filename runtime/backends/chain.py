@@ -38,6 +38,11 @@ class Segment(LanguageSession, Protocol):
 
     link: Link
 
+    @property
+    def most(self) -> int | None:
+        """Ids that one run takes; None: any number."""
+        ...
+
     def check_room(self, slot: int, count: int) -> None:
         """Check that ``count`` more tokens fit into a slot.
 
@@ -159,7 +164,9 @@ class ChainSession:
         else:
             state = _Sequence([np.empty(0, np.int64) for _ in self._groups])
             held = [None] * len(self._groups)
-        (slot,) = {group.add(visual, part) for group, part in zip(self._groups, held, strict=True)}
+        # The first group alone reads visual tokens.
+        seen = [visual, *[None] * (len(self._groups) - 1)]
+        (slot,) = {group.add(*one) for group, *one in zip(self._groups, seen, held, strict=True)}
         self._sequences[slot] = state
         return slot
 
@@ -208,19 +215,35 @@ class ChainSession:
         for group, size in reversed([*zip(self._groups, sizes, strict=True)]):  # the last has the least
             group.check_room(slot, size)
         if found:
-            if chunk is not None and chunk < row.size:
-                raise UserError(
-                    "A prompt with images is read in one piece where visual tokens leave inside the language model, "
-                    f"but prefill_chunk is {chunk} and there are {row.size} ids: leave it out.",
-                    code="schedule-chunk",
-                )
+            self._check_whole(sizes, chunk)
             return self._cut(slot, row, places, found)
-        size = chunk or row.size
+        size = min(chunk or row.size, *(group.most or row.size for group in self._groups))
         for first in range(0, row.size, size):
             prediction = self._through(
                 slot, row[first : first + size], places[..., first : first + size], positions is None
             )
         return prediction
+
+    def _check_whole(self, sizes: Sequence[int], chunk: int | None) -> None:
+        """Check that so many ids for each group can be read in one piece.
+
+        Raises:
+            UserError: they are more than ``chunk``, or than an engine takes.
+        """
+        if chunk is not None and chunk < sizes[0]:
+            raise UserError(
+                "A prompt with images is read in one piece where visual tokens leave inside the language model, "
+                f"but prefill_chunk is {chunk} and there are {sizes[0]} ids: leave it out.",
+                code="schedule-chunk",
+            )
+        for group, size in zip(self._groups, sizes, strict=True):
+            if group.most is not None and size > group.most:
+                raise UserError(
+                    "A prompt with images is read in one piece where visual tokens leave inside the language model, "
+                    f"but there are {size} ids and an engine that was built for {group.most}: build it with 'python -m "
+                    f"runtime build BUNDLE --max-prompt {sizes[0]}'.",
+                    code="schedule-chunk",
+                )
 
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None

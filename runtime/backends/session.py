@@ -173,6 +173,11 @@ class SlotTable:
         """See :class:`LanguageSession`, also for what follows."""
         return len(self._taken)
 
+    @property
+    def most(self) -> int | None:
+        """Ids that one run takes; None: any number."""
+        return None
+
     def length(self, slot: int) -> int:
         """Rows in use."""
         return int(self.lengths[slot])

@@ -23,11 +23,13 @@ from divprune_edge.manifest import (
     tile_input,
 )
 from divprune_edge.models.graph_facts import check_plan
-from divprune_edge.models.profiles import ASSEMBLE, LANGUAGE, VISION, Shape, is_within
+from divprune_edge.models.profiles import ASSEMBLE, VISION, Shape, is_language, is_within, language_engines
+from divprune_edge.models.schedules import find_method
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
+from divprune_edge.runtime.backends.chain import ChainSession
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
@@ -70,7 +72,8 @@ class TensorRtBackend:
         # Of each engine one for each of its profiles.
         self._contexts: dict[str, list[Context]] = {}
         self._scratch: Memory | None = None
-        self._language: TensorRtLanguage | None = None
+        # One, or one for each graph of a chain.
+        self._language: list[TensorRtLanguage] = []
         self._host: dict[str, HostMemory] = {}
         # Selectors that are our kernel and no engine, and the workspace that it takes.
         self._kernels: dict[str, int] = {}
@@ -95,7 +98,8 @@ class TensorRtBackend:
     def load(self, selector: SelectorInfo | None) -> None:
         """Deserialise what is missing, and allocate all that a question with ``selector`` needs."""
         manifest = self._bundle.manifest
-        names = (*self._seeing, LANGUAGE, *([selector.id] if selector else []))
+        language = language_engines(manifest.language_model)
+        names = (*self._seeing, *language, *([selector.id] if selector else []))
         if any(name not in self._plans and name not in self._kernels for name in names):
             engines = self._open(selector, before=self._engines)
             self._load_plans(engines)
@@ -110,8 +114,9 @@ class TensorRtBackend:
             if selector.id in self._kernels:
                 tensors += self._beside_kernel(selector)
         scratch = self._allocate(tensors)
-        self._model.check_kept(manifest.visual_tokens(selector))
-        self._model.reserve(scratch)
+        self._language[0].check_kept(manifest.visual_tokens(selector))
+        for model in self._language:
+            model.reserve(scratch)
 
     def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Run the vision encoder; its outputs stay on the device."""
@@ -187,8 +192,9 @@ class TensorRtBackend:
         outputs = self._run(selector.id, selector, read)
         return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
 
-    def take(self, tensor: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+    def take(self, tensor: Tensor, rows: npt.NDArray[np.int64], axis: int = 1) -> Tensor:
         """Copy on the device."""
+        assert axis == 1 and tensor.shape[0] == 1, "slots are always stepped in one order"
         taken = self._pool.take((1, rows.size, *tensor.shape[2:]), tensor.dtype)
         self._copy_rows(taken.address, tensor.address, rows, taken.nbytes // rows.size)
         return taken
@@ -218,17 +224,27 @@ class TensorRtBackend:
 
     def session(self, slots: int = 1) -> LanguageSession:
         """Return the slots of a session that is gone, else new ones."""
-        return self._model.session(slots)
+        assert self._language, "load comes first"
+        info = self._bundle.manifest.language_model
+        if info.schedule is None:
+            return self._language[0].session(slots)
+        groups = [model.session(slots) for model in self._language]
+        return ChainSession(groups, self, info, find_method(info.schedule.method))
+
+    def download(self, tensor: Any) -> npt.NDArray[Any]:
+        """Return a tensor's values; what a graph reads of layers is on the host when its run is over."""
+        return tensor if isinstance(tensor, np.ndarray) else self.to_host(tensor)
 
     def _load_plans(self, engines: Engines) -> None:
         for name, plan in engines.plans.items():
             library = engines.library if engines.info[name].plugin else None
             loaded = self._device.load(plan, name, engines.info[name].sha256, library)
             manifest = self._bundle.manifest
-            graphs = {
+            language = manifest.language_model
+            graphs: dict[str, GraphInfo | None] = {
                 VISION: manifest.vision_encoder,
                 ASSEMBLE: manifest.assemble,
-                LANGUAGE: manifest.language_model,
+                **dict(zip(language_engines(language), language.graphs, strict=True)),
             }
             graph = graphs.get(name) or self._bundle.selector(name)
             if graph is not None:
@@ -236,11 +252,6 @@ class TensorRtBackend:
             self._plans[name] = loaded
         # What was deserialised is not needed as bytes any more.
         self._engines = self._engines or replace(engines, plans={})
-
-    @property
-    def _model(self) -> TensorRtLanguage:
-        assert self._language is not None, "load comes first"
-        return self._language
 
     @property
     def _seeing(self) -> tuple[str, ...]:
@@ -286,26 +297,30 @@ class TensorRtBackend:
             "tensors between the engines": self._pool.missing(tensors),
         }
         assert self._engines is not None
-        info, images = self._bundle.manifest.language_model, self._engines.limits.images
-        (group,) = info.groups
-        language = self._language or TensorRtLanguage(
-            self._device, self._plans[LANGUAGE], info, group, images
-        )
-        if self._language is None:
-            needed["KV cache and what a step takes"] = language.memory_bytes(1)
+        language = self._language or self._open_language(self._engines.limits.images)
+        if not self._language:
+            needed["KV cache and what a step takes"] = sum(model.memory_bytes(1) for model in language)
         self._require(needed)
         self._language = language
         if self._scratch is None or larger:
             # Contexts that were made before keep what they got.
             self._scratch = self._device.allocate(activations)
         for name, plan in self._plans.items():
-            if name != LANGUAGE and name not in self._contexts:
+            if not is_language(name) and name not in self._contexts:
                 varying = name == VISION and self._bundle.manifest.preprocessing.patches is not None
                 self._contexts[name] = [
                     plan.context(profile, self._scratch, varying=varying) for profile in range(plan.profiles)
                 ]
         self._pool.reserve(tensors)
         return self._scratch
+
+    def _open_language(self, images: int) -> list[TensorRtLanguage]:
+        info = self._bundle.manifest.language_model
+        parts = [info] if info.schedule is None else [info.segment(i) for i in range(len(info.segments))]
+        return [
+            TensorRtLanguage(self._device, self._plans[name], part, group, images)
+            for name, part, group in zip(language_engines(info), parts, info.groups, strict=True)
+        ]
 
     def _require(self, needed: Mapping[str, int]) -> None:
         total, free = sum(needed.values()), self._device.free_bytes()

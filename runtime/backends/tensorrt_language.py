@@ -17,7 +17,7 @@ import numpy as np
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.profiles import DECODE, PREFILL, Shape, check_slots
+from divprune_edge.models.profiles import DECODE, HIDDEN, PREFILL, Shape, check_slots
 from divprune_edge.models.steps import STEPS, StepInputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
@@ -66,7 +66,12 @@ class TensorRtLanguage:
         self.axes = info.axes
         self.capacity = group.capacity
         self.prefill = min(PREFILL, plan.profiles - 1)
-        self.longest = plan.limits("input_ids", self.prefill)[1][1]
+        self.entry = "input_ids" if info.takes_ids else HIDDEN
+        self.longest = plan.limits(self.entry, self.prefill)[1][1]
+        # Of a graph of a chain: hidden states that enter, those that it hands on, and what it reads of the layers.
+        self.hidden = next((one for one in info.inputs if one.name == HIDDEN), None)
+        self.handed = next((one for one in info.outputs if one.name == "hidden_out"), None)
+        self.scores = tuple(one.name for one in info.outputs if one.name.startswith("scores."))
         self.tensors = group.cache_tensors
         self.cache_dtype = np.dtype(info.cache_dtype)
         self.row_bytes = info.head_dim * self.cache_dtype.itemsize
@@ -80,13 +85,17 @@ class TensorRtLanguage:
     @property
     def most_slots(self) -> int:
         """Sequences that a decode step of the engine takes."""
-        return self.plan.limits("input_ids", DECODE)[1][0]
+        return self.plan.limits(self.entry, DECODE)[1][0]
 
     def memory_bytes(self, slots: int) -> int:
         """Return the device memory of a session: caches, new rows, inputs, logits."""
         parts = (self.cache_bytes, self.new_rows_bytes, self.input_bytes, self.nothing_bytes)
         ids = aligned(8 * slots) if self.info.says_next else 0
-        return sum(part(slots) for part in parts) + aligned(4 * slots * self.info.vocabulary) + ids
+        logits = aligned(4 * slots * self.info.vocabulary) if self.info.gives_logits else 0
+        between = sum(self.hidden_bytes(one, slots) for one in (self.hidden, self.handed) if one is not None)
+        return (
+            sum(part(slots) for part in parts) + logits + ids + between + len(self.scores) * self.score_bytes
+        )
 
     def cache_stride(self, slots: int) -> int:
         """Return the bytes between the caches of two tensors."""
@@ -107,22 +116,53 @@ class TensorRtLanguage:
 
     def input_bytes(self, slots: int) -> int:
         """Return the bytes of the inputs of the largest step."""
-        return max(self.places(self.longest, 1)[1], self.places(1, slots)[1])
+        most = {name: size for name, size in self._largest.items() if name not in ("batch", "seq", "visual")}
+        return max(self.places(self.longest, 1, most)[1], self.places(1, slots)[1])
+
+    @property
+    def _largest(self) -> dict[str, int]:
+        """The largest size of each dimension of an input of a prefill."""
+        return {
+            size: self.plan.limits(tensor.name, self.prefill)[1][axis]
+            for tensor in self.info.inputs
+            for axis, size in enumerate(tensor.shape)
+            if isinstance(size, str)
+        }
+
+    def hidden_bytes(self, tensor: TensorInfo, slots: int) -> int:
+        """Return the bytes of the hidden states of the largest step."""
+        width = int(tensor.shape[2]) * np.dtype(tensor.dtype).itemsize
+        return aligned(max(self.longest, slots) * width)
+
+    @property
+    def score_bytes(self) -> int:
+        """Bytes of what a watch reads of the largest prompt."""
+        return aligned(4 * self.longest)
 
     def nothing_shape(self, batch: int) -> Shape:
         """Return the least shape of visual tokens that decode takes."""
         return (batch, self.plan.limits(VISUAL, DECODE)[0][1], int(self.info.visual.shape[2]))
 
     def nothing_bytes(self, slots: int) -> int:
-        """Return its bytes."""
+        """Return its bytes; none where visual tokens are the first graph's."""
+        if not self.info.takes_ids:
+            return 0
         return aligned(math.prod(self.nothing_shape(slots)) * np.dtype(self.info.visual.dtype).itemsize)
 
-    def places(self, count: int, batch: int) -> tuple[dict[str, Place], int]:
-        """Return where the inputs of a step of ``count`` ids for each of ``batch`` slots lie, and their bytes."""
+    def places(
+        self, count: int, batch: int, sizes: Mapping[str, int] | None = None
+    ) -> tuple[dict[str, Place], int]:
+        """Return where the inputs of a step of ``count`` ids for each of ``batch`` slots lie, and their bytes.
+
+        ``sizes`` are those of other dimensions, of what a schedule's method is asked for; one where it is nothing.
+        """
         wanted = {
-            tensor.name: (_shape(tensor, count, batch), np.dtype(tensor.dtype))
+            tensor.name: (
+                _shape(tensor, {"batch": batch, "seq": count, **(sizes or {})}),
+                np.dtype(tensor.dtype),
+            )
             for tensor in self.info.inputs
-            if tensor.name != VISUAL and not tensor.name.startswith(PAST)
+            if tensor.name not in (VISUAL, HIDDEN) and not tensor.name.startswith(PAST)
         }
         if not self.in_place:
             wanted[ROWS] = ((batch,), np.dtype(np.int64))
@@ -225,7 +265,8 @@ class TensorRtSession(SlotTable):
 
     def add(self, visual: Tensor, rows: CacheRows | None = None) -> int:
         """Take a slot; rows that its cache still begins with are not copied again."""
-        self._model.check_visual(visual)
+        if self._info.takes_ids:
+            self._model.check_visual(visual)
         slot, memory = self.take(visual), self._memory
         length = rows[0].shape[2] if rows else 0
         if rows and not (memory.prefix[slot] is rows and memory.intact[slot] >= length):
@@ -254,14 +295,40 @@ class TensorRtSession(SlotTable):
         model, memory, lengths = self._model, self._memory, self.lengths
         self.check_room(slot, len(ids))
         memory.intact[slot] = min(memory.intact[slot], int(lengths[slot]))
-        visual: Tensor = self.visual[slot]
+        visual: Tensor | None = self.visual[slot]
         most = min(chunk or model.longest, model.longest)
         for part, places in pieces(ids, positions, int(lengths[slot]), most):
-            inputs = model.step(part, places, lengths[slot : slot + 1])
-            where = visual.address, visual.shape
+            asked = self._enter()
+            inputs = {**model.step(part, places, lengths[slot : slot + 1]), **asked}
+            where = None if visual is None else (visual.address, visual.shape)
             memory.prefill(slot, where, inputs, part.shape[1], int(lengths[slot]))
+            self._leave(part.shape[1], 1, memory.scores)
             lengths[slot] += part.shape[1]
         return memory.read(0)
+
+    @property
+    def most(self) -> int:
+        """Ids that one run takes."""
+        return self._model.longest
+
+    def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
+        """Return for which slots the rows of the next step of these are: all."""
+        return tuple(range(self.slots))
+
+    def _enter(self) -> StepInputs:
+        """Put the hidden states that the graph before handed on where this one reads; return what a method asks."""
+        fed = dict(self.link.fed)
+        hidden: Tensor | None = fed.pop(HIDDEN, None)
+        if hidden is not None:
+            self._memory.enter(hidden)
+        return fed
+
+    def _leave(self, count: int, batch: int, scores: Mapping[str, Any]) -> None:
+        """Say what the next graph of the chain gets."""
+        self.link.handed = {**scores}
+        if self._model.handed is not None:
+            self.link.handed["hidden_out"] = self._memory.handed_on(count, batch)
+        self.link.order = tuple(range(self.slots))
 
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
@@ -275,7 +342,8 @@ class TensorRtSession(SlotTable):
             held[slot] = rows[slot] = lengths[slot]
             row[slot], places[slot] = token, lengths[slot] if positions is None else positions[slot]
         memory.intact = [min(intact, int(held[slot])) for slot, intact in enumerate(memory.intact)]
-        memory.decode({**model.step(row, places, held), ROWS: rows})
+        memory.decode({**self._enter(), **model.step(row, places, held), ROWS: rows})
+        self._leave(1, memory.count, {})
         lengths[list(ids)] += 1
         return {slot: memory.read(slot) for slot in ids}
 
@@ -309,6 +377,5 @@ class TensorRtSession(SlotTable):
         memory.prefix[slot], memory.intact[slot] = rows, length
 
 
-def _shape(tensor: TensorInfo, count: int, batch: int) -> Shape:
-    sizes = {"batch": batch, "seq": count}
-    return tuple(sizes[size] if isinstance(size, str) else size for size in tensor.shape)
+def _shape(tensor: TensorInfo, sizes: Mapping[str, int]) -> Shape:
+    return tuple(sizes.get(size, 1) if isinstance(size, str) else size for size in tensor.shape)

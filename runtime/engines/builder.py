@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.profiles import LANGUAGE, VISION, check_slots, make_limits
+from divprune_edge.models.profiles import VISION, check_slots, is_language, make_limits
 from divprune_edge.plugins.loader import Library, find_library
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition, store
@@ -177,7 +177,7 @@ def _prepare(
     if plugin is not None:
         compiler.register_plugin(plugin)
     for graph in graphs:
-        if graph.name not in (VISION, LANGUAGE):
+        if graph.name != VISION and not is_language(graph.name):
             compiler.check_graph(_job(bundle, graph, options, facts))
 
 

@@ -10,11 +10,11 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.models.profiles import (
     ASSEMBLE,
-    LANGUAGE,
     VISION,
     Limits,
     Profile,
     assemble_profiles,
+    language_engines,
     language_profiles,
     selector_profiles,
     vision_profiles,
@@ -105,8 +105,7 @@ def graphs_of(
         graphs.append(Graph(ASSEMBLE, rows.file, rows.data, assemble_profiles(manifest), plugin=False))
     profiles = vision_profiles(manifest, apart=edition.shares_weights)
     graphs.append(Graph(VISION, vision.file, vision.data, profiles, plugin=False))
-    for i, (graph, group) in enumerate(zip(language.graphs, language.groups, strict=True)):
-        name = LANGUAGE if language.schedule is None else f"{LANGUAGE}.{i}"
+    for name, graph, group in zip(language_engines(language), language.graphs, language.groups, strict=True):
         profiles = language_profiles(graph, limits, group.capacity, apart=edition.shares_weights)
         graphs.append(Graph(name, graph.file, graph.data, profiles, plugin=False))
     return graphs

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
-from divprune_edge.models.profiles import ASSEMBLE, LANGUAGE, VISION, Limits
+from divprune_edge.models.profiles import ASSEMBLE, VISION, Limits, is_language, language_engines
 from divprune_edge.models.targets import find_target
 from divprune_edge.plugins.loader import BUILD, Library, default_path, find_library
 from divprune_edge.runtime.bundle import Bundle
@@ -34,8 +34,8 @@ from divprune_edge.runtime.engines.store import (
 from divprune_edge.runtime.engines.target import check_backend, check_dialect
 
 _log = logging.getLogger("divprune_edge")
-_SHARED = {VISION, ASSEMBLE, LANGUAGE}
-"""Engines that serve every selector."""
+_SHARED = {VISION, ASSEMBLE}
+"""Engines that serve every selector, beside those of the language model."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def open_engines(
         raise (problems or [error])[0] from None
     called = _called_kernel(selector, library, edition)
     seeing = [VISION, *([ASSEMBLE] if bundle.manifest.assemble else [])]
-    names = [*([] if before else [*seeing, LANGUAGE]), *([selector.id] if selector and not called else [])]
+    language = language_engines(bundle.manifest.language_model)
+    names = [*([] if before else [*seeing, *language]), *([selector.id] if selector and not called else [])]
     info = {name: stored.info.plans[name] for name in names}
     found = called
     if any(plan.plugin for plan in info.values()):
@@ -162,7 +163,9 @@ def _choose(
 def _share_engines(stored: Stored, before: Engines) -> bool:
     """Whether two builds have the same engines but for their selectors, as where the later took over the earlier's."""
     return all(
-        stored.info.plans[name].sha256 == before.info[name].sha256 for name in before.info if name in _SHARED
+        stored.info.plans[name].sha256 == before.info[name].sha256
+        for name in before.info
+        if name in _SHARED or is_language(name)
     )
 
 
@@ -174,7 +177,8 @@ def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, devi
     found = differences(built, device, now)
     missing = [name for name in now if name not in built.onnx]
     if missing:
-        there = ", ".join(sorted(set(built.onnx) - _SHARED)) or "no selector"
+        others = {name for name in built.onnx if name not in _SHARED and not is_language(name)}
+        there = ", ".join(sorted(others)) or "no selector"
         found.append(f"were built with {there}, but not with '{missing[0]}'")
     kept, most = bundle.manifest.visual_tokens(selector), built.limits.kept[-1]
     if not missing and kept > most:

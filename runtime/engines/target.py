@@ -72,13 +72,7 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
     Raises:
         UserError: it is not; the sentence has the export that makes one that is.
     """
-    dialect, schedule = manifest.language_model.dialect, manifest.language_model.schedule
-    if schedule is not None:
-        raise UserError(
-            f"'{bundle}' prunes inside its language model (schedule '{schedule.method}'), which this runtime does on "
-            "ONNX Runtime alone: use --backend cpu or cuda, or export without --schedule.",
-            code="schedule-with-backend",
-        )
+    dialect = manifest.language_model.dialect
     if dialect not in FOR_TENSORRT:
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from checkpoints import NEXT, make_checkpoint
 from exporting import Bundle, export, plan_of
+from over_fake import over_fake
 from PIL import Image
 from qwen_checkpoints import QWEN, SHAPES, images_of, make_qwen_checkpoint
 from raising import refused
 from schedule_reference import EagerDecoder
 
 from divprune_edge import Pipeline
+from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
 
 LAYERS, STEPS = 6, 8
 QUESTIONS = ("what is in the picture?", "how many red circle are there?")
@@ -438,3 +440,38 @@ def test_images_of_different_numbers_of_tokens(tmp_path: Path) -> None:
     )
     assert visual[found].tolist() == sorted(kept[0].tolist())
     agree(answer.token_ids, tokens, margins)
+
+
+@pytest.mark.parametrize("dialect", ["static", "decomposed"])
+@pytest.mark.parametrize("method", METHODS)
+def test_over_a_device_it_is_the_same(
+    exported: Exported, method: str, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The TensorRT backend over a stand-in for the device: what stays, answers, slots, a second question."""
+    bundle = exported(method, dialect)
+    ours, device = over_fake(
+        RuntimeBundle.open(bundle.folder), monkeypatch, selectors=["divprune-20"], slots=3, images=2
+    )
+    theirs = Pipeline(bundle.folder)
+    for images in ([picture(21)], [picture(22), picture(23)]):
+        chats = [pipeline.chat(images) for pipeline in (ours, theirs)]
+        for question in QUESTIONS:
+            found, wanted = (chat.ask(question, max_tokens=STEPS, ignore_eos=True) for chat in chats)
+            assert found.token_ids == wanted.token_ids
+        kept, same = ([one.tolist() for one in chat._session.kept(chat._slot)] for chat in chats)
+        assert kept == same
+    asked = [(picture(24), QUESTIONS[0]), (None, QUESTIONS[1]), (picture(25), "how many?")]
+    together = ours.ask_batch(asked, max_tokens=STEPS, ignore_eos=True)
+    for answer, question in zip(together, asked, strict=True):
+        assert answer.token_ids == theirs.ask(*question, max_tokens=STEPS, ignore_eos=True).token_ids
+    assert device.counts["launches"] > device.counts["captures"] > 0
+
+
+def test_an_engine_takes_a_prompt_with_an_image_whole(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = RuntimeBundle.open(exported("fastv", "static").folder)
+    pipeline, _ = over_fake(bundle, monkeypatch, selectors=["divprune-20"], max_prompt=24)
+    with refused("schedule-chunk", 24, "--max-prompt"):
+        pipeline.ask(picture(26), QUESTIONS[0])
+    assert pipeline.ask(None, " ".join(["what"] * 30), max_tokens=2, ignore_eos=True).token_ids

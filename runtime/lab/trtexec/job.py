@@ -94,6 +94,13 @@ def make_job(
         )
     if stage in ("language", "all"):
         check_dialect(manifest, path)
+        if manifest.language_model.schedule is not None:
+            raise UserError(
+                f"'{path}' prunes inside its language model (schedule '{manifest.language_model.schedule.method}'): "
+                "between its graphs tokens are chosen, which trtexec does not do. Measure --stage vision or selector "
+                "here, and the whole with 'python -m runtime profile'.",
+                code="schedule-with-trtexec",
+            )
         check_version(manifest, path, version)
     files = Files((output or path / _FOLDER).absolute())
     check_folder(files.folder)
