@@ -23,7 +23,15 @@ from divprune_edge.manifest import (
     tile_input,
 )
 from divprune_edge.models.graph_facts import check_plan
-from divprune_edge.models.profiles import ASSEMBLE, VISION, Shape, is_language, is_within, language_engines
+from divprune_edge.models.profiles import (
+    ASSEMBLE,
+    HIDDEN,
+    VISION,
+    Shape,
+    is_language,
+    is_within,
+    language_engines,
+)
 from divprune_edge.models.schedules import find_method
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
@@ -113,7 +121,7 @@ class TensorRtBackend:
             tensors += [*self._shapes(selector.outputs), ((1, manifest.candidates), np.bool_)]
             if selector.id in self._kernels:
                 tensors += self._beside_kernel(selector)
-        scratch = self._allocate(tensors)
+        scratch = self._allocate([*tensors, *self._hidden()])
         self._language[0].check_kept(manifest.visual_tokens(selector))
         for model in self._language:
             model.reserve(scratch)
@@ -192,9 +200,8 @@ class TensorRtBackend:
         outputs = self._run(selector.id, selector, read)
         return outputs["kept_tokens"], self._download("kept_indices", outputs["kept_indices"])
 
-    def take(self, tensor: Tensor, rows: npt.NDArray[np.int64], axis: int = 1) -> Tensor:
+    def take(self, tensor: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
         """Copy on the device."""
-        assert axis == 1 and tensor.shape[0] == 1, "slots are always stepped in one order"
         taken = self._pool.take((1, rows.size, *tensor.shape[2:]), tensor.dtype)
         self._copy_rows(taken.address, tensor.address, rows, taken.nbytes // rows.size)
         return taken
@@ -229,11 +236,29 @@ class TensorRtBackend:
         if info.schedule is None:
             return self._language[0].session(slots)
         groups = [model.session(slots) for model in self._language]
-        return ChainSession(groups, self, info, find_method(info.schedule.method))
+        return ChainSession(groups, _Between(self), info, find_method(info.schedule.method))
 
-    def download(self, tensor: Any) -> npt.NDArray[Any]:
-        """Return a tensor's values; what a graph reads of layers is on the host when its run is over."""
-        return tensor if isinstance(tensor, np.ndarray) else self.to_host(tensor)
+    def take_hidden(self, hidden: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Return some rows of the hidden states of a prompt [1, seq, W], in the order given."""
+        width = hidden.shape[2]
+        taken = self._pool.take((1, rows.size, width), hidden.dtype, self._hidden_room(width))
+        self._copy_rows(taken.address, hidden.address, rows, width * hidden.dtype.itemsize)
+        return taken
+
+    def _hidden_room(self, width: int) -> Shape:
+        assert self._engines is not None
+        return (1, self._engines.limits.max_prompt, width)
+
+    def _hidden(self) -> list[tuple[Shape, Any]]:
+        """Return what the hidden states that a cut leaves are held in between two graphs; one at a time."""
+        handed = [
+            one
+            for graph in self._bundle.manifest.language_model.segments
+            for one in graph.inputs
+            if one.name == HIDDEN
+        ]
+        widths = {int(one.shape[2]): one.dtype for one in handed}
+        return [(self._hidden_room(width), dtype) for width, dtype in widths.items()]
 
     def _load_plans(self, engines: Engines) -> None:
         for name, plan in engines.plans.items():
@@ -435,6 +460,22 @@ class TensorRtBackend:
         if held is None or held.nbytes < nbytes:
             held = self._host[use] = self._device.pinned(nbytes)
         return held
+
+
+class _Between:
+    """What a chain does with hidden states; what a graph reads of layers is on the host when its run is over."""
+
+    def __init__(self, backend: TensorRtBackend) -> None:
+        self._backend = backend
+
+    def take(self, tensor: Tensor, rows: npt.NDArray[np.int64], axis: int = 1) -> Tensor:
+        """See :class:`~divprune_edge.runtime.backends.chain.Tensors`, also for what follows."""
+        assert axis == 1, "slots are always stepped in one order"
+        return self._backend.take_hidden(tensor, rows)
+
+    def download(self, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return it."""
+        return tensor
 
 
 def _fixed(shape: Sequence[int | str], sizes: Mapping[str, int]) -> Shape:
