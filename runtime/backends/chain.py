@@ -166,7 +166,15 @@ class ChainSession:
             held = [None] * len(self._groups)
         # The first group alone reads visual tokens.
         seen = [visual, *[None] * (len(self._groups) - 1)]
-        (slot,) = {group.add(*one) for group, *one in zip(self._groups, seen, held, strict=True)}
+        begun: list[tuple[Segment, int]] = []
+        try:
+            for group, *told in zip(self._groups, seen, held, strict=True):
+                begun.append((group, group.add(*told)))
+        except BaseException:
+            for group, slot in begun:
+                group.remove(slot)
+            raise
+        (slot,) = {slot for _, slot in begun}
         self._sequences[slot] = state
         return slot
 

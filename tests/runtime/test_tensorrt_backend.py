@@ -135,7 +135,7 @@ def test_one_launch_per_decode_step_and_nothing_of_a_token_through_the_host(
     logits = 4 * manifest.language_model.vocabulary
     vision = manifest.vision_encoder
     pixels = vision.image_height * vision.image_width * 3
-    model = ours._backend._model  # type: ignore[attr-defined]
+    model = ours._backend._language[0]  # type: ignore[attr-defined]
     step = model.places(1, 1)[1]
     downloads = [size for kind, size in device.copies if kind == "download"]
     uploads = [size for kind, size in device.copies if kind == "upload"]
@@ -289,7 +289,7 @@ def test_a_sequence_that_fails_to_begin_gives_its_memory_back(tiny: dict[str, Bu
             OneSlot(backend, visual, (*rows,))
     gc.collect()  # the failure's traceback holds on to its session
     OneSlot(backend, visual).extend([1, 7])
-    assert backend._model._made == 1
+    assert backend._language[0]._made == 1
 
 
 def test_a_sequence_keeps_its_visual_tokens(tiny: dict[str, Bundle]) -> None:
