@@ -19,6 +19,7 @@ from schedule_reference import EagerDecoder
 
 from divprune_edge import Pipeline
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
+from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 
 LAYERS, STEPS = 6, 8
 QUESTIONS = ("what is in the picture?", "how many red circle are there?")
@@ -471,6 +472,19 @@ def test_over_a_device_it_is_the_same(
     for answer, question in zip(together, asked, strict=True):
         assert answer.token_ids == theirs.ask(*question, max_tokens=STEPS, ignore_eos=True).token_ids
     assert device.counts["launches"] > device.counts["captures"] > 0
+
+
+def test_over_tensorrt_rtx_too(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engines have one profile for both kinds of steps."""
+    bundle = exported("fastv", "static")
+    edition = {"edition": TENSORRT_RTX}
+    ours, _ = over_fake(
+        RuntimeBundle.open(bundle.folder), monkeypatch, selectors=["divprune-20"], slots=2, **edition
+    )
+    asked = [(picture(27), QUESTIONS[0]), (picture(28), QUESTIONS[1])]
+    theirs = Pipeline(bundle.folder)
+    for answer, question in zip(ours.ask_batch(asked, max_tokens=STEPS), asked, strict=True):
+        assert answer.token_ids == theirs.ask(*question, max_tokens=STEPS).token_ids
 
 
 def test_an_engine_takes_a_prompt_with_an_image_whole(
