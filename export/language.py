@@ -141,18 +141,15 @@ class _Writer:
     ) -> tuple[ir.Value, ir.Value]:
         if projected:
             normed, (q, k, v) = None, projected
+            if self.part.watches(i):  # the graph before has it, and does not hand it on
+                normed, _ = self._norm(x, None, f"layers.{i}.input_layernorm")
         else:
             x, normed, q, k, v = self._project(i, x, branch)
         with self.g.scope("self_attn"):
             y = linear(self.g, attention(self.g, i, q, k, v), self.weights, f"layers.{i}.self_attn.o_proj")
         fed, middle = self._norm(x, y, f"layers.{i}.post_attention_layernorm")
         branch = _mlp(self.g, fed, self.decoder, self.weights, f"layers.{i}.mlp")
-
-        def read_by_attention() -> ir.Value:
-            # Where the graph before has the projections, it has this as well, and does not hand it on.
-            return self._norm(x, None, f"layers.{i}.input_layernorm")[0] if normed is None else normed
-
-        self.scores.read(Layer(i, q, k, x, read_by_attention, middle, fed, branch))
+        self.scores.read(Layer(i, q, k, x, normed, middle, fed, branch))
         return middle, branch
 
     def _project(self, i: int, x: ir.Value, branch: ir.Value | None) -> tuple[ir.Value, ...]:
@@ -172,7 +169,7 @@ class _Writer:
             end = part.first + part.layers
             with g.scope(f"layers.{end}"):
                 x, normed, q, k, v = self._project(end, x, branch)
-                self.scores.read(Layer(end, q, k, x, lambda: normed))
+                self.scores.read(Layer(end, q, k, x, normed))
             x = g.op("Concat", x, q, k, v, axis=-1)
         elif branch is not None:
             x = g.op("Add", x, branch)

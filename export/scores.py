@@ -9,7 +9,6 @@ decode, each has one element, 0. All of them are of the first sequence of a batc
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +33,7 @@ class Layer:
         q: [batch, seq, heads x head_dim], not turned.
         k: [batch, seq, kv_heads x head_dim], likewise.
         before: hidden states that enter it, [batch, seq, D].
-        normed: writes the same behind the norm, as its attention reads them.
+        normed: the same behind the norm, as its attention reads them; None where nothing is read of the layer.
         middle: with the attention's output added; None of a layer that was only projected, as what follows.
         fed: the same behind the norm, as its MLP reads them.
         branch: what the MLP adds.
@@ -44,7 +43,7 @@ class Layer:
     q: ir.Value
     k: ir.Value
     before: ir.Value
-    normed: Callable[[], ir.Value]
+    normed: ir.Value | None
     middle: ir.Value | None = None
     fed: ir.Value | None = None
     branch: ir.Value | None = None
@@ -115,9 +114,9 @@ class _Seen:
         return self.scores.g.op("Add", self.layer.middle, self.layer.branch)
 
     @property
-    def normed(self) -> tuple[ir.Value, ir.Value | None]:
+    def normed(self) -> tuple[ir.Value | None, ir.Value | None]:
         """What its attention reads, and what its MLP does."""
-        return self.layer.normed(), self.layer.fed
+        return self.layer.normed, self.layer.fed
 
     @property
     def attention(self) -> ir.Value:
