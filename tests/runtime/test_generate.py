@@ -33,7 +33,12 @@ class Script:
         return self._length
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Sequence[int], chunk: int | None
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        chunk: int | None,
+        images: Sequence[int] = (),
     ) -> Prediction:
         self.fed.append(tuple(ids))
         self.positions.extend(positions)
