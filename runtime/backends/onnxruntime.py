@@ -175,9 +175,9 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.intra_op_num_threads = self._threads or 0
-        if graph not in self._bundle.manifest.language_model.graphs:
-            # Three pools share the cores: one that has finished its run must not spin against the next. What follows
-            # a step of the language model is its next step, which finds the threads awake.
+        if graph is not self._bundle.manifest.language_model:
+            # The pools share the cores: one that has finished its run must not spin against the next. What follows a
+            # step of the language model is its next step, which finds the threads awake; but of a chain the next graph.
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if isinstance(graph, SelectorInfo) and graph.name in SERVED:
             _add_operators(options, self._device)
