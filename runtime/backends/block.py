@@ -208,7 +208,10 @@ class _View:
         self.outputs.renew()
         owner = self._owner
         self.binding.fed(owner.link.fed)
-        owner.link.handed = self.binding.make(owner._handed)
+        if owner._handed:
+            owner.link.handed = self.binding.make(owner._handed)
+        else:
+            self.binding.run()
         owner.link.order = tuple(range(self._first, self._first + self._count))
         if self._hands_out:
             for slot in stepped:

@@ -18,8 +18,11 @@ from raising import refused
 from schedule_reference import EagerDecoder
 
 from divprune_edge import Pipeline
+from divprune_edge.models.cost import DecoderFlops
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
 from divprune_edge.runtime.engines.edition import TENSORRT_RTX
+from divprune_edge.runtime.lab.profiling.roofline import DECODE, costs
+from divprune_edge.runtime.lab.trtexec.job import make_job
 
 LAYERS, STEPS = 6, 8
 QUESTIONS = ("what is in the picture?", "how many red circle are there?")
@@ -495,3 +498,38 @@ def test_an_engine_takes_a_prompt_with_an_image_whole(
     with refused("schedule-chunk", 24, "--max-prompt"):
         pipeline.ask(picture(26), QUESTIONS[0])
     assert pipeline.ask(None, " ".join(["what"] * 30), max_tokens=2, ignore_eos=True).token_ids
+
+
+def test_what_leaves_is_not_counted(exported: Exported) -> None:
+    """Of a prompt of 30 tokens, 20 of them visual, 10 to 2 of these are in later layers."""
+    bundle = RuntimeBundle.open(exported("pyramiddrop").folder)
+    language = bundle.manifest.language_model
+    cost = language.cost
+    assert cost is not None
+    parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
+    selector = bundle.selector()
+    found = costs(bundle, selector, 30, 8)
+    layers = [(2, 30), (1, 20), (1, 15), (2, 12)]
+    flops = sum(n * (parts.of(tokens, 0) - parts.logits) for n, tokens in layers) / LAYERS
+    assert abs(found["prefill"].flops - parts.logits - flops) <= 1
+    whole = costs(RuntimeBundle.open(exported(None).folder), selector, 30, 8)
+    row = 2 * 2 * 16 * 4  # keys and values, heads, their width, bytes
+    assert whole["prefill"].bytes - found["prefill"].bytes == (
+        row * sum(n * (30 - tokens) for n, tokens in layers) + cost_difference(exported)
+    )
+    step = sum(n * (parts.of(1, 34 - (30 - tokens)) - parts.logits) for n, tokens in layers) / LAYERS
+    assert abs(found[DECODE].flops - parts.logits - step) <= 1
+
+
+def cost_difference(exported: Exported) -> int:
+    """Bytes of graphs themselves, of which a chain has more."""
+    whole, chain = (
+        exported(name).manifest.language_model.cost.weight_bytes for name in (None, "pyramiddrop")
+    )
+    return int(whole - chain)
+
+
+def test_trtexec_measures_no_chain(exported: Exported) -> None:
+    folder = exported("fastv", "static").folder
+    with refused("schedule-with-trtexec", "fastv"):
+        make_job(folder, "10.16", None, None, "language", None, Path("a.png"), "what?", None, None)

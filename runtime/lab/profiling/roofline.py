@@ -142,9 +142,11 @@ def costs(
         def step(new: int, cached: int) -> StageCost:
             # A cache of fixed size is read whole, however little of it is filled.
             rows, flops = 0, 0.0
-            for group in language.groups:
-                # What leaves before a group of layers is neither computed there nor in its cache.
-                mine, held = (new, group.rows(cached)) if cached else (group.rows(new), 0)
+            # What leaves before a group of layers is neither computed there nor in its cache.
+            seen = [manifest.visual_tokens(selector)]
+            there = [max(1, n) for n in language.group_tokens(cached or new, seen)]
+            for group, tokens in zip(language.groups, there, strict=True):
+                mine, held = (new, tokens) if cached else (tokens, 0)
                 rows += group.layers * (mine + (group.capacity or held))
                 flops += (parts.of(mine, held) - parts.logits) * group.layers / language.layers
             moved = cost.weight_bytes + row * rows + new * token_row
