@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo
-from divprune_edge.models.schedules.method import Method, query_rows
+from divprune_edge.models.schedules import find_method
+from divprune_edge.models.schedules.method import query_rows
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
@@ -132,14 +133,12 @@ class ChainSession:
         groups: a session for each graph.
         tensors: where their tensors lie.
         info: the language model's entry, with its schedule.
-        method: that of the schedule.
     """
 
-    def __init__(
-        self, groups: Sequence[Segment], tensors: Tensors, info: LanguageInfo, method: Method
-    ) -> None:
+    def __init__(self, groups: Sequence[Segment], tensors: Tensors, info: LanguageInfo) -> None:
         assert info.schedule is not None
-        self._groups, self._tensors, self._info, self._method = list(groups), tensors, info, method
+        self._groups, self._tensors, self._info = list(groups), tensors, info
+        self._method = method = find_method(info.schedule.method)
         self._schedule = info.schedule
         self._compact = self._schedule.numbering == "compact"
         self._inputs = [{one.name for one in graph.inputs} for graph in info.graphs]

@@ -23,13 +23,11 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.graph_facts import check_session
-from divprune_edge.models.schedules import find_method
 from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, SERVED, find_operators
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
 from divprune_edge.runtime.backends.block import BlockSession
-from divprune_edge.runtime.backends.chain import ChainSession
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.memory import PROVIDERS, DeviceMemory, dtype_of
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
@@ -160,11 +158,13 @@ class OnnxRuntimeBackend:
         if info.schedule is None:
             (group,) = info.groups
             return kind(self._session(info), self.memory, info, group, slots)
+        from divprune_edge.runtime.backends.chain import ChainSession
+
         groups = [
             kind(self._session(graph), self.memory, info.segment(i), group, slots)
             for i, (graph, group) in enumerate(zip(info.graphs, info.groups, strict=True))
         ]
-        return ChainSession(groups, self.memory, info, find_method(info.schedule.method))
+        return ChainSession(groups, self.memory, info)
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:

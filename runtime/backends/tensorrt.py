@@ -32,12 +32,10 @@ from divprune_edge.models.profiles import (
     is_within,
     language_engines,
 )
-from divprune_edge.models.schedules import find_method
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
-from divprune_edge.runtime.backends.chain import ChainSession
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
@@ -235,8 +233,9 @@ class TensorRtBackend:
         info = self._bundle.manifest.language_model
         if info.schedule is None:
             return self._language[0].session(slots)
-        groups = [model.session(slots) for model in self._language]
-        return ChainSession(groups, _Between(self), info, find_method(info.schedule.method))
+        from divprune_edge.runtime.backends.chain import ChainSession
+
+        return ChainSession([model.session(slots) for model in self._language], _Between(self), info)
 
     def take_hidden(self, hidden: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
         """Return some rows of the hidden states of a prompt [1, seq, W], in the order given."""
