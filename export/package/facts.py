@@ -56,5 +56,5 @@ def sibling(target: Target) -> Target | None:
 
 
 def _largest_graph(manifest: Manifest) -> int:
-    graphs = (manifest.vision_encoder, manifest.language_model)
+    graphs = (manifest.vision_encoder, *manifest.language_model.graphs)
     return max(sum(manifest.files[file].size for file in (graph.file, *graph.data)) for graph in graphs)
