@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_bundles import refresh
+from exporting import export, plan_of
 from fake_device import FakeDevice
 from plugins_emulation import EMULATED, compile_emulated, write_library
 from raising import assert_told
@@ -95,6 +96,24 @@ def test_the_same_answer_as_on_the_cpu(
     assert run.counts["load divprune-58"] == 1
     if edition is TENSORRT:
         assert here.world.deserialized == 3, "TensorRT itself read plans in the builder alone"
+
+
+@pytest.mark.parametrize("edition", [TENSORRT, TENSORRT_RTX], ids=lambda edition: edition.name)
+def test_a_chain_is_an_engine_for_each_of_its_graphs(
+    command: Command, here: Here, edition: Edition, device: Callable[..., FakeDevice], tmp_path: Path
+) -> None:
+    """All of them are loaded once, whatever selector asks; another selector's build has them as they are."""
+    plan = plan_of(CHECKPOINT, 58, schedule="pyramiddrop", dialect="decomposed")
+    bundle = export(plan, tmp_path / "bundle").folder
+    refresh(bundle, read_manifest(bundle), target="rtx" if edition is TENSORRT_RTX else None)
+    built = command("build", bundle)
+    assert built.code == 0, built.err
+    assert "(6 of 6) language_model.3" in built.err
+    run = device(bundle)
+    same(answer_of(command, bundle, edition.name), answer_of(command, bundle, "cpu"))
+    assert [run.counts[f"load language_model.{i}"] for i in range(5)] == [1, 1, 1, 1, 0]
+    again = command("build", bundle, "--selector", "none")
+    assert again.code == 0, again.err
 
 
 def test_the_selectors_loop_says_that_it_is_slow(
