@@ -8,16 +8,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.models.schedules.aim import AIM
+from divprune_edge.models.schedules.catp import CATP
 from divprune_edge.models.schedules.controls import RANDOM, UNIFORM
 from divprune_edge.models.schedules.fastv import FASTV
+from divprune_edge.models.schedules.fitprune import FITPRUNE
+from divprune_edge.models.schedules.lazyllm import LAZYLLM
 from divprune_edge.models.schedules.method import LayerGraph, Method, View, Watch
 from divprune_edge.models.schedules.pyramiddrop import PYRAMIDDROP
 from divprune_edge.models.schedules.schedule import Cut, Numbering, Schedule, method_of, read_schedule
+from divprune_edge.models.schedules.sparsevlm import SPARSEVLM
+from divprune_edge.models.schedules.spatten import SPATTEN
 from divprune_edge.models.schedules.todre import TODRE_2
+from divprune_edge.models.schedules.transprune import TRANSPRUNE
 from divprune_edge.models.schedules.v2drop import V2DROP
+from divprune_edge.models.schedules.vla_pruner import VLA_PRUNER
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (PYRAMIDDROP, FASTV, V2DROP, TODRE_2, RANDOM, UNIFORM)
+    method.name: method
+    for method in (
+        PYRAMIDDROP,
+        FASTV,
+        V2DROP,
+        TODRE_2,
+        RANDOM,
+        UNIFORM,
+        TRANSPRUNE,
+        AIM,
+        SPARSEVLM,
+        LAZYLLM,
+        CATP,
+        VLA_PRUNER,
+        SPATTEN,
+        FITPRUNE,
+    )
 }
 
 __all__ = [

@@ -1,0 +1,33 @@
+"""LazyLLM as a static schedule: the last token's attention, in several cuts.
+
+Fu et al.: "LazyLLM: Dynamic Token Pruning for Efficient Long Context LLM Inference", 2024, arXiv 2407.14057. A token
+goes on where the prompt's last token attends to it, mean over heads, more than to a share of the others; each 30 % of
+the layers remove 30 % of what is there.
+"""
+
+from __future__ import annotations
+
+from divprune_edge.models.schedules.fastv import last_attention, write_last_attention
+from divprune_edge.models.schedules.method import Method, Watch, best_of, cuts_by_share, scaled
+from divprune_edge.models.schedules.schedule import Cut
+
+STAGES = {10: 0.7, 19: 0.7**2, 29: 0.7**3}
+
+
+def _published(layers: int, visual: int) -> tuple[Cut, ...]:
+    return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in STAGES.items()})
+
+
+LAZYLLM = Method(
+    name="lazyllm",
+    citation="Fu et al., LazyLLM, 2024, arXiv 2407.14057",
+    published=_published,
+    picks=best_of("attention"),
+    watches=(Watch("attention", last_attention, write_last_attention),),
+    numbering="original",
+    deviations=(
+        "A static stand-in: what left in the prefill is gone, where the paper may bring a token back at each step.",
+        "Visual tokens alone leave; the paper prunes text as well.",
+    ),
+)
+"""The last token's attention at 30, 60 and 90 % of the layers."""

@@ -1,0 +1,104 @@
+"""Every method through the exported chain: what stays and what is answered, against PyTorch in transformers' layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from eager_schedules import EAGER, Eager, eager_transprune, run
+from exporting import Bundle, export, plan_of
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from divprune_edge import Pipeline
+from divprune_edge.manifest import ScheduleInfo
+from divprune_edge.models.schedules import METHODS
+
+STEPS = 6
+KEEP = 20
+DIALECTS = ("onnxruntime", "static", "decomposed")
+RECIPE = {
+    "method": "fitprune",
+    "cuts": [{"before": 2, "keep": 13}, {"before": 3, "keep": 8}, {"before": 6, "keep": 3}],
+}
+LOOKS = [name for name, method in METHODS.items() if method.watches]
+CASES = [(name, "portable") for name in LOOKS]
+CASES += [(name, dialect) for name in ("transprune", "aim", "catp", "spatten") for dialect in DIALECTS]
+"""Each with a growing cache; those that read most of a layer with the others as well."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of eight layers, 25 visual tokens, and heads that every dialect takes."""
+    text = {"num_hidden_layers": 8, "num_key_value_heads": 2, "head_dim": 16}
+    return make_checkpoint(tmp_path_factory.mktemp("eight") / "checkpoint", text=text)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> Any:
+    torch.set_num_threads(1)
+    whole = AutoModelForImageTextToText.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    return SimpleNamespace(model=whole.model.language_model, lm_head=whole.lm_head)
+
+
+def exported(checkpoint: Path, name: str, dialect: str, folder: Path) -> Bundle:
+    options: dict[str, Any] = {"numbering": "compact"} if dialect == "onnxruntime" else {}
+    schedule = name
+    if name == "fitprune":
+        recipe = folder / "recipe.json"
+        recipe.write_text(json.dumps(RECIPE))
+        schedule = str(recipe)
+    plan = plan_of(checkpoint, KEEP, schedule=schedule, dialect=dialect, precision="fp32", **options)
+    return export(plan, folder / "bundle")
+
+
+def eager(schedule: ScheduleInfo) -> Eager:
+    if schedule.method == "transprune":
+        return eager_transprune(schedule.since, schedule.cuts[-1].before - 1)
+    return EAGER[schedule.method]
+
+
+@pytest.mark.parametrize(("name", "dialect"), CASES)
+def test_what_stays_and_what_follows(
+    name: str, dialect: str, checkpoint: Path, model: Any, tmp_path: Path
+) -> None:
+    bundle = exported(checkpoint, name, dialect, tmp_path)
+    schedule = bundle.manifest.language_model.schedule
+    assert schedule is not None and schedule.method == name
+    cuts = [(cut.before, cut.keep) for cut in schedule.cuts]
+    pixels = np.random.default_rng(5).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    chat = Pipeline(bundle.folder).chat([Image.fromarray(pixels)])
+    answer = chat.ask("how many red circle are there?", max_tokens=STEPS, ignore_eos=True)
+
+    ids = np.array(chat._cached[: answer.prompt_tokens])
+    visual = np.flatnonzero(ids >= bundle.rows)
+    table = torch.from_numpy(chat._pipeline._backend.to_host(chat._seen.tokens)[0].astype(np.float32))
+    rows = model.model.embed_tokens.weight.detach()[np.where(ids < bundle.rows, ids, 0)]
+    rows[visual] = table[ids[visual] - bundle.rows]
+    forbidden = [*bundle.manifest.prompt.forbidden_ids]
+    wanted = run(
+        model,
+        rows,
+        visual.tolist(),
+        cuts,
+        eager(schedule),
+        renumber=schedule.numbering == "compact",
+        steps=STEPS,
+        forbidden=forbidden,
+    )
+    kept = [visual[picks].tolist() for picks in chat._session.kept(chat._slot)]
+    assert kept == wanted.kept
+    for step, (found, best) in enumerate(zip(answer.token_ids, wanted.tokens, strict=True)):
+        if found != best:
+            logits = wanted.logits[step].clone()
+            logits[forbidden] = -torch.inf
+            assert logits[best] - logits[found] < 1e-3, f"step {step}: {found} instead of {best}"
+            break
