@@ -9,7 +9,7 @@ from rich.table import Table
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import budget
-from divprune_edge.models.cost import Cost, cost_of
+from divprune_edge.models.cost import Cost, cost_of, layered_kv_bytes, visual_by_layer
 from divprune_edge.models.cost_conventions import (
     F2,
     F3,
@@ -22,6 +22,7 @@ from divprune_edge.models.cost_conventions import (
 from divprune_edge.models.families import FAMILIES, family_named, family_of
 from divprune_edge.models.families.family import Spec
 from divprune_edge.models.files import CheckpointFiles, Config
+from divprune_edge.models.schedules import Schedule, schedule_of
 from divprune_edge.models.tiles import candidates_of, tiles_of
 from divprune_edge.strict_json import is_file
 
@@ -32,11 +33,16 @@ PRESETS: dict[str, Config] = {
 _console = Console(markup=False, highlight=False)
 
 
-def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: int) -> None:
+def show_cost(
+    model: str, *, keep: int | None, prune: str | None, text_tokens: int, schedule: str | None = None
+) -> None:
     """Print the cost of ``model`` (a preset or a checkpoint folder) with and without pruning.
 
+    With a ``schedule``, a method's name or a file, tokens leave between layers as well; then all tokens enter the first
+    one where no budget is given.
+
     Raises:
-        UserError: no such preset or folder, or a budget out of range.
+        UserError: no such preset, folder or schedule, or a budget out of range.
     """
     if text_tokens < 1:
         raise UserError(
@@ -44,8 +50,9 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
         )
     spec = _spec(model)
     n = candidates_of(spec)
-    kept = budget(keep, prune, n)
-    full, pruned = cost_of(spec, n, text_tokens), cost_of(spec, kept, text_tokens)
+    kept = n if schedule is not None and keep is None and prune is None else budget(keep, prune, n)
+    cuts = schedule_of(schedule, spec.decoder.layers, kept) if schedule is not None else None
+    full, pruned = cost_of(spec, n, text_tokens), cost_of(spec, kept, text_tokens, schedule=cuts)
     tiles = tiles_of(spec)
     of = f", an image of {tiles} tiles" if tiles > 1 else ""
     table = Table(title=f"{model}: {kept} of {n} visual tokens{of}", title_justify="left")
@@ -63,18 +70,34 @@ def show_cost(model: str, *, keep: int | None, prune: str | None, text_tokens: i
         f"Counted with {text_tokens} text tokens, two operations per multiply-accumulate, 16-bit cache. "
         "Ratios by other conventions, decoder alone:"
     )
-    for line in conventions(spec, kept):
+    for line in conventions(spec, kept, cuts):
         _console.print(f"  {line}")
+    if cuts is not None:
+        _console.print(f"{cuts.method}, layer by layer:")
+        for line in by_layer(spec, cuts, text_tokens):
+            _console.print(f"  {line}")
 
 
-def conventions(spec: Spec, keep: int) -> list[str]:
+def by_layer(spec: Spec, schedule: Schedule, text_tokens: int) -> list[str]:
+    """Return one line per group of layers: its visual tokens, and the cache of each of its layers."""
+    layers = spec.decoder.layers
+    begins = [0, *(cut.before for cut in schedule.cuts), layers]
+    return [
+        f"layers {first:2}-{end - 1:2}  {keep:5} visual tokens, KV cache "
+        f"{layered_kv_bytes(spec.decoder, [keep + text_tokens] * (end - first)) / 2**20:8,.1f} MiB"
+        for keep, first, end in zip(schedule.keeps, begins[:-1], begins[1:], strict=True)
+    ]
+
+
+def conventions(spec: Spec, keep: int, schedule: Schedule | None = None) -> list[str]:
     """Return one line per convention of the literature: what a paper would print for this budget."""
     n = candidates_of(spec)
     sizes = Sizes(spec.decoder.hidden, spec.decoder.intermediate, spec.decoder.layers)
+    held = (keep,) * sizes.layers if schedule is None else visual_by_layer(schedule, sizes.layers)
     questions = list(QUESTION_TOKENS.values())
-    question = divprune_ratio(sizes, n, keep, questions)[2]
-    system = divprune_ratio(sizes, n, keep, questions, SYSTEM_TOKENS)[2]
-    visual = prefill_flops(sizes, [(sizes.layers, keep)], F3) / prefill_flops(sizes, [(sizes.layers, n)], F3)
+    question = divprune_ratio(sizes, n, held, questions)[2]
+    system = divprune_ratio(sizes, n, held, questions, SYSTEM_TOKENS)[2]
+    visual = prefill_flops(sizes, [(1, m) for m in held], F3) / prefill_flops(sizes, [(sizes.layers, n)], F3)
     return [
         f"{question:7.2%}  f{F2} = 4nd² + 2n²d + 2ndm, visual and question tokens (DivPrune, mean of 11 data sets)",
         f"{system:7.2%}  the same with the {SYSTEM_TOKENS} tokens of the system prompt",

@@ -7,10 +7,12 @@ quadratic term of attention not halved for causality. What papers print follows 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.families.family import Spec
+from divprune_edge.models.schedules.schedule import Schedule
 from divprune_edge.models.tiles import candidates_of, tiles_of
 
 
@@ -52,6 +54,27 @@ def kv_bytes(spec: DecoderSpec, tokens: int, element_bytes: int = 2) -> int:
     return 2 * spec.layers * spec.kv_heads * spec.head_dim * tokens * element_bytes
 
 
+def visual_by_layer(schedule: Schedule, layers: int) -> tuple[int, ...]:
+    """Return how many visual tokens of an image each layer reads, and keeps in its cache."""
+    begins = [0, *(cut.before for cut in schedule.cuts), layers]
+    return tuple(
+        keep
+        for keep, first, end in zip(schedule.keeps, begins[:-1], begins[1:], strict=True)
+        for _ in range(first, end)
+    )
+
+
+def layered_flops(spec: DecoderSpec, tokens: Sequence[int], vocabulary: int) -> int:
+    """Return the FLOPs of a prefill whose layers read ``tokens`` tokens each; what scores cost beside is left out."""
+    one = decoder_parts(spec.truncated(1), vocabulary)
+    return sum(one.token * n + one.pair * n * n for n in tokens) + one.logits
+
+
+def layered_kv_bytes(spec: DecoderSpec, tokens: Sequence[int], element_bytes: int = 2) -> int:
+    """Return the bytes of keys and values where each layer holds ``tokens`` positions."""
+    return sum(kv_bytes(spec.truncated(1), n, element_bytes) for n in tokens)
+
+
 @dataclass(frozen=True)
 class Cost:
     """FLOPs of each stage of one answer's prefill, and the bytes of its KV cache (16-bit elements)."""
@@ -68,18 +91,22 @@ class Cost:
         return self.vision + self.projector + self.selector + self.language
 
 
-def cost_of(spec: Spec, keep: int, text_tokens: int, vocabulary: int | None = None) -> Cost:
+def cost_of(
+    spec: Spec, keep: int, text_tokens: int, vocabulary: int | None = None, schedule: Schedule | None = None
+) -> Cost:
     """Return the cost of one image and ``text_tokens`` tokens of prompt (system and question).
 
     An image is as large as one can be. The projector sees every token: the selection comes after it. A budget of all
-    tokens has no selector.
+    tokens has no selector. With a ``schedule``, whose visual tokens are ``keep``, tokens leave between layers as well.
     """
-    n, tiles, tokens = candidates_of(spec), tiles_of(spec), keep + text_tokens
+    n, tiles, layers = candidates_of(spec), tiles_of(spec), spec.decoder.layers
     rows = spec.decoder.vocabulary if vocabulary is None else vocabulary
+    visual = (keep,) * layers if schedule is None else visual_by_layer(schedule, layers)
+    tokens = [count + text_tokens for count in visual]
     return Cost(
         vision=tiles * spec.vision_flops,
         projector=tiles * spec.projector_flops,
         selector=max_min_flops(n, spec.width, keep) if keep < n else 0,
-        language=decoder_flops(spec.decoder, tokens, rows),
-        kv_bytes=kv_bytes(spec.decoder, tokens),
+        language=layered_flops(spec.decoder, tokens, rows),
+        kv_bytes=layered_kv_bytes(spec.decoder, tokens),
     )

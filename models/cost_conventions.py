@@ -72,11 +72,15 @@ def prefill_flops(sizes: Sizes, stages: Sequence[tuple[int, int]], convention: i
 
 
 def divprune_ratio(
-    sizes: Sizes, visual: int, keep: int, questions: Sequence[int], system: int = 0
+    sizes: Sizes, visual: int, keep: int | Sequence[int], questions: Sequence[int], system: int = 0
 ) -> tuple[float, float, float]:
-    """Return (operations without pruning, with it, mean of the ratios) as DivPrune reports them, over data sets."""
+    """Return (operations without pruning, with it, mean of the ratios) as DivPrune reports them, over data sets.
+
+    ``keep`` is how many visual tokens all layers read, or each of them.
+    """
+    held = [keep] * sizes.layers if isinstance(keep, int) else keep
     full = [prefill_flops(sizes, [(sizes.layers, visual + n + system)], F2) for n in questions]
-    pruned = [prefill_flops(sizes, [(sizes.layers, keep + n + system)], F2) for n in questions]
+    pruned = [prefill_flops(sizes, [(1, m + n + system) for m in held], F2) for n in questions]
     ratios = [p / f for p, f in zip(pruned, full, strict=True)]
     count = len(questions)
     return sum(full) / count, sum(pruned) / count, sum(ratios) / count

@@ -28,6 +28,19 @@ def test_llava_interleave(capsys: pytest.CaptureFixture[str]) -> None:
     assert "73 of 729 visual tokens" in capsys.readouterr().out
 
 
+def test_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+    """All tokens enter where no budget is given; by the convention of its paper, PyramidDrop costs 46.56 %."""
+    show_cost("llava-1.5-7b", keep=None, prune=None, text_tokens=60, schedule="pyramiddrop")
+    shown = capsys.readouterr().out
+    assert "576 of 576 visual tokens" in shown
+    assert "46.56%" in shown
+    assert "layers 16-23    144 visual tokens" in shown
+    show_cost("llava-1.5-7b", keep=144, prune=None, text_tokens=60, schedule="fastv")
+    assert "layers  2-31     72 visual tokens" in capsys.readouterr().out
+    with refused("schedule-unknown", "fastw", "fastv"):
+        show_cost("llava-1.5-7b", keep=None, prune=None, text_tokens=60, schedule="fastw")
+
+
 @pytest.mark.parametrize(
     ("model", "tokens", "code", "given"),
     [("llava-7b", 60, "model-unknown", "llava-7b"), ("llava-1.5-7b", 0, "count-out-of-range", 0)],
