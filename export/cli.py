@@ -382,12 +382,83 @@ def cost(
     prune: Prune = None,
     keep: Keep = None,
     text_tokens: Annotated[int, typer.Option(help="Length of the prompt without the image.")] = 60,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Tokens that leave inside the language model; all enter it if no budget is given.",
+        ),
+    ] = None,
 ) -> None:
     """Count what a budget saves: operations and KV cache, end to end and by the conventions of the literature."""
     from divprune_edge.export.cost import show_cost
 
     _one_budget(prune, keep)
-    show_cost(model, keep=keep, prune=prune, text_tokens=text_tokens)
+    show_cost(model, keep=keep, prune=prune, text_tokens=text_tokens, schedule=schedule)
+
+
+@app.command(name="fit")
+def fit_command(
+    images: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to look at, a few dozen.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="BUNDLE|CHECKPOINT",
+            help="A checkpoint (folder or hub id), or a bundle of one; the bundled demo if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    target_flops: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE", help="Share of the operations on visual tokens that is left, such as 0.4."
+        ),
+    ] = 0.5,
+    cuts: Annotated[int, typer.Option(help="Most cuts, each of which makes one graph more.")] = 4,
+    questions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Questions, one on each line.", show_default="eight of our own"),
+    ] = None,
+    selector: SelectorName = "divprune",
+    prune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIO",
+            help="Share of visual tokens to drop before the language model.",
+            show_default="0",
+        ),
+    ] = None,
+    keep: Keep = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", metavar="DIR", help="LoRA adapter (peft's) to merge into the weights."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The schedule.", show_default="NAME-fitprune-SHARE.json"),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Fit a schedule (FitPrune) to a checkpoint's attention to a few dozen images.
+
+    What was measured is kept until it is done: after an interruption the same command goes on.
+    """
+    from divprune_edge.export.fit_command import show_fit
+
+    _one_budget(prune, keep)
+    show_fit(
+        model,
+        images,
+        questions=questions,
+        target=target_flops,
+        cuts=cuts,
+        selector=selector,
+        keep=keep,
+        prune=prune,
+        adapter=adapter,
+        output=output,
+        force=force,
+    )
 
 
 def _one_budget(prune: str | None, keep: int | None) -> None:

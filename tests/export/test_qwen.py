@@ -17,10 +17,11 @@ from raising import refused
 
 from divprune_edge import Pipeline
 from divprune_edge.export.add_selector import add_selector, add_selectors, left_out
-from divprune_edge.export.calibrate import _pruned, calibrated
+from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.check.bundle import check_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.cost import PRESETS, show_cost
+from divprune_edge.export.examples import pruned_rows
 from divprune_edge.export.merged import with_adapter
 from divprune_edge.export.plan import plan_export
 from divprune_edge.models.selectors import SELECTORS
@@ -187,7 +188,7 @@ def test_calibration_sees_what_is_asked(
 def test_calibration_prunes_as_the_runtime_does(family: str, exported: Callable[[str], Bundle]) -> None:
     bundle = exported(family)
     (image,) = images_of([(77, 131)])
-    tokens, kept = _pruned(bundle.plan, look(bundle, image))
+    tokens, kept = pruned_rows(bundle.plan, look(bundle, image))
     answer = Pipeline(bundle.folder, threads=1).ask(image, "what ?", max_tokens=1)
     assert kept.tolist() == answer.kept_indices.tolist()
     assert tokens.shape == (9, 64 * (1 + bundle.plan.spec.stacked))

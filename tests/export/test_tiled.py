@@ -18,9 +18,10 @@ from safetensors.numpy import load_file, save_file
 from tilings import TINY_SHAPES
 
 from divprune_edge.console import run
-from divprune_edge.export.calibrate import _pruned, calibrated
+from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.cli import app
+from divprune_edge.export.examples import pruned_rows
 from divprune_edge.export.merged import with_adapter
 from divprune_edge.export.plan import plan_export
 from divprune_edge.export.seen import see
@@ -120,7 +121,7 @@ def test_calibration_reads_what_the_runtime_reads(
     pipeline = Pipeline(made.folder, threads=1)
     (read,) = pipeline._vision.read([image])
     graphs = [open_graph(made.folder / file) for file in ("vision_encoder.onnx", "assemble.onnx")]
-    wanted, _ = _pruned(plan, see(plan, *graphs, read, plan.signals))
+    wanted, _ = pruned_rows(plan, see(plan, *graphs, read, plan.signals))
     seen = pipeline._vision.see([read], pipeline.selector)
     found = pipeline._backend.to_host(seen.tokens)[0, seen.rows]
     assert found.shape == wanted.shape
