@@ -56,7 +56,9 @@ def evaluate_command(
 def sweep_command(
     bundles: Annotated[
         list[Path],
-        typer.Argument(metavar="BUNDLE…", help="Bundles of one model; several to compare precisions."),
+        typer.Argument(
+            metavar="BUNDLE…", help="Bundles of one model; several to compare precisions or schedules."
+        ),
     ],
     options: RunOptions,
     target_ttft: Annotated[
@@ -75,6 +77,7 @@ def sweep_command(
     from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
     from divprune_edge.runtime.lab.evaluation.methods import choose_methods
     from divprune_edge.runtime.lab.evaluation.sweep import Entry, parse_milliseconds, verdict
+    from divprune_edge.runtime.lab.scheduled import schedule_line, variant_of
 
     target = None if target_ttft is None else parse_milliseconds(target_ttft)
     opened = [Bundle.open(path) for path in bundles]
@@ -86,9 +89,11 @@ def sweep_command(
     for bundle, methods in zip(opened, chosen, strict=True):
         place = folder if len(opened) == 1 else folder / bundle.path.name
         rows = run_with_progress(bundle, questions, methods, place, options)
-        entries += [Entry(bundle.manifest.precision, row) for row in rows]
+        entries += [Entry(variant_of(bundle.manifest), row) for row in rows]
     about = facts(opened[0], questions, options.backend)
     about["precision"] = ", ".join(dict.fromkeys(bundle.manifest.precision for bundle in opened))
+    lines = dict.fromkeys(schedule_line(bundle.manifest) for bundle in opened)
+    about |= {"schedule": "; ".join(line or "none" for line in lines)} if any(lines) else {}
     sentence = None if target is None else verdict(entries, target)
     write_sweep(entries, folder, about, sentence)
     report([entry.row for entry in entries], folder, about, "sweep", as_json=False)
@@ -203,6 +208,8 @@ def facts(bundle: Bundle, data: Dataset, backend: str) -> dict[str, object]:
 
 
 def _facts(bundle: Bundle, data: str, backend: str) -> dict[str, object]:
+    from divprune_edge.runtime.lab.scheduled import schedule_facts
+
     manifest = bundle.manifest
     return {
         "model": manifest.source.model,
@@ -210,6 +217,7 @@ def _facts(bundle: Bundle, data: str, backend: str) -> dict[str, object]:
         "data": data,
         "backend": backend,
         "visual_tokens": manifest.visual_tokens(None),
+        **schedule_facts(manifest),
     }
 
 
@@ -241,4 +249,6 @@ def report(
         table.add_row(*line)
     console.print(table)
     console.print(tables.footnote(rows))
+    if "schedule" in about:
+        console.print(f"Inside the language model visual tokens leave as well: {about['schedule']}.")
     console.print(f"Written: {folder / name}.md, .csv, .json")

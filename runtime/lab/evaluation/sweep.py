@@ -13,7 +13,7 @@ from divprune_edge.runtime.lab.evaluation.results import Row
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of one bundle; ``precision`` tells bundles of one model apart."""
+    """A row of one bundle; ``precision``, with the schedule if it has one, tells bundles of one model apart."""
 
     precision: str
     row: Row

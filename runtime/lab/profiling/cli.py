@@ -250,12 +250,14 @@ def _about(
     import platform
 
     from divprune_edge import __version__
+    from divprune_edge.runtime.lab.scheduled import schedule_facts
 
     variant = measured.variant
     manifest = variant.bundle.manifest
     return {
         "bundle": variant.bundle.path.name,
         "precision": manifest.precision,
+        **schedule_facts(manifest),
         "dialect": manifest.language_model.dialect,
         "backend": variant.backend.name,
         "threads": str(threads or os.cpu_count() or 1),

@@ -1,0 +1,26 @@
+"""How measurements name a bundle whose language model leaves visual tokens behind."""
+
+from __future__ import annotations
+
+from divprune_edge.manifest import Manifest
+
+
+def schedule_line(manifest: Manifest) -> str | None:
+    """Return ``fastv: of 576 visual tokens 288 from layer 2 on``; None where none leave inside the language model."""
+    schedule = manifest.language_model.schedule
+    if schedule is None:
+        return None
+    cuts = ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in schedule.cuts)
+    return f"{schedule.method}: of {schedule.visual_tokens} visual tokens {cuts}"
+
+
+def variant_of(manifest: Manifest) -> str:
+    """Return what tells bundles of one model apart: the precision, and the schedule if there is one."""
+    line = schedule_line(manifest)
+    return manifest.precision if line is None else f"{manifest.precision}, {line}"
+
+
+def schedule_facts(manifest: Manifest) -> dict[str, str]:
+    """Return the schedule as a fact of a measurement, if there is one."""
+    line = schedule_line(manifest)
+    return {} if line is None else {"schedule": line}
