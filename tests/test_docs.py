@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from divprune_edge.models.schedules import METHODS, schedule_of
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.signals import SIGNALS
 from docs.generate_evidence import DATA, MARKED, PAGES, read, rewritten
@@ -30,6 +31,19 @@ def test_every_selector_with_its_node_source_and_deviations() -> None:
             assert words(selector.citation) in text
     for signal, meaning in SIGNALS.items():
         assert f"| `{signal}` | {meaning} |" in text
+
+
+def test_every_schedule_with_its_source_its_counts_and_deviations() -> None:
+    text = words((ROOT / "docs" / "schedules.md").read_text(encoding="utf-8"))
+    for name, method in METHODS.items():
+        assert f"### `{name}`" in text
+        assert method.citation == "control" or words(method.citation) in text
+        assert f"Positions: {method.numbering}." in text
+        for sentence in method.deviations:
+            assert words(sentence) in text, (name, sentence)
+        if name != "fitprune":
+            cuts = schedule_of(name, 32, 576).cuts
+            assert ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in cuts) in text, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
