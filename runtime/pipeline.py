@@ -316,12 +316,39 @@ class Chat:
         self._shown: Sequence[ImageInput] = ()
         self._seen: VisualTokens | None = None
         self._cached: tuple[int, ...] = ()
+        self._given: dict[str, list[npt.NDArray[np.float32]]] = {}
         started = time.perf_counter()
         # Those of the turns, and after them those of the next one.
         self._images: list[Image.Image | Video] = []
         self._inputs: list[ImageInput] = []
         self._images, self._inputs = self._with(images, bgr)
         self._preprocess_ms = (time.perf_counter() - started) * 1000
+
+    def give(self, **values: Sequence[Any]) -> None:
+        """Hand the schedule's method what it takes beside what it reads, for the next question that brings images.
+
+        Args:
+            values: by name, such as ``history`` of ``vla-pruner``: for each image an array of one number per visual
+                token that the selector keeps, in their order.
+
+        Raises:
+            UserError: the bundle has no schedule, or its method takes no such values.
+        """
+        from divprune_edge.models.schedules import find_method
+
+        schedule = self._pipeline.bundle.manifest.language_model.schedule
+        takes = find_method(schedule.method).takes if schedule is not None else ()
+        for name in values:
+            if name not in takes:
+                what = f"'{schedule.method}'" if schedule is not None else "nothing, as it has no schedule"
+                raise UserError(
+                    f"The bundle's schedule, {what}, takes no '{name}'"
+                    f"{': it takes ' + ', '.join(takes) if takes else ''}.",
+                    code="schedule-values",
+                )
+        self._given = {
+            name: [np.asarray(value, np.float32) for value in images] for name, images in values.items()
+        }
 
     def ask(
         self,
@@ -374,6 +401,12 @@ class Chat:
         session.truncate(self._slot, common)
         self._cached = prompt.ids[:common]
         writer = pipeline._writer(prompt, options, stream)
+        if self._given:
+            from divprune_edge.runtime.backends.chain import ChainSession
+
+            assert isinstance(session, ChainSession), "a bundle with a schedule is a chain"
+            session.give(self._slot, self._given)
+            self._given = {}
         write(session, {self._slot: writer})
         result = writer.result()
         self._cached = (*prompt.ids, *result.token_ids)[: session.length(self._slot)]

@@ -164,6 +164,7 @@ class Method:
         numbering: whether positions are counted anew after each cut (``compact``), or stay those that tokens had.
         since: the first layer of :attr:`Watch.summed`, for the published schedule: ``(layers) -> layer``.
         parameters: what is baked in.
+        takes: names of further values that whoever asks may give for each visual token; they come to ``picks`` as well.
         deviations: where this form differs from the published method, one sentence each.
     """
 
@@ -175,6 +176,7 @@ class Method:
     numbering: Numbering = "compact"
     since: Callable[[int], int] = lambda layers: 0
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    takes: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
 
 

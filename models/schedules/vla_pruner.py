@@ -75,6 +75,7 @@ VLA_PRUNER = Method(
     watches=(Watch("received", mean_received, write_mean_received),),
     numbering="original",
     parameters={"decay": DECAY, "window": WINDOW},
+    takes=(HISTORY,),
     deviations=(
         "The union of both rankings is cut to size by the better rank; the paper takes the most diverse of it.",
     ),

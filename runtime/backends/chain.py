@@ -75,11 +75,13 @@ class _Sequence:
 
     Attributes:
         gone: for each group, which rows it does not have, ascending.
+        given: what the method takes beside what it reads, for the next piece that is cut: by name, of each image.
         spans: first row and end of what was cut in one piece, visual tokens of all its images.
         kept: for each cut so far, which of the piece's visual tokens stayed, by their number among them.
     """
 
     gone: list[Ints]
+    given: Mapping[str, Sequence[npt.NDArray[np.float32]]] = field(default_factory=dict)
     spans: list[tuple[int, int]] = field(default_factory=list)
     kept: list[Ints] = field(default_factory=list)
 
@@ -113,12 +115,14 @@ class _Piece:
     Attributes:
         rows: int64 [n]; which of the piece's ids, ascending.
         images: for each image which of these are its visual tokens; those of its ids, not of ``rows``.
-        sums: watches that sum -> what each visual token of the piece has so far, by its id.
+        given: what the method takes -> what was given of each visual token of the piece, by its id.
+        sums: watches that sum -> what each has so far, likewise.
     """
 
     rows: Ints
     images: list[Ints]
-    sums: dict[str, npt.NDArray[np.float32]]
+    given: dict[str, npt.NDArray[np.float32]]
+    sums: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @property
     def visual(self) -> Ints:
@@ -158,7 +162,7 @@ class ChainSession:
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
         """Begin in the same slot of each group."""
         if rows and isinstance(rows, ChainRows):
-            state = _Sequence([gone.copy() for gone in rows.state.gone], list(rows.state.spans))
+            state = _Sequence([gone.copy() for gone in rows.state.gone], spans=list(rows.state.spans))
             held: Sequence[CacheRows | None] = rows.groups
         else:
             state = _Sequence([np.empty(0, np.int64) for _ in self._groups])
@@ -176,6 +180,10 @@ class ChainSession:
         (slot,) = {slot for _, slot in begun}
         self._sequences[slot] = state
         return slot
+
+    def give(self, slot: int, given: Mapping[str, Sequence[npt.NDArray[np.float32]]]) -> None:
+        """Hand the method what it takes beside what it reads: by name, of each image one number per visual token."""
+        self._sequences[slot].given = given
 
     def show(self, slot: int, visual: DeviceTensor) -> None:
         """The first group reads them."""
@@ -289,7 +297,8 @@ class ChainSession:
             return ()
         state = self._sequences[slot]
         held = _Sequence(
-            [gone[gone < length] for gone in state.gone], [span for span in state.spans if span[1] <= length]
+            [gone[gone < length] for gone in state.gone],
+            spans=[span for span in state.spans if span[1] <= length],
         )
         return ChainRows(
             tuple(group.rows(slot, state.length(index, length)) for index, group in enumerate(self._groups)),
@@ -318,7 +327,8 @@ class ChainSession:
     def _cut(self, slot: int, ids: Ints, places: Ints, images: list[Ints]) -> Prediction:
         """Run a piece, and leave visual tokens behind between the groups."""
         state, begin = self._sequences[slot], self.length(slot)
-        piece = _Piece(np.arange(ids.size), images, {})
+        piece = _Piece(np.arange(ids.size), images, _by_id(state.given, images, ids.size))
+        state.given = {}
         visual = piece.visual
         state.kept = []
         hidden: DeviceTensor = None
@@ -354,6 +364,7 @@ class ChainSession:
                 if name in read:
                     total[visual] += read[name]
                 read[name] = total[visual]
+        read |= {name: value[visual] for name, value in piece.given.items()}
         images = []
         for image in piece.images:
             if image.size <= keep:
@@ -403,6 +414,29 @@ class ChainSession:
             return hidden
         places = [before.index(slot) if slot in before else 0 for slot in wanted]
         return self._tensors.take(hidden, np.array(places, np.int64), axis=0)
+
+
+def _by_id(
+    given: Mapping[str, Sequence[npt.NDArray[np.float32]]], images: Sequence[Ints], size: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return values of the visual tokens of each image by their ids in a piece of so many.
+
+    Raises:
+        UserError: they are of other images.
+    """
+    found = {}
+    for name, values in given.items():
+        counts = [len(value) for value in values], [image.size for image in images]
+        if counts[0] != counts[1]:
+            raise UserError(
+                f"'{name}' has values of {counts[0]} visual tokens, but the images have {counts[1]}: give one "
+                "array for each image, with a number for each visual token that its selector keeps, in their order.",
+                code="schedule-values",
+            )
+        found[name] = np.zeros(size, np.float32)
+        for image, value in zip(images, values, strict=True):
+            found[name][image] = value
+    return found
 
 
 def _images(visual: Ints, counts: Iterable[int], length: int) -> list[Ints]:

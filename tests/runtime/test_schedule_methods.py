@@ -14,6 +14,7 @@ from checkpoints import make_checkpoint
 from eager_schedules import EAGER, Eager, eager_transprune, run
 from exporting import Bundle, export, plan_of
 from PIL import Image
+from raising import refused
 from transformers import AutoModelForImageTextToText
 
 from divprune_edge import Pipeline
@@ -102,3 +103,34 @@ def test_what_stays_and_what_follows(
             logits[forbidden] = -torch.inf
             assert logits[best] - logits[found] < 1e-3, f"step {step}: {found} instead of {best}"
             break
+
+
+def test_a_history_is_a_second_ranking(checkpoint: Path, tmp_path: Path) -> None:
+    """What was looked at in steps before stays; without a history, and for the next question, attention alone says."""
+    bundle = exported(checkpoint, "vla-pruner", "portable", tmp_path)
+    pipeline, keep = Pipeline(bundle.folder), bundle.manifest.language_model.schedule.cuts[0].keep
+    pixels = np.random.default_rng(5).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+    def kept(history: Any = None) -> list[int]:
+        chat = pipeline.chat([Image.fromarray(pixels)])
+        if history is not None:
+            chat.give(history=[history])
+        chat.ask("how many red circle are there?", max_tokens=1)
+        (found,) = chat._session.kept(chat._slot)
+        return found.tolist()
+
+    alone = kept()
+    others = [i for i in range(KEEP) if i not in alone]
+    history = np.zeros(KEEP, np.float32)
+    history[others[:2]] = 2, 1
+    both = kept(history)
+    assert len(both) == len(alone) == keep
+    assert set(others[:2]) <= set(both), "ranks 0 and 1 of the history"
+    assert both != alone
+    with refused("schedule-values", "history", 3, KEEP):
+        kept(np.zeros(3))
+    with refused("schedule-values", "vla-pruner", "past", "history"):
+        pipeline.chat(None).give(past=[history])
+    other = Pipeline(exported(checkpoint, "fastv", "portable", tmp_path / "other").folder)
+    with refused("schedule-values", "fastv", "history"):
+        other.chat(None).give(history=[history])
