@@ -60,6 +60,25 @@ class Catalog:
             )
         return found
 
+    @property
+    def schedule(self) -> str | None:
+        """What prunes inside the language model, where anything does."""
+        found = self.bundle.manifest.language_model.schedule
+        return None if found is None else found.method
+
+    def check_schedule(self, asked: str | None) -> None:
+        """Check that a request asks for what the bundle does.
+
+        Raises:
+            UserError: it asks for something else.
+        """
+        own = self.schedule or UNPRUNED
+        if asked not in (None, own):
+            raise UserError(
+                f"There is no schedule '{asked}' here: this server's is '{own}', which goes without saying.",
+                code="schedule-not-in-bundle",
+            )
+
     def _found(self, selector: str | None, keep: int | None) -> SelectorInfo | None:
         try:
             return self.bundle.selector(selector, keep)
@@ -99,7 +118,7 @@ class Catalog:
                 "algorithm": UNPRUNED if selector is None else selector.name,
                 "keep": manifest.candidates if selector is None else selector.keep,
                 "candidates": manifest.candidates,
-                "schedule": None,
+                "schedule": self.schedule,
                 "default": selector == self.default,
                 "frames": 0 if clips is None else clips.frames,
                 "context": manifest.language_model.positions,

@@ -39,12 +39,12 @@ class PrefixCache:
         """What all of them take."""
         return sum(len(prefix.ids) for prefix in self._held) * self._row_bytes
 
-    def find(self, prompt: PromptIds, marks: Marks) -> tuple[CacheRows | None, int]:
-        """Return the rows that have most in common with a prompt's, and how many: never all, as the last is fed."""
+    def find(self, prompt: PromptIds, marks: Marks, most: int) -> tuple[CacheRows | None, int]:
+        """Return the rows that have most in common with a prompt's first ``most``, and how many these are."""
         ids = np.array(prompt.ids, np.int64)
         best, longest = None, 0
         for prefix in self._held:
-            length = min(_common(prefix, ids, prompt.positions, marks), len(ids) - 1)
+            length = min(_common(prefix, ids, prompt.positions, marks), most)
             if length > longest:
                 best, longest = prefix, length
         if best is None:

@@ -24,11 +24,7 @@ def question_of(asked: ChatRequest, catalog: Catalog, limits: Limits, fetch: Fet
         UserError: it asks for more than the limits, or for what there is not.
     """
     selector = catalog.selector(asked.model, asked.selector, asked.keep)
-    if asked.schedule not in (None, "none"):
-        raise UserError(
-            f"The bundle has no schedule '{asked.schedule}': leave 'schedule' out.",
-            code="schedule-not-in-bundle",
-        )
+    catalog.check_schedule(asked.schedule)
     _check_messages(asked.messages, limits)
     decoding = _decoding(asked, limits)
     utterances = tuple(_utterance(message, limits, fetch) for message in asked.messages)

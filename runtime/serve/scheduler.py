@@ -16,6 +16,7 @@ import numpy as np
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.models.dialects import DIALECTS, row_bytes
+from divprune_edge.processing.layout import PromptIds
 from divprune_edge.runtime.backends import LanguageSession, Prediction
 from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.serve.job import Ended, Job, Piece, TokenScore
@@ -52,6 +53,8 @@ class Scheduler(threading.Thread):
         self._turns = turns
         language = pipeline.bundle.manifest.language_model
         self.joins_between_steps = not DIALECTS[language.dialect].grows
+        # Which visual tokens leave inside of it depends on the question: their rows are of no use to another one.
+        self._cuts = language.schedule is not None
         element = np.dtype(language.cache_dtype).itemsize
         row = language.layers * row_bytes(language.kv_heads, language.head_dim, element)
         self._prefixes = PrefixCache(prefix_bytes, row)
@@ -129,25 +132,31 @@ class Scheduler(threading.Thread):
     def _begin(self, job: Job) -> None:
         """Give a job a slot, with the rows of its prompt that are kept."""
         assert job.prompt is not None and job.visual is not None
-        rows, length = self._prefixes.find(job.prompt, job.marks)
+        # The last id is fed in any case: its logits are what the answer starts from.
+        most = job.prompt.spans[0].begin if self._one_piece(job.prompt) else len(job.prompt) - 1
+        rows, length = self._prefixes.find(job.prompt, job.marks, most)
         job.slot = self._session.add(job.visual.tokens, rows)
         self._living[job.slot] = job
         if rows is not None:
             self._session.truncate(job.slot, length)
-        job.fed = job.reused = length
+        job.fed = job.reused = self._session.length(job.slot)
         job.times.lap("queue")
-        self._metrics.reused.inc(length)
+        self._metrics.reused.inc(job.reused)
 
     def _prefill(self) -> None:
         """Feed a prompt: whole where nobody waits for a next token meanwhile, else a piece of it."""
         while (job := next((j for j in self._living.values() if not j.prefilled), None)) is not None:
             assert job.prompt is not None
             others = any(one.prefilled for one in self._living.values()) and self.joins_between_steps
-            end = min(job.fed + self._chunk, len(job.prompt)) if others else len(job.prompt)
+            whole = not others or self._one_piece(job.prompt)
+            end = len(job.prompt) if whole else min(job.fed + self._chunk, len(job.prompt))
             part = slice(job.fed, end)
             try:
                 prediction = self._session.extend(
-                    job.slot, job.prompt.ids[part], job.prompt.positions[..., part]
+                    job.slot,
+                    job.prompt.ids[part],
+                    job.prompt.positions[..., part],
+                    images=job.prompt.images,
                 )
             except UserError as error:
                 self._fail(job, error)
@@ -215,11 +224,18 @@ class Scheduler(threading.Thread):
             return
         prompt = job.prompt
         assert prompt is not None
-        whole = not (prompt.spans and job.question.opens)
-        length = len(prompt) if whole else prompt.spans[-1].begin + prompt.spans[-1].rows
-        if self._prefixes.wants(length, job.reused):
-            rows = self._session.rows(job.slot, length)
+        if self._one_piece(prompt):
+            length = prompt.spans[0].begin
+        elif prompt.spans and job.question.opens:
+            length = prompt.spans[-1].begin + prompt.spans[-1].rows
+        else:
+            length = len(prompt)
+        if self._prefixes.wants(length, job.reused) and (rows := self._session.rows(job.slot, length)):
             self._prefixes.keep(prompt, job.marks, rows, length)
+
+    def _one_piece(self, prompt: PromptIds) -> bool:
+        """Whether a prompt is fed at once from its first image on, as its visual tokens leave on the way."""
+        return self._cuts and bool(prompt.spans)
 
     def _retire(self, job: Job | None) -> None:
         if job is not None and job.slot in self._living and job.writer is not None and job.writer.ended:

@@ -21,6 +21,7 @@ from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
+from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.job import (
     Ended,
@@ -147,7 +148,7 @@ def test_a_prompt_is_fed_in_pieces_between_steps(
     monkeypatch.setattr(
         BlockSession,
         "extend",
-        lambda s, slot, ids, *rest: (calls.append((slot, len(ids))), extend(s, slot, ids, *rest))[1],
+        lambda s, slot, ids, *a, **b: (calls.append((slot, len(ids))), extend(s, slot, ids, *a, **b))[1],
     )
     monkeypatch.setattr(BlockSession, "step", lambda s, *given: (calls.append("step"), step(s, *given))[1])
     engine = opened(chunk=16, prefix_cache=0)
@@ -358,6 +359,29 @@ def test_on_a_device_that_does_one_thing_at_a_time(
     assert [answer.text for answer in answers] == expected
     assert not isinstance(first.events[-1], Ended) or len(first.events) > 20
     assert first.text == long
+
+
+def test_visual_tokens_leave_as_the_question_decides(opened: Open, tmp_path: Path) -> None:
+    """Inside the language model: a prompt is one piece, and no other question goes on from its image."""
+    folder = tmp_path / "demo"
+    options = ["--prune", "0.9", "--schedule", "fastv", "--dialect", "decomposed", "--precision", "fp32"]
+    options += ["--capacity", "512", "--no-verify", "--output", str(folder)]
+    made = run_module("export", "llava", *options)
+    assert made.returncode == 0, made.stderr
+    pipeline = Pipeline(folder, threads=1)
+    engine = opened(pipeline, chunk=16)
+    long, _ = ask(engine, **LONG)
+    long.begun()
+    for text in ("What does the sign say?", QUESTION, "What does the sign say?"):
+        answer, _ = ask(engine, text, max_tokens=6)
+        assert answer.text == pipeline.ask(PICTURE, text, max_tokens=6).answer
+        assert answer.reused < 20
+    assert long.text == pipeline.ask(PICTURE, QUESTION, **LONG).answer
+    catalog = Catalog(pipeline.bundle, "demo", 0, pipeline.selector, True)
+    assert catalog.entry("demo")["divprune"]["schedule"] == "fastv"
+    catalog.check_schedule("fastv")
+    with pytest.raises(DivpruneError):
+        catalog.check_schedule("none")
 
 
 def test_turns_go_to_who_came_first() -> None:
