@@ -161,7 +161,8 @@ class VisionInfo(GraphInfo):
     first layers; None: the token alone. ``image_height`` and ``image_width`` are a tile's, None where they vary, as the
     number of tokens does then, of which ``tokens`` is the most. ``flops`` are floating-point operations per tile,
     projector included. ``signals`` are those that this checkpoint's encoder can give, whether or not it was exported
-    with them. Both are None in bundles of older exports.
+    with them. Both are None in bundles of older exports. ``uncut`` is how many tokens there would be if no patches left
+    inside the encoder; None: none do. Where they do, the output ``origins`` says which are left.
     """
 
     tokens: Positive
@@ -172,6 +173,7 @@ class VisionInfo(GraphInfo):
     flops: Positive | None = None
     signals: tuple[str, ...] | None = None
     token_width: Positive | None = None
+    uncut: Positive | None = None
 
     @property
     def looked_at(self) -> int:

@@ -64,7 +64,7 @@ def _add_alone(
 ) -> tuple[Manifest, SelectorInfo, tuple[Check, ...]]:
     manifest = read_manifest(bundle)
     selector = find_selector(name)
-    keep = budget(keep, prune, manifest.candidates)
+    keep = budget(keep, prune, manifest.candidates, manifest.vision_encoder.uncut)
     _require_room(bundle, manifest, keep * manifest.groups)
     new = selector_id(name, keep)
     others = tuple(entry for entry in manifest.selectors if entry.id != new)

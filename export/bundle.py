@@ -151,6 +151,7 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
         precision=plan.precisions.vision,
         flops=spec.vision_flops + spec.projector_flops,
         signals=tuple(spec.signal_shapes()),
+        uncut=None if spec.encoder_cut is None else spec.encoder_cut.tokens,
     )
 
 

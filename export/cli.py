@@ -173,6 +173,14 @@ def llava(
             show_default="their own; for TensorRT a few that follow from --max-pixels",
         ),
     ] = None,
+    encoder_cut: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYER:KEEP",
+            help="Leave only KEEP patches, the most diverse, inside the vision encoder, behind its first LAYER layers.",
+            show_default="none leaves there",
+        ),
+    ] = None,
     greedy: Annotated[
         bool,
         typer.Option(
@@ -238,6 +246,7 @@ def llava(
             max_pixels=max_pixels,
             frames=frames,
             resolution=resolution,
+            encoder_cut=encoder_cut,
             greedy=greedy,
             schedule=schedule,
         )

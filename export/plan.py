@@ -32,7 +32,7 @@ from divprune_edge.models.prompt import PromptFacts, read_prompt
 from divprune_edge.models.schedules import Schedule, find_method
 from divprune_edge.models.schedules.parts import Part, parts_of, whole
 from divprune_edge.models.selectors import Selector, find_selector
-from divprune_edge.models.signals import NONE, parse_signals, why_not
+from divprune_edge.models.signals import NONE, ORIGINS, parse_signals, why_not
 from divprune_edge.models.targets import find_target
 from divprune_edge.models.tiles import Per, candidates_of, groups_of
 
@@ -274,15 +274,17 @@ def parse_per(*, tile: bool, frame: bool) -> Per:
     return "tile" if tile else "frame" if frame else "image"
 
 
-def budget(keep: int | None, prune: str | None, candidates: int) -> int:
+def budget(keep: int | None, prune: str | None, candidates: int, whole: int | None = None) -> int:
     """Return K from ``--keep`` or ``--prune`` (0.9 where neither is given).
+
+    ``whole`` is how many visual tokens there would be if none left inside the encoder: ``--prune`` counts from there.
 
     Raises:
         UserError: a budget out of range.
     """
-    if keep is not None:
-        return check_keep(keep, candidates)
-    return keep_from_prune(DEFAULT_PRUNE if prune is None else prune, candidates)
+    if keep is None:
+        keep = keep_from_prune(DEFAULT_PRUNE if prune is None else prune, whole or candidates)
+    return check_keep(keep, candidates)
 
 
 def plan_export(
@@ -304,6 +306,7 @@ def plan_export(
     resolution: str | None = None,
     greedy: bool = False,
     schedule: str | None = None,
+    encoder_cut: str | None = None,
 ) -> ExportPlan:
     """Read a checkpoint, whatever its family, and settle the export.
 
@@ -316,7 +319,7 @@ def plan_export(
     of a prompt's images is numbered, None as the family does it. ``max_pixels`` and ``resolution`` say what images of
     any size are resized to; see :func:`~divprune_edge.export.image_sizes.with_sizes`. ``greedy``: the language model
     says the next id of greedy decoding itself. ``schedule`` prunes inside the language model, too: a method's name or a
-    JSON file.
+    JSON file. ``encoder_cut`` (LAYER:KEEP) lets most patches leave inside the encoder.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -333,17 +336,13 @@ def plan_export(
         preprocessing = preprocessing.model_copy(update={"clips": clips})
     preprocessing = with_sizes(preprocessing, max_pixels, resolution, fixed=written.facts.for_tensorrt)
     spec = spec.for_images(preprocessing)
+    whole_image = candidates_of(spec, per)
+    numbering_asked, numbering = numbering, numbering or family.numbering
+    if encoder_cut is not None:
+        spec = _cut_inside(spec, encoder_cut, numbering)
     offered = spec.signal_shapes()
-    if spec.rows is not None:
-        chosen.refuse_tiles()
-    missing = chosen.missing(offered)
-    if missing:
-        raise UserError(
-            f"The selector '{selector}' needs {', '.join(missing)}, which the checkpoint's vision encoder cannot give"
-            f"{why_not(missing, offered)}: choose a selector that does not, such as divprune.",
-            code="signals-unavailable",
-        )
-    outputs = parse_signals(signals, chosen.signals, offered)
+    _check_selector(chosen, spec)
+    outputs = parse_signals(signals, {*chosen.signals, *({ORIGINS} & offered.keys())}, offered)
     if written.facts.for_tensorrt:
         check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:
@@ -363,16 +362,13 @@ def plan_export(
             "tile: leave it out.",
             code="per-tile-without-tiles",
         )
-    numbering_asked, numbering = numbering, numbering or family.numbering
     if numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in written.facts.inputs:
         raise UserError(
             f"--positions original does not go with --dialect {dialect}, which places '{checkpoint.name}'s tokens at "
             "the row of the cache that it fills: use --dialect portable, or leave --positions out.",
             code="dialect-positions",
         )
-    if spec.stacked:
-        chosen.refuse_stacked()
-    keep = budget(keep, prune, candidates_of(spec, per))
+    keep = budget(keep, prune, candidates_of(spec, per), whole_image)
     kept = keep * groups_of(spec, per)
     inside = None if schedule is None else plan_schedule(schedule, spec, kept, numbering_asked, dialect)
     rows = None
@@ -439,6 +435,50 @@ def _clips(
             f"--frames is {frames}, expected 1 to {MOST_FRAMES}.", code="clip-frames-out-of-range"
         )
     return family.clips(checkpoint.files, spec, frames, max_pixels)
+
+
+def _check_selector(selector: Selector, spec: Spec) -> None:
+    """Check that a selector can pick from what the model's encoder gives.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if spec.rows is not None:
+        selector.refuse_tiles()
+    offered = spec.signal_shapes()
+    missing = selector.missing(offered)
+    if missing:
+        raise UserError(
+            f"The selector '{selector.name}' needs {', '.join(missing)}, which the checkpoint's vision encoder cannot "
+            f"give{why_not(missing, offered)}: choose a selector that does not, such as divprune.",
+            code="signals-unavailable",
+        )
+    if spec.stacked:
+        selector.refuse_stacked()
+
+
+def _cut_inside(spec: Spec, asked: str, numbering: Numbering) -> Spec:
+    """Return the model with ``--encoder-cut`` as it was asked for.
+
+    Raises:
+        UserError: it is something else than two numbers, or does not go with the model or with how tokens are numbered.
+    """
+    numbers = asked.split(":")
+    if len(numbers) != 2 or not all(
+        part.isascii() and part.isdecimal() and len(part) < 7 for part in numbers
+    ):
+        raise UserError(
+            f"--encoder-cut is '{asked[:80]}', expected LAYER:KEEP, such as 12:288: behind the first 12 layers 288 "
+            "patches go on.",
+            code="option-invalid",
+        )
+    spec = spec.with_encoder_cut(int(numbers[0]), int(numbers[1]))
+    if numbering == "original":
+        raise UserError(
+            "--positions original does not go with --encoder-cut: leave one of them out.",
+            code="option-conflict",
+        )
+    return spec
 
 
 def _captions(clips: Clips | None) -> int:

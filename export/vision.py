@@ -12,7 +12,7 @@ from divprune_edge.export.layers.part import Part
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
 from divprune_edge.manifest import VISUAL_TOKENS
-from divprune_edge.models.signals import CLS_TOKEN
+from divprune_edge.models.signals import CLS_TOKEN, ORIGINS
 from divprune_edge.models.tiles import row_width
 from divprune_edge.processing.patches import ROWS
 
@@ -38,7 +38,7 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
     g.output(values[VISUAL_TOKENS], VISUAL_TOKENS, format.dtype, [tiles, tokens, row_width(spec)])
     shapes = spec.signal_shapes()
     for name in signals:
-        kind = format.dtype if name == CLS_TOKEN else "float32"
+        kind = {CLS_TOKEN: format.dtype, ORIGINS: "int64"}.get(name, "float32")
         g.output(values[name], name, kind, [tiles, *shapes[name]])
     domains = {*format.domains, *(plan.dialect.domains if plan.fuses_encoder else ())}
     return g.model(max(OPSET, format.opset), domains=sorted(domains))

@@ -20,6 +20,7 @@ from divprune_edge.manifest import (
     tile_input,
 )
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.signals import ORIGINS
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
 from divprune_edge.processing.patches import PIXELS, WINDOWS, most_of_clip, most_tokens
@@ -177,21 +178,7 @@ def _numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[str, str | 
     """Yield name, element type and shape of a tensor, and what the manifest says that it follows from."""
     vision, tokens = manifest.vision_encoder, manifest.token_dtype
     if graph is vision:
-        of_tile: int | None = vision.tokens
-        patches = manifest.preprocessing.patches
-        if patches is not None:
-            values = 3 * patches.temporal * patches.patch**2
-            yield PIXELS, "uint8", (None, None, values), f"patches have {values} values"
-            if patches.window is not None:
-                size = (patches.window * patches.merge) ** 2
-                yield WINDOWS, "int64", (None, size), f"windows have {size} patches"
-        if vision.image_height is None:
-            of_tile = None
-        else:
-            pixels = (None, vision.image_height, vision.image_width, 3)
-            yield PIXELS, "uint8", pixels, f"images are {vision.image_width} x {vision.image_height}"
-        what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
-        yield "visual_tokens", tokens, (None, of_tile, vision.width), what
+        yield from _encoder_numbers(manifest)
     elif graph is (rows := manifest.assemble) and rows is not None:
         what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
         of_tile = None if vision.image_height is None else vision.tokens
@@ -243,6 +230,28 @@ def _language_numbers(manifest: Manifest, graph: GraphInfo) -> Iterator[tuple[st
         )
         for name in group.cache_tensors:
             yield f"past_key_values.{name}", language.cache_dtype, cache, what
+
+
+def _encoder_numbers(manifest: Manifest) -> Iterator[tuple[str, str | None, Shape, str]]:
+    """Yield the same of the vision encoder."""
+    vision, tokens = manifest.vision_encoder, manifest.token_dtype
+    of_tile: int | None = vision.tokens
+    patches = manifest.preprocessing.patches
+    if patches is not None:
+        values = 3 * patches.temporal * patches.patch**2
+        yield PIXELS, "uint8", (None, None, values), f"patches have {values} values"
+        if patches.window is not None:
+            size = (patches.window * patches.merge) ** 2
+            yield WINDOWS, "int64", (None, size), f"windows have {size} patches"
+    if vision.image_height is None:
+        of_tile = None
+    else:
+        pixels = (None, vision.image_height, vision.image_width, 3)
+        yield PIXELS, "uint8", pixels, f"images are {vision.image_width} x {vision.image_height}"
+    what = f"tokens is {vision.tokens}, width {vision.width} and token_dtype {tokens}"
+    yield "visual_tokens", tokens, (None, of_tile, vision.width), what
+    if vision.uncut is not None:
+        yield ORIGINS, "int64", (None, of_tile), f"tokens is {vision.tokens}"
 
 
 def _check_noted(manifest: Manifest, graph: GraphInfo, noted: Mapping[str, str]) -> None:

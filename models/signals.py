@@ -21,6 +21,7 @@ ATTENTION_OBJECT = "attention_object"
 ATTENTION_RECEIVED = "attention_received"
 KEYS = "keys"
 CLS_TOKEN = "cls_token"
+ORIGINS = "origins"
 
 SIGNALS: dict[str, str] = {
     CLS_ATTENTION: "[N] attention of the class token to each patch in the feature layer, mean over heads",
@@ -29,6 +30,7 @@ SIGNALS: dict[str, str] = {
     ATTENTION_RECEIVED: "[N] attention that each patch receives in the feature layer, mean over heads and queries",
     KEYS: "[N, d] keys of the patches in the feature layer, mean over heads",
     CLS_TOKEN: "[1, D] the feature's class token after the projector",
+    ORIGINS: "[N] int64, which of the whole image's visual tokens each is, where most patches leave inside the encoder",
 }
 """Name -> shape of one tile and meaning."""
 CLASS_TOKEN = (CLS_ATTENTION, CLS_ATTENTION_SUM, CLS_TOKEN)

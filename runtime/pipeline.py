@@ -280,7 +280,7 @@ class Pipeline:
         return Answer(
             answer=result.text,
             token_ids=result.token_ids,
-            kept_indices=visual.kept_indices,
+            kept_indices=visual.origins,
             prompt_tokens=len(prompt),
             visual_tokens=prompt.visual_tokens,
             image_tokens=tuple(len(image.rows) for image in visual.images),

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, Manifest, SelectorInfo
 from divprune_edge.models.families import reader_of
+from divprune_edge.models.signals import ORIGINS
 from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import (
     Groups,
@@ -45,6 +46,8 @@ class Candidates:
         reading: int64 [groups, N]; at which place of its image a row is read.
         groups: which groups are whose.
         images: as the encoder took them.
+        origins: int64 [groups, N]; which of the whole image's visual tokens a row is, where most patches leave inside
+            the encoder; None: the same one.
     """
 
     encoded: Encoded
@@ -52,6 +55,7 @@ class Candidates:
     reading: Indices
     groups: tuple[range, ...]
     images: Sequence[ImageInput]
+    origins: Indices | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,9 +65,11 @@ class SeenImage(PlacedImage):
     Attributes:
         kept_indices: int64 [k]; which of the image's candidates they are, see
             :meth:`~divprune_edge.runtime.backends.backend.Backend.select`.
+        origins: int64 [k]; which of the visual tokens of the whole image they are, -1 for none of them.
     """
 
     kept_indices: Indices
+    origins: Indices
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,11 @@ class VisualTokens:
     def kept_indices(self) -> Indices:
         """Those of all images, one after the other."""
         return np.concatenate([np.empty(0, np.int64), *(image.kept_indices for image in self.images)])
+
+    @property
+    def origins(self) -> Indices:
+        """Likewise."""
+        return np.concatenate([np.empty(0, np.int64), *(image.origins for image in self.images)])
 
 
 def groups_of(manifest: Manifest, image: ImageInput) -> Groups:
@@ -205,6 +216,8 @@ class Vision:
         groups = [groups_of(self._manifest, image) for image in images]
         if self._manifest.assemble is None:
             wanted = {signal for selector in selectors if selector is not None for signal in selector.signals}
+            if self._manifest.vision_encoder.uncut is not None:
+                wanted.add(ORIGINS)
             pixels = np.concatenate([image.pixels for image in images])
             encoded = self._backend.encode({"pixels": pixels}, sorted(wanted))
         else:
@@ -217,6 +230,7 @@ class Vision:
             np.concatenate([group.reading for group in groups]),
             tuple(range(end - len(group.valid), end) for end, group in zip(ends, groups, strict=True)),
             images,
+            self._backend.to_host(encoded.signals[ORIGINS]) if ORIGINS in encoded.signals else None,
         )
 
     def select(self, candidates: Candidates, selector: SelectorInfo | None) -> VisualTokens:
@@ -231,13 +245,17 @@ class Vision:
             if len(groups) > 1:
                 order, indices = reading_order(np.repeat(np.array(groups), few), indices, candidates.reading)
                 rows = rows[order]
-            images.append(self.placed(image, rows, indices))
+            origins = None if candidates.origins is None else candidates.origins[groups[0]]
+            images.append(self.placed(image, rows, indices, origins))
         length = len(counts) * keep
         return VisualTokens(self._table([tokens], length), length, tuple(images))
 
-    def placed(self, image: ImageInput, rows: Indices, kept: Indices) -> SeenImage:
+    def placed(
+        self, image: ImageInput, rows: Indices, kept: Indices, origins: Indices | None = None
+    ) -> SeenImage:
         """Return what was kept, at the positions that it had where the bundle keeps these."""
-        seen = SeenImage(rows=rows, kept_indices=kept, spans=image.spans(kept))
+        whole = kept if origins is None else np.where(kept < 0, kept, origins[kept])
+        seen = SeenImage(rows=rows, kept_indices=kept, origins=whole, spans=image.spans(kept))
         if self._manifest.numbering == "compact":
             return seen
         places, ahead = kept_places(image, kept, self._rows(image))

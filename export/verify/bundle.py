@@ -14,6 +14,7 @@ from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.seen import see
 from divprune_edge.export.verify.adapter import PeftAdapter
 from divprune_edge.export.verify.comparison import TOLERANCES
+from divprune_edge.export.verify.encoder_cut import check_cut, cut_alike
 from divprune_edge.export.verify.graphs import open_graph, open_language
 from divprune_edge.export.verify.language import check_language, check_rope, cost_of_precision
 from divprune_edge.export.verify.oracle import Oracle
@@ -70,13 +71,18 @@ def verify_bundle(
         oracle = Oracle(reference, plan.checkpoint.folder, layers, adapter)
         report("visual tokens")
         images = sample_inputs(plan)
-        unquantised = oracle.visual_tokens(images) if vision.is_quantised() else None
-        _replace(plan, oracle, [vision, *runs], report)
-        tolerance = TOLERANCES[plan.precisions.vision]
         encoder = open_graph(vision.path)
         rows = open_graph(assemble[0].path) if assemble else None
         seen = [see(plan, encoder, rows, image, plan.signals) for image in images]
-        checks += check_vision(seen, oracle, images, tolerance, unquantised)
+        unquantised = None
+        if vision.is_quantised():
+            with cut_alike(plan.spec, oracle, seen):
+                unquantised = oracle.visual_tokens(images)
+        _replace(plan, oracle, [vision, *runs], report)
+        tolerance = TOLERANCES[plan.precisions.vision]
+        with cut_alike(plan.spec, oracle, seen) as regrets:
+            checks += check_vision(seen, oracle, images, tolerance, unquantised)
+        checks += check_cut(regrets, tolerance)
         report("selection")
         # Found by glob: the file's name is the export's business, that there is one is ours.
         (selector,) = (folder / "selectors").glob("*.onnx")
@@ -92,7 +98,9 @@ def verify_bundle(
         signals = run_signals(vision.path, images, plan.signals)
         if signals:
             pixels = np.concatenate([image.pixels for image in images])
-            checks += check_signals(signals, reference.signals(plan.spec, oracle, pixels), tolerance)
+            with cut_alike(plan.spec, oracle, seen):
+                expected = reference.signals(plan.spec, oracle, pixels)
+            checks += check_signals(signals, expected, tolerance)
             if rows is not None:
                 checks += check_assembled_signals(signals, seen, images, plan.spec.tokens)
         found, kept = check_selection(

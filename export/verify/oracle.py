@@ -95,6 +95,19 @@ class Oracle:
                 found.append(rows.numpy())
         return found
 
+    @contextmanager
+    def changing(self, part: str, module: str, change: Callable[[Array], Array]) -> Iterator[None]:
+        """Meanwhile let ``change`` pass what enters a module of a part, float32 [tiles, n, hidden]."""
+
+        def enter(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            return self._torch.from_numpy(change(given[0].numpy())), *given[1:]
+
+        hook = self._modules[part].get_submodule(module).register_forward_pre_hook(enter)
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def record(
         self, part: str, pixels: Array, modules: Sequence[str]
     ) -> tuple[list[Array], dict[str, Array]]:

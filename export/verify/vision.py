@@ -23,6 +23,7 @@ from divprune_edge.export.verify.comparison import (
 from divprune_edge.export.verify.graphs import open_graph
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.manifest import Check
+from divprune_edge.models.signals import ORIGINS
 from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
 
@@ -91,6 +92,7 @@ def check_vision(
 
 def run_signals(path: Path, images: Sequence[ImageInput], names: Sequence[str]) -> dict[str, Array]:
     """Return the encoder's outputs ``names`` of the tiles of all images."""
+    names = [name for name in names if name != ORIGINS]
     if not names:
         return {}
     pixels = np.concatenate([image.pixels for image in images])

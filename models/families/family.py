@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from divprune_edge.models.families.reader import Reader
     from divprune_edge.models.files import CheckpointFiles, Config, Shapes
     from divprune_edge.models.graph import Builder, Layers
+    from divprune_edge.models.towers.vit import TowerCut
     from divprune_edge.processing.image_input import ImageInput
 
 Array = npt.NDArray[Any]
@@ -110,6 +111,11 @@ class Spec(Protocol):
         """FLOPs of the projector for one tile."""
         ...
 
+    @property
+    def encoder_cut(self) -> TowerCut | None:
+        """Where patches leave inside the tower; None: nowhere."""
+        ...
+
     def encoder_activations(self, element_bytes: int) -> int:
         """Return an estimate of the bytes of the encoder's activations for one tile."""
         ...
@@ -124,6 +130,14 @@ class Spec(Protocol):
 
     def for_images(self, facts: Preprocessing) -> Spec:
         """Return the same model for images as large as the preprocessing makes them."""
+        ...
+
+    def with_encoder_cut(self, layer: int, keep: int) -> Spec:
+        """Return the same model, of whose patches ``keep`` go on behind the tower's first ``layer`` layers.
+
+        Raises:
+            UserError: it cannot.
+        """
         ...
 
     def with_decoder(self, decoder: DecoderSpec) -> Spec:

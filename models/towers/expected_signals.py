@@ -44,6 +44,9 @@ def expected_signals(spec: VitSpec, tower: Tower, project: Callable[[Array], Arr
         return np.asarray(weights.mean(axis=1)[:, :, first:])
 
     maps = {layer: attention(layer) for layer in looked_at}
+    summed = [
+        maps[i][:, 0] for i in layers.summed if maps[i].shape == maps[layers.feature].shape
+    ]  # behind a cut
     found = {
         ATTENTION_OBJECT: maps[layers.object].mean(axis=1),
         ATTENTION_RECEIVED: maps[layers.feature].mean(axis=1),
@@ -53,7 +56,7 @@ def expected_signals(spec: VitSpec, tower: Tower, project: Callable[[Array], Arr
         cls = np.concatenate([states[i][:, :1] for i in spec.feature_states], axis=-1)
         found |= {
             CLS_ATTENTION: maps[layers.feature][:, 0],
-            CLS_ATTENTION_SUM: np.sum([maps[i][:, 0] for i in layers.summed], axis=0),
+            CLS_ATTENTION_SUM: np.sum(summed, axis=0),
             CLS_TOKEN: project(cls),
         }
     return found

@@ -15,6 +15,7 @@ from divprune_edge.models.signals import (
     CLS_ATTENTION_SUM,
     CLS_TOKEN,
     KEYS,
+    ORIGINS,
     SIGNALS,
 )
 from divprune_edge.models.towers.vit import VitSpec
@@ -57,7 +58,15 @@ def signal_shapes(spec: VitSpec, width: int) -> dict[str, tuple[int, ...]]:
     if spec.used_layers == 0:
         return {}
     special = {KEYS: (spec.tokens, spec.head_dim), CLS_TOKEN: (1, width)}
-    names = [name for name in SIGNALS if spec.class_token or name not in CLASS_TOKEN]
+    layers, names = (
+        signal_layers(spec),
+        [name for name in SIGNALS if spec.class_token or name not in CLASS_TOKEN],
+    )
+    if spec.cut is None:
+        names.remove(ORIGINS)
+    else:
+        first = {CLS_ATTENTION_SUM: layers.summed.start, ATTENTION_OBJECT: layers.object}
+        names = [name for name in names if first.get(name, spec.cut.layer) >= spec.cut.layer]
     return {name: special.get(name, (spec.tokens,)) for name in names}
 
 
@@ -124,7 +133,7 @@ class SignalTap:
         """Drop the first row on axis 1 where ``visual_tokens`` goes without it."""
         if not self._spec.drops_first:
             return x
-        return g.op("Slice", x, g.constant([1]), g.constant([self._spec.rows]), g.constant([1]))
+        return g.op("Slice", x, g.constant([1]), g.constant([self._spec.last_rows]), g.constant([1]))
 
 
 def _single(g: Builder, x: Any, dtype: str) -> Any:

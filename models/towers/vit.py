@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
@@ -10,6 +11,42 @@ from divprune_edge.models.files import Config, Shapes, count, layers, setting
 
 PROBE = "embeddings.patch_embedding.weight"
 """A weight that every tower has."""
+
+
+@dataclass(frozen=True)
+class VitCut:
+    """Patches that leave inside the tower: behind its first ``layer`` layers, ``keep`` of them go on."""
+
+    layer: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class TowerCut:
+    """The same, as far as no tower is meant.
+
+    Attributes:
+        module: the first one that patches miss, as ``part/name``.
+        first: rows of a hidden state that are no patches, before them.
+        keep: patches that go on.
+        tokens: visual tokens of an image if none left.
+    """
+
+    module: str
+    first: int
+    keep: int
+    tokens: int
+
+
+def refuse_cut(reason: str) -> NoReturn:
+    """Refuse a cut for models of a kind, such as "which merge neighbouring patches".
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        f"--encoder-cut does not go with models {reason}: leave it out.", code="encoder-cut-unsupported"
+    )
 
 
 @dataclass(frozen=True)
@@ -24,6 +61,7 @@ class VitSpec:
             of them are concatenated on the last axis.
         drops_first: whether the feature goes without its first row (strategy "default"). That is the class token, or
             a patch where there is none.
+        cut: where most patches leave before the last layer; None: nowhere.
     """
 
     hidden: int
@@ -39,6 +77,7 @@ class VitSpec:
     patch_bias: bool
     feature_states: tuple[int, ...]
     drops_first: bool
+    cut: VitCut | None = None
 
     @property
     def head_dim(self) -> int:
@@ -56,8 +95,18 @@ class VitSpec:
         return self.patches + int(self.class_token)
 
     @property
+    def last_rows(self) -> int:
+        """Rows of the feature: fewer than ``rows`` behind a cut."""
+        return self.rows if self.cut is None else self.cut.keep + int(self.class_token)
+
+    @property
     def tokens(self) -> int:
         """N: visual tokens of one image."""
+        return self.last_rows - int(self.drops_first)
+
+    @property
+    def uncut_tokens(self) -> int:
+        """Visual tokens of one image, were there no cut."""
         return self.rows - int(self.drops_first)
 
     @property
@@ -73,10 +122,35 @@ class VitSpec:
     @property
     def flops(self) -> int:
         """FLOPs of one image, used layers only: ``2 L (4 n h^2 + 2 n^2 h + 2 n h m)`` + patches."""
-        n, h = self.rows, self.hidden
-        layer = 4 * n * h * h + 2 * n * n * h + 2 * n * h * self.intermediate
-        patches = self.patches * h * 3 * self.patch_size**2
-        return 2 * (self.used_layers * layer + patches)
+        h, cut = self.hidden, self.cut
+        whole = self.used_layers if cut is None else cut.layer
+        total = self.patches * h * 3 * self.patch_size**2
+        for n, depth in ((self.rows, whole), (self.last_rows, self.used_layers - whole)):
+            total += depth * (4 * n * h * h + 2 * n * n * h + 2 * n * h * self.intermediate)
+        return 2 * total
+
+    def with_cut(self, layer: int, keep: int) -> VitSpec:
+        """Return the same, of whose patches ``keep`` go on behind the first ``layer`` layers.
+
+        Raises:
+            UserError: there is no such layer before the feature, not so many patches, or the feature goes without its
+                first patch.
+        """
+        last = min(self.feature_states) - 1
+        if not 1 <= layer <= last:
+            raise UserError(
+                f"--encoder-cut is behind layer {layer}, expected 1 to {last}: the feature is made of what layer "
+                f"{last + 1} gives.",
+                code="encoder-cut-out-of-range",
+            )
+        if not 2 <= keep < self.patches:
+            raise UserError(
+                f"--encoder-cut keeps {keep} patches, expected 2 to {self.patches - 1} of {self.patches}.",
+                code="encoder-cut-out-of-range",
+            )
+        if self.drops_first and not self.class_token:
+            refuse_cut("whose feature goes without its first patch")
+        return replace(self, cut=VitCut(layer, keep))
 
     def parameters(self) -> Shapes:
         """Return name -> shape of every weight that the exported part needs, relative to the tower."""

@@ -9,6 +9,8 @@ import numpy as np
 
 from divprune_edge.models.activations import GATES
 from divprune_edge.models.graph import Builder, Layers
+from divprune_edge.models.selectors.divprune import write_selection
+from divprune_edge.models.signals import ORIGINS
 from divprune_edge.models.towers.signals import SignalTap
 from divprune_edge.models.towers.vit import PROBE, VitSpec
 
@@ -19,6 +21,8 @@ def hidden_states(g: Builder, tower: Layers, image: Any, spec: VitSpec, tap: Sig
     states = [tower.layer_norm(x, "pre_layrnorm", spec.norm_eps) if spec.pre_norm else x]
     with g.scope("encoder"):
         for i in range(spec.used_layers):
+            if spec.cut is not None and i == spec.cut.layer:
+                states[-1], tap.found[ORIGINS] = _cut(g, states[-1], spec, spec.cut.keep)
             with g.scope(f"layers.{i}"):
                 states.append(_layer(g, tower, states[-1], spec, i, tap))
     return states
@@ -33,7 +37,7 @@ def feature(g: Builder, states: Sequence[Any], spec: VitSpec) -> Any:
 
 def visual_rows(g: Builder, x: Any, spec: VitSpec) -> Any:
     """All rows to those that the checkpoint's language model reads."""
-    return _rows(g, x, 1, spec.rows) if spec.drops_first else x
+    return _rows(g, x, 1, spec.last_rows) if spec.drops_first else x
 
 
 def class_row(g: Builder, x: Any) -> Any:
@@ -63,6 +67,24 @@ def _embed(g: Builder, tower: Layers, image: Any, spec: VitSpec) -> Any:
             cls = g.op("Expand", tower.weight("embeddings.class_embedding"), cls_shape)
             x = g.op("Concat", cls, x, axis=1)
         return g.op("Add", x, tower.weight("embeddings.position_embedding.weight"))
+
+
+def _cut(g: Builder, x: Any, spec: VitSpec, keep: int) -> tuple[Any, Any]:
+    """Leave ``keep`` patches, those that are farthest from each other; return all rows, and the signal ``origins``."""
+    with g.scope("cut"):
+        patches = _rows(g, x, 1, spec.rows) if spec.class_token else x
+        tiles = g.op("Shape", x, start=0, end=1)
+        shape = g.op("Concat", tiles, g.constant([spec.patches]), axis=0)
+        valid = g.op("Expand", g.constant([True], "bool"), shape)
+        kept = write_selection(g, patches, valid, spec.patches, keep)
+        rows = g.op("GatherND", patches, g.op("Unsqueeze", kept, g.constant([2])), batch_dims=1)
+        if not spec.class_token:
+            return rows, kept
+        x = g.op("Concat", class_row(g, x), rows, axis=1)
+        if spec.drops_first:
+            return x, kept
+        first = g.op("Mul", _rows(g, kept, 0, 1), g.constant(0))
+        return x, g.op("Concat", first, g.op("Add", kept, g.constant(1)), axis=1)
 
 
 def _layer(g: Builder, tower: Layers, x: Any, spec: VitSpec, index: int, tap: SignalTap) -> Any:

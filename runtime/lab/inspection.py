@@ -81,21 +81,22 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
         UserError: the image cannot be used, or its tokens are no square grid.
     """
     selector, vision, backend = pipeline.selector, pipeline._vision, pipeline._backend
+    manifest = pipeline.bundle.manifest
     (read,) = vision.read([image])
-    places = _places(read, pipeline.bundle.manifest.candidates)
+    places = _places(read, manifest.vision_encoder.uncut or manifest.candidates)
     candidates = vision.encode([read], [selector])
     signals = selector.signals if selector else ()
-    rows = rows_of(backend, candidates, signals, pipeline.bundle.manifest.vision_encoder.looked_at)
+    rows = rows_of(backend, candidates, signals, manifest.vision_encoder.looked_at)
     picks = kept = vision.select(candidates, selector).kept_indices
     if selector is not None and selector.name in SELECTORS:
         reference = rows.picked(SELECTORS[selector.name].picks, selector.keep)
         picks = _ordered(kept, _in_turn(reference))
-    distances = cosine_distances(rows.looked_at)
+    distances, origins = cosine_distances(rows.looked_at), candidates.origins
     return Selection(
         selector=selector.id if selector else UNPRUNED,
         tokens=len(rows.tokens),
         pixels=read.pixels[0] if read.assembly is None else np.asarray(load_image(image)),
-        picks=picks,
+        picks=picks if origins is None else np.where(picks < 0, picks, origins[0][picks]),
         places=places,
         coverage=coverage_radius(distances, kept),
         smallest=smallest_distance(distances, kept),

@@ -12,6 +12,7 @@ from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.memory import prefill_activations
 from divprune_edge.models.towers import VitSpec, read_tower
 from divprune_edge.models.towers.signals import signal_shapes
+from divprune_edge.models.towers.vit import TowerCut, refuse_cut
 from divprune_edge.processing.anyres import most_tiles
 from divprune_edge.processing.assembly import rows_of, rows_of_clip, sources_of
 
@@ -110,6 +111,16 @@ class LlavaSpec:
         """FLOPs of the projector for one tile."""
         return self.projector.flops(self.tokens)
 
+    @property
+    def encoder_cut(self) -> TowerCut | None:
+        """See :class:`~divprune_edge.models.families.family.Spec`."""
+        cut, tower = self.vision.cut, self.vision
+        if cut is None:
+            return None
+        return TowerCut(
+            f"{TOWER}/encoder.layers.{cut.layer}", tower.rows - tower.patches, cut.keep, tower.uncut_tokens
+        )
+
     def encoder_activations(self, element_bytes: int) -> int:
         """Return an estimate of the bytes of the tower's activations for one tile."""
         tower = self.vision
@@ -128,6 +139,12 @@ class LlavaSpec:
     def for_images(self, facts: Preprocessing) -> LlavaSpec:
         """Return the same model for clips of so many frames; tiles are of one size."""
         return self if facts.clips is None else replace(self, frames=facts.clips.frames)
+
+    def with_encoder_cut(self, layer: int, keep: int) -> LlavaSpec:
+        """See :class:`~divprune_edge.models.families.family.Spec`."""
+        if self.tiling is not None:
+            return refuse_cut("whose images are cut into tiles, as these are put together as whole grids")
+        return replace(self, vision=self.vision.with_cut(layer, keep))
 
     def with_decoder(self, decoder: DecoderSpec) -> LlavaSpec:
         """Return the same model with another decoder."""

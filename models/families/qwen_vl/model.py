@@ -17,6 +17,7 @@ from divprune_edge.models.families.qwen_vl.spec import TOWER, QwenVisionSpec, re
 from divprune_edge.models.files import Config, Shapes, count, setting
 from divprune_edge.models.graph import Builder, Layers
 from divprune_edge.models.memory import prefill_activations
+from divprune_edge.models.towers.vit import refuse_cut
 from divprune_edge.processing.patches import most_of_clip, most_tokens
 
 
@@ -72,6 +73,11 @@ class QwenSpec:
         """FLOPs of the mergers for the largest image."""
         return self.vision.merger_flops(self.tokens * self.vision.merge**2)
 
+    @property
+    def encoder_cut(self) -> None:
+        """Nowhere."""
+        return None
+
     def encoder_activations(self, element_bytes: int) -> int:
         """Return an estimate of the bytes of the tower's activations for the largest image."""
         tower, patches = self.vision, self.tokens * self.vision.merge**2
@@ -86,6 +92,10 @@ class QwenSpec:
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return no signals: the tower has no class token, and no attention of its own is written out."""
         return {}
+
+    def with_encoder_cut(self, layer: int, keep: int) -> QwenSpec:
+        """See :class:`~divprune_edge.models.families.family.Spec`."""
+        return refuse_cut("which merge neighbouring patches")
 
     def with_decoder(self, decoder: DecoderSpec) -> QwenSpec:
         """Return the same model with another decoder."""
