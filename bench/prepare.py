@@ -16,16 +16,18 @@ TEXT_TOKENS = 64
 
 @dataclass(frozen=True)
 class Variant:
-    """A form of the model: ``block`` is that of int4 weights, None the default."""
+    """A form of the model: ``block`` is that of int4 weights, None the default; ``cut`` is ``--encoder-cut``."""
 
     precision: str
     dialect: str
     block: int | None = None
+    cut: str | None = None
 
     @property
     def what(self) -> str:
-        """The precision, and the blocks if they are not the default's."""
-        return self.precision if self.block is None else f"{self.precision} in blocks of {self.block}"
+        """The precision, the blocks if they are not the default's, and the cut."""
+        blocks = "" if self.block is None else f" in blocks of {self.block}"
+        return self.precision + blocks + ("" if self.cut is None else f" cut {self.cut}")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Sizes:
         seen = variant.precision == "int4" and not language_alone
         graphs = (self.text, self.vision) if seen else (self.text,)
         widths = [graph[name] for graph in graphs for name in ("hidden_size", "intermediate_size")]
+        if variant.cut is not None and self.vision["num_hidden_layers"] < FULL.vision["num_hidden_layers"]:
+            return False
         return variant.block is None or not any(width % variant.block for width in widths)
 
 
@@ -78,6 +82,7 @@ def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
                 precision=variant.precision,
                 dialect=variant.dialect,
                 block_size=variant.block,
+                encoder_cut=variant.cut,
             )
             export_bundle(plan, target, force=False, verify=unverified, report=ConsoleReporter())
     return checkpoint
@@ -85,7 +90,7 @@ def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
 
 def bundle_folder(folder: Path, variant: Variant) -> Path:
     """Return where the bundle of a variant lies."""
-    blocks = "" if variant.block is None else f"-{variant.block}"
+    blocks = "".join(f"-{one}".replace(":", "-") for one in (variant.block, variant.cut) if one is not None)
     return (
         folder
         / "bundles"

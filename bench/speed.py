@@ -40,6 +40,7 @@ from divprune_edge.files import write_whole
 OURS = (
     Variant("fp32", "onnxruntime"),
     Variant("int8", "onnxruntime"),
+    Variant("int8", "onnxruntime", cut="12:144"),
     Variant("int8", "portable"),
     Variant("vision=int8,language=int4", "onnxruntime"),
     Variant("vision=int8,language=int4", "portable"),
@@ -96,7 +97,7 @@ def plan_jobs(
     jobs: list[SpeedJob] = []
     skipped: list[dict[str, str]] = []
 
-    def add(engine: str, label: str, target: Path, **options: Any) -> None:
+    def add(engine: str, label: str, target: Path, *, whole: bool = True, **options: Any) -> None:
         jobs.append(
             SpeedJob(
                 engine=engine,
@@ -104,7 +105,7 @@ def plan_jobs(
                 folder=str(target),
                 checkpoint=str(checkpoint),
                 options=options,
-                visual=(keep, sizes.visual),
+                visual=(keep, sizes.visual) if whole else (keep,),
                 all_visual=sizes.visual,
                 text=TEXT_TOKENS,
                 decode=sizes.decode,
@@ -128,7 +129,8 @@ def plan_jobs(
             skipped.append({"label": label, "reason": " ".join(str(output).split())[-300:]})
 
     for variant in ours:
-        add("ours", _ours(variant), bundle_folder(folder, variant))
+        # Where patches leave inside the encoder there is no unpruned image.
+        add("ours", _ours(variant), bundle_folder(folder, variant), whole=variant.cut is None)
     for dtype, name in (("float32", "fp32"), ("bfloat16", "bf16")):
         label = f"transformers {name} sdpa"
         peer(label, "transformers", lambda a=label, b=dtype: add("transformers", a, checkpoint, dtype=b))
