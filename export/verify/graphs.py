@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.export.verify.chain import Chain
+
 Array = npt.NDArray[Any]
 
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -25,54 +27,12 @@ def open_graph(model: Path | bytes) -> Any:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-class _Chain:
-    """The graphs of a chain as one session: nothing leaves between them, so that they are the whole model."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._parts = [open_graph(path) for path in paths]
-        # What a schedule's method is fed, and what it read in the last run, by graph and name.
-        self.asked: dict[str, Array] = {}
-        self.read: dict[tuple[int, str], Array] = {}
-
-    def get_inputs(self) -> list[Any]:
-        """Return those of the first graph, and the caches of all."""
-        first, *rest = ([*part.get_inputs()] for part in self._parts)
-        return first + [one for part in rest for one in part if one.name.startswith("past_key_values.")]
-
-    def get_outputs(self) -> list[Any]:
-        """Return what no graph of the chain takes."""
-        between = ("hidden_out", "scores.")
-        return [one for part in self._parts for one in part.get_outputs() if not one.name.startswith(between)]
-
-    def run(self, names: Sequence[str], feed: dict[str, Array]) -> list[Array]:
-        """Run one graph behind the other; of a mask each takes the rows that its cache has."""
-        found: dict[str, Array] = {}
-        for i, part in enumerate(self._parts):
-            mine = {one.name: _fed(one, {**self.asked, **feed}, found) for one in part.get_inputs()}
-            outputs = [one.name for one in part.get_outputs()]
-            values = dict(zip(outputs, part.run(outputs, mine), strict=True))
-            found.update(values)
-            read = {name: value for name, value in values.items() if name.startswith("scores.")}
-            self.read |= {(i, name.removeprefix("scores.")): value for name, value in read.items()}
-        return [found[name] for name in names]
-
-
-def _fed(wanted: Any, feed: dict[str, Array], found: dict[str, Array]) -> Array:
-    """Return an input of a graph of a chain; where a method reads, it is asked for the first row."""
-    if wanted.name == "hidden":
-        return found["hidden_out"]
-    if wanted.name not in feed:
-        return np.zeros(1, np.int64)
-    value, size = feed[wanted.name], wanted.shape[-1] if wanted.shape else None
-    fixed = isinstance(size, int) and wanted.name in ("attention_mask", "cache_mask")
-    return value[..., :size] if fixed else value
-
-
 class _OpenedLanguage:
     """A session, and what its inputs and outputs say about tokens and cache."""
 
     def __init__(self, paths: Sequence[Path], window: int | None = None) -> None:
-        self._session: Any = open_graph(paths[0]) if len(paths) == 1 else _Chain(paths)
+        opened = [open_graph(path) for path in paths]
+        self._session: Any = opened[0] if len(opened) == 1 else Chain(opened)
         self._window = window
         inputs = {value.name: value for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
@@ -101,7 +61,7 @@ class _OpenedLanguage:
 
         ``asked`` are the inputs of what a method reads; see ``export.scores``.
         """
-        assert isinstance(self._session, _Chain)
+        assert isinstance(self._session, Chain)
         self._session.asked, self._session.read = asked, {}
         self.follow(ids, visual, np.ones(ids.shape, bool), np.empty((1, 0), np.int64), positions=positions)
         self._session.asked = {}
