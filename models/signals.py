@@ -22,6 +22,8 @@ ATTENTION_RECEIVED = "attention_received"
 KEYS = "keys"
 CLS_TOKEN = "cls_token"
 ORIGINS = "origins"
+INFORMATION_FLOW = "information_flow"
+ATTENTION_GLOBAL = "attention_global"
 
 SIGNALS: dict[str, str] = {
     CLS_ATTENTION: "[N] attention of the class token to each patch in the feature layer, mean over heads",
@@ -31,10 +33,17 @@ SIGNALS: dict[str, str] = {
     KEYS: "[N, d] keys of the patches in the feature layer, mean over heads",
     CLS_TOKEN: "[1, D] the feature's class token after the projector",
     ORIGINS: "[N] int64, which of the whole image's visual tokens each is, where most patches leave inside the encoder",
+    INFORMATION_FLOW: "[N] share of the class token's attention and of the similarity of values, times the length of a "
+    "patch's own value, averaged over the layers, each with twice the weight of the one before",
+    ATTENTION_GLOBAL: "[N] attention that each patch receives in the feature layer from those that receive more than "
+    "5.4 % of all, mean over heads; from all where there are none",
 }
 """Name -> shape of one tile and meaning."""
-CLASS_TOKEN = (CLS_ATTENTION, CLS_ATTENTION_SUM, CLS_TOKEN)
+CLASS_TOKEN = (CLS_ATTENTION, CLS_ATTENTION_SUM, CLS_TOKEN, INFORMATION_FLOW)
 """Signals of the class token: a tower that has none, such as SigLIP's, cannot give them."""
+
+GLOBAL_SHARE = 39.26 / 729
+"""Of all attention, what a patch receives that counts as global: VFlowOpt's 39.26 times the mean of 729 patches."""
 
 NONE, ALL = "none", "all"
 

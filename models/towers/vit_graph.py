@@ -119,11 +119,12 @@ def _attention(g: Builder, tower: Layers, x: Any, spec: VitSpec, index: int, tap
         if tap.listens or not tower.fuses_attention:
             scale = g.constant(np.float32(spec.head_dim) ** np.float32(-0.5), tower.dtype)
             queries, keys = g.op("Mul", heads(q, [0, 2, 1, 3]), scale), heads(k, [0, 2, 3, 1])
-            tap.see(g, index, queries, keys, tower.dtype)
+            values = heads(v, [0, 2, 1, 3])
+            tap.see(g, index, queries, keys, values, tower.dtype)
         if tower.fuses_attention:
             y = tower.attention(q, k, v, spec.heads)
         else:
             scores = g.op("Softmax", g.op("MatMul", queries, keys), axis=-1)
-            y = g.op("Transpose", g.op("MatMul", scores, heads(v, [0, 2, 1, 3])), perm=[0, 2, 1, 3])
+            y = g.op("Transpose", g.op("MatMul", scores, values), perm=[0, 2, 1, 3])
             y = g.op("Reshape", y, g.constant([0, 0, spec.hidden]))
         return tower.linear(y, f"{name}.out_proj")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,21 @@ def transformers_signals(folder: Path, pixels: Any, plan: Any) -> dict[str, Any]
     ).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     images = processor(images=list(pixels), return_tensors="pt", input_data_format="channels_last")
-    spec, keys = plan.spec.vision, {}
+    spec, keys, values = plan.spec.vision, {}, {}
     layers = signal_layers(spec)
     tower = model.model.vision_tower
     encoder = getattr(tower, "vision_model", tower).encoder
     layer = encoder.layers[layers.feature].self_attn
     layer.k_proj.register_forward_hook(lambda module, inputs, output: keys.setdefault("k", output))
+    for i in range(layers.feature + 1):
+        hook = functools.partial(lambda i, module, inputs, output: values.setdefault(i, output), i)
+        encoder.layers[i].self_attn.v_proj.register_forward_hook(hook)
     with torch.inference_mode():
         out = tower(images["pixel_values"], output_attentions=True, output_hidden_states=True)
         cls = torch.cat([out.hidden_states[i][:, :1] for i in spec.feature_states], dim=-1)
         token = model.model.multi_modal_projector(cls)
     first = int(spec.drops_first)
+    maps = torch.stack([a.mean(1) for a in out.attentions[: layers.feature + 1]])
     attention = [a.mean(1).numpy()[:, :, first:] for a in out.attentions]
     tiles, n, _ = keys["k"].shape
     heads = keys["k"].view(tiles, n, spec.heads, spec.head_dim)
@@ -65,7 +70,36 @@ def transformers_signals(folder: Path, pixels: Any, plan: Any) -> dict[str, Any]
         "attention_received": attention[layers.feature].mean(1),
         "keys": heads.mean(2).numpy()[:, first:],
         "cls_token": token.numpy(),
+        "information_flow": flow_of(maps, values, spec),
+        "attention_global": torch.stack([from_global(m[first:, first:]) for m in maps[-1]]).numpy(),
     }
+
+
+def flow_of(maps: Any, values: Any, spec: Any) -> Any:
+    """FlowCut's cumulative score, layer by layer, from attention maps [layers, tiles, n, n] and values."""
+    import torch
+
+    total = None
+    for i, attention in enumerate(maps):
+        tiles, n, _ = values[i].shape
+        v = values[i].view(tiles, n, spec.heads, spec.head_dim)
+        semantic = torch.einsum("thd,tnhd->thn", v[:, 0], v).softmax(-1).mean(1)
+        relation, semantic = (
+            torch.nn.functional.normalize(row[:, int(spec.drops_first) :], p=1, dim=1)
+            for row in (attention[:, 0], semantic)
+        )
+        length = torch.linalg.vector_norm(v.mean(2)[:, int(spec.drops_first) :], ord=1, dim=-1)
+        score = (relation + semantic) * length
+        total = score if total is None else 0.5 * total + 0.5 * score
+    return total.numpy()
+
+
+def from_global(attention: Any) -> Any:
+    """Mean over the queries of patches that receive more than 39.26 times the mean of 729 patches."""
+    received = attention.mean(0)
+    threshold = 39.26 / 729 * len(attention) * received.mean()
+    chosen = attention[received > threshold]
+    return (chosen if len(chosen) else attention).mean(0)
 
 
 @pytest.mark.parametrize("name", TOWERS)
