@@ -141,7 +141,8 @@ def _end_to_end(
 ) -> list[Check]:
     """The same set, or one that the method could have picked; then the rows of that set, in order, bit for bit.
 
-    A method without a regret may differ in one token of a hundred, where rounding breaks a tie.
+    A method without a regret may differ in one token of a hundred, where rounding breaks a tie; of merged tokens two in
+    a hundred may, where it decides which of two a dropped one joins.
     """
     regret, lost, equal, wrong = 0.0, 0, 0, []
     for i, case in enumerate(cases):
@@ -157,10 +158,10 @@ def _end_to_end(
             wrong.append(f"case {i}: the kept tokens are not the rows that the indices name")
         elif selector.merge is not None and same:
             expected = selector.merge.reference(case.tokens, case.valid, indices, **case.signals)
-            if not np.allclose(
-                kept.astype(np.float32), expected.astype(np.float32), rtol=_MERGE, atol=_MERGE
-            ):
-                wrong.append(f"case {i}: the merged tokens differ from the reference's")
+            near = np.isclose(kept.astype(np.float32), expected.astype(np.float32), rtol=_MERGE, atol=_MERGE)
+            other = int(np.count_nonzero(~near.all(axis=1)))
+            if other > max(2, keep // 50):
+                wrong.append(f"case {i}: {other} merged tokens differ from the reference's")
         if not same and selector.op_type == DIVPRUNE.op_type:
             regret = float(
                 np.maximum(regret, replay_regret(cosine_distances(case.looked_at), case.valid, indices))

@@ -6,17 +6,28 @@ A new selector is one file in this folder and one line in :data:`SELECTORS`.
 from __future__ import annotations
 
 from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.models.selectors.agilepruner import AGILEPRUNER
+from divprune_edge.models.selectors.aim_merge import AIM_MERGE
+from divprune_edge.models.selectors.apet import APET
 from divprune_edge.models.selectors.cdpruner import CDPRUNER
 from divprune_edge.models.selectors.composed import FASTERVLM_DIVPRUNE
 from divprune_edge.models.selectors.dart import DART
 from divprune_edge.models.selectors.divprune import DIVPRUNE
 from divprune_edge.models.selectors.fastervlm import FASTERVLM
+from divprune_edge.models.selectors.flowcut import FLOWCUT
+from divprune_edge.models.selectors.fopru import FOPRU, FOPRU_ROW
 from divprune_edge.models.selectors.hiprune import HIPRUNE
 from divprune_edge.models.selectors.holov import HOLOV
+from divprune_edge.models.selectors.id_selection import ID_SELECTION
+from divprune_edge.models.selectors.prumerge import PRUMERGE
+from divprune_edge.models.selectors.quota import QUOTA
 from divprune_edge.models.selectors.random import RANDOM
+from divprune_edge.models.selectors.recoverable import RECOVERABLE
+from divprune_edge.models.selectors.scope import SCOPE
 from divprune_edge.models.selectors.selector import Merge, Selector, regret_of
 from divprune_edge.models.selectors.todre import TODRE
 from divprune_edge.models.selectors.uniform import UNIFORM
+from divprune_edge.models.selectors.vflowopt import VFLOWOPT
 from divprune_edge.models.selectors.visionzip import VISIONZIP
 from divprune_edge.models.selectors.vtc_cls import VTC_CLS
 
@@ -35,6 +46,18 @@ SELECTORS: dict[str, Selector] = {
         CDPRUNER,
         DART,
         FASTERVLM_DIVPRUNE,
+        SCOPE,
+        AGILEPRUNER,
+        ID_SELECTION,
+        APET,
+        FOPRU,
+        FOPRU_ROW,
+        FLOWCUT,
+        VFLOWOPT,
+        AIM_MERGE,
+        RECOVERABLE,
+        QUOTA,
+        PRUMERGE,
     )
 }
 

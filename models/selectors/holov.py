@@ -93,7 +93,7 @@ def holov_picks(tokens: Tokens, valid: Valid, keep: int, *, cls_attention: Array
 def write_holov(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *, cls_attention: Any) -> Any:
     """Write the same: "rank within the crop < its share" as a score, so that no step has a dynamic size."""
     members = ops.constant(crop_members(candidates).astype(np.float32), "float32")
-    shares = _write_shares(ops, _write_scores(ops, tokens, valid, candidates, members, cls_attention), keep)
+    shares = write_shares(ops, _write_scores(ops, tokens, valid, candidates, members, cls_attention), keep)
     # [b, P] x [P, N]: the share of each token's crop.
     share = ops.op(
         "Squeeze",
@@ -141,7 +141,7 @@ def _write_scores(ops: Ops, tokens: Any, valid: Any, candidates: int, members: A
     return ops.op("Div", summed, ops.op("Max", total(inside, 2), one))
 
 
-def _write_shares(ops: Ops, scores: Any, keep: int) -> Any:
+def write_shares(ops: Ops, scores: Any, keep: int) -> Any:
     """Write :func:`crop_shares`: float32 [b, P], whole numbers."""
     grid = ops.constant(float(GRID), "float32")
     weights = ops.op("Div", scores, ops.op("ReduceSum", scores, ops.constant([1]), keepdims=1))

@@ -110,7 +110,9 @@ def test_what_another_export_would_add_is_told_apart(folder: Path, tmp_path: Pat
     assert added == [name for name in SERVED if not SELECTORS[name].signals]
     sentence = left_out(bundle, "all")
     assert sentence is not None
-    assert "no class token. Left out hiprune: it needs attention_object" in sentence
+    assert (
+        "no class token. Left out hiprune, fopru, fopru-row, vflowopt: they need attention_object" in sentence
+    )
     assert "--signals all" in sentence
     with refused("signals-missing", "'hiprune'", "--signals all"):
         add_selector(bundle, "hiprune", keep=7, prune=None, force=False, verify=False)
@@ -123,7 +125,7 @@ def test_a_grid_without_its_first_patch_serves_what_needs_no_grid(tmp_path: Path
     )
     bundle = export(plan_of(folder, signals="all"), tmp_path / "bundle").folder
     added = [entry.name for _, entry, _ in add_selectors(bundle, "all", "7", force=False, verify=True)]
-    assert added == [name for name in SERVED if name != "hiprune"]
+    assert added == [name for name in SERVED if not SELECTORS[name].raster]
     sentence = left_out(bundle, "all")
     assert sentence is not None and "Left out hiprune: hiprune needs a square grid" in sentence
     with refused("selector-needs-square-grid", 24):
