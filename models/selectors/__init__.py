@@ -25,6 +25,7 @@ from divprune_edge.models.selectors.random import RANDOM
 from divprune_edge.models.selectors.recoverable import RECOVERABLE
 from divprune_edge.models.selectors.scope import SCOPE
 from divprune_edge.models.selectors.selector import Merge, Selector, regret_of
+from divprune_edge.models.selectors.spread import SPREAD, SPREAD_MERGE
 from divprune_edge.models.selectors.todre import TODRE
 from divprune_edge.models.selectors.uniform import UNIFORM
 from divprune_edge.models.selectors.vflowopt import VFLOWOPT
@@ -58,6 +59,8 @@ SELECTORS: dict[str, Selector] = {
         RECOVERABLE,
         QUOTA,
         PRUMERGE,
+        SPREAD,
+        SPREAD_MERGE,
     )
 }
 

@@ -20,6 +20,7 @@ from divprune_edge.models.selectors.prumerge import prumerge_merge, prumerge_pic
 from divprune_edge.models.selectors.quota import novelty, quota_picks
 from divprune_edge.models.selectors.recoverable import recoverable_merge, recoverable_picks
 from divprune_edge.models.selectors.scope import scope_picks
+from divprune_edge.models.selectors.spread import places, spread_distances, spread_picks
 
 
 def f32(*values: Any) -> Any:
@@ -221,3 +222,23 @@ def test_rows_that_are_not_valid_join_nothing(name: str) -> None:
     other = {name: np.where(valid.reshape(-1, *[1] * (x.ndim - 1)), x, 0.5) for name, x in signals.items()}
     tokens[30:] = 7
     assert np.array_equal(selector.kept(tokens, valid, 9, **other), kept)
+
+
+def test_spread_adds_the_distance_of_places() -> None:
+    """4 x 4 places, the diagonal is 1: all tokens alike, so corners come first, then what is farthest from them."""
+    assert places(16)[[0, 15]].tolist() == [[0, 0], [pytest.approx(0.5**0.5)] * 2]  # type: ignore[index]
+    same = np.ones((16, 4), np.float32)
+    assert spread_distances(same)[0, 15] == pytest.approx(1.5)
+    assert spread_distances(same)[0, 1] == pytest.approx(1.5 / (3 * 2**0.5))
+    assert spread_picks(same, all_valid(16), 5).tolist() == [0, 15, 3, 12, 5]
+    # A token in a corner that looks like no other is worth 1 more.
+    other = same.copy()
+    other[6] = (1, -1, 1, -1)
+    assert spread_picks(other, all_valid(16), 4).tolist()[0] == 6
+
+
+def test_without_a_grid_spread_is_max_min() -> None:
+    assert places(15) is None and places(1) is None
+    tokens = make_tokens("clustered", 30, np.random.default_rng(2))
+    one, two = (SELECTORS[name].picks(tokens, all_valid(30), 9) for name in ("spread", "divprune"))
+    assert one.tolist() == two.tolist()
