@@ -114,7 +114,7 @@ def _answer(
     first = {id(image): image for question in questions for image in question.images}
     order = {key: number for number, key in enumerate(first)}
     watch.lap("preprocess")
-    seen = pipeline._vision.see(list(first.values()), pipeline.selector, watch.lap)
+    seen = pipeline._vision.see(list(first.values()), pipeline._pruning, watch.lap)
     own = [
         replace(seen, images=tuple(seen.images[order[id(image)]] for image in question.images))
         for question in questions

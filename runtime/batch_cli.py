@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from divprune_edge.runtime.options import (
+    BudgetOption,
     BundleArgument,
     DefaultsOption,
     FpsOption,
@@ -20,6 +21,7 @@ from divprune_edge.runtime.options import (
     KeepOption,
     LongestOption,
     PenaltyOption,
+    RadiusOption,
     RawOption,
     SelectorOption,
     StopIdOption,
@@ -58,6 +60,8 @@ def batch_command(
     ignore_eos: GoOnOption = False,
     selector: SelectorOption = None,
     keep: KeepOption = None,
+    budget: BudgetOption = None,
+    radius: RadiusOption = None,
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: ThreadsOption = None,
     warm_up: WarmUpOption = False,
@@ -105,7 +109,9 @@ def batch_command(
     lines = read_questions(questions)
     first = list(islice(lines, 1))  # and so is a file that is none
     with on_terminal() as tell:
-        pipeline = Pipeline(bundle, selector, keep, backend, threads, tell, warm_up=warm_up)
+        pipeline = Pipeline(
+            bundle, selector, keep, backend, threads, tell, warm_up=warm_up, budget=budget, radius=radius
+        )
         decoding["checkpoint_defaults"] = checkpoint_defaults
         options = decoding_of(pipeline.bundle.manifest.prompt, decoding)
         lines = chain(first, lines)

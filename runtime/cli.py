@@ -13,6 +13,7 @@ import typer
 from divprune_edge.runtime.batch_cli import batch_command
 from divprune_edge.runtime.engines.cli import build_command
 from divprune_edge.runtime.options import (
+    BudgetOption,
     BundleArgument,
     DefaultsOption,
     FpsOption,
@@ -21,6 +22,7 @@ from divprune_edge.runtime.options import (
     KeepOption,
     LongestOption,
     PenaltyOption,
+    RadiusOption,
     RawOption,
     SelectorOption,
     StopIdOption,
@@ -85,6 +87,8 @@ def ask(
     ignore_eos: GoOnOption = False,
     selector: SelectorOption = None,
     keep: KeepOption = None,
+    budget: BudgetOption = None,
+    radius: RadiusOption = None,
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
     threads: ThreadsOption = None,
     warm_up: WarmUpOption = False,
@@ -152,7 +156,9 @@ def ask(
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
     with on_terminal() as tell:
-        pipeline = Pipeline(opened, selector, keep, backend, threads, tell, warm_up=warm_up)
+        pipeline = Pipeline(
+            opened, selector, keep, backend, threads, tell, warm_up=warm_up, budget=budget, radius=radius
+        )
         conversation = pipeline.chat([*images, *clips], system=system)
         lines = given or _questions_from_stdin()
         asked = _with_media(lines, fps, frames) if chat else ((question, []) for question in given)

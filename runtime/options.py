@@ -18,6 +18,20 @@ SelectorOption = Annotated[
     str | None, typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token.")
 ]
 KeepOption = Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="auto",
+        help="'auto' takes the smallest of the selector's budgets that covers the image, see --radius.",
+    ),
+]
+RadiusOption = Annotated[
+    float | None,
+    typer.Option(
+        "--radius", help="With --budget auto: the largest distance of a dropped visual token to a kept one."
+    ),
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
 WarmUpOption = Annotated[
     bool,

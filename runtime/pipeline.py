@@ -19,12 +19,14 @@ import numpy.typing as npt
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import SelectorInfo
 from divprune_edge.processing.clips import Video, clips_of
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import listed, load_image
 from divprune_edge.processing.layout import PlacedImage, PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
 from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
+from divprune_edge.runtime.budgets import AUTO, Budgets, budgets_of
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.defaults import decoding_of
 from divprune_edge.runtime.generate import (
@@ -38,7 +40,7 @@ from divprune_edge.runtime.generate import (
 )
 from divprune_edge.runtime.progress import OnProgress, in_silence
 from divprune_edge.runtime.stopwatch import Stopwatch
-from divprune_edge.runtime.vision import Vision, VisualTokens
+from divprune_edge.runtime.vision import Pruning, Vision, VisualTokens
 from divprune_edge.runtime.warm_up import warm_up as warmed
 
 if TYPE_CHECKING:
@@ -89,6 +91,9 @@ class Pipeline:
         bundle: an opened bundle or the path of one.
         selector: id or name of a selector in the bundle, or ``none``; None takes the bundle's default.
         keep: number of visual tokens to keep, if the name alone does not say.
+        budget: ``auto`` takes, image by image, the smallest of the selector's budgets in the bundle that covers it:
+            see :mod:`~divprune_edge.runtime.budgets`.
+        radius: with that, the coverage radius that is small enough.
         backend: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``.
         threads: CPU threads of one operator; None takes all cores.
         on_progress: told of long work, as ``("encoding images", 2, 5)``: what is done, how many of it, and of how many,
@@ -110,6 +115,8 @@ class Pipeline:
         on_progress: OnProgress = in_silence,
         *,
         warm_up: bool = False,
+        budget: str | None = None,
+        radius: float | None = None,
     ) -> None:
         if not isinstance(bundle, Bundle):
             check_type("bundle", bundle, "path")
@@ -119,12 +126,18 @@ class Pipeline:
             raise wrong_type("on_progress", on_progress, "a function that takes a text and two numbers")
         check_type("warm_up", warm_up, "bool")
         _check_budget(selector, keep)
+        _check_auto(budget, radius, keep)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self.selector = self.bundle.selector(selector, keep)
+        self._pruning: Pruning
+        if budget == AUTO:
+            self._pruning = budgets_of(self.bundle, selector, radius)
+        else:
+            self._pruning = self.bundle.selector(selector, keep)
         self._backend = open_backend(self.bundle, backend, threads)
         self._vision = Vision(self.bundle, self._backend, on_progress)
         self._prompt = self.bundle.prompt_encoder()
-        self._backend.load(self.selector)
+        for one in self._pruning.selectors if isinstance(self._pruning, Budgets) else [self._pruning]:
+            self._backend.load(one)
         # Shared by all copies: what comes before the first image does not depend on it.
         self._prefix: dict[tuple[int, ...], CacheRows] = {}
         self.warm_up_ms: float | None = None
@@ -139,9 +152,14 @@ class Pipeline:
         """
         _check_budget(selector, keep)
         other = copy(self)
-        other.selector = self.bundle.selector(selector, keep)
-        self._backend.load(other.selector)
+        other._pruning = self.bundle.selector(selector, keep)
+        self._backend.load(other._pruning)
         return other
+
+    @property
+    def selector(self) -> SelectorInfo | None:
+        """What prunes, None where nothing does; of several budgets the largest."""
+        return self._pruning.largest if isinstance(self._pruning, Budgets) else self._pruning
 
     @property
     def visual_tokens(self) -> int:
@@ -246,7 +264,7 @@ class Pipeline:
         self, turns: Sequence[Turn], images: Sequence[ImageInput], raw: bool = False
     ) -> PromptIds:
         """Return the ids of a conversation that brings these images."""
-        counts = [span for image in images for span in self._vision.spans(image, self.selector)]
+        counts = [span for image in images for span in self._vision.spans(image, self._pruning)]
         return self._prompt.encode_raw(turns, counts) if raw else self._prompt.encode(turns, counts)
 
     def _placed(self, prompt: PromptIds, images: Sequence[PlacedImage]) -> PromptIds:
@@ -438,7 +456,7 @@ class Chat:
             shown, seen, self._cached = (), None, ()
         new = images[len(shown) :]
         if seen is None or new:
-            more = vision.see(new, pipeline.selector, watch.lap)
+            more = vision.see(new, pipeline._pruning, watch.lap)
             # A table without images has a row of zeros, which does not stay before theirs.
             seen = vision.join([seen, more]) if seen is not None and shown else more
             shown = [*shown, *new]
@@ -450,6 +468,19 @@ class Chat:
             self._session.show(self._slot, seen.tokens)
         self._shown, self._seen = shown, seen
         return self._session, replace(seen, images=seen.images[: len(images)])
+
+
+def _check_auto(budget: Any, radius: Any, keep: Any) -> None:
+    check_type("budget", budget, "str | None")
+    check_type("radius", radius, "float | None")
+    if budget not in (None, AUTO):
+        raise UserError(f"The budget is '{budget}', expected auto.", code="option-invalid")
+    if budget is None and radius is not None:
+        raise UserError("A radius says when a budget is enough: add --budget auto.", code="option-conflict")
+    if budget is not None and keep is not None:
+        raise UserError(
+            "--budget auto chooses among all budgets of a selector: leave out --keep.", code="option-conflict"
+        )
 
 
 def _check_budget(selector: Any, keep: Any) -> None:

@@ -26,6 +26,7 @@ from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.processing.patches import ROWS
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
+from divprune_edge.runtime.budgets import Budgets, coverage_radius
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.progress import OnProgress, in_silence
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 Indices = npt.NDArray[np.int64]
 OnStage = Callable[[str], None]
+Pruning = SelectorInfo | Budgets | None
+"""What keeps visual tokens: a selector, that at the budget which covers an image, or None, which keeps all."""
 
 
 @dataclass(frozen=True)
@@ -184,18 +187,18 @@ class Vision:
             self._tell(work, 1, 1)  # over, too: in a batch the next question follows
             raise
 
-    def count(self, image: ImageInput, selector: SelectorInfo | None) -> int:
-        """Return how many visual tokens the language model will see of an image."""
+    def count(self, image: ImageInput, selector: Pruning) -> int:
+        """Return how many visual tokens the language model will see of an image, at most."""
         return int(np.minimum(groups_of(self._manifest, image).valid.sum(axis=1), self._keep(selector)).sum())
 
-    def spans(self, image: ImageInput, selector: SelectorInfo | None) -> tuple[int, ...]:
+    def spans(self, image: ImageInput, selector: Pruning) -> tuple[int, ...]:
         """Return the same for each span of a clip; before a selector has picked, only their sum is right."""
         return image.spans(np.arange(self.count(image, selector)))
 
     def see(
         self,
         images: Sequence[ImageInput],
-        selector: SelectorInfo | None,
+        selector: Pruning,
         on_stage: OnStage = lambda stage: None,
     ) -> VisualTokens:
         """Encode images and keep what ``selector`` picks of each; None keeps all.
@@ -203,7 +206,8 @@ class Vision:
         ``on_stage`` is told when the stages ``vision`` and ``select`` end.
         """
         seen = []
-        at_once = 1 if self._manifest.assemble is not None else self._backend.images_at_once
+        alone = self._manifest.assemble is not None or isinstance(selector, Budgets)
+        at_once = 1 if alone else self._backend.images_at_once
         for begin in self._steps("encoding images", len(images), at_once):
             candidates = self.encode(images[begin : begin + at_once], [selector])
             on_stage("vision")
@@ -211,7 +215,7 @@ class Vision:
             on_stage("select")
         return self.join(seen)
 
-    def encode(self, images: Sequence[ImageInput], selectors: Iterable[SelectorInfo | None]) -> Candidates:
+    def encode(self, images: Sequence[ImageInput], selectors: Iterable[Pruning]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
         groups = [groups_of(self._manifest, image) for image in images]
         if self._manifest.assemble is None:
@@ -233,10 +237,14 @@ class Vision:
             self._backend.to_host(encoded.signals[ORIGINS]) if ORIGINS in encoded.signals else None,
         )
 
-    def select(self, candidates: Candidates, selector: SelectorInfo | None) -> VisualTokens:
+    def select(self, candidates: Candidates, selector: Pruning) -> VisualTokens:
         """Keep what ``selector`` picks of each group of rows; all of one that has no more rows than that."""
-        keep, counts = self._keep(selector), candidates.valid.sum(axis=1)
-        tokens, kept = self._select(candidates, selector, counts)
+        counts = candidates.valid.sum(axis=1)
+        if isinstance(selector, Budgets):
+            selector, tokens, kept = self._fitting(candidates, selector, counts)
+        else:
+            tokens, kept = self._select(candidates, selector, counts)
+        keep = self._keep(selector)
         images = []
         for groups, image in zip(candidates.groups, candidates.images, strict=True):
             few = [min(keep, int(counts[i])) for i in groups]
@@ -249,6 +257,23 @@ class Vision:
             images.append(self.placed(image, rows, indices, origins))
         length = len(counts) * keep
         return VisualTokens(self._table([tokens], length), length, tuple(images))
+
+    def fitting(self, candidates: Candidates, budgets: Budgets) -> SelectorInfo:
+        """Return the selector of the smallest budget that covers one image, the largest where none does."""
+        return self._fitting(candidates, budgets, candidates.valid.sum(axis=1))[0]
+
+    def _fitting(
+        self, candidates: Candidates, budgets: Budgets, counts: Indices
+    ) -> tuple[SelectorInfo, DeviceTensor, Indices]:
+        looked_at = self._manifest.vision_encoder.looked_at
+        rows = self._backend.to_host(candidates.encoded.tokens)[..., :looked_at]
+        for selector in budgets.selectors:
+            tokens, kept = self._select(candidates, selector, counts)
+            pruned = np.flatnonzero(counts > selector.keep)
+            radii = (coverage_radius(rows[i], candidates.valid[i], kept[i]) for i in pruned)
+            if selector is budgets.largest or max(radii, default=0.0) <= budgets.radius:
+                break
+        return selector, tokens, kept
 
     def placed(
         self, image: ImageInput, rows: Indices, kept: Indices, origins: Indices | None = None
@@ -331,7 +356,7 @@ class Vision:
             total += part.length
         return VisualTokens(self._table([part.tokens for part in seen], total), total, tuple(images))
 
-    def _keep(self, selector: SelectorInfo | None) -> int:
+    def _keep(self, selector: Pruning) -> int:
         return selector.keep if selector is not None else self._manifest.candidates
 
     def _table(self, tokens: Sequence[DeviceTensor], rows: int) -> DeviceTensor:

@@ -11,6 +11,8 @@ from .scenes import Scene, Split, sample_scene, scene_rng
 
 HELD_OUT_PICTURES = 800
 HELD_OUT_SEED = 2026
+DEVELOPMENT_SEED = 2027
+"""Of other scenes and questions, which settings may be chosen by: training has seed 0 of another family."""
 GRID_PICTURES = 120
 """The first pictures of the set, for the dense grid of budgets."""
 

@@ -16,6 +16,7 @@ from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import load_image
+from divprune_edge.runtime.budgets import Budgets
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
 from divprune_edge.runtime.lab.rows import rows_of
 
@@ -80,11 +81,12 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
     Raises:
         UserError: the image cannot be used, or its tokens are no square grid.
     """
-    selector, vision, backend = pipeline.selector, pipeline._vision, pipeline._backend
+    pruning, vision, backend = pipeline._pruning, pipeline._vision, pipeline._backend
     manifest = pipeline.bundle.manifest
     (read,) = vision.read([image])
     places = _places(read, manifest.vision_encoder.uncut or manifest.candidates)
-    candidates = vision.encode([read], [selector])
+    candidates = vision.encode([read], [pruning])
+    selector = vision.fitting(candidates, pruning) if isinstance(pruning, Budgets) else pruning
     signals = selector.signals if selector else ()
     rows = rows_of(backend, candidates, signals, manifest.vision_encoder.looked_at)
     picks = kept = vision.select(candidates, selector).kept_indices

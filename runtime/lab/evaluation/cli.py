@@ -31,25 +31,46 @@ def evaluate_command(
     bundle: BundleArgument,
     options: RunOptions,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    learn_radius: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            min=0.0,
+            max=1.0,
+            help="Find the --radius for --budget auto: the largest that leaves every type of question this share of "
+            "what the unpruned model gets right.",
+        ),
+    ] = None,
 ) -> None:
     """Ask a set of questions with every selector of a bundle, at every budget, and with the baselines.
 
     The unpruned model, 'random' and 'uniform' are always among them. Writes evaluation.md, .csv
     and .json, and pairs.csv with the differences between methods on the same questions.
     """
+    from divprune_edge.errors import UserError
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.evaluation.dataset import LMMS, load_dataset
     from divprune_edge.runtime.lab.evaluation.methods import choose_methods
 
     opened = Bundle.open(bundle)
-    methods = choose_methods(opened, options.names(), options.budgets())
+    methods = choose_methods(opened, options.names(), options.budgets(), options.enough())
     if options.data.startswith(LMMS):
+        if learn_radius is not None:
+            raise UserError(
+                f"--learn-radius goes by types of question, which '{options.data}' has none of: give a folder of "
+                "images with a JSONL of questions.",
+                code="dataset-is-a-task",
+            )
         evaluate_lmms(opened, methods, options, as_json=as_json)
         return
     questions = load_dataset(options.data, options.images)
     folder = options.folder(opened.path.name, questions.name)
     rows = run_with_progress(opened, questions, methods, folder, options)
     report(rows, folder, facts(opened, questions, options.backend), "evaluation", as_json=as_json)
+    if learn_radius is not None:
+        from divprune_edge.runtime.lab.evaluation.radius import learn_from
+
+        print("\n".join(learn_from(folder, methods, questions, learn_radius)), file=sys.stderr)
 
 
 @with_run_options
@@ -82,7 +103,9 @@ def sweep_command(
     target = None if target_ttft is None else parse_milliseconds(target_ttft)
     opened = [Bundle.open(path) for path in bundles]
     _require_one_model(opened)
-    chosen = [choose_methods(bundle, options.names(), options.budgets()) for bundle in opened]
+    chosen = [
+        choose_methods(bundle, options.names(), options.budgets(), options.enough()) for bundle in opened
+    ]
     questions = load_dataset(options.data, options.images)
     folder = options.folder(opened[0].path.name, questions.name)
     entries: list[Entry] = []

@@ -18,7 +18,7 @@ from divprune_edge.strict_json import JsonError, is_file, is_folder, parse_json,
 if TYPE_CHECKING:
     from divprune_edge.processing.images import ImageSource
 
-DEMO = "demo"
+DEMO, DEVELOPMENT = "demo", "demo-development"
 LMMS = "lmms:"
 MOST_BYTES = 256 << 20
 """Of the file of questions: VQAv2's validation set has about 30 MB."""
@@ -65,7 +65,8 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
     """Return the questions of ``source``, at most ``limit`` images of them.
 
     Args:
-        source: ``demo`` (the held-out set of the demo checkpoint) or a folder that holds images and one
+        source: ``demo`` (the held-out set of the demo checkpoint), ``demo-development`` (other scenes, to choose
+            settings by) or a folder that holds images and one
             ``*.jsonl`` with a line ``{"image": …, "question": …, "answer": …, "type": …}`` per question;
             ``answer`` is a text or a list of accepted texts, ``type`` may be left out.
         limit: number of images; None takes all.
@@ -81,12 +82,18 @@ def load_dataset(source: str, limit: int | None = None) -> Dataset:
             "'demo' or a folder of images with a JSONL of questions.",
             code="dataset-is-a-task",
         )
-    images = _demo(limit) if source == DEMO else _folder(Path(source))[:limit]
-    return Dataset(source if source == DEMO else Path(source).name, tuple(images))
+    if source in (DEMO, DEVELOPMENT):
+        return Dataset(source, tuple(_demo(source, limit)))
+    return Dataset(Path(source).name, tuple(_folder(Path(source))[:limit]))
 
 
-def _demo(limit: int | None) -> list[ImageQuestions]:
-    from divprune_edge.models.demo.held_out import HELD_OUT_PICTURES, held_out
+def _demo(source: str, limit: int | None) -> list[ImageQuestions]:
+    from divprune_edge.models.demo.held_out import (
+        DEVELOPMENT_SEED,
+        HELD_OUT_PICTURES,
+        HELD_OUT_SEED,
+        held_out,
+    )
     from divprune_edge.models.demo.render import render
     from divprune_edge.models.demo.scenes import Scene
 
@@ -94,7 +101,8 @@ def _demo(limit: int | None) -> list[ImageQuestions]:
         return lambda: render(scene)
 
     # All of the set is drawn, then cut: which questions an image gets depends on the images before it alone.
-    data = held_out(HELD_OUT_PICTURES if limit is None else min(limit, HELD_OUT_PICTURES))
+    seed = HELD_OUT_SEED if source == DEMO else DEVELOPMENT_SEED
+    data = held_out(HELD_OUT_PICTURES if limit is None else min(limit, HELD_OUT_PICTURES), seed)
     return [
         ImageQuestions(f"{i:05}", opener(scene), tuple(Question(q.text, (q.answer,), q.type) for q in asked))
         for i, (scene, asked) in enumerate(zip(data.scenes, data.questions, strict=True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import UNPRUNED, SelectorInfo
 from divprune_edge.models.selectors import find_selector
+from divprune_edge.runtime.budgets import AUTO, Budgets, budgets_of
 from divprune_edge.runtime.bundle import Bundle
 
 BASELINES = ("random", "uniform")
@@ -18,26 +19,38 @@ class Method:
     """One selector at one budget.
 
     ``graph`` is None for the unpruned model, and for a baseline that the bundle has no graph of: that one runs as
-    its NumPy reference, which costs more time than a graph would.
+    its NumPy reference, which costs more time than a graph would. With ``budgets`` it takes one of these image by
+    image; ``keep`` is the largest then.
     """
 
     name: str
     keep: int
     graph: SelectorInfo | None
+    budgets: Budgets | None = None
 
     @property
     def id(self) -> str:
-        """``divprune-58``, or ``none``."""
+        """``divprune-58``, ``divprune-auto@0.1`` with the coverage radius that is enough, or ``none``."""
+        if self.budgets is not None:
+            return f"{self.name}-{AUTO}@{self.budgets.radius:g}"
         return UNPRUNED if self.name == UNPRUNED else f"{self.name}-{self.keep}"
 
     @property
     def is_reference(self) -> bool:
         """Whether the NumPy reference stands in for a graph."""
-        return self.graph is None and self.name != UNPRUNED
+        return self.pruning is None and self.name != UNPRUNED
+
+    @property
+    def pruning(self) -> SelectorInfo | Budgets | None:
+        """What prunes, None where nothing of the bundle does."""
+        return self.graph or self.budgets
 
 
 def choose_methods(
-    bundle: Bundle, names: Sequence[str] | None = None, budgets: Sequence[int] | None = None
+    bundle: Bundle,
+    names: Sequence[str] | None = None,
+    budgets: Sequence[int] | None = None,
+    radius: float | None = None,
 ) -> list[Method]:
     """Return the unpruned model, then for each budget the chosen selectors and both baselines.
 
@@ -47,6 +60,8 @@ def choose_methods(
         bundle: holds the selectors' graphs.
         names: algorithms; None takes all that the bundle has.
         budgets: K; None takes all that the bundle has.
+        radius: adds, for each selector that the bundle has several budgets of, the choice among these image by image,
+            by this coverage radius.
 
     Raises:
         UserError: the bundle has no selector of that name and budget; the message has the command that adds it.
@@ -86,4 +101,9 @@ def choose_methods(
                     code="selector-not-in-bundle",
                 )
             methods.append(Method(name, keep, graph))
+    if radius is not None:
+        several = [name for name in chosen if sum(name == other for other, _ in there) > 1]
+        for name in several or chosen[:1]:
+            choice = budgets_of(bundle, name, radius)
+            methods.append(Method(name, choice.keep, None, choice))
     return methods

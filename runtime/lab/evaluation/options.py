@@ -44,6 +44,21 @@ class RunOptions:
             "--keep", metavar="K,K,…", help="Budgets of visual tokens.", show_default="all of the bundle"
         ),
     ] = None
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="auto",
+            help="'auto' adds, for each selector, the smallest of its budgets that covers an image, see --radius.",
+        ),
+    ] = None
+    radius: Annotated[
+        float | None,
+        typer.Option(
+            "--radius",
+            help="With --budget auto: the largest distance of a dropped visual token to a kept one.",
+        ),
+    ] = None
     output: Annotated[
         Path | None,
         typer.Option(
@@ -80,6 +95,25 @@ class RunOptions:
                 f"--keep is '{self.keep}', expected whole numbers with commas between them.",
                 code="option-invalid",
             ) from None
+
+    def enough(self) -> float | None:
+        """Return the coverage radius of ``--budget auto``, None without it.
+
+        Raises:
+            UserError: one of the two options without the other.
+        """
+        from divprune_edge.errors import UserError
+        from divprune_edge.runtime.budgets import AUTO
+
+        if (self.budget, self.radius) == (None, None):
+            return None
+        if self.budget != AUTO or self.radius is None:
+            raise UserError(
+                f"--budget is '{self.budget}' and --radius {self.radius}: give --budget auto and a distance, or "
+                "neither.",
+                code="option-conflict",
+            )
+        return self.radius
 
     def folder(self, bundle: str, data: str) -> Path:
         """Return where results go: ``--output``, or a folder named after what is evaluated."""

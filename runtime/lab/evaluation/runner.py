@@ -11,6 +11,7 @@ from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import open_backend
+from divprune_edge.runtime.budgets import Budgets
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding, new_writer, write
 from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
@@ -46,9 +47,10 @@ class Runner:
         self._vision = Vision(bundle, self._backend)
         self._prompt = bundle.prompt_encoder()
         self._decoding = Decoding(max_tokens=max_tokens)
-        self._graphs = [method.graph for method in methods]
-        for graph in self._graphs:
-            self._backend.load(graph)
+        self._pruning = [method.pruning for method in methods]
+        for pruning in self._pruning:
+            for one in pruning.selectors if isinstance(pruning, Budgets) else [pruning]:
+                self._backend.load(one)
 
     @property
     def backend(self) -> str:
@@ -68,7 +70,7 @@ class Runner:
         started = time.perf_counter()
         read = self._vision.read([image.open()])
         preprocessed = time.perf_counter()
-        candidates = self._vision.encode(read, self._graphs)
+        candidates = self._vision.encode(read, self._pruning)
         seen = time.perf_counter()
         before = (seen - started) * 1000
         rows = rows_of(self._backend, candidates, token=self._manifest.vision_encoder.looked_at)
@@ -105,7 +107,7 @@ class Runner:
 
     def _select(self, candidates: Candidates, rows: Rows, method: Method) -> VisualTokens:
         if not method.is_reference:
-            return self._vision.select(candidates, method.graph)
+            return self._vision.select(candidates, method.pruning)
         kept = np.sort(np.concatenate(rows.picked(find_selector(method.name).reference, method.keep)))
         # As many as a graph hands on, of which the last do not count where a group has fewer rows.
         tokens = np.zeros((1, len(rows.groups) * method.keep, rows.tokens.shape[1]), rows.tokens.dtype)
