@@ -77,7 +77,7 @@ fuzz: $(VENV)/.dev  ## Damage FUZZ_CASES inputs of each class (hours) and write 
 	$(BIN)/python tests/fuzz/run.py --cases $(FUZZ_CASES) --json bench/results/fuzz.json
 	$(BIN)/python tests/fuzz/table.py
 
-tensorrt: $(VENV)/.dev  ## Parse and build every graph with TensorRT-RTX, which needs no GPU for it (2,055 builds).
+tensorrt: $(VENV)/.dev  ## Parse and build every graph with TensorRT-RTX, which needs no GPU for it (4,785 builds).
 	$(BIN)/python tests/tensorrt_matrix.py
 
 bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the CPU forms without one.
