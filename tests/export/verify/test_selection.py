@@ -19,6 +19,8 @@ from divprune_edge.export.verify import verify_selector
 from divprune_edge.export.writer import write_graph
 from divprune_edge.models.selectors.divprune import DIVPRUNE, write_distances, write_picks
 from divprune_edge.models.selectors.divprune import write_selection as exact_selection
+from divprune_edge.models.selectors.merging import write_join_nearest, write_rows
+from divprune_edge.models.selectors.spread import SPREAD_MERGE
 
 
 def ascending(ops: Any, indices: Any, keep: int) -> Any:
@@ -126,3 +128,23 @@ def test_selectors_are_checked_without_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False, timeout=120
     )
     assert result.returncode == 0, result.stderr
+
+
+def drop_the_rest(ops: Any, tokens: Any, valid: Any, n: int, keep: int, picks: Any) -> Any:
+    return write_rows(ops, ops.cast(tokens, "float32"), picks)
+
+
+def join_the_next_one(ops: Any, tokens: Any, valid: Any, n: int, keep: int, picks: Any) -> Any:
+    """What is merged lies one row too far."""
+    merged = write_join_nearest(ops, tokens, valid, n, picks)
+    return ops.op("Gather", merged, ops.constant(np.roll(np.arange(keep), 1)), axis=1)
+
+
+@pytest.mark.parametrize("body", [drop_the_rest, join_the_next_one])
+def test_what_is_merged_is_wrong(tmp_path: Path, body: Any) -> None:
+    assert SPREAD_MERGE.merge is not None
+    wrong = dataclasses.replace(SPREAD_MERGE, merge=dataclasses.replace(SPREAD_MERGE.merge, body=body))
+    for selector, passed in ((SPREAD_MERGE, True), (wrong, False)):
+        file = write_graph(build_selector(selector, 144, 16, 32, "float32"), tmp_path, f"{passed}.onnx").file
+        checks = verify_selector(SPREAD_MERGE, 144, 16, 32, "float32", tmp_path / file)
+        assert all(check.passed for check in checks) is passed
