@@ -15,7 +15,7 @@ BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
 
-.PHONY: fuzz tensorrt demo demo-qwen serve soak test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-startup evidence clean help
+.PHONY: fuzz tensorrt demo demo-qwen serve soak test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-serve bench-startup evidence clean help
 
 help:  ## Show this list.
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the 
 
 bench: build/venv-bench/.done  ## Measure speed side by side with transformers, OpenVINO, onnxruntime-genai, llama.cpp (20 minutes).
 	build/venv-bench/bin/python -m bench.speed --json bench/results/speed.json --chart docs/images/speed.svg
+
+bench-serve: build/venv-bench/.done  ## Measure servers under load: pruned, unpruned, llama.cpp's (6 minutes).
+	build/venv-bench/bin/python -m bench.serve --json bench/results/serve.json
 
 # An environment of its own: the peers bring what the tests should not need.
 build/venv-bench/.done: pyproject.toml constraints.txt

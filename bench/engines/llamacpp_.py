@@ -42,6 +42,7 @@ def prepare(language: Path, file: Path, kind: str) -> None:
     writer.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("llama")
+    writer.add_add_space_prefix(False)  # there is no token for it
     tokens = ["<unk>", "<s>", "</s>", *(f"t{i}" for i in range(3, config["vocab_size"]))]
     writer.add_token_list(tokens)
     writer.add_token_scores([0.0] * len(tokens))

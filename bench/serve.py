@@ -1,0 +1,350 @@
+"""Servers under load: ours, pruned and not, and llama.cpp's on prompts of the same sizes without an image.
+
+Requests arrive as a Poisson process that waits for nobody; only a bound of requests in flight turns some away. A load
+is raised until the server does not keep up. Images are new ones (the encoder runs for each), or from a gallery larger
+than the caches hold unpruned. ``--tiny`` only shows that everything runs: weights are random, right for speed, useless
+for answers. A peer that is not installed is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import os
+import random
+import re
+import socket
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from bench.engines import llamacpp_
+from bench.load import Ask, closed_loop, figures, open_loop, poisson
+from bench.prepare import (
+    FULL,
+    TEXT_TOKENS,
+    TINY,
+    Sizes,
+    Variant,
+    bundle_folder,
+    once,
+    prepare,
+    prepare_decoder,
+)
+from bench.summary import _processor
+from divprune_edge.files import write_whole
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = Variant("int8", "onnxruntime")
+ANSWER = 16
+LONG_ANSWER = 48
+AT_ONCE = 8
+GALLERY = 24
+IN_FLIGHT = 16
+BOUNDS = (1.5, 2.0, 3.0, 5.0)
+"""Seconds of TTFT at its 95th percentile for which the load is reported that a server takes."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a load lasts, and which loads there are (requests a second)."""
+
+    seconds: float
+    least: int
+    new: tuple[float, ...]
+    gallery: tuple[float, ...]
+    short_text: tuple[float, ...]
+    long_text: tuple[float, ...]
+
+
+REAL = Plan(14, 8, (0.3, 0.45, 0.6, 0.8, 1.0), (0.4, 0.8, 1.6, 3.2), (0.3, 0.6, 0.9), (0.12, 0.25))
+QUICK = Plan(0.5, 3, (8,), (8,), (8,), (8,))
+
+
+def main() -> None:
+    """Prepare, measure, print the tables and write JSON if asked."""
+    parser = argparse.ArgumentParser(prog="python -m bench.serve", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--work", type=Path, help="keep what is prepared in this folder")
+    parser.add_argument("--prepare", action="store_true", help="prepare only")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    sizes, plan = (TINY, QUICK) if arguments.tiny else (FULL, REAL)
+    with tempfile.TemporaryDirectory(prefix="divprune-bench-") as temporary:
+        folder = arguments.work or Path(temporary)
+        checkpoint = prepare(sizes, folder, [OURS])
+        peer = _llama_file(checkpoint, folder) if find_spec("llama_cpp") else None
+        if arguments.prepare:
+            return
+        found = measure(sizes, plan, bundle_folder(folder, OURS), peer, arguments.threads)
+    found = {
+        "command": " ".join(["python -m bench.serve", *sys.argv[1:]]),
+        "processor": _processor(),
+        "threads": arguments.threads,
+        "versions": {name: version(name) for name in ("onnxruntime", "uvicorn", "httpx")},
+        **found,
+    }
+    print(tables(found))
+    if arguments.json:
+        write_whole(arguments.json, json.dumps(found, indent=2) + "\n")
+
+
+def _llama_file(checkpoint: Path, folder: Path) -> Path:
+    decoder = prepare_decoder(checkpoint, folder)
+    return once(folder / "serve-Q8_0.gguf", lambda partial: llamacpp_.prepare(decoder, partial, "Q8_0"))
+
+
+def measure(sizes: Sizes, plan: Plan, bundle: Path, peer: Path | None, threads: int) -> dict[str, Any]:
+    """Return the rows of all loads, what batching gives, and who was left out."""
+    keep = max(1, round(0.1 * sizes.visual))
+    rows: list[dict[str, Any]] = []
+    with _ours(bundle, threads) as url:
+        asking = _Asking(url, sizes)
+        batching = asking.batching()
+        for images, rates in (("new", plan.new), ("gallery", plan.gallery)):
+            for model, visual in (("pruned", keep), ("unpruned", sizes.visual)):
+                if images == "gallery":
+                    asking.look_at_gallery(model)
+                facts = {"server": "ours int8", "visual": visual, "images": images}
+                rows += _raise_load(url, facts, rates, plan, asking.asks(model, images))
+    skipped = []
+    if peer is None:
+        skipped.append({"label": "llama.cpp's server", "reason": "llama-cpp-python[server] is not installed"})
+    else:
+        with _llama(peer, sizes, threads) as url:
+            for visual, rates in ((keep, plan.short_text), (sizes.visual, plan.long_text)):
+                facts = {"server": "llama.cpp Q8_0 (text only)", "visual": visual, "images": "none"}
+                rows += _raise_load(url, facts, rates, plan, _texts(url, TEXT_TOKENS + visual))
+    return {"text_tokens": TEXT_TOKENS, "batching": batching, "rows": rows, "skipped": skipped}
+
+
+def _raise_load(
+    url: str, facts: dict[str, Any], rates: Sequence[float], plan: Plan, asks: Iterator[Ask]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each load, until the server does not keep up."""
+    for rate in rates:
+        number = max(round(rate * plan.seconds), plan.least)
+        requests = [next(asks) for _ in range(number)]
+        row = {**facts, "load": rate, **figures(open_loop(url, requests, poisson(rate, number), IN_FLIGHT))}
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        yield row
+        if row["turned_away"] or row["failed"] or row["ttft_ms"]["p95"] > BOUNDS[-1] * 1e3:
+            return
+
+
+class _Asking:
+    """Questions of the benchmark's sizes to our server."""
+
+    def __init__(self, url: str, sizes: Sizes) -> None:
+        self._url, self._sizes = url, sizes
+        listed = httpx.get(f"{url}/v1/models", trust_env=False).json()["data"]
+        names = {"none" if one["id"].endswith(":none") else "pruned": one["id"] for one in listed}
+        self._models = {"pruned": names["pruned"], "unpruned": names["none"]}
+        self._random, self._number = random.Random(0), count(GALLERY)
+        self._letters = 1
+        body = json.loads(self._ask("pruned", 0, 1).body) | {"stream": False}
+        usage = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False).json()[
+            "usage"
+        ]
+        self._letters = TEXT_TOKENS - (usage["prompt_tokens"] - usage["visual_tokens"]) + 1
+
+    def asks(self, model: str, images: str) -> Iterator[Ask]:
+        """Yield questions about new images, or about those of the gallery."""
+        while True:
+            yield self._ask(model, next(self._number) if images == "new" else self._random.randrange(GALLERY))
+
+    def look_at_gallery(self, model: str) -> None:
+        """Ask about each image of the gallery once."""
+        closed_loop(self._url, [self._ask(model, number, 1) for number in range(GALLERY)], 1)
+
+    def batching(self) -> dict[str, Any]:
+        """Return the tokens a second of several clients and of one, about an image that is known, in turns."""
+        found: dict[int, list[float]] = {1: [], AT_ONCE: []}
+        for turn in range(3):
+            for clients in found:
+                asks = [self._ask("pruned", 0, LONG_ANSWER) for _ in range(AT_ONCE)]
+                speed = figures(closed_loop(self._url, asks, clients))["tokens_per_second"]
+                found[clients] += [speed] if turn else []  # the first one is to warm up
+        alone, together = (float(np.median(values)) for values in found.values())
+        return {"at_once": AT_ONCE, "one": alone, "together": together, "ratio": together / alone}
+
+    def _ask(self, model: str, number: int, tokens: int = ANSWER) -> Ask:
+        text = " ".join(self._random.choices(string.ascii_lowercase, k=self._letters))
+        url = "data:image/jpeg;base64," + base64.b64encode(self._image(number)).decode()
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        body = {
+            "model": self._models[model],
+            "messages": [{"role": "user", "content": parts}],
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        return Ask("/v1/chat/completions", json.dumps(body).encode())
+
+    def _image(self, number: int) -> bytes:
+        side = self._sizes.vision["image_size"]
+        pixels = np.random.default_rng(number).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
+        Image.fromarray(pixels).resize((side, side)).save(held := io.BytesIO(), "JPEG", quality=90)
+        return held.getvalue()
+
+
+def _texts(url: str, tokens: int) -> Iterator[Ask]:
+    """Yield prompts of so many tokens, the one that begins them counted, for llama.cpp's server."""
+    picking = random.Random(tokens)
+
+    def body(most: int, **more: Any) -> dict[str, Any]:
+        prompt = "".join(f"t{picking.randrange(3, 10)}" for _ in range(tokens - 1))
+        return {"prompt": prompt, "max_tokens": most, "temperature": 0.0, **more}
+
+    usage = httpx.post(f"{url}/v1/completions", json=body(1), timeout=120, trust_env=False).json()["usage"]
+    if usage["prompt_tokens"] != tokens:
+        raise RuntimeError(f"a prompt of {tokens} tokens has {usage['prompt_tokens']}")
+    while True:
+        yield Ask("/v1/completions", json.dumps(body(ANSWER, stream=True)).encode())
+
+
+@contextmanager
+def _ours(bundle: Path, threads: int) -> Iterator[str]:
+    options = ["--port", "0", "--threads", str(threads), "--slots", str(AT_ONCE), "--warm-up"]
+    said = re.compile(r"(http://[\d.:]+)/")
+    with _process(["runtime", "serve", str(bundle), *options], said.match) as found:
+        yield found
+
+
+@contextmanager
+def _llama(file: Path, sizes: Sizes, threads: int) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "model": file,
+        "host": "127.0.0.1",
+        "port": port,
+        "n_ctx": sizes.visual + TEXT_TOKENS + ANSWER + 8,
+        "n_batch": 1024,
+        "n_ubatch": 1024,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        # Its defaults: logits of every token of a prompt, and an answer broken off once somebody else asks.
+        "logits_all": False,
+        "interrupt_requests": False,
+        "verbose": False,
+    }
+    command = [
+        "llama_cpp.server",
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+    ]
+    said = re.compile(r".*Uvicorn running on (http://[\d.:]+)")
+    with _process(command, said.match) as found:
+        yield found
+
+
+@contextmanager
+def _process(module: list[str], ready: Callable[[str], re.Match[str] | None]) -> Iterator[str]:
+    """Run a server as a process, from when it says that it is ready."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module], cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+        try:
+            yield _said(process, log, ready)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _said(process: subprocess.Popen[bytes], log: Any, ready: Callable[[str], re.Match[str] | None]) -> str:
+    ends = time.monotonic() + 180
+    while time.monotonic() < ends and process.poll() is None:
+        log.seek(0)
+        if found := next(filter(None, map(ready, log)), None):
+            return found[1]
+        time.sleep(0.1)
+    log.seek(0)
+    raise RuntimeError(f"{process.args} is not ready:\n{log.read()[-2000:]}")
+
+
+def sustained(rows: Sequence[dict[str, Any]], bound: float) -> tuple[float, bool] | None:
+    """Return the load up to which p95 of TTFT stays below ``bound`` seconds, between measured loads in proportion.
+
+    The second value says whether it may be more: no measured load was too much. None: every load was.
+    """
+    taken = 0.0
+    for before, row in zip([None, *rows], rows, strict=False):
+        late = row["ttft_ms"]["p95"] / 1e3 if row.get("ttft_ms") and not row["turned_away"] else float("inf")
+        if late > bound:
+            if before is None:
+                return None
+            early = before["ttft_ms"]["p95"] / 1e3
+            share = 0.0 if late == float("inf") or late <= early else (bound - early) / (late - early)
+            return before["load"] + share * (row["load"] - before["load"]), False
+        taken = row["load"]
+    return taken, True
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    lines = [
+        "| server | visual tokens | images | load, 1/s | answered, 1/s | turned away | TTFT p50 / p95 / p99, ms "
+        "| between tokens p50 / p95 / p99, ms |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        times = [
+            " / ".join(f"{value:,.0f}" for value in (row.get(name) or {}).values())
+            for name in ("ttft_ms", "gap_ms")
+        ]
+        lines.append(
+            f"| {row['server']} | {row['visual']} | {row['images']} | {row['load']:g} "
+            f"| {row.get('answers_per_second', 0):.2f} | {row['turned_away']} of {row['requests']} "
+            f"| {times[0]} | {times[1]} |"
+        )
+    lines += [
+        "",
+        "| images | p95 of TTFT below | pruned, 1/s | unpruned, 1/s | ratio |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for images in ("new", "gallery"):
+        groups: dict[int, list[dict[str, Any]]] = {}
+        for row in found["rows"]:
+            if row["images"] == images:
+                groups.setdefault(row["visual"], []).append(row)
+        pruned, unpruned = groups[min(groups)], groups[max(groups)]
+        for bound in BOUNDS:
+            both = sustained(pruned, bound), sustained(unpruned, bound)
+            shown = ["–" if one is None else f"{'≥ ' * one[1]}{one[0]:.2f}" for one in both]
+            ratio = "–" if None in both else f"{'≥ ' * both[0][1]}{both[0][0] / both[1][0]:.1f}×"
+            lines.append(f"| {images} | {bound:g} s | {shown[0]} | {shown[1]} | {ratio} |")
+    batching = found["batching"]
+    lines += [
+        "",
+        f"{batching['at_once']} at once: {batching['together']:.0f} tokens/s, one at a time {batching['one']:.0f}: "
+        f"{batching['ratio']:.2f}×.",
+        *(f"{one['label']}: {one['reason']}" for one in found["skipped"]),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
