@@ -14,6 +14,8 @@ BINDINGS_JETPACK_6 := build/bindings/10.3.0
 BINDINGS_CUDA := build/cuda-bindings/12.9.10 build/cuda-bindings/13.2.0
 # Before 12.8 the bindings were part of cuda-python itself; this is the version for JetPack 6.
 BINDINGS_CUDA_12_6 := build/cuda-bindings/12.6.2.post1
+# Triton's client has its configs as protobuf; what else it needs is older than ours.
+TRITON := build/tritonclient/2.73.0
 
 .PHONY: fuzz tensorrt demo demo-qwen serve soak test check lint types imports bindings cuda12 bench bench-prefill bench-qwen bench-selector bench-serve bench-startup evidence clean help
 
@@ -48,7 +50,7 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-bindings: $(BINDINGS) $(BINDINGS_JETPACK_6) $(BINDINGS_CUDA) $(BINDINGS_CUDA_12_6)  ## Fetch TensorRT's and CUDA's Python bindings for the tests (x86-64).
+bindings: $(BINDINGS) $(BINDINGS_JETPACK_6) $(BINDINGS_CUDA) $(BINDINGS_CUDA_12_6) $(TRITON)  ## Fetch TensorRT's, CUDA's and Triton's Python bindings for the tests (x86-64).
 
 $(BINDINGS): build/bindings/%: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial tensorrt-cu13-bindings==$*
@@ -64,6 +66,10 @@ $(BINDINGS_CUDA): build/cuda-bindings/%: | $(VENV)/.dev
 
 $(BINDINGS_CUDA_12_6): build/cuda-bindings/%: | $(VENV)/.dev
 	$(PIP) install --quiet --no-deps --target $@.partial cuda-python==$*
+	mv $@.partial $@
+
+$(TRITON): build/tritonclient/%: | $(VENV)/.dev
+	$(PIP) install --quiet --no-deps --target $@.partial tritonclient==$*
 	mv $@.partial $@
 
 cuda12: build/cuda-12.6  ## Fetch CUDA 12.6's runtime compiler for the test that JetPack 6 can build the kernels (x86-64).

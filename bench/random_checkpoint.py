@@ -152,7 +152,11 @@ def write_random_checkpoint(
     random = np.random.default_rng(seed)
     weight_map: dict[str, str] = {}
     for shard, part in _shards(shapes, f"{found.names.decoder}layers."):
-        save_file({name: _weight(random, name, shape) for name, shape in part.items()}, folder / shard)
+        weights = {name: _weight(random, name, shape) for name, shape in part.items()}
+        if found.names.head in weights and not found.names.tied:
+            # Special tokens have no text: they are never the likeliest, so that a reader sees each token.
+            weights[found.names.head][: len(found.special)] = 0
+        save_file(weights, folder / shard)
         weight_map |= dict.fromkeys(part, shard)
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})

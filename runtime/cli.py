@@ -36,6 +36,7 @@ from divprune_edge.runtime.options import (
     decoding_options,
 )
 from divprune_edge.runtime.serve.cli import serve_command
+from divprune_edge.runtime.triton.cli import triton_command
 
 if TYPE_CHECKING:
     from divprune_edge.processing.clips import Video
@@ -211,6 +212,7 @@ def _not_here(context: typer.Context) -> None:
 app.command("batch")(batch_command)
 app.command("build")(build_command)
 app.command("serve")(serve_command)
+app.command("triton")(triton_command)
 if _has_lab():
     from divprune_edge.runtime.lab.cli import add_commands
 

@@ -25,7 +25,7 @@ from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import listed, load_image
 from divprune_edge.processing.layout import PlacedImage, PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
-from divprune_edge.runtime.backends import CacheRows, DeviceTensor, LanguageSession, open_backend
+from divprune_edge.runtime.backends import Backend, CacheRows, DeviceTensor, LanguageSession, open_backend
 from divprune_edge.runtime.budgets import AUTO, Budgets, budgets_of
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.defaults import decoding_of
@@ -133,7 +133,7 @@ class Pipeline:
             self._pruning = budgets_of(self.bundle, selector, radius)
         else:
             self._pruning = self.bundle.selector(selector, keep)
-        self._backend = open_backend(self.bundle, backend, threads)
+        self._backend = self._open(backend, threads)
         self._vision = Vision(self.bundle, self._backend, on_progress)
         self._prompt = self.bundle.prompt_encoder()
         for one in self._pruning.selectors if isinstance(self._pruning, Budgets) else [self._pruning]:
@@ -143,6 +143,9 @@ class Pipeline:
         self.warm_up_ms: float | None = None
         if warm_up:
             self.warm_up_ms = warmed(self)
+
+    def _open(self, backend: str, threads: int | None) -> Backend:
+        return open_backend(self.bundle, backend, threads)
 
     def with_selector(self, selector: str | None = None, keep: int | None = None) -> Pipeline:
         """Return a pipeline over the same loaded graphs that prunes otherwise; arguments as in the constructor.

@@ -83,7 +83,6 @@ class Arguments(BaseModel):
         return Limits().changed([text for text in self.limit.split(",") if text])
 
 
-@serve.deployment
 class Replica:
     """The server, less its port and its key."""
 
@@ -158,8 +157,6 @@ class Replica:
             self._engine.stop()
 
 
-@serve.deployment
-@serve.ingress()
 class Front:
     """Who may ask, and whom: it reads a request within the limits and passes it on."""
 
@@ -255,7 +252,7 @@ def application(given: Mapping[str, Any]) -> Any:
             code="serve-arguments",
         ) from None
     limits = arguments.limits
-    replicas = Replica.options(
+    replicas = serve.deployment(
         num_replicas=arguments.replicas,
         # One that is full does not answer that it is: Ray asks the next one.
         max_ongoing_requests=limits.slots + limits.queue,
@@ -263,6 +260,9 @@ def application(given: Mapping[str, Any]) -> Any:
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
         request_router_config=RequestRouterConfig(request_router_class=_ROUTER),
         graceful_shutdown_timeout_s=limits.drain_seconds,
-    )
-    front = Front.options(max_ongoing_requests=limits.connections, ray_actor_options={"num_cpus": 0})
+    )(Replica)
+    front = serve.deployment(
+        max_ongoing_requests=limits.connections,
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress()(Front))
     return front.bind(replicas.bind(arguments), arguments)
