@@ -15,7 +15,8 @@ export class Panel {
     this.heading.id = `${title} title`.replaceAll(" ", "-");
     this.element.setAttribute("aria-labelledby", this.heading.id);
     [this.canvas, this.caption, this.text, this.stages] = ["canvas", "figcaption", ".text", ".stages"].map(find);
-    [this.first, this.speed, this.visual, this.prompt] = [".first", ".speed", ".visual", ".prompt"].map(find);
+    const numbers = [".first", ".fed", ".speed", ".visual", ".prompt"].map(find);
+    [this.first, this.fed, this.speed, this.visual, this.prompt] = this.numbers = numbers;
     this.begin("", null);
   }
 
@@ -23,7 +24,7 @@ export class Panel {
   begin(selector, image) {
     this.heading.textContent = selector ? `${this.title}: ${selector}` : this.title;
     [this.image, this.seen] = [image, null];
-    for (const part of [this.first, this.speed, this.visual, this.prompt]) part.textContent = "–";
+    for (const part of this.numbers) part.textContent = "–";
     for (const part of [this.text, this.stages, this.caption]) part.textContent = "";
     this.text.setAttribute("aria-busy", String(Boolean(image)));
     this.paint(false);
@@ -44,6 +45,8 @@ export class Panel {
       const { queue, encode, select, prefill } = divprune.timings_ms;
       const stages = { waiting: queue, encoder: encode, selector: select, prefill };
       this.stages.textContent = Object.entries(stages).map(([name, time]) => `${name} ${duration(time)}`).join(" · ");
+      // The second answer finds the image encoded: this is what the two have in common.
+      this.fed.textContent = duration(select + prefill);
       const speed = divprune.tokens_per_second;
       this.speed.textContent = speed ? `${speed.toFixed(1)} tokens/s` : "one token";
     }

@@ -117,7 +117,8 @@ def test_two_answers_side_by_side(visit: Visit, asked: Pipeline) -> None:
     assert visit.panel("A").locator(".visual").inner_text() == "58 of 576"
     assert visit.panel("B").locator(".visual").inner_text() == "576 of 576"
     for side in "AB":
-        assert re.fullmatch(r"[\d.]+ m?s", visit.panel(side).locator(".first").inner_text())
+        for part in (".first", ".fed"):
+            assert re.fullmatch(r"[\d.]+ m?s", visit.panel(side).locator(part).inner_text())
         assert re.fullmatch(r"[\d.]+ tokens/s|one token", visit.panel(side).locator(".speed").inner_text())
     assert bright(visit, "A", 24) == set(pruned.kept_indices)
     assert len(bright(visit, "B", 24)) == 576
