@@ -15,14 +15,11 @@ import json
 import os
 import random
 import re
-import socket
 import string
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -47,18 +44,17 @@ from bench.prepare import (
     prepare,
     prepare_decoder,
 )
+from bench.serve_summary import BOUNDS, tables
+from bench.servers import llama, ours
 from bench.summary import _processor
 from divprune_edge.files import write_whole
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = Variant("int8", "onnxruntime")
 ANSWER = 16
-LONG_ANSWER = 48
+LONG_ANSWER = 32
 AT_ONCE = 8
-GALLERY = 24
+GALLERY = 16
 IN_FLIGHT = 16
-BOUNDS = (1.5, 2.0, 3.0, 5.0)
-"""Seconds of TTFT at its 95th percentile for which the load is reported that a server takes."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Plan:
     long_text: tuple[float, ...]
 
 
-REAL = Plan(14, 8, (0.3, 0.45, 0.6, 0.8, 1.0), (0.4, 0.8, 1.6, 3.2), (0.3, 0.6, 0.9), (0.12, 0.25))
+REAL = Plan(12, 8, (0.4, 0.6, 0.8, 1.0), (0.5, 1.0, 2.0, 4.0), (0.4, 0.8), (0.15,))
 QUICK = Plan(0.5, 3, (8,), (8,), (8,), (8,))
 
 
@@ -93,7 +89,9 @@ def main() -> None:
         peer = _llama_file(checkpoint, folder) if find_spec("llama_cpp") else None
         if arguments.prepare:
             return
+        began, load = time.monotonic(), os.getloadavg()[0]
         found = measure(sizes, plan, bundle_folder(folder, OURS), peer, arguments.threads)
+        found |= {"seconds": round(time.monotonic() - began), "load_before": round(load, 2)}
     found = {
         "command": " ".join(["python -m bench.serve", *sys.argv[1:]]),
         "processor": _processor(),
@@ -115,7 +113,7 @@ def measure(sizes: Sizes, plan: Plan, bundle: Path, peer: Path | None, threads: 
     """Return the rows of all loads, what batching gives, and who was left out."""
     keep = max(1, round(0.1 * sizes.visual))
     rows: list[dict[str, Any]] = []
-    with _ours(bundle, threads) as url:
+    with ours(bundle, threads, AT_ONCE) as url:
         asking = _Asking(url, sizes)
         batching = asking.batching()
         for images, rates in (("new", plan.new), ("gallery", plan.gallery)):
@@ -128,10 +126,13 @@ def measure(sizes: Sizes, plan: Plan, bundle: Path, peer: Path | None, threads: 
     if peer is None:
         skipped.append({"label": "llama.cpp's server", "reason": "llama-cpp-python[server] is not installed"})
     else:
-        with _llama(peer, sizes, threads) as url:
-            for visual, rates in ((keep, plan.short_text), (sizes.visual, plan.long_text)):
-                facts = {"server": "llama.cpp Q8_0 (text only)", "visual": visual, "images": "none"}
-                rows += _raise_load(url, facts, rates, plan, _texts(url, TEXT_TOKENS + visual))
+        try:
+            with llama(peer, threads, sizes.visual + TEXT_TOKENS + ANSWER + 8) as url:
+                for visual, rates in ((keep, plan.short_text), (sizes.visual, plan.long_text)):
+                    facts = {"server": "llama.cpp Q8_0 (text only)", "visual": visual, "images": "none"}
+                    rows += _raise_load(url, facts, rates, plan, _texts(url, TEXT_TOKENS + visual))
+        except (RuntimeError, httpx.HTTPError) as error:
+            skipped.append({"label": "llama.cpp's server", "reason": str(error)[-300:]})
     return {"text_tokens": TEXT_TOKENS, "batching": batching, "rows": rows, "skipped": skipped}
 
 
@@ -175,15 +176,33 @@ class _Asking:
         closed_loop(self._url, [self._ask(model, number, 1) for number in range(GALLERY)], 1)
 
     def batching(self) -> dict[str, Any]:
-        """Return the tokens a second of several clients and of one, about an image that is known, in turns."""
-        found: dict[int, list[float]] = {1: [], AT_ONCE: []}
+        """Return tokens a second and a step's milliseconds of several clients and of one, about a known image."""
+        found: dict[int, list[tuple[float, float]]] = {1: [], AT_ONCE: []}
         for turn in range(3):
             for clients in found:
                 asks = [self._ask("pruned", 0, LONG_ANSWER) for _ in range(AT_ONCE)]
+                before = self._steps()
                 speed = figures(closed_loop(self._url, asks, clients))["tokens_per_second"]
-                found[clients] += [speed] if turn else []  # the first one is to warm up
-        alone, together = (float(np.median(values)) for values in found.values())
-        return {"at_once": AT_ONCE, "one": alone, "together": together, "ratio": together / alone}
+                seconds, steps = (new - old for new, old in zip(self._steps(), before, strict=True))
+                found[clients] += (
+                    [(speed, seconds / steps * 1e3)] if turn else []
+                )  # the first one is to warm up
+        (one, step), (together, large) = (np.median(values, axis=0).tolist() for values in found.values())
+        return {
+            "at_once": AT_ONCE,
+            "one": one,
+            "together": together,
+            "ratio": together / one,
+            "step_ms": {"one": step, "together": large},
+        }
+
+    def _steps(self) -> tuple[float, ...]:
+        """Return the seconds of all decode steps so far, and how many there were."""
+        text = httpx.get(f"{self._url}/metrics", trust_env=False).text
+        return tuple(
+            float(re.findall(rf"^divprune_step_seconds_{what} (\S+)$", text, re.MULTILINE)[0])
+            for what in ("sum", "count")
+        )
 
     def _ask(self, model: str, number: int, tokens: int = ANSWER) -> Ask:
         text = " ".join(self._random.choices(string.ascii_lowercase, k=self._letters))
@@ -218,132 +237,6 @@ def _texts(url: str, tokens: int) -> Iterator[Ask]:
         raise RuntimeError(f"a prompt of {tokens} tokens has {usage['prompt_tokens']}")
     while True:
         yield Ask("/v1/completions", json.dumps(body(ANSWER, stream=True)).encode())
-
-
-@contextmanager
-def _ours(bundle: Path, threads: int) -> Iterator[str]:
-    options = ["--port", "0", "--threads", str(threads), "--slots", str(AT_ONCE), "--warm-up"]
-    said = re.compile(r"(http://[\d.:]+)/")
-    with _process(["runtime", "serve", str(bundle), *options], said.match) as found:
-        yield found
-
-
-@contextmanager
-def _llama(file: Path, sizes: Sizes, threads: int) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {
-        "model": file,
-        "host": "127.0.0.1",
-        "port": port,
-        "n_ctx": sizes.visual + TEXT_TOKENS + ANSWER + 8,
-        "n_batch": 1024,
-        "n_ubatch": 1024,
-        "n_threads": threads,
-        "n_threads_batch": threads,
-        # Its defaults: logits of every token of a prompt, and an answer broken off once somebody else asks.
-        "logits_all": False,
-        "interrupt_requests": False,
-        "verbose": False,
-    }
-    command = [
-        "llama_cpp.server",
-        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
-    ]
-    said = re.compile(r".*Uvicorn running on (http://[\d.:]+)")
-    with _process(command, said.match) as found:
-        yield found
-
-
-@contextmanager
-def _process(module: list[str], ready: Callable[[str], re.Match[str] | None]) -> Iterator[str]:
-    """Run a server as a process, from when it says that it is ready."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *module], cwd=ROOT, env=environment, stdout=log, stderr=log
-        )
-        try:
-            yield _said(process, log, ready)
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _said(process: subprocess.Popen[bytes], log: Any, ready: Callable[[str], re.Match[str] | None]) -> str:
-    ends = time.monotonic() + 180
-    while time.monotonic() < ends and process.poll() is None:
-        log.seek(0)
-        if found := next(filter(None, map(ready, log)), None):
-            return found[1]
-        time.sleep(0.1)
-    log.seek(0)
-    raise RuntimeError(f"{process.args} is not ready:\n{log.read()[-2000:]}")
-
-
-def sustained(rows: Sequence[dict[str, Any]], bound: float) -> tuple[float, bool] | None:
-    """Return the load up to which p95 of TTFT stays below ``bound`` seconds, between measured loads in proportion.
-
-    The second value says whether it may be more: no measured load was too much. None: every load was.
-    """
-    taken = 0.0
-    for before, row in zip([None, *rows], rows, strict=False):
-        late = row["ttft_ms"]["p95"] / 1e3 if row.get("ttft_ms") and not row["turned_away"] else float("inf")
-        if late > bound:
-            if before is None:
-                return None
-            early = before["ttft_ms"]["p95"] / 1e3
-            share = 0.0 if late == float("inf") or late <= early else (bound - early) / (late - early)
-            return before["load"] + share * (row["load"] - before["load"]), False
-        taken = row["load"]
-    return taken, True
-
-
-def tables(found: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    lines = [
-        "| server | visual tokens | images | load, 1/s | answered, 1/s | turned away | TTFT p50 / p95 / p99, ms "
-        "| between tokens p50 / p95 / p99, ms |",
-        "|---|---:|---|---:|---:|---:|---:|---:|",
-    ]
-    for row in found["rows"]:
-        times = [
-            " / ".join(f"{value:,.0f}" for value in (row.get(name) or {}).values())
-            for name in ("ttft_ms", "gap_ms")
-        ]
-        lines.append(
-            f"| {row['server']} | {row['visual']} | {row['images']} | {row['load']:g} "
-            f"| {row.get('answers_per_second', 0):.2f} | {row['turned_away']} of {row['requests']} "
-            f"| {times[0]} | {times[1]} |"
-        )
-    lines += [
-        "",
-        "| images | p95 of TTFT below | pruned, 1/s | unpruned, 1/s | ratio |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for images in ("new", "gallery"):
-        groups: dict[int, list[dict[str, Any]]] = {}
-        for row in found["rows"]:
-            if row["images"] == images:
-                groups.setdefault(row["visual"], []).append(row)
-        pruned, unpruned = groups[min(groups)], groups[max(groups)]
-        for bound in BOUNDS:
-            both = sustained(pruned, bound), sustained(unpruned, bound)
-            shown = ["–" if one is None else f"{'≥ ' * one[1]}{one[0]:.2f}" for one in both]
-            ratio = "–" if None in both else f"{'≥ ' * both[0][1]}{both[0][0] / both[1][0]:.1f}×"
-            lines.append(f"| {images} | {bound:g} s | {shown[0]} | {shown[1]} | {ratio} |")
-    batching = found["batching"]
-    lines += [
-        "",
-        f"{batching['at_once']} at once: {batching['together']:.0f} tokens/s, one at a time {batching['one']:.0f}: "
-        f"{batching['ratio']:.2f}×.",
-        *(f"{one['label']}: {one['reason']}" for one in found["skipped"]),
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

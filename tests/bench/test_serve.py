@@ -17,7 +17,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
 from bench.load import Ask, Sample, closed_loop, figures, open_loop, poisson
-from bench.serve import sustained, tables
+from bench.serve_summary import sustained, tables
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_tiny(tmp_path: Path) -> None:
         assert row["tokens_per_second"] == pytest.approx(16 * row["answers_per_second"], rel=1e-2)
         assert 0 < row["ttft_ms"]["p50"] <= row["ttft_ms"]["p95"] <= row["ttft_ms"]["p99"]
     assert len(found["rows"]) == len(ours) + 2 * (not found["skipped"])
-    assert found["batching"]["ratio"] > 0
+    assert found["batching"]["ratio"] > 0 and found["batching"]["step_ms"]["one"] > 0
     assert "| ours int8 | 58 | new |" in result.stdout
 
 
@@ -136,7 +136,13 @@ def test_the_tables() -> None:
         row(1, 9000, visual=576, **facts),
         row(1, 1000, **others),
     ]
-    batching = {"at_once": 8, "one": 10.0, "together": 35.0, "ratio": 3.5}
+    batching = {
+        "at_once": 8,
+        "one": 10.0,
+        "together": 35.0,
+        "ratio": 3.5,
+        "step_ms": {"one": 9.0, "together": 20.0},
+    }
     text = tables({"rows": rows, "batching": batching, "skipped": []})
     assert "| new | 1.5 s | 1.25 | 0.50 | 2.5× |" in text
     assert "| ours | 576 | new | 1 |" in text and "3.50×" in text

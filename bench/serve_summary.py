@@ -1,0 +1,71 @@
+"""What the loads on servers come to: tables, and the load that is taken at a time to the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+BOUNDS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+"""Seconds of TTFT at its 95th percentile for which the load is reported that a server takes."""
+
+
+def sustained(rows: Sequence[dict[str, Any]], bound: float) -> tuple[float, bool] | None:
+    """Return the load up to which p95 of TTFT stays below ``bound`` seconds, between measured loads in proportion.
+
+    The second value says whether it may be more: no measured load was too much. None: every load was.
+    """
+    taken = 0.0
+    for before, row in zip([None, *rows], rows, strict=False):
+        late = row["ttft_ms"]["p95"] / 1e3 if row.get("ttft_ms") and not row["turned_away"] else float("inf")
+        if late > bound:
+            if before is None:
+                return None
+            early = before["ttft_ms"]["p95"] / 1e3
+            share = 0.0 if late == float("inf") or late <= early else (bound - early) / (late - early)
+            return before["load"] + share * (row["load"] - before["load"]), False
+        taken = row["load"]
+    return taken, True
+
+
+def tables(found: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    lines = [
+        "| server | visual tokens | images | load, 1/s | answered, 1/s | turned away | TTFT p50 / p95 / p99, ms "
+        "| between tokens p50 / p95 / p99, ms |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in found["rows"]:
+        times = [
+            " / ".join(f"{value:,.0f}" for value in (row.get(name) or {}).values())
+            for name in ("ttft_ms", "gap_ms")
+        ]
+        lines.append(
+            f"| {row['server']} | {row['visual']} | {row['images']} | {row['load']:g} "
+            f"| {row.get('answers_per_second', 0):.2f} | {row['turned_away']} of {row['requests']} "
+            f"| {times[0]} | {times[1]} |"
+        )
+    lines += [
+        "",
+        "| images | p95 of TTFT below | pruned, 1/s | unpruned, 1/s | ratio |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for images in ("new", "gallery"):
+        groups: dict[int, list[dict[str, Any]]] = {}
+        for row in found["rows"]:
+            if row["images"] == images:
+                groups.setdefault(row["visual"], []).append(row)
+        pruned, unpruned = groups[min(groups)], groups[max(groups)]
+        for bound in BOUNDS:
+            both = sustained(pruned, bound), sustained(unpruned, bound)
+            shown = ["–" if one is None else f"{'≥ ' * one[1]}{one[0]:.2f}" for one in both]
+            ratio = "–" if None in both else f"{'≥ ' * both[0][1]}{both[0][0] / both[1][0]:.1f}×"
+            lines.append(f"| {images} | {bound:g} s | {shown[0]} | {shown[1]} | {ratio} |")
+    batching = found["batching"]
+    lines += [
+        "",
+        f"{batching['at_once']} at once: {batching['together']:.0f} tokens/s, one at a time {batching['one']:.0f}: "
+        f"{batching['ratio']:.2f}×. A step takes {batching['step_ms']['together']:.1f} and "
+        f"{batching['step_ms']['one']:.1f} ms.",
+        *(f"{one['label']}: {one['reason']}" for one in found["skipped"]),
+    ]
+    return "\n".join(lines)
