@@ -14,6 +14,8 @@ import numpy as np
 
 PATIENCE = 120.0
 """Seconds for one answer."""
+BROKEN_OFF = 599
+"""Status of an answer that is not whole."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,13 @@ def _client(url: str) -> httpx.AsyncClient:
 
 
 async def _send(client: httpx.AsyncClient, ask: Ask, sample: Sample) -> None:
+    try:
+        await _read(client, ask, sample)
+    except httpx.HTTPError:
+        sample.status = BROKEN_OFF
+
+
+async def _read(client: httpx.AsyncClient, ask: Ask, sample: Sample) -> None:
     headers = {"Content-Type": "application/json"}
     async with client.stream("POST", ask.path, content=ask.body, headers=headers) as answer:
         sample.status = answer.status_code
@@ -107,7 +116,7 @@ async def _send(client: httpx.AsyncClient, ask: Ask, sample: Sample) -> None:
                     if choice.get("text") or choice.get("delta", {}).get("content"):
                         sample.texts.append(time.perf_counter())
                 if "error" in chunk:
-                    sample.status = 500
+                    sample.status = BROKEN_OFF
 
 
 def figures(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from bench.prepare import (
 )
 from bench.serve_summary import BOUNDS, tables
 from bench.servers import llama, ours
-from bench.summary import _processor
+from bench.summary import processor
 from divprune_edge.files import write_whole
 
 OURS = Variant("int8", "onnxruntime")
@@ -54,6 +54,7 @@ ANSWER = 16
 LONG_ANSWER = 32
 AT_ONCE = 8
 GALLERY = 16
+PEER = ("llama-cpp-python",)
 IN_FLIGHT = 16
 
 
@@ -94,9 +95,9 @@ def main() -> None:
         found |= {"seconds": round(time.monotonic() - began), "load_before": round(load, 2)}
     found = {
         "command": " ".join(["python -m bench.serve", *sys.argv[1:]]),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": arguments.threads,
-        "versions": {name: version(name) for name in ("onnxruntime", "uvicorn", "httpx")},
+        "versions": {name: version(name) for name in ("onnxruntime", "uvicorn", *PEER[: peer is not None])},
         **found,
     }
     print(tables(found))

@@ -27,7 +27,7 @@ def summarise(
         "command": "python -m bench.speed " + " ".join(command[1:]),
         "threads": threads,
         "text_tokens": text_tokens,
-        "processor": _processor(),
+        "processor": processor(),
         "python": platform.python_version(),
         "versions": {name: v for result in results for name, v in result["versions"].items()},
         "rows": rows,
@@ -131,7 +131,8 @@ def _cell(row: dict[str, Any], stage: str) -> str:
     return f"{row[stage]:,.0f} [{low:,.0f}, {high:,.0f}]"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, as far as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +102,13 @@ def test_a_closed_loop_waits(slow: str) -> None:
 def test_refusals_are_counted(slow: str) -> None:
     found = figures(open_loop(slow, [Ask("/busy", b"{}")] * 2, [0.0, 0.0], 4))
     assert found == {"requests": 2, "answered": 0, "turned_away": 2, "failed": 0}
+
+
+def test_what_breaks_off_has_failed() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        found = figures(closed_loop(f"http://127.0.0.1:{nobody.getsockname()[1]}", [Ask("/", b"{}")], 1))
+    assert found == {"requests": 1, "answered": 0, "turned_away": 0, "failed": 1}
 
 
 def test_figures() -> None:
