@@ -187,7 +187,12 @@ class TritonSession(SlotTable):
         super().remove(slot)
 
     def extend(
-        self, slot: int, ids: Sequence[int], positions: Positions | None = None, chunk: int | None = None
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Positions | None = None,
+        chunk: int | None = None,
+        images: Sequence[int] = (),
     ) -> Prediction:
         """Run the model for each chunk."""
         self.check_room(slot, len(ids))

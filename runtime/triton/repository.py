@@ -85,7 +85,8 @@ def write_repository(
         place: where Triton finds the bundle, whose manifest and tokenizer it reads; None: where it is now.
 
     Raises:
-        UserError: the bundle's dialect is another one, the name cannot be a model's, or the folder cannot be written.
+        UserError: the bundle's dialect is another one, it has a schedule, the name cannot be a model's, or the folder
+            cannot be written.
     """
     language = bundle.manifest.language_model
     if not DIALECTS[language.dialect].grows:
@@ -93,6 +94,12 @@ def write_repository(
             f"The bundle's language model is in dialect '{language.dialect}', whose cache Triton cannot hand from step "
             "to step: export with --dialect portable.",
             code="triton-dialect",
+        )
+    if language.schedule is not None:
+        raise UserError(
+            f"The language model is a chain of graphs ('{language.schedule.method}'), and a repository has one: "
+            "export without --schedule.",
+            code="triton-schedule",
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
         raise UserError(

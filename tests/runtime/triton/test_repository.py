@@ -157,7 +157,11 @@ def test_what_cannot_be_meant(demo_bundle: Path, tmp_path: Path) -> None:
         result = run_module("runtime", "triton", str(demo_bundle), *options)
         assert_told(result.returncode, result.stderr, code, value)
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
-    plan = plan_of(make_checkpoint(tmp_path / "checkpoint"), dialect="static")
-    other = export(plan, tmp_path / "bundle")
-    result = run_module("runtime", "triton", str(other.folder), "--output", str(tmp_path / "new"))
-    assert_told(result.returncode, result.stderr, "triton-dialect", "static", "portable")
+    checkpoint = make_checkpoint(tmp_path / "checkpoint")
+    for code, value, asked in (
+        ("triton-dialect", "static", {"dialect": "static"}),
+        ("triton-schedule", "fastv", {"schedule": "fastv"}),
+    ):
+        other = export(plan_of(checkpoint, **asked), tmp_path / code)
+        result = run_module("runtime", "triton", str(other.folder), "--output", str(tmp_path / "new"))
+        assert_told(result.returncode, result.stderr, code, value)
