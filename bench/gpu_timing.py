@@ -7,31 +7,41 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from bench.selector_forms import Size
 
-# One block, one row after the other, the next one known only from the last: a step of a greedy selection and no more.
+# One block, one row after the other, the next one known only from the last: the least that a step of a greedy selection
+# does. A row comes from the L2 cache, all of it asked for at once by threads that all have a part; one reduction over a
+# warp, and a barrier only where there are several; the next row is what the largest bits say, without a division.
 CHAIN = r"""
-extern "C" __global__ void chain(const float* rows, int n, int stride, int steps, unsigned* result) {
+extern "C" __global__ void __launch_bounds__(1024) chain(
+    const float* rows, int stride, int steps, unsigned* result) {
     __shared__ unsigned partial[2][32];
-    const int lane = threadIdx.x % 32;
+    const unsigned lane = threadIdx.x % 32, warps = blockDim.x / 32;
     unsigned pick = 0;
     for (int step = 0; step < steps; ++step) {
-        unsigned best = 0;
-        for (int i = 4 * threadIdx.x; i < n; i += 4 * blockDim.x) {
-            const float4 v = *reinterpret_cast<const float4*>(rows + (long long)pick * stride + i);
-            best = max(best, __float_as_uint(fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w))));
+        const float4* row = reinterpret_cast<const float4*>(rows + (long long)pick * stride) + threadIdx.x;
+        float4 v[VECTORS];
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) v[i] = row[i * blockDim.x];
+        float best = 0.0f;
+#pragma unroll
+        for (int i = 0; i < VECTORS; ++i) best = fmaxf(best, fmaxf(fmaxf(v[i].x, v[i].y), fmaxf(v[i].z, v[i].w)));
+        unsigned key = __reduce_max_sync(0xffffffffu, __float_as_uint(best));
+        if (warps > 1) {
+            if (lane == 0) partial[step % 2][threadIdx.x / 32] = key;
+            __syncthreads();
+            key = __reduce_max_sync(0xffffffffu, lane < warps ? partial[step % 2][lane] : 0u);
         }
-        best = __reduce_max_sync(0xffffffffu, best);
-        if (lane == 0) partial[step % 2][threadIdx.x / 32] = best;
-        __syncthreads();
-        best = __reduce_max_sync(0xffffffffu, lane < blockDim.x / 32 ? partial[step % 2][lane] : 0u);
-        pick = (best + 7919u * step) % n;
+        pick = key & 0xffffu;
     }
     if (threadIdx.x == 0) *result = pick;
 }
 """
+CHAIN_VECTORS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -112,12 +122,36 @@ class Rates:
         )
 
     def _chain(self, size: Size, repeats: int) -> float:
-        kernel = torch.cuda._compile_kernel(CHAIN, "chain")
-        stride = -(-size.candidates // 4) * 4
-        rows = torch.rand(size.candidates, stride, device="cuda")
-        result = torch.zeros(1, dtype=torch.int32, device="cuda")
-        threads = min(1024, -(-stride // 4 // 32) * 32)
-        arguments = (rows, size.candidates, stride, size.keep, result)
-        return median(
-            event_us([lambda: kernel(grid=(1, 1, 1), block=(threads, 1, 1), args=arguments)], repeats)
+        """Return the best of few threads with many values each and many threads with few."""
+        return min(
+            self._chain_of(size, vectors, repeats)
+            for vectors in CHAIN_VECTORS
+            if chain_threads(size.candidates, vectors) <= 1024
         )
+
+    def _chain_of(self, size: Size, vectors: int, repeats: int) -> float:
+        kernel = torch.cuda._compile_kernel(CHAIN.replace("VECTORS", str(vectors)), "chain")
+        threads = chain_threads(size.candidates, vectors)
+        rows = torch.from_numpy(chain_rows(size.candidates, 4 * vectors * threads)).cuda()
+        result = torch.zeros(1, dtype=torch.int32, device="cuda")
+        arguments = (rows, rows.shape[1], size.keep, result)
+
+        def run() -> None:
+            kernel(grid=(1, 1, 1), block=(threads, 1, 1), args=arguments)
+
+        return median(replay_us([run], repeats))
+
+
+def chain_threads(candidates: int, vectors: int) -> int:
+    """Return the whole warps that hold a row in ``vectors`` vectors of four each."""
+    return -(-candidates // (128 * vectors)) * 32
+
+
+def chain_rows(candidates: int, stride: int) -> npt.NDArray[np.float32]:
+    """Return rows whose largest number has the next row of one round through all of them in its last 16 bits."""
+    rng = np.random.default_rng(0)
+    rows = rng.random((candidates, stride), np.float32)
+    order = rng.permutation(candidates).astype(np.uint32)
+    largest = np.uint32(0x40000000) | np.roll(order, -1)  # 2 and a little more
+    rows[order, rng.integers(0, candidates, candidates)] = largest.view(np.float32)
+    return rows

@@ -27,6 +27,19 @@ class Problem(ctypes.Structure):
     )
 
 
+class Spread(ctypes.Structure):
+    """``divprune_spread``: how a selection is spread over a GPU."""
+
+    _fields_ = tuple((name, c_int32) for name in ("tile", "tiles", "parts", "shards", "threads", "workers"))
+
+    tile: int
+    tiles: int
+    parts: int
+    shards: int
+    threads: int
+    workers: int
+
+
 class Append(ctypes.Structure):
     """``divprune_append``: the sizes of one call that appends rows to caches; strides in bytes."""
 
@@ -51,6 +64,7 @@ _PROTOTYPES: dict[str, tuple[type, list[type]]] = {
     "divprune_workspace_bytes": (c_int, [_PROBLEM, POINTER(c_uint64)]),
     "divprune_workspace_bound": (c_int, [_PROBLEM, POINTER(c_uint64)]),
     "divprune_launch_count": (c_int, [_PROBLEM, POINTER(c_int32)]),
+    "divprune_plan": (c_int, [_PROBLEM, c_int32, c_int32, POINTER(Spread)]),
     "divprune_max_min": (c_int, [_PROBLEM, *[c_void_p] * 5, c_uint64, c_void_p]),
     "divprune_min_sum": (c_int, [_PROBLEM, *[c_void_p] * 6, c_uint64, c_void_p]),
     "divprune_distances": (c_int, [_PROBLEM, *[c_void_p] * 3, c_uint64, c_void_p]),
@@ -120,3 +134,10 @@ def launch_count(library: ctypes.CDLL, problem: Problem) -> int:
     count = c_int32()
     check(library, library.divprune_launch_count(problem, count))
     return count.value
+
+
+def plan(library: ctypes.CDLL, problem: Problem, architecture: int, multiprocessors: int) -> Spread:
+    """Return how ``problem`` is spread over a GPU of this compute capability, without the dot."""
+    spread = Spread()
+    check(library, library.divprune_plan(problem, architecture, multiprocessors, spread))
+    return spread

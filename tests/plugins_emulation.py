@@ -31,8 +31,8 @@ from divprune_edge.plugins.toolchain import (
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "plugins" / "csrc"
 EMULATOR = ROOT / "tests" / "plugins" / "emulator"
-# The emulator stands in for a GPU of this __CUDA_ARCH__: with and without the instructions of sm_80.
-EMULATED = (800, 750)
+# The emulator stands in for a GPU of this __CUDA_ARCH__: with and without the instructions of sm_80, and with clusters.
+EMULATED = (800, 750, 900)
 RECORDED = LibraryRecord(__version__, ABI_VERSION, "", (87,), "13.0", "10.16.0")
 
 
@@ -83,6 +83,14 @@ def compile_emulated(folder: Path, architecture: int) -> Path:
     return _emulate(library, [SOURCE / name for name in _KERNELS], architecture)
 
 
+def plain(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The emulator at its plain schedule, on the device of 132 multiprocessors, no kernel counted."""
+    library.divprune_emulator_schedule(0)
+    library.divprune_emulator_device(0)
+    library.divprune_emulator_launches()
+    return library
+
+
 def compile_emulated_operators(folder: Path, headers: OnnxRuntimeHeaders) -> Path:
     """Compile ONNX Runtime's operators with the kernels for CUDA, emulated, which then run as kernels of its CPU."""
     names = (*_KERNELS, "onnxruntime/cuda.cpp", "onnxruntime/operator.cpp", "onnxruntime/seeds.cu")
@@ -102,6 +110,8 @@ def _emulate(library: Path, sources: list[Path], architecture: int, *flags: str)
         "-shared",
         "-fPIC",
         "-fno-extern-tls-init",
+        # Libraries of one process share no variables, and one library's shared memory is in one piece.
+        "-fno-gnu-unique",
         "-Wno-unknown-pragmas",
         "-Wno-clobbered",
         # Jumping between stacks is what fibers do; the fortified longjmp would refuse it.

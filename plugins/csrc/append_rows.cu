@@ -55,7 +55,7 @@ int append(const divprune_append& sizes, const void* new_rows, void* caches, con
     if (blocks > kLargestGrid) {
         return DIVPRUNE_BAD_CACHES;
     }
-    return to_status(launch(append_kernel<Vector>, dim3(static_cast<unsigned>(blocks)), kAppendThreads, 0,
+    return to_status(launch(append_kernel<Vector>, {dim3(static_cast<unsigned>(blocks)), kAppendThreads},
                             static_cast<cudaStream_t>(stream), args));
 }
 

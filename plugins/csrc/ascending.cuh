@@ -8,15 +8,20 @@ namespace divprune {
 
 constexpr int kBitmapWords = 32768 / 32;
 
-// Writes the positions of the set bits of `bitmap` in ascending order. The whole block calls it, with at least one
-// thread for each word of 32 candidates; `bitmap` is shared memory that no thread writes any more.
+// Writes the positions of the set bits of `bitmap` in ascending order. The whole block calls it; `bitmap` is shared memory
+// that no thread writes any more.
 __device__ inline void write_ascending(const uint32_t* bitmap, int n, int64_t* ascending) {
     __shared__ int warp_counts[kWarp];
     const int lane = threadIdx.x % kWarp;
     const int warp = threadIdx.x / kWarp;
-    const int word = threadIdx.x;
-    uint32_t bits = word * 32 < n ? bitmap[word] : 0;
-    const int count = __popc(bits);
+    const int words = (n + 31) / 32;
+    const int each = (words + static_cast<int>(blockDim.x) - 1) / static_cast<int>(blockDim.x);
+    const int begin = static_cast<int>(threadIdx.x) * each;
+    const int end = begin + each < words ? begin + each : words;
+    int count = 0;
+    for (int word = begin; word < end; ++word) {
+        count += __popc(bitmap[word]);
+    }
     int before = count;
 #pragma unroll
     for (int distance = 1; distance < kWarp; distance *= 2) {
@@ -31,9 +36,10 @@ __device__ inline void write_ascending(const uint32_t* bitmap, int n, int64_t* a
     for (int earlier = 0; earlier < warp; ++earlier) {
         at += warp_counts[earlier];
     }
-    while (bits != 0) {
-        ascending[at++] = word * 32 + __ffs(bits) - 1;
-        bits &= bits - 1;
+    for (int word = begin; word < end; ++word) {
+        for (uint32_t bits = bitmap[word]; bits != 0; bits &= bits - 1) {
+            ascending[at++] = word * 32 + __ffs(static_cast<int>(bits)) - 1;
+        }
     }
 }
 

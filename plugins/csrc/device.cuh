@@ -40,6 +40,21 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
+// The sum of a few values, in a fixed order.
+template <int count>
+__device__ __forceinline__ float sum_in_pairs(const float (&values)[count]) {
+    float sums[count];
+    memcpy(sums, values, sizeof values);
+#pragma unroll
+    for (int half = count / 2; half > 0; half /= 2) {
+#pragma unroll
+        for (int i = 0; i < half; ++i) {
+            sums[i] += sums[i + half];
+        }
+    }
+    return sums[0];
+}
+
 __device__ __forceinline__ uint32_t warp_min(uint32_t value) {
 #if __CUDA_ARCH__ >= 800
     return __reduce_min_sync(kFullWarp, value);

@@ -1,9 +1,10 @@
-// Cosine distances of all pairs, and each row's distance to its nearest other valid row.
+// Cosine distances of all pairs, each row's norm, and its distance to the nearest valid row of every tile.
 
 #pragma once
 
 #include <type_traits>
 
+#include "cluster.cuh"
 #include "product_fma.cuh"
 #include "product_mma.cuh"
 
@@ -11,18 +12,18 @@ namespace divprune {
 
 struct DistanceArgs {
     const void* tokens;
-    const float* norms;
     const uint8_t* valid;
     float* matrix;      // NULL: distances are not stored
     uint32_t* nearest;  // NULL: not wanted
-    float* partials;
-    uint32_t* arrivals;
+    float* norms;       // NULL: not wanted
+    Reset reset;
     int n;
     int width;
     int stride;
-    int tiles;
-    int splits;
-    int split;
+    int nearest_stride;
+    int side;
+    int parts;
+    int part;
 };
 
 // 16-bit tokens go through the tensor cores, float32 tokens and bfloat16 before sm_80 through the FMA units.
@@ -49,81 +50,55 @@ constexpr int distance_shared_bytes() {
     }
 }
 
-// Where a thread's vector number v of a panel lies in shared memory; in the workspace vectors lie side by side.
-template <int kTile>
-__device__ __forceinline__ float4* panel_vector(float* panel, int v) {
-    const int at = 4 * (threadIdx.x + v * Geometry<kTile>::kThreads);
-    return reinterpret_cast<float4*>(panel + at / kTile * Geometry<kTile>::kPanelStride + at % kTile);
-}
-
-// Adds this part's sums to the workspace; true in every thread of the block that brought the last part.
-template <int kTile, class Product>
-__device__ bool deliver_part(const Product& product, const DistanceArgs& args, int64_t tile, int part, float* panel) {
-    using G = Geometry<kTile>;
-    __shared__ bool last;
-    float4* mine = reinterpret_cast<float4*>(args.partials + (tile * args.splits + part) * kTile * kTile);
-    for (int p = 0; p < G::kPanels; ++p) {
-        product.store_panel(p, panel);
-        __syncthreads();
-#pragma unroll
-        for (int v = 0; v < G::kPanelVectors; ++v) {
-            mine[threadIdx.x + (p * G::kPanelVectors + v) * G::kThreads] = *panel_vector<kTile>(panel, v);
-        }
-        __syncthreads();
-    }
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        last = atomicAdd(args.arrivals + tile, 1u) == static_cast<uint32_t>(args.splits - 1);
-    }
-    __syncthreads();
-    __threadfence();
-    return last;
-}
-
-__device__ __forceinline__ void add(float4& sum, const float4& part) {
-    sum.x += part.x;
-    sum.y += part.y;
-    sum.z += part.z;
-    sum.w += part.w;
-}
-
-// Sums the parts of one panel, always in the same order, whichever block came last. One block reads what several
-// wrote, so that its loads must not wait for each other: a thread has all those of a part in flight.
-template <int kTile>
-__device__ void gather_parts(const DistanceArgs& args, int64_t tile, int p, float* panel) {
-    using G = Geometry<kTile>;
-    const float* first = args.partials + tile * args.splits * kTile * kTile + p * G::kPanel * kTile;
-    const float4* parts = reinterpret_cast<const float4*>(first) + threadIdx.x;
-    float4 sums[G::kPanelVectors] = {};
-#pragma unroll 2
-    for (int part = 0; part < args.splits; ++part) {
-#pragma unroll
-        for (int v = 0; v < G::kPanelVectors; ++v) {
-            add(sums[v], __ldcg(parts + static_cast<int64_t>(part) * (kTile * kTile / 4) + v * G::kThreads));
-        }
-    }
-#pragma unroll
-    for (int v = 0; v < G::kPanelVectors; ++v) {
-        *panel_vector<kTile>(panel, v) = sums[v];
-    }
-}
-
-// What a tile's distances need of its rows and columns: bounded norms, and whether they count.
+// What a tile's distances need of its rows and columns, and what they say of them. One thread has one row of either side.
 template <int kTile>
 struct Sides {
+    float squares[2][kTile];  // sums over this block's part
     float norms[2][kTile];
     bool counts[2][kTile];
+    uint32_t nearest[2][kTile];  // over the pairs that this block finishes
 
-    __device__ void load(const DistanceArgs& args, int64_t base, int first_row, int first_col) {
+    static __device__ int side() { return threadIdx.x / kTile; }
+    static __device__ int at() { return threadIdx.x % kTile; }
+    static __device__ int row(Tile tile) { return (side() == 0 ? tile.row : tile.column) * kTile + at(); }
+
+    __device__ void begin(const DistanceArgs& args, int64_t base, Tile tile, float own_squares) {
+        squares[side()][at()] = own_squares;
         const uint8_t* valid = args.valid == nullptr ? nullptr : args.valid + base;
-        for (int k = threadIdx.x; k < 2 * kTile; k += Geometry<kTile>::kThreads) {
-            const int side = k / kTile;
-            const int row = (side == 0 ? first_row : first_col) + k % kTile;
-            const bool inside = row < args.n;
-            norms[side][k % kTile] = inside ? args.norms[base + row] : 1.0f;
-            counts[side][k % kTile] = inside && row_is_valid(valid, row);
+        counts[side()][at()] = row(tile) < args.n && row_is_valid(valid, row(tile));
+        nearest[side()][at()] = ordered(kFar);
+    }
+
+    // Norms from the squares of all parts, always added in the same order.
+    __device__ void find_norms(int parts) {
+        float sum = 0.0f;
+        for (int rank = 0; rank < parts; ++rank) {
+            sum += *of_block(&squares[side()][at()], rank);
         }
+        norms[side()][at()] = fmaxf(sqrtf(sum), kTiny);
+    }
+
+    // Each row's nearest in the rows of the other side; on the diagonal both sides are the same rows.
+    __device__ void write(const DistanceArgs& args, int64_t base, Tile tile) {
+        const bool diagonal = tile.row == tile.column;
+        if (row(tile) >= args.n || (diagonal && side() == 1)) {
+            return;
+        }
+        if (diagonal && args.norms != nullptr) {
+            args.norms[base + row(tile)] = norms[0][at()];
+        }
+        if (args.nearest == nullptr) {
+            return;
+        }
+        uint32_t least = ordered(kFar);
+        for (int rank = 0; rank < args.parts; ++rank) {
+            const uint32_t own = *of_block(&nearest[side()][at()], rank);
+            const uint32_t other = diagonal ? *of_block(&nearest[1][at()], rank) : own;
+            const uint32_t nearer = other < own ? other : own;
+            least = nearer < least ? nearer : least;
+        }
+        const int64_t slot = static_cast<int64_t>(blockIdx.y) * args.side + (side() == 0 ? tile.column : tile.row);
+        args.nearest[slot * args.nearest_stride + row(tile)] = least;
     }
 };
 
@@ -142,41 +117,55 @@ __device__ __forceinline__ void write_distances(float* row, int column, const fl
     }
 }
 
-// The nearest of `kLanes` neighbouring lanes, brought to a row by the first of them.
+// The least of `kLanes` neighbouring lanes, in the first of them.
 template <int kLanes>
-__device__ __forceinline__ void bring_nearer(uint32_t* nearest, float distance, bool inside) {
-    uint32_t key = ordered(distance);
+__device__ __forceinline__ uint32_t least_of_lanes(uint32_t key) {
 #pragma unroll
     for (int away = kLanes / 2; away > 0; away /= 2) {
         const uint32_t other = __shfl_xor_sync(kFullWarp, key, away);
         key = other < key ? other : key;
     }
-    if (threadIdx.x % kLanes == 0 && inside) {
-        atomicMin(nearest, key);
-    }
+    return key;
 }
 
-// Turns a panel of dot products into distances of the pairs i < j and writes them to rows i and, mirrored, to rows
-// j: a distance is computed once, so the matrix is exactly symmetric. The diagonal is 0. A thread has four
-// neighbouring columns of a row at a time, and then four neighbouring rows of a column.
+// Four dot products, whose parts the blocks of the cluster have in the same place, always added in the same order.
+__device__ __forceinline__ float4 sum_of_parts(float4* at, int parts) {
+    if (parts == 1) {
+        return *at;
+    }
+    float4 sum{};
+#pragma unroll 4
+    for (int rank = 0; rank < parts; ++rank) {
+        const float4 part = *of_block(at, rank);
+        sum.x += part.x;
+        sum.y += part.y;
+        sum.z += part.z;
+        sum.w += part.w;
+    }
+    return sum;
+}
+
+// Turns this block's rows of a panel of dot products into distances of the pairs i < j and writes them to rows i and,
+// mirrored, to rows j: a distance is computed once, so the matrix is exactly symmetric. The diagonal is 0. A thread has
+// four neighbouring columns of a row at a time, and then four neighbouring rows of a column.
 template <int kTile>
-__device__ void emit_panel(const DistanceArgs& args, int64_t base, Tile tile, int p, const Sides<kTile>& sides,
-                           float* panel) {
+__device__ void emit_panel(const DistanceArgs& args, int64_t base, Tile tile, int p, Sides<kTile>& sides, float* panel) {
     using G = Geometry<kTile>;
     constexpr int kRowLanes = kTile / 4;
     constexpr int kColLanes = 4;
+    const int rows = G::kPanel / args.parts;
+    const int begin = cluster_rank() * rows;
     const int first_row = tile.row * kTile + p * G::kPanel;
     const int first_col = tile.column * kTile;
     float* matrix = args.matrix == nullptr ? nullptr : args.matrix + base * args.stride;
     const bool vectors = args.stride % 4 == 0 && reinterpret_cast<uintptr_t>(matrix) % 16 == 0;
 
     const int c = threadIdx.x % kRowLanes * 4;
-#pragma unroll
-    for (int r = threadIdx.x / kRowLanes; r < G::kPanel; r += G::kThreads / kRowLanes) {
+    for (int r = begin + threadIdx.x / kRowLanes; r < begin + rows; r += G::kThreads / kRowLanes) {
         const int i = first_row + r;
         const int side_row = p * G::kPanel + r;
         float4* at = reinterpret_cast<float4*>(panel + r * G::kPanelStride + c);
-        const float4 dots = *at;
+        const float4 dots = sum_of_parts(at, args.parts);
         float distances[4] = {dots.x, dots.y, dots.z, dots.w};
         float nearest = kFar;
 #pragma unroll
@@ -193,17 +182,16 @@ __device__ void emit_panel(const DistanceArgs& args, int64_t base, Tile tile, in
             write_distances(matrix + static_cast<int64_t>(i) * args.stride, first_col + c, distances, i, args.n,
                             vectors);
         }
-        if (args.nearest != nullptr) {
-            bring_nearer<kRowLanes>(args.nearest + base + i, nearest, i < args.n);
+        const uint32_t least = least_of_lanes<kRowLanes>(ordered(nearest));
+        if (threadIdx.x % kRowLanes == 0) {
+            sides.nearest[0][side_row] = least;
         }
     }
     __syncthreads();
-#pragma unroll
     for (int col = threadIdx.x / kColLanes; col < kTile; col += G::kThreads / kColLanes) {
         const int j = first_col + col;
         float nearest = kFar;
-#pragma unroll
-        for (int r = threadIdx.x % kColLanes * 4; r < G::kPanel; r += 4 * kColLanes) {
+        for (int r = begin + threadIdx.x % kColLanes * 4; r < begin + rows; r += 4 * kColLanes) {
             float distances[4];
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
@@ -218,46 +206,50 @@ __device__ void emit_panel(const DistanceArgs& args, int64_t base, Tile tile, in
                                 vectors);
             }
         }
-        if (args.nearest != nullptr) {
-            bring_nearer<kColLanes>(args.nearest + base + j, nearest, j < args.n);
+        const uint32_t least = least_of_lanes<kColLanes>(ordered(nearest));
+        if (threadIdx.x % kColLanes == 0 && least < sides.nearest[1][col]) {
+            sides.nearest[1][col] = least;
         }
     }
 }
 
-// Grid (tiles * splits, B): one tile of the upper triangle, or one part of its sums; the block that brings a
-// tile's last part finishes the tile.
+// Grid (tiles * parts, B), clusters of `parts` blocks: each block multiplies one part of a tile of the upper triangle, and
+// finishes as many of its rows.
 template <class T, int kTile>
-__global__ void __launch_bounds__(Geometry<kTile>::kThreads) distances_kernel(DistanceArgs args) {
+__global__ void __launch_bounds__(Geometry<kTile>::kThreads, Geometry<kTile>::kBlocks) distances_kernel(DistanceArgs args) {
     using G = Geometry<kTile>;
     extern __shared__ __align__(128) unsigned char shared_bytes[];
+    __shared__ Sides<kTile> sides;
     float* panel = reinterpret_cast<float*>(shared_bytes);
-    const int item = blockIdx.y;
-    const int part = blockIdx.x % args.splits;
-    const int index = blockIdx.x / args.splits;
-    const Tile tile = triangle_tile(index);
-    const int begin = part * args.split;
-    const int end = begin + args.split < args.width ? begin + args.split : args.width;
-    const T* tokens = static_cast<const T*>(args.tokens) + static_cast<int64_t>(item) * args.n * args.width;
+    const int64_t base = static_cast<int64_t>(blockIdx.y) * args.n;
+    const Tile tile = triangle_tile(static_cast<int>(blockIdx.x) / args.parts);
+    const int from = static_cast<int>(blockIdx.x) % args.parts * args.part;
+    const int begin = from < args.width ? from : args.width;
+    const int end = begin + args.part < args.width ? begin + args.part : args.width;
+    const T* tokens = static_cast<const T*>(args.tokens) + base * args.width;
+    args.reset.run();
 
     typename ProductFor<T, kTile>::type product;
     product.run(TileRows<T>{tokens, args.n, args.width, tile.row * kTile, tile.column * kTile, begin, end},
                 shared_bytes);
-    const int64_t slot = static_cast<int64_t>(item) * args.tiles + index;
-    if (args.splits > 1 && !deliver_part<kTile>(product, args, slot, part, panel)) {
-        return;
-    }
-    __shared__ Sides<kTile> sides;
-    const int64_t base = static_cast<int64_t>(item) * args.n;
-    sides.load(args, base, tile.row * kTile, tile.column * kTile);
+    let_next_launch_begin();
+    sides.begin(args, base, tile, product.squares());
+#pragma unroll 1
     for (int p = 0; p < G::kPanels; ++p) {
-        if (args.splits > 1) {
-            gather_parts<kTile>(args, slot, p, panel);
-        } else {
-            product.store_panel(p, panel);
+        product.store_panel(p, panel);
+        cluster_sync(args.parts);
+        if (p == 0) {
+            sides.find_norms(args.parts);
+            __syncthreads();
         }
-        __syncthreads();
         emit_panel<kTile>(args, base, tile, p, sides, panel);
-        __syncthreads();
+        cluster_sync(args.parts);
+    }
+    if (cluster_rank() == 0) {
+        sides.write(args, base, tile);
+    }
+    if (args.parts > 1) {
+        cluster_sync(args.parts);  // nobody leaves while the first one reads
     }
 }
 

@@ -27,22 +27,44 @@ inline bool misaligned(const void* pointer) { return reinterpret_cast<uintptr_t>
 // Shared memory that a kernel may use without asking.
 constexpr std::size_t kFreeSharedBytes = 48 * 1024;
 
+// How a kernel is started.
+struct Shape {
+    dim3 grid;
+    int threads;
+    std::size_t shared = 0;
+    int cluster = 1;        // blocks that work together; more than one needs sm_90
+    bool overlaps = false;  // it waits for the launch before it by itself; needs sm_90
+};
+
 template <class... Parameters>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared, cudaStream_t stream,
-                   Parameters... arguments) {
-    if (shared > kFreeSharedBytes) {
+cudaError_t launch(void (*kernel)(Parameters...), const Shape& shape, cudaStream_t stream, Parameters... arguments) {
+    if (shape.shared > kFreeSharedBytes) {
         const cudaError_t error =
             cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared));
+                                 static_cast<int>(shape.shared));
         if (error != cudaSuccess) {
             return error;
         }
     }
+    cudaLaunchAttribute attributes[2];
     cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = shared;
+    config.gridDim = shape.grid;
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = shape.shared;
     config.stream = stream;
+    config.attrs = attributes;
+    if (shape.cluster > 1) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+        attribute.val.clusterDim.y = 1;
+        attribute.val.clusterDim.z = 1;
+    }
+    if (shape.overlaps) {
+        cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
     return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "ascending.cuh"
+#include "nearest.cuh"
 
 namespace divprune {
 
@@ -14,7 +15,7 @@ struct StepArgs {
     const void* tokens;
     const float* norms;
     const uint8_t* valid;
-    const uint32_t* nearest;
+    Nearest nearest;
     const int64_t* seeds;
     float* values;
     unsigned long long* best;
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kStepThreads) first_kernel(StepArgs args) {
         const bool live = args.valid == nullptr || args.valid[base + row] != 0;
         args.values[base + row] = start_value<rule>(live);
         if (rule == Rule::kMaxMin) {
-            mine = pack(live ? args.nearest[base + row] : ordered(kInvalid), row);
+            mine = pack(live ? args.nearest.of<uint32_t>(item, row) : ordered(kInvalid), row);
         }
     }
     if (rule == Rule::kMinSum && row == 0) {

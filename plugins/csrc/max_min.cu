@@ -4,6 +4,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #include "distances.cuh"
 #include "gather.cuh"
 #include "launch.h"
@@ -15,107 +17,198 @@
 namespace divprune {
 namespace {
 
+constexpr int kMostDevices = 64;
+// The first with clusters, and with launches that begin early.
+constexpr int kHopper = 90;
+
+// What a plan depends on beside the sizes.
+struct Device {
+    int architecture;  // that the kernels are compiled for; the GPU may be newer
+    int multiprocessors;
+};
+
+cudaError_t find_device(Device* device) {
+    static std::atomic<uint32_t> known[kMostDevices];
+    int number = 0;
+    cudaError_t error = cudaGetDevice(&number);
+    if (error != cudaSuccess) {
+        return error;
+    }
+    const bool remembers = number >= 0 && number < kMostDevices;
+    uint32_t facts = remembers ? known[number].load(std::memory_order_relaxed) : 0;
+    if (facts == 0) {
+        cudaFuncAttributes kernel{};
+        int multiprocessors = 0;
+        error = cudaFuncGetAttributes(&kernel, reinterpret_cast<const void*>(sort_kernel));
+        if (error == cudaSuccess) {
+            error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, number);
+        }
+        if (error != cudaSuccess) {
+            return error;
+        }
+        facts = static_cast<uint32_t>(kernel.ptxVersion) << 16 | static_cast<uint32_t>(multiprocessors);
+        if (remembers) {
+            known[number].store(facts, std::memory_order_relaxed);
+        }
+    }
+    *device = {static_cast<int>(facts >> 16), static_cast<int>(facts & 0xffff)};
+    return cudaSuccess;
+}
+
 // The workspace of one call.
 struct Workspace {
-    float* norms;
-    uint32_t* nearest;
-    uint32_t* arrivals;
-    float* partials;
-    float* matrix;
-    float* values;
     unsigned long long* best;
+    uint32_t* state;
+    float* norms;
+    float* values;
+    uint32_t* nearest;
+    float* matrix;
 };
 
 Workspace locate(void* workspace, const Layout& layout) {
     unsigned char* start = static_cast<unsigned char*>(workspace);
-    return {reinterpret_cast<float*>(start + layout.norms),
-            reinterpret_cast<uint32_t*>(start + layout.nearest),
-            reinterpret_cast<uint32_t*>(start + layout.arrivals),
-            reinterpret_cast<float*>(start + layout.partials),
-            reinterpret_cast<float*>(start + layout.matrix),
+    return {reinterpret_cast<unsigned long long*>(start + layout.best),
+            reinterpret_cast<uint32_t*>(start + layout.state),
+            reinterpret_cast<float*>(start + layout.norms),
             reinterpret_cast<float*>(start + layout.values),
-            reinterpret_cast<unsigned long long*>(start + layout.best)};
+            reinterpret_cast<uint32_t*>(start + layout.nearest),
+            reinterpret_cast<float*>(start + layout.matrix)};
 }
 
 // One call with everything its launches share.
 struct Call {
-    const divprune_problem& problem;
-    const Plan& plan;
+    divprune_problem problem;
     const void* tokens;
     const uint8_t* valid;
     const int64_t* seeds;
     int64_t* kept;
-    Workspace at;
+    void* kept_tokens;
     cudaStream_t stream;
+    Layout layout;
+    Workspace at;
+    Plan plan{};
+    bool overlaps = false;
+
+    Call(const divprune_problem& problem, const void* tokens, const uint8_t* valid, const int64_t* seeds, int64_t* kept,
+         void* kept_tokens, void* workspace, void* stream)
+        : problem(problem),
+          tokens(tokens),
+          valid(valid),
+          seeds(seeds),
+          kept(kept),
+          kept_tokens(kept_tokens),
+          stream(static_cast<cudaStream_t>(stream)),
+          layout(make_layout(problem)),
+          at(locate(workspace, layout)) {}
+
+    cudaError_t fit() {
+        Device device{};
+        const cudaError_t error = find_device(&device);
+        if (error == cudaSuccess) {
+            plan = make_plan(problem, tuning_of(device.architecture), device.multiprocessors);
+            overlaps = device.architecture >= kHopper;
+        }
+        return error;
+    }
 
     unsigned batch() const { return static_cast<unsigned>(problem.batch); }
     dim3 per_row() const { return dim3(static_cast<unsigned>(problem.candidates), batch()); }
+
+    // Candidates of the picks without a matrix, and the counters behind them.
+    Reset reset() const {
+        const int64_t between = static_cast<int64_t>(layout.state - layout.best) / 4;
+        return {reinterpret_cast<uint32_t*>(at.best), between + 1 + problem.batch};
+    }
 };
 
 template <class T>
 cudaError_t norms(const Call& call) {
-    const int64_t items = call.problem.batch;
     NormArgs args{};
     args.tokens = call.tokens;
     args.norms = call.at.norms;
-    args.nearest = call.at.nearest;
-    args.arrivals = call.at.arrivals;
-    args.arrivals_count = call.plan.splits > 1 ? items * call.plan.tiles : 0;
-    args.best = call.at.best;
-    args.best_count = call.plan.stored ? 0 : items * call.problem.keep;
+    args.reset = call.reset();
     args.n = call.problem.candidates;
     args.width = call.problem.width;
-    return launch(norms_kernel<T>, call.per_row(), kNormThreads, 0, call.stream, args);
+    return launch(norms_kernel<T>, {call.per_row(), kNormThreads}, call.stream, args);
 }
 
 template <class T, int kTile>
 cudaError_t distance_tiles(const Call& call, const DistanceArgs& args) {
-    const dim3 grid(static_cast<unsigned>(args.tiles * args.splits), call.batch());
-    return launch(distances_kernel<T, kTile>, grid, Geometry<kTile>::kThreads, distance_shared_bytes<T, kTile>(),
-                  call.stream, args);
+    Shape shape{dim3(static_cast<unsigned>(call.plan.tiles * call.plan.parts), call.batch()), Geometry<kTile>::kThreads};
+    shape.shared = distance_shared_bytes<T, kTile>();
+    shape.cluster = call.plan.parts;
+    return launch(distances_kernel<T, kTile>, shape, call.stream, args);
 }
 
 template <class T>
-cudaError_t distances(const Call& call, float* matrix, int stride, uint32_t* nearest) {
+cudaError_t distances(const Call& call, float* matrix, int stride, bool wants_nearest) {
     DistanceArgs args{};
     args.tokens = call.tokens;
-    args.norms = call.at.norms;
     args.valid = call.valid;
     args.matrix = matrix;
-    args.nearest = nearest;
-    args.partials = call.at.partials;
-    args.arrivals = call.at.arrivals;
+    args.nearest = wants_nearest ? call.at.nearest : nullptr;
+    args.norms = call.layout.stored ? nullptr : call.at.norms;
+    args.reset = call.reset();
     args.n = call.problem.candidates;
     args.width = call.problem.width;
     args.stride = stride;
-    args.tiles = call.plan.tiles;
-    args.splits = call.plan.splits;
-    args.split = call.plan.split;
-    return call.plan.tile == 64 ? distance_tiles<T, 64>(call, args) : distance_tiles<T, 128>(call, args);
+    args.nearest_stride = call.layout.stride;
+    args.side = call.plan.side;
+    args.parts = call.plan.parts;
+    args.part = call.plan.part;
+    if constexpr (!std::is_same<T, float>::value) {
+        if (call.plan.tile == kLargeTile) {
+            return distance_tiles<T, kLargeTile>(call, args);
+        }
+    }
+    return distance_tiles<T, kSmallTile>(call, args);
 }
 
+Nearest nearest_of(const Call& call, int slots) { return {call.at.nearest, slots, call.layout.stride}; }
+
+GatherArgs gather_args(const Call& call) {
+    const int bytes = call.problem.dtype == DIVPRUNE_FLOAT32 ? 4 : 2;
+    GatherArgs args{};
+    args.tokens = call.tokens;
+    args.kept = call.kept;
+    args.kept_tokens = call.kept_tokens;
+    args.n = call.problem.candidates;
+    args.keep = call.problem.keep;
+    args.row_bytes = call.problem.width * bytes;
+    return args;
+}
+
+// `slots`: from how many tiles a row's nearest comes.
 template <Rule rule>
-cudaError_t pick_stored(const Call& call) {
+cudaError_t pick_stored(const Call& call, int slots) {
     PickArgs args{};
     args.matrix = call.at.matrix;
     args.valid = call.valid;
-    args.nearest = call.at.nearest;
+    args.nearest = nearest_of(call, slots);
     args.seeds = call.seeds;
     args.kept = call.kept;
+    args.gather = gather_args(call);
+    args.begun = call.at.state;
+    args.made = call.at.state + 1;
     args.n = call.problem.candidates;
-    args.stride = call.plan.stride;
+    args.stride = call.layout.stride;
     args.keep = call.problem.keep;
-    const dim3 grid(call.batch());
-    const int threads = pick_threads(args.n);
-    switch (pick_vectors(args.n)) {
+    args.items = call.problem.batch;
+    args.workers = call.plan.workers;
+    const int64_t workers = call.kept_tokens == nullptr ? 0 : static_cast<int64_t>(args.items) * args.workers;
+    const int64_t clusters = args.items + (workers + call.plan.shards - 1) / call.plan.shards;
+    Shape shape{dim3(static_cast<unsigned>(clusters * call.plan.shards)), call.plan.threads};
+    shape.cluster = call.plan.shards;
+    shape.overlaps = call.overlaps;
+    switch (call.plan.vectors) {
         case 1:
-            return launch(pick_kernel<rule, 1>, grid, threads, 0, call.stream, args);
+            return launch(pick_kernel<rule, 1>, shape, call.stream, args);
         case 2:
-            return launch(pick_kernel<rule, 2>, grid, threads, 0, call.stream, args);
+            return launch(pick_kernel<rule, 2>, shape, call.stream, args);
         case 4:
-            return launch(pick_kernel<rule, 4>, grid, threads, 0, call.stream, args);
+            return launch(pick_kernel<rule, 4>, shape, call.stream, args);
         default:
-            return launch(pick_kernel<rule, 8>, grid, threads, 0, call.stream, args);
+            return launch(pick_kernel<rule, 8>, shape, call.stream, args);
     }
 }
 
@@ -125,7 +218,7 @@ cudaError_t pick_matrix_free(const Call& call) {
     args.tokens = call.tokens;
     args.norms = call.at.norms;
     args.valid = call.valid;
-    args.nearest = call.at.nearest;
+    args.nearest = nearest_of(call, call.plan.side);
     args.seeds = call.seeds;
     args.values = call.at.values;
     args.best = call.at.best;
@@ -137,45 +230,37 @@ cudaError_t pick_matrix_free(const Call& call) {
     constexpr unsigned kWarps = kStepThreads / kWarp;
     const dim3 threads_grid((n + kStepThreads - 1) / kStepThreads, call.batch());
     const dim3 warps_grid((n + kWarps - 1) / kWarps, call.batch());
-    cudaError_t error = launch(first_kernel<rule>, threads_grid, kStepThreads, 0, call.stream, args);
+    cudaError_t error = launch(first_kernel<rule>, {threads_grid, kStepThreads}, call.stream, args);
     for (args.step = 1; args.step < args.keep && error == cudaSuccess; ++args.step) {
-        error = launch(step_kernel<T, rule>, warps_grid, kStepThreads, 0, call.stream, args);
+        error = launch(step_kernel<T, rule>, {warps_grid, kStepThreads}, call.stream, args);
+    }
+    if (error == cudaSuccess) {
+        error = launch(sort_kernel, {dim3(call.batch()), kSortThreads}, call.stream, args);
+    }
+    if (error == cudaSuccess && call.kept_tokens != nullptr) {
+        const dim3 grid(static_cast<unsigned>(args.keep), call.batch());
+        error = launch(gather_kernel, {grid, kGatherThreads}, call.stream, gather_args(call));
+    }
+    return error;
+}
+
+template <class T, Rule rule>
+cudaError_t select(Call& call) {
+    cudaError_t error = call.fit();
+    if (error != cudaSuccess) {
+        return error;
+    }
+    // The sum rule starts from a seed, so without a stored matrix it needs no pass over all pairs.
+    const bool wants_nearest = rule == Rule::kMaxMin;
+    if (call.layout.stored || wants_nearest) {
+        error = distances<T>(call, call.layout.stored ? call.at.matrix : nullptr, call.layout.stride, wants_nearest);
+    } else {
+        error = norms<T>(call);
     }
     if (error != cudaSuccess) {
         return error;
     }
-    return launch(sort_kernel, dim3(call.batch()), kSortThreads, 0, call.stream, args);
-}
-
-cudaError_t gather(const Call& call, void* kept_tokens) {
-    const int bytes = call.problem.dtype == DIVPRUNE_FLOAT32 ? 4 : 2;
-    GatherArgs args{};
-    args.tokens = call.tokens;
-    args.kept = call.kept;
-    args.kept_tokens = kept_tokens;
-    args.n = call.problem.candidates;
-    args.keep = call.problem.keep;
-    args.row_bytes = call.problem.width * bytes;
-    const dim3 grid(static_cast<unsigned>(call.problem.keep), call.batch());
-    return launch(gather_kernel, grid, kGatherThreads, 0, call.stream, args);
-}
-
-template <class T, Rule rule>
-cudaError_t select(const Call& call, void* kept_tokens) {
-    cudaError_t error = norms<T>(call);
-    // The sum rule starts from a seed, so without a stored matrix it needs no pass over all pairs.
-    const bool wants_nearest = rule == Rule::kMaxMin;
-    if (error == cudaSuccess && (call.plan.stored || wants_nearest)) {
-        error = distances<T>(call, call.plan.stored ? call.at.matrix : nullptr, call.plan.stride,
-                             wants_nearest ? call.at.nearest : nullptr);
-    }
-    if (error == cudaSuccess) {
-        error = call.plan.stored ? pick_stored<rule>(call) : pick_matrix_free<T, rule>(call);
-    }
-    if (error == cudaSuccess && kept_tokens != nullptr) {
-        error = gather(call, kept_tokens);
-    }
-    return error;
+    return call.layout.stored ? pick_stored<rule>(call, call.plan.side) : pick_matrix_free<T, rule>(call);
 }
 
 // What every entry point checks before it touches the device.
@@ -191,7 +276,7 @@ int check_call(const divprune_problem* problem, const void* input, const void* o
     if ((!picks_only && misaligned(input)) || misaligned(workspace)) {
         return DIVPRUNE_MISALIGNED;
     }
-    return workspace_bytes < make_plan(*problem).layout.bytes ? DIVPRUNE_WORKSPACE_TOO_SMALL : DIVPRUNE_OK;
+    return workspace_bytes < make_layout(*problem).bytes ? DIVPRUNE_WORKSPACE_TOO_SMALL : DIVPRUNE_OK;
 }
 
 template <Rule rule>
@@ -204,23 +289,21 @@ int run(const divprune_problem* problem, const void* tokens, const uint8_t* vali
     if (misaligned(kept_tokens)) {
         return DIVPRUNE_MISALIGNED;
     }
-    const Plan plan = make_plan(*problem);
-    const Call call{*problem,     plan, tokens, valid, seeds, kept_indices, locate(workspace, plan.layout),
-                    static_cast<cudaStream_t>(stream)};
+    Call call(*problem, tokens, valid, seeds, kept_indices, kept_tokens, workspace, stream);
     switch (problem->dtype) {
         case DIVPRUNE_FLOAT32:
-            return to_status(select<float, rule>(call, kept_tokens));
+            return to_status(select<float, rule>(call));
         case DIVPRUNE_FLOAT16:
-            return to_status(select<__half, rule>(call, kept_tokens));
+            return to_status(select<__half, rule>(call));
         default:
-            return to_status(select<__nv_bfloat16, rule>(call, kept_tokens));
+            return to_status(select<__nv_bfloat16, rule>(call));
     }
 }
 
 template <class T>
-cudaError_t all_distances(const Call& call, float* matrix) {
-    const cudaError_t error = norms<T>(call);
-    return error != cudaSuccess ? error : distances<T>(call, matrix, call.problem.candidates, nullptr);
+cudaError_t all_distances(Call& call, float* matrix) {
+    const cudaError_t error = call.fit();
+    return error != cudaSuccess ? error : distances<T>(call, matrix, call.problem.candidates, false);
 }
 
 }  // namespace
@@ -236,7 +319,7 @@ int divprune_workspace_bytes(const divprune_problem* problem, uint64_t* bytes) {
     }
     const int status = check_problem(*problem);
     if (status == DIVPRUNE_OK) {
-        *bytes = make_plan(*problem).layout.bytes;
+        *bytes = make_layout(*problem).bytes;
     }
     return status;
 }
@@ -258,7 +341,20 @@ int divprune_launch_count(const divprune_problem* problem, int32_t* launches) {
     }
     const int status = check_problem(*problem);
     if (status == DIVPRUNE_OK) {
-        *launches = make_plan(*problem).launches;
+        *launches = make_layout(*problem).launches;
+    }
+    return status;
+}
+
+int divprune_plan(const divprune_problem* problem, int32_t architecture, int32_t multiprocessors,
+                  divprune_spread* spread) {
+    if (problem == nullptr || spread == nullptr) {
+        return DIVPRUNE_NULL_POINTER;
+    }
+    const int status = check_problem(*problem);
+    if (status == DIVPRUNE_OK) {
+        const Plan plan = make_plan(*problem, tuning_of(architecture), multiprocessors < 1 ? 1 : multiprocessors);
+        *spread = {plan.tile, plan.tiles, plan.parts, plan.shards, plan.threads, plan.workers};
     }
     return status;
 }
@@ -285,9 +381,7 @@ int divprune_distances(const divprune_problem* problem, const void* tokens, floa
     if (status != DIVPRUNE_OK) {
         return status;
     }
-    const Plan plan = make_plan(*problem);
-    const Call call{*problem, plan,    tokens, nullptr, nullptr, nullptr, locate(workspace, plan.layout),
-                    static_cast<cudaStream_t>(stream)};
+    Call call(*problem, tokens, nullptr, nullptr, nullptr, nullptr, workspace, stream);
     switch (problem->dtype) {
         case DIVPRUNE_FLOAT32:
             return to_status(all_distances<float>(call, matrix));
@@ -312,13 +406,15 @@ int divprune_pick(const divprune_problem* problem, const float* matrix, const ui
     if (status != DIVPRUNE_OK) {
         return status;
     }
-    const Plan plan = make_plan(stored);
-    const Call call{stored, plan, nullptr, valid, seeds, kept_indices, locate(workspace, plan.layout),
-                    static_cast<cudaStream_t>(stream)};
-    const AdoptArgs adopt{matrix, valid, call.at.matrix, call.at.nearest, stored.candidates, plan.stride};
-    const cudaError_t error = launch(adopt_kernel, call.per_row(), kAdoptThreads, 0, call.stream, adopt);
+    Call call(stored, nullptr, valid, seeds, kept_indices, nullptr, workspace, stream);
+    cudaError_t error = call.fit();
+    if (error == cudaSuccess) {
+        const AdoptArgs adopt{matrix,       valid,        call.at.matrix,    call.at.nearest,
+                              call.reset(), stored.candidates, call.layout.stride};
+        error = launch(adopt_kernel, {call.per_row(), kAdoptThreads}, call.stream, adopt);
+    }
     if (error != cudaSuccess) {
         return to_status(error);
     }
-    return to_status(seeds == nullptr ? pick_stored<Rule::kMaxMin>(call) : pick_stored<Rule::kMinSum>(call));
+    return to_status(seeds == nullptr ? pick_stored<Rule::kMaxMin>(call, 1) : pick_stored<Rule::kMinSum>(call, 1));
 }

@@ -1,8 +1,8 @@
 // Max-min diversity selection on the GPU: the plain C interface of the library.
 //
 // Everything runs on the caller's stream and in the caller's workspace. No function allocates memory or waits
-// for the device; the same inputs give the same bits; the launches depend on the arguments alone, so a call may
-// be captured in a CUDA graph. All device pointers are 16-byte aligned, all tensors are dense and row-major.
+// for the device; the same inputs give the same bits on every GPU of a kind; the launches depend on the arguments and the
+// GPU alone, so a call may be captured in a CUDA graph. All device pointers are 16-byte aligned, all tensors are dense and row-major.
 
 #ifndef DIVPRUNE_MAX_MIN_H
 #define DIVPRUNE_MAX_MIN_H
@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 // Raised when a function is added or its signature changes, here or in append_rows.h.
-#define DIVPRUNE_ABI_VERSION 2
+#define DIVPRUNE_ABI_VERSION 3
 
 enum { DIVPRUNE_FLOAT32 = 0, DIVPRUNE_FLOAT16 = 1, DIVPRUNE_BFLOAT16 = 2 };
 
@@ -73,6 +73,20 @@ DIVPRUNE_API int divprune_workspace_bound(const divprune_problem* problem, uint6
 
 // Sets *launches to the number of kernels that a selection of this size starts.
 DIVPRUNE_API int divprune_launch_count(const divprune_problem* problem, int32_t* launches);
+
+// How a selection is spread over a GPU.
+typedef struct {
+    int32_t tile;         // side of a tile of distances
+    int32_t tiles;        // in the upper triangle of one item
+    int32_t parts;        // blocks of a cluster that share a tile
+    int32_t shards;       // blocks of a cluster that share the picks of an item
+    int32_t threads;      // of such a block
+    int32_t workers;      // blocks that copy the kept rows of an item
+} divprune_spread;
+
+// Sets *spread to what a GPU of this compute capability (without the dot) and so many multiprocessors would run.
+DIVPRUNE_API int divprune_plan(const divprune_problem* problem, int32_t architecture, int32_t multiprocessors,
+                               divprune_spread* spread);
 
 // DivPrune: first the token whose nearest other token is farthest, then K - 1 times the token farthest from those
 // already chosen. Distance 1 - cos; ties to the smallest index; rows with valid = 0 neither count nor are picked.

@@ -1,8 +1,8 @@
-// Row norms in float32, and the state that the later kernels expect to find cleared.
+// Row norms in float32 by themselves: for the sum rule without a stored matrix, which needs no distances of all pairs.
 
 #pragma once
 
-#include "device.cuh"
+#include "cluster.cuh"
 
 namespace divprune {
 
@@ -35,32 +35,21 @@ __device__ float row_squares(const T* row, int width, float* shared) {
 struct NormArgs {
     const void* tokens;
     float* norms;
-    uint32_t* nearest;
-    uint32_t* arrivals;
-    int64_t arrivals_count;
-    unsigned long long* best;
-    int64_t best_count;
+    Reset reset;
     int n;
     int width;
 };
 
-// Grid (N, B): norms[b, i] = max(|x_i|, FLT_MIN); nothing is near anything yet; counters and candidates are zero.
+// Grid (N, B): norms[b, i] = max(|x_i|, FLT_MIN).
 template <class T>
 __global__ void __launch_bounds__(kNormThreads) norms_kernel(NormArgs args) {
     __shared__ float shared[kNormThreads / kWarp];
+    args.reset.run();
     const int64_t row = static_cast<int64_t>(blockIdx.y) * args.n + blockIdx.x;
     const T* tokens = static_cast<const T*>(args.tokens);
     const float squares = row_squares(tokens + row * args.width, args.width, shared);
     if (threadIdx.x == 0) {
         args.norms[row] = fmaxf(sqrtf(squares), kTiny);
-        args.nearest[row] = ordered(kFar);
-    }
-    const int64_t item = row * kNormThreads + threadIdx.x;
-    if (item < args.arrivals_count) {
-        args.arrivals[item] = 0;
-    }
-    if (item < args.best_count) {
-        args.best[item] = 0;
     }
 }
 

@@ -1,47 +1,56 @@
-// The greedy picks on a stored matrix, in one launch of one block for each item.
+// The greedy picks on a stored matrix, and the copy of the rows that they keep, in one launch.
 
 #pragma once
 
 #include "ascending.cuh"
+#include "cluster.cuh"
+#include "gather.cuh"
+#include "nearest.cuh"
 
 namespace divprune {
-
-constexpr int kPickThreads = 1024;
 
 struct PickArgs {
     const float* matrix;
     const uint8_t* valid;
-    const uint32_t* nearest;  // max-min: ordered distance to the nearest other valid row
-    const int64_t* seeds;     // sum rule: the first pick
+    Nearest nearest;       // max-min
+    const int64_t* seeds;  // sum rule: the first pick
     int64_t* kept;
+    GatherArgs gather;
+    uint32_t* begun;  // zero: how many clusters have begun
+    uint32_t* made;   // [B], zero: whether an item's picks are made
     int n;
     int stride;
     int keep;
+    int items;
+    int workers;  // blocks that copy an item's rows
 };
 
-// Vectors of four rows that a thread holds; the others follow from the number of candidates.
-inline int pick_vectors(int n) {
-    int vectors = 1;
-    while (vectors * 4 * kPickThreads < n) {
-        vectors *= 2;
+// The best candidate of a cluster of at most 32 warps, in every thread. Each warp tells it to every block, so that there is
+// one barrier. `partial` is shared memory of 32 candidates; calls in a row must alternate between two of them, which saves
+// the barrier that would keep a slow reader from a fast writer.
+__device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, uint64_t* partial, int blocks) {
+    const int lane = threadIdx.x % kWarp;
+    const int warps = static_cast<int>(blockDim.x) / kWarp;
+    candidate = warp_best(candidate);
+    if (lane < blocks) {
+        *of_block(partial + cluster_rank() * warps + threadIdx.x / kWarp, lane) = candidate;
     }
-    return vectors;
+    cluster_sync(blocks);
+    return warp_best(lane < blocks * warps ? partial[lane] : 0);
 }
 
-inline int pick_threads(int n) {
-    const int rows = 4 * pick_vectors(n);
-    return ((n + rows - 1) / rows + kWarp - 1) / kWarp * kWarp;
-}
-
-// Grid (B). Every row's value stays in a register from the first pick to the last; a step is one coalesced read of
-// the picked row and one reduction over the block with one barrier.
+// The picks of one item by a cluster. Every row's value stays in a register from the first pick to the last; a step is one
+// coalesced read of the picked row and one reduction with one barrier.
 template <Rule rule, int kVectors>
-__global__ void __launch_bounds__(kPickThreads) pick_kernel(PickArgs args) {
+__device__ void pick_item(const PickArgs& args, int item) {
     __shared__ uint64_t partial[2][kWarp];
     __shared__ uint32_t chosen[kBitmapWords];
-    const int64_t base = static_cast<int64_t>(blockIdx.x) * args.n;
+    const int64_t base = static_cast<int64_t>(item) * args.n;
     const uint8_t* valid = args.valid == nullptr ? nullptr : args.valid + base;
     const float* matrix = args.matrix + base * args.stride;
+    const int blocks = cluster_blocks();
+    const int thread = cluster_rank() * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+    const int threads = blocks * static_cast<int>(blockDim.x);
 
     for (int word = threadIdx.x; word < kBitmapWords; word += blockDim.x) {
         chosen[word] = 0;
@@ -50,40 +59,54 @@ __global__ void __launch_bounds__(kPickThreads) pick_kernel(PickArgs args) {
     uint64_t best = 0;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-        const int first = 4 * (threadIdx.x + v * blockDim.x);
+        const int first = 4 * (thread + v * threads);
+        uint4 nearest{};
+        if (rule == Rule::kMaxMin && first < args.n) {
+            nearest = args.nearest.of<uint4, 8 / kVectors>(item, first);
+        }
+        const uint32_t keys[4] = {nearest.x, nearest.y, nearest.z, nearest.w};
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const int row = first + e;
             const bool is_valid = row < args.n && row_is_valid(valid, row);
             values[v][e] = start_value<rule>(is_valid);
             if (rule == Rule::kMaxMin && row < args.n) {
-                const uint32_t key = is_valid ? args.nearest[base + row] : ordered(kInvalid);
-                const uint64_t mine = pack(key, row);
+                const uint64_t mine = pack(is_valid ? keys[e] : ordered(kInvalid), row);
                 best = mine > best ? mine : best;
             }
         }
     }
     if (rule == Rule::kMinSum && threadIdx.x == 0) {
-        const int64_t seed = args.seeds[blockIdx.x];
+        const int64_t seed = args.seeds[item];
         best = candidate(0.0f, static_cast<uint32_t>(seed < 0 ? 0 : seed >= args.n ? args.n - 1 : seed));
     }
-    int pick = candidate_index(block_best(best, partial[0]));
+    int pick = candidate_index(cluster_best(best, partial[0], blocks));
 
     for (int step = 1; step < args.keep; ++step) {
-        if (threadIdx.x == 0) {
-            chosen[pick / 32] |= 1u << pick % 32;
-        }
         const float* row = matrix + static_cast<int64_t>(pick) * args.stride;
+        // So many vectors are on their way at once; with more, registers would spill.
+        constexpr int kAhead = kVectors < 4 ? kVectors : 8 / kVectors;
+        float4 loaded[kAhead];
         float best_value = 0.0f;
         int best_row = -1;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
-            const int first = 4 * (threadIdx.x + v * blockDim.x);
+            if (v % kAhead == 0) {
+#pragma unroll
+                for (int ahead = 0; ahead < kAhead; ++ahead) {
+                    const int first = 4 * (thread + (v + ahead) * threads);
+                    loaded[ahead] = *reinterpret_cast<const float4*>(row + (first < args.n ? first : 0));
+                }
+            }
+            if (v == 0 && threadIdx.x == 0) {
+                chosen[pick / 32] |= 1u << pick % 32;
+            }
+            const int first = 4 * (thread + v * threads);
             if (first >= args.n) {
                 continue;
             }
-            const float4 loaded = *reinterpret_cast<const float4*>(row + first);
-            const float distances[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
+            const float4 four = loaded[v % kAhead];
+            const float distances[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int mine = first + e;
@@ -96,13 +119,58 @@ __global__ void __launch_bounds__(kPickThreads) pick_kernel(PickArgs args) {
             }
         }
         best = best_row < 0 ? 0 : candidate(best_value, best_row);
-        pick = candidate_index(block_best(best, partial[step % 2]));
+        pick = candidate_index(cluster_best(best, partial[step % 2], blocks));
+    }
+    if (cluster_rank() != 0) {
+        return;
     }
     if (threadIdx.x == 0) {
         chosen[pick / 32] |= 1u << pick % 32;
     }
     __syncthreads();
-    write_ascending(chosen, args.n, args.kept + static_cast<int64_t>(blockIdx.x) * args.keep);
+    write_ascending(chosen, args.n, args.kept + static_cast<int64_t>(item) * args.keep);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        atomicAdd(args.made + item, 1u);
+    }
+}
+
+// One block's share of the kept rows of an item, once they are known.
+__device__ inline void copy_kept(const PickArgs& args, int worker) {
+    const int item = worker / args.workers;
+    if (item >= args.items) {
+        return;
+    }
+    if (threadIdx.x == 0) {
+        while (*const_cast<const volatile uint32_t*>(args.made + item) == 0) {
+            __nanosleep(100);
+        }
+        __threadfence();
+    }
+    __syncthreads();
+    for (int k = worker % args.workers; k < args.keep; k += args.workers) {
+        args.gather.copy(item, k);
+    }
+}
+
+// Grid (blocks of all clusters). Clusters take what is to be done in the order in which they begin to run, first the picks
+// of all items: what waits, waits for what runs, wherever the GPU puts them.
+template <Rule rule, int kVectors>
+__global__ void __launch_bounds__(kPickThreads, 1) pick_kernel(PickArgs args) {
+    __shared__ int taken;
+    wait_for_last_launch();
+    if (cluster_rank() == 0 && threadIdx.x == 0) {
+        taken = static_cast<int>(atomicAdd(args.begun, 1u));
+    }
+    cluster_sync(cluster_blocks());
+    const int job = *of_block(&taken, 0);
+    cluster_sync(cluster_blocks());  // the first one stays until all know
+    if (job < args.items) {
+        pick_item<rule, kVectors>(args, job);
+    } else {
+        copy_kept(args, (job - args.items) * cluster_blocks() + cluster_rank());
+    }
 }
 
 // Grid (N, B), 128 threads: copies the caller's matrix to one with padded rows and finds each row's nearest other
@@ -113,13 +181,15 @@ struct AdoptArgs {
     const float* distances;
     const uint8_t* valid;
     float* matrix;
-    uint32_t* nearest;
+    uint32_t* nearest;  // [B, stride]
+    Reset reset;
     int n;
     int stride;
 };
 
 __global__ void __launch_bounds__(kAdoptThreads) adopt_kernel(AdoptArgs args) {
     __shared__ uint32_t shared[kAdoptThreads / kWarp];
+    args.reset.run();
     const int64_t base = static_cast<int64_t>(blockIdx.y) * args.n;
     const int64_t row = base + blockIdx.x;
     const uint8_t* valid = args.valid == nullptr ? nullptr : args.valid + base;
@@ -142,7 +212,7 @@ __global__ void __launch_bounds__(kAdoptThreads) adopt_kernel(AdoptArgs args) {
         for (int warp = 1; warp < kAdoptThreads / kWarp; ++warp) {
             least = shared[warp] < least ? shared[warp] : least;
         }
-        args.nearest[row] = least;
+        args.nearest[static_cast<int64_t>(blockIdx.y) * args.stride + blockIdx.x] = least;
     }
 }
 

@@ -8,6 +8,13 @@ namespace divprune {
 namespace {
 
 constexpr uint64_t kAlignment = 256;
+// Cycles of a tile's distances after its dot products, for each pair, and of bringing the parts together.
+constexpr double kFinish = 0.4;
+constexpr double kJoin = 1000;
+// The first architecture with tensor cores for bfloat16.
+constexpr int kTensorBfloat16 = 80;
+// Cycles before the first block multiplies and after the last one has.
+constexpr double kEnds = 3000;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -26,6 +33,62 @@ public:
 private:
     uint64_t end_ = 0;
 };
+
+bool uses_tensor_cores(const divprune_problem& problem, const Tuning& tuning) {
+    return problem.dtype == DIVPRUNE_FLOAT16 ||
+           (problem.dtype == DIVPRUNE_BFLOAT16 && tuning.architecture >= kTensorBfloat16);
+}
+
+// Cycles until a GPU has all distances. Its multiprocessors multiply or wait for the L2 cache, whichever takes longer, and
+// the one with the most blocks ends last.
+double distance_cycles(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, const Plan& plan) {
+    const double pairs = static_cast<double>(plan.tile) * plan.tile;
+    const double multiply = pairs * plan.part / (uses_tensor_cores(problem, tuning) ? tuning.tensor : tuning.fma);
+    const int bytes = problem.dtype == DIVPRUNE_FLOAT32 ? 4 : 2;
+    const double load = 2.0 * plan.tile * plan.part * bytes / tuning.l2;
+    const double finish = kFinish * pairs / plan.parts + (plan.parts > 1 ? kJoin + pairs * 4 / tuning.l2 : 0);
+    const double blocks = static_cast<double>(problem.batch) * plan.tiles * plan.parts;
+    const double rounds = static_cast<double>(static_cast<int64_t>((blocks - 1) / multiprocessors) + 1);
+    return rounds * (std::max(multiply, load) + finish) + kEnds;
+}
+
+void plan_distances(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& plan) {
+    double least = 0;
+    for (const int tile : {kSmallTile, kLargeTile}) {
+        // The float32 units are slower than the loads of either tile; large ones would only leave fewer threads.
+        if (tile == kLargeTile && !uses_tensor_cores(problem, tuning)) {
+            continue;
+        }
+        for (int parts = 1; parts <= tuning.parts; parts *= 2) {
+            Plan tried{};
+            tried.tile = tile;
+            tried.side = ceil_div(problem.candidates, tile);
+            tried.tiles = triangle_tiles(tried.side);
+            tried.parts = parts;
+            tried.part = round_up(ceil_div(problem.width, parts), 32);
+            const double cycles = distance_cycles(problem, tuning, multiprocessors, tried);
+            if ((parts == 1 || tried.part >= kShortestPart) && (least == 0 || cycles < least)) {
+                least = cycles;
+                plan = tried;
+            }
+        }
+    }
+}
+
+void plan_picks(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& plan) {
+    plan.shards = 1;
+    while (plan.shards < tuning.shards && plan.shards * tuning.shard_rows < problem.candidates &&
+           2 * tuning.shard_rows <= problem.candidates) {
+        plan.shards *= 2;
+    }
+    plan.vectors = 1;
+    while (plan.vectors * 4 * kPickThreads < problem.candidates) {
+        plan.vectors *= 2;
+    }
+    plan.threads = round_up(ceil_div(problem.candidates, 4 * plan.vectors * plan.shards), 32);
+    // Two for each multiprocessor have enough loads on their way.
+    plan.workers = std::min(problem.keep, ceil_div(2 * multiprocessors, problem.batch));
+}
 
 }  // namespace
 
@@ -51,53 +114,47 @@ int check_problem(const divprune_problem& problem, bool picks_only) {
     return DIVPRUNE_OK;
 }
 
-Plan make_plan(const divprune_problem& problem, bool wants_tokens) {
+Layout make_layout(const divprune_problem& problem, bool wants_tokens) {
     const int n = problem.candidates;
     const uint64_t items = static_cast<uint64_t>(problem.batch);
-    Plan plan{};
-    // Large tiles reuse more of what they load; small ones give few candidates enough blocks to fill a GPU.
-    plan.tile = items * triangle_tiles(ceil_div(n, 128)) >= kWantedBlocks ? 128 : 64;
-    plan.tiles = triangle_tiles(ceil_div(n, plan.tile));
-    const int blocks = static_cast<int>(std::min<uint64_t>(items * plan.tiles, kWantedBlocks));
-    const int wanted = std::min({ceil_div(kWantedBlocks, blocks), kMaxSplits, problem.width / kShortestSplit});
-    plan.split = round_up(ceil_div(problem.width, std::max(wanted, 1)), 32);
-    plan.splits = ceil_div(problem.width, plan.split);
-    plan.stride = round_up(n, 4);
-    const uint64_t matrix = items * n * plan.stride * sizeof(float);
+    const uint64_t rows = items * n;
+    Layout layout{};
+    layout.stride = round_up(n, 4);
+    const uint64_t matrix = rows * layout.stride * sizeof(float);
     const uint64_t budget = problem.matrix_budget == 0 ? kDefaultMatrixBudget : problem.matrix_budget;
-    plan.stored = matrix <= budget;
-    // Norms, distances and the picks; matrix-free, one launch for each pick and one that sorts them.
-    plan.launches = (plan.stored ? 3 : 3 + problem.keep) + (wants_tokens ? 1 : 0);
+    layout.stored = matrix <= budget;
+    // Distances, then picks and the copy of what they keep; matrix-free, one launch for each pick, one that sorts them
+    // and one that copies.
+    layout.launches = layout.stored ? 2 : 2 + problem.keep + (wants_tokens ? 1 : 0);
 
     Allotment part;
-    const uint64_t rows = items * n;
-    plan.layout.norms = part.take(rows * sizeof(float));
-    plan.layout.nearest = part.take(rows * sizeof(uint32_t));
-    const bool split = plan.splits > 1;
-    plan.layout.arrivals = part.take(split ? items * plan.tiles * sizeof(uint32_t) : 0);
-    const uint64_t tile_bytes = static_cast<uint64_t>(plan.tile) * plan.tile * sizeof(float);
-    plan.layout.partials = part.take(split ? items * plan.tiles * plan.splits * tile_bytes : 0);
-    plan.layout.matrix = part.take(plan.stored ? matrix : 0);
-    plan.layout.values = part.take(plan.stored ? 0 : rows * sizeof(float));
-    plan.layout.best = part.take(plan.stored ? 0 : items * problem.keep * sizeof(uint64_t));
-    plan.layout.bytes = part.end();
+    const uint64_t free = layout.stored ? 0 : 1;
+    layout.best = part.take(free * items * problem.keep * sizeof(uint64_t));
+    layout.state = part.take((1 + items) * sizeof(uint32_t));
+    layout.norms = part.take(free * rows * sizeof(float));
+    layout.values = part.take(free * rows * sizeof(float));
+    layout.nearest = part.take(items * ceil_div(n, kSmallTile) * layout.stride * sizeof(uint32_t));
+    layout.matrix = part.take(layout.stored ? matrix : 0);
+    layout.bytes = part.end();
+    return layout;
+}
+
+Plan make_plan(const divprune_problem& problem, const Tuning& tuning, int multiprocessors) {
+    Plan plan{};
+    plan_distances(problem, tuning, multiprocessors, plan);
+    plan_picks(problem, tuning, multiprocessors, plan);
     return plan;
 }
 
 uint64_t workspace_bound(const divprune_problem& problem) {
-    const uint64_t rows = static_cast<uint64_t>(problem.batch) * problem.candidates;
-    const uint64_t matrix = rows * round_up(problem.candidates, 4) * sizeof(float);
+    // What only one of the two ways needs, for both.
+    divprune_problem other = problem;
+    other.matrix_budget = 1;
     const uint64_t budget = problem.matrix_budget == 0 ? kDefaultMatrixBudget : problem.matrix_budget;
-    // Dot products are split only below kWantedBlocks small tiles, into fewer than twice as many parts.
-    const uint64_t parts = 2 * kWantedBlocks;
+    const uint64_t rows = static_cast<uint64_t>(problem.batch) * problem.candidates;
     Allotment part;
-    part.take(rows * sizeof(float));
-    part.take(rows * sizeof(uint32_t));
-    part.take(parts * sizeof(uint32_t));
-    part.take(parts * 64 * 64 * sizeof(float));
-    part.take(std::min(matrix, budget));
-    part.take(rows * sizeof(float));
-    part.take(static_cast<uint64_t>(problem.batch) * problem.keep * sizeof(uint64_t));
+    part.take(make_layout(other).bytes);
+    part.take(std::min<uint64_t>(rows * round_up(problem.candidates, 4) * sizeof(float), budget));
     return part.end();
 }
 

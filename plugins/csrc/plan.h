@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "max_min.h"
+#include "tuning.h"
 
 namespace divprune {
 
@@ -13,41 +14,46 @@ constexpr int kMaxBatch = 65535;
 constexpr int kMaxCandidates = 32768;
 constexpr int kMaxWidth = 65536;
 constexpr uint64_t kDefaultMatrixBudget = 256ull << 20;
-// Enough blocks to fill the largest GPUs twice; the same on every device, so that the split of the sums, and with
-// it every bit of the distances, does not depend on the number of multiprocessors.
-constexpr int kWantedBlocks = 264;
-constexpr int kMaxSplits = 8;
+constexpr int kSmallTile = 64;
+constexpr int kLargeTile = 128;
 // No part of a split dot product is shorter than this.
-constexpr int kShortestSplit = 256;
+constexpr int kShortestPart = 256;
 
-// Offsets in bytes into the workspace; every part starts on 256 bytes.
+// What a selection needs on every GPU. Offsets are in bytes into the workspace; every part starts on 256 bytes.
 struct Layout {
-    uint64_t norms;     // float [B, N]
-    uint64_t nearest;   // uint32 [B, N]: ordered distance to the nearest other valid row
-    uint64_t arrivals;  // uint32 [B, tiles]: how many splits of a tile are written
-    uint64_t partials;  // float [B, tiles, splits, tile, tile]
-    uint64_t matrix;    // float [B, N, stride]
-    uint64_t values;    // float [B, N]: matrix-free only
-    uint64_t best;      // uint64 [B, K]: matrix-free only
+    int stride;        // floats from row to row of the stored matrix, and of `nearest`
+    bool stored;       // false: matrix-free
+    int launches;      // kernels that one selection starts
+    uint64_t best;     // uint64 [B, K]: matrix-free only
+    uint64_t state;    // uint32 [1 + B]: what is zero when the picks begin, after `best`, which is, too
+    uint64_t norms;    // float [B, N]: matrix-free only
+    uint64_t values;   // float [B, N]: matrix-free only
+    uint64_t nearest;  // uint32 [B, ceil(N / tile), stride]: ordered distance to the nearest valid row of a tile
+    uint64_t matrix;   // float [B, N, stride]
     uint64_t bytes;
 };
 
+// How a selection is spread over one GPU.
 struct Plan {
-    int tile;        // side of a tile of distances, 64 or 128
-    int tiles;       // tiles in the upper triangle
-    int splits;      // parts of a dot product computed by different blocks
-    int split;       // length of a part, a multiple of 32
-    int stride;      // floats from row to row of the stored matrix
-    bool stored;     // false: matrix-free
-    int launches;    // kernels that one selection starts
-    Layout layout;
+    int tile;     // side of a tile of distances, 64 or 128
+    int side;     // tiles in a row of them
+    int tiles;    // tiles in the upper triangle
+    int parts;    // blocks of a cluster that share the dot products of a tile
+    int part;     // length of a part, a multiple of 32
+    int shards;   // blocks of a cluster that share the picks of an item
+    int vectors;  // vectors of four rows that a thread holds
+    int threads;  // of a block that picks
+    int workers;  // blocks that copy the kept rows of an item; so many clusters have room for all of them
 };
 
 // Checks the sizes: DIVPRUNE_OK or the first thing wrong. `picks_only` ignores width and dtype.
 int check_problem(const divprune_problem& problem, bool picks_only = false);
 
-// Plans a checked selection. `wants_tokens` counts the gather.
-Plan make_plan(const divprune_problem& problem, bool wants_tokens = true);
+// Lays out a checked selection. `wants_tokens` counts the gather.
+Layout make_layout(const divprune_problem& problem, bool wants_tokens = true);
+
+// Plans a checked selection for a GPU of so many multiprocessors.
+Plan make_plan(const divprune_problem& problem, const Tuning& tuning, int multiprocessors);
 
 // Bytes of workspace that are enough for the checked selection and every smaller one.
 uint64_t workspace_bound(const divprune_problem& problem);

@@ -32,6 +32,10 @@ public:
                 sums_[i][j] = 0.0f;
             }
         }
+#pragma unroll
+        for (float& square : squares_) {
+            square = 0.0f;
+        }
         const int steps = (rows.end - rows.begin + kDepth - 1) / kDepth;
         Pack<T> packs[kPacks];
         fetch(rows, 0, packs);
@@ -43,9 +47,13 @@ public:
                 fetch(rows, step + 1, packs);
             }
             multiply(stage);
+            square(stage);
         }
         __syncthreads();
     }
+
+    // The sum of squares of row threadIdx.x of both sets, as far as it was multiplied.
+    __device__ float squares() const { return sum_in_pairs(squares_); }
 
     // Writes the tile's rows [panel * kPanel, (panel + 1) * kPanel) to shared memory.
     __device__ void store_panel(int panel, float* shared) const {
@@ -120,7 +128,17 @@ private:
         }
     }
 
+    __device__ void square(const float* stage) {
+        const float* side = stage + threadIdx.x / kTile * kSide + threadIdx.x % kTile;
+#pragma unroll
+        for (int k = 0; k < kDepth; ++k) {
+            const float value = side[k * kStride];
+            squares_[k % 4] = fmaf(value, value, squares_[k % 4]);
+        }
+    }
+
     float sums_[kRows][kCols];
+    float squares_[4];
 };
 
 }  // namespace divprune

@@ -42,10 +42,14 @@ public:
             const int ahead = step + kStages - 1;
             fetch(rows, ahead, steps, stages + ahead % kStages * kStage);
             multiply(stages + step % kStages * kStage);
+            square(stages + step % kStages * kStage);
         }
         __pipeline_wait_prior(0);
         __syncthreads();
     }
+
+    // The sum of squares of row threadIdx.x of both sets, as far as it was multiplied.
+    __device__ float squares() const { return sum_in_pairs(squares_); }
 
     // Writes the tile's rows [panel * kPanel, (panel + 1) * kPanel) to shared memory.
     __device__ void store_panel(int panel, float* shared) const {
@@ -69,6 +73,10 @@ private:
             for (int j = 0; j < kColFragments; ++j) {
                 nvcuda::wmma::fill_fragment(sums_[i][j], 0.0f);
             }
+        }
+#pragma unroll
+        for (float& square : squares_) {
+            square = 0.0f;
         }
     }
 
@@ -117,7 +125,20 @@ private:
         }
     }
 
+    __device__ void square(const T* stage) {
+#pragma unroll
+        for (int k = 0; k < kDepth; k += Pack<T>::size) {
+            const Pack<T> pack = load_pack(stage + threadIdx.x * kStride + k);
+#pragma unroll
+            for (int j = 0; j < Pack<T>::size; ++j) {
+                const float value = to_float(pack.values[j]);
+                squares_[j % 4] = fmaf(value, value, squares_[j % 4]);
+            }
+        }
+    }
+
     Sums sums_[kRowFragments][kColFragments];
+    float squares_[4];
 };
 
 }  // namespace divprune

@@ -27,6 +27,9 @@ constexpr float kLive = -3.0f;
 // FLT_MIN: what a norm is bounded by below, so that a zero row has distance 1 to every other.
 constexpr float kTiny = 1.17549435e-38f;
 
+// Threads that share the picks of one item, over all its blocks, at most.
+constexpr int kPickThreads = 1024;
+
 enum class Rule { kMaxMin, kMinSum };
 
 DIVPRUNE_SHARED uint32_t float_bits(float value) {

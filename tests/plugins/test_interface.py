@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import re
 from ctypes import byref, c_int32, c_uint64
 from typing import Any
@@ -104,30 +103,49 @@ def test_the_workspace_formula(emulated: ctypes.CDLL, rows: int, batch: int) -> 
     """The formula, worked out independently."""
     width, keep = 4096, max(1, rows // 10)
     sizes = problem(batch=batch, candidates=rows, width=width, keep=keep)
-    tile = 128 if batch * triangle(-(-rows // 128)) >= 264 else 64
-    tiles = batch * triangle(-(-rows // tile))
-    parts = min(-(-264 // min(tiles, 264)), 8, width // 256)
-    matrix = batch * rows * (-(-rows // 4) * 4) * 4
+    stride = -(-rows // 4) * 4
+    matrix = batch * rows * stride * 4
     stored = matrix <= 256 * 2**20
-    expected = 2 * align(4 * batch * rows)
-    if parts > 1:
-        part = math.ceil(math.ceil(width / parts) / 32) * 32
-        parts = -(-width // part)
-        expected += align(4 * tiles) + align(4 * tiles * parts * tile * tile)
-    expected += align(matrix) if stored else align(4 * batch * rows) + align(8 * batch * keep)
+    expected = align(4 * (batch + 1)) + align(batch * -(-rows // 64) * stride * 4)
+    expected += align(matrix) if stored else 2 * align(4 * batch * rows) + align(8 * batch * keep)
     assert abi.workspace_bytes(emulated, sizes) == expected
-    assert abi.launch_count(emulated, sizes) == (4 if stored else keep + 4)
+    assert abi.launch_count(emulated, sizes) == (2 if stored else keep + 3)
 
 
-def triangle(side: int) -> int:
-    return side * (side + 1) // 2
+@pytest.mark.parametrize("rows", [1, 40, 576, 1152, 2880, 6272, 8765, 32768])
+@pytest.mark.parametrize(
+    ("architecture", "multiprocessors"), [(75, 40), (87, 8), (87, 16), (90, 132), (130, 1)]
+)
+def test_a_plan_covers_what_there_is(
+    emulated: ctypes.CDLL, rows: int, architecture: int, multiprocessors: int
+) -> None:
+    sizes = problem(batch=1, candidates=rows, width=4096, keep=max(1, rows // 10))
+    spread = abi.plan(emulated, sizes, architecture, multiprocessors)
+    side = -(-rows // spread.tile)
+    assert (spread.tile in (64, 128), spread.tiles) == (True, side * (side + 1) // 2)
+    assert spread.parts in ((1, 2, 4, 8) if architecture >= 90 else (1,)), "clusters came with sm_90"
+    assert spread.shards in ((1, 2, 4, 8) if architecture >= 90 else (1,))
+    assert spread.threads % 32 == 0
+    assert spread.threads * spread.shards <= 1024
+    assert any(4 * vectors * spread.threads * spread.shards >= rows for vectors in (1, 2, 4, 8))
+    assert 1 <= spread.workers <= sizes.keep
+
+
+def test_plans_of_the_sizes_that_count(emulated: ctypes.CDLL) -> None:
+    """An H200 splits few tiles over its multiprocessors, and the picks of many rows; an Orin does neither."""
+    few, many = (problem(batch=1, candidates=n, width=w) for n, w in ((576, 4096), (6272, 3584)))
+    found = {a: [abi.plan(emulated, p, a, m) for p in (few, many)] for a, m in ((90, 132), (87, 16))}
+    assert [(s.tile, s.parts > 1, s.shards) for s in found[90]] == [(128, True, 1), (128, False, 8)]
+    assert [(s.tile, s.parts, s.shards) for s in found[87]] == [(64, 1, 1), (128, 1, 1)]
+    assert emulated.divprune_plan(problem(keep=0), 87, 16, abi.Spread()) == KEEP
+    assert emulated.divprune_plan(few, 87, 16, None) == NULL
 
 
 def test_a_budget_bounds_the_matrix(emulated: ctypes.CDLL) -> None:
     exact = problem(candidates=576, matrix_budget=2 * 576 * 576 * 4)
     below = problem(candidates=576, matrix_budget=2 * 576 * 576 * 4 - 1)
-    assert abi.launch_count(emulated, exact) == 4
-    assert abi.launch_count(emulated, below) == GOOD["keep"] + 4
+    assert abi.launch_count(emulated, exact) == 2
+    assert abi.launch_count(emulated, below) == GOOD["keep"] + 3
     assert abi.workspace_bytes(emulated, below) < abi.workspace_bytes(emulated, exact)
 
 

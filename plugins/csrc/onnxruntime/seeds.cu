@@ -29,7 +29,7 @@ __global__ void seeds_kernel(const float* attention, const uint8_t* valid, int n
 
 int find_seeds(const divprune_problem& problem, const float* attention, const uint8_t* valid, int64_t* seeds,
                void* stream) {
-    return to_status(launch(seeds_kernel, dim3(static_cast<unsigned>(problem.batch)), kThreads, 0,
+    return to_status(launch(seeds_kernel, {dim3(static_cast<unsigned>(problem.batch)), kThreads},
                             static_cast<cudaStream_t>(stream), attention, valid, static_cast<int>(problem.candidates),
                             seeds));
 }

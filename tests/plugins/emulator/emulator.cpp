@@ -4,14 +4,17 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <condition_variable>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
-dim3 threadIdx;
-dim3 blockIdx;
+thread_local dim3 threadIdx;
+thread_local dim3 blockIdx;
 dim3 blockDim;
 dim3 gridDim;
 
@@ -21,6 +24,10 @@ alignas(128) thread_local unsigned char shared_bytes[160 * 1024];
 }  // namespace divprune
 
 namespace emulator {
+
+int device = 0;
+unsigned launches = 0;
+
 namespace {
 
 constexpr std::size_t kStackBytes = 64 * 1024;
@@ -34,7 +41,7 @@ struct Copy {
     std::size_t group;
 };
 
-enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kDone };
+enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kWaitsForCluster, kDone };
 
 struct Fiber {
     // A fiber starts from its context and goes on from its jump buffer: unlike a switch of contexts, a jump needs
@@ -54,11 +61,63 @@ struct Warp {
     unsigned char slots[2][32 * kSlotBytes];
 };
 
-std::vector<std::unique_ptr<unsigned char[]>> stacks;
-std::vector<Fiber> fibers;
-std::vector<Warp> warps;
-jmp_buf scheduler;
-std::size_t running;
+// The blocks of a cluster, which take turns: each runs until all its threads wait for the others or have returned.
+class Cluster {
+public:
+    explicit Cluster(std::vector<std::size_t> turns) : turns_(std::move(turns)), memory_(turns_.size()), barriers_(turns_.size()) {}
+
+    std::size_t blocks() const { return turns_.size(); }
+    unsigned char* memory(std::size_t rank) const { return memory_[rank]; }
+
+    // Waits until all blocks are there and it is this one's turn.
+    void join(std::size_t rank) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        memory_[rank] = divprune::shared_bytes;
+        ++joined_;
+        changed_.notify_all();
+        changed_.wait(lock, [&] { return joined_ == blocks() && turns_[turn_] == rank; });
+    }
+
+    // Lets all others run up to the same barrier.
+    void barrier(std::size_t rank) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++barriers_[rank];
+        next();
+        changed_.wait(lock, [&] { return turns_[turn_] == rank; });
+        for (const std::size_t others : barriers_) {
+            require(others >= barriers_[rank], "a cluster waits for a block that has returned");
+        }
+    }
+
+    void leave() {
+        std::lock_guard<std::mutex> lock(mutex_);
+        next();
+    }
+
+private:
+    void next() {
+        turn_ = (turn_ + 1) % blocks();
+        changed_.notify_all();
+    }
+
+    std::vector<std::size_t> turns_;
+    std::vector<unsigned char*> memory_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::size_t turn_ = 0;
+    std::size_t joined_ = 0;
+    std::vector<std::size_t> barriers_;  // that each has come to
+};
+
+// One block, on the thread that runs it.
+thread_local std::vector<std::unique_ptr<unsigned char[]>> stacks;
+thread_local std::vector<Fiber> fibers;
+thread_local std::vector<Warp> warps;
+thread_local jmp_buf scheduler;
+thread_local std::size_t running;
+thread_local Cluster* cluster = nullptr;
+thread_local std::size_t rank = 0;
+
 const std::function<void()>* entry;
 unsigned schedule_seed = 0;
 std::map<const void*, std::size_t> shared_limits;
@@ -109,6 +168,13 @@ std::vector<std::size_t> order(std::size_t count) {
 }
 
 void run_block() {
+    while (stacks.size() < blockDim.x) {
+        stacks.emplace_back(new unsigned char[kStackBytes]);
+    }
+    fibers.resize(blockDim.x);
+    warps.resize(blockDim.x / 32);
+    // What a kernel reads before writing it is a NaN.
+    std::memset(divprune::shared_bytes, 0xff, sizeof divprune::shared_bytes);
     for (std::size_t i = 0; i < fibers.size(); ++i) {
         Fiber& fiber = fibers[i];
         getcontext(&fiber.context);
@@ -137,16 +203,22 @@ void run_block() {
             continue;
         }
         std::size_t waiting = 0;
+        std::size_t outside = 0;
         std::size_t done = 0;
         for (const Fiber& fiber : fibers) {
             waiting += fiber.state == State::kWaitsForBlock;
+            outside += fiber.state == State::kWaitsForCluster;
             done += fiber.state == State::kDone;
         }
         if (done == fibers.size()) {
             return;
         }
-        require(waiting + done == fibers.size(), "a warp waits for a lane that never comes");
+        require(waiting + outside + done == fibers.size(), "a warp waits for a lane that never comes");
         require(done == 0, "a block waits for a thread that has returned");
+        require(waiting == 0 || outside == 0, "threads of a block wait at different barriers");
+        if (outside > 0 && cluster != nullptr) {
+            cluster->barrier(rank);
+        }
         for (Fiber& fiber : fibers) {
             fiber.state = State::kReady;
         }
@@ -160,24 +232,51 @@ void fail(const char* what) {
     std::abort();
 }
 
-void run_grid(dim3 grid, dim3 block, std::size_t shared, const std::function<void()>& kernel) {
+void run_grid(dim3 grid, dim3 block, std::size_t shared, unsigned size, const std::function<void()>& kernel) {
     require(block.x >= 1 && block.x <= 1024 && block.x % 32 == 0, "a block must be 1 to 32 whole warps");
     require(grid.x >= 1 && grid.y >= 1 && grid.y <= 65535 && grid.z == 1, "the grid is out of range");
     require(shared <= sizeof divprune::shared_bytes, "too much shared memory");
-    while (stacks.size() < block.x) {
-        stacks.emplace_back(new unsigned char[kStackBytes]);
-    }
-    fibers.resize(block.x);
-    warps.resize(block.x / 32);
+    require(size >= 1 && size <= 8 && grid.x % size == 0, "a cluster is 1 to 8 blocks of a grid of whole clusters");
     entry = &kernel;
     gridDim = grid;
     blockDim = block;
-    for (const std::size_t index : order(static_cast<std::size_t>(grid.x) * grid.y)) {
-        blockIdx = dim3(static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x), 0);
-        // What a kernel reads before writing it is a NaN.
-        std::memset(divprune::shared_bytes, 0xff, sizeof divprune::shared_bytes);
-        run_block();
+    for (const std::size_t index : order(static_cast<std::size_t>(grid.x / size) * grid.y)) {
+        const unsigned first = static_cast<unsigned>(index % (grid.x / size)) * size;
+        const unsigned y = static_cast<unsigned>(index / (grid.x / size));
+        if (size == 1) {
+            blockIdx = dim3(first, y, 0);
+            run_block();
+            continue;
+        }
+        Cluster blocks(order(size));
+        std::vector<std::thread> threads;
+        for (unsigned i = 0; i < size; ++i) {
+            threads.emplace_back([&blocks, first, y, i] {
+                cluster = &blocks;
+                rank = i;
+                blockIdx = dim3(first + i, y, 0);
+                blocks.join(i);
+                run_block();
+                blocks.leave();
+            });
+        }
+        for (std::thread& thread : threads) {
+            thread.join();
+        }
     }
+}
+
+void wait_for_cluster() { pause(State::kWaitsForCluster); }
+
+unsigned cluster_rank() { return static_cast<unsigned>(rank); }
+
+unsigned cluster_blocks() { return cluster == nullptr ? 1 : static_cast<unsigned>(cluster->blocks()); }
+
+void* of_block(const void* shared, unsigned other) {
+    require(other < cluster_blocks(), "there is no such block in the cluster");
+    unsigned char* mine = static_cast<unsigned char*>(const_cast<void*>(shared));
+    // What is thread_local lies at the same distance from each other in every thread.
+    return cluster == nullptr ? mine : cluster->memory(other) + (mine - cluster->memory(rank));
 }
 
 void wait_for_block() { pause(State::kWaitsForBlock); }
@@ -234,3 +333,13 @@ std::size_t allowed_shared(const void* kernel) {
 }  // namespace emulator
 
 extern "C" void divprune_emulator_schedule(unsigned seed) { emulator::schedule_seed = seed; }
+
+// 0: 132 multiprocessors, 1: 16, 2: 2.
+extern "C" void divprune_emulator_device(int number) { emulator::device = number; }
+
+// How many kernels were started since this was asked last.
+extern "C" unsigned divprune_emulator_launches() {
+    const unsigned started = emulator::launches;
+    emulator::launches = 0;
+    return started;
+}

@@ -1,9 +1,10 @@
 // A stand-in for CUDA that runs the plugin's kernels on the CPU, for tests only. It is not a GPU and says nothing
 // about speed.
 //
-// Every thread of a block is a fiber; a fiber runs until it has to wait for its block or its warp. The order in
-// which fibers and blocks run is chosen by divprune_emulator_schedule, so a missing barrier shows as a difference
-// between schedules. Asynchronous copies happen only when they are waited for; alignment rules of the real
+// Every thread of a block is a fiber; a fiber runs until it has to wait for its block or its warp. Blocks run one after
+// the other; those of a cluster each on a thread of the operating system, one at a time, so that what is thread_local to
+// it is the shared memory of one block, which the others find by its address. The order in which fibers and blocks run is
+// chosen by divprune_emulator_schedule, so a missing barrier shows as a difference between schedules. Asynchronous copies happen only when they are waited for; alignment rules of the real
 // interface are asserted; a barrier that some threads never reach ends the process with a message.
 
 #pragma once
@@ -23,7 +24,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// One operating-system thread runs all fibers, one block at a time: what is thread_local to it is shared by them.
+// One operating-system thread runs all fibers of a block: what is thread_local to it is shared by them.
 #define __shared__ thread_local
 
 struct uint4 {
@@ -37,16 +38,25 @@ struct dim3 {
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-extern dim3 threadIdx;
-extern dim3 blockIdx;
+extern thread_local dim3 threadIdx;
+extern thread_local dim3 blockIdx;
 extern dim3 blockDim;
 extern dim3 gridDim;
 
 namespace emulator {
 
+// The current device, and the kernels that were started.
+extern int device;
+extern unsigned launches;
+
 [[noreturn]] void fail(const char* what);
-void run_grid(dim3 grid, dim3 block, std::size_t shared, const std::function<void()>& kernel);
+void run_grid(dim3 grid, dim3 block, std::size_t shared, unsigned cluster, const std::function<void()>& kernel);
 void wait_for_block();
+void wait_for_cluster();
+unsigned cluster_rank();
+unsigned cluster_blocks();
+// Where a block of the cluster has what this one has at `shared`.
+void* of_block(const void* shared, unsigned rank);
 // Publishes `bytes` of this lane and waits for the warp; returns what lane `lane` published is at lane * 64.
 const unsigned char* exchange(const void* mine, std::size_t bytes);
 void queue_copy(void* to, const void* from, std::size_t bytes, std::size_t zeros);
@@ -84,6 +94,19 @@ T reduce(T mine, Combine combine) {
 
 }  // namespace emulator
 
+#if __CUDA_ARCH__ >= 900
+inline unsigned __clusterRelativeBlockRank() { return emulator::cluster_rank(); }
+inline unsigned __clusterSizeInBlocks() { return emulator::cluster_blocks(); }
+inline void __cluster_barrier_arrive() {}
+inline void __cluster_barrier_wait() { emulator::wait_for_cluster(); }
+inline void* __cluster_map_shared_rank(const void* shared, unsigned rank) { return emulator::of_block(shared, rank); }
+// Launches run one after the other.
+inline void cudaTriggerProgrammaticLaunchCompletion() {}
+inline void cudaGridDependencySynchronize() {}
+#endif
+
+// A block that waits for another one of its grid waits forever unless that has begun before it: here it has ended, then.
+inline void __nanosleep(unsigned) { emulator::fail("a block waits for one that begins after it"); }
 inline void __syncthreads() { emulator::wait_for_block(); }
 inline void __syncwarp() { emulator::from_lane(0, 0); }
 inline void __threadfence() {}
