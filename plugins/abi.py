@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from divprune_edge.errors import DivpruneError, UserError
@@ -30,7 +30,10 @@ class Problem(ctypes.Structure):
 class Spread(ctypes.Structure):
     """``divprune_spread``: how a selection is spread over a GPU."""
 
-    _fields_ = tuple((name, c_int32) for name in ("tile", "tiles", "parts", "shards", "threads", "workers"))
+    _fields_ = (
+        *((name, c_int32) for name in ("tile", "tiles", "parts", "shards", "threads", "workers")),
+        ("cycles", c_int64),
+    )
 
     tile: int
     tiles: int
@@ -38,6 +41,7 @@ class Spread(ctypes.Structure):
     shards: int
     threads: int
     workers: int
+    cycles: int
 
 
 class Append(ctypes.Structure):

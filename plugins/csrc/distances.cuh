@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(Geometry<kTile>::kThreads, Geometry<kTile>::kB
     __shared__ Sides<kTile> sides;
     float* panel = reinterpret_cast<float*>(shared_bytes);
     const int64_t base = static_cast<int64_t>(blockIdx.y) * args.n;
-    const Tile tile = triangle_tile(static_cast<int>(blockIdx.x) / args.parts);
+    const Tile tile = triangle_tile(static_cast<int>(blockIdx.x) / args.parts, args.side);
     const int from = static_cast<int>(blockIdx.x) % args.parts * args.part;
     const int begin = from < args.width ? from : args.width;
     const int end = begin + args.part < args.width ? begin + args.part : args.width;

@@ -354,7 +354,8 @@ int divprune_plan(const divprune_problem* problem, int32_t architecture, int32_t
     const int status = check_problem(*problem);
     if (status == DIVPRUNE_OK) {
         const Plan plan = make_plan(*problem, tuning_of(architecture), multiprocessors < 1 ? 1 : multiprocessors);
-        *spread = {plan.tile, plan.tiles, plan.parts, plan.shards, plan.threads, plan.workers};
+        *spread = {plan.tile, plan.tiles, plan.parts, plan.shards, plan.threads, plan.workers,
+                   static_cast<int64_t>(plan.cycles)};
     }
     return status;
 }

@@ -82,6 +82,7 @@ typedef struct {
     int32_t shards;       // blocks of a cluster that share the picks of an item
     int32_t threads;      // of such a block
     int32_t workers;      // blocks that copy the kept rows of an item
+    int64_t cycles;       // that the distances are estimated to take; what the plan was chosen by
 } divprune_spread;
 
 // Sets *spread to what a GPU of this compute capability (without the dot) and so many multiprocessors would run.

@@ -53,7 +53,6 @@ double distance_cycles(const divprune_problem& problem, const Tuning& tuning, in
 }
 
 void plan_distances(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& plan) {
-    double least = 0;
     for (const int tile : {kSmallTile, kLargeTile}) {
         // The float32 units are slower than the loads of either tile; large ones would only leave fewer threads.
         if (tile == kLargeTile && !uses_tensor_cores(problem, tuning)) {
@@ -66,9 +65,8 @@ void plan_distances(const divprune_problem& problem, const Tuning& tuning, int m
             tried.tiles = triangle_tiles(tried.side);
             tried.parts = parts;
             tried.part = round_up(ceil_div(problem.width, parts), 32);
-            const double cycles = distance_cycles(problem, tuning, multiprocessors, tried);
-            if ((parts == 1 || tried.part >= kShortestPart) && (least == 0 || cycles < least)) {
-                least = cycles;
+            tried.cycles = distance_cycles(problem, tuning, multiprocessors, tried);
+            if ((parts == 1 || tried.part >= kShortestPart) && (plan.parts == 0 || tried.cycles < plan.cycles)) {
                 plan = tried;
             }
         }

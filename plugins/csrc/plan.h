@@ -35,15 +35,16 @@ struct Layout {
 
 // How a selection is spread over one GPU.
 struct Plan {
-    int tile;     // side of a tile of distances, 64 or 128
-    int side;     // tiles in a row of them
-    int tiles;    // tiles in the upper triangle
-    int parts;    // blocks of a cluster that share the dot products of a tile
-    int part;     // length of a part, a multiple of 32
-    int shards;   // blocks of a cluster that share the picks of an item
-    int vectors;  // vectors of four rows that a thread holds
-    int threads;  // of a block that picks
-    int workers;  // blocks that copy the kept rows of an item; so many clusters have room for all of them
+    int tile;       // side of a tile of distances, 64 or 128
+    int side;       // tiles in a row of them
+    int tiles;      // tiles in the upper triangle
+    int parts;      // blocks of a cluster that share the dot products of a tile
+    int part;       // length of a part, a multiple of 32
+    double cycles;  // until the distances are there, estimated
+    int shards;     // blocks of a cluster that share the picks of an item
+    int vectors;    // vectors of four rows that a thread holds
+    int threads;    // of a block that picks
+    int workers;    // blocks that copy the kept rows of an item
 };
 
 // Checks the sizes: DIVPRUNE_OK or the first thing wrong. `picks_only` ignores width and dtype.

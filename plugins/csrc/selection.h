@@ -91,7 +91,11 @@ DIVPRUNE_SHARED float cosine_distance(float dot, float norm_of_smaller, float no
     return 1.0f - dot / norm_of_smaller / norm_of_larger;
 }
 
-// Tiles of the upper triangle in column order: 0 is (0, 0), 1 is (0, 1), 2 is (1, 1), 3 is (0, 2), …
+// Columns of tiles that are walked through side by side, from row to row: what runs at a time then shares rows and columns,
+// and brings few of them into a cache.
+constexpr int kTileColumns = 8;
+
+// Tiles of the upper triangle: those of the first columns from row to row, then those of the next.
 struct Tile {
     int row;
     int column;
@@ -99,12 +103,23 @@ struct Tile {
 
 DIVPRUNE_SHARED int triangle_tiles(int per_side) { return per_side * (per_side + 1) / 2; }
 
-DIVPRUNE_SHARED Tile triangle_tile(int index) {
-    int column = 0;
-    while (triangle_tiles(column + 1) <= index) {
-        ++column;
+DIVPRUNE_SHARED Tile triangle_tile(int index, int per_side) {
+    int first = 0;
+    while (first + kTileColumns < per_side && triangle_tiles(first + kTileColumns) <= index) {
+        first += kTileColumns;
     }
-    return {index - triangle_tiles(column), column};
+    index -= triangle_tiles(first);
+    int row = 0;
+    int columns = per_side - first < kTileColumns ? per_side - first : kTileColumns;
+    if (index < first * columns) {
+        return {index / columns, first + index % columns};
+    }
+    // Below them a triangle, whose rows get shorter.
+    for (index -= first * columns; index >= columns; --columns) {
+        index -= columns;
+        ++row;
+    }
+    return {first + row, first + row + index};
 }
 
 // The picks of one item on a stored matrix, in the order in which they are made: the device's logic with a loop

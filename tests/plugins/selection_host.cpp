@@ -12,8 +12,8 @@ uint64_t candidate_key(float value, uint32_t index) { return candidate(value, in
 uint32_t candidate_row(uint64_t key) { return candidate_index(key); }
 float distance(float dot, float smaller, float larger) { return cosine_distance(dot, smaller, larger); }
 
-void tile_at(int index, int* row, int* column) {
-    const Tile tile = triangle_tile(index);
+void tile_at(int index, int per_side, int* row, int* column) {
+    const Tile tile = triangle_tile(index, per_side);
     *row = tile.row;
     *column = tile.column;
 }

@@ -39,7 +39,7 @@ def load(path: Path) -> ctypes.CDLL:
     library.candidate_key.argtypes, library.candidate_key.restype = [c_float, c_uint32], c_uint64
     library.candidate_row.argtypes, library.candidate_row.restype = [c_uint64], c_uint32
     library.distance.argtypes, library.distance.restype = [c_float] * 3, c_float
-    library.tile_at.argtypes = [c_int, POINTER(c_int), POINTER(c_int)]
+    library.tile_at.argtypes = [c_int, c_int, POINTER(c_int), POINTER(c_int)]
     library.pick_max_min.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_int, c_void_p, c_void_p]
     library.pick_min_sum.argtypes = [c_void_p, c_int64, c_void_p, c_int, c_int, c_int64, c_void_p, c_void_p]
     return library
@@ -98,10 +98,16 @@ def exercise_keys(library: ctypes.CDLL) -> None:
     assert library.distance(0.0, tiny, tiny) == 1.0
     assert library.distance(3.0, 2.0, 3.0) == 0.5
     row, column = c_int(), c_int()
-    tiles = [(r, c) for c in range(40) for r in range(c + 1)]
-    for index, tile in enumerate(tiles):
-        library.tile_at(index, row, column)
-        assert (row.value, column.value) == tile
+    for side in (*range(1, 20), 49):
+        tiles = []
+        for index in range(side * (side + 1) // 2):
+            library.tile_at(index, side, row, column)
+            tiles.append((row.value, column.value))
+        assert sorted(tiles) == [(r, c) for r in range(side) for c in range(r, side)], "each once"
+        assert all(len({c for _, c in tiles[at : at + 8]}) <= 8 for at in range(len(tiles)))
+    # Of 49 columns, 32 tiles at a time need few rows and columns.
+    needed = [len({*sum(tiles[at : at + 32], ())}) for at in range(0, len(tiles), 32)]
+    assert sum(needed) < 15 * len(needed), "walking down one column after the other needs 33"
 
 
 def test_picks_are_those_of_the_reference(host: ctypes.CDLL) -> None:

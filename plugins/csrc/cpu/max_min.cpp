@@ -72,9 +72,11 @@ void pack_panel(void* data, size_t index) {
                    static_cast<int>(index), item.packed + static_cast<int64_t>(index) * item.with.panel * item.depth);
 }
 
+int tiles_per_side(const Item& item) { return (item.sizes.panels + item.tile - 1) / item.tile; }
+
 void multiply_tile(void* data, size_t index) {
     const Item& item = *static_cast<const Item*>(data);
-    const Tile tile = triangle_tile(static_cast<int>(index));
+    const Tile tile = triangle_tile(static_cast<int>(index), tiles_per_side(item));
     const int row = tile.row * item.tile, column = tile.column * item.tile;
     item.with.multiply(item.packed, item.depth, row, std::min(row + item.tile, item.sizes.panels), column,
                        std::min(column + item.tile, item.sizes.panels), item.start == 0,
@@ -142,7 +144,7 @@ bool cpu_select(const Instructions& instructions, Rule rule, const divprune_prob
               std::clamp(sizes.panels / kWantedTiles, 1, kMostPanels),
               0,
               0};
-    const int tiles = triangle_tiles((sizes.panels + item.tile - 1) / item.tile);
+    const int tiles = triangle_tiles(tiles_per_side(item));
     for (; item.start < problem.width; item.start += item.depth) {
         item.depth = std::min(sizes.slice, problem.width - item.start);
         if (!pool.run(pool.context, pack_panel, sizes.panels, &item) ||

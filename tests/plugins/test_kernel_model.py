@@ -1,0 +1,52 @@
+"""The model of a selection on a GPU that is not at hand: what it counts, and that the docs have what it says."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+from bench.kernel_model import GPUS, forecast, main, rows_from_memory, table
+from bench.selector_forms import SIZES, Size
+from divprune_edge.plugins import abi
+
+pytestmark = pytest.mark.xdist_group("emulated")
+GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "plugin.md").read_text(encoding="utf-8")
+H200, ORIN = GPUS[:2]
+
+
+def test_what_is_counted(emulated: ctypes.CDLL) -> None:
+    """45 tiles of 64 of 576 rows of 4096 float16; every tile reads both its sides."""
+    found = forecast(emulated, ORIN, Size(576, 58, 4096), "float16")
+    assert (found.tile, found.parts, found.shards) == (64, 1, 1)
+    assert found.read_mb == pytest.approx(45 * 128 * 4096 * 2 / 1e6)
+    assert found.gflop == pytest.approx(45 * 64 * 64 * 4096 * 2 / 1e9)
+    assert found.memory_mb == pytest.approx((576 * 8192 + 4 * 576**2) / 1e6), (
+        "48 tiles are multiplied side by side"
+    )
+    parts = found.distances + found.picks + found.copies
+    assert parts < found.total < parts + 10
+
+
+def test_rows_that_come_again(emulated: ctypes.CDLL) -> None:
+    """No cache of an Orin holds 2880 tokens: 32 of 276 large tiles at a time need 8 and 4 of 23 sides."""
+    plan = abi.plan(emulated, abi.Problem(1, 2880, 4096, 288, 1, 0, 0), 87, 16)
+    assert plan.tile == 128
+    assert rows_from_memory(ORIN, plan, 2880, 8192) == 9 * 12 * 128
+    assert rows_from_memory(H200, plan, 2880, 8192) == 2880
+
+
+def test_the_table_of_the_docs(emulated: ctypes.CDLL) -> None:
+    rows = [forecast(emulated, gpu, size, "float16") for gpu in (H200, ORIN) for size in SIZES[:5]]
+    assert "\n".join(table(rows)) in GUIDE
+    assert "\n".join(table([forecast(emulated, H200, SIZES[0], "float32")])).splitlines()[-1] in GUIDE
+
+
+def test_the_command(emulated: ctypes.CDLL, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "model.json"
+    main(["--library", emulated._name, "--gpu", "NX", "--json", str(output)])
+    assert [row["gpu"] for row in json.loads(output.read_text())] == ["Orin NX 16GB"] * 5
+    assert capsys.readouterr().out.count("Orin NX") == 5
