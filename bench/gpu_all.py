@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,10 @@ from typing import Any
 
 from bench.random_checkpoint import CLIP_L_336, LM_7B, TINY_LM, TINY_VISION, write_random_checkpoint
 from divprune_edge.files import write_whole
+from divprune_edge.runtime.backends.captured import GRAPHS_VARIABLE
 
 PRECISIONS = {"fp16": "fp16", "int4": "vision=fp16,language=int4"}
+UNCAPTURED = "fp16 without CUDA graphs"
 TEXT_TOKENS = 10
 """Beside the visual tokens, in eager PyTorch."""
 
@@ -52,14 +55,25 @@ def _eager(stage: str) -> Callable[[Mapping[str, Any]], float]:
     return lambda result: _stage("fp16", 0, stage)(result) / result["eager"][stage]
 
 
+def _launches(result: Mapping[str, Any]) -> float:
+    return float(result["selector"]["float16"]["rows"][0]["launches"])
+
+
+def _replayed(stage: str) -> Callable[[Mapping[str, Any]], float]:
+    """With CUDA graphs over without, both pruned."""
+    return lambda result: _stage("fp16", 0, stage)(result) / _stage(UNCAPTURED, 0, stage)(result)
+
+
 TARGETS = (
     Target("selector 576 → 58 × 4096, µs", 50, _selector("576->58 x 4096")),
     Target("selector 2880 → 288 × 4096, µs", 300, _selector("2880->288 x 4096")),
     Target("selector 6272 → 627 × 3584, µs", 900, _selector("6272->627 x 3584")),
+    Target("selector 576 → 58 × 4096, launches", 2, _launches),
     Target("selection in ONNX Runtime, ms", 0.15, _stage("fp16", 0, "select")),
     Target("prefill pruned, ms", 5, _stage("fp16", 0, "prefill")),
     Target("prefill unpruned, ms", 14, _stage("fp16", 1, "prefill")),
     Target("decode step, ms", 4.5, _stage("fp16", 0, "decode step")),
+    Target("decode step over one without CUDA graphs", 1, _replayed("decode step")),
     Target("vision over eager PyTorch", 1, _eager("vision")),
     Target("prefill over eager PyTorch", 1, _eager("prefill")),
     Target("decode step over eager PyTorch", 1, _eager("decode step")),
@@ -135,6 +149,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         ]
         run(f"profile, {name}", ["divprune_edge.runtime", *profile])
         result["models"][name] = _read(found)
+        if name == "fp16":
+            found.unlink(missing_ok=True)
+            run(f"profile, {UNCAPTURED}", ["divprune_edge.runtime", *profile], **{GRAPHS_VARIABLE: "off"})
+            result["models"][UNCAPTURED] = _read(found)
     found = folder / "eager.json"
     again = ["bench.gpu_all", "--eager", str(found), "--layers", str(options.layers), *tiny]
     run("eager PyTorch", again)
@@ -148,11 +166,18 @@ class _Runner:
     def __init__(self, limit: int, failed: dict[str, str]) -> None:
         self._limit, self._failed = limit, failed
 
-    def __call__(self, name: str, module: Sequence[str]) -> str | None:
+    def __call__(self, name: str, module: Sequence[str], **environment: str) -> str | None:
         print(f"{name} …", flush=True)
         command = [sys.executable, "-m", *module]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=self._limit, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=self._limit,
+                check=False,
+                env={**os.environ, **environment},
+            )
         except subprocess.TimeoutExpired:
             self._failed[name] = f"took more than {self._limit} s"
             return None

@@ -89,6 +89,22 @@ def event_us(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     return samples
 
 
+def kernel_us(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Return microseconds of each kernel that a call starts, by its name without types, and how many of them."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+    found: dict[str, float] = {}
+    for event in profile.key_averages():
+        if "_kernel" in event.key:
+            name = event.key.split("divprune::")[-1].split("<")[0].split("(")[0]
+            found[name] = found.get(name, 0.0) + event.device_time_total / repeats
+    return found
+
+
 def rotation(size: Size, dtype: torch.dtype) -> list[torch.Tensor]:
     """Return tokens [1, N, D], as many sets as it takes to exceed the L2 cache twice."""
     properties = torch.cuda.get_device_properties(0)

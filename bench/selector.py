@@ -100,7 +100,7 @@ def _interleaved(forms: dict[str, Run], seconds: float) -> dict[str, float]:
 def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from bench.gpu_timing import Rates, event_us, replay_us, rotation
+    from bench.gpu_timing import Rates, event_us, kernel_us, replay_us, rotation
     from divprune_edge.plugins import abi, torch_op
 
     dtype = getattr(torch, arguments.dtype)
@@ -130,6 +130,7 @@ def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict
             {
                 "size": str(size),
                 "us": times,
+                "kernels_us": kernel_us(kernel[0], 20),
                 "launches": abi.launch_count(torch_op.library(), problem),
                 "floor_us": {
                     "memory": floor.memory,

@@ -80,6 +80,16 @@ def fused_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int, window:
     }
 
 
+def on_device(inputs: StepInputs, capacity: int) -> StepInputs:
+    """Return a decode step's inputs so that those which the host must hold are the same in every step.
+
+    ``total_sequence_length`` bounds the rows that attention is launched for; which of them count, ``seqlens_k`` says.
+    """
+    if "total_sequence_length" not in inputs:
+        return inputs
+    return {**inputs, "total_sequence_length": np.array(capacity, np.int32)}
+
+
 def _common(ids: Ints, positions: Ints) -> StepInputs:
     return {
         "input_ids": ids,

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from divprune_edge.runtime.backends.captured import CHECKED_RUNS, HOST_INPUTS, check_replay, run_options
 from divprune_edge.runtime.backends.memory import TYPES, DeviceMemory, Span, run_bound
 
 
 class Binding:
-    """Inputs and outputs of a session; what is bound stays bound until it is bound anew, and lives as long."""
+    """Inputs and outputs of a session; what is bound stays bound until it is bound anew, and lives as long.
 
-    def __init__(self, session: ort.InferenceSession, memory: DeviceMemory) -> None:
+    A ``steady`` one has buffers that stay where they are: arrays of the host are copied into them, and out of them.
+    Then CUDA can replay a run, if the backend wants that (:mod:`~divprune_edge.runtime.backends.captured`).
+    """
+
+    def __init__(self, session: ort.InferenceSession, memory: DeviceMemory, *, steady: bool = False) -> None:
         self._session, self._memory = session, memory
+        self._steady = steady
+        self._graph: int | None = None
+        self._checks = CHECKED_RUNS
+        self._landed: dict[str, npt.NDArray[Any]] = {}
         self._binding = session.io_binding()
         self._held: dict[str, Any] = {}
         self._on_host: dict[str, int] = {}
@@ -30,7 +40,15 @@ class Binding:
     def array(self, name: str, value: npt.NDArray[Any]) -> None:
         """Bind an array of the host, which is handed to the graph here."""
         self._memory.traffic.to_device += value.nbytes
-        self.input(name, ort.OrtValue.ortvalue_from_numpy(value))
+        if not self._steady:
+            self.input(name, ort.OrtValue.ortvalue_from_numpy(value))
+            return
+        held = self._held.get(name)
+        if held is None or held.shape() != list(value.shape):
+            held = self._memory.empty(value.shape, value.dtype.name, on_host=name in HOST_INPUTS)
+            self.input(name, held)
+            self._graph = None
+        held.update_inplace(np.ascontiguousarray(value))
 
     def arrays(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
         """Bind several."""
@@ -62,6 +80,10 @@ class Binding:
 
     def landing(self, name: str, array: npt.NDArray[Any]) -> None:
         """Bind an array of the host that an output is written to."""
+        if self._steady:
+            self._landed[name] = array
+            self.output(name, self._memory.empty(array.shape, array.dtype.name))
+            return
         self._on_host[name] = array.nbytes
         self.output(name, ort.OrtValue.ortvalue_from_numpy(array))
 
@@ -71,8 +93,29 @@ class Binding:
         Raises:
             DivpruneError: ONNX Runtime failed.
         """
-        run_bound(self._session, self._binding)
+        if self._steady and self._memory.captures:
+            self._replay()
+        else:
+            run_bound(self._session, self._binding, run_options(None))
         self._memory.traffic.to_host += sum(self._on_host.values())
+        for name, array in self._landed.items():
+            array[...] = self._memory.download(self._held[name])
+
+    def _replay(self) -> None:
+        """Run from a graph, which the first run captures; the first ones are compared with a run without."""
+        if self._graph is None:
+            self._graph, self._checks = self._memory.new_graph(), CHECKED_RUNS
+        outputs = [self._held[name] for name in self._outputs if name in self._held]
+        plain = None
+        if self._checks:
+            run_bound(self._session, self._binding, run_options(None))
+            plain = [np.array(self._memory.download(value)) for value in outputs]
+        run_bound(self._session, self._binding, run_options(self._graph))
+        if plain is not None:
+            self._checks -= 1
+            if not check_replay(plain, [self._memory.download(value) for value in outputs]):
+                self._memory.captures = False
+                run_bound(self._session, self._binding, run_options(None))
 
     def make(self, names: Sequence[str]) -> dict[str, ort.OrtValue]:
         """Run, and return these outputs, for which the run makes room on the device.

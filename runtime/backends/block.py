@@ -14,9 +14,9 @@ import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.steps import STEPS, StepInputs
+from divprune_edge.models.steps import STEPS, StepInputs, on_device
 from divprune_edge.runtime.backends.binding import Binding
-from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, Span
+from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, Span, dtype_of
 from divprune_edge.runtime.backends.outputs import Outputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
@@ -33,6 +33,10 @@ from divprune_edge.runtime.backends.session import (
 MORE_ROWS = 256
 """Rows that a block begins with where its size is not part of the graph, and at least as many free ones when it has
 grown; it doubles when it is full."""
+
+
+MOST_PREFILLS = 16
+"""Lengths of prefills, and rows before them, that are looked out for so that the next ones like them are captured."""
 
 
 class BlockSession(SlotTable):
@@ -55,7 +59,10 @@ class BlockSession(SlotTable):
         self._session, self._memory = session, memory
         self._facts = DIALECTS[info.dialect]
         self._tensors = len(group.cache_tensors)
-        self._views: dict[tuple[int, int], _View] = {}
+        self._views: dict[tuple[int, ...], _View] = {}
+        self._prefilled: set[tuple[int, ...]] = set()
+        # What one graph of a chain hands to the next lies somewhere else each time.
+        self._captures = memory.captures and info.takes_ids and not self._handed
         # Hidden rows have no weight, but nothing times what is not a number is not a number.
         self._capacity = group.capacity or min(MORE_ROWS, info.context)
         self.block = memory.zeros(self._shape, info.cache_dtype)
@@ -88,10 +95,10 @@ class BlockSession(SlotTable):
         lengths = self.lengths
         self.check_room(slot, len(ids))
         self._grow(int(lengths[slot]) + len(ids))
-        view = self._view(slot, 1)
-        if self._info.takes_ids:
-            view.binding.input("visual_tokens", self.visual[slot])
         for part, places in pieces(ids, positions, int(lengths[slot]), chunk):
+            view = self._prefill_view(slot, part.shape[1])
+            if self._info.takes_ids:
+                view.show(self.visual[slot])
             view.run(self._feed(part, places, lengths[slot : slot + 1]), part.shape[1], lengths, [slot])
             lengths[slot] += part.shape[1]
         return view.outputs.read(0)
@@ -113,8 +120,8 @@ class BlockSession(SlotTable):
             row[slot] = token
             if positions is not None:
                 places[slot] = positions[slot]
-        view = self._view(0, count)
-        view.run(self._feed(row, places, held), 1, held, stepped)
+        view = self._view(0, count, steady=self._captures)
+        view.run(self._feed(row, places, held, steady=self._captures), 1, held, stepped)
         lengths[stepped] += 1
         return {slot: view.outputs.read(slot) for slot in stepped}
 
@@ -150,16 +157,28 @@ class BlockSession(SlotTable):
         begin = (tensor * slots + slot) * heads * capacity * width
         return Span(self.block, self._info.cache_dtype, (count * heads, capacity, width), begin)
 
-    def _feed(self, ids: Ints, positions: Ints, lengths: Ints) -> StepInputs:
+    def _feed(self, ids: Ints, positions: Ints, lengths: Ints, *, steady: bool = False) -> StepInputs:
         places = along(positions, self._axes)
         step = STEPS[self._info.dialect](ids, places, lengths, self._capacity, self._info.window)
-        return {name: value for name, value in step.items() if name in self._fed}
+        inputs = {name: value for name, value in step.items() if name in self._fed}
+        return on_device(inputs, self._capacity) if steady else inputs
 
-    def _view(self, first: int, count: int) -> _View:
-        key = first, count
+    def _view(self, first: int, count: int, *piece: int, steady: bool = False) -> _View:
+        key = first, count, steady, *piece
         if key not in self._views:
-            self._views[key] = _View(self, first, count)
+            self._views[key] = _View(self, first, count, steady)
         return self._views[key]
+
+    def _prefill_view(self, slot: int, seq: int) -> _View:
+        """Return a view of one slot; one to capture where such a piece came before, behind as many rows."""
+        if not self._captures:
+            return self._view(slot, 1)
+        piece = int(self.lengths[slot]), seq, int(self.visual[slot].shape()[1])
+        if (slot, *piece) not in self._prefilled:
+            if len(self._prefilled) < MOST_PREFILLS:
+                self._prefilled.add((slot, *piece))
+            return self._view(slot, 1)
+        return self._view(slot, 1, *piece, steady=True)
 
     def _grow(self, rows: int) -> None:
         if rows <= self._capacity:
@@ -178,12 +197,14 @@ class BlockSession(SlotTable):
 class _View:
     """Some neighbouring slots as the graph's batch, bound once: cache, outputs, and ids that are no visual tokens'."""
 
-    def __init__(self, owner: BlockSession, first: int, count: int) -> None:
+    def __init__(self, owner: BlockSession, first: int, count: int, steady: bool) -> None:
         info, memory = owner._info, owner._memory
         self._owner, self._first, self._count = owner, first, count
+        self._memory, self._steady = memory, steady
+        self._shown: DeviceTensor = None
         self._names = owner._group.cache_tensors
         self._hands_out = owner._facts.hands_out_rows
-        self.binding = Binding(owner._session, memory)
+        self.binding = Binding(owner._session, memory, steady=steady)
         self.outputs = Outputs(self.binding, memory, info, count)
         for i, name in enumerate(self._names):
             piece = owner._piece(i, first)
@@ -199,6 +220,16 @@ class _View:
         if self._hands_out:
             self._block = memory.on_host(owner.block)
             self._new = self._block[:0, :0, :, :0]
+
+    def show(self, visual: DeviceTensor) -> None:
+        """Let ids refer to ``visual`` [1, K, D]; where nothing may move, to a copy of it."""
+        if self._steady:
+            room = self._shown or self._memory.empty(visual.shape(), dtype_of(visual))
+            self._memory.put(visual, room, 0)
+            if self._shown is not None:
+                return
+            self._shown = visual = room
+        self.binding.input("visual_tokens", visual)
 
     def run(self, inputs: StepInputs, seq: int, lengths: Ints, stepped: Sequence[int]) -> None:
         """Run a step of ``seq`` ids per sequence; new rows that the graph hands out go where ``stepped`` end."""

@@ -68,11 +68,16 @@ class DeviceMemory:
 
     Args:
         device: ``cpu`` or ``cuda``.
+
+    Attributes:
+        captures: whether runs on buffers that stay are replayed from CUDA graphs.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.traffic = Traffic()
+        self.captures = False
+        self._graphs = 0
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     @property
@@ -82,9 +87,15 @@ class DeviceMemory:
         first = (PROVIDERS[self.device], {"use_tf32": "0"} if self.device == "cuda" else {})
         return [first] if self.device == "cpu" else [first, (PROVIDERS["cpu"], {})]
 
-    def empty(self, shape: Sequence[int], dtype: str) -> ort.OrtValue:
+    def empty(self, shape: Sequence[int], dtype: str, *, on_host: bool = False) -> ort.OrtValue:
         """Return room for a tensor; what it holds is not known."""
-        return ort.OrtValue.ortvalue_from_shape_and_type(tuple(shape), TYPES[dtype], self.device)
+        device = "cpu" if on_host else self.device
+        return ort.OrtValue.ortvalue_from_shape_and_type(tuple(shape), TYPES[dtype], device)
+
+    def new_graph(self) -> int:
+        """Return a number that no captured graph has."""
+        self._graphs += 1
+        return self._graphs
 
     def zeros(self, shape: Sequence[int], dtype: str) -> ort.OrtValue:
         """Return a tensor of zeros, cleared where it lies."""
@@ -186,14 +197,16 @@ class DeviceMemory:
         return self._sessions[dtype]
 
 
-def run_bound(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
+def run_bound(
+    session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None = None
+) -> None:
     """Run a session on what is bound.
 
     Raises:
         DivpruneError: ONNX Runtime failed, as when memory runs out.
     """
     try:
-        session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, options)
     except Exception as error:  # an exception class per status code, all of them private
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise DivpruneError(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,11 @@ from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
 from divprune_edge.runtime.backends.block import BlockSession
+from divprune_edge.runtime.backends.captured import wants_graphs
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.memory import PROVIDERS, DeviceMemory, dtype_of
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
+from divprune_edge.runtime.backends.steady import Lease, SteadyRuns, open_capturing
 from divprune_edge.runtime.bundle import Bundle
 
 _ERRORS_ONLY = 3
@@ -50,6 +52,9 @@ class OnnxRuntimeBackend:
         self._threads = threads
         self._sessions: dict[str, ort.InferenceSession] = {}
         self.memory = DeviceMemory(device)
+        self.memory.captures = wants_graphs(device)
+        self._steady: SteadyRuns | None = None
+        self._free: dict[int, list[LanguageSession]] = {}
         _require_provider(PROVIDERS[device])
         if device == "cuda":
             _preload()
@@ -78,10 +83,15 @@ class OnnxRuntimeBackend:
 
     def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Return ``OrtValue``s on the device."""
-        graph = self._bundle.manifest.vision_encoder
-        binding = Binding(self._session(graph), self.memory)
-        binding.arrays(inputs)
-        outputs = binding.make(["visual_tokens", *signals])
+        graph, names = self._bundle.manifest.vision_encoder, ["visual_tokens", *signals]
+        if self.memory.captures:
+            if self._steady is None:
+                self._steady = SteadyRuns(self._session(graph), self.memory)
+            outputs = self._steady.run(inputs, names)
+        else:
+            binding = Binding(self._session(graph), self.memory)
+            binding.arrays(inputs)
+            outputs = binding.make(names)
         return Encoded(outputs.pop("visual_tokens"), outputs)
 
     def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
@@ -155,16 +165,20 @@ class OnnxRuntimeBackend:
         """Return slots that share the language model's graph."""
         info = self._bundle.manifest.language_model
         kind = GrowingSession if self._dialect.grows else BlockSession
-        if info.schedule is None:
-            (group,) = info.groups
-            return kind(self._session(info), self.memory, info, group, slots)
-        from divprune_edge.runtime.backends.chain import ChainSession
+        if info.schedule is not None:
+            from divprune_edge.runtime.backends.chain import ChainSession
 
-        groups = [
-            kind(self._session(graph), self.memory, info.segment(i), group, slots)
-            for i, (graph, group) in enumerate(zip(info.graphs, info.groups, strict=True))
-        ]
-        return ChainSession(groups, self.memory, info)
+            groups = [
+                kind(self._session(graph), self.memory, info.segment(i), group, slots)
+                for i, (graph, group) in enumerate(zip(info.graphs, info.groups, strict=True))
+            ]
+            return ChainSession(groups, self.memory, info)
+        (group,) = info.groups
+        if not self.memory.captures or self._dialect.grows:
+            return kind(self._session(info), self.memory, info, group, slots)
+        free = self._free.setdefault(slots, [])
+        held = free.pop() if free else kind(self._session(info), self.memory, info, group, slots)
+        return cast("LanguageSession", Lease(held, free))
 
     def _session(self, graph: GraphInfo) -> ort.InferenceSession:
         if graph.file not in self._sessions:
@@ -181,11 +195,10 @@ class OnnxRuntimeBackend:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if isinstance(graph, SelectorInfo) and graph.name in SERVED:
             _add_operators(options, self._device)
-        provider = PROVIDERS[self._device]
+        provider, file = PROVIDERS[self._device], str(self._bundle.file(graph.file))
         try:
-            session = ort.InferenceSession(
-                str(self._bundle.file(graph.file)), options, providers=self.memory.providers
-            )
+            session = open_capturing(file, options, self.memory) if self._wants_capture(graph) else None
+            session = session or ort.InferenceSession(file, options, providers=self.memory.providers)
         except Exception as error:  # ONNX Runtime has an exception class per status code, all of them private
             reason = " ".join(str(error).split())[:300]
             raise UserError(
@@ -201,6 +214,13 @@ class OnnxRuntimeBackend:
             )
         check_session(self._bundle.manifest, graph, session)
         return session
+
+    def _wants_capture(self, graph: GraphInfo) -> bool:
+        manifest = self._bundle.manifest
+        steady = graph is manifest.vision_encoder or (
+            graph is manifest.language_model and not self._dialect.grows
+        )
+        return self.memory.captures and steady
 
 
 def _add_operators(options: ort.SessionOptions, device: str) -> None:

@@ -192,6 +192,11 @@ class SlotTable:
         self.lengths[slot] = 0
         self.visual[slot] = None
 
+    def clear(self) -> None:
+        """Remove all sequences."""
+        for slot in range(self.slots):
+            self.remove(slot)
+
     def truncate(self, slot: int, length: int) -> None:
         """Rows from ``length`` on are written over."""
         self.lengths[slot] = min(self.length(slot), length)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.gpu_all import TARGETS, _judged, _line
+from bench.gpu_all import TARGETS, UNCAPTURED, _judged, _line
 from bench.selector_forms import SIZES
 
 
@@ -19,11 +19,13 @@ def result(ms: float) -> dict[str, Any]:
         "decode step",
     )  # as `runtime profile --json` calls them
     stages = [{"stage": name, "ms": {"median": ms}} for name in names]
-    rows = [{"size": str(size), "us": {"kernel": 1000 * ms}} for size in SIZES]
+    launches = 2 if ms < 1 else 4
+    rows = [{"size": str(size), "us": {"kernel": 1000 * ms}, "launches": launches} for size in SIZES]
     variants = [{"stages": stages}, {"stages": stages}]
+    uncaptured = [{"stages": [{"stage": name, "ms": {"median": 1.0}} for name in names]} for _ in range(2)]
     return {
         "selector": {"float16": {"rows": rows}},
-        "models": {"fp16": {"variants": variants}},
+        "models": {"fp16": {"variants": variants}, UNCAPTURED: {"variants": uncaptured}},
         "eager": dict.fromkeys(names, 1.0),
     }
 

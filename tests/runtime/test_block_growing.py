@@ -137,7 +137,7 @@ def test_what_comes_before_the_image_is_computed_once(
 
 def test_a_failure_of_the_engine_is_one_sentence() -> None:
     class Full:
-        def run_with_iobinding(self, binding: object) -> None:
+        def run_with_iobinding(self, binding: object, options: object) -> None:
             raise RuntimeError("Failed to allocate\nmemory for requested buffer of size 99.")
 
     with failed("onnxruntime-failed", "Failed to allocate memory", 99):
