@@ -29,7 +29,7 @@ from selection_cases import (
 )
 
 from divprune_edge.models.selectors.divprune import cosine_distances, max_min_picks
-from divprune_edge.plugins import torch_op
+from divprune_edge.plugins import abi, torch_op
 
 torch = pytest.importorskip("torch")
 
@@ -146,6 +146,36 @@ def test_the_same_bits_every_time(dtype: str, budget: int) -> None:
 
 
 @pytest.mark.parametrize("budget", [0, MATRIX_FREE])
+@pytest.mark.parametrize("rows", [70, 576, 2880])
+def test_launches(rows: int, budget: int) -> None:
+    """Those that the library says, by CUPTI's count: two where the distances are stored."""
+    tokens = to_gpu(random_tokens(90, (1, rows, 1024), "float16"))
+    torch_op.max_min_diversity(tokens, 9, matrix_budget=budget)
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        torch_op.max_min_diversity(tokens, 9, matrix_budget=budget)
+        torch.cuda.synchronize()
+    started = sum(event.count for event in profile.key_averages() if "divprune" in event.key)
+    wanted = abi.launch_count(torch_op.library(), abi.Problem(1, rows, 1024, 9, 1, 0, budget))
+    assert started == wanted
+    assert budget or wanted == 2
+
+
+@pytest.mark.parametrize("rows", [576, 2880])
+def test_beside_other_work(rows: int) -> None:
+    """Blocks that copy wait for the picks: also where other streams leave them little room."""
+    case = Case("busy", random_tokens(91, (1, rows, 512), "float16"), np.ones((1, rows), np.bool_), 58)
+    tokens, busy = to_gpu(case.tokens), torch.cuda.Stream()
+    matrix = torch.rand(4096, 4096, device="cuda")
+    with torch.cuda.stream(busy):
+        for _ in range(50):
+            matrix = matrix @ matrix / matrix.norm()
+    found = [torch_op.max_min_diversity(tokens, 58) for _ in range(50)]
+    for kept, indices in (found[0], found[-1]):
+        assert_max_min(case, to_numpy(kept, case.tokens.dtype), indices.cpu().numpy())
+
+
+@pytest.mark.parametrize("budget", [0, MATRIX_FREE])
 def test_a_captured_graph(budget: int) -> None:
     """Captured on one set of tokens and replayed on others."""
     cases = [
@@ -196,7 +226,7 @@ def test_wrong_arguments() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sanitizer_run(dtype: str, budget: int) -> None:
     """Small enough for compute-sanitizer, and through every kernel: large and small tiles, split sums."""
-    for shape, keep in (((2, 70, 1032), 9), ((88, 129, 8), 3), ((1, 300, 64), 20)):
+    for shape, keep in (((2, 70, 1032), 9), ((88, 129, 8), 3), ((1, 300, 64), 20), ((1, 2100, 16), 9)):
         case = Case("sanitizer", random_tokens(80, shape, dtype), ragged(80, *shape[:2], keep), keep)
         assert_max_min(case, *select(case, budget))
     torch_op.cosine_distances(to_gpu(case.tokens))

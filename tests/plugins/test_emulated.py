@@ -164,6 +164,13 @@ def test_picks_that_a_cluster_shares(with_clusters: ctypes.CDLL, rows: int, sche
     assert np.array_equal(summed, np.sort(min_sum_picks(matrix, valid, 3, 9)))
 
 
+def test_a_selection_that_clusters_share(with_clusters: ctypes.CDLL) -> None:
+    """All of it: parts of tiles, picks, and clusters that copy, of two items."""
+    case = Case("shared", random_tokens(33, (2, 2100, 8), "float16"), ragged(33, 2, 2100, 5), 5)
+    assert abi.plan(with_clusters, problem_of(case), 90, 132).shards == 4
+    assert_max_min(case, *emulate(with_clusters, case))
+
+
 @pytest.mark.slow
 def test_picks_of_more_rows_than_a_block_reads_at_once(emulated: ctypes.CDLL) -> None:
     rng = np.random.default_rng(1)
