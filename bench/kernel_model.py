@@ -59,7 +59,7 @@ ROW_BYTES = 22
 MISS_US = 0.36
 """More for a row that is not in the L2 cache; measured, what is left at N = 6272. On Orin assumed to be as long."""
 CLUSTER_CYCLES = 320
-"""More for a step of a cluster than for one of a block: stores to other blocks and their barrier; assumed."""
+"""More for a step of a cluster than for one of a block: stores to other blocks, and waiting for theirs; assumed."""
 LAUNCH_US = 2.5
 """Of each launch in a graph, beside its kernel; measured, 1.7 to 3.7."""
 COLUMNS = 8
@@ -178,9 +178,11 @@ def occupancy(architecture: int) -> Iterator[str]:
             continue
         tile = int(re.search(r"Li(\d+)$", kind).group(1))  # type: ignore[union-attr]
         # Four or three steps of 32 values of both sides' rows, 8 more a row; of float32 two of 16, 4 more a column.
-        dynamic = (
+        # Then the distances, 4 more a row.
+        steps = (
             2 * 2 * 16 * (tile + 4) * 4 if kind.startswith("f") else (4 if tile == 64 else 3) * 2 * tile * 80
         )
+        dynamic = max(steps, tile * (tile + 4) * 4)
         threads, whole = 2 * tile, dynamic + int(fixed or 26 * tile)
         by_registers = registers // (-(-int(used) // 8) * 8 * threads)
         by_memory = shared.get(architecture, 100) * 1024 // (whole + 1024)

@@ -24,11 +24,75 @@ __device__ __forceinline__ void cluster_sync(int blocks) {
     __cluster_barrier_wait();
 }
 
+// The same where nothing was written for the others, which only must not go on too early: no memory is waited for.
+__device__ __forceinline__ void cluster_meet(int blocks) {
+    if (blocks == 1) {
+        __syncthreads();
+        return;
+    }
+    __cluster_barrier_arrive_relaxed();
+    __cluster_barrier_wait();
+}
+
 // A variable in shared memory as another block of the cluster has it.
 template <class V>
 __device__ __forceinline__ V* of_block(V* shared, int rank) {
     return static_cast<V*>(__cluster_map_shared_rank(shared, static_cast<unsigned>(rank)));
 }
+
+// Counts what other blocks of a cluster have stored here, so that a reader waits for that alone: a barrier of the cluster
+// would wait for all memory. Between two waits it must be told once how many bytes will come, by one thread.
+class Mailbox {
+public:
+#if defined(__CUDACC__)
+    // Before a barrier of the cluster that is before the first use.
+    __device__ __forceinline__ void init() {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(here(&state_)) : "memory");
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __device__ __forceinline__ void expect(int bytes) {
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(here(&state_)), "r"(bytes) : "memory");
+    }
+    // Stores a value for another block, which counts it in its own mailbox of this name.
+    __device__ __forceinline__ void send(uint64_t* slot, uint64_t value, int rank) {
+        asm volatile(
+            "{\n"
+            ".reg .u32 slot, box;\n"
+            "mapa.shared::cluster.u32 slot, %0, %3;\n"
+            "mapa.shared::cluster.u32 box, %1, %3;\n"
+            "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [slot], %2, [box];\n"
+            "}\n" ::"r"(here(slot)),
+            "r"(here(&state_)), "l"(value), "r"(rank)
+            : "memory");
+    }
+    // Until all has come that was expected the time before last (parity 0: the first time).
+    __device__ __forceinline__ void wait(int parity) {
+        asm volatile(
+            "{\n"
+            ".reg .pred done;\n"
+            "again:\n"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra again;\n"
+            "}\n" ::"r"(here(&state_)),
+            "r"(parity)
+            : "memory");
+    }
+
+private:
+    static __device__ __forceinline__ unsigned here(const void* shared) {
+        return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    }
+    uint64_t state_;
+#else
+    void init() { box_ = {}; }
+    void expect(int bytes) { emulator::expect_mail(box_, bytes); }
+    void send(uint64_t* slot, uint64_t value, int rank) { emulator::send_mail(box_, slot, value, rank); }
+    void wait(int parity) { emulator::wait_for_mail(box_, parity); }
+
+private:
+    emulator::Mail box_;
+#endif
+};
 
 // The next launch may start to be placed.
 __device__ __forceinline__ void let_next_launch_begin() { cudaTriggerProgrammaticLaunchCompletion(); }
@@ -41,6 +105,13 @@ __device__ __forceinline__ void wait_for_last_launch() { cudaGridDependencySynch
 __device__ __forceinline__ int cluster_rank() { return 0; }
 __device__ __forceinline__ int cluster_blocks() { return 1; }
 __device__ __forceinline__ void cluster_sync(int) { __syncthreads(); }
+__device__ __forceinline__ void cluster_meet(int) { __syncthreads(); }
+struct Mailbox {
+    __device__ __forceinline__ void init() {}
+    __device__ __forceinline__ void expect(int) {}
+    __device__ __forceinline__ void send(uint64_t*, uint64_t, int) {}
+    __device__ __forceinline__ void wait(int) {}
+};
 template <class V>
 __device__ __forceinline__ V* of_block(V* shared, int) {
     return shared;

@@ -42,7 +42,7 @@ constexpr int larger(int a, int b) { return a > b ? a : b; }
 // Dynamic shared memory of the kernel below: enough for either product on any architecture.
 template <class T, int kTile>
 constexpr int distance_shared_bytes() {
-    constexpr int fma = larger(FmaProduct<T, kTile>::kSharedBytes, Geometry<kTile>::kPanelBytes);
+    constexpr int fma = larger(FmaProduct<T, kTile>::kSharedBytes, Geometry<kTile>::kTileBytes);
     if constexpr (std::is_same<T, float>::value) {
         return fma;
     } else {
@@ -117,6 +117,12 @@ __device__ __forceinline__ void write_distances(float* row, int column, const fl
     }
 }
 
+// Of a tile, which a block finishes.
+struct Rows {
+    int begin;
+    int end;
+};
+
 // The least of `kLanes` neighbouring lanes, in the first of them.
 template <int kLanes>
 __device__ __forceinline__ uint32_t least_of_lanes(uint32_t key) {
@@ -145,111 +151,131 @@ __device__ __forceinline__ float4 sum_of_parts(float4* at, int parts) {
     return sum;
 }
 
-// Turns this block's rows of a panel of dot products into distances of the pairs i < j and writes them to rows i and,
-// mirrored, to rows j: a distance is computed once, so the matrix is exactly symmetric. The diagonal is 0. A thread has
-// four neighbouring columns of a row at a time, and then four neighbouring rows of a column.
+// Turns this block's rows of dot products into distances of the pairs i < j, and finds each row's nearest. A distance is
+// computed once, so the matrix is exactly symmetric; the diagonal, and what lies below it, is 0. A thread has four
+// neighbouring columns of a row at a time.
 template <int kTile>
-__device__ void emit_panel(const DistanceArgs& args, int64_t base, Tile tile, int p, Sides<kTile>& sides, float* panel) {
+__device__ void measure_rows(const DistanceArgs& args, Tile tile, Sides<kTile>& sides, float* shared, Rows rows) {
     using G = Geometry<kTile>;
-    constexpr int kRowLanes = kTile / 4;
-    constexpr int kColLanes = 4;
-    const int rows = G::kPanel / args.parts;
-    const int begin = cluster_rank() * rows;
-    const int first_row = tile.row * kTile + p * G::kPanel;
-    const int first_col = tile.column * kTile;
-    float* matrix = args.matrix == nullptr ? nullptr : args.matrix + base * args.stride;
-    const bool vectors = args.stride % 4 == 0 && reinterpret_cast<uintptr_t>(matrix) % 16 == 0;
-
-    const int c = threadIdx.x % kRowLanes * 4;
-    for (int r = begin + threadIdx.x / kRowLanes; r < begin + rows; r += G::kThreads / kRowLanes) {
-        const int i = first_row + r;
-        const int side_row = p * G::kPanel + r;
-        float4* at = reinterpret_cast<float4*>(panel + r * G::kPanelStride + c);
+    constexpr int kLanes = kTile / 4;
+    const int c = threadIdx.x % kLanes * 4;
+    for (int r = rows.begin + threadIdx.x / kLanes; r < rows.end; r += G::kThreads / kLanes) {
+        float4* at = reinterpret_cast<float4*>(shared + r * G::kStride + c);
         const float4 dots = sum_of_parts(at, args.parts);
         float distances[4] = {dots.x, dots.y, dots.z, dots.w};
         float nearest = kFar;
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-            const bool is_pair = first_col + c + e > i;
-            const float distance = cosine_distance(distances[e], sides.norms[0][side_row], sides.norms[1][c + e]);
+            const bool is_pair = tile.column * kTile + c + e > tile.row * kTile + r;
+            const float distance = cosine_distance(distances[e], sides.norms[0][r], sides.norms[1][c + e]);
             distances[e] = is_pair ? distance : 0.0f;
-            if (is_pair && sides.counts[0][side_row] && sides.counts[1][c + e]) {
+            if (is_pair && sides.counts[0][r] && sides.counts[1][c + e]) {
                 nearest = accumulate<Rule::kMaxMin>(nearest, distance);
             }
         }
         *at = {distances[0], distances[1], distances[2], distances[3]};
-        if (matrix != nullptr && i < args.n) {
-            write_distances(matrix + static_cast<int64_t>(i) * args.stride, first_col + c, distances, i, args.n,
-                            vectors);
-        }
-        const uint32_t least = least_of_lanes<kRowLanes>(ordered(nearest));
-        if (threadIdx.x % kRowLanes == 0) {
-            sides.nearest[0][side_row] = least;
+        const uint32_t least = least_of_lanes<kLanes>(ordered(nearest));
+        if (threadIdx.x % kLanes == 0) {
+            sides.nearest[0][r] = least;
         }
     }
-    __syncthreads();
-    for (int col = threadIdx.x / kColLanes; col < kTile; col += G::kThreads / kColLanes) {
-        const int j = first_col + col;
+}
+
+constexpr int kColumnLanes = 4;
+
+// Finds each column's nearest in this block's rows. A thread has four neighbouring rows of a column at a time.
+template <int kTile>
+__device__ void measure_columns(Tile tile, Sides<kTile>& sides, const float* shared, Rows rows) {
+    using G = Geometry<kTile>;
+    for (int col = threadIdx.x / kColumnLanes; col < kTile; col += G::kThreads / kColumnLanes) {
         float nearest = kFar;
-        for (int r = begin + threadIdx.x % kColLanes * 4; r < begin + rows; r += 4 * kColLanes) {
-            float distances[4];
+        for (int r = rows.begin + threadIdx.x % kColumnLanes * 4; r < rows.end; r += 4 * kColumnLanes) {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                distances[e] = panel[(r + e) * G::kPanelStride + col];
-                const bool is_pair = first_row + r + e < j;
-                if (is_pair && sides.counts[0][p * G::kPanel + r + e] && sides.counts[1][col]) {
-                    nearest = accumulate<Rule::kMaxMin>(nearest, distances[e]);
+                const bool is_pair = tile.row * kTile + r + e < tile.column * kTile + col;
+                if (is_pair && sides.counts[0][r + e] && sides.counts[1][col]) {
+                    nearest = accumulate<Rule::kMaxMin>(nearest, shared[(r + e) * G::kStride + col]);
                 }
             }
-            if (matrix != nullptr && j < args.n) {
-                write_distances(matrix + static_cast<int64_t>(j) * args.stride, first_row + r, distances, 0, j,
-                                vectors);
-            }
         }
-        const uint32_t least = least_of_lanes<kColLanes>(ordered(nearest));
-        if (threadIdx.x % kColLanes == 0 && least < sides.nearest[1][col]) {
+        const uint32_t least = least_of_lanes<kColumnLanes>(ordered(nearest));
+        if (threadIdx.x % kColumnLanes == 0) {
             sides.nearest[1][col] = least;
         }
     }
 }
 
-// Grid (tiles * parts, B), clusters of `parts` blocks: each block multiplies one part of a tile of the upper triangle, and
-// finishes as many of its rows.
-template <class T, int kTile>
-__global__ void __launch_bounds__(Geometry<kTile>::kThreads, Geometry<kTile>::kBlocks) distances_kernel(DistanceArgs args) {
+// Writes this block's rows of distances to rows i and, mirrored, to rows j.
+template <int kTile>
+__device__ void write_tile(const DistanceArgs& args, int64_t base, Tile tile, const float* shared, Rows rows) {
     using G = Geometry<kTile>;
+    constexpr int kLanes = kTile / 4;
+    float* matrix = args.matrix + base * args.stride;
+    const bool vectors = args.stride % 4 == 0 && reinterpret_cast<uintptr_t>(matrix) % 16 == 0;
+    const int c = threadIdx.x % kLanes * 4;
+    for (int r = rows.begin + threadIdx.x / kLanes; r < rows.end; r += G::kThreads / kLanes) {
+        const int i = tile.row * kTile + r;
+        if (i < args.n) {
+            const float4 four = *reinterpret_cast<const float4*>(shared + r * G::kStride + c);
+            const float distances[4] = {four.x, four.y, four.z, four.w};
+            write_distances(matrix + static_cast<int64_t>(i) * args.stride, tile.column * kTile + c, distances, i,
+                            args.n, vectors);
+        }
+    }
+    for (int col = threadIdx.x / kColumnLanes; col < kTile; col += G::kThreads / kColumnLanes) {
+        const int j = tile.column * kTile + col;
+        for (int r = rows.begin + threadIdx.x % kColumnLanes * 4; r < rows.end && j < args.n; r += 4 * kColumnLanes) {
+            float distances[4];
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                distances[e] = shared[(r + e) * G::kStride + col];
+            }
+            write_distances(matrix + static_cast<int64_t>(j) * args.stride, tile.row * kTile + r, distances, 0, j,
+                            vectors);
+        }
+    }
+}
+
+// Grid (tiles * parts, B), clusters of `parts` blocks: each block multiplies one part of a tile of the upper triangle, and
+// finishes as many of its rows. What is written to memory comes last, as a barrier of a cluster waits for it.
+template <class T, int kTile>
+__global__ void __launch_bounds__(Geometry<kTile>::kThreads, Geometry<kTile>::kBlocks)
+    distances_kernel(DistanceArgs args) {
     extern __shared__ __align__(128) unsigned char shared_bytes[];
     __shared__ Sides<kTile> sides;
-    float* panel = reinterpret_cast<float*>(shared_bytes);
+    float* shared = reinterpret_cast<float*>(shared_bytes);
     const int64_t base = static_cast<int64_t>(blockIdx.y) * args.n;
     const Tile tile = triangle_tile(static_cast<int>(blockIdx.x) / args.parts, args.side);
     const int from = static_cast<int>(blockIdx.x) % args.parts * args.part;
     const int begin = from < args.width ? from : args.width;
     const int end = begin + args.part < args.width ? begin + args.part : args.width;
     const T* tokens = static_cast<const T*>(args.tokens) + base * args.width;
-    args.reset.run();
-
-    typename ProductFor<T, kTile>::type product;
-    product.run(TileRows<T>{tokens, args.n, args.width, tile.row * kTile, tile.column * kTile, begin, end},
-                shared_bytes);
-    let_next_launch_begin();
-    sides.begin(args, base, tile, product.squares());
-#pragma unroll 1
-    for (int p = 0; p < G::kPanels; ++p) {
-        product.store_panel(p, panel);
-        cluster_sync(args.parts);
-        if (p == 0) {
-            sides.find_norms(args.parts);
-            __syncthreads();
-        }
-        emit_panel<kTile>(args, base, tile, p, sides, panel);
-        cluster_sync(args.parts);
+    {
+        typename ProductFor<T, kTile>::type product;
+        product.run(TileRows<T>{tokens, args.n, args.width, tile.row * kTile, tile.column * kTile, begin, end},
+                    shared_bytes);
+        let_next_launch_begin();
+        sides.begin(args, base, tile, product.squares());
+        product.store(shared);
     }
+    cluster_sync(args.parts);
+    sides.find_norms(args.parts);
+    __syncthreads();
+    const int count = kTile / args.parts;
+    const Rows rows{cluster_rank() * count, cluster_rank() * count + count};
+    measure_rows(args, tile, sides, shared, rows);
+    __syncthreads();
+    measure_columns(tile, sides, shared, rows);
+    cluster_sync(args.parts);
     if (cluster_rank() == 0) {
         sides.write(args, base, tile);
     }
+    if (args.matrix != nullptr) {
+        write_tile<kTile>(args, base, tile, shared, rows);
+    }
+    args.reset.run();
     if (args.parts > 1) {
-        cluster_sync(args.parts);  // nobody leaves while the first one reads
+        cluster_meet(args.parts);  // nobody leaves while the first one reads
     }
 }
 

@@ -25,25 +25,43 @@ struct PickArgs {
     int workers;  // blocks that copy an item's rows
 };
 
-// The best candidate of a cluster of at most 32 warps, in every thread. Each warp tells it to every block, so that there is
-// one barrier. `partial` is shared memory of 32 candidates; calls in a row must alternate between two of them, which saves
-// the barrier that would keep a slow reader from a fast writer.
-__device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, uint64_t* partial, int blocks) {
+// What the warps of a block, or of a cluster, tell each other: a candidate each, and of a cluster who has come. Steps
+// alternate between two, which saves the barrier that would keep a slow reader from a fast writer: nobody sends twice
+// before he has heard of all others.
+struct Exchange {
+    uint64_t partial[2][kWarp];
+    Mailbox mail[2];
+};
+
+// The best candidate of a cluster of at most 32 warps, in every thread. Each warp tells it to every block.
+__device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, Exchange& exchange, int step, int blocks) {
     const int lane = threadIdx.x % kWarp;
     const int warps = static_cast<int>(blockDim.x) / kWarp;
+    uint64_t* partial = exchange.partial[step % 2];
     candidate = warp_best(candidate);
-    if (lane < blocks) {
-        *of_block(partial + cluster_rank() * warps + threadIdx.x / kWarp, lane) = candidate;
+    if (blocks == 1) {
+        if (lane == 0) {
+            partial[threadIdx.x / kWarp] = candidate;
+        }
+        __syncthreads();
+    } else {
+        Mailbox& mail = exchange.mail[step % 2];
+        if (threadIdx.x == 0) {
+            mail.expect(blocks * warps * static_cast<int>(sizeof candidate));
+        }
+        if (lane < blocks) {
+            mail.send(partial + cluster_rank() * warps + threadIdx.x / kWarp, candidate, lane);
+        }
+        __syncwarp();
+        mail.wait(step / 2 % 2);
     }
-    cluster_sync(blocks);
     return warp_best(lane < blocks * warps ? partial[lane] : 0);
 }
 
 // The picks of one item by a cluster. Every row's value stays in a register from the first pick to the last; a step is one
 // coalesced read of the picked row and one reduction with one barrier.
 template <Rule rule, int kVectors>
-__device__ void pick_item(const PickArgs& args, int item) {
-    __shared__ uint64_t partial[2][kWarp];
+__device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
     __shared__ uint32_t chosen[kBitmapWords];
     const int64_t base = static_cast<int64_t>(item) * args.n;
     const uint8_t* valid = args.valid == nullptr ? nullptr : args.valid + base;
@@ -80,12 +98,12 @@ __device__ void pick_item(const PickArgs& args, int item) {
         const int64_t seed = args.seeds[item];
         best = candidate(0.0f, static_cast<uint32_t>(seed < 0 ? 0 : seed >= args.n ? args.n - 1 : seed));
     }
-    int pick = candidate_index(cluster_best(best, partial[0], blocks));
+    int pick = candidate_index(cluster_best(best, exchange, 0, blocks));
 
     for (int step = 1; step < args.keep; ++step) {
         const float* row = matrix + static_cast<int64_t>(pick) * args.stride;
         // So many vectors are on their way at once; with more, registers would spill.
-        constexpr int kAhead = kVectors < 4 ? kVectors : 8 / kVectors;
+        constexpr int kAhead = kVectors < 4 ? kVectors : 1;
         float4 loaded[kAhead];
         float best_value = 0.0f;
         int best_row = -1;
@@ -119,7 +137,7 @@ __device__ void pick_item(const PickArgs& args, int item) {
             }
         }
         best = best_row < 0 ? 0 : candidate(best_value, best_row);
-        pick = candidate_index(cluster_best(best, partial[step % 2], blocks));
+        pick = candidate_index(cluster_best(best, exchange, step, blocks));
     }
     if (cluster_rank() != 0) {
         return;
@@ -159,15 +177,19 @@ __device__ inline void copy_kept(const PickArgs& args, int worker) {
 template <Rule rule, int kVectors>
 __global__ void __launch_bounds__(kPickThreads, 1) pick_kernel(PickArgs args) {
     __shared__ int taken;
+    __shared__ Exchange exchange;
+    if (threadIdx.x < 2) {
+        exchange.mail[threadIdx.x].init();
+    }
     wait_for_last_launch();
     if (cluster_rank() == 0 && threadIdx.x == 0) {
         taken = static_cast<int>(atomicAdd(args.begun, 1u));
     }
     cluster_sync(cluster_blocks());
     const int job = *of_block(&taken, 0);
-    cluster_sync(cluster_blocks());  // the first one stays until all know
+    cluster_meet(cluster_blocks());  // the first one stays until all know
     if (job < args.items) {
-        pick_item<rule, kVectors>(args, job);
+        pick_item<rule, kVectors>(args, job, exchange);
     } else {
         copy_kept(args, (job - args.items) * cluster_blocks() + cluster_rank());
     }

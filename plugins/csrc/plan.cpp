@@ -11,8 +11,8 @@ constexpr uint64_t kAlignment = 256;
 // Cycles of a tile's distances after its dot products, for each pair, and of bringing the parts together.
 constexpr double kFinish = 0.4;
 constexpr double kJoin = 1000;
-// The first architecture with tensor cores for bfloat16.
-constexpr int kTensorBfloat16 = 80;
+// The first architecture with tensor cores for bfloat16, and with more than 64 KiB of shared memory.
+constexpr int kAmpere = 80;
 // Cycles before the first block multiplies and after the last one has.
 constexpr double kEnds = 3000;
 
@@ -36,7 +36,7 @@ private:
 
 bool uses_tensor_cores(const divprune_problem& problem, const Tuning& tuning) {
     return problem.dtype == DIVPRUNE_FLOAT16 ||
-           (problem.dtype == DIVPRUNE_BFLOAT16 && tuning.architecture >= kTensorBfloat16);
+           (problem.dtype == DIVPRUNE_BFLOAT16 && tuning.architecture >= kAmpere);
 }
 
 // Cycles until a GPU has all distances. Its multiprocessors multiply or wait for the L2 cache, whichever takes longer, and
@@ -54,8 +54,9 @@ double distance_cycles(const divprune_problem& problem, const Tuning& tuning, in
 
 void plan_distances(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& plan) {
     for (const int tile : {kSmallTile, kLargeTile}) {
-        // The float32 units are slower than the loads of either tile; large ones would only leave fewer threads.
-        if (tile == kLargeTile && !uses_tensor_cores(problem, tuning)) {
+        // The float32 units are slower than the loads of either tile; large ones would only leave fewer threads. And
+        // there is no room for large ones before sm_80.
+        if (tile == kLargeTile && (!uses_tensor_cores(problem, tuning) || tuning.architecture < kAmpere)) {
             continue;
         }
         for (int parts = 1; parts <= tuning.parts; parts *= 2) {

@@ -55,17 +55,14 @@ public:
     // The sum of squares of row threadIdx.x of both sets, as far as it was multiplied.
     __device__ float squares() const { return sum_in_pairs(squares_); }
 
-    // Writes the tile's rows [panel * kPanel, (panel + 1) * kPanel) to shared memory.
-    __device__ void store_panel(int panel, float* shared) const {
-        const int first = thread_row() * kRows;
-        if (first / G::kPanel == panel) {
-            float* at = shared + first % G::kPanel * G::kPanelStride;
+    // Writes the sums to shared memory.
+    __device__ void store(float* shared) const {
+        float* at = shared + thread_row() * kRows * G::kStride;
 #pragma unroll
-            for (int i = 0; i < kRows; ++i) {
+        for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-                for (int j = 0; j < kCols; ++j) {
-                    at[i * G::kPanelStride + column(j)] = sums_[i][j];
-                }
+            for (int j = 0; j < kCols; ++j) {
+                at[i * G::kStride + column(j)] = sums_[i][j];
             }
         }
     }

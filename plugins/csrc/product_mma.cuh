@@ -18,7 +18,7 @@ class MmaProduct {
     static constexpr int kStages = kTile == 64 ? 4 : 3;
     static constexpr int kStride = kDepth + 8;
     static constexpr int kStage = 2 * kTile * kStride;
-    static constexpr int kRowFragments = G::kPanel / 16;
+    static constexpr int kRowFragments = G::kWarpRows / 16;
     static constexpr int kColFragments = G::kWarpCols / 16;
 
     using RowFragment = nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, T, nvcuda::wmma::row_major>;
@@ -51,16 +51,14 @@ public:
     // The sum of squares of row threadIdx.x of both sets, as far as it was multiplied.
     __device__ float squares() const { return sum_in_pairs(squares_); }
 
-    // Writes the tile's rows [panel * kPanel, (panel + 1) * kPanel) to shared memory.
-    __device__ void store_panel(int panel, float* shared) const {
-        if (G::warp_row() == panel) {
+    // Writes the sums to shared memory.
+    __device__ void store(float* shared) const {
 #pragma unroll
-            for (int i = 0; i < kRowFragments; ++i) {
+        for (int i = 0; i < kRowFragments; ++i) {
 #pragma unroll
-                for (int j = 0; j < kColFragments; ++j) {
-                    float* at = shared + i * 16 * G::kPanelStride + G::warp_col() * G::kWarpCols + j * 16;
-                    nvcuda::wmma::store_matrix_sync(at, sums_[i][j], G::kPanelStride, nvcuda::wmma::mem_row_major);
-                }
+            for (int j = 0; j < kColFragments; ++j) {
+                float* at = shared + (G::first_row() + i * 16) * G::kStride + G::first_col() + j * 16;
+                nvcuda::wmma::store_matrix_sync(at, sums_[i][j], G::kStride, nvcuda::wmma::mem_row_major);
             }
         }
     }
@@ -101,8 +99,8 @@ private:
     }
 
     __device__ void multiply(const T* stage) {
-        const T* row_tile = stage + G::warp_row() * G::kPanel * kStride;
-        const T* col_tile = stage + (kTile + G::warp_col() * G::kWarpCols) * kStride;
+        const T* row_tile = stage + G::first_row() * kStride;
+        const T* col_tile = stage + (kTile + G::first_col()) * kStride;
 #pragma unroll
         for (int k = 0; k < kDepth; k += 16) {
             RowFragment a[kRowFragments];
@@ -126,7 +124,7 @@ private:
     }
 
     __device__ void square(const T* stage) {
-#pragma unroll
+#pragma unroll 2
         for (int k = 0; k < kDepth; k += Pack<T>::size) {
             const Pack<T> pack = load_pack(stage + threadIdx.x * kStride + k);
 #pragma unroll

@@ -6,7 +6,7 @@
 
 namespace divprune {
 
-// How a block's warps share a tile: two rows of warps; a panel is what one row of warps holds.
+// How a block's warps share a tile: two rows of them.
 template <int kTile>
 struct Geometry {
     static_assert(kTile == 64 || kTile == 128, "tiles are 64 or 128 wide");
@@ -15,15 +15,14 @@ struct Geometry {
     // That a multiprocessor holds at least.
     static constexpr int kBlocks = kTile == 64 ? 3 : 2;
     static constexpr int kWarps = kThreads / kWarp;
-    static constexpr int kPanels = 2;
-    static constexpr int kPanel = kTile / kPanels;
-    static constexpr int kWarpCols = kTile / (kWarps / kPanels);
-    // Floats from row to row of a panel in shared memory; the padding spreads a column over the banks.
-    static constexpr int kPanelStride = kTile + 4;
-    static constexpr int kPanelBytes = kPanel * kPanelStride * static_cast<int>(sizeof(float));
+    static constexpr int kWarpRows = kTile / 2;
+    static constexpr int kWarpCols = kTile / (kWarps / 2);
+    // Floats from row to row of a tile in shared memory; the padding spreads a column over the banks.
+    static constexpr int kStride = kTile + 4;
+    static constexpr int kTileBytes = kTile * kStride * static_cast<int>(sizeof(float));
 
-    static __device__ int warp_row() { return threadIdx.x / kWarp % kPanels; }
-    static __device__ int warp_col() { return threadIdx.x / kWarp / kPanels; }
+    static __device__ int first_row() { return threadIdx.x / kWarp % 2 * kWarpRows; }
+    static __device__ int first_col() { return threadIdx.x / kWarp / 2 * kWarpCols; }
 };
 
 // The rows of one item that a tile multiplies, and the part [begin, end) of their width.

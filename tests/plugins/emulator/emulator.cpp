@@ -41,7 +41,7 @@ struct Copy {
     std::size_t group;
 };
 
-enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kWaitsForCluster, kDone };
+enum class State { kReady, kWaitsForBlock, kWaitsForWarp, kWaitsForCluster, kWaitsForMail, kDone };
 
 struct Fiber {
     // A fiber starts from its context and goes on from its jump buffer: unlike a switch of contexts, a jump needs
@@ -64,7 +64,7 @@ struct Warp {
 // The blocks of a cluster, which take turns: each runs until all its threads wait for the others or have returned.
 class Cluster {
 public:
-    explicit Cluster(std::vector<std::size_t> turns) : turns_(std::move(turns)), memory_(turns_.size()), barriers_(turns_.size()) {}
+    explicit Cluster(std::vector<std::size_t> turns) : turns_(std::move(turns)), memory_(turns_.size()), barriers_(turns_.size()), left_(turns_.size()) {}
 
     std::size_t blocks() const { return turns_.size(); }
     unsigned char* memory(std::size_t rank) const { return memory_[rank]; }
@@ -89,14 +89,30 @@ public:
         }
     }
 
-    void leave() {
+    // Lets the others run, of which one may do what this one waits for.
+    void yield(std::size_t rank) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        require(++idle_ <= blocks(), "a cluster waits for mail that never comes");
+        next();
+        changed_.wait(lock, [&] { return turns_[turn_] == rank; });
+    }
+    void deliver() { idle_ = 0; }
+
+    void leave(std::size_t rank) {
         std::lock_guard<std::mutex> lock(mutex_);
+        idle_ = 0;
+        left_[rank] = true;
         next();
     }
 
 private:
     void next() {
-        turn_ = (turn_ + 1) % blocks();
+        for (std::size_t tried = 0; tried < blocks(); ++tried) {
+            turn_ = (turn_ + 1) % blocks();
+            if (!left_[turns_[turn_]]) {
+                break;
+            }
+        }
         changed_.notify_all();
     }
 
@@ -107,6 +123,8 @@ private:
     std::size_t turn_ = 0;
     std::size_t joined_ = 0;
     std::vector<std::size_t> barriers_;  // that each has come to
+    std::vector<bool> left_;
+    std::size_t idle_ = 0;
 };
 
 // One block, on the thread that runs it.
@@ -204,14 +222,24 @@ void run_block() {
         }
         std::size_t waiting = 0;
         std::size_t outside = 0;
+        std::size_t mail = 0;
         std::size_t done = 0;
         for (const Fiber& fiber : fibers) {
             waiting += fiber.state == State::kWaitsForBlock;
             outside += fiber.state == State::kWaitsForCluster;
+            mail += fiber.state == State::kWaitsForMail;
             done += fiber.state == State::kDone;
         }
         if (done == fibers.size()) {
             return;
+        }
+        if (mail > 0) {
+            require(cluster != nullptr, "a block without a cluster waits for mail");
+            cluster->yield(rank);
+            for (Fiber& fiber : fibers) {
+                fiber.state = fiber.state == State::kWaitsForMail ? State::kReady : fiber.state;
+            }
+            continue;
         }
         require(waiting + outside + done == fibers.size(), "a warp waits for a lane that never comes");
         require(done == 0, "a block waits for a thread that has returned");
@@ -257,12 +285,40 @@ void run_grid(dim3 grid, dim3 block, std::size_t shared, unsigned size, const st
                 blockIdx = dim3(first + i, y, 0);
                 blocks.join(i);
                 run_block();
-                blocks.leave();
+                blocks.leave(i);
             });
         }
         for (std::thread& thread : threads) {
             thread.join();
         }
+    }
+}
+
+void expect_mail(Mail& box, int bytes) {
+    require(box.told == 0, "a mailbox is told twice what will come");
+    box.told = 1;
+    box.bytes += bytes;
+    if (box.bytes == 0) {
+        box = {0, 0, static_cast<int16_t>(box.times + 1)};
+    }
+}
+
+void send_mail(Mail& box, uint64_t* slot, uint64_t value, int to) {
+    Mail& theirs = *static_cast<Mail*>(of_block(&box, static_cast<unsigned>(to)));
+    std::memcpy(of_block(slot, static_cast<unsigned>(to)), &value, sizeof value);
+    theirs.bytes -= static_cast<int32_t>(sizeof value);
+    // As long as its owner has not said what will come, more is taken.
+    if (theirs.told == 1 && theirs.bytes == 0) {
+        theirs = {0, 0, static_cast<int16_t>(theirs.times + 1)};
+    }
+    if (cluster != nullptr) {
+        cluster->deliver();
+    }
+}
+
+void wait_for_mail(const Mail& box, int parity) {
+    while (box.times % 2 == parity) {
+        pause(State::kWaitsForMail);
     }
 }
 

@@ -55,6 +55,15 @@ void wait_for_block();
 void wait_for_cluster();
 unsigned cluster_rank();
 unsigned cluster_blocks();
+// What other blocks of the cluster store here, and how much of it is still to come.
+struct Mail {
+    int32_t bytes = 0;
+    int16_t told = 0;
+    int16_t times = 0;
+};
+void expect_mail(Mail& box, int bytes);
+void send_mail(Mail& box, uint64_t* slot, uint64_t value, int rank);
+void wait_for_mail(const Mail& box, int parity);
 // Where a block of the cluster has what this one has at `shared`.
 void* of_block(const void* shared, unsigned rank);
 // Publishes `bytes` of this lane and waits for the warp; returns what lane `lane` published is at lane * 64.
@@ -98,6 +107,7 @@ T reduce(T mine, Combine combine) {
 inline unsigned __clusterRelativeBlockRank() { return emulator::cluster_rank(); }
 inline unsigned __clusterSizeInBlocks() { return emulator::cluster_blocks(); }
 inline void __cluster_barrier_arrive() {}
+inline void __cluster_barrier_arrive_relaxed() {}
 inline void __cluster_barrier_wait() { emulator::wait_for_cluster(); }
 inline void* __cluster_map_shared_rank(const void* shared, unsigned rank) { return emulator::of_block(shared, rank); }
 // Launches run one after the other.
