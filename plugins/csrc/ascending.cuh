@@ -8,8 +8,8 @@ namespace divprune {
 
 constexpr int kBitmapWords = 32768 / 32;
 
-// Writes the positions of the set bits of `bitmap` in ascending order. The whole block calls it; `bitmap` is shared memory
-// that no thread writes any more.
+// Writes the positions of the set bits of `bitmap` in ascending order. The whole block calls it; `bitmap` is shared
+// memory that no thread writes any more.
 __device__ inline void write_ascending(const uint32_t* bitmap, int n, int64_t* ascending) {
     __shared__ int warp_counts[kWarp];
     const int lane = threadIdx.x % kWarp;

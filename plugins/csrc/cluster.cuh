@@ -1,5 +1,5 @@
-// Blocks that work together as a cluster, with a barrier and each other's shared memory (sm_90 and later; before it every
-// block is a cluster of its own), and launches that begin before the one before them has ended.
+// Blocks that work together as a cluster, with a barrier and each other's shared memory (sm_90 and later; before it
+// every block is a cluster of its own), and launches that begin before the one before them has ended.
 
 #pragma once
 
@@ -40,8 +40,8 @@ __device__ __forceinline__ V* of_block(V* shared, int rank) {
     return static_cast<V*>(__cluster_map_shared_rank(shared, static_cast<unsigned>(rank)));
 }
 
-// Counts what other blocks of a cluster have stored here, so that a reader waits for that alone: a barrier of the cluster
-// would wait for all memory. Between two waits it must be told once how many bytes will come, by one thread.
+// Counts what other blocks of a cluster have stored here, so that a reader waits for that alone: a barrier of the
+// cluster would wait for all memory. Between two waits it must be told once how many bytes will come, by one thread.
 class Mailbox {
 public:
 #if defined(__CUDACC__)
@@ -51,7 +51,8 @@ public:
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __device__ __forceinline__ void expect(int bytes) {
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(here(&state_)), "r"(bytes) : "memory");
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(here(&state_)), "r"(bytes)
+                     : "memory");
     }
     // Stores a value for another block, which counts it in its own mailbox of this name.
     __device__ __forceinline__ void send(uint64_t* slot, uint64_t value, int rank) {

@@ -86,6 +86,70 @@ __device__ __forceinline__ uint64_t warp_best(uint64_t candidate) {
 #endif
 }
 
+// Values in shared memory whose address stays in a register. Where it is worked out anew for every use, as the compiler
+// likes to on sm_90, each use waits for the number of the block.
+template <class V>
+class SharedPlace {
+public:
+#if defined(__CUDACC__)
+    __device__ __forceinline__ explicit SharedPlace(V* at)
+        : at_(static_cast<uint32_t>(__cvta_generic_to_shared(at))) {
+        asm volatile("" : "+r"(at_));
+    }
+    // Offsets count values.
+    __device__ __forceinline__ void put(int offset, uint64_t value, bool wanted) const {
+        asm volatile(
+            "{\n"
+            ".reg .pred wanted;\n"
+            "setp.ne.u32 wanted, %2, 0;\n"
+            "@wanted st.shared.b64 [%0], %1;\n"
+            "}\n" ::"r"(at_ + 8 * offset),
+            "l"(value), "r"(static_cast<uint32_t>(wanted))
+            : "memory");
+    }
+    // Sets bits of a word; nobody waits for that.
+    __device__ __forceinline__ void mark(int offset, uint32_t bits, bool wanted) const {
+        asm volatile(
+            "{\n"
+            ".reg .pred wanted;\n"
+            "setp.ne.u32 wanted, %2, 0;\n"
+            "@wanted red.shared.or.b32 [%0], %1;\n"
+            "}\n" ::"r"(at_ + 4 * offset),
+            "r"(bits), "r"(static_cast<uint32_t>(wanted))
+            : "memory");
+    }
+    __device__ __forceinline__ uint64_t get(int offset) const {
+        uint64_t value;
+        asm volatile("ld.shared.b64 %0, [%1];" : "=l"(value) : "r"(at_ + 8 * offset) : "memory");
+        return value;
+    }
+
+private:
+    uint32_t at_;
+#else
+    explicit SharedPlace(V* at) : at_(at) {}
+    void put(int offset, uint64_t value, bool wanted) const {
+        if (wanted) {
+            at_[offset] = value;
+        }
+    }
+    void mark(int offset, uint32_t bits, bool wanted) const { at_[offset] |= wanted ? bits : 0; }
+    uint64_t get(int offset) const { return at_[offset]; }
+
+private:
+    V* at_;
+#endif
+};
+
+// A pointer that stays in registers, for the same reason.
+template <class V>
+__device__ __forceinline__ V* kept(V* pointer) {
+#if defined(__CUDACC__)
+    asm volatile("" : "+l"(pointer));
+#endif
+    return pointer;
+}
+
 // The best candidate of a block, in every thread. `partial` is shared memory of 32 candidates; calls in a row must
 // alternate between two of them, which saves the barrier that would keep a slow reader from a fast writer.
 __device__ __forceinline__ uint64_t block_best(uint64_t candidate, uint64_t* partial) {

@@ -50,7 +50,8 @@ constexpr int distance_shared_bytes() {
     }
 }
 
-// What a tile's distances need of its rows and columns, and what they say of them. One thread has one row of either side.
+// What a tile's distances need of its rows and columns, and what they say of them. One thread has one row of either
+// side.
 template <int kTile>
 struct Sides {
     float squares[2][kTile];  // sums over this block's part
@@ -151,8 +152,8 @@ __device__ __forceinline__ float4 sum_of_parts(float4* at, int parts) {
     return sum;
 }
 
-// Turns this block's rows of dot products into distances of the pairs i < j, and finds each row's nearest. A distance is
-// computed once, so the matrix is exactly symmetric; the diagonal, and what lies below it, is 0. A thread has four
+// Turns this block's rows of dot products into distances of the pairs i < j, and finds each row's nearest. A distance
+// is computed once, so the matrix is exactly symmetric; the diagonal, and what lies below it, is 0. A thread has four
 // neighbouring columns of a row at a time.
 template <int kTile>
 __device__ void measure_rows(const DistanceArgs& args, Tile tile, Sides<kTile>& sides, float* shared, Rows rows) {
@@ -236,8 +237,8 @@ __device__ void write_tile(const DistanceArgs& args, int64_t base, Tile tile, co
     }
 }
 
-// Grid (tiles * parts, B), clusters of `parts` blocks: each block multiplies one part of a tile of the upper triangle, and
-// finishes as many of its rows. What is written to memory comes last, as a barrier of a cluster waits for it.
+// Grid (tiles * parts, B), clusters of `parts` blocks: each block multiplies one part of a tile of the upper triangle,
+// and finishes as many of its rows. What is written to memory comes last, as a barrier of a cluster waits for it.
 template <class T, int kTile>
 __global__ void __launch_bounds__(Geometry<kTile>::kThreads, Geometry<kTile>::kBlocks)
     distances_kernel(DistanceArgs args) {

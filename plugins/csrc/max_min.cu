@@ -134,7 +134,8 @@ cudaError_t norms(const Call& call) {
 
 template <class T, int kTile>
 cudaError_t distance_tiles(const Call& call, const DistanceArgs& args) {
-    Shape shape{dim3(static_cast<unsigned>(call.plan.tiles * call.plan.parts), call.batch()), Geometry<kTile>::kThreads};
+    const dim3 grid(static_cast<unsigned>(call.plan.tiles * call.plan.parts), call.batch());
+    Shape shape{grid, Geometry<kTile>::kThreads};
     shape.shared = distance_shared_bytes<T, kTile>();
     shape.cluster = call.plan.parts;
     return launch(distances_kernel<T, kTile>, shape, call.stream, args);

@@ -1,8 +1,9 @@
 // Max-min diversity selection on the GPU: the plain C interface of the library.
 //
-// Everything runs on the caller's stream and in the caller's workspace. No function allocates memory or waits
-// for the device; the same inputs give the same bits on every GPU of a kind; the launches depend on the arguments and the
-// GPU alone, so a call may be captured in a CUDA graph. All device pointers are 16-byte aligned, all tensors are dense and row-major.
+// Everything runs on the caller's stream and in the caller's workspace. No function allocates memory or waits for the
+// device; the same inputs give the same bits on every GPU of a kind; the launches depend on the arguments and the GPU
+// alone, so a call may be captured in a CUDA graph. All device pointers are 16-byte aligned, all tensors are dense and
+// row-major.
 
 #ifndef DIVPRUNE_MAX_MIN_H
 #define DIVPRUNE_MAX_MIN_H

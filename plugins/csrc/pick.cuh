@@ -29,44 +29,88 @@ struct PickArgs {
 // alternate between two, which saves the barrier that would keep a slow reader from a fast writer: nobody sends twice
 // before he has heard of all others.
 struct Exchange {
-    uint64_t partial[2][kWarp];
+    uint64_t partial[2][kWarp];  // zero where no warp writes
     Mailbox mail[2];
+
+    // Before a barrier that is before the first use.
+    __device__ __forceinline__ void init() {
+        for (int i = threadIdx.x; i < 2 * kWarp; i += blockDim.x) {
+            partial[i / kWarp][i % kWarp] = 0;
+        }
+        if (threadIdx.x < 2) {
+            mail[threadIdx.x].init();
+        }
+    }
+};
+
+// One thread's part in that.
+struct Desk {
+    SharedPlace<uint64_t> out;  // where its warp's candidate goes in its own block
+    SharedPlace<uint64_t> in;   // the candidate that its lane reads
+    int blocks;
+    int warps;
+    bool speaks;  // for its warp
+
+    __device__ __forceinline__ Desk(Exchange& exchange, int blocks)
+        : out(exchange.partial[0] + threadIdx.x / kWarp),
+          in(exchange.partial[0] + threadIdx.x % kWarp),
+          blocks(blocks),
+          warps(static_cast<int>(blockDim.x) / kWarp),
+          speaks(threadIdx.x % kWarp == 0) {}
 };
 
 // The best candidate of a cluster of at most 32 warps, in every thread. Each warp tells it to every block.
-__device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, Exchange& exchange, int step, int blocks) {
-    const int lane = threadIdx.x % kWarp;
-    const int warps = static_cast<int>(blockDim.x) / kWarp;
-    uint64_t* partial = exchange.partial[step % 2];
+__device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, Exchange& exchange, const Desk& desk, int step) {
+    const int turn = step % 2;
     candidate = warp_best(candidate);
-    if (blocks == 1) {
-        if (lane == 0) {
-            partial[threadIdx.x / kWarp] = candidate;
-        }
+    if (desk.blocks == 1) {
+        desk.out.put(turn * kWarp, candidate, desk.speaks);
         __syncthreads();
     } else {
-        Mailbox& mail = exchange.mail[step % 2];
+        const int lane = threadIdx.x % kWarp;
+        Mailbox& mail = exchange.mail[turn];
         if (threadIdx.x == 0) {
-            mail.expect(blocks * warps * static_cast<int>(sizeof candidate));
+            mail.expect(desk.blocks * desk.warps * static_cast<int>(sizeof candidate));
         }
-        if (lane < blocks) {
-            mail.send(partial + cluster_rank() * warps + threadIdx.x / kWarp, candidate, lane);
+        if (lane < desk.blocks) {
+            uint64_t* slot = exchange.partial[turn] + cluster_rank() * desk.warps + threadIdx.x / kWarp;
+            mail.send(slot, candidate, lane);
         }
         __syncwarp();
         mail.wait(step / 2 % 2);
     }
-    return warp_best(lane < blocks * warps ? partial[lane] : 0);
+    return warp_best(desk.in.get(turn * kWarp));
 }
 
-// The picks of one item by a cluster. Every row's value stays in a register from the first pick to the last; a step is one
-// coalesced read of the picked row and one reduction with one barrier.
+// A thread's best candidate: the largest of its values, and of equal ones the first, as rows come in ascending order.
+// Which it is can be found out while the value is compared with those of other threads.
+template <int kVectors>
+__device__ __forceinline__ uint64_t best_of(const float (&values)[kVectors][4], int thread, int threads) {
+    float largest = values[0][0];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+        largest = fmaxf(largest, fmaxf(fmaxf(values[v][0], values[v][1]), fmaxf(values[v][2], values[v][3])));
+    }
+    int row = 0;
+#pragma unroll
+    for (int v = kVectors - 1; v >= 0; --v) {
+#pragma unroll
+        for (int e = 3; e >= 0; --e) {
+            row = values[v][e] == largest ? 4 * (thread + v * threads) + e : row;
+        }
+    }
+    return candidate(largest, static_cast<uint32_t>(row));
+}
+
+// The picks of one item by a cluster. Every row's value stays in a register from the first pick to the last; a step is
+// one coalesced read of the picked row and one reduction with one barrier.
 template <Rule rule, int kVectors>
 __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
     __shared__ uint32_t chosen[kBitmapWords];
     const int64_t base = static_cast<int64_t>(item) * args.n;
     const uint8_t* valid = args.valid == nullptr ? nullptr : args.valid + base;
-    const float* matrix = args.matrix + base * args.stride;
     const int blocks = cluster_blocks();
+    const Desk desk(exchange, blocks);
     const int thread = cluster_rank() * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
     const int threads = blocks * static_cast<int>(blockDim.x);
 
@@ -87,7 +131,7 @@ __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
         for (int e = 0; e < 4; ++e) {
             const int row = first + e;
             const bool is_valid = row < args.n && row_is_valid(valid, row);
-            values[v][e] = start_value<rule>(is_valid);
+            values[v][e] = row < args.n ? start_value<rule>(is_valid) : kNowhere;
             if (rule == Rule::kMaxMin && row < args.n) {
                 const uint64_t mine = pack(is_valid ? keys[e] : ordered(kInvalid), row);
                 best = mine > best ? mine : best;
@@ -98,46 +142,38 @@ __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
         const int64_t seed = args.seeds[item];
         best = candidate(0.0f, static_cast<uint32_t>(seed < 0 ? 0 : seed >= args.n ? args.n - 1 : seed));
     }
-    int pick = candidate_index(cluster_best(best, exchange, 0, blocks));
+    uint32_t pick = candidate_index(cluster_best(best, exchange, desk, 0));
 
+    const SharedPlace<uint32_t> marks(chosen);
+    const float* matrix = kept(args.matrix + base * args.stride);
     for (int step = 1; step < args.keep; ++step) {
-        const float* row = matrix + static_cast<int64_t>(pick) * args.stride;
+        const float* row = matrix + static_cast<uint64_t>(pick) * static_cast<uint32_t>(args.stride);
         // So many vectors are on their way at once; with more, registers would spill.
         constexpr int kAhead = kVectors < 4 ? kVectors : 1;
         float4 loaded[kAhead];
-        float best_value = 0.0f;
-        int best_row = -1;
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
             if (v % kAhead == 0) {
 #pragma unroll
                 for (int ahead = 0; ahead < kAhead; ++ahead) {
                     const int first = 4 * (thread + (v + ahead) * threads);
-                    loaded[ahead] = *reinterpret_cast<const float4*>(row + (first < args.n ? first : 0));
+                    loaded[ahead] = __ldcg(reinterpret_cast<const float4*>(row + (first < args.n ? first : 0)));
                 }
             }
-            if (v == 0 && threadIdx.x == 0) {
-                chosen[pick / 32] |= 1u << pick % 32;
-            }
-            const int first = 4 * (thread + v * threads);
-            if (first >= args.n) {
-                continue;
+            if (v == 0) {
+                marks.mark(static_cast<int>(pick / 32), 1u << pick % 32, threadIdx.x == 0);
             }
             const float4 four = loaded[v % kAhead];
             const float distances[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const int mine = first + e;
-                values[v][e] = mine == pick ? kTaken : accumulate<rule>(values[v][e], distances[e]);
-                // Rows come in ascending order, so a strict comparison leaves ties to the smallest index.
-                if (mine < args.n && (best_row < 0 || values[v][e] > best_value)) {
-                    best_value = values[v][e];
-                    best_row = mine;
-                }
+                const float value = accumulate<rule>(values[v][e], distances[e]);
+                const uint32_t mine = static_cast<uint32_t>(4 * (thread + v * threads) + e);
+                values[v][e] = mine == pick ? kTaken : value;
             }
         }
-        best = best_row < 0 ? 0 : candidate(best_value, best_row);
-        pick = candidate_index(cluster_best(best, exchange, step, blocks));
+        best = best_of<kVectors>(values, thread, threads);
+        pick = candidate_index(cluster_best(best, exchange, desk, step));
     }
     if (cluster_rank() != 0) {
         return;
@@ -172,15 +208,13 @@ __device__ inline void copy_kept(const PickArgs& args, int worker) {
     }
 }
 
-// Grid (blocks of all clusters). Clusters take what is to be done in the order in which they begin to run, first the picks
-// of all items: what waits, waits for what runs, wherever the GPU puts them.
+// Grid (blocks of all clusters). Clusters take what is to be done in the order in which they begin to run, first the
+// picks of all items: what waits, waits for what runs, wherever the GPU puts them.
 template <Rule rule, int kVectors>
 __global__ void __launch_bounds__(kPickThreads, 1) pick_kernel(PickArgs args) {
     __shared__ int taken;
     __shared__ Exchange exchange;
-    if (threadIdx.x < 2) {
-        exchange.mail[threadIdx.x].init();
-    }
+    exchange.init();
     wait_for_last_launch();
     if (cluster_rank() == 0 && threadIdx.x == 0) {
         taken = static_cast<int>(atomicAdd(args.begun, 1u));

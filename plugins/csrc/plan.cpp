@@ -39,8 +39,8 @@ bool uses_tensor_cores(const divprune_problem& problem, const Tuning& tuning) {
            (problem.dtype == DIVPRUNE_BFLOAT16 && tuning.architecture >= kAmpere);
 }
 
-// Cycles until a GPU has all distances. Its multiprocessors multiply or wait for the L2 cache, whichever takes longer, and
-// the one with the most blocks ends last.
+// Cycles until a GPU has all distances. Its multiprocessors multiply or wait for the L2 cache, whichever takes longer,
+// and the one with the most blocks ends last.
 double distance_cycles(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, const Plan& plan) {
     const double pairs = static_cast<double>(plan.tile) * plan.tile;
     const double multiply = pairs * plan.part / (uses_tensor_cores(problem, tuning) ? tuning.tensor : tuning.fma);

@@ -22,6 +22,8 @@ constexpr float kFar = 4.0f;
 // Below every distance and every sum of distances: rows that are not valid, and rows that are chosen.
 constexpr float kInvalid = -4.0f;
 constexpr float kTaken = -8.0f;
+// Below these: what a thread holds beyond the last row.
+constexpr float kNowhere = -16.0f;
 // Between the sums of distances (rounding may take those slightly below 0) and kInvalid.
 constexpr float kLive = -3.0f;
 // FLT_MIN: what a norm is bounded by below, so that a zero row has distance 1 to every other.
@@ -91,8 +93,8 @@ DIVPRUNE_SHARED float cosine_distance(float dot, float norm_of_smaller, float no
     return 1.0f - dot / norm_of_smaller / norm_of_larger;
 }
 
-// Columns of tiles that are walked through side by side, from row to row: what runs at a time then shares rows and columns,
-// and brings few of them into a cache.
+// Columns of tiles that are walked through side by side, from row to row: what runs at a time then shares rows and
+// columns, and brings few of them into a cache.
 constexpr int kTileColumns = 8;
 
 // Tiles of the upper triangle: those of the first columns from row to row, then those of the next.

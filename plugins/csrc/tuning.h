@@ -1,5 +1,6 @@
-// What the plan of a selection knows of a GPU: one row for each architecture, from data sheets and published measurements
-// (`bench/kernel_model.py` says what follows from them). A row holds from its architecture up to that of the next one.
+// What the plan of a selection knows of a GPU: one row for each architecture, from data sheets and published
+// measurements (`bench/kernel_model.py` says what follows from them). A row holds from its architecture up to that of
+// the next one.
 
 #pragma once
 

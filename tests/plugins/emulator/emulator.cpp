@@ -64,7 +64,8 @@ struct Warp {
 // The blocks of a cluster, which take turns: each runs until all its threads wait for the others or have returned.
 class Cluster {
 public:
-    explicit Cluster(std::vector<std::size_t> turns) : turns_(std::move(turns)), memory_(turns_.size()), barriers_(turns_.size()), left_(turns_.size()) {}
+    explicit Cluster(std::vector<std::size_t> turns)
+        : turns_(std::move(turns)), memory_(turns_.size()), barriers_(turns_.size()), left_(turns_.size()) {}
 
     std::size_t blocks() const { return turns_.size(); }
     unsigned char* memory(std::size_t rank) const { return memory_[rank]; }

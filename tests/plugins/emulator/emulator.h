@@ -2,10 +2,11 @@
 // about speed.
 //
 // Every thread of a block is a fiber; a fiber runs until it has to wait for its block or its warp. Blocks run one after
-// the other; those of a cluster each on a thread of the operating system, one at a time, so that what is thread_local to
-// it is the shared memory of one block, which the others find by its address. The order in which fibers and blocks run is
-// chosen by divprune_emulator_schedule, so a missing barrier shows as a difference between schedules. Asynchronous copies happen only when they are waited for; alignment rules of the real
-// interface are asserted; a barrier that some threads never reach ends the process with a message.
+// the other; those of a cluster each on a thread of the operating system, one at a time, so that what is thread_local
+// to it is the shared memory of one block, which the others find by its address. The order in which fibers and blocks
+// run is chosen by divprune_emulator_schedule, so a missing barrier shows as a difference between schedules.
+// Asynchronous copies happen only when they are waited for; alignment rules of the real interface are asserted; a
+// barrier that some threads never reach ends the process with a message.
 
 #pragma once
 
@@ -115,7 +116,8 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 inline void cudaGridDependencySynchronize() {}
 #endif
 
-// A block that waits for another one of its grid waits forever unless that has begun before it: here it has ended, then.
+// A block that waits for another one of its grid waits forever unless that has begun before it: here it has ended,
+// then.
 inline void __nanosleep(unsigned) { emulator::fail("a block waits for one that begins after it"); }
 inline void __syncthreads() { emulator::wait_for_block(); }
 inline void __syncwarp() { emulator::from_lane(0, 0); }
