@@ -12,6 +12,8 @@ template <class T, int kTile>
 class FmaProduct {
     using G = Geometry<kTile>;
     static constexpr int kDepth = 16;
+    // Steps of which the sums are added to those of before: rounding grows with how long a sum is.
+    static constexpr int kFold = 32;
     static constexpr int kStride = kTile + 4;
     static constexpr int kSide = kDepth * kStride;
     static constexpr int kStage = 2 * kSide;
@@ -29,13 +31,10 @@ public:
         for (int i = 0; i < kRows; ++i) {
 #pragma unroll
             for (int j = 0; j < kCols; ++j) {
-                sums_[i][j] = 0.0f;
+                sums_[i][j] = totals_[i][j] = 0.0f;
             }
         }
-#pragma unroll
-        for (float& square : squares_) {
-            square = 0.0f;
-        }
+        squares_ = total_squares_ = 0.0f;
         const int steps = (rows.end - rows.begin + kDepth - 1) / kDepth;
         Pack<T> packs[kPacks];
         fetch(rows, 0, packs);
@@ -48,12 +47,16 @@ public:
             }
             multiply(stage);
             square(stage);
+            if (step % kFold == kFold - 1) {
+                fold();
+            }
         }
+        fold();
         __syncthreads();
     }
 
     // The sum of squares of row threadIdx.x of both sets, as far as it was multiplied.
-    __device__ float squares() const { return sum_in_pairs(squares_); }
+    __device__ float squares() const { return total_squares_; }
 
     // Writes the sums to shared memory.
     __device__ void store(float* shared) const {
@@ -62,7 +65,7 @@ public:
         for (int i = 0; i < kRows; ++i) {
 #pragma unroll
             for (int j = 0; j < kCols; ++j) {
-                at[i * G::kStride + column(j)] = sums_[i][j];
+                at[i * G::kStride + column(j)] = totals_[i][j];
             }
         }
     }
@@ -100,6 +103,19 @@ private:
         }
     }
 
+    __device__ void fold() {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+            for (int j = 0; j < kCols; ++j) {
+                totals_[i][j] += sums_[i][j];
+                sums_[i][j] = 0.0f;
+            }
+        }
+        total_squares_ += squares_;
+        squares_ = 0.0f;
+    }
+
     __device__ void multiply(const float* stage) {
         const float* row_side = stage + thread_row() * kRows;
         const float* col_side = stage + kSide;
@@ -125,17 +141,21 @@ private:
         }
     }
 
+    // Added in the order in which products are, so that rounding takes the same from the norms of rows that are alike and
+    // from their product.
     __device__ void square(const float* stage) {
         const float* side = stage + threadIdx.x / kTile * kSide + threadIdx.x % kTile;
 #pragma unroll
         for (int k = 0; k < kDepth; ++k) {
             const float value = side[k * kStride];
-            squares_[k % 4] = fmaf(value, value, squares_[k % 4]);
+            squares_ = fmaf(value, value, squares_);
         }
     }
 
     float sums_[kRows][kCols];
-    float squares_[4];
+    float totals_[kRows][kCols];
+    float squares_;
+    float total_squares_;
 };
 
 }  // namespace divprune

@@ -267,11 +267,14 @@ def test_every_architecture_compiles(name: str) -> None:
         r"'(\w+)' for 'sm_(\d+)'[^']*?(\d+) bytes spill stores",
         result.stderr.replace("Function properties for", ""),
     )
-    # Picks of more than 16,384 candidates have eight vectors a thread, which no GPU holds in registers.
+    # Picks of more than 16,384 candidates have eight vectors a thread, which no GPU holds in registers; and sm_75 takes
+    # no large tiles.
     spills = {
         (int(architecture), int(size))
         for kernel, architecture, size in spilling
-        if int(size) > 0 and not ("pick_kernel" in kernel and "Li8E" in kernel)
+        if int(size) > 0
+        and not ("pick_kernel" in kernel and "Li8E" in kernel)
+        and not ("Li128E" in kernel and architecture == "75")
     }
     assert all(size <= (0 if 80 <= architecture <= 90 else 32) for architecture, size in spills), spills
     assert spilling

@@ -119,6 +119,29 @@ def test_distances(emulated: ctypes.CDLL, shape: tuple[int, int, int], dtype: st
     assert np.array_equal(found, found.transpose(0, 2, 1))
 
 
+@pytest.mark.parametrize("architecture", [800, 900])
+def test_float32_is_true_float32(emulated_libraries: dict[int, ctypes.CDLL], architecture: int) -> None:
+    """The order of additions and each rounding are the GPU's own here, as no tensor core takes part.
+
+    Rows that are nearly the same, one channel a hundred times as large as the others, and an offset that all share:
+    where norms and products are largest beside what is left of them.
+    """
+    library = plain(emulated_libraries[architecture])
+    rng = np.random.default_rng(34)
+    tokens = rng.standard_normal((1, 40, 4096)).astype(np.float32)
+    tokens[0, :10] = tokens[0, 0] + 1e-3 * tokens[0, :10]
+    tokens[0, 10:20, 7] = 100
+    tokens[0, 20:30] += 3
+    tokens[0, 31] = tokens[0, 30]
+    wide = tokens[0].astype(np.float64)
+    unit = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    wanted = 1 - unit @ unit.T
+    np.fill_diagonal(wanted, 0)
+    found = distances(library, Case("float32", tokens, np.ones((1, 40), np.bool_), 1))[0]
+    assert np.abs(found - wanted).max() < 2e-6, "a GPU is held to 3e-6"
+    assert abs(found[30, 31]) < 2e-7, "the same row twice"
+
+
 def test_large_tiles(emulated: ctypes.CDLL) -> None:
     """More of them than multiprocessors, and more rows to copy than blocks that copy."""
     emulated.divprune_emulator_device(2)
