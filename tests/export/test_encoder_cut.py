@@ -91,7 +91,7 @@ def test_a_share_is_of_the_whole_image(tmp_path: Path) -> None:
 def test_signals_of_layers_before_the_cut_are_not_offered(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tiny", vision={"num_hidden_layers": 9})
     whole, late = (plan_of(folder, signals="all", **more).signals for more in ({}, {"encoder_cut": "7:13"}))
-    assert set(whole) - set(late) == {"cls_attention_sum", "attention_object"}
+    assert set(whole) - set(late) == {"cls_attention_sum", "attention_object", "information_flow"}
     assert set(late) - set(whole) == {"origins"}
 
 
