@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import NEXT, make_checkpoint
-from exporting import Bundle, export, plan_of
+from exporting import Bundle, export, failures, plan_of
 from over_fake import over_fake
 from PIL import Image
 from qwen_checkpoints import QWEN, SHAPES, images_of, make_qwen_checkpoint
@@ -533,3 +533,17 @@ def test_trtexec_measures_no_chain(exported: Exported) -> None:
     folder = exported("fastv", "static").folder
     with refused("schedule-with-trtexec", "fastv"):
         make_job(folder, "10.16", None, None, "language", None, Path("a.png"), "what?", None, None)
+
+
+def test_a_tied_embedding_is_in_the_first_graph_and_the_last(tmp_path: Path) -> None:
+    """One looks ids up in it, the other multiplies with it: there is no graph that could do both."""
+    text = {"num_hidden_layers": LAYERS, "tie_word_embeddings": True}
+    folder = make_checkpoint(tmp_path / "tied", text=text, tied=True)
+    plans = [plan_of(folder, 20, schedule=schedule) for schedule in (None, "fastv")]
+    whole, chain = (plan.weight_bytes for plan in plans)
+    bundle = export(plans[1], tmp_path / "bundle")
+    table = plans[1].embedding_rows * plans[1].spec.decoder.hidden * 4
+    assert chain - whole == table
+    assert failures(plans[1], bundle.folder) == set()
+    answer = Pipeline(bundle.folder).ask(picture(29), QUESTIONS[0], max_tokens=STEPS, ignore_eos=True)
+    assert len(answer.token_ids) == STEPS
