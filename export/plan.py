@@ -342,7 +342,8 @@ def plan_export(
         spec = _cut_inside(spec, encoder_cut, numbering)
     offered = spec.signal_shapes()
     _check_selector(chosen, spec)
-    outputs = parse_signals(signals, {*chosen.signals, *({ORIGINS} & offered.keys())}, offered)
+    given = [name for name in offered if name != ORIGINS]
+    outputs = (*parse_signals(signals, chosen.signals, given), *({ORIGINS} & offered.keys()))
     if written.facts.for_tensorrt:
         check_for_tensorrt(precisions, block_size, dialect)
     elif capacity is not None:

@@ -21,7 +21,6 @@ ATTENTION_OBJECT = "attention_object"
 ATTENTION_RECEIVED = "attention_received"
 KEYS = "keys"
 CLS_TOKEN = "cls_token"
-ORIGINS = "origins"
 INFORMATION_FLOW = "information_flow"
 ATTENTION_GLOBAL = "attention_global"
 
@@ -32,7 +31,6 @@ SIGNALS: dict[str, str] = {
     ATTENTION_RECEIVED: "[N] attention that each patch receives in the feature layer, mean over heads and queries",
     KEYS: "[N, d] keys of the patches in the feature layer, mean over heads",
     CLS_TOKEN: "[1, D] the feature's class token after the projector",
-    ORIGINS: "[N] int64, which of the whole image's visual tokens each is, where most patches leave inside the encoder",
     INFORMATION_FLOW: "[N] share of the class token's attention and of the similarity of values, times the length of a "
     "patch's own value, averaged over the layers, each with twice the weight of the one before",
     ATTENTION_GLOBAL: "[N] attention that each patch receives in the feature layer from those that receive more than "
@@ -44,6 +42,10 @@ CLASS_TOKEN = (CLS_ATTENTION, CLS_ATTENTION_SUM, CLS_TOKEN, INFORMATION_FLOW)
 
 GLOBAL_SHARE = 39.26 / 729
 """Of all attention, what a patch receives that counts as global: VFlowOpt's 39.26 times the mean of 729 patches."""
+
+ORIGINS = "origins"
+"""No signal, but an output beside them where most patches leave inside the encoder: int64 [N], which of the visual
+tokens of the whole image each is."""
 
 NONE, ALL = "none", "all"
 

@@ -54,8 +54,6 @@ def expected_signals(spec: VitSpec, tower: Tower, project: Callable[[Array], Arr
         return np.asarray(shares * length)
 
     maps = {layer: attention(layer) for layer in looked_at}
-    # Behind a cut there are fewer rows, and what sums over it is not offered.
-    summed = [maps[i][:, 0] for i in layers.summed if maps[i].shape == maps[layers.feature].shape]
     found = {
         ATTENTION_OBJECT: maps[layers.object].mean(axis=1),
         ATTENTION_RECEIVED: maps[layers.feature].mean(axis=1),
@@ -66,6 +64,8 @@ def expected_signals(spec: VitSpec, tower: Tower, project: Callable[[Array], Arr
         total = flow(0)
         for layer in looked_at[1:] if spec.cut is None else ():
             total = (total + flow(layer)) / 2
+        # Behind a cut there are fewer rows, and what sums over it is not offered.
+        summed = [maps[i][:, 0] for i in layers.summed if maps[i].shape == maps[layers.feature].shape]
         cls = np.concatenate([states[i][:, :1] for i in spec.feature_states], axis=-1)
         found |= {
             CLS_ATTENTION: maps[layers.feature][:, 0],

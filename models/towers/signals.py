@@ -63,11 +63,9 @@ def signal_shapes(spec: VitSpec, width: int) -> dict[str, tuple[int, ...]]:
     special = {KEYS: (spec.tokens, spec.head_dim), CLS_TOKEN: (1, width)}
     layers = signal_layers(spec)
     names = [name for name in SIGNALS if spec.class_token or name not in CLASS_TOKEN]
-    if spec.cut is None:
-        names.remove(ORIGINS)
-    else:
+    if spec.cut is not None:
         first = {CLS_ATTENTION_SUM: layers.summed.start, ATTENTION_OBJECT: layers.object, INFORMATION_FLOW: 0}
-        names = [name for name in names if first.get(name, spec.cut.layer) >= spec.cut.layer]
+        names = [name for name in names if first.get(name, spec.cut.layer) >= spec.cut.layer] + [ORIGINS]
     return {name: special.get(name, (spec.tokens,)) for name in names}
 
 
