@@ -141,8 +141,8 @@ private:
         }
     }
 
-    // Added in the order in which products are, so that rounding takes the same from the norms of rows that are alike and
-    // from their product.
+    // Added in the order in which products are, so that rounding takes the same from the norms of rows that are alike
+    // and from their product.
     __device__ void square(const float* stage) {
         const float* side = stage + threadIdx.x / kTile * kSide + threadIdx.x % kTile;
 #pragma unroll

@@ -33,7 +33,8 @@ class Binding:
         self._outputs: dict[str, None] = {}
 
     def input(self, name: str, value: ort.OrtValue) -> None:
-        """Bind a tensor where it lies."""
+        """Bind a tensor where it lies; a graph that was captured knows another place."""
+        self._graph = None
         self._held[name] = value
         self._binding.bind_ortvalue_input(name, value)
 
@@ -47,7 +48,6 @@ class Binding:
         if held is None or held.shape() != list(value.shape):
             held = self._memory.empty(value.shape, value.dtype.name, on_host=name in HOST_INPUTS)
             self.input(name, held)
-            self._graph = None
         held.update_inplace(np.ascontiguousarray(value))
 
     def arrays(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -74,6 +74,7 @@ class Binding:
 
     def output(self, name: str, value: ort.OrtValue) -> None:
         """Bind a tensor that an output is written to."""
+        self._graph = None
         self._held[name] = value
         self._outputs[name] = None
         self._binding.bind_ortvalue_output(name, value)

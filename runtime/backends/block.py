@@ -61,8 +61,6 @@ class BlockSession(SlotTable):
         self._tensors = len(group.cache_tensors)
         self._views: dict[tuple[int, ...], _View] = {}
         self._prefilled: set[tuple[int, ...]] = set()
-        # What one graph of a chain hands to the next lies somewhere else each time.
-        self._captures = memory.captures and info.takes_ids and not self._handed
         # Hidden rows have no weight, but nothing times what is not a number is not a number.
         self._capacity = group.capacity or min(MORE_ROWS, info.context)
         self.block = memory.zeros(self._shape, info.cache_dtype)
@@ -120,8 +118,8 @@ class BlockSession(SlotTable):
             row[slot] = token
             if positions is not None:
                 places[slot] = positions[slot]
-        view = self._view(0, count, steady=self._captures)
-        view.run(self._feed(row, places, held, steady=self._captures), 1, held, stepped)
+        view = self._view(0, count, steady=self._steady)
+        view.run(self._feed(row, places, held, steady=self._steady), 1, held, stepped)
         lengths[stepped] += 1
         return {slot: view.outputs.read(slot) for slot in stepped}
 
@@ -157,6 +155,11 @@ class BlockSession(SlotTable):
         begin = (tensor * slots + slot) * heads * capacity * width
         return Span(self.block, self._info.cache_dtype, (count * heads, capacity, width), begin)
 
+    @property
+    def _steady(self) -> bool:
+        """Whether runs may be captured: what one graph of a chain hands to the next lies somewhere else each time."""
+        return self._memory.captures and self._info.takes_ids and not self._handed
+
     def _feed(self, ids: Ints, positions: Ints, lengths: Ints, *, steady: bool = False) -> StepInputs:
         places = along(positions, self._axes)
         step = STEPS[self._info.dialect](ids, places, lengths, self._capacity, self._info.window)
@@ -171,7 +174,7 @@ class BlockSession(SlotTable):
 
     def _prefill_view(self, slot: int, seq: int) -> _View:
         """Return a view of one slot; one to capture where such a piece came before, behind as many rows."""
-        if not self._captures:
+        if not self._steady:
             return self._view(slot, 1)
         piece = int(self.lengths[slot]), seq, int(self.visual[slot].shape()[1])
         if (slot, *piece) not in self._prefilled:

@@ -104,6 +104,19 @@ def test_answers_are_the_same(bundle: Path, steady: Pipeline, pixels: list[np.nd
     assert steady._backend.memory.captures  # type: ignore[attr-defined]
 
 
+def test_what_is_bound_anew_is_captured_anew(
+    steady: Pipeline, runs: list[dict[str, int]], pixels: list[np.ndarray]
+) -> None:
+    backend: Any = steady._backend
+    inputs = {"pixels": steady._vision.read(pixels[:1])[0].pixels}
+    backend.encode(inputs)
+    backend.encode(inputs)
+    ((binding, outputs),) = backend._steady._sets.values()
+    binding.output("visual_tokens", backend.memory.empty(outputs["visual_tokens"].shape(), "float32"))
+    binding.run()
+    assert len({run["graph"] for run in runs}) == len(runs) == 2
+
+
 def test_what_was_seen_stays(steady: Pipeline, pixels: list[np.ndarray]) -> None:
     """The buffers of the encoder are written to again, not what it gave before."""
     backend = steady._backend
