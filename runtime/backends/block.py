@@ -177,11 +177,11 @@ class BlockSession(SlotTable):
         if not self._steady:
             return self._view(slot, 1)
         piece = int(self.lengths[slot]), seq, int(self.visual[slot].shape()[1])
-        if (slot, *piece) not in self._prefilled:
-            if len(self._prefilled) < MOST_PREFILLS:
-                self._prefilled.add((slot, *piece))
-            return self._view(slot, 1)
-        return self._view(slot, 1, *piece, steady=True)
+        if (slot, *piece) in self._prefilled:
+            return self._view(slot, 1, *piece, steady=True)
+        if len(self._prefilled) < MOST_PREFILLS:
+            self._prefilled.add((slot, *piece))
+        return self._view(slot, 1)
 
     def _grow(self, rows: int) -> None:
         if rows <= self._capacity:
