@@ -1,10 +1,20 @@
-"""What the loads on servers come to: tables, and the load that is taken at a time to the first token."""
+"""What the loads on servers come to: tables, and the load that is taken at a time to the first token.
+
+``python -m bench.serve_summary`` writes those of ``bench/results/serve.json`` into ``docs/serving.md``.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from divprune_edge.files import write_whole
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PAGE = ROOT / "bench/results/serve.json", ROOT / "docs/serving.md"
+MARKS = "<!-- load -->\n", "<!-- /load -->"
 BOUNDS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 """Seconds of TTFT at its 95th percentile for which the load is reported that a server takes."""
 
@@ -69,3 +79,14 @@ def tables(found: dict[str, Any]) -> str:
         *(f"{one['label']}: {one['reason']}" for one in found["skipped"]),
     ]
     return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the tables."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+    shown = tables(json.loads(RESULTS.read_text(encoding="utf-8")))
+    write_whole(PAGE, before + MARKS[0] + shown + "\n" + MARKS[1] + rest.split(MARKS[1])[1])
+
+
+if __name__ == "__main__":
+    main()

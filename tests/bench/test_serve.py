@@ -18,7 +18,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("httpx")
 
 from bench.load import Ask, Sample, closed_loop, figures, open_loop, poisson
-from bench.serve_summary import sustained, tables
+from bench.serve_summary import MARKS, PAGE, RESULTS, sustained, tables
 
 
 @pytest.mark.slow
@@ -132,6 +132,11 @@ def test_the_load_that_is_sustained() -> None:
     assert sustained(rows, 3) == (2, False)
     assert sustained(rows[:2], 5) == (2, True)
     assert sustained([row(1, 1000), row(2, 1200, 3)], 5) == (1, False)  # who was turned away did not wait
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    shown = PAGE.read_text(encoding="utf-8").split(MARKS[0])[1].split(MARKS[1])[0]
+    assert shown == (tables(json.loads(RESULTS.read_text())) + "\n" if RESULTS.is_file() else "")
 
 
 def test_the_tables() -> None:
