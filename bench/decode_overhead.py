@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from divprune_edge.manifest import Dialect, LanguageInfo, TensorInfo
+from divprune_edge.manifest import VISUAL_TOKENS, Dialect, LanguageInfo, TensorInfo
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.engines.pool import Pool
 from divprune_edge.runtime.sampling import Sampler
@@ -87,7 +87,7 @@ def language_info(dialect: Dialect, capacity: int, vocabulary: int, layers: int)
     return LanguageInfo(
         file="language_model.onnx",
         inputs=inputs,
-        outputs=(),
+        outputs=(TensorInfo(name="logits", dtype="float32", shape=("batch", vocabulary)),),
         precision="fp16",
         dialect=dialect,
         layers=layers,
@@ -134,7 +134,9 @@ class Nothing:
 
     def limits(self, name: str, profile: int) -> Any:
         """Everything fits."""
-        return ((1, 1, 1), (1, 256 if name == "input_ids" else VISUAL, WIDTH))
+        if name == VISUAL_TOKENS:
+            return ((1, 1, 1), (1, VISUAL, WIDTH))
+        return ((1,) * 4, (1, 1, 256, 256) if name.endswith("mask") else (1, 256))
 
     def context(self, *_: Any, **__: Any) -> Any:
         """Return itself."""

@@ -68,11 +68,17 @@ class SeenImage(PlacedImage):
     Attributes:
         kept_indices: int64 [k]; which of the image's candidates they are, see
             :meth:`~divprune_edge.runtime.backends.backend.Backend.select`.
-        origins: int64 [k]; which of the visual tokens of the whole image they are, -1 for none of them.
+        of_whole: int64 [k]; which of the visual tokens of the whole image they are, -1 for none of them; None: as the
+            candidates count.
     """
 
     kept_indices: Indices
-    origins: Indices
+    of_whole: Indices | None = None
+
+    @property
+    def origins(self) -> Indices:
+        """Which of the visual tokens of the whole image they are, whatever left inside the encoder."""
+        return self.kept_indices if self.of_whole is None else self.of_whole
 
 
 @dataclass(frozen=True)
@@ -279,8 +285,8 @@ class Vision:
         self, image: ImageInput, rows: Indices, kept: Indices, origins: Indices | None = None
     ) -> SeenImage:
         """Return what was kept, at the positions that it had where the bundle keeps these."""
-        whole = kept if origins is None else np.where(kept < 0, kept, origins[kept])
-        seen = SeenImage(rows=rows, kept_indices=kept, origins=whole, spans=image.spans(kept))
+        whole = None if origins is None else np.where(kept < 0, kept, origins[kept])
+        seen = SeenImage(rows=rows, kept_indices=kept, of_whole=whole, spans=image.spans(kept))
         if self._manifest.numbering == "compact":
             return seen
         places, ahead = kept_places(image, kept, self._rows(image))

@@ -164,7 +164,10 @@ def serves(checkpoint: str, graph: str) -> bool:
     if graph not in SELECTORS:
         return {ASSEMBLE: is_tiled or has_any_size, BY_SIZE: has_any_size}.get(graph, True)
     if has_any_size:
-        return not SELECTORS[graph].signals
+        merges = (
+            SELECTORS[graph].merge is not None and facts["family"] == "qwen3_vl"
+        )  # which has stacked features
+        return not SELECTORS[graph].signals and not merges
     if is_tiled and SELECTORS[graph].raster:
         return False
     return facts.get("tower") != SIGLIP or not {*SELECTORS[graph].signals} & {*CLASS_TOKEN}

@@ -219,13 +219,14 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=[name for name in _OTHERS if name in Image.OPEN])
 
 
-def check_size(size: tuple[int, int], name: str, most_pixels: int = MAX_PIXELS) -> None:
-    """Refuse a (width, height) that is too large.
+def check_size(size: tuple[int, int], name: str, most_pixels: int | None = None) -> None:
+    """Refuse a (width, height) that is too large; None: by the bound on all images.
 
     Raises:
         UserError: it is.
     """
     width, height = size
+    most_pixels = MAX_PIXELS if most_pixels is None else most_pixels
     if max(size) > MAX_SIDE or width * height > most_pixels:
         raise UserError(
             f"{name} has {width} x {height} pixels, {_limits(most_pixels)}: make it smaller.",

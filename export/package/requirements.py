@@ -16,7 +16,6 @@ from __future__ import annotations
 from divprune_edge.models.targets import Target
 
 _PINS = {
-    "filelock": "4.3.1",
     "huggingface-hub": "2.4.0",
     "jinja2": "3.1.6",
     "markupsafe": "3.0.4",
@@ -27,8 +26,8 @@ _PINS = {
     "tokenizers": "0.23.3",
 }
 _BY_PYTHON = {
-    "3.10": {"numpy": "1.26.4", "pillow": "12.3.0", "typer": "0.29.1"},
-    "3.12": {"numpy": "2.4.6", "pillow": "13.0.0", "typer": "0.29.2"},
+    "3.10": {"filelock": "4.1.0", "numpy": "1.26.4", "pillow": "12.3.0", "typer": "0.29.1"},
+    "3.12": {"filelock": "4.3.1", "numpy": "2.4.6", "pillow": "13.0.0", "typer": "0.29.2"},
 }
 _CUDA = {"12.6": ("cuda-python", "12.6.2.post1"), "13.2": ("cuda-bindings", "13.2.0")}
 

@@ -146,7 +146,8 @@ class Encoder(threading.Thread):
         )
         job.question = question.without_media()
         job.writer = pipeline._writer(job.prompt, question.decoding, job.pieces.append)
-        tokens, facts = self._manifest.candidates, self._manifest.preprocessing
+        facts = self._manifest.preprocessing
+        tokens = self._manifest.vision_encoder.uncut or self._manifest.candidates
         places = (shown(look.image, image, tokens, facts) for look, image in zip(looks, seen, strict=True))
         job.tell(Seen(len(job.prompt), tuple(places)))
 

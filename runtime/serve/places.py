@@ -51,7 +51,7 @@ class Shown:
 
 def shown(image: ImageInput, seen: SeenImage, candidates: int, facts: Preprocessing) -> Shown:
     """Return where what was kept of an image lies; ``candidates`` of one whose single tile's tokens are its rows."""
-    kept = tuple(seen.kept_indices.tolist())
+    kept = tuple(seen.origins.tolist())
     made = image.assembly
     if made is None:
         for first in (0, 1):

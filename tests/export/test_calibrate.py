@@ -142,5 +142,5 @@ def test_nothing_to_calibrate_is_refused(
     with refused("calibration-images-missing"):
         calibrated(plan, tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with refused("image-format-unknown", "broken.png", "8 bytes"):
+    with refused("image-format-unknown", "broken.png", "TIFF"):
         calibrated(plan, tmp_path)

@@ -221,7 +221,7 @@ def test_an_image_that_is_none(checkpoint: Callable[[str], Path], photos: Path, 
     folder = tmp_path / "photos"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"no image")
-    with refused("image-format-unknown", "broken.png", "8 bytes"):
+    with refused("image-format-unknown", "broken.png", "TIFF"):
         fit_schedule(plan_of(checkpoint("plain")), request(folder), tmp_path / "fit.json", Silent())
 
 

@@ -59,6 +59,13 @@ class StripesSpec:
     def signal_shapes(self) -> dict[str, tuple[int, ...]]:
         return {}
 
+    @property
+    def encoder_cut(self) -> None:
+        return None
+
+    def with_encoder_cut(self, layer: int, keep: int) -> StripesSpec:
+        return self
+
     def for_images(self, facts: Preprocessing) -> StripesSpec:
         return self
 

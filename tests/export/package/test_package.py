@@ -270,7 +270,7 @@ def test_the_command_line_without_the_lab(installed: Path, unpacked: Path) -> No
 
 
 def test_the_names_of_the_lab() -> None:
-    own = {"ask", "batch", "build", "info"}
+    own = {"ask", "batch", "build", "info", "serve", "triton"}
     assert {command.name for command in runtime_app.registered_commands} - own - {None} == set(LAB_COMMANDS)
 
 
