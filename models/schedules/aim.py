@@ -20,10 +20,8 @@ from divprune_edge.models.schedules.method import (
     View,
     Watch,
     best_of,
-    cuts_by_share,
-    scaled,
+    published_shares,
 )
-from divprune_edge.models.schedules.schedule import Cut
 
 STAGES = {14 + i: 0.875 - i / 8 for i in range(8)}
 SHARPNESS = 10.0
@@ -58,14 +56,10 @@ def write_importance(ops: Ops, layer: LayerGraph) -> Any:
     return ops.op("Squeeze", visual, ops.constant([1]))
 
 
-def _published(layers: int, visual: int) -> tuple[Cut, ...]:
-    return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in STAGES.items()})
-
-
 AIM = Method(
     name="aim",
     citation="Zhong et al., AIM, ICCV 2025, arXiv 2412.03248, pruning",
-    published=_published,
+    published=published_shares(STAGES),
     picks=best_of("importance"),
     watches=(Watch("importance", importance, write_importance),),
     numbering="original",

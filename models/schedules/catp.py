@@ -22,10 +22,8 @@ from divprune_edge.models.schedules.method import (
     View,
     Watch,
     best,
-    cuts_by_share,
-    scaled,
+    published_shares,
 )
-from divprune_edge.models.schedules.schedule import Cut
 
 LAYER, SHARE, WEIGHT = 6, 0.222, 0.6
 TINY = float(np.finfo(np.float32).tiny)
@@ -58,14 +56,10 @@ def catp_picks(values: Values, visual: int, keep: int) -> Indices:
     return best(grown + np.float32(WEIGHT) * values["likeness"], keep)
 
 
-def _published(layers: int, visual: int) -> tuple[Cut, ...]:
-    return cuts_by_share(visual, {scaled(LAYER, layers): SHARE})
-
-
 CATP = Method(
     name="catp",
     citation="Li et al., CATP, AAAI 2026, arXiv 2508.07871, stage 2",
-    published=_published,
+    published=published_shares({LAYER: SHARE}),
     picks=catp_picks,
     watches=(
         Watch("attention", last_attention, write_last_attention, offset=1),

@@ -8,20 +8,15 @@ the layers remove 30 % of what is there.
 from __future__ import annotations
 
 from divprune_edge.models.schedules.fastv import last_attention, write_last_attention
-from divprune_edge.models.schedules.method import Method, Watch, best_of, cuts_by_share, scaled
-from divprune_edge.models.schedules.schedule import Cut
+from divprune_edge.models.schedules.method import Method, Watch, best_of, published_shares
 
 STAGES = {10: 0.7, 19: 0.7**2, 29: 0.7**3}
-
-
-def _published(layers: int, visual: int) -> tuple[Cut, ...]:
-    return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in STAGES.items()})
 
 
 LAZYLLM = Method(
     name="lazyllm",
     citation="Fu et al., LazyLLM, 2024, arXiv 2407.14057",
-    published=_published,
+    published=published_shares(STAGES),
     picks=best_of("attention"),
     watches=(Watch("attention", last_attention, write_last_attention),),
     numbering="original",

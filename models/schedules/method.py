@@ -222,3 +222,12 @@ def cuts_by_share(visual: int, shares: Mapping[int, float]) -> tuple[Cut, ...]:
 def scaled(layer: int, layers: int, of: int = 32) -> int:
     """Return where a cut before a layer of a model of 32 layers lies in one of ``layers``, 1 to layers - 1."""
     return min(max(1, round(layer * layers / of)), layers - 1)
+
+
+def published_shares(stages: Mapping[int, float]) -> Callable[[int, int], tuple[Cut, ...]]:
+    """Return a :attr:`Method.published`: before a layer of a model of 32 -> which share of the tokens is left."""
+
+    def published(layers: int, visual: int) -> tuple[Cut, ...]:
+        return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in stages.items()})
+
+    return published

@@ -9,20 +9,15 @@ heads after the softmax. Positions are counted anew after each cut.
 from __future__ import annotations
 
 from divprune_edge.models.schedules.fastv import last_attention, write_last_attention
-from divprune_edge.models.schedules.method import Method, Watch, best_of, cuts_by_share, scaled
-from divprune_edge.models.schedules.schedule import Cut
+from divprune_edge.models.schedules.method import Method, Watch, best_of, published_shares
 
 STAGES = {8: 0.5, 16: 0.25, 24: 0.125}
-
-
-def _published(layers: int, visual: int) -> tuple[Cut, ...]:
-    return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in STAGES.items()})
 
 
 PYRAMIDDROP = Method(
     name="pyramiddrop",
     citation="Xing et al., CVPR 2025, arXiv 2410.17247",
-    published=_published,
+    published=published_shares(STAGES),
     picks=best_of("attention"),
     watches=(Watch("attention", last_attention, write_last_attention, offset=1),),
     numbering="compact",

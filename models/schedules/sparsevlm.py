@@ -20,10 +20,8 @@ from divprune_edge.models.schedules.method import (
     View,
     Watch,
     best_of,
-    cuts_by_share,
-    scaled,
+    published_shares,
 )
-from divprune_edge.models.schedules.schedule import Cut
 
 STAGES = {3: 300 / 576, 7: 200 / 576, 16: 110 / 576}
 
@@ -56,14 +54,10 @@ def write_raters_attention(ops: Ops, layer: LayerGraph) -> Any:
     return ops.op("Squeeze", ops.op("MatMul", weights, attention), first)
 
 
-def _published(layers: int, visual: int) -> tuple[Cut, ...]:
-    return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in STAGES.items()})
-
-
 SPARSEVLM = Method(
     name="sparsevlm",
     citation="Zhang et al., SparseVLM, ICML 2025, arXiv 2410.04417",
-    published=_published,
+    published=published_shares(STAGES),
     picks=best_of("raters"),
     watches=(Watch("raters", raters_attention, write_raters_attention),),
     numbering="compact",

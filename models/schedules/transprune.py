@@ -24,10 +24,9 @@ from divprune_edge.models.schedules.method import (
     View,
     Watch,
     best,
-    cuts_by_share,
+    published_shares,
     scaled,
 )
-from divprune_edge.models.schedules.schedule import Cut
 
 STAGES = {7: 0.875, 9: 0.625, 12: 0.125}
 EPSILON = 1e-8
@@ -95,14 +94,10 @@ def transprune_picks(values: Values, visual: int, keep: int) -> Indices:
     return best(asked / (asked.sum() + EPSILON) + turned / (turned.sum() + EPSILON), keep)
 
 
-def _published(layers: int, visual: int) -> tuple[Cut, ...]:
-    return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in STAGES.items()})
-
-
 TRANSPRUNE = Method(
     name="transprune",
     citation="Li et al., TransPrune, CVPR 2026, arXiv 2507.20630",
-    published=_published,
+    published=published_shares(STAGES),
     picks=transprune_picks,
     watches=(
         Watch("transition", transition, write_transition, summed=True),

@@ -77,12 +77,17 @@ def write_prumerge(
     ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *, cls_attention: Any, keys: Any
 ) -> Any:
     """Write the picks: int64 [b, K]."""
-    shape = ops.op("Concat", ops.op("Shape", valid, start=0, end=1), ops.constant([1]), axis=0)
-    rest = ops.op("Expand", ops.constant([[REST]]), shape)
+    rest = write_rest(ops, valid)
     if keep == 1:
         return rest
     chosen = write_ascending(ops, write_top(ops, cls_attention, valid, keep - 1), keep - 1)
     return ops.op("Concat", rest, chosen, axis=1)
+
+
+def write_rest(ops: Ops, valid: Any) -> Any:
+    """Write the pick that stands for all tokens which are not kept: int64 [b, 1]."""
+    shape = ops.op("Concat", ops.op("Shape", valid, start=0, end=1), ops.constant([1]), axis=0)
+    return ops.op("Expand", ops.constant([[REST]]), shape)
 
 
 def write_merge(

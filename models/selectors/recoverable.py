@@ -24,6 +24,7 @@ from divprune_edge.models.selectors.prumerge import (
     gathered,
     weighed,
     write_gathered,
+    write_rest,
     write_weighed,
 )
 from divprune_edge.models.selectors.ranking import top_picks, write_ascending, write_members, write_top
@@ -83,8 +84,7 @@ def write_recoverable(
     ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *, cls_attention: Any, keys: Any
 ) -> Any:
     """Write the picks: int64 [b, K]."""
-    shape = ops.op("Concat", ops.op("Shape", valid, start=0, end=1), ops.constant([1]), axis=0)
-    rest = ops.op("Expand", ops.constant([[REST]]), shape)
+    rest = write_rest(ops, valid)
     if keep == 1:
         return rest
     groups = _write_parts(ops, valid, candidates, keep, cls_attention, keys)
