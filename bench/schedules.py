@@ -4,7 +4,7 @@ The demo checkpoint of LLaVA's architecture answers its held-out questions. At e
 operations on visual tokens: divprune alone; one cut between its four layers, by every method; and both, where
 divprune leaves some of the tokens to begin with. ``random`` and ``uniform`` choose by nothing at the same cut.
 Recipes fitted to 36 other images (FitPrune) have up to three cuts. All settings are asked the same question in turn,
-so that their times to the first token compare; a run that was interrupted goes on.
+so that the times of their prefills compare; a run that was interrupted goes on.
 """
 
 from __future__ import annotations
