@@ -107,7 +107,7 @@ class Fetcher:
                         f"The image at '{host}' has more than {self._limits.image_bytes} bytes.",
                         code="image-too-large",
                     )
-            if timer.finished.is_set():
+            if connection.was_cut:
                 raise TimeoutError
             return bytes(data)
         except (OSError, http.client.HTTPException) as error:
@@ -127,6 +127,7 @@ class _Pinned(http.client.HTTPSConnection):
         super().__init__(host, PORT, timeout=SECONDS, context=trust)
         self._address, self._trust = address, trust
         self._held: ssl.SSLSocket | None = None
+        self.was_cut = False
 
     def connect(self) -> None:
         """Call the address, whatever the name says by now."""
@@ -137,6 +138,7 @@ class _Pinned(http.client.HTTPSConnection):
 
     def cut(self) -> None:
         """End it from another thread: a host that sends a byte a second would go on for ever."""
+        self.was_cut = True  # First: who reads is woken by what follows, and takes the end for the image's.
         if self._held is not None:
             with suppress(OSError):
                 self._held.shutdown(socket.SHUT_RDWR)
