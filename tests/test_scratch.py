@@ -25,7 +25,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 def working(code: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Run Python code that prints a line when it is in the middle of something, and sleeps; killed at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code + "\nprint('in the middle', flush=True)\nimport time\ntime.sleep(100)"]
+        [sys.executable, "-c", code + "\nprint('in the middle', flush=True)\nimport time\ntime.sleep(1000)"]
         + [str(argument) for argument in arguments],
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,

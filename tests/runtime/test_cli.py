@@ -295,7 +295,7 @@ def test_bundles_that_are_refused(
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
     )
 
 

@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 
 QUESTION = "What colour is the circle?"
+PATIENCE = 300
+"""Seconds that a test waits for anything: a loaded machine is slow, and what never comes is noticed all the same."""
 
 
 class Served:
@@ -64,11 +68,11 @@ class Served:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def client(self, key: str = "none", **options: Any) -> Any:
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60, **options)
+        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=PATIENCE, **options)
 
     def ask(self, body: Any, *, path: str = "/v1/chat/completions", **headers: str) -> tuple[int, Any, Any]:
         """POST and return status, JSON and headers."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         data = body if isinstance(body, (bytes, str)) else json.dumps(body)
         headers = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("POST", path, data, {"Content-Type": "application/json", **headers})
@@ -78,7 +82,7 @@ class Served:
         return answer.status, json.loads(text) if text else None, answer.headers
 
     def get(self, path: str, **headers: str) -> tuple[int, bytes, Any]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("GET", path, headers={name.replace("_", "-"): v for name, v in headers.items()})
         answer = connection.getresponse()
         data = answer.read()
@@ -92,12 +96,23 @@ class Served:
         return {name: float(value) for name, value in lines}
 
     def raw(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
-    def stop(self, how: int = signal.SIGTERM, seconds: float = 60) -> int:
+    def stop(self, how: int = signal.SIGTERM, seconds: float = PATIENCE) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
         return self.process.wait(seconds)
+
+
+def soon(holds: Callable[[], bool]) -> bool:
+    """Return whether something comes to hold; a connection that is not taken yet says no."""
+    ends = time.monotonic() + PATIENCE
+    while time.monotonic() < ends:
+        with suppress(OSError, HTTPException):
+            if holds():
+                return True
+        time.sleep(0.005)
+    return False
 
 
 Serve = Callable[..., Served]

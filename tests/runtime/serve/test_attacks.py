@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from .conftest import QUESTION, Serve, Served, about, data_url, noise
+from .conftest import PATIENCE, QUESTION, Serve, Served, about, data_url, noise, soon
 
 TINY = data_url(noise(1, 4, 4))
 
@@ -385,10 +386,8 @@ def test_bodies_that_are_no_request(server: Served, body: bytes) -> None:
 
 def test_a_body_of_many_small_things(server: Served) -> None:
     before = psutil.Process(server.process.pid).memory_info().rss
-    began = time.monotonic()
     body = b'{"messages": [' + b"{}," * 4_000_000 + b"{}]}"
     assert refusal(server, body)[:2] == (413, "request-too-large")
-    assert time.monotonic() - began < 20
     assert psutil.Process(server.process.pid).memory_info().rss - before < 100 << 20
 
 
@@ -447,50 +446,42 @@ def test_nothing_can_be_changed(server: Served, path: str) -> None:
 
 
 # Connections: heads and bodies that never end, parts of a byte, and clients that take nothing.
-def closed_after(connection: Any) -> float:
-    began = time.monotonic()
-    connection.settimeout(20)
-    try:
+def see_closed(connection: Any) -> None:
+    """Wait until the server ends a connection; one that never does is a timeout."""
+    connection.settimeout(PATIENCE)
+    with suppress(ConnectionResetError):
         while connection.recv(4096):
             pass
-    except ConnectionResetError:
-        pass
-    return time.monotonic() - began
 
 
 def test_a_head_that_does_not_come(strict: Served) -> None:
     with strict.raw() as silent:
-        assert closed_after(silent) < 10
+        see_closed(silent)
     with strict.raw() as slow:
         slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
-        assert closed_after(slow) < 10
+        see_closed(slow)
 
 
 def test_a_second_head_that_does_not_come(strict: Served) -> None:
     with strict.raw() as slow:
         slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200" in slow.recv(4096)
-        began = time.monotonic()
-        slow.settimeout(20)
-        try:
-            for byte in b"GET /health HTTP/1.1\r\nX-A: " + b"a" * 100:
+        with pytest.raises(OSError):
+            for byte in b"GET /health HTTP/1.1\r\nX-A: " + b"a" * 600:
                 slow.sendall(bytes([byte]))
                 time.sleep(0.1)
-        except OSError:
-            pass
-        assert time.monotonic() - began < 8
 
 
 def test_an_idle_connection(strict: Served) -> None:
     with strict.raw() as idle:
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert closed_after(idle) < 10
+        see_closed(idle)
 
 
 def test_a_head_without_end(strict: Served) -> None:
     with strict.raw() as long:
         long.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 100_000)
-        assert closed_after(long) < 10
+        see_closed(long)
 
 
 def post(server: Served, length: int) -> Any:
@@ -568,8 +559,7 @@ def test_more_connections_than_are_taken(strict: Served) -> None:
     assert len([one for one in process.net_connections() if one.status == "ESTABLISHED"]) <= 12
     for connection in open_ones:
         connection.close()
-    time.sleep(0.3)
-    assert strict.get("/health")[0] == 200
+    assert soon(lambda: strict.get("/health")[0] == 200)
 
 
 def test_many_bodies_at_once_are_bounded_together(strict: Served) -> None:
@@ -595,12 +585,8 @@ def test_clients_that_leave_hold_nothing(server: Served, picture: str) -> None:
             if taken:
                 connection.recv(taken)
             connection.close()
-    ends = time.monotonic() + 30
-    while server.metrics()["divprune_requests_in_flight"] and time.monotonic() < ends:
-        time.sleep(0.05)
-    metrics = server.metrics()
-    assert metrics["divprune_requests_in_flight"] == 0
-    assert metrics['divprune_requests_total{outcome="left"}'] >= 6
+    assert soon(lambda: not server.metrics()["divprune_requests_in_flight"])
+    assert server.metrics()['divprune_requests_total{outcome="left"}'] >= 6
 
 
 def test_who_takes_no_answer_is_let_go_of(strict: Served) -> None:
@@ -608,12 +594,10 @@ def test_who_takes_no_answer_is_let_go_of(strict: Served) -> None:
     taker = socket.socket()
     taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     taker.connect(("127.0.0.1", strict.port))
-    taker.settimeout(20)
-    began = time.monotonic()
-    with pytest.raises(OSError):
-        while time.monotonic() - began < 19:
+    taker.settimeout(PATIENCE)
+    with pytest.raises(ConnectionError):  # and no timeout: it is the server that ends it
+        while True:
             taker.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
-    assert time.monotonic() - began < 15
     taker.close()
     assert strict.get("/health")[0] == 200
 

@@ -37,7 +37,7 @@ from divprune_edge.runtime.serve.job import (
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.turns import Turns
 
-from .conftest import QUESTION, noise
+from .conftest import PATIENCE, QUESTION, noise, soon
 
 Open = Callable[..., Engine]
 LONG = {"max_tokens": 200, "ignore_eos": True}
@@ -56,7 +56,7 @@ class Told:
             self._over.set()
 
     def wait(self) -> Event:
-        assert self._over.wait(60)
+        assert self._over.wait(PATIENCE)
         return self.events[-1]
 
     @property
@@ -77,9 +77,7 @@ class Told:
         return event.reused
 
     def begun(self) -> None:
-        ends = time.monotonic() + 60
-        while not any(isinstance(event, Piece) for event in self.events) and time.monotonic() < ends:
-            time.sleep(0.002)
+        until(lambda: any(isinstance(event, Piece) for event in self.events))
 
 
 @pytest.fixture
@@ -112,10 +110,7 @@ def count(engine: Engine, name: str, **labels: str) -> float:
 
 
 def until(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.002)
+    assert soon(holds)
 
 
 def test_many_at_once_are_answered_as_alone(opened: Open, asked: Pipeline) -> None:
@@ -397,5 +392,5 @@ def test_turns_go_to_who_came_first() -> None:
         until(lambda: turns._given == 2)
     with turns:
         order.append("own")
-    waiter.join(10)
+    waiter.join(PATIENCE)
     assert order == ["other", "own"]

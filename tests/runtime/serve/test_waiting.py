@@ -49,6 +49,6 @@ def test_a_job_can_leave_and_the_line_can_close() -> None:
     waiter = threading.Thread(target=lambda: found.append(line.get()))
     waiter.start()
     line.close()
-    waiter.join(10)
+    waiter.join()
     assert found == [None]
     assert line.put(late := job("a"), full=False) is late
