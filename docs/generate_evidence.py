@@ -1,7 +1,7 @@
-"""Write the tables of what is known, and how, from ``docs/evidence.toml`` into README, CONTRIBUTING and docs/*.md.
+"""Write what is known, and how, from ``docs/evidence.toml`` into README and ``docs/evidence.md``.
 
-A table stands between ``<!-- evidence: NAME -->`` and ``<!-- /evidence -->``, where NAME is ``levels``, ``summary``, or
-the components whose statements it lists: ``make evidence``.
+It stands between ``<!-- evidence: NAME -->`` and ``<!-- /evidence -->``, where NAME is ``levels``, ``summary``, or
+``components`` for a section of each: ``make evidence``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "docs" / "evidence.toml"
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")))
-MARKED = re.compile(r"(?<=<!-- evidence: )([\w, -]+?)( -->\n).*?(?=<!-- /evidence -->)", re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "evidence.md")
+MARKED = re.compile(r"(?<=<!-- evidence: )(\w+)( -->\n).*?(?=<!-- /evidence -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,16 @@ class Component:
     page: str
     known: tuple[Known, ...]
 
+    @property
+    def heading(self) -> str:
+        """The title as a sentence begins."""
+        return self.title[0].upper() + self.title[1:]
+
+    @property
+    def anchor(self) -> str:
+        """What a heading is linked by."""
+        return re.sub(r"[^\w -]", "", self.title.lower()).replace(" ", "-")
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -52,21 +62,22 @@ class Evidence:
     targets: dict[str, tuple[str, str]]
     components: dict[str, Component]
 
-    def table(self, name: str) -> str:
-        """Return the table that a marker asks for."""
+    def text(self, name: str) -> str:
+        """Return what a marker asks for."""
         if name == "levels":
             return _table(["level", "meaning"], self.levels.items())
         if name == "summary":
-            rows = ([f"[{c.title}](docs/{c.page})", *self._last(c)] for c in self.components.values())
+            rows = (
+                [f"[{c.title}](docs/evidence.md#{c.anchor})", *self._last(c)]
+                for c in self.components.values()
+            )
             return _table(["", *(f"{title} ({sm})" for title, sm in self.targets.values())], rows)
-        components = [self.components[part] for part in name.split(", ")]
-        first = 0 if len(components) > 1 else 1  # a single part needs no column of its own
-        statements = (
-            [component.title, known.what, known.how, self._architectures(known), known.level][first:]
-            for component in components
-            for known in component.known
-        )
-        return _table(["part", "statement", "how it is known", "for", "level"][first:], statements)
+        return "\n".join(map(self._section, self.components.values()))
+
+    def _section(self, component: Component) -> str:
+        rows = ([known.what, known.how, self._architectures(known), known.level] for known in component.known)
+        table = _table(["statement", "how it is known", "for", "level"], rows)
+        return f"## {component.heading}\n\nDescribed in [{component.page}]({component.page}).\n\n{table}"
 
     def _last(self, component: Component) -> list[str]:
         order = list(self.levels)
@@ -107,7 +118,7 @@ def read(path: Path = DATA) -> Evidence:
 
 def rewritten(text: str, evidence: Evidence) -> str:
     """Return a page with its tables as the data has them."""
-    return MARKED.sub(lambda found: f"{found[1]}{found[2]}{evidence.table(found[1])}", text)
+    return MARKED.sub(lambda found: f"{found[1]}{found[2]}{evidence.text(found[1])}", text)
 
 
 def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
