@@ -343,6 +343,11 @@ class LanguageInfo(GraphInfo):
         )
 
     @property
+    def parts(self) -> tuple[LanguageInfo, ...]:
+        """Return its graphs in order, each as :meth:`segment` does; itself where it is one."""
+        return tuple(self.segment(index) for index in range(len(self.segments))) or (self,)
+
+    @property
     def groups(self) -> tuple[LayerGroup, ...]:
         """All layers, in order; one group where every token passes all of them."""
         if self.schedule is not None:

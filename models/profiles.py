@@ -18,6 +18,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import (
     GraphInfo,
     LanguageInfo,
+    LayerGroup,
     Manifest,
     SelectorInfo,
     Strict,
@@ -170,21 +171,23 @@ def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
 
 
 def language_profiles(
-    info: GraphInfo, limits: Limits, capacity: int | None = None, *, apart: bool = True
+    info: GraphInfo, limits: Limits, group: LayerGroup | None = None, *, apart: bool = True
 ) -> tuple[Profile, ...]:
     """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights; or one for both.
 
-    ``info`` is the language model, or a graph of a chain, whose cache has ``capacity`` rows.
+    ``info`` is the language model, or a graph of a chain, which has the layers of ``group``.
     """
+    capacity, fewer = (None, 0) if group is None else (group.capacity, group.fewer)
     longest = min(limits.max_prompt, capacity or limits.max_prompt)
-    typical = min(longest, limits.kept[1] + QUESTION)
+    there = max(0, limits.kept[1] - fewer)
+    typical = min(longest, there + QUESTION)
     one, all_slots = (1, 1, 1), (1, limits.slots, limits.slots)
     # What a schedule's method is asked for is one row of nothing in decode.
     rows = dict.fromkeys(
         ("scored", "keys", *(f"{name}_rows" for name in ("asked", "text", "visual", "all"))), one
     )
     sizes = {"batch": one, "visual": limits.kept, **rows}
-    few, many = (1, min(limits.kept[1], longest), longest), (1, typical, capacity or longest)
+    few, many = (1, max(1, min(there, longest)), longest), (1, typical, capacity or longest)
     asked = {name: many if name == "keys" else few for name in rows}
     prefill = {**sizes, **asked, "seq": (1, typical, longest)}
     if not apart:

@@ -519,7 +519,7 @@ class FakeEngines:
             if manifest.assemble is not None:
                 plans[ASSEMBLE] = self._plan(manifest.assemble, assemble_profiles(manifest))
             for name, graph, group in zip(language_engines(info), info.graphs, info.groups, strict=True):
-                profiles = language_profiles(graph, self.limits, group.capacity, apart=self.apart)
+                profiles = language_profiles(graph, self.limits, group, apart=self.apart)
                 plans[name] = self._plan(graph, profiles)
         if selector is not None and not self.kernel:
             plans[selector.id] = self._plan(selector, selector_profiles(selector))

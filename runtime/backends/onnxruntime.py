@@ -169,8 +169,8 @@ class OnnxRuntimeBackend:
             from divprune_edge.runtime.backends.chain import ChainSession
 
             groups = [
-                kind(self._session(graph), self.memory, info.segment(i), group, slots)
-                for i, (graph, group) in enumerate(zip(info.graphs, info.groups, strict=True))
+                kind(self._session(graph), self.memory, part, group, slots)
+                for graph, part, group in zip(info.graphs, info.parts, info.groups, strict=True)
             ]
             return ChainSession(groups, self.memory, info)
         (group,) = info.groups

@@ -340,10 +340,9 @@ class TensorRtBackend:
 
     def _open_language(self, images: int) -> list[TensorRtLanguage]:
         info = self._bundle.manifest.language_model
-        parts = [info] if info.schedule is None else [info.segment(i) for i in range(len(info.segments))]
         return [
             TensorRtLanguage(self._device, self._plans[name], part, group, images)
-            for name, part, group in zip(language_engines(info), parts, info.groups, strict=True)
+            for name, part, group in zip(language_engines(info), info.parts, info.groups, strict=True)
         ]
 
     def _require(self, needed: Mapping[str, int]) -> None:

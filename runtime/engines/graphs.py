@@ -106,7 +106,7 @@ def graphs_of(
     profiles = vision_profiles(manifest, apart=edition.shares_weights)
     graphs.append(Graph(VISION, vision.file, vision.data, profiles, plugin=False))
     for name, graph, group in zip(language_engines(language), language.graphs, language.groups, strict=True):
-        profiles = language_profiles(graph, limits, group.capacity, apart=edition.shares_weights)
+        profiles = language_profiles(graph, limits, group, apart=edition.shares_weights)
         graphs.append(Graph(name, graph.file, graph.data, profiles, plugin=False))
     return graphs
 

@@ -22,7 +22,6 @@ from divprune_edge.models.cost import DecoderFlops
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
 from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.lab.profiling.roofline import DECODE, costs
-from divprune_edge.runtime.lab.trtexec.job import make_job
 
 LAYERS, STEPS = 6, 8
 QUESTIONS = ("what is in the picture?", "how many red circle are there?")
@@ -519,6 +518,13 @@ def test_what_leaves_is_not_counted(exported: Exported) -> None:
     )
     step = sum(n * (parts.of(1, 34 - (30 - tokens)) - parts.logits) for n, tokens in layers) / LAYERS
     assert abs(found[DECODE].flops - parts.logits - step) <= 1
+    for stage in ("prefill", DECODE):
+        each = [found.pop(f"{stage}.{i}") for i in range(len(layers))]
+        assert sum(one.flops for one in each) == found[stage].flops
+        assert sum(one.bytes for one in each) == found[stage].bytes
+        per_layer = [one.flops / count for one, (count, _) in zip(each[:-1], layers, strict=False)]
+        assert per_layer == sorted(per_layer, reverse=True), "less where fewer are left"
+    assert not any(name.endswith((".0", ".1")) for name in found)
 
 
 def cost_difference(exported: Exported) -> int:
@@ -527,12 +533,6 @@ def cost_difference(exported: Exported) -> int:
         exported(name).manifest.language_model.cost.weight_bytes for name in (None, "pyramiddrop")
     )
     return int(whole - chain)
-
-
-def test_trtexec_measures_no_chain(exported: Exported) -> None:
-    folder = exported("fastv", "static").folder
-    with refused("schedule-with-trtexec", "fastv"):
-        make_job(folder, "10.16", None, None, "language", None, Path("a.png"), "what?", None, None)
 
 
 def test_a_tied_embedding_is_in_the_first_graph_and_the_last(tmp_path: Path) -> None:

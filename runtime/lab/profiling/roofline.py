@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from divprune_edge.manifest import GraphInfo, Manifest, Precision, SelectorInfo
+from divprune_edge.manifest import GraphInfo, LanguageCost, Manifest, Precision, SelectorInfo
 from divprune_edge.models.cost import DecoderFlops, max_min_flops
 from divprune_edge.models.dialects import row_bytes
 from divprune_edge.models.targets import Target
@@ -112,6 +112,8 @@ def costs(
 ) -> dict[str, StageCost]:
     """Return the cost of each stage that has one; bundles of older exports state none for vision and language.
 
+    Of a language model that is a chain, ``prefill.0`` and so on are those of each graph.
+
     Args:
         bundle: the bundle.
         selector: None keeps every visual token.
@@ -135,25 +137,37 @@ def costs(
         moved = picks * (selector.candidates + selector.keep) * token_row
         found["select"] = StageCost(flops, moved, "fp32")
     if language.cost is not None:
-        cost = language.cost
-        parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
-        row = row_bytes(language.kv_heads, language.head_dim, np.dtype(language.cache_dtype).itemsize)
+        behind = prompt_tokens + answer_tokens // 2
+        for stage, new, cached in (("prefill", prompt_tokens, 0), (DECODE, 1, behind)):
+            each = _steps(manifest, language.cost, selector, new, cached)
+            flops, moved = sum(one.flops for one in each), sum(one.bytes for one in each)
+            found[stage] = StageCost(flops, moved, language.precision)
+            if language.schedule is not None:
+                found |= {f"{stage}.{i}": one for i, one in enumerate(each)}
+    return found
 
-        def step(new: int, cached: int) -> StageCost:
-            # A cache of fixed size is read whole, however little of it is filled.
-            rows, flops = 0, 0.0
-            # What leaves before a group of layers is neither computed there nor in its cache.
-            seen = [manifest.visual_tokens(selector)]
-            there = [max(1, n) for n in language.group_tokens(cached or new, seen)]
-            for group, tokens in zip(language.groups, there, strict=True):
-                mine, held = (new, tokens) if cached else (tokens, 0)
-                rows += group.layers * (mine + (group.capacity or held))
-                flops += (parts.of(mine, held) - parts.logits) * group.layers / language.layers
-            moved = cost.weight_bytes + row * rows + new * token_row
-            return StageCost(round(flops) + parts.logits, moved, language.precision)
 
-        found["prefill"] = step(prompt_tokens, 0)
-        found[DECODE] = step(1, prompt_tokens + answer_tokens // 2)
+def _steps(
+    manifest: Manifest, cost: LanguageCost, selector: SelectorInfo | None, new: int, cached: int
+) -> list[StageCost]:
+    """Return what each graph of the language model costs in a step of ``new`` tokens behind ``cached`` ones."""
+    language = manifest.language_model
+    parts = DecoderFlops(cost.token_flops, cost.pair_flops, cost.logits_flops)
+    row = row_bytes(language.kv_heads, language.head_dim, np.dtype(language.cache_dtype).itemsize)
+    # What leaves before a group of layers is neither computed there nor in its cache.
+    there = [max(1, n) for n in language.group_tokens(cached or new, [manifest.visual_tokens(selector)])]
+    # The first graph has the table that ids are looked up in, which is not read whole.
+    behind = [_stored(manifest, graph) for graph in language.graphs[1:]]
+    weights = [cost.weight_bytes - sum(behind), *behind]
+    entering = new * manifest.vision_encoder.width * np.dtype(manifest.token_dtype).itemsize
+    found = []
+    for group, tokens, own in zip(language.groups, there, weights, strict=True):
+        mine, held = (new, tokens) if cached else (tokens, 0)
+        last = group.first + group.layers == language.layers
+        flops = (parts.of(mine, held) - parts.logits) * group.layers // language.layers + last * parts.logits
+        # A cache of fixed size is read whole, however little of it is filled.
+        moved = own + row * group.layers * (mine + (group.capacity or held)) + entering * (group.first == 0)
+        found.append(StageCost(flops, moved, language.precision))
     return found
 
 

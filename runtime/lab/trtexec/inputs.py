@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,18 @@ from divprune_edge.models.profiles import (
     PREFILL,
     VISION,
     fitting,
+    language_engines,
     vision_profiles,
 )
-from divprune_edge.models.steps import STEPS
 from divprune_edge.processing.clips import Video
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.processing.patches import ROWS
 from divprune_edge.processing.prompt import user_turn
 from divprune_edge.runtime.backends import Encoded
-from divprune_edge.runtime.backends.session import along, check_room
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.lab.trtexec.lines import CACHES, Files, Stage
+from divprune_edge.runtime.lab.trtexec.lines import Files, Stage
+from divprune_edge.runtime.lab.trtexec.recording import record_steps
 from divprune_edge.runtime.vision import Candidates, Vision, groups_of, read_clip
 
 Array = npt.NDArray[Any]
@@ -68,7 +69,6 @@ class Inputs:
             reader = reader_of(bundle.manifest.family)
             self._image = reader.image(load_image(media), *bundle.manifest.encoder_input, True)
         self._groups = groups_of(bundle.manifest, self._image)
-        self._found: _Seen | None = None
         self.note = ""
 
     def vision(self) -> Stage:
@@ -111,46 +111,26 @@ class Inputs:
         keep = self._selector.keep if self._selector else self._bundle.manifest.candidates
         return int(np.minimum(self._groups.valid.sum(axis=1), keep).sum())
 
-    def language(self) -> tuple[Stage, Stage]:
-        """Return prefill of the whole prompt and the decode step after it."""
-        info = self._bundle.manifest.language_model
-        assert info.capacity is not None
-        kept, image = self._seen.kept, self._seen.image
+    def language(self, engine: str) -> tuple[Stage, Stage]:
+        """Return prefill of the whole prompt and the decode step after it, of the language model's graph ``engine``."""
+        which = engine.removeprefix(LANGUAGE)
+        prefill, decode = self._steps[engine]
+        return (
+            Stage(f"prefill{which}", engine, PREFILL, prefill, cuda_graph=False),
+            Stage(f"decode{which}", engine, DECODE, decode, cuda_graph=True),
+        )
+
+    @cached_property
+    def _steps(self) -> dict[str, tuple[dict[str, Array], ...]]:
+        info, image = self._bundle.manifest.language_model, self._seen.image
         turns = [user_turn(self._question, [self._image])]
         prompt = self._bundle.prompt_encoder().encode(turns, image.counts)
         prompt = prompt.placed(info.embedding_rows, [image], info.axes)
-        ids = np.array([prompt.ids], np.int64)
-        length = ids.shape[1]
-        check_room(length + 1, info.positions, fixed=info.positions < info.context)
-        step, places = STEPS[info.dialect], prompt.positions[..., None, :]
-        following = along(np.array([[prompt.next_position]]), info.axes)
-        shape = (1, info.kv_heads, info.capacity, info.head_dim)
-        empty = np.zeros(shape, info.cache_dtype)
-        filled = empty.copy()
-        # What a cache holds does not change what a step costs, as long as it is finite: one file serves all layers.
-        filled[:, :, :length] = np.random.default_rng(0).standard_normal(filled[:, :, :length].shape)
-        prefill = {
-            **step(ids, places, np.array([0]), info.capacity, info.window),
-            "visual_tokens": kept,
-            CACHES: empty,
-        }
-        decode = {
-            **step(ids[:, -1:], following, np.array([length]), info.capacity, info.window),
-            "visual_tokens": kept,
-            CACHES: filled,
-        }
-        return (
-            Stage("prefill", LANGUAGE, PREFILL, prefill, cuda_graph=False),
-            Stage("decode", LANGUAGE, DECODE, decode, cuda_graph=True),
-        )
+        steps = record_steps(info, prompt, self._seen.kept)
+        return dict(zip(language_engines(info), steps, strict=True))
 
-    @property
+    @cached_property
     def _seen(self) -> _Seen:
-        if self._found is None:
-            self._found = self._look()
-        return self._found
-
-    def _look(self) -> _Seen:
         try:
             from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
         except ImportError:

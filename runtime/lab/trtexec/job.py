@@ -9,10 +9,11 @@ from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import GraphInfo, SelectorInfo
 from divprune_edge.models.profiles import (
     ASSEMBLE,
-    LANGUAGE,
     PREFILL,
     VISION,
     assemble_profiles,
+    is_language,
+    language_engines,
     language_profiles,
     make_limits,
     selector_profiles,
@@ -35,6 +36,11 @@ from divprune_edge.runtime.lab.trtexec.stages import RunInfo, StageInfo, write_r
 STAGES = ("vision", "selector", "language", "all")
 _FOLDER = "trtexec"
 SEVERAL_RUNS = "The vision encoder runs {} times for this; one run of it is measured."
+CHOSEN_BETWEEN = (
+    "The language model is a chain of {} graphs (schedule '{}'). What is handed on between them is random numbers, "
+    "which changes what is chosen but not what it costs; the choice itself, on the host, is not measured: see 'python "
+    "-m runtime profile'."
+)
 ALL_KEPT = "The image has no more visual tokens than the selector keeps, so the selection is not measured."
 
 
@@ -94,13 +100,6 @@ def make_job(
         )
     if stage in ("language", "all"):
         check_dialect(manifest, path)
-        if manifest.language_model.schedule is not None:
-            raise UserError(
-                f"'{path}' prunes inside its language model (schedule '{manifest.language_model.schedule.method}'): "
-                "between its graphs tokens are chosen, which trtexec does not do. Measure --stage vision or selector "
-                "here, and the whole with 'python -m runtime profile'.",
-                code="schedule-with-trtexec",
-            )
         check_version(manifest, path, version)
     files = Files((output or path / _FOLDER).absolute())
     check_folder(files.folder)
@@ -124,8 +123,8 @@ def make_job(
             notes += [SEVERAL_RUNS.format(inputs.runs)] if inputs.runs > 1 else []
         elif info is manifest.assemble:
             mine = (inputs.assemble(),)
-        elif info is manifest.language_model:
-            mine = inputs.language()
+        elif is_language(graph.name):
+            mine = inputs.language(graph.name)
             _check_prompt(mine[0], graph)
         else:
             one = inputs.select()
@@ -135,6 +134,9 @@ def make_job(
         lines.append(build_line(version, graph, onnx, info.inputs, files, plugin))
         lines += [measure_line(version, graph, one, info.inputs, files, plugin) for one in mine]
         stages += mine
+    schedule = manifest.language_model.schedule
+    if schedule is not None and stage in ("language", "all"):
+        notes.append(CHOSEN_BETWEEN.format(len(manifest.language_model.graphs), schedule.method))
     notes += [inputs.note] if inputs.note else []
     write_inputs(stages, files)
     _record(bundle, chosen, version, stages, files, inputs.visual_tokens, tuple(notes))
@@ -162,17 +164,24 @@ def _graphs(
         found.append((graph, chosen))
     if stage in ("language", "all"):
         limits = make_limits(manifest, [chosen], max_prompt)
-        both = language_profiles(language, limits)
-        found.append((Graph(LANGUAGE, language.file, language.data, both, plugin=False), language))
+        for name, one, group in zip(
+            language_engines(language), language.graphs, language.groups, strict=True
+        ):
+            both = language_profiles(one, limits, group)
+            found.append((Graph(name, one.file, one.data, both, plugin=False), one))
     return found
 
 
 def _check_prompt(prefill: Stage, graph: Graph) -> None:
     """Check that the prompt, which trtexec gets in one piece, is within the engine's shapes.
 
+    Behind the first graph of a chain it is no longer.
+
     Raises:
         UserError: it is longer.
     """
+    if "input_ids" not in prefill.inputs:
+        return
     length, most = prefill.inputs["input_ids"].shape[1], graph.profiles[PREFILL]["input_ids"].max[1]
     if length > most:
         raise UserError(
@@ -192,12 +201,13 @@ def _record(
     notes: tuple[str, ...],
 ) -> None:
     manifest = bundle.manifest
-    prompt = next((one.inputs["input_ids"].shape[1] for one in stages if one.name == "prefill"), None)
+    ids = (one.inputs.get("input_ids") for one in stages if one.profile == PREFILL)
+    prompt = next((one.shape[1] for one in ids if one is not None), None)
     seen = (counted_tiles(manifest, one.inputs["pixels"]) for one in stages if one.name == "vision")
     stated = costs(bundle, chosen, prompt or 1, 1, next(seen, 1))
 
     def described(one: Stage) -> StageInfo:
-        cost: StageCost | None = stated.get(DECODE if one.name == "decode" else one.name)
+        cost: StageCost | None = stated.get(one.name.replace("decode", DECODE))
         if cost is None:
             return StageInfo(name=one.name, engine=one.engine)
         return StageInfo(

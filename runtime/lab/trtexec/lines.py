@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import TensorInfo
-from divprune_edge.models.profiles import LANGUAGE
+from divprune_edge.models.profiles import is_language
 from divprune_edge.plugins.trtexec import plugin_options
 from divprune_edge.runtime.engines.graphs import Graph
 from divprune_edge.runtime.lab.trtexec.options import attention_options, build_options, measure_options
@@ -119,7 +119,7 @@ def build_line(
         f"--saveEngine={files.plan(graph.name)}",
         *(plugin_options(library) if graph.plugin else []),
         *build_options(version),
-        *(attention_options(version) if graph.name == LANGUAGE else []),
+        *(attention_options(version) if is_language(graph.name) else []),
         f"--timingCacheFile={files.folder / 'timing.cache'}",
         *shapes,
         "--skipInference",
