@@ -1,4 +1,4 @@
-"""A chart of what `bench.schedules` measured: accuracy against the KV cache and the time of the prefill, as SVG."""
+"""A chart of what `bench.schedules` measured: accuracy against the KV cache and the time to first token, as SVG."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chart(rows: Sequence[Row]) -> str:
     parts = [f'<text class="title" x="16" y="24">{escape(title)}</text>', _legend()]
     costs: dict[str, Callable[[Row], float]] = {
         "KV cache of visual tokens, share": lambda row: float(row["cache_rows"]),
-        "prefill, share of its time": lambda row: float(row["prefill_ms"]),
+        "time to first token, share": lambda row: float(row["ttft_share"]),
     }
     for i, (name, cost) in enumerate(costs.items()):
         start = _LEFT + i * (half + _GAP)
