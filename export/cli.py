@@ -31,8 +31,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
-
 Prune = Annotated[
     str | None,
     typer.Option(metavar="RATIO", help="Share of visual tokens to drop, such as 0.9.", show_default="0.9"),
@@ -67,7 +65,14 @@ def llava(
     no_adapter: Annotated[
         bool, typer.Option("--no-adapter", help="Leave out an adapter that lies beside the weights.")
     ] = False,
-    prune: Prune = None,
+    prune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RATIO",
+            help="Share of visual tokens to drop, such as 0.9.",
+            show_default="0.9; 0 with --schedule",
+        ),
+    ] = None,
     keep: Keep = None,
     selector: SelectorName = "divprune",
     signals: Annotated[
@@ -123,7 +128,9 @@ def llava(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K"),
+        typer.Option(
+            metavar="DIR", help="Folder of the bundle.", show_default="bundles/NAME-SELECTOR-K[-SCHEDULE]"
+        ),
     ] = None,
     package: Annotated[
         bool,
@@ -193,8 +200,8 @@ def llava(
         str | None,
         typer.Option(
             metavar="NAME|FILE.json",
-            help="Prune inside the language model as well, such as pyramiddrop: visual tokens leave before some of its "
-            "layers.",
+            help="Prune inside the language model, such as pyramiddrop, or as a file of 'fit' says: visual tokens "
+            "leave before some of its layers.",
             show_default="none",
         ),
     ] = None,
@@ -207,7 +214,7 @@ def llava(
     from divprune_edge.export.hub import open_checkpoint
     from divprune_edge.export.merged import with_adapter
     from divprune_edge.export.plan import parse_numbering, parse_per, plan_export
-    from divprune_edge.export.reporter import ConsoleReporter, demo_notice, show_bundle
+    from divprune_edge.export.reporter import HUB_EXAMPLE, ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification
     from divprune_edge.export.writer import check_output
@@ -225,7 +232,11 @@ def llava(
         from divprune_edge.manifest import DEMO
         from divprune_edge.models.demo import CHECKPOINT
 
-        demo_notice(f"python -m export llava --model {HUB_EXAMPLE} --prune {prune or '0.9'}")
+        # A file is for the model that it was made for.
+        named = None if schedule is None or schedule.endswith(".json") else schedule
+        given = {"--prune": prune, "--keep": keep, "--schedule": named}
+        asked = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
+        demo_notice(f"python -m export llava --model {HUB_EXAMPLE} {asked or '--prune 0.9'}")
         checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
     else:
         checkpoint = open_checkpoint(model, revision)
@@ -408,7 +419,12 @@ def cost(
 
 @app.command(name="fit")
 def fit_command(
-    images: Annotated[Path, typer.Option(metavar="FOLDER", help="Images to look at, a few dozen.")],
+    images: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Images to look at, a few dozen like those that it will be asked about."
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Argument(

@@ -14,7 +14,7 @@ from divprune_edge.export.fit import fit_schedule, read_request
 from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.export.merged import with_adapter
 from divprune_edge.export.plan import plan_export
-from divprune_edge.export.reporter import ConsoleReporter
+from divprune_edge.export.reporter import HUB_EXAMPLE, ConsoleReporter, demo_notice
 from divprune_edge.hints import as_typed, quoted
 from divprune_edge.manifest import DEMO, MANIFEST, UNPRUNED, Manifest, read_manifest
 from divprune_edge.models.demo import CHECKPOINT
@@ -58,6 +58,7 @@ def show_fit(
         selector, keep = _selection(manifest)
         settings = _settings(manifest)
     elif model is None:
+        demo_notice(f"python -m export fit {HUB_EXAMPLE} --images {quoted(images)} --target-flops {target:g}")
         checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
     else:
         checkpoint = open_checkpoint(model)
@@ -83,7 +84,7 @@ def show_fit(
             raise
         _console.print(
             f"{file}: {found.share:.1%} of the operations on {plan.visual_tokens} visual tokens, tolerance "
-            f"{found.tolerance:.3f}, from {len(request.images)} images."
+            f"{found.tolerance:.3f}, from {len(request.images)} image{'s' * (len(request.images) > 1)}."
         )
         for line in by_layer(plan.spec, found.schedule, 0):
             _console.print(f"  {line}")
@@ -91,6 +92,8 @@ def show_fit(
         budget = f"--selector {plan.selector.name} --keep {plan.keep}"
     if bundle is not None:
         source = "" if checkpoint.name == DEMO else f" --model {quoted(checkpoint.name)}"
+    if adapter is not None:
+        source += f" --adapter {quoted(adapter)}"
     command = f"python -m export llava{source} {budget} --schedule {quoted(file)}"
     _console.print(f"Export with it: {as_typed(command)}")
 

@@ -319,7 +319,8 @@ def plan_export(
     of a prompt's images is numbered, None as the family does it. ``max_pixels`` and ``resolution`` say what images of
     any size are resized to; see :func:`~divprune_edge.export.image_sizes.with_sizes`. ``greedy``: the language model
     says the next id of greedy decoding itself. ``schedule`` prunes inside the language model, too: a method's name or a
-    JSON file. ``encoder_cut`` (LAYER:KEEP) lets most patches leave inside the encoder.
+    JSON file; all visual tokens enter it where neither ``keep`` nor ``prune`` is given. ``encoder_cut`` (LAYER:KEEP)
+    lets most patches leave inside the encoder.
 
     Raises:
         UserError: anything about the request or the checkpoint that does not fit, before any work.
@@ -369,7 +370,10 @@ def plan_export(
             "the row of the cache that it fills: use --dialect portable, or leave --positions out.",
             code="dialect-positions",
         )
-    keep = budget(keep, prune, candidates_of(spec, per), whole_image)
+    candidates = candidates_of(spec, per)
+    if schedule is not None and keep is None and prune is None:
+        keep = candidates  # published counts are of all visual tokens
+    keep = budget(keep, prune, candidates, whole_image)
     kept = keep * groups_of(spec, per)
     inside = None if schedule is None else plan_schedule(schedule, spec, kept, numbering_asked, dialect)
     rows = None

@@ -17,12 +17,13 @@ from divprune_edge.hints import as_typed, quoted
 from divprune_edge.manifest import DEFAULT_TEMPLATE, Check, Manifest, SelectorInfo
 
 _console = Console(highlight=False, soft_wrap=True)
+HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
 
 
 def demo_notice(command: str) -> None:
     """Say that the bundled demo checkpoint is used, and what to type for a real one."""
     _console.print(
-        "No --model given: using the bundled demo checkpoint. For LLaVA-1.5-7B: "
+        "No checkpoint given: using the bundled demo checkpoint. For LLaVA-1.5-7B: "
         f"[bold]{literal(as_typed(command))}[/bold]"
     )
 

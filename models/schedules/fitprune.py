@@ -48,8 +48,8 @@ def fitprune_picks(values: Values, visual: int, keep: int) -> Indices:
 
 def _published(layers: int, visual: int) -> tuple[Cut, ...]:
     raise UserError(
-        "fitprune has no schedule of its own: compute one for this checkpoint with 'python -m export fit', and give "
-        "its file to --schedule.",
+        "fitprune has no schedule of its own: compute one with 'python -m export fit CHECKPOINT --images FOLDER', and "
+        "give its file to --schedule.",
         code="schedule-to-be-fitted",
     )
 

@@ -24,7 +24,8 @@ from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.export.merged import MergedCheckpoint, with_adapter
 from divprune_edge.export.plan import ExportPlan, plan_export
 from divprune_edge.export.verify import available
-from divprune_edge.manifest import Verification
+from divprune_edge.manifest import Verification, read_manifest
+from divprune_edge.models.demo import PICTURE
 from divprune_edge.models.families.llava.family import LLAVA
 
 pytest.importorskip("peft")
@@ -353,3 +354,25 @@ def test_an_export_reads_the_merge(
         report=Silent(),
     )
     assert manifest.source.adapter == open_adapter(attention, LLAVA).source()
+
+
+def test_a_schedule_that_was_fitted_with_it_is_exported_with_it(
+    attention: Path, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """So the command says that `fit` ends with."""
+    asked = (
+        "--adapter",
+        str(attention),
+        "--images",
+        str(PICTURE.parent),
+        "--output",
+        str(tmp_path / "fit.json"),
+    )
+    told = run_module(
+        "export", "fit", str(checkpoint("plain")), *asked, "--target-flops", "0.8", "--cuts", "1"
+    )
+    assert told.returncode == 0, told.stderr
+    command = told.stdout.splitlines()[-1].partition("-m ")[2].split()
+    exported = run_module(*command, "--output", str(tmp_path / "bundle"), "--no-verify")
+    assert exported.returncode == 0, exported.stderr
+    assert read_manifest(tmp_path / "bundle").source.adapter == open_adapter(attention, LLAVA).source()

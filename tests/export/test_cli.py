@@ -232,6 +232,17 @@ def test_word_for_word_from_a_clone(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "demo").selectors[0].keep == 58
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("--keep 144 --schedule fastv", "--keep 144 --schedule fastv"), ("--schedule own.json", "--prune 0.9")],
+)
+def test_the_notice_repeats_what_was_asked_for(tmp_path: Path, given: str, told: str) -> None:
+    """But no file, which is for the model that it was made for; here there is none."""
+    result = run_module("export", "llava", *given.split(), "--output", str(tmp_path), cwd=tmp_path)
+    assert result.returncode == 2, result.stdout
+    assert result.stdout.splitlines()[0].endswith(f"--model llava-hf/llava-1.5-7b-hf {told}")
+
+
 def test_no_arguments_show_help() -> None:
     result = run_module("export", "llava", "--help")
     assert result.returncode == 0

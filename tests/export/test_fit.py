@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,18 @@ def test_the_command(demo_bundle: Path, photos: Path, tmp_path: Path) -> None:
     assert_told(both.returncode, both.stderr, "option-conflict", "--keep")
     suffix = run_module(*asked[:-1], str(tmp_path / "demo.txt"))
     assert_told(suffix.returncode, suffix.stderr, "output-suffix", "demo.txt")
+
+
+def test_the_demo_is_fitted_where_no_checkpoint_is_given(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(next(photos.iterdir()), tmp_path / "one")
+    result = run_module("export", "fit", "--images", "one", "--target-flops", "0.4", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first, *_ = result.stdout.splitlines()
+    assert "bundled demo checkpoint" in first
+    assert first.endswith("export fit llava-hf/llava-1.5-7b-hf --images one --target-flops 0.4")
+    assert "from 1 image." in result.stdout
+    assert json.loads((tmp_path / "demo-fitprune-0.4.json").read_text())["visual_tokens"] == 576
 
 
 @pytest.mark.parametrize("options", [{"max_pixels": 40 * 64}, {"resolution": "48x40,40x48"}, {"frames": 2}])

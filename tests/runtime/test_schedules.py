@@ -19,6 +19,7 @@ from schedule_reference import EagerDecoder
 
 from divprune_edge import Pipeline
 from divprune_edge.models.cost import DecoderFlops
+from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
 from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.lab.profiling.roofline import DECODE, costs
@@ -312,6 +313,14 @@ def test_an_image_of_few_tokens_stays_whole(exported: Exported) -> None:
     chat = Pipeline(bundle.folder, keep=4).chat(picture(17))
     chat.ask(QUESTIONS[0], max_tokens=2, ignore_eos=True)
     assert [len(kept) for kept in chat._session.kept(chat._slot)] == [4, 4, 2]
+
+
+def test_all_tokens_enter_where_no_budget_is_given(checkpoint: Path) -> None:
+    """Published counts are of all of them; `export cost` and `export fit` count the same."""
+    assert plan_of(checkpoint, None, schedule="pyramiddrop").visual_tokens == 25
+    assert plan_of(checkpoint, None, prune="0.9", schedule="fastv").visual_tokens == 2
+    assert plan_of(checkpoint, None).visual_tokens == 2
+    assert plan_of(CHECKPOINT, None, schedule="fastv", encoder_cut="2:144").visual_tokens == 144
 
 
 @pytest.mark.parametrize(
