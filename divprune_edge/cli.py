@@ -6,29 +6,18 @@ import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
-import typer
-
 from divprune_edge import __version__
+from divprune_edge.commands import application
 from divprune_edge.console import guarded_output, run
 
-
-def _build() -> typer.Typer:
-    from divprune_edge.plugins.cli import app as plugins_app
-    from divprune_edge.runtime.cli import app as runtime_app
-
-    app = typer.Typer(
-        name="divprune-edge",
-        help="From a vision-language checkpoint to a fast answer.",
-        no_args_is_help=True,
-        add_completion=False,
-    )
-    if find_spec("divprune_edge.export") is not None:  # a device has the runtime alone
-        from divprune_edge.export.cli import app as export_app
-
-        app.add_typer(export_app, name="export")
-    app.add_typer(plugins_app, name="plugins")
-    app.add_typer(runtime_app, name="runtime")
-    return app
+app = application(
+    {
+        name: f"divprune_edge.{name}.cli:app"
+        for name in ("export", "plugins", "runtime")
+        if find_spec(f"divprune_edge.{name}") is not None  # a device has the runtime alone
+    },
+    help="From a vision-language checkpoint to a fast answer.",
+)
 
 
 def main() -> NoReturn:
@@ -37,4 +26,4 @@ def main() -> NoReturn:
         with guarded_output():
             print(f"divprune-edge {__version__}")
         sys.exit(0)
-    run(_build(), program="divprune-edge")
+    run(app, program="divprune-edge")

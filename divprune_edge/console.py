@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import codecs
 import errno
+import gc
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -140,6 +142,10 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
 
 
 def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoReturn:
+    # What is loaded stays until the end: to look through it after every 700 new objects, and once more before all of it
+    # is given back, takes a fifth of a start.
+    gc.set_threshold(10_000)
+    atexit.register(gc.freeze)
     command = typer.main.get_command(app)
     try:
         code = command.main(

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
+from divprune_edge.commands import CommandGroup, application
 from divprune_edge.console import run
 
 
-class _Commands(TyperGroup):
+class _Commands(CommandGroup):
     """Options alone, as in ``python -m export --model DIR``, are those of ``llava``, which takes every family."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -24,11 +24,18 @@ class _Commands(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
-    cls=_Commands,
+app = application(
+    {
+        "llava": f"{__name__}:llava",
+        "selector": f"{__name__}:selector_command",
+        "selectors": f"{__name__}:selectors",
+        "check": f"{__name__}:check",
+        "package": f"{__name__}:package_command",
+        "cost": f"{__name__}:cost",
+        "fit": f"{__name__}:fit_command",
+    },
     help="Turn a checkpoint into a bundle of ONNX graphs.",
-    no_args_is_help=True,
-    add_completion=False,
+    group=_Commands,
 )
 
 Prune = Annotated[
@@ -46,7 +53,6 @@ VerifyFlag = Annotated[
 ]
 
 
-@app.command()
 def llava(
     model: Annotated[
         str | None,
@@ -284,7 +290,6 @@ def llava(
         package_bundle(folder, target, None, force=force, report=report)
 
 
-@app.command(name="selector")
 def selector_command(
     bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
     selector: SelectorName = "divprune",
@@ -305,7 +310,6 @@ def selector_command(
     show_selector(bundle, manifest, entry, checks)
 
 
-@app.command()
 def selectors(
     bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
     names: Annotated[
@@ -332,7 +336,6 @@ def selectors(
     show_left_out(left_out(bundle, names))
 
 
-@app.command()
 def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
     target: Annotated[
@@ -370,7 +373,6 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(name="package")
 def package_command(
     bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
     target: Annotated[
@@ -390,7 +392,6 @@ def package_command(
     package_bundle(bundle, target, output, force=force, report=ConsoleReporter())
 
 
-@app.command()
 def cost(
     model: Annotated[
         str,
@@ -417,7 +418,6 @@ def cost(
     show_cost(model, keep=keep, prune=prune, text_tokens=text_tokens, schedule=schedule)
 
 
-@app.command(name="fit")
 def fit_command(
     images: Annotated[
         Path,

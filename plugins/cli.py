@@ -8,12 +8,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from divprune_edge.commands import application
 from divprune_edge.console import run
 
-app = typer.Typer(
+app = application(
+    {"build": f"{__name__}:build", "info": f"{__name__}:info"},
     help="The kernels of the selectors: for GPUs, as a TensorRT plugin, as operators of ONNX Runtime.",
-    no_args_is_help=True,
-    add_completion=False,
 )
 
 LibraryFolder = Annotated[
@@ -22,7 +22,6 @@ LibraryFolder = Annotated[
 ]
 
 
-@app.command()
 def build(
     tensorrt_include: Annotated[
         Path | None,
@@ -122,7 +121,6 @@ def build(
         )
 
 
-@app.command()
 def info(library: LibraryFolder = None) -> None:
     """Check the built libraries and show what is known of them."""
     from divprune_edge.plugins import abi

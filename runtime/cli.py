@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from divprune_edge.runtime.batch_cli import batch_command
-from divprune_edge.runtime.engines.cli import build_command
+from divprune_edge.commands import application
 from divprune_edge.runtime.options import (
     BudgetOption,
     BundleArgument,
@@ -35,24 +34,44 @@ from divprune_edge.runtime.options import (
     WarmUpOption,
     decoding_options,
 )
-from divprune_edge.runtime.serve.cli import serve_command
-from divprune_edge.runtime.triton.cli import triton_command
 
 if TYPE_CHECKING:
     from divprune_edge.processing.clips import Video
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
-app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
+_RUNTIME = "divprune_edge.runtime"
+LAB_COMMANDS = {
+    "compare-selectors": f"{_RUNTIME}.lab.cli:compare_selectors",
+    "evaluate": f"{_RUNTIME}.lab.evaluation.cli:evaluate_command",
+    "sweep": f"{_RUNTIME}.lab.evaluation.cli:sweep_command",
+    "profile": f"{_RUNTIME}.lab.profiling.cli:profile_command",
+    "trtexec": f"{_RUNTIME}.lab.trtexec.cli:trtexec_command",
+}
+"""What a board's wheel leaves out."""
 
-LAB_COMMANDS = ("compare-selectors", "evaluate", "profile", "sweep", "trtexec")
-"""What a board's wheel leaves out: the commands of ``runtime/lab/``."""
+
+def _has_lab() -> bool:
+    return find_spec(f"{_RUNTIME}.lab") is not None
+
+
+app = application(
+    {
+        "ask": f"{__name__}:ask",
+        "info": f"{__name__}:info",
+        "batch": f"{_RUNTIME}.batch_cli:batch_command",
+        "build": f"{_RUNTIME}.engines.cli:build_command",
+        "serve": f"{_RUNTIME}.serve.cli:serve_command",
+        "triton": f"{_RUNTIME}.triton.cli:triton_command",
+        **(LAB_COMMANDS if _has_lab() else dict.fromkeys(LAB_COMMANDS, f"{__name__}:not_here")),
+    },
+    help="Ask an exported bundle about images.",
+)
 
 HashOption = Annotated[
     str, typer.Option(help="'auto' hashes new or touched files, 'always' hashes all of them.", metavar="WHEN")
 ]
 
 
-@app.command()
 def ask(
     bundle: BundleArgument,
     questions: Annotated[
@@ -172,7 +191,6 @@ def ask(
         _draw(pipeline, images[0], show_kept)
 
 
-@app.command()
 def info(
     bundle: BundleArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
@@ -191,10 +209,6 @@ def info(
         print_tables(opened)
 
 
-def _has_lab() -> bool:
-    return find_spec("divprune_edge.runtime.lab") is not None
-
-
 def _lab_missing(what: str) -> str:
     return (
         f"'{what}' is for a workstation and is not in divprune-edge-runtime, which is what is installed here: install "
@@ -202,6 +216,10 @@ def _lab_missing(what: str) -> str:
     )
 
 
+not_here = typer.Typer(add_completion=False)
+
+
+@not_here.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def _not_here(context: typer.Context) -> None:
     """For a workstation: not installed here."""
     from divprune_edge.errors import UserError
@@ -209,29 +227,10 @@ def _not_here(context: typer.Context) -> None:
     raise UserError(_lab_missing(str(context.info_name)), code="lab-not-installed")
 
 
-app.command("batch")(batch_command)
-app.command("build")(build_command)
-app.command("serve")(serve_command)
-app.command("triton")(triton_command)
-if _has_lab():
-    from divprune_edge.runtime.lab.cli import add_commands
-
-    add_commands(app)
-else:
-    for _name in LAB_COMMANDS:
-        app.command(_name, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-            _not_here
-        )
-
-
 def main() -> NoReturn:
     """Entry point of ``python -m runtime``."""
-    import gc
-
     from divprune_edge.console import run
 
-    # Modules stay once they are loaded: looking through them after every 700 new objects takes a tenth of a start.
-    gc.set_threshold(10_000)
     run(app, program="python -m runtime")
 
 

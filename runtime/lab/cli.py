@@ -1,4 +1,4 @@
-"""The lab's commands of ``python -m runtime``, which a board's wheel leaves out."""
+"""``python -m runtime compare-selectors``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,9 @@ from typing import Annotated
 
 import typer
 
-from divprune_edge.runtime.lab.evaluation.cli import evaluate_command, sweep_command
-from divprune_edge.runtime.lab.profiling.cli import profile_command
-from divprune_edge.runtime.lab.trtexec.cli import trtexec_command
 from divprune_edge.runtime.options import BundleArgument
 
 DEFAULT_QUESTION = "What is in the picture?"
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands to ``python -m runtime``."""
-    app.command("compare-selectors")(compare_selectors)
-    app.command("evaluate")(evaluate_command)
-    app.command("sweep")(sweep_command)
-    app.command("profile")(profile_command)
-    app.command("trtexec")(trtexec_command)
 
 
 def compare_selectors(

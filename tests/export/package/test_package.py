@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import ROOT, run_module
 from exporting import Silent
 from packaging.requirements import Requirement
@@ -271,7 +272,7 @@ def test_the_command_line_without_the_lab(installed: Path, unpacked: Path) -> No
 
 def test_the_names_of_the_lab() -> None:
     own = {"ask", "batch", "build", "info", "serve", "triton"}
-    assert {command.name for command in runtime_app.registered_commands} - own - {None} == set(LAB_COMMANDS)
+    assert set(typer.main.get_command(runtime_app).list_commands(None)) - own == set(LAB_COMMANDS)
 
 
 def test_without_setuptools(monkeypatch: pytest.MonkeyPatch) -> None:

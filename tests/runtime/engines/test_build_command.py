@@ -178,7 +178,7 @@ def test_wrong_values(command: Command, here: Here, bundle: Path, wrong: tuple[A
 
 def test_every_option_is_documented() -> None:
     page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
-    command = typer.main.get_command(app).commands["build"]  # type: ignore[attr-defined]
+    command = typer.main.get_command(app).get_command(None, "build")  # type: ignore[attr-defined]
     options = {name for option in command.params for name in option.opts if name.startswith("--")}
     assert {"--selector", "--force"} <= options
     for option in options - {"--verify-hashes", "--help"}:
