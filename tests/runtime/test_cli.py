@@ -332,7 +332,15 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         (
             ["ask", QUESTION],
             "models.families.llava.reading",
-            ["models.families.llava.family", "models.families.qwen_vl", "models.selectors", "models.targets"],
+            [
+                "models.families.llava.family",
+                "models.families.qwen_vl",
+                "models.selectors",
+                "models.targets",
+                "runtime.batch_cli",
+                "runtime.lab",
+                "runtime.serve",
+            ],
         ),
     ],
 )
