@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from divprune_edge.errors import UserTypeError as UserTypeError
     from divprune_edge.processing.clips import Video as Video
     from divprune_edge.runtime.pipeline import Pipeline as Pipeline
+
+# ONNX Runtime's builds report sessions and an id of the machine to their maker, unless this is said before they start.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Pipeline", "UserError", "UserTypeError", "Video", "__version__"]

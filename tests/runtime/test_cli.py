@@ -361,6 +361,27 @@ def test_a_command_loads_what_it_needs(
     assert loaded & set(absent) == set()
 
 
+@pytest.mark.parametrize(
+    "arguments", [["ask", QUESTION, "--max-tokens", "1"], ["verify"]], ids=lambda a: a[0]
+)
+def test_nothing_is_left_in_the_users_cache_but_our_own(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """ONNX Runtime would note an id of the machine there, and what it is about to report."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    for variable in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    command, *rest = arguments
+    if command == "verify":
+        code = f"open_graph(Path({str(demo_bundle / 'language_model.onnx')!r}))"
+        code = f"from pathlib import Path; from divprune_edge.export.verify.graphs import open_graph; {code}"
+        result = python("-c", code)
+    else:
+        result = python("-m", "runtime", command, str(demo_bundle), *rest)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"divprune-edge"}
+
+
 def test_mistake_in_a_real_process() -> None:
     result = python("-m", "runtime", "ask", "nowhere", "--image", "x.png", "hello")
     assert_told(result.returncode, result.stderr, "bundle-missing", "nowhere")
