@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from divprune_edge.errors import UserError as UserError
     from divprune_edge.errors import UserTypeError as UserTypeError
-    from divprune_edge.processing.clips import Video as Video
+    from divprune_edge.processing.sources import Video as Video
     from divprune_edge.runtime.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return Pipeline
     if name == "Video":
-        from divprune_edge.processing.clips import Video
+        from divprune_edge.processing.sources import Video
 
         return Video
     if name in ("UserError", "UserTypeError"):

@@ -11,16 +11,15 @@ import numpy as np
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
-from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
-from divprune_edge.processing.images import listed
 from divprune_edge.processing.prompt import system_turns, user_turn
+from divprune_edge.processing.sources import Video, listed
 from divprune_edge.runtime.generate import Decoding, Writer, write
 from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSources, Media
     from divprune_edge.processing.layout import PromptIds
+    from divprune_edge.processing.sources import ImageSources, Media
     from divprune_edge.runtime.pipeline import Answer, Pipeline
     from divprune_edge.runtime.vision import SeenImage
 

@@ -39,7 +39,7 @@ from divprune_edge.runtime.serve.cli import serve_command
 from divprune_edge.runtime.triton.cli import triton_command
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.clips import Video
+    from divprune_edge.processing.sources import Video
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
 app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
@@ -114,7 +114,7 @@ def ask(
     The answer is streamed to standard output, one line about what it took goes to standard error.
     """
     from divprune_edge.errors import UserError
-    from divprune_edge.processing.clips import Video, clips_of
+    from divprune_edge.processing.sources import Video, clips_of
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
@@ -253,7 +253,7 @@ def _with_media(
 ) -> Iterator[tuple[str, list[Path | Video]]]:
     """Yield the questions among the lines of a conversation, each with what the lines before it add."""
     from divprune_edge.errors import UserError
-    from divprune_edge.processing.clips import Video
+    from divprune_edge.processing.sources import Video
 
     media: list[Path | Video] = []
     last = ""

@@ -20,11 +20,11 @@ import numpy.typing as npt
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
-from divprune_edge.processing.clips import Video, clips_of
 from divprune_edge.processing.image_input import ImageInput
-from divprune_edge.processing.images import listed, load_image
+from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage, PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
+from divprune_edge.processing.sources import Video, clips_of, listed
 from divprune_edge.runtime.backends import Backend, CacheRows, DeviceTensor, LanguageSession, open_backend
 from divprune_edge.runtime.budgets import AUTO, Budgets, budgets_of
 from divprune_edge.runtime.bundle import Bundle
@@ -46,8 +46,7 @@ from divprune_edge.runtime.warm_up import warm_up as warmed
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune_edge.processing.clips import VideoSources
-    from divprune_edge.processing.images import ImageSources, Media
+    from divprune_edge.processing.sources import ImageSources, Media, VideoSources
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from divprune_edge.runtime.pipeline import Answer, Pipeline
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune_edge.processing.images import ImageSource
+    from divprune_edge.processing.sources import ImageSource
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,8 @@ def clips(folder: Path, bundle: Path) -> Case:
     from clips_made import noise, write_clip
 
     from divprune_edge.manifest import Clips, Preprocessing
-    from divprune_edge.processing.clips import Video, load_clip
+    from divprune_edge.processing.clips import load_clip
+    from divprune_edge.processing.sources import Video
 
     plain = Preprocessing(resize="none", resample=3, rescale_factor=1, mean=(0, 0, 0), std=(1, 1, 1))
     facts = Clips(frames=8, frame=plain, sampling="even", count=4)
