@@ -241,7 +241,7 @@ def _key(plan: ExportPlan, request: Request) -> str:
         "version": __version__,
         "config": checkpoint.config,
         "weights": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
-        "adapter": None if checkpoint.adapter is None else checkpoint.adapter.source().sha256,
+        "adapter": None if checkpoint.adapter_source is None else checkpoint.adapter_source.sha256,
         "preprocessing": plan.preprocessing.model_dump_json(),
         "template": plan.prompt.template,
         "selector": [plan.selector.name, plan.keep, plan.per, plan.numbering],

@@ -310,7 +310,7 @@ def test_one_beside_whole_weights_needs_a_word(
     with pytest.raises(UserError, match="exclude each other"):
         with_adapter(Checkpoint(both, "both"), both, ignore=True)
     ignored = with_adapter(Checkpoint(both, "both"), None, ignore=True)
-    assert ignored.adapter is None
+    assert ignored.adapter_source is None
     asked = {"selector": "divprune", "keep": 9, "prune": None, "precision": "fp32"}
     made = export(plan_export(ignored, **asked), tmp_path / "base")  # type: ignore[arg-type]
     assert failures(made.plan, made.folder) == set()
