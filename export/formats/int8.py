@@ -17,16 +17,12 @@ result does not depend on what else is in the batch. TensorRT's parser has no Ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
 from divprune_edge.export.graph import ONNX_RUNTIME, GraphBuilder
 from divprune_edge.export.quantise import INT8_PAIRS
-
-if TYPE_CHECKING:
-    from divprune_edge.export.weights import Weights
+from divprune_edge.export.weights import Weights
 
 _LEVELS = 255
 _MIDDLE = 128
@@ -50,7 +46,7 @@ class Int8:
         """Every shape will do."""
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
-        """See :class:`divprune_edge.export.formats.format.Format`, also for what follows."""
+        """See :class:`divprune_edge.export.weights.Format`, also for what follows."""
         return shape[0] * shape[1] + 4 * shape[0]
 
     def linear(
