@@ -22,7 +22,8 @@ from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.export.merged import MergedCheckpoint, with_adapter
-from divprune_edge.export.plan import ExportPlan, plan_export
+from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.verify import available
 from divprune_edge.manifest import Verification
 from divprune_edge.models.families.llava.family import LLAVA

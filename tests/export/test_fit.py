@@ -22,7 +22,7 @@ from divprune_edge.export import numpy_decoder
 from divprune_edge.export.fit import Request, _Look, fit_schedule, read_request, schedule_json
 from divprune_edge.export.fit_command import _selection, _settings
 from divprune_edge.export.numpy_decoder import _ACTIVATIONS, Layer, read_layer
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.models.cost import visual_by_layer
 from divprune_edge.models.decoder import read_decoder
 from divprune_edge.models.schedules import Cut, Schedule, schedule_of

@@ -84,7 +84,7 @@ def template(folder: Path, bundle: Path) -> Case:
 def checkpoint(folder: Path, bundle: Path) -> Case:
     """A checkpoint's configs and the header of its safetensors, up to the plan of the export."""
     from divprune_edge.export.checkpoint import Checkpoint
-    from divprune_edge.export.plan import plan_export
+    from divprune_edge.export.planning import plan_export
 
     kinds = [CHECKPOINT, *(_tiled(folder / name, name) for name in ("llava_next", "llava_onevision"))]
     kinds += [draft_qwen_checkpoint(folder / name, name) for name in QWEN]
