@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.tokenizer import TOKENIZER_FILE
 from divprune_edge.models.tiles import groups_of
-from divprune_edge.models.tokenizer import TOKENIZER_FILE
 from divprune_edge.processing.image_input import ONE_SPAN
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 

@@ -52,8 +52,8 @@ def manifest(folder: Path, bundle: Path) -> Case:
 
 def tokenizer(folder: Path, bundle: Path) -> Case:
     """``tokenizer.json`` of a bundle and of a checkpoint."""
+    from divprune_edge.export.prompt_facts import read_prompt
     from divprune_edge.models.files import CheckpointFiles
-    from divprune_edge.models.prompt import read_prompt
 
     small, original = _small_bundle(folder, bundle)
     kinds = [json.loads(kind().to_str()) for kind in KINDS.values()]
