@@ -40,7 +40,8 @@ from divprune_edge.runtime.triton.cli import triton_command
 
 if TYPE_CHECKING:
     from divprune_edge.processing.sources import Video
-    from divprune_edge.runtime.pipeline import Answer, Pipeline
+    from divprune_edge.runtime.answer import Answer
+    from divprune_edge.runtime.pipeline import Pipeline
 
 app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
 

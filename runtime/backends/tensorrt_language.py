@@ -16,13 +16,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.profiles import HIDDEN, check_slots
 from divprune_edge.models.steps import StepInputs
-from divprune_edge.runtime.backends.session import (
-    CacheRows,
-    Positions,
-    Prediction,
-    SlotTable,
-    pieces,
-)
+from divprune_edge.runtime.backends.session import CacheRows, Positions, Prediction, SlotTable, pieces
 from divprune_edge.runtime.backends.tensorrt_slots import Slots
 from divprune_edge.runtime.backends.tensorrt_steps import ROWS, VISUAL, LanguageSteps
 from divprune_edge.runtime.engines.device import Device, Memory, Plan
