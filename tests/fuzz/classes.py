@@ -25,10 +25,10 @@ from tokenizer_kinds import KINDS
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.manifest import Manifest
-from divprune_edge.models import graph_facts
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.families import reader_of
 from divprune_edge.processing.image_input import grouped
+from divprune_edge.runtime.backends import graph_facts
 
 Case = Callable[[Random], None]
 _TURNS = ("what is <image> in </s> it?", "what is it?", "\ud83d caf\udce9", "<s><unk>" * 3)
