@@ -14,7 +14,7 @@ from divprune_edge.export.weights import Weights
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerBuilder:
     """See :class:`divprune_edge.models.graph.Layers`."""
 
     graph: GraphBuilder
