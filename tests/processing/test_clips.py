@@ -19,7 +19,7 @@ from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Clips, Patches, Preprocessing
-from divprune_edge.processing import clips as module
+from divprune_edge.processing import video_file as module
 from divprune_edge.processing.clips import load_clip, sample
 from divprune_edge.processing.patches import clip_bounds, fitted_size, most_of_clip
 from divprune_edge.processing.sources import Video, clips_of
