@@ -21,8 +21,8 @@ from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.planning import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
+from divprune_edge.manifest import Numbering
 from divprune_edge.models.demo import CHECKPOINT
-from divprune_edge.models.schedules.schedule import Numbering
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset, load_dataset
 from divprune_edge.runtime.lab.evaluation.methods import Method, choose_methods

@@ -14,15 +14,14 @@ from divprune_edge.export.formats import Format, Moments, find_format
 from divprune_edge.export.precision import Precisions, activation_type
 from divprune_edge.export.prompt_facts import PromptFacts
 from divprune_edge.ids import Ids
-from divprune_edge.manifest import Precision, Preprocessing
+from divprune_edge.manifest import Numbering, Per, Precision, Preprocessing
 from divprune_edge.models.families.family import Family, Spec, WeightNames
 from divprune_edge.models.files import Shapes
 from divprune_edge.models.schedules import Schedule, find_method
 from divprune_edge.models.schedules.parts import Part, parts_of, whole
-from divprune_edge.models.schedules.schedule import Numbering
 from divprune_edge.models.selectors import Selector
 from divprune_edge.models.targets import find_target
-from divprune_edge.models.tiles import Per, candidates_of, groups_of
+from divprune_edge.models.tiles import candidates_of, groups_of
 
 ROWS_STEP = 8
 

@@ -19,14 +19,13 @@ from divprune_edge.export.precision import (
 from divprune_edge.export.prompt_facts import read_prompt
 from divprune_edge.export.prompts import check_prompts
 from divprune_edge.export.schedule import plan_schedule
-from divprune_edge.manifest import MOST_FRAMES, Clips
+from divprune_edge.manifest import MOST_FRAMES, Clips, Numbering, Per
 from divprune_edge.models.budget import budget, cache_capacity
 from divprune_edge.models.families import family_of
 from divprune_edge.models.families.family import Family, Spec
-from divprune_edge.models.schedules.schedule import Numbering
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, ORIGINS, parse_signals, why_not
-from divprune_edge.models.tiles import Per, candidates_of, groups_of
+from divprune_edge.models.tiles import candidates_of, groups_of
 
 DEFAULT_DIALECT = "portable"
 

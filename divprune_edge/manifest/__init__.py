@@ -19,7 +19,7 @@ from divprune_edge.manifest.bundle import (
     Verification,
     read_manifest,
 )
-from divprune_edge.manifest.fields import MOST_FRAMES, MOST_PIXELS, Dialect, Precision, Strict
+from divprune_edge.manifest.fields import MOST_FRAMES, MOST_PIXELS, Dialect, Numbering, Per, Precision, Strict
 from divprune_edge.manifest.graphs import (
     VISUAL_TOKENS,
     AssembleInfo,
@@ -65,7 +65,9 @@ __all__ = [
     "LanguageInfo",
     "LayerGroup",
     "Manifest",
+    "Numbering",
     "Patches",
+    "Per",
     "Precision",
     "Preprocessing",
     "Prompt",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from divprune_edge.errors import UserError
-from divprune_edge.manifest.fields import BundlePath, DType, Positive, Sha256, Strict
+from divprune_edge.manifest.fields import BundlePath, DType, Numbering, Positive, Sha256, Strict
 from divprune_edge.manifest.graphs import AssembleInfo, GraphInfo, SelectorInfo, VisionInfo
 from divprune_edge.manifest.images import Preprocessing
 from divprune_edge.manifest.language import LanguageInfo
@@ -101,7 +101,7 @@ class Manifest(Strict):
     calibrated: bool = False
     target: str | None = None
     token_dtype: DType
-    numbering: Literal["compact", "original"] = "compact"
+    numbering: Numbering = "compact"
     vision_encoder: VisionInfo
     assemble: AssembleInfo | None = None
     selectors: tuple[SelectorInfo, ...]

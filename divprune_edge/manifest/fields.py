@@ -20,6 +20,10 @@ Precision = Literal["fp32", "fp16", "int8", "int4"]
 TensorRT (dialects ``static`` and ``decomposed``) in float16."""
 Dialect = Literal["portable", "onnxruntime", "static", "decomposed"]
 """How attention and its cache are written; see ``export.dialects``."""
+Numbering = Literal["compact", "original"]
+"""Whether what is left of a prompt's images is numbered anew, without a gap, or keeps the positions that it had."""
+Per = Literal["image", "tile", "frame"]
+"""What a selector picks from: all rows of an image or clip at once, those of each tile, or of each frame."""
 
 
 def _inside(path: str) -> str:

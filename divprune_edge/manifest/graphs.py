@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from divprune_edge.manifest.fields import MOST_FRAMES, BundlePath, DType, Positive, Precision, Strict
+from divprune_edge.manifest.fields import MOST_FRAMES, BundlePath, DType, Per, Positive, Precision, Strict
 
 VISUAL_TOKENS = "visual_tokens"
 """What the tokens are called, as outputs of the vision encoder and inputs of what reads them."""
@@ -95,4 +95,4 @@ class AssembleInfo(GraphInfo):
     sources: Positive
     tiles: Positive
     frames: Annotated[int, Field(ge=0, le=MOST_FRAMES)] = 0
-    per: Literal["image", "tile", "frame"] = "image"
+    per: Per = "image"

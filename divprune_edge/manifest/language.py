@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from divprune_edge.manifest.fields import Dialect, DType, Positive, Precision, Strict
+from divprune_edge.manifest.fields import Dialect, DType, Numbering, Positive, Precision, Strict
 from divprune_edge.manifest.graphs import VISUAL_TOKENS, GraphInfo, TensorInfo
 
 
@@ -70,7 +70,7 @@ class ScheduleInfo(Strict):
 
     method: str
     visual_tokens: Positive
-    numbering: Literal["compact", "original"]
+    numbering: Numbering
     since: Annotated[int, Field(ge=0)] = 0
     cuts: Annotated[tuple[CutInfo, ...], Field(min_length=1)]
 
