@@ -21,7 +21,7 @@ from bench.first_token import unverified
 from bench.prepare import FULL, TINY, prepare
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
 from divprune_edge.models.demo import CHECKPOINT

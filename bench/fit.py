@@ -17,7 +17,7 @@ from bench.random_checkpoint import CLIP_L_336, LM_7B, write_random_checkpoint
 from bench.schedules import Silent
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.fit import fit_schedule, read_request
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.runtime.lab.profiling.memory import peak_bytes
 
 

@@ -23,7 +23,7 @@ from bench.first_token import unverified
 from bench.random_checkpoint import TINY_VISION, write_random_checkpoint
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
 from divprune_edge.models.decoder import read_decoder

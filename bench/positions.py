@@ -18,9 +18,10 @@ from bench.first_token import unverified
 from divprune_edge.export.add_selector import add_selector
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.plan import Numbering, plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.files import write_whole
+from divprune_edge.manifest import Numbering
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset, load_dataset

@@ -62,7 +62,7 @@ def prepare(sizes: Sizes, folder: Path, bundles: Collection[Variant]) -> Path:
     """Write the checkpoint and a bundle for each variant under ``folder``, unless they are there."""
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.checkpoint import Checkpoint
-    from divprune_edge.export.plan import plan_export
+    from divprune_edge.export.planning import plan_export
     from divprune_edge.export.reporter import ConsoleReporter
 
     checkpoint = folder / "checkpoint"

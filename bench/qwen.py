@@ -108,7 +108,7 @@ def export(folder: Path, sizes: Sizes) -> Path:
     from divprune_edge.export.add_selector import add_selector
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.checkpoint import Checkpoint
-    from divprune_edge.export.plan import plan_export
+    from divprune_edge.export.planning import plan_export
     from divprune_edge.export.reporter import ConsoleReporter
 
     layout = qwen3_vl_layout(sizes.vision, sizes.pixels**2)

@@ -25,7 +25,8 @@ from bench.schedule_tables import rows, tables
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.fit import fit_schedule, read_request, schedule_json
-from divprune_edge.export.plan import ExportPlan, plan_export
+from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.planning import plan_export
 from divprune_edge.files import write_whole
 from divprune_edge.manifest import DEMO, Verification
 from divprune_edge.models.demo import CHECKPOINT, PICTURE

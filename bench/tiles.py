@@ -51,7 +51,7 @@ def export(folder: Path, *, tiny: bool) -> Path:
     """Write the checkpoint and its bundle, and return the bundle's folder; the checkpoint is removed."""
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.checkpoint import Checkpoint
-    from divprune_edge.export.plan import plan_export
+    from divprune_edge.export.planning import plan_export
     from divprune_edge.export.reporter import ConsoleReporter
 
     vision, text = CLIP_L_336, LM_7B

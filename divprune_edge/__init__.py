@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from divprune_edge.errors import UserError as UserError
     from divprune_edge.errors import UserTypeError as UserTypeError
-    from divprune_edge.processing.clips import Video as Video
+    from divprune_edge.processing.sources import Video as Video
     from divprune_edge.runtime.pipeline import Pipeline as Pipeline
 
 # ONNX Runtime's builds report sessions and an id of the machine to their maker, unless this is said before they start.
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
         return Pipeline
     if name == "Video":
-        from divprune_edge.processing.clips import Video
+        from divprune_edge.processing.sources import Video
 
         return Video
     if name in ("UserError", "UserTypeError"):

@@ -14,7 +14,8 @@ from divprune_edge.console import run
 from divprune_edge.hints import as_typed, quoted
 
 if TYPE_CHECKING:
-    from divprune_edge.runtime.pipeline import Answer, Pipeline
+    from divprune_edge.runtime.answer import Answer
+    from divprune_edge.runtime.pipeline import Pipeline
 
 app = typer.Typer(add_completion=False)
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.bundle import VerificationFailed
-from divprune_edge.export.plan import budget
 from divprune_edge.export.selector import selector_id, signal_inputs, write_selector
 from divprune_edge.export.writer import file_info, write_manifest
 from divprune_edge.hints import quoted
 from divprune_edge.manifest import Check, Manifest, SelectorInfo, read_manifest
-from divprune_edge.models.budget import least_capacity
+from divprune_edge.models.budget import budget, least_capacity
 from divprune_edge.models.selectors import SELECTORS, Selector, find_selector
 from divprune_edge.models.signals import SIGNALS, why_not
 from divprune_edge.scratch import scratch

@@ -272,5 +272,5 @@ def _source(checkpoint: Checkpoint) -> Source:
         revision=checkpoint.revision,
         licence=licence.group(1) if licence else None,
         config_sha256=hashlib.sha256((checkpoint.folder / "config.json").read_bytes()).hexdigest(),
-        adapter=checkpoint.adapter.source() if checkpoint.adapter is not None else None,
+        adapter=checkpoint.adapter_source,
     )

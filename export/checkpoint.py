@@ -7,17 +7,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import AdapterSource
 from divprune_edge.models.files import CheckpointFiles, HubSource, Shapes
 from divprune_edge.strict_json import is_file, is_folder
-
-if TYPE_CHECKING:
-    from divprune_edge.export.adapter import Adapter
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -65,8 +63,8 @@ class Checkpoint:
         self.close()
 
     @property
-    def adapter(self) -> Adapter | None:
-        """The adapter that is merged into the weights, if one is."""
+    def adapter_source(self) -> AdapterSource | None:
+        """The adapter that is merged into the weights, if one is, as the manifest names it."""
         return None
 
     def close(self) -> None:

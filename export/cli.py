@@ -219,7 +219,7 @@ def llava(
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
     from divprune_edge.export.merged import with_adapter
-    from divprune_edge.export.plan import parse_numbering, parse_per, plan_export
+    from divprune_edge.export.planning import parse_numbering, parse_per, plan_export
     from divprune_edge.export.reporter import HUB_EXAMPLE, ConsoleReporter, demo_notice, show_bundle
     from divprune_edge.export.targets import announce_memory, settle
     from divprune_edge.export.verification import chosen_verification

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.plan import budget
+from divprune_edge.models.budget import budget
 from divprune_edge.models.cost import Cost, cost_of, layered_kv_bytes, visual_by_layer
 from divprune_edge.models.cost_conventions import (
     F2,

@@ -35,7 +35,7 @@ from divprune_edge.export.plan import ExportPlan
 from divprune_edge.files import write_whole
 from divprune_edge.models.cost import layered_flops
 from divprune_edge.models.schedules import Schedule
-from divprune_edge.models.schedules.fitting import Attention, Fit, fit
+from divprune_edge.models.schedules.fitting import Fit, MeasuredAttention, fit
 from divprune_edge.models.schedules.method import query_rows
 from divprune_edge.scratch import scratch
 from divprune_edge.strict_json import read_text
@@ -48,7 +48,7 @@ Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Request:
+class FitRequest:
     """What is asked for: a share of the operations with at most so many cuts, by questions about images."""
 
     images: tuple[Path, ...]
@@ -57,7 +57,7 @@ class Request:
     cuts: int
 
 
-def read_request(images: Path, questions: Path | None, target: float, cuts: int) -> Request:
+def read_request(images: Path, questions: Path | None, target: float, cuts: int) -> FitRequest:
     """Return a request that was checked.
 
     Raises:
@@ -71,10 +71,10 @@ def read_request(images: Path, questions: Path | None, target: float, cuts: int)
     if cuts < 1:
         raise UserError(f"--cuts is {cuts}, expected at least 1.", code="count-out-of-range")
     asked = QUESTIONS if questions is None else _questions(questions)
-    return Request(tuple(images_in(images, "fit-images-missing")), asked, target, cuts)
+    return FitRequest(tuple(images_in(images, "fit-images-missing")), asked, target, cuts)
 
 
-def fit_schedule(plan: ExportPlan, request: Request, output: Path, report: Reporter) -> Fit:
+def fit_schedule(plan: ExportPlan, request: FitRequest, output: Path, report: Reporter) -> Fit:
     """Measure what is not measured yet, fit the schedule, and write it to ``output``.
 
     Raises:
@@ -124,7 +124,7 @@ def schedule_json(schedule: Schedule) -> str:
 class _Measurement:
     """What is on disk of a run."""
 
-    def __init__(self, place: Path, plan: ExportPlan, request: Request) -> None:
+    def __init__(self, place: Path, plan: ExportPlan, request: FitRequest) -> None:
         self._place, self._plan, self._request = place, plan, request
         self._key = _key(plan, request)
         self._count = len(request.images)
@@ -181,14 +181,14 @@ class _Measurement:
         self._done(index + 1)
         shutil.rmtree(entering, ignore_errors=True)
 
-    def attention(self) -> list[Attention]:
+    def attention(self) -> list[MeasuredAttention]:
         """Return what was measured of each prompt."""
         layers = []
         for index in range(self.layers):
             with np.load(self._place / f"layer-{index}.npz") as file:
                 layers.append(dict(file))
         return [
-            Attention(
+            MeasuredAttention(
                 itself=np.stack([layer[f"self-{i}"] for layer in layers]),
                 cross=np.stack([layer[f"cross-{i}"] for layer in layers]),
             )
@@ -233,7 +233,7 @@ class _Look:
         self.cross += strongest[np.isin(rows, self._asked)].sum(axis=0)
 
 
-def _key(plan: ExportPlan, request: Request) -> str:
+def _key(plan: ExportPlan, request: FitRequest) -> str:
     """Return what tells one measurement from another; the target is no part of it."""
     checkpoint = plan.checkpoint
     weights = sorted({tensor.file for tensor in checkpoint.tensors.values()})
@@ -241,7 +241,7 @@ def _key(plan: ExportPlan, request: Request) -> str:
         "version": __version__,
         "config": checkpoint.config,
         "weights": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
-        "adapter": None if checkpoint.adapter is None else checkpoint.adapter.source().sha256,
+        "adapter": None if checkpoint.adapter_source is None else checkpoint.adapter_source.sha256,
         "preprocessing": plan.preprocessing.model_dump_json(),
         "template": plan.prompt.template,
         "selector": [plan.selector.name, plan.keep, plan.per, plan.numbering],

@@ -13,7 +13,7 @@ from divprune_edge.export.cost import by_layer
 from divprune_edge.export.fit import fit_schedule, read_request
 from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.export.merged import with_adapter
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.reporter import HUB_EXAMPLE, ConsoleReporter, demo_notice
 from divprune_edge.hints import as_typed, quoted
 from divprune_edge.manifest import DEMO, MANIFEST, UNPRUNED, Manifest, read_manifest

@@ -12,6 +12,8 @@ import onnx_ir as ir
 
 from divprune_edge import __version__
 
+ONNX_RUNTIME = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 IR_VERSION = 10
 """The oldest with int4, which old runtimes read."""
 _IR_VERSIONS = {24: 12}

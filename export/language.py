@@ -14,7 +14,7 @@ from divprune_edge.export.graph import DTYPES, GraphBuilder
 from divprune_edge.export.greedy import next_id
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear, output_head
-from divprune_edge.export.scores import Layer, Scores
+from divprune_edge.export.scores import Scores, WrittenLayer
 from divprune_edge.export.weights import Weights
 from divprune_edge.ids import Ids
 from divprune_edge.models.decoder import DecoderSpec
@@ -149,7 +149,7 @@ class _Writer:
             y = linear(self.g, attention(self.g, i, q, k, v), self.weights, f"layers.{i}.self_attn.o_proj")
         fed, middle = self._norm(x, y, f"layers.{i}.post_attention_layernorm")
         branch = _mlp(self.g, fed, self.decoder, self.weights, f"layers.{i}.mlp")
-        self.scores.read(Layer(i, q, k, x, normed, middle, fed, branch))
+        self.scores.read(WrittenLayer(i, q, k, x, normed, middle, fed, branch))
         return middle, branch
 
     def _project(self, i: int, x: ir.Value, branch: ir.Value | None) -> tuple[ir.Value, ...]:
@@ -169,7 +169,7 @@ class _Writer:
             end = part.first + part.layers
             with g.scope(f"layers.{end}"):
                 x, normed, q, k, v = self._project(end, x, branch)
-                self.scores.read(Layer(end, q, k, x, normed))
+                self.scores.read(WrittenLayer(end, q, k, x, normed))
             x = g.op("Concat", x, q, k, v, axis=-1)
         elif branch is not None:
             x = g.op("Add", x, branch)

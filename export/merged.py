@@ -14,6 +14,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.export.adapter import CONFIG, MERGE, Adapter, LowRank, adapter_tensors, open_adapter
 from divprune_edge.export.arrays import widen
 from divprune_edge.export.checkpoint import Checkpoint, StoredTensor
+from divprune_edge.manifest import AdapterSource
 from divprune_edge.models.families import family_of
 
 _ROWS = 512
@@ -56,7 +57,7 @@ class MergedCheckpoint(Checkpoint):
     def __init__(self, base: Checkpoint, adapter: Adapter) -> None:
         super().__init__(base.folder, base.name, base.revision)
         base.close()
-        self._adapter = adapter
+        self.adapter = adapter
         self._sums: dict[str, LowRank] = {}
         self._replaced: dict[str, str] = {}
         self._match()
@@ -66,10 +67,10 @@ class MergedCheckpoint(Checkpoint):
         """Names of the weights that the adapter changes."""
         return self._sums.keys() | self._replaced.keys()
 
-    @property
-    def adapter(self) -> Adapter:
-        """What is merged."""
-        return self._adapter
+    @cached_property
+    def adapter_source(self) -> AdapterSource:
+        """What is merged; its file is read for its hash."""
+        return self.adapter.source()
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Return one tensor, in float32 where something was added to it.

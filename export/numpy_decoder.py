@@ -27,7 +27,7 @@ _SHARES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerWeights:
     """The weights of one layer in float32, by their names in it, such as ``mlp.up_proj.weight``."""
 
     spec: DecoderSpec
@@ -89,12 +89,12 @@ class Layer:
         return np.asarray(x / root * self.weights[f"{name}.weight"], np.float32)
 
 
-def read_layer(checkpoint: Checkpoint, prefix: str, spec: DecoderSpec, index: int) -> Layer:
+def read_layer(checkpoint: Checkpoint, prefix: str, spec: DecoderSpec, index: int) -> LayerWeights:
     """Read one layer's weights; ``prefix`` is that of the decoder's names."""
     start = f"layers.{index}."
     names = [name for name in spec.parameters(1) if name.startswith(start)]
     found = {name.removeprefix(start): widen(checkpoint.read(prefix + name)) for name in names}
-    return Layer(spec, index, found)
+    return LayerWeights(spec, index, found)
 
 
 def softmax(scores: Array) -> Array:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from divprune_edge.errors import UserError
+from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.tokenizer import TOKENIZER_FILE
 from divprune_edge.models.tiles import groups_of
-from divprune_edge.models.tokenizer import TOKENIZER_FILE
 from divprune_edge.processing.image_input import ONE_SPAN
 from divprune_edge.processing.prompt import PromptEncoder, Turn
-
-if TYPE_CHECKING:
-    from divprune_edge.export.plan import ExportPlan
 
 _QUESTION = "What is in the picture?"
 

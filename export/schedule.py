@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import Numbering
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.families.family import Spec
 from divprune_edge.models.schedules import Schedule, find_method, schedule_of
 from divprune_edge.models.schedules.parts import parts_of
-from divprune_edge.models.schedules.schedule import Numbering
 
 
 def plan_schedule(asked: str, spec: Spec, visual: int, numbering: Numbering | None, dialect: str) -> Schedule:

@@ -25,7 +25,7 @@ _HIDDEN = float(np.finfo(np.float32).min / 2)
 
 
 @dataclass(frozen=True)
-class Layer:
+class WrittenLayer:
     """A layer as it was written.
 
     Attributes:
@@ -57,11 +57,11 @@ class Scores:
         self._found: dict[str, list[ir.Value]] = {}
         self._inputs: dict[str, ir.Value] = {}
 
-    def read(self, layer: Layer) -> None:
+    def read(self, layer: WrittenLayer) -> None:
         """Write what is read of a layer: of one that this graph has, or of the one behind, which it only projects."""
         for watch in self._part.watches(layer.number):
             with self.g.scope(f"scores.{watch.name}"):
-                self._found.setdefault(watch.name, []).append(watch.body(self.g, _Seen(self, layer)))
+                self._found.setdefault(watch.name, []).append(watch.body(self.g, _LayerGraph(self, layer)))
 
     def finish(self) -> None:
         """Declare ``scores.<watch>`` float32 [scored]."""
@@ -92,11 +92,11 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LayerGraph:
     """See :class:`~divprune_edge.models.schedules.method.LayerGraph`."""
 
     scores: Scores
-    layer: Layer
+    layer: WrittenLayer
 
     @property
     def before(self) -> ir.Value:

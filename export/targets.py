@@ -8,7 +8,8 @@ import numpy as np
 from rich.console import Console
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.plan import DEFAULT_DIALECT, ExportPlan, is_matrix
+from divprune_edge.export.plan import ExportPlan, is_matrix
+from divprune_edge.export.planning import DEFAULT_DIALECT
 from divprune_edge.export.precision import DEFAULT_PRECISION, activation_type, parse_precisions
 from divprune_edge.manifest import TILES_AT_ONCE, Dialect, LayerGroup, read_manifest
 from divprune_edge.models.budget import least_capacity

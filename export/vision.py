@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from divprune_edge.export.formats import Format
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.layers.part import Part
+from divprune_edge.export.layers.layer_builder import LayerBuilder
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.weights import Weights
 from divprune_edge.manifest import VISUAL_TOKENS
@@ -29,7 +29,7 @@ def build_vision_encoder(plan: ExportPlan, format: Format, signals: Sequence[str
     g = GraphBuilder("vision_encoder")
     inputs = {one.name: g.input(one.name, one.dtype, list(one.shape)) for one in spec.inputs}
     parts = {
-        part: Part(g, Weights(plan.checkpoint, prefix, format), plan.fuses_encoder)
+        part: LayerBuilder(g, Weights(plan.checkpoint, prefix, format), plan.fuses_encoder)
         for part, prefix in plan.names.encoder.items()
     }
     values = plan.family.encoder(g, parts, inputs, spec, plan.preprocessing, signals)

@@ -1,10 +1,10 @@
-"""Weights on their way from a checkpoint into a graph: lazy, one tensor in memory at a time."""
+"""Weights on their way from a checkpoint into a graph: lazy, one tensor in memory at a time, matrices in a format."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,6 @@ from divprune_edge.export.arrays import cast_weight, check_weight, transpose
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.graph import DTYPES, GraphBuilder
 from divprune_edge.export.quantise import Levels, quantise
-
-if TYPE_CHECKING:
-    from divprune_edge.export.formats import Format
 
 TRANSPOSED = ".T"
 """Suffix of an initializer that holds a linear layer's weight transposed, [in, out]."""
@@ -121,6 +118,55 @@ class Weights:
             return arrange(cast_weight(name, self._checkpoint.read(name), self.dtype))
 
         return _lazy(g, key, self.dtype, shape, load)
+
+
+class Format(Protocol):
+    """How the weight matrices of one graph are stored and multiplied. An instance serves one graph."""
+
+    @property
+    def dtype(self) -> str:
+        """Element type of activations, and of the weights that are no matrices."""
+        ...
+
+    @property
+    def opset(self) -> int:
+        """The oldest opset that has its operators in the form used here."""
+        ...
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Operator domains beyond the standard one."""
+        ...
+
+    @property
+    def quantises_head(self) -> bool:
+        """Whether the output head is in few bits: then a tied one is a matrix of its own beside the embedding."""
+        ...
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check that the matrix ``name`` [out, in] can be stored so.
+
+        Raises:
+            UserError: it cannot; the sentence says why and what to choose.
+        """
+        ...
+
+    def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
+        """Return the bytes that a matrix [out, in] takes in the bundle; the output head may be stored otherwise."""
+        ...
+
+    def linear(
+        self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, *, gated: bool = False
+    ) -> ir.Value:
+        """Return ``x [..., in] @ W^T`` for the matrix ``name`` [out, in], without the bias.
+
+        ``gated`` says that x comes from a function like GELU: hardly any of it is negative, and none of it much.
+        """
+        ...
+
+    def head(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str) -> ir.Value:
+        """Return logits [batch, vocabulary] of hidden states [batch, in] for the matrix ``name``."""
+        ...
 
 
 class _Quantised:

@@ -6,6 +6,21 @@ from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
 from divprune_edge.errors import UserError
 
+DEFAULT_PRUNE = "0.9"
+
+
+def budget(keep: int | None, prune: str | None, candidates: int, whole: int | None = None) -> int:
+    """Return K from ``--keep`` or ``--prune`` (0.9 where neither is given).
+
+    ``whole`` is how many visual tokens there would be if none left inside the encoder: ``--prune`` counts from there.
+
+    Raises:
+        UserError: a budget out of range.
+    """
+    if keep is None:
+        keep = keep_from_prune(DEFAULT_PRUNE if prune is None else prune, whole or candidates)
+    return check_keep(keep, candidates)
+
 
 def keep_from_prune(ratio: str | float, candidates: int) -> int:
     """Return ``K = max(1, round((1 - ratio) * candidates))`` in decimal arithmetic, half to even.

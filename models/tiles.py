@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+from divprune_edge.manifest import Per
 from divprune_edge.models.families.family import Spec
 
 SOURCE_BYTES = 8 + 4
 """Of a token that a row is made of: which one it is, and its weight."""
-Per = Literal["image", "tile", "frame"]
-"""What a selector picks from at a time."""
 
 
 def candidates_of(spec: Spec, per: Per = "image") -> int:

@@ -11,17 +11,17 @@ import numpy as np
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
-from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
-from divprune_edge.processing.images import listed
 from divprune_edge.processing.prompt import system_turns, user_turn
+from divprune_edge.processing.sources import Video, listed
+from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.generate import Decoding, Writer, write
+from divprune_edge.runtime.loaded import LoadedBundle
 from divprune_edge.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSources, Media
     from divprune_edge.processing.layout import PromptIds
-    from divprune_edge.runtime.pipeline import Answer, Pipeline
+    from divprune_edge.processing.sources import ImageSources, Media
     from divprune_edge.runtime.vision import SeenImage
 
 
@@ -29,7 +29,7 @@ Question = tuple["ImageSources", str]
 
 
 def ask_batch(
-    pipeline: Pipeline,
+    pipeline: LoadedBundle,
     questions: Sequence[Question],
     bgr: bool,
     options: Decoding,
@@ -52,7 +52,7 @@ def ask_batch(
 
 
 def ask_each(
-    pipeline: Pipeline,
+    pipeline: LoadedBundle,
     questions: Sequence[Question],
     options: Decoding,
     system: str | None = None,
@@ -75,7 +75,7 @@ class _Prepared:
 
 
 def _prepare(
-    pipeline: Pipeline, questions: Sequence[Question], bgr: bool, system: str | None, raw_prompt: bool
+    pipeline: LoadedBundle, questions: Sequence[Question], bgr: bool, system: str | None, raw_prompt: bool
 ) -> list[_Prepared | UserError]:
     """Read prompts and images."""
     read: dict[Hashable, ImageInput] = {}
@@ -92,7 +92,7 @@ def _prepare(
 
 
 def _read(
-    pipeline: Pipeline, images: list[Media], bgr: bool, read: dict[Hashable, ImageInput]
+    pipeline: LoadedBundle, images: list[Media], bgr: bool, read: dict[Hashable, ImageInput]
 ) -> list[ImageInput]:
     """Return the images of a question, from ``read`` where another one is about them too, and else into it."""
     # One that is alone in its prompt may be read otherwise.
@@ -106,7 +106,7 @@ def _read(
 
 
 def _answer(
-    pipeline: Pipeline, questions: Sequence[_Prepared], options: Decoding, watch: Stopwatch
+    pipeline: LoadedBundle, questions: Sequence[_Prepared], options: Decoding, watch: Stopwatch
 ) -> list[Answer]:
     if not questions:
         return []

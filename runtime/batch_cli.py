@@ -84,7 +84,7 @@ def batch_command(
     answered gets "error" and "code" instead, the others are answered all the same, and the exit code is 1.
     """
     from divprune_edge.errors import DivpruneError, UserError
-    from divprune_edge.processing.clips import Video
+    from divprune_edge.processing.sources import Video
     from divprune_edge.runtime.batch import Question, ask_each
     from divprune_edge.runtime.defaults import decoding_of
     from divprune_edge.runtime.generate import Decoding

@@ -36,8 +36,9 @@ from divprune_edge.runtime.options import (
 )
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.clips import Video
-    from divprune_edge.runtime.pipeline import Answer, Pipeline
+    from divprune_edge.processing.sources import Video
+    from divprune_edge.runtime.answer import Answer
+    from divprune_edge.runtime.pipeline import Pipeline
 
 _RUNTIME = "divprune_edge.runtime"
 LAB_COMMANDS = {
@@ -133,7 +134,7 @@ def ask(
     The answer is streamed to standard output, one line about what it took goes to standard error.
     """
     from divprune_edge.errors import UserError
-    from divprune_edge.processing.clips import Video, clips_of
+    from divprune_edge.processing.sources import Video, clips_of
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
@@ -252,7 +253,7 @@ def _with_media(
 ) -> Iterator[tuple[str, list[Path | Video]]]:
     """Yield the questions among the lines of a conversation, each with what the lines before it add."""
     from divprune_edge.errors import UserError
-    from divprune_edge.processing.clips import Video
+    from divprune_edge.processing.sources import Video
 
     media: list[Path | Video] = []
     last = ""

@@ -13,7 +13,6 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, Manifest, SelectorInfo
 from divprune_edge.models.families import reader_of
 from divprune_edge.models.signals import ORIGINS
-from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import (
     Groups,
     ImageInput,
@@ -25,13 +24,14 @@ from divprune_edge.processing.image_input import (
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.processing.patches import ROWS
+from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.backends import Backend, DeviceTensor, Encoded
 from divprune_edge.runtime.budgets import Budgets, coverage_radius
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.progress import OnProgress, in_silence
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import Media
+    from divprune_edge.processing.sources import Media
 
 Indices = npt.NDArray[np.int64]
 OnStage = Callable[[str], None]

@@ -14,7 +14,8 @@ from PIL import Image
 
 from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.plan import ExportPlan, plan_export
+from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.seen import Seen
 from divprune_edge.export.seen import see as see_image
 from divprune_edge.export.verify import verify_bundle

@@ -14,7 +14,7 @@ import onnxruntime
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.formats import Format, find_format
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.layers.part import Part
+from divprune_edge.export.layers.layer_builder import LayerBuilder
 from divprune_edge.export.weights import Weights
 from divprune_edge.manifest import VISUAL_TOKENS, Patches, Preprocessing
 from divprune_edge.models.families.qwen_vl.encoder import write_qwen_encoder
@@ -105,7 +105,7 @@ def write_tower(folder: Path, config: Mapping[str, Any], tower: Any, format: For
         checkpoint.check({PREFIX + name: shape for name, shape in spec.parameters().items()})
         g = GraphBuilder("vision_encoder")
         inputs = {name: g.input(name, *declared) for name, declared in encoder_inputs(spec).items()}
-        layers = Part(g, Weights(checkpoint, PREFIX, format))
+        layers = LayerBuilder(g, Weights(checkpoint, PREFIX, format))
         values = write_qwen_encoder(g, layers, inputs, spec, facts_of(spec))
         assert set(values) == {VISUAL_TOKENS, *spec.beside}
         for name in (VISUAL_TOKENS, *spec.beside):

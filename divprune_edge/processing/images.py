@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,11 +28,7 @@ from divprune_edge.errors import UserError, UserTypeError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from divprune_edge.processing.clips import Video
-
-    ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
-    Media: TypeAlias = ImageSource | Video
-    ImageSources: TypeAlias = Media | Sequence[Media] | None
+    from divprune_edge.processing.sources import ImageSource
 
 MAX_BYTES = 64 << 20
 MAX_SIDE = 16384
@@ -65,15 +61,6 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:[^/]+/", re.IGNORECASE)
 _DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
 
 _log = logging.getLogger("divprune_edge")
-
-
-def listed(images: ImageSources) -> list[Media]:
-    """Return the images and clips that a question is about: none, one, or those of a list. An array is one image."""
-    if images is None:
-        return []
-    if isinstance(images, (str, bytes)) or not isinstance(images, Sequence):
-        return [images]
-    return list(images)
 
 
 def load_image(source: ImageSource, bgr: bool = False) -> Image.Image:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from divprune_edge.export.formats.format import Format
 from divprune_edge.export.formats.int4 import Int4, Moments
 from divprune_edge.export.formats.int8 import Int8
 from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.precision import activation_type
+from divprune_edge.export.weights import Format
 from divprune_edge.manifest import Precision
 
 __all__ = ["Format", "Moments", "find_format"]

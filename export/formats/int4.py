@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +26,7 @@ from divprune_edge.export.gptq import quantise_for
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.precision import BLOCK_SIZES, TENSORRT_BLOCK_SIZES
 from divprune_edge.export.quantise import INT4, INT4_HALF, INT8, Levels, quantise
-
-if TYPE_CHECKING:
-    from divprune_edge.export.weights import Weights
+from divprune_edge.export.weights import Weights
 
 Moments = Mapping[str, npt.NDArray[np.float64]]
 """Full name of a weight [out, in] -> the sum of x x^T over its layer's inputs x, [in, in]."""
@@ -51,7 +48,7 @@ class Int4:
 
     @property
     def quantises_head(self) -> bool:
-        """See :class:`divprune_edge.export.formats.format.Format`."""
+        """See :class:`divprune_edge.export.weights.Format`."""
         return self.dtype == "float32"
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:

@@ -17,18 +17,13 @@ result does not depend on what else is in the batch. TensorRT's parser has no Ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_ir as ir
 
-from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.graph import ONNX_RUNTIME, GraphBuilder
 from divprune_edge.export.quantise import INT8_PAIRS
+from divprune_edge.export.weights import Weights
 
-if TYPE_CHECKING:
-    from divprune_edge.export.weights import Weights
-
-DOMAIN = "com.microsoft"
 _LEVELS = 255
 _MIDDLE = 128
 _BOTTOM = 24
@@ -44,14 +39,14 @@ class Int8:
 
     def __init__(self, *, fused: bool = False) -> None:
         self._fused = fused
-        self.domains = (DOMAIN,) if fused else ()
+        self.domains = (ONNX_RUNTIME,) if fused else ()
         self._rows: tuple[ir.Value, int, ir.Value, ir.Value] | None = None
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Every shape will do."""
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
-        """See :class:`divprune_edge.export.formats.format.Format`, also for what follows."""
+        """See :class:`divprune_edge.export.weights.Format`, also for what follows."""
         return shape[0] * shape[1] + 4 * shape[0]
 
     def linear(
@@ -64,7 +59,7 @@ class Int8:
         zero = g.constant(middle, "uint8")
         if self._fused:
             one = g.constant(1.0, "float32")
-            y = g.op("MatMulIntegerToFloat", rows, values, one, scales, zero, domain=DOMAIN)
+            y = g.op("MatMulIntegerToFloat", rows, values, one, scales, zero, domain=ONNX_RUNTIME)
             return g.op("Mul", y, steps)
         y = g.op("MatMulInteger", rows, values, zero)
         return g.op("Mul", g.op("Mul", g.cast(y, "float32"), steps), scales)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from divprune_edge.export.graph import GraphBuilder
-
-if TYPE_CHECKING:
-    from divprune_edge.export.weights import Weights
+from divprune_edge.export.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Plain:
         """Every shape will do."""
 
     def stored_bytes(self, shape: tuple[int, ...], *, head: bool = False) -> int:
-        """See :class:`divprune_edge.export.formats.format.Format`, also for what follows."""
+        """See :class:`divprune_edge.export.weights.Format`, also for what follows."""
         return int(np.prod(shape)) * np.dtype(self.dtype).itemsize
 
     def linear(

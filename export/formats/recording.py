@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import onnx_ir as ir
 
 from divprune_edge.export.formats.plain import Plain
 from divprune_edge.export.graph import GraphBuilder
-
-if TYPE_CHECKING:
-    from divprune_edge.export.weights import Weights
+from divprune_edge.export.weights import Weights
 
 OUTPUT = "input_of:"
 

@@ -11,7 +11,7 @@ from divprune_edge.export.weights import Weights
 def linear(g: GraphBuilder, x: ir.Value, weights: Weights, name: str, *, gated: bool = False) -> ir.Value:
     """Return ``x [..., in] @ W^T (+ b)`` for the layer ``name``; it has a bias where the checkpoint has one.
 
-    ``gated`` is a hint about x; see :meth:`divprune_edge.export.formats.Format.linear`.
+    ``gated`` is a hint about x; see :meth:`divprune_edge.export.weights.Format.linear`.
     """
     with g.scope(name.rsplit(".", maxsplit=1)[-1]):
         y = weights.format.linear(g, x, weights, f"{name}.weight", gated=gated)

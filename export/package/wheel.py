@@ -26,7 +26,7 @@ from divprune_edge.export.package.archive import EPOCH
 
 DISTRIBUTION = "divprune-edge-runtime"
 PACKAGE = "divprune_edge"
-PARTS = ("models", "plugins", "processing", "runtime")
+PARTS = ("manifest", "models", "plugins", "processing", "runtime")
 """Sub-packages that the runtime consists of, beside the modules of ``divprune_edge`` itself."""
 SHIMS = ("plugins", "runtime")
 PLUGIN_SOURCES = ("CMakeLists.txt", "csrc")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.merged import MergedCheckpoint
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.seen import see
 from divprune_edge.export.verify.adapter import PeftAdapter
@@ -60,8 +61,10 @@ def verify_bundle(
     chain = [GraphFile(file) for file in _language_files(plan, folder)]
     assemble = [] if plan.spec.rows is None else [GraphFile(folder / "assemble.onnx")]
     layers = affordable_layers(plan, available_memory() if memory is None else memory)
-    merged = plan.checkpoint.adapter
-    adapter = PeftAdapter(merged.folder, plan.family) if merged is not None else None
+    source = plan.checkpoint
+    adapter = (
+        PeftAdapter(source.adapter.folder, plan.family) if isinstance(source, MergedCheckpoint) else None
+    )
     checks: list[Check] = check_weights(plan, [vision, *assemble, *chain], report, adapter)
     with _runnable(plan, chain, layers, report) as runs:
         paths = [run.path for run in runs]

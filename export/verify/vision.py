@@ -24,8 +24,8 @@ from divprune_edge.export.verify.graphs import open_graph
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.manifest import Check
 from divprune_edge.models.signals import ORIGINS
-from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
+from divprune_edge.processing.sources import Video
 
 Array = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]

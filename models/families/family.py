@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from divprune_edge.manifest import Clips, Preprocessing, TensorInfo
+    from divprune_edge.manifest import Clips, Numbering, Preprocessing, TensorInfo
     from divprune_edge.models.decoder import DecoderSpec
     from divprune_edge.models.families.reader import Reader
     from divprune_edge.models.files import CheckpointFiles, Config, Shapes
@@ -266,4 +266,4 @@ class Family(Generic[S]):
     ]
     reference: Reference[S]
     clips: Callable[[CheckpointFiles, S, int, int | None], Clips] | None = None
-    numbering: Literal["compact", "original"] = "compact"
+    numbering: Numbering = "compact"

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from divprune_edge.manifest import Preprocessing
-    from divprune_edge.processing.clips import Video
     from divprune_edge.processing.image_input import ImageInput
+    from divprune_edge.processing.sources import Video
 
 
 @dataclass(frozen=True)

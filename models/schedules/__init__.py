@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.manifest import Numbering
 from divprune_edge.models.schedules.aim import AIM
 from divprune_edge.models.schedules.catp import CATP
 from divprune_edge.models.schedules.controls import RANDOM, UNIFORM
@@ -16,7 +17,7 @@ from divprune_edge.models.schedules.fitprune import FITPRUNE
 from divprune_edge.models.schedules.lazyllm import LAZYLLM
 from divprune_edge.models.schedules.method import LayerGraph, Method, View, Watch
 from divprune_edge.models.schedules.pyramiddrop import PYRAMIDDROP
-from divprune_edge.models.schedules.schedule import Cut, Numbering, Schedule, method_of, read_schedule
+from divprune_edge.models.schedules.schedule import Cut, Schedule, method_of, read_schedule
 from divprune_edge.models.schedules.sparsevlm import SPARSEVLM
 from divprune_edge.models.schedules.spatten import SPATTEN
 from divprune_edge.models.schedules.todre import TODRE_2

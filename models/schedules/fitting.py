@@ -29,7 +29,7 @@ Operations = Callable[[Sequence[int]], int]
 
 
 @dataclass(frozen=True)
-class Attention:
+class MeasuredAttention:
     """What was measured of one prompt: attention to its m visual tokens, self and cross, float32 [layers, m]."""
 
     itself: Array
@@ -46,7 +46,7 @@ class Fit:
 
 
 def fit(
-    measured: Sequence[Attention],
+    measured: Sequence[MeasuredAttention],
     visual: int,
     target: float,
     cuts: int,
@@ -94,14 +94,14 @@ def fit(
 
 
 def _recipe(
-    measured: Sequence[Attention], visual: int, tolerance: float, first: int = 1
+    measured: Sequence[MeasuredAttention], visual: int, tolerance: float, first: int = 1
 ) -> npt.NDArray[np.int64]:
     """Return how many visual tokens enter each layer, int64 [layers], mean over prompts, rounded up."""
     shares = np.mean([_entering(one, tolerance, first) for one in measured], axis=0)
     return np.asarray(np.ceil(shares * visual - 1e-9), np.int64)
 
 
-def _entering(measured: Attention, tolerance: float, first: int = 1) -> npt.NDArray[np.float64]:
+def _entering(measured: MeasuredAttention, tolerance: float, first: int = 1) -> npt.NDArray[np.float64]:
     """Return which share of a prompt's visual tokens enters each layer."""
     layers, m = measured.cross.shape
     alive = np.ones(m, np.bool_)

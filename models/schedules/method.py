@@ -16,8 +16,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.manifest import Numbering
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.schedules.schedule import Cut, Numbering
+from divprune_edge.models.schedules.schedule import Cut
 
 Array = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.int64]

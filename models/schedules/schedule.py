@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.manifest import Numbering
 from divprune_edge.strict_json import read_json
 
-Numbering = Literal["compact", "original"]
 _FIELDS = {"method", "visual_tokens", "cuts", "numbering", "since"}
 _ADVICE = "write it as docs/schedules.md shows"
 

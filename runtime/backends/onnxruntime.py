@@ -22,13 +22,13 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.graph_facts import check_session
 from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, SERVED, find_operators
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
 from divprune_edge.runtime.backends.binding import Binding
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.captured import wants_graphs
+from divprune_edge.runtime.backends.graph_facts import check_session
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.memory import PROVIDERS, DeviceMemory, dtype_of
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession

@@ -22,7 +22,6 @@ from divprune_edge.manifest import (
     TensorInfo,
     tile_input,
 )
-from divprune_edge.models.graph_facts import check_plan
 from divprune_edge.models.profiles import (
     ASSEMBLE,
     HIDDEN,
@@ -36,6 +35,7 @@ from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
 from divprune_edge.runtime.backends.backend import Encoded, check_rows
+from divprune_edge.runtime.backends.graph_facts import check_plan
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle

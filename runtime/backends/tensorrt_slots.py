@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +20,18 @@ from divprune_edge.models.profiles import DECODE, HIDDEN
 from divprune_edge.models.steps import StepInputs
 from divprune_edge.plugins.abi import Append
 from divprune_edge.runtime.backends.session import CacheRows, Prediction, best_of
+from divprune_edge.runtime.backends.tensorrt_steps import PAST, ROWS, VISUAL, LanguageSteps
 from divprune_edge.runtime.engines.device import Context, Graph, Memory
 from divprune_edge.runtime.engines.pool import Tensor
 
-if TYPE_CHECKING:
-    from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
-
 _log = logging.getLogger("divprune_edge")
-VISUAL, PAST, ROWS = "visual_tokens", "past_key_values.", "cache_rows"
-"""The visual tokens among an engine's inputs, what the names of the cache's inputs begin with; and what is no input:
-the row of each slot's cache that new rows go to."""
 _LOGITS, _NEXT = "logits", "next_id"
 
 
 class Slots:
     """The memory of ``count`` slots, the contexts that are bound to it, and the graph that was captured of decode."""
 
-    def __init__(self, model: TensorRtLanguage, count: int, scratch: Memory) -> None:
+    def __init__(self, model: LanguageSteps, count: int, scratch: Memory) -> None:
         device = model.device
         self._model, self._device, self.count = model, device, count
         self.cache = device.allocate(model.cache_bytes(count))

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
 from divprune_edge.manifest import UNPRUNED
+from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.lab.drawing import draw_selection
 from divprune_edge.runtime.lab.inspection import Selection, inspect_selection
-from divprune_edge.runtime.pipeline import Answer, Pipeline
+from divprune_edge.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from divprune_edge.processing.images import ImageSource
+    from divprune_edge.processing.sources import ImageSource
 
 
 @dataclass(frozen=True)

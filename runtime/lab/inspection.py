@@ -21,7 +21,7 @@ from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, small
 from divprune_edge.runtime.lab.rows import rows_of
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSource
+    from divprune_edge.processing.sources import ImageSource
     from divprune_edge.runtime.pipeline import Pipeline
 
 _Ints = npt.NDArray[np.int64]

@@ -20,10 +20,10 @@ import numpy as np
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import Manifest
-from divprune_edge.processing.clips import Video
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import image_of_bytes
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
+from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.serve.job import Job, Medium, Seen, Utterance
 from divprune_edge.runtime.serve.limits import Limits

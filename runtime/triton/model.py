@@ -13,9 +13,10 @@ import numpy as np
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.processing.images import MAX_PIXELS, image_of_bytes
+from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.pipeline import Answer, Pipeline
+from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.triton.graphs import TritonGraphs, runner
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP")

@@ -22,7 +22,8 @@ from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.export.merged import MergedCheckpoint, with_adapter
-from divprune_edge.export.plan import ExportPlan, plan_export
+from divprune_edge.export.plan import ExportPlan
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.verify import available
 from divprune_edge.manifest import Verification, read_manifest
 from divprune_edge.models.demo import PICTURE
@@ -311,7 +312,7 @@ def test_one_beside_whole_weights_needs_a_word(
     with pytest.raises(UserError, match="exclude each other"):
         with_adapter(Checkpoint(both, "both"), both, ignore=True)
     ignored = with_adapter(Checkpoint(both, "both"), None, ignore=True)
-    assert ignored.adapter is None
+    assert ignored.adapter_source is None
     asked = {"selector": "divprune", "keep": 9, "prune": None, "precision": "fp32"}
     made = export(plan_export(ignored, **asked), tmp_path / "base")  # type: ignore[arg-type]
     assert failures(made.plan, made.folder) == set()

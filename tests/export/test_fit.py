@@ -20,10 +20,10 @@ from raising import assert_told, refused
 
 from divprune_edge.export import fit as fitting
 from divprune_edge.export import numpy_decoder
-from divprune_edge.export.fit import Request, _Look, fit_schedule, read_request, schedule_json
+from divprune_edge.export.fit import FitRequest, _Look, fit_schedule, read_request, schedule_json
 from divprune_edge.export.fit_command import _selection, _settings
-from divprune_edge.export.numpy_decoder import _ACTIVATIONS, Layer, read_layer
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.numpy_decoder import _ACTIVATIONS, LayerWeights, read_layer
+from divprune_edge.export.planning import plan_export
 from divprune_edge.models.cost import visual_by_layer
 from divprune_edge.models.decoder import read_decoder
 from divprune_edge.models.schedules import Cut, Schedule, schedule_of
@@ -38,7 +38,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def request(photos: Path, target: float = 0.6, cuts: int = 2) -> Request:
+def request(photos: Path, target: float = 0.6, cuts: int = 2) -> FitRequest:
     return read_request(photos, None, target, cuts)
 
 
@@ -59,7 +59,7 @@ def test_a_layer_and_what_is_read_of_its_attention(kind: str, monkeypatch: pytes
             name: value.detach().numpy() for name, value in model.model.layers[index].named_parameters()
         }
         look = _Look(visual, text)
-        found = Layer(spec, index, weights).run(x.numpy(), positions.numpy(), look)
+        found = LayerWeights(spec, index, weights).run(x.numpy(), positions.numpy(), look)
         with torch.no_grad():
             wanted = run_layer(model.model, model.model.layers[index], x, positions)
         strongest = wanted.probabilities.max(0).values.numpy()
@@ -100,7 +100,7 @@ def test_three_positions_a_token(checkpoint: Callable[[str], Path]) -> None:
     layer = read_layer(plan.checkpoint, plan.names.decoder, spec, 0)
     x = np.random.default_rng(0).normal(size=(12, spec.hidden)).astype(np.float32)
     same = layer.run(x, np.tile(np.arange(12), (3, 1)), lambda first, shares: None)
-    one = Layer(replace(spec, rope=replace(spec.rope, sections=())), 0, layer.weights)
+    one = LayerWeights(replace(spec, rope=replace(spec.rope, sections=())), 0, layer.weights)
     np.testing.assert_allclose(
         same, one.run(x, np.arange(12), lambda first, shares: None), rtol=1e-5, atol=1e-6
     )
@@ -156,8 +156,8 @@ def test_what_was_interrupted_goes_on(
     fit_schedule(plan, request(photos), whole, Silent())
     read: list[int] = []
 
-    def until(last: int) -> Callable[..., Layer]:
-        def reading(checkpoint: Any, prefix: str, spec: Any, index: int) -> Layer:
+    def until(last: int) -> Callable[..., LayerWeights]:
+        def reading(checkpoint: Any, prefix: str, spec: Any, index: int) -> LayerWeights:
             if index == last:
                 raise KeyboardInterrupt
             read.append(index)

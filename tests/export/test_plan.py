@@ -1,4 +1,4 @@
-"""A plan settles everything that the user can get wrong, before any work."""
+"""What a plan says of its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ import numpy as np
 import pytest
 from checkpoints import TEXT
 from exporting import plan_of
-from raising import refused
 
 from divprune_edge.export.checkpoint import Checkpoint
-from divprune_edge.export.plan import budget
 from divprune_edge.models.selectors import find_selector
-
-
-def test_budget_by_either_option() -> None:
-    assert budget(None, None, 576) == 58, "0.9 unless asked otherwise"
-    assert budget(None, "0.902", 576) == 56
-    assert budget(100, None, 576) == 100
-    with refused("keep-out-of-range", "--keep 577"):
-        budget(577, None, 576)
 
 
 def test_facts_of_a_plan(checkpoint: Callable[[str], Path]) -> None:

@@ -22,7 +22,7 @@ from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.cost import PRESETS, show_cost
 from divprune_edge.export.examples import pruned_rows
 from divprune_edge.export.merged import with_adapter
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.targets import TARGETS
 

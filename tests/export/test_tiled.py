@@ -23,7 +23,7 @@ from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.cli import app
 from divprune_edge.export.examples import pruned_rows
 from divprune_edge.export.merged import with_adapter
-from divprune_edge.export.plan import plan_export
+from divprune_edge.export.planning import plan_export
 from divprune_edge.export.seen import see
 from divprune_edge.export.verify.graphs import open_graph
 

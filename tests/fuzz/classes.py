@@ -25,10 +25,10 @@ from tokenizer_kinds import KINDS
 
 from divprune_edge.errors import DivpruneError
 from divprune_edge.manifest import Manifest
-from divprune_edge.models import graph_facts
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.families import reader_of
 from divprune_edge.processing.image_input import grouped
+from divprune_edge.runtime.backends import graph_facts
 
 Case = Callable[[Random], None]
 _TURNS = ("what is <image> in </s> it?", "what is it?", "\ud83d caf\udce9", "<s><unk>" * 3)
@@ -52,8 +52,8 @@ def manifest(folder: Path, bundle: Path) -> Case:
 
 def tokenizer(folder: Path, bundle: Path) -> Case:
     """``tokenizer.json`` of a bundle and of a checkpoint."""
+    from divprune_edge.export.prompt_facts import read_prompt
     from divprune_edge.models.files import CheckpointFiles
-    from divprune_edge.models.prompt import read_prompt
 
     small, original = _small_bundle(folder, bundle)
     kinds = [json.loads(kind().to_str()) for kind in KINDS.values()]
@@ -84,7 +84,7 @@ def template(folder: Path, bundle: Path) -> Case:
 def checkpoint(folder: Path, bundle: Path) -> Case:
     """A checkpoint's configs and the header of its safetensors, up to the plan of the export."""
     from divprune_edge.export.checkpoint import Checkpoint
-    from divprune_edge.export.plan import plan_export
+    from divprune_edge.export.planning import plan_export
 
     kinds = [CHECKPOINT, *(_tiled(folder / name, name) for name in ("llava_next", "llava_onevision"))]
     kinds += [draft_qwen_checkpoint(folder / name, name) for name in QWEN]
@@ -159,7 +159,8 @@ def clips(folder: Path, bundle: Path) -> Case:
     from clips_made import noise, write_clip
 
     from divprune_edge.manifest import Clips, Preprocessing
-    from divprune_edge.processing.clips import Video, load_clip
+    from divprune_edge.processing.clips import load_clip
+    from divprune_edge.processing.sources import Video
 
     plain = Preprocessing(resize="none", resample=3, rescale_factor=1, mean=(0, 0, 0), std=(1, 1, 1))
     facts = Clips(frames=8, frame=plain, sampling="even", count=4)

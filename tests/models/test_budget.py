@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from raising import refused
 
-from divprune_edge.models.budget import cache_capacity, check_keep, keep_from_prune
+from divprune_edge.models.budget import budget, cache_capacity, check_keep, keep_from_prune
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,11 @@ def test_capacity_that_was_asked_for() -> None:
 def test_capacity_out_of_range(asked: int, context: int, least: int) -> None:
     with refused("capacity-out-of-range", f"--capacity {asked}", 58, least, context):
         cache_capacity(58, context, asked)
+
+
+def test_budget_by_either_option() -> None:
+    assert budget(None, None, 576) == 58, "0.9 unless asked otherwise"
+    assert budget(None, "0.902", 576) == 56
+    assert budget(100, None, 576) == 100
+    with refused("keep-out-of-range", "--keep 577"):
+        budget(577, None, 576)

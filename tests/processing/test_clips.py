@@ -19,9 +19,10 @@ from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Clips, Patches, Preprocessing
-from divprune_edge.processing import clips as module
-from divprune_edge.processing.clips import Video, clips_of, load_clip, sample
+from divprune_edge.processing import video_file as module
+from divprune_edge.processing.clips import load_clip, sample
 from divprune_edge.processing.patches import clip_bounds, fitted_size, most_of_clip
+from divprune_edge.processing.sources import Video, clips_of
 
 PLAIN: dict[str, Any] = {"resample": 3, "rescale_factor": 1.0, "mean": (0, 0, 0), "std": (1, 1, 1)}
 PATCHES = Patches(patch=4, merge=2, temporal=2, min_pixels=300, max_pixels=64 * 40)

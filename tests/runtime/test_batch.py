@@ -20,11 +20,12 @@ from raising import assert_told, refused
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.processing.prompt import Turn
+from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.backends.block import MORE_ROWS
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from divprune_edge.runtime.batch_cli import read_questions
 from divprune_edge.runtime.generate import Decoding
-from divprune_edge.runtime.pipeline import Answer, Pipeline
+from divprune_edge.runtime.pipeline import Pipeline
 
 QUESTIONS = (
     "what color is the circle?",

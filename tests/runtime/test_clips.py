@@ -18,7 +18,7 @@ from raising import assert_told, refused
 from divprune_edge import Pipeline, Video
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.processing.prompt import user_turn
-from divprune_edge.runtime.pipeline import Answer
+from divprune_edge.runtime.answer import Answer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

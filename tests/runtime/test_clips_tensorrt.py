@@ -24,9 +24,9 @@ from qwen_checkpoints import QWEN, QWEN_VARIATIONS
 
 from divprune_edge import Pipeline, Video
 from divprune_edge.processing.patches import dimensions, most_of_clip
+from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX
-from divprune_edge.runtime.pipeline import Answer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -102,7 +102,7 @@ def test_the_command_says_so_in_one_sentence(bundle_copy: Path, image: Path) -> 
 
 
 def test_bundles_of_older_exports_lack_the_notes(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from divprune_edge.models import graph_facts
+    from divprune_edge.runtime.backends import graph_facts
 
     manifest = Bundle.open(bundle_copy).manifest
     graph_facts._check_noted(manifest, manifest.language_model, {})

@@ -14,10 +14,11 @@ from raising import refused
 import divprune_edge.runtime.pipeline as pipelines
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.backends.session import Prediction
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.pipeline import Answer, Pipeline
+from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.sampling import Sampler
 
 QUESTIONS = ("what color is the circle?", "is there a square above the red circle?")

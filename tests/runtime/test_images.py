@@ -21,8 +21,9 @@ from raising import assert_told, refused
 from divprune_edge import Pipeline
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.pipeline import Answer, Chat
+from divprune_edge.runtime.chat import Chat
 
 QUESTION = "what color is the circle?"
 LATER = "is it left of the square?"

@@ -22,9 +22,9 @@ from raising import refused
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup, read_manifest
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.graph_facts import check_session
 from divprune_edge.models.profiles import Limits, language_profiles
 from divprune_edge.runtime.backends.block import BlockSession
+from divprune_edge.runtime.backends.graph_facts import check_session
 from divprune_edge.runtime.backends.growing import GrowingSession
 from divprune_edge.runtime.backends.memory import DeviceMemory
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage

@@ -21,7 +21,7 @@ from raising import assert_told, refused
 
 from divprune_edge import Pipeline
 from divprune_edge.models.selectors.divprune import max_min_select
-from divprune_edge.runtime.pipeline import Answer
+from divprune_edge.runtime.answer import Answer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -9,9 +9,10 @@ from divprune_edge.manifest import Preprocessing
 from divprune_edge.models.families.reader import Reader
 from divprune_edge.processing.anyres import to_tiles
 from divprune_edge.processing.assembly import assembly, clip_assembly
-from divprune_edge.processing.clips import Video, load_clip
+from divprune_edge.processing.clips import load_clip
 from divprune_edge.processing.image_input import ONE_SPAN, ImageInput
 from divprune_edge.processing.preprocess import encoder_pixels
+from divprune_edge.processing.sources import Video
 
 __all__ = ["OF_ONE_TILE", "OF_TILES", "OF_TILES_AND_FRAMES"]
 

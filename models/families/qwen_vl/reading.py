@@ -11,9 +11,10 @@ from PIL import Image
 from divprune_edge.manifest import Patches, Preprocessing
 from divprune_edge.models.families.reader import Reader
 from divprune_edge.processing.assembly import Assembly
-from divprune_edge.processing.clips import Video, load_clip
+from divprune_edge.processing.clips import load_clip
 from divprune_edge.processing.image_input import ONE_SPAN, ImageInput
 from divprune_edge.processing.patches import clip_to_patches, grid_inputs, to_patches
+from divprune_edge.processing.sources import Video
 
 __all__ = ["OF_PATCHES"]
 

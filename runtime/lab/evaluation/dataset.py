@@ -16,7 +16,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.strict_json import JsonError, is_file, is_folder, parse_json, read_text
 
 if TYPE_CHECKING:
-    from divprune_edge.processing.images import ImageSource
+    from divprune_edge.processing.sources import ImageSource
 
 DEMO, DEVELOPMENT = "demo", "demo-development"
 LMMS = "lmms:"

@@ -71,7 +71,7 @@ def trtexec_command(
     """Print or run the trtexec commands for a bundle's engines, with realistic inputs, and read what they measure."""
     from divprune_edge.errors import UserError
     from divprune_edge.models.demo import PICTURE
-    from divprune_edge.processing.clips import Video
+    from divprune_edge.processing.sources import Video
     from divprune_edge.runtime.lab.trtexec.job import make_job
     from divprune_edge.runtime.lab.trtexec.program import find_program
 

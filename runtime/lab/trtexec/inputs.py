@@ -28,11 +28,11 @@ from divprune_edge.models.profiles import (
     language_engines,
     vision_profiles,
 )
-from divprune_edge.processing.clips import Video
 from divprune_edge.processing.images import load_image
 from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.processing.patches import ROWS
 from divprune_edge.processing.prompt import user_turn
+from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.backends import Encoded
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.trtexec.lines import Files, Stage

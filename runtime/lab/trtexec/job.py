@@ -21,7 +21,7 @@ from divprune_edge.models.profiles import (
 )
 from divprune_edge.plugins.loader import BUILD, default_path, find_library
 from divprune_edge.plugins.trtexec import needs_stripped
-from divprune_edge.processing.clips import Video
+from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import Graph
 from divprune_edge.runtime.engines.target import check_dialect, check_version

@@ -11,7 +11,7 @@ from raising import refused
 
 from divprune_edge.models.cost import layered_flops, visual_by_layer
 from divprune_edge.models.decoder import read_decoder
-from divprune_edge.models.schedules.fitting import Attention, _entering, _gathered, _recipe, fit
+from divprune_edge.models.schedules.fitting import MeasuredAttention, _entering, _gathered, _recipe, fit
 
 DECODER = read_decoder(
     {
@@ -32,11 +32,11 @@ def f32(rows: Any) -> Any:
     return np.array(rows, np.float32)
 
 
-def some_attention(seed: int, m: int = 64, layers: int = 8) -> Attention:
+def some_attention(seed: int, m: int = 64, layers: int = 8) -> MeasuredAttention:
     """The deeper a layer, the fewer tokens have most of its attention."""
     random = np.random.default_rng(seed)
     depth = np.arange(layers)[:, None]
-    return Attention(
+    return MeasuredAttention(
         f32(random.exponential(size=(layers, m)) ** (1 + depth / 2)),
         f32(random.exponential(size=(layers, m)) ** (1 + depth)),
     )
@@ -44,7 +44,7 @@ def some_attention(seed: int, m: int = 64, layers: int = 8) -> Attention:
 
 def test_only_what_both_can_miss_leaves() -> None:
     """Ten each; a tolerance of 0.3 lets three go: of cross tokens 0, 1 and 2, of self 3, 1 and 2."""
-    one = Attention(
+    one = MeasuredAttention(
         itself=f32([[4, 1, 1, 1, 3], [9, 0, 0, 0, 1]]),
         cross=f32([[1, 1, 1, 5, 2], [2, 2, 2, 2, 2]]),
     )
@@ -57,8 +57,8 @@ def test_only_what_both_can_miss_leaves() -> None:
 def test_what_has_left_counts_in_every_later_layer() -> None:
     """Tokens 0 and 1 leave behind layer 0; in layer 1 these had 40 % of the attention, more than may be missed."""
     layers = f32([[1, 1, 4, 4], [2, 2, 1, 5], [2, 2, 1, 5]])
-    assert _entering(Attention(layers, layers), 0.2).tolist() == [1, 0.5, 0.5]
-    assert _entering(Attention(layers, layers), 0.5).tolist() == [1, 0.5, 0.25]
+    assert _entering(MeasuredAttention(layers, layers), 0.2).tolist() == [1, 0.5, 0.5]
+    assert _entering(MeasuredAttention(layers, layers), 0.5).tolist() == [1, 0.5, 0.25]
 
 
 def test_gathering_is_the_cheapest_of_all() -> None:

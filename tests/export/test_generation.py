@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.generation import read_generation
 from divprune_edge.manifest import GenerationDefaults
 from divprune_edge.models.files import CheckpointFiles
-from divprune_edge.models.generation import read_generation
 
 
 def read(folder: Path, **settings: Any) -> GenerationDefaults | None:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from divprune_edge.export.dialects.fused import DOMAIN
-from divprune_edge.export.graph import GraphBuilder
+from divprune_edge.export.graph import ONNX_RUNTIME, GraphBuilder
 from divprune_edge.export.layers.activation import activate
 from divprune_edge.export.layers.linear import linear
 from divprune_edge.export.layers.norm import layer_norm, plain_rms_norm
@@ -15,7 +14,7 @@ from divprune_edge.export.weights import Weights
 
 
 @dataclass(frozen=True)
-class Part:
+class LayerBuilder:
     """See :class:`divprune_edge.models.graph.Layers`."""
 
     graph: GraphBuilder
@@ -52,4 +51,4 @@ class Part:
     ) -> ir.Value:
         """See :class:`divprune_edge.models.graph.Layers`; ONNX Runtime's own operator."""
         beside = () if bias is None else (None, None, bias)
-        return self.graph.op("MultiHeadAttention", q, k, v, *beside, domain=DOMAIN, num_heads=heads)
+        return self.graph.op("MultiHeadAttention", q, k, v, *beside, domain=ONNX_RUNTIME, num_heads=heads)

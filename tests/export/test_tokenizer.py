@@ -12,8 +12,8 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Library
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.tokenizer import read_tokenizer
 from divprune_edge.models.files import CheckpointFiles
-from divprune_edge.models.tokenizer import read_tokenizer
 
 NEXT = byte_level().get_vocab_size()
 """The id after those of ``<loc>``-less tokenizer.json; ``<loc>`` itself has it."""

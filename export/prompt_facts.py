@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.generation import read_generation
+from divprune_edge.export.tokenizer import TOKENIZER_FILE, read_tokenizer
 from divprune_edge.ids import MOST_IDS, Ids
 from divprune_edge.manifest import DEFAULT_TEMPLATE, Prompt
 from divprune_edge.models.files import CheckpointFiles, Config
-from divprune_edge.models.generation import read_generation
-from divprune_edge.models.tokenizer import TOKENIZER_FILE, read_tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 """Name in the bundle, and in checkpoints."""

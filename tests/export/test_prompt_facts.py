@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from raising import refused
 
+from divprune_edge.export.prompt_facts import PromptFacts, read_prompt
 from divprune_edge.models.files import CheckpointFiles
-from divprune_edge.models.prompt import PromptFacts, read_prompt
 
 TOKENIZER: dict[str, Any] = {
     "model": {"type": "BPE", "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4}},
