@@ -10,6 +10,8 @@ from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.record import ABI_VERSION
 
 DTYPES = {"float32": 0, "float16": 1, "bfloat16": 2}
+PRODUCTS = {"tuned": 0, "mma": 1, "wgmma": 2}
+"""How 16-bit tokens are multiplied: as the tuning table says, as on every GPU, or by Hopper's warpgroups."""
 CUDA_ERROR = 9
 
 
@@ -22,7 +24,7 @@ class Problem(ctypes.Structure):
         ("width", c_int32),
         ("keep", c_int32),
         ("dtype", c_int32),
-        ("reserved", c_int32),
+        ("product", c_int32),
         ("matrix_budget", c_uint64),
     )
 
@@ -31,16 +33,19 @@ class Spread(ctypes.Structure):
     """``divprune_spread``: how a selection is spread over a GPU."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("tile", "tiles", "parts", "shards", "threads", "workers")),
+        *((name, c_int32) for name in ("tile", "columns", "tiles", "parts", "shards", "threads", "workers")),
+        ("product", c_int32),
         ("cycles", c_int64),
     )
 
     tile: int
+    columns: int
     tiles: int
     parts: int
     shards: int
     threads: int
     workers: int
+    product: int
     cycles: int
 
 

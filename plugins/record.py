@@ -19,7 +19,7 @@ OPERATORS = "libdivprune_onnxruntime.so"
 """The operators of ONNX Runtime, for the CPU and, where nvcc was there, for CUDA."""
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "lib"
 """Where they are, in the package, unless another folder is named."""
-ABI_VERSION = 3
+ABI_VERSION = 4
 """The C interface that the Python code expects; ``DIVPRUNE_ABI_VERSION`` in ``csrc/max_min.h``."""
 
 

@@ -78,9 +78,17 @@ _KERNELS = ("append_rows.cu", "max_min.cu", "plan.cpp", "status.cpp")
 
 
 def compile_emulated(folder: Path, architecture: int) -> Path:
-    """Compile the very sources of the plugin against the emulator."""
+    """Compile the very sources of the plugin against the emulator; for sm_90 with what only that has."""
     library = folder / f"libdivprune_emulated_{architecture}.so"
-    return _emulate(library, [SOURCE / name for name in _KERNELS], architecture)
+    names, flags = (
+        (_KERNELS, []) if architecture != 900 else ((*_KERNELS, "hopper.cu"), ["-DDIVPRUNE_HOPPER"])
+    )
+    return _emulate(library, [SOURCE / name for name in names], architecture, *flags)
+
+
+def compile_hopper(output: Path, sources: list[Path], include: Path, *flags: str) -> Path:
+    """Compile sources against the emulator of sm_90, with the headers of ``include``."""
+    return compile_cpp(output, sources, *emulation_flags(900), "-DDIVPRUNE_HOPPER", f"-I{include}", *flags)
 
 
 def plain(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -103,11 +111,20 @@ def compile_emulated_operators(folder: Path, headers: OnnxRuntimeHeaders) -> Pat
 def _emulate(library: Path, sources: list[Path], architecture: int, *flags: str) -> Path:
     return compile_cpp(
         library,
-        [*sources, EMULATOR / "emulator.cpp"],
+        [*sources, *EMULATOR.glob("*.cpp")],
+        *emulation_flags(architecture),
+        "-shared",
+        f"-I{SOURCE}",
+        *flags,
+    )
+
+
+def emulation_flags(architecture: int) -> list[str]:
+    """The compiler's options for the emulator, and for what it runs."""
+    return [
         "-x",
         "c++",
         "-O2",
-        "-shared",
         "-fPIC",
         "-fno-extern-tls-init",
         # Libraries of one process share no variables, and one library's shared memory is in one piece.
@@ -118,9 +135,7 @@ def _emulate(library: Path, sources: list[Path], architecture: int, *flags: str)
         "-U_FORTIFY_SOURCE",
         f"-D__CUDA_ARCH__={architecture}",
         f"-I{EMULATOR}",
-        f"-I{SOURCE}",
-        *flags,
-    )
+    ]
 
 
 def compile_cpu(folder: Path) -> Path:
@@ -149,9 +164,10 @@ def aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return copy
 
 
-def problem_of(case: Case, matrix_budget: int = 0) -> abi.Problem:
+def problem_of(case: Case, matrix_budget: int = 0, product: str = "tuned") -> abi.Problem:
     batch, rows, width = case.tokens.shape
-    return abi.Problem(batch, rows, width, case.keep, abi.DTYPES[case.tokens.dtype.name], 0, matrix_budget)
+    dtype = abi.DTYPES[case.tokens.dtype.name]
+    return abi.Problem(batch, rows, width, case.keep, dtype, abi.PRODUCTS[product], matrix_budget)
 
 
 def garbage(size: int) -> npt.NDArray[np.uint8]:
@@ -160,10 +176,14 @@ def garbage(size: int) -> npt.NDArray[np.uint8]:
 
 
 def emulate(
-    library: ctypes.CDLL, case: Case, seeds: npt.NDArray[np.int64] | None = None, matrix_budget: int = 0
+    library: ctypes.CDLL,
+    case: Case,
+    seeds: npt.NDArray[np.int64] | None = None,
+    matrix_budget: int = 0,
+    product: str = "tuned",
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Run a selection in host memory: max-min, or the sum rule from ``seeds`` [B]."""
-    problem = problem_of(case, matrix_budget)
+    problem = problem_of(case, matrix_budget, product)
     workspace = garbage(abi.workspace_bytes(library, problem))
     tokens, valid = aligned(case.tokens), np.ascontiguousarray(case.valid)
     batch, _, width = case.tokens.shape
@@ -178,6 +198,19 @@ def emulate(
         )
     abi.check(library, status)
     return kept, indices
+
+
+def distances(library: ctypes.CDLL, case: Case, product: str = "tuned") -> npt.NDArray[np.float32]:
+    """Return the distances [B, N, N] of all pairs, computed in host memory."""
+    batch, rows, _ = case.tokens.shape
+    problem = problem_of(case, product=product)
+    tokens, workspace = aligned(case.tokens), garbage(abi.workspace_bytes(library, problem))
+    matrix = np.full((batch, rows, rows), np.nan, np.float32)
+    status = library.divprune_distances(
+        problem, tokens.ctypes.data, matrix.ctypes.data, workspace.ctypes.data, workspace.size, None
+    )
+    abi.check(library, status)
+    return matrix
 
 
 def write_library(folder: Path, library: str = LIBRARY, **changes: object) -> Path:

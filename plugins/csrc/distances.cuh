@@ -50,6 +50,15 @@ constexpr int distance_shared_bytes() {
     }
 }
 
+// The blocks of a cluster that have one part each of the same thing: from `first` on, `apart` from each other.
+struct Team {
+    int parts;
+    int first = 0;
+    int apart = 1;
+
+    __device__ __forceinline__ int rank(int part) const { return first + part * apart; }
+};
+
 // What a tile's distances need of its rows and columns, and what they say of them. One thread has one row of either
 // side.
 template <int kTile>
@@ -63,24 +72,23 @@ struct Sides {
     static __device__ int at() { return threadIdx.x % kTile; }
     static __device__ int row(Tile tile) { return (side() == 0 ? tile.row : tile.column) * kTile + at(); }
 
-    __device__ void begin(const DistanceArgs& args, int64_t base, Tile tile, float own_squares) {
-        squares[side()][at()] = own_squares;
+    __device__ void begin(const DistanceArgs& args, int64_t base, Tile tile) {
         const uint8_t* valid = args.valid == nullptr ? nullptr : args.valid + base;
         counts[side()][at()] = row(tile) < args.n && row_is_valid(valid, row(tile));
         nearest[side()][at()] = ordered(kFar);
     }
 
-    // Norms from the squares of all parts, always added in the same order.
-    __device__ void find_norms(int parts) {
+    // Norms from the squares of all parts, always added in the same order. The team has those of this thread's side.
+    __device__ void find_norms(const Team& team) {
         float sum = 0.0f;
-        for (int rank = 0; rank < parts; ++rank) {
-            sum += *of_block(&squares[side()][at()], rank);
+        for (int part = 0; part < team.parts; ++part) {
+            sum += *of_block(&squares[side()][at()], team.rank(part));
         }
         norms[side()][at()] = fmaxf(sqrtf(sum), kTiny);
     }
 
     // Each row's nearest in the rows of the other side; on the diagonal both sides are the same rows.
-    __device__ void write(const DistanceArgs& args, int64_t base, Tile tile) {
+    __device__ void write(const DistanceArgs& args, int64_t base, Tile tile, const Team& team) {
         const bool diagonal = tile.row == tile.column;
         if (row(tile) >= args.n || (diagonal && side() == 1)) {
             return;
@@ -92,9 +100,9 @@ struct Sides {
             return;
         }
         uint32_t least = ordered(kFar);
-        for (int rank = 0; rank < args.parts; ++rank) {
-            const uint32_t own = *of_block(&nearest[side()][at()], rank);
-            const uint32_t other = diagonal ? *of_block(&nearest[1][at()], rank) : own;
+        for (int part = 0; part < team.parts; ++part) {
+            const uint32_t own = *of_block(&nearest[side()][at()], team.rank(part));
+            const uint32_t other = diagonal ? *of_block(&nearest[1][at()], team.rank(part)) : own;
             const uint32_t nearer = other < own ? other : own;
             least = nearer < least ? nearer : least;
         }
@@ -135,19 +143,19 @@ __device__ __forceinline__ uint32_t least_of_lanes(uint32_t key) {
     return key;
 }
 
-// Four dot products, whose parts the blocks of the cluster have in the same place, always added in the same order.
-__device__ __forceinline__ float4 sum_of_parts(float4* at, int parts) {
-    if (parts == 1) {
+// Four dot products, whose parts the blocks of the team have in the same place, always added in the same order.
+__device__ __forceinline__ float4 sum_of_parts(float4* at, const Team& team) {
+    if (team.parts == 1) {
         return *at;
     }
     float4 sum{};
 #pragma unroll 4
-    for (int rank = 0; rank < parts; ++rank) {
-        const float4 part = *of_block(at, rank);
-        sum.x += part.x;
-        sum.y += part.y;
-        sum.z += part.z;
-        sum.w += part.w;
+    for (int part = 0; part < team.parts; ++part) {
+        const float4 four = *of_block(at, team.rank(part));
+        sum.x += four.x;
+        sum.y += four.y;
+        sum.z += four.z;
+        sum.w += four.w;
     }
     return sum;
 }
@@ -156,13 +164,13 @@ __device__ __forceinline__ float4 sum_of_parts(float4* at, int parts) {
 // is computed once, so the matrix is exactly symmetric; the diagonal, and what lies below it, is 0. A thread has four
 // neighbouring columns of a row at a time.
 template <int kTile>
-__device__ void measure_rows(const DistanceArgs& args, Tile tile, Sides<kTile>& sides, float* shared, Rows rows) {
+__device__ void measure_rows(Tile tile, Sides<kTile>& sides, float* shared, Rows rows, const Team& team) {
     using G = Geometry<kTile>;
     constexpr int kLanes = kTile / 4;
     const int c = threadIdx.x % kLanes * 4;
     for (int r = rows.begin + threadIdx.x / kLanes; r < rows.end; r += G::kThreads / kLanes) {
         float4* at = reinterpret_cast<float4*>(shared + r * G::kStride + c);
-        const float4 dots = sum_of_parts(at, args.parts);
+        const float4 dots = sum_of_parts(at, team);
         float distances[4] = {dots.x, dots.y, dots.z, dots.w};
         float nearest = kFar;
 #pragma unroll
@@ -237,6 +245,13 @@ __device__ void write_tile(const DistanceArgs& args, int64_t base, Tile tile, co
     }
 }
 
+// The rows of a tile that the block with this part of its dot products finishes.
+template <int kTile>
+__device__ __forceinline__ Rows rows_of(int part, const Team& team) {
+    const int count = kTile / team.parts;
+    return {part * count, part * count + count};
+}
+
 // Grid (tiles * parts, B), clusters of `parts` blocks: each block multiplies one part of a tile of the upper triangle,
 // and finishes as many of its rows. What is written to memory comes last, as a barrier of a cluster waits for it.
 template <class T, int kTile>
@@ -256,20 +271,21 @@ __global__ void __launch_bounds__(Geometry<kTile>::kThreads, Geometry<kTile>::kB
         product.run(TileRows<T>{tokens, args.n, args.width, tile.row * kTile, tile.column * kTile, begin, end},
                     shared_bytes);
         let_next_launch_begin();
-        sides.begin(args, base, tile, product.squares());
+        sides.squares[sides.side()][sides.at()] = product.squares();
+        sides.begin(args, base, tile);
         product.store(shared);
     }
+    const Team team{args.parts};
     cluster_sync(args.parts);
-    sides.find_norms(args.parts);
+    sides.find_norms(team);
     __syncthreads();
-    const int count = kTile / args.parts;
-    const Rows rows{cluster_rank() * count, cluster_rank() * count + count};
-    measure_rows(args, tile, sides, shared, rows);
+    const Rows rows = rows_of<kTile>(cluster_rank(), team);
+    measure_rows(tile, sides, shared, rows, team);
     __syncthreads();
     measure_columns(tile, sides, shared, rows);
     cluster_sync(args.parts);
     if (cluster_rank() == 0) {
-        sides.write(args, base, tile);
+        sides.write(args, base, tile, team);
     }
     if (args.matrix != nullptr) {
         write_tile<kTile>(args, base, tile, shared, rows);

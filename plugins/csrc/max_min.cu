@@ -8,6 +8,7 @@
 
 #include "distances.cuh"
 #include "gather.cuh"
+#include "hopper.h"
 #include "launch.h"
 #include "matrix_free.cuh"
 #include "norms.cuh"
@@ -18,13 +19,21 @@ namespace divprune {
 namespace {
 
 constexpr int kMostDevices = 64;
+constexpr uint32_t kHopperBit = 1u << 31;
 // The first with clusters, and with launches that begin early.
 constexpr int kHopper = 90;
+// Whether the library has what is only for GPUs of sm_90, beside what is for them and for later ones.
+#ifdef DIVPRUNE_HOPPER
+constexpr bool kHasHopper = true;
+#else
+constexpr bool kHasHopper = false;
+#endif
 
 // What a plan depends on beside the sizes.
 struct Device {
     int architecture;  // that the kernels are compiled for; the GPU may be newer
     int multiprocessors;
+    bool hopper;  // the GPU is of sm_90, and the library has what is only for that
 };
 
 cudaError_t find_device(Device* device) {
@@ -46,12 +55,14 @@ cudaError_t find_device(Device* device) {
         if (error != cudaSuccess) {
             return error;
         }
-        facts = static_cast<uint32_t>(kernel.ptxVersion) << 16 | static_cast<uint32_t>(multiprocessors);
+        const bool hopper = kHasHopper && kernel.binaryVersion == kHopper;
+        facts = static_cast<uint32_t>(kernel.ptxVersion) << 16 | static_cast<uint32_t>(multiprocessors) |
+                (hopper ? kHopperBit : 0);
         if (remembers) {
             known[number].store(facts, std::memory_order_relaxed);
         }
     }
-    *device = {static_cast<int>(facts >> 16), static_cast<int>(facts & 0xffff)};
+    *device = {static_cast<int>(facts >> 16 & 0x7fff), static_cast<int>(facts & 0xffff), (facts & kHopperBit) != 0};
     return cudaSuccess;
 }
 
@@ -101,14 +112,22 @@ struct Call {
           layout(make_layout(problem)),
           at(locate(workspace, layout)) {}
 
-    cudaError_t fit() {
+    // Plans for the current device: a status.
+    int fit() {
         Device device{};
         const cudaError_t error = find_device(&device);
-        if (error == cudaSuccess) {
-            plan = make_plan(problem, tuning_of(device.architecture), device.multiprocessors);
-            overlaps = device.architecture >= kHopper;
+        if (error != cudaSuccess) {
+            return to_status(error);
         }
-        return error;
+        if (!device.hopper && problem.product == DIVPRUNE_PRODUCT_WGMMA) {
+            return DIVPRUNE_BAD_PRODUCT;
+        }
+        if (!device.hopper) {
+            problem.product = DIVPRUNE_PRODUCT_MMA;
+        }
+        plan = make_plan(problem, tuning_of(device.architecture), device.multiprocessors);
+        overlaps = device.architecture >= kHopper;
+        return DIVPRUNE_OK;
     }
 
     unsigned batch() const { return static_cast<unsigned>(problem.batch); }
@@ -158,6 +177,12 @@ cudaError_t distances(const Call& call, float* matrix, int stride, bool wants_ne
     args.parts = call.plan.parts;
     args.part = call.plan.part;
     if constexpr (!std::is_same<T, float>::value) {
+#ifdef DIVPRUNE_HOPPER
+        if (call.plan.product == DIVPRUNE_PRODUCT_WGMMA) {
+            return wgmma_distances(call.problem, args, call.plan.tiles * call.plan.parts,
+                                   call.plan.pair * call.plan.parts, call.stream);
+        }
+#endif
         if (call.plan.tile == kLargeTile) {
             return distance_tiles<T, kLargeTile>(call, args);
         }
@@ -246,11 +271,8 @@ cudaError_t pick_matrix_free(const Call& call) {
 }
 
 template <class T, Rule rule>
-cudaError_t select(Call& call) {
-    cudaError_t error = call.fit();
-    if (error != cudaSuccess) {
-        return error;
-    }
+cudaError_t select(const Call& call) {
+    cudaError_t error = cudaSuccess;
     // The sum rule starts from a seed, so without a stored matrix it needs no pass over all pairs.
     const bool wants_nearest = rule == Rule::kMaxMin;
     if (call.layout.stored || wants_nearest) {
@@ -291,6 +313,10 @@ int run(const divprune_problem* problem, const void* tokens, const uint8_t* vali
         return DIVPRUNE_MISALIGNED;
     }
     Call call(*problem, tokens, valid, seeds, kept_indices, kept_tokens, workspace, stream);
+    const int fitted = call.fit();
+    if (fitted != DIVPRUNE_OK) {
+        return fitted;
+    }
     switch (problem->dtype) {
         case DIVPRUNE_FLOAT32:
             return to_status(select<float, rule>(call));
@@ -302,9 +328,8 @@ int run(const divprune_problem* problem, const void* tokens, const uint8_t* vali
 }
 
 template <class T>
-cudaError_t all_distances(Call& call, float* matrix) {
-    const cudaError_t error = call.fit();
-    return error != cudaSuccess ? error : distances<T>(call, matrix, call.problem.candidates, false);
+cudaError_t all_distances(const Call& call, float* matrix) {
+    return distances<T>(call, matrix, call.problem.candidates, false);
 }
 
 }  // namespace
@@ -352,11 +377,15 @@ int divprune_plan(const divprune_problem* problem, int32_t architecture, int32_t
     if (problem == nullptr || spread == nullptr) {
         return DIVPRUNE_NULL_POINTER;
     }
+    const Tuning& tuning = tuning_of(architecture);
     const int status = check_problem(*problem);
+    if (status == DIVPRUNE_OK && problem->product == DIVPRUNE_PRODUCT_WGMMA && !has_wgmma(*problem, tuning)) {
+        return DIVPRUNE_BAD_PRODUCT;
+    }
     if (status == DIVPRUNE_OK) {
-        const Plan plan = make_plan(*problem, tuning_of(architecture), multiprocessors < 1 ? 1 : multiprocessors);
-        *spread = {plan.tile, plan.tiles, plan.parts, plan.shards, plan.threads, plan.workers,
-                   static_cast<int64_t>(plan.cycles)};
+        const Plan plan = make_plan(*problem, tuning, multiprocessors < 1 ? 1 : multiprocessors);
+        *spread = {plan.tile, plan.columns, plan.tiles, plan.parts, plan.shards, plan.threads, plan.workers,
+                   plan.product, static_cast<int64_t>(plan.cycles)};
     }
     return status;
 }
@@ -384,6 +413,10 @@ int divprune_distances(const divprune_problem* problem, const void* tokens, floa
         return status;
     }
     Call call(*problem, tokens, nullptr, nullptr, nullptr, nullptr, workspace, stream);
+    const int fitted = call.fit();
+    if (fitted != DIVPRUNE_OK) {
+        return fitted;
+    }
     switch (problem->dtype) {
         case DIVPRUNE_FLOAT32:
             return to_status(all_distances<float>(call, matrix));
@@ -403,18 +436,20 @@ int divprune_pick(const divprune_problem* problem, const float* matrix, const ui
     divprune_problem stored = *problem;
     stored.width = 8;
     stored.dtype = DIVPRUNE_FLOAT32;
+    stored.product = DIVPRUNE_PRODUCT_TUNED;
     stored.matrix_budget = ~0ull;
     const int status = check_call(&stored, matrix, kept_indices, workspace, workspace_bytes, true);
     if (status != DIVPRUNE_OK) {
         return status;
     }
     Call call(stored, nullptr, valid, seeds, kept_indices, nullptr, workspace, stream);
-    cudaError_t error = call.fit();
-    if (error == cudaSuccess) {
-        const AdoptArgs adopt{matrix,       valid,        call.at.matrix,    call.at.nearest,
-                              call.reset(), stored.candidates, call.layout.stride};
-        error = launch(adopt_kernel, {call.per_row(), kAdoptThreads}, call.stream, adopt);
+    const int fitted = call.fit();
+    if (fitted != DIVPRUNE_OK) {
+        return fitted;
     }
+    const AdoptArgs adopt{matrix,       valid,        call.at.matrix,    call.at.nearest,
+                          call.reset(), stored.candidates, call.layout.stride};
+    const cudaError_t error = launch(adopt_kernel, {call.per_row(), kAdoptThreads}, call.stream, adopt);
     if (error != cudaSuccess) {
         return to_status(error);
     }

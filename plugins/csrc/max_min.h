@@ -22,11 +22,16 @@ extern "C" {
 #endif
 
 // Raised when a function is added or its signature changes, here or in append_rows.h.
-#define DIVPRUNE_ABI_VERSION 3
+#define DIVPRUNE_ABI_VERSION 4
 
 enum { DIVPRUNE_FLOAT32 = 0, DIVPRUNE_FLOAT16 = 1, DIVPRUNE_BFLOAT16 = 2 };
 
-// What a call returns. Everything but DIVPRUNE_CUDA_ERROR is found before the device is touched.
+// How 16-bit tokens are multiplied: as `tuning.h` has it for the GPU's architecture; with the instructions that every GPU
+// has; or by Hopper's warpgroups, which is refused where they are not: the library must have been built for sm_90, and the
+// GPU be of it.
+enum { DIVPRUNE_PRODUCT_TUNED = 0, DIVPRUNE_PRODUCT_MMA = 1, DIVPRUNE_PRODUCT_WGMMA = 2 };
+
+// What a call returns. Everything but DIVPRUNE_CUDA_ERROR is found before anything is launched.
 enum {
     DIVPRUNE_OK = 0,
     DIVPRUNE_NULL_POINTER = 1,
@@ -41,7 +46,8 @@ enum {
     DIVPRUNE_BAD_CACHES = 10,
     DIVPRUNE_BAD_ROWS = 11,
     DIVPRUNE_BAD_ROW_BYTES = 12,
-    DIVPRUNE_BAD_STRIDE = 13
+    DIVPRUNE_BAD_STRIDE = 13,
+    DIVPRUNE_BAD_PRODUCT = 14
 };
 
 // The sizes of one selection. `matrix_budget` bounds the bytes of the stored distances of the whole batch; above
@@ -52,7 +58,7 @@ typedef struct {
     int32_t width;       // D, a multiple of 8, 8 to 65536
     int32_t keep;        // K, 1 to N
     int32_t dtype;       // DIVPRUNE_FLOAT32, …: the type of the tokens
-    int32_t reserved;    // 0
+    int32_t product;     // DIVPRUNE_PRODUCT_TUNED, …
     uint64_t matrix_budget;
 } divprune_problem;
 
@@ -77,16 +83,19 @@ DIVPRUNE_API int divprune_launch_count(const divprune_problem* problem, int32_t*
 
 // How a selection is spread over a GPU.
 typedef struct {
-    int32_t tile;         // side of a tile of distances
-    int32_t tiles;        // in the upper triangle of one item
+    int32_t tile;         // rows of distances that a block makes, and columns of a tile
+    int32_t columns;      // of distances that a block makes
+    int32_t tiles;        // blocks of one item, but for those that share their tile
     int32_t parts;        // blocks of a cluster that share a tile
     int32_t shards;       // blocks of a cluster that share the picks of an item
     int32_t threads;      // of such a block
     int32_t workers;      // blocks that copy the kept rows of an item
+    int32_t product;      // DIVPRUNE_PRODUCT_MMA or …_WGMMA; 0 for float32 tokens, which have neither
     int64_t cycles;       // that the distances are estimated to take; what the plan was chosen by
 } divprune_spread;
 
-// Sets *spread to what a GPU of this compute capability (without the dot) and so many multiprocessors would run.
+// Sets *spread to what a GPU of this compute capability (without the dot) and so many multiprocessors would run with a
+// library that was built for it.
 DIVPRUNE_API int divprune_plan(const divprune_problem* problem, int32_t architecture, int32_t multiprocessors,
                                divprune_spread* spread);
 

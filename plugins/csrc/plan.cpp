@@ -34,6 +34,14 @@ private:
     uint64_t end_ = 0;
 };
 
+bool takes(int product, const divprune_problem& problem, const Tuning& tuning) {
+    if (product == DIVPRUNE_PRODUCT_WGMMA) {
+        return has_wgmma(problem, tuning) && (problem.product == product ||
+                                              (problem.product == DIVPRUNE_PRODUCT_TUNED && tuning.takes_wgmma));
+    }
+    return problem.product != DIVPRUNE_PRODUCT_WGMMA;
+}
+
 bool uses_tensor_cores(const divprune_problem& problem, const Tuning& tuning) {
     return problem.dtype == DIVPRUNE_FLOAT16 ||
            (problem.dtype == DIVPRUNE_BFLOAT16 && tuning.architecture >= kAmpere);
@@ -42,17 +50,45 @@ bool uses_tensor_cores(const divprune_problem& problem, const Tuning& tuning) {
 // Cycles until a GPU has all distances. Its multiprocessors multiply or wait for the L2 cache, whichever takes longer,
 // and the one with the most blocks ends last.
 double distance_cycles(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, const Plan& plan) {
-    const double pairs = static_cast<double>(plan.tile) * plan.tile;
-    const double multiply = pairs * plan.part / (uses_tensor_cores(problem, tuning) ? tuning.tensor : tuning.fma);
+    const double pairs = static_cast<double>(plan.tile) * plan.columns;
+    const int rate = plan.product == DIVPRUNE_PRODUCT_WGMMA ? tuning.wgmma
+                     : uses_tensor_cores(problem, tuning)   ? tuning.tensor
+                                                            : tuning.fma;
+    const double multiply = pairs * plan.part / rate;
     const int bytes = problem.dtype == DIVPRUNE_FLOAT32 ? 4 : 2;
-    const double load = 2.0 * plan.tile * plan.part * bytes / tuning.l2;
+    // Of a pair each block brings its rows and half of the columns.
+    const double load = static_cast<double>(plan.tile + plan.columns / plan.pair) * plan.part * bytes / tuning.l2;
     const double finish = kFinish * pairs / plan.parts + (plan.parts > 1 ? kJoin + pairs * 4 / tuning.l2 : 0);
     const double blocks = static_cast<double>(problem.batch) * plan.tiles * plan.parts;
     const double rounds = static_cast<double>(static_cast<int64_t>((blocks - 1) / multiprocessors) + 1);
     return rounds * (std::max(multiply, load) + finish) + kEnds;
 }
 
-void plan_distances(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& plan) {
+// Keeps the faster of two plans.
+void consider(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& tried, Plan& plan) {
+    tried.cycles = distance_cycles(problem, tuning, multiprocessors, tried);
+    if ((tried.parts == 1 || tried.part >= kShortestPart) && (plan.parts == 0 || tried.cycles < plan.cycles)) {
+        plan = tried;
+    }
+}
+
+void plan_pairs(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& plan) {
+    for (int parts = 1; 2 * parts <= tuning.parts; parts *= 2) {
+        Plan tried{};
+        tried.product = DIVPRUNE_PRODUCT_WGMMA;
+        tried.tile = kLargeTile;
+        tried.columns = 2 * kLargeTile;
+        tried.side = ceil_div(problem.candidates, kLargeTile);
+        tried.pair = 2;
+        tried.tiles = tried.pair * triangle_tiles(ceil_div(tried.side, 2));
+        tried.parts = parts;
+        // 128 bytes of a row at a time: no part has any of the next one.
+        tried.part = round_up(ceil_div(problem.width, parts), 64);
+        consider(problem, tuning, multiprocessors, tried, plan);
+    }
+}
+
+void plan_tiles(const divprune_problem& problem, const Tuning& tuning, int multiprocessors, Plan& plan) {
     for (const int tile : {kSmallTile, kLargeTile}) {
         // The float32 units are slower than the loads of either tile; large ones would only leave fewer threads. And
         // there is no room for large ones before sm_80.
@@ -61,15 +97,14 @@ void plan_distances(const divprune_problem& problem, const Tuning& tuning, int m
         }
         for (int parts = 1; parts <= tuning.parts; parts *= 2) {
             Plan tried{};
-            tried.tile = tile;
+            tried.product = problem.dtype == DIVPRUNE_FLOAT32 ? DIVPRUNE_PRODUCT_TUNED : DIVPRUNE_PRODUCT_MMA;
+            tried.tile = tried.columns = tile;
             tried.side = ceil_div(problem.candidates, tile);
+            tried.pair = 1;
             tried.tiles = triangle_tiles(tried.side);
             tried.parts = parts;
             tried.part = round_up(ceil_div(problem.width, parts), 32);
-            tried.cycles = distance_cycles(problem, tuning, multiprocessors, tried);
-            if ((parts == 1 || tried.part >= kShortestPart) && (plan.parts == 0 || tried.cycles < plan.cycles)) {
-                plan = tried;
-            }
+            consider(problem, tuning, multiprocessors, tried, plan);
         }
     }
 }
@@ -91,6 +126,10 @@ void plan_picks(const divprune_problem& problem, const Tuning& tuning, int multi
 
 }  // namespace
 
+bool has_wgmma(const divprune_problem& problem, const Tuning& tuning) {
+    return problem.dtype != DIVPRUNE_FLOAT32 && tuning.wgmma > 0;
+}
+
 int check_problem(const divprune_problem& problem, bool picks_only) {
     if (problem.batch < 1 || problem.batch > kMaxBatch) {
         return DIVPRUNE_BAD_BATCH;
@@ -109,6 +148,11 @@ int check_problem(const divprune_problem& problem, bool picks_only) {
     }
     if (problem.dtype < DIVPRUNE_FLOAT32 || problem.dtype > DIVPRUNE_BFLOAT16) {
         return DIVPRUNE_BAD_DTYPE;
+    }
+    const bool wants_wgmma = problem.product == DIVPRUNE_PRODUCT_WGMMA;
+    if (problem.product < DIVPRUNE_PRODUCT_TUNED || problem.product > DIVPRUNE_PRODUCT_WGMMA ||
+        (wants_wgmma && problem.dtype == DIVPRUNE_FLOAT32)) {
+        return DIVPRUNE_BAD_PRODUCT;
     }
     return DIVPRUNE_OK;
 }
@@ -140,7 +184,12 @@ Layout make_layout(const divprune_problem& problem, bool wants_tokens) {
 
 Plan make_plan(const divprune_problem& problem, const Tuning& tuning, int multiprocessors) {
     Plan plan{};
-    plan_distances(problem, tuning, multiprocessors, plan);
+    if (takes(DIVPRUNE_PRODUCT_MMA, problem, tuning)) {
+        plan_tiles(problem, tuning, multiprocessors, plan);
+    }
+    if (takes(DIVPRUNE_PRODUCT_WGMMA, problem, tuning)) {
+        plan_pairs(problem, tuning, multiprocessors, plan);
+    }
     plan_picks(problem, tuning, multiprocessors, plan);
     return plan;
 }

@@ -35,10 +35,13 @@ struct Layout {
 
 // How a selection is spread over one GPU.
 struct Plan {
+    int product;    // as in divprune_spread; by warpgroups, tiles are 128 wide and a block has two neighbours
     int tile;       // side of a tile of distances, 64 or 128
+    int columns;    // of distances that a block makes
     int side;       // tiles in a row of them
-    int tiles;      // tiles in the upper triangle
+    int tiles;      // blocks that the upper triangle takes, if none are shared
     int parts;      // blocks of a cluster that share the dot products of a tile
+    int pair;       // blocks of a cluster that have rows below each other, 1 or 2
     int part;       // length of a part, a multiple of 32
     double cycles;  // until the distances are there, estimated
     int shards;     // blocks of a cluster that share the picks of an item
@@ -47,13 +50,16 @@ struct Plan {
     int workers;    // blocks that copy the kept rows of an item
 };
 
+// Whether a GPU can multiply these tokens by warpgroups.
+bool has_wgmma(const divprune_problem& problem, const Tuning& tuning);
+
 // Checks the sizes: DIVPRUNE_OK or the first thing wrong. `picks_only` ignores width and dtype.
 int check_problem(const divprune_problem& problem, bool picks_only = false);
 
 // Lays out a checked selection. `wants_tokens` counts the gather.
 Layout make_layout(const divprune_problem& problem, bool wants_tokens = true);
 
-// Plans a checked selection for a GPU of so many multiprocessors.
+// Plans a checked selection, whose product it has, for a GPU of so many multiprocessors.
 Plan make_plan(const divprune_problem& problem, const Tuning& tuning, int multiprocessors);
 
 // Bytes of workspace that are enough for the checked selection and every smaller one.

@@ -38,6 +38,8 @@ const char* divprune_status_message(int status) {
             return "A row must have a multiple of 4 bytes between 4 and 65536.";
         case DIVPRUNE_BAD_STRIDE:
             return "Strides must be multiples of 16 bytes, at most 2^44, and no smaller than what lies between them.";
+        case DIVPRUNE_BAD_PRODUCT:
+            return "Warpgroups multiply 16-bit tokens on a GPU of sm_90 with a library that was built for it.";
         default:
             return "Unknown status.";
     }

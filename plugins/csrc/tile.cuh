@@ -25,6 +25,10 @@ struct Geometry {
     static __device__ int first_col() { return threadIdx.x / kWarp / 2 * kWarpCols; }
 };
 
+// Where warpgroups multiply, a block has two neighbouring tiles of this size, and the block below it two more.
+constexpr int kPairTile = 128;
+constexpr int kPairThreads = Geometry<kPairTile>::kThreads;
+
 // The rows of one item that a tile multiplies, and the part [begin, end) of their width.
 template <class T>
 struct TileRows {

@@ -52,7 +52,7 @@ def test_the_chain_of_the_floor_goes_from_row_to_row(tmp_path: Path, vectors: in
     flags = ["-shared", "-fPIC", "-O1", "-Wno-clobbered", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
     library = compile_cpp(
         tmp_path / "chain.so",
-        [source, EMULATOR / "emulator.cpp"],
+        [source, *EMULATOR.glob("*.cpp")],
         *flags,
         "-D__CUDA_ARCH__=800",
         f"-I{EMULATOR}",

@@ -53,7 +53,11 @@ def write_headers(folder: Path, version: str, style: str) -> Path:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without headers: no variable, no system folder."""
-    for variable in (toolchain.TENSORRT_VARIABLE, toolchain.ONNXRUNTIME_VARIABLE):
+    for variable in (
+        toolchain.TENSORRT_VARIABLE,
+        toolchain.ONNXRUNTIME_VARIABLE,
+        toolchain.EDGE_LLM_VARIABLE,
+    ):
         monkeypatch.delenv(variable, raising=False)
     for folders in ("_HEADER_FOLDERS", "_ONNXRUNTIME_FOLDERS"):
         monkeypatch.setattr(toolchain, folders, (str(tmp_path / "system"),))

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 import pytest
-from plugins_emulation import EMULATED, aligned, emulate, garbage, plain, problem_of
+from plugins_emulation import EMULATED, aligned, distances, emulate, garbage, plain, problem_of
 from selection_cases import (
     DTYPES,
     Case,
@@ -261,18 +261,6 @@ def test_only_indices(emulated: ctypes.CDLL) -> None:
     )
     assert status == 0
     assert np.array_equal(indices, wanted)
-
-
-def distances(library: ctypes.CDLL, case: Case) -> npt.NDArray[np.float32]:
-    batch, rows, _ = case.tokens.shape
-    problem = problem_of(case)
-    tokens, workspace = aligned(case.tokens), garbage(abi.workspace_bytes(library, problem))
-    matrix = np.full((batch, rows, rows), np.nan, np.float32)
-    status = library.divprune_distances(
-        problem, tokens.ctypes.data, matrix.ctypes.data, workspace.ctypes.data, workspace.size, None
-    )
-    abi.check(library, status)
-    return matrix
 
 
 def pick(

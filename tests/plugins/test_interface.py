@@ -88,8 +88,8 @@ def test_misaligned_and_too_small(emulated: ctypes.CDLL) -> None:
 
 
 def test_every_status_has_a_sentence(emulated: ctypes.CDLL) -> None:
-    sentences = {emulated.divprune_status_message(status) for status in range(15)}
-    assert len(sentences) == 15
+    sentences = {emulated.divprune_status_message(status) for status in range(16)}
+    assert len(sentences) == 16
     assert all(sentence.endswith(b".") for sentence in sentences)
     with refused("kernel-arguments-invalid", 8):
         abi.check(emulated, WIDTH)

@@ -2,11 +2,13 @@
 
 #pragma once
 
-#include "emulator.h"
+#include "cuda.h"
 
 using cudaStream_t = void*;
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotSupported = 801 };
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+constexpr unsigned long long cudaEnableDefault = 0;
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 enum cudaLaunchAttributeID {
@@ -33,6 +35,7 @@ struct cudaLaunchConfig_t {
 
 struct cudaFuncAttributes {
     int ptxVersion;
+    int binaryVersion;
 };
 
 inline const char* cudaGetErrorString(cudaError_t) { return "an emulated error"; }
@@ -49,7 +52,15 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device
 }
 
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-    attributes->ptxVersion = __CUDA_ARCH__ / 10;
+    attributes->ptxVersion = attributes->binaryVersion = __CUDA_ARCH__ / 10;
+    return cudaSuccess;
+}
+
+inline cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
+                                                    cudaDriverEntryPointQueryResult* found) {
+    const bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+    *function = known ? reinterpret_cast<void*>(&cuTensorMapEncodeTiled) : nullptr;
+    *found = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }
 

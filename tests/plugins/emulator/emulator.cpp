@@ -1,5 +1,7 @@
 #include "emulator.h"
 
+#include "hopper.h"
+
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -20,7 +22,7 @@ dim3 gridDim;
 
 namespace divprune {
 // The dynamic shared memory of the kernels, which declare it under this name.
-alignas(128) thread_local unsigned char shared_bytes[160 * 1024];
+alignas(128) thread_local unsigned char shared_bytes[emulator::kSharedBytes];
 }  // namespace divprune
 
 namespace emulator {
@@ -83,19 +85,16 @@ public:
     void barrier(std::size_t rank) {
         std::unique_lock<std::mutex> lock(mutex_);
         ++barriers_[rank];
-        next();
-        changed_.wait(lock, [&] { return turns_[turn_] == rank; });
-        for (const std::size_t others : barriers_) {
-            require(others >= barriers_[rank], "a cluster waits for a block that has returned");
-        }
+        idle_ = 0;
+        do {
+            pass_on(lock, rank);
+        } while (waits_at_barrier(rank));
     }
 
     // Lets the others run, of which one may do what this one waits for.
     void yield(std::size_t rank) {
         std::unique_lock<std::mutex> lock(mutex_);
-        require(++idle_ <= blocks(), "a cluster waits for mail that never comes");
-        next();
-        changed_.wait(lock, [&] { return turns_[turn_] == rank; });
+        pass_on(lock, rank);
     }
     void deliver() { idle_ = 0; }
 
@@ -107,6 +106,22 @@ public:
     }
 
 private:
+    void pass_on(std::unique_lock<std::mutex>& lock, std::size_t rank) {
+        require(++idle_ <= blocks(), "a cluster waits for mail that never comes");
+        next();
+        changed_.wait(lock, [&] { return turns_[turn_] == rank; });
+    }
+
+    bool waits_at_barrier(std::size_t rank) const {
+        bool waits = false;
+        for (std::size_t other = 0; other < blocks(); ++other) {
+            const bool behind = barriers_[other] < barriers_[rank];
+            require(!behind || !left_[other], "a cluster waits for a block that has returned");
+            waits = waits || behind;
+        }
+        return waits;
+    }
+
     void next() {
         for (std::size_t tried = 0; tried < blocks(); ++tried) {
             turn_ = (turn_ + 1) % blocks();
@@ -143,6 +158,7 @@ std::map<const void*, std::size_t> shared_limits;
 
 void begin_fiber() {
     (*entry)();
+    end_asynchronous_thread(running);
     fibers[running].state = State::kDone;
     _longjmp(scheduler, 1);
 }
@@ -210,6 +226,7 @@ void run_block() {
     for (Warp& warp : warps) {
         warp.arrived = 0;
     }
+    begin_asynchronous(fibers.size());
     for (;;) {
         bool progress = false;
         for (const std::size_t i : order(fibers.size())) {
@@ -232,6 +249,7 @@ void run_block() {
             done += fiber.state == State::kDone;
         }
         if (done == fibers.size()) {
+            end_asynchronous();
             return;
         }
         if (mail > 0) {
@@ -312,16 +330,24 @@ void send_mail(Mail& box, uint64_t* slot, uint64_t value, int to) {
     if (theirs.told == 1 && theirs.bytes == 0) {
         theirs = {0, 0, static_cast<int16_t>(theirs.times + 1)};
     }
+    delivered();
+}
+
+void wait_for_mail(const Mail& box, int parity) {
+    while (box.times % 2 == parity) {
+        wait_a_turn();
+    }
+}
+
+void wait_a_turn() { pause(State::kWaitsForMail); }
+
+void delivered() {
     if (cluster != nullptr) {
         cluster->deliver();
     }
 }
 
-void wait_for_mail(const Mail& box, int parity) {
-    while (box.times % 2 == parity) {
-        pause(State::kWaitsForMail);
-    }
-}
+unsigned schedule() { return schedule_seed; }
 
 void wait_for_cluster() { pause(State::kWaitsForCluster); }
 

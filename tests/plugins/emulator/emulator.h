@@ -31,6 +31,9 @@
 struct uint4 {
     uint32_t x, y, z, w;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -65,6 +68,12 @@ struct Mail {
 void expect_mail(Mail& box, int bytes);
 void send_mail(Mail& box, uint64_t* slot, uint64_t value, int rank);
 void wait_for_mail(const Mail& box, int parity);
+// A thread waits until another one may have done what it waits for; one has.
+void wait_a_turn();
+void delivered();
+unsigned schedule();
+// Of a block, at most.
+constexpr std::size_t kSharedBytes = 227 * 1024;
 // Where a block of the cluster has what this one has at `shared`.
 void* of_block(const void* shared, unsigned rank);
 // Publishes `bytes` of this lane and waits for the warp; returns what lane `lane` published is at lane * 64.
