@@ -25,6 +25,9 @@ from divprune_edge.runtime.backends.captured import GRAPHS_VARIABLE
 
 PRECISIONS = {"fp16": "fp16", "int4": "vision=fp16,language=int4"}
 UNCAPTURED = "fp16 without CUDA graphs"
+WARPGROUPS = "float16, wgmma"
+HOPPER = "9.0"
+"""The compute capability whose warpgroups multiply."""
 TEXT_TOKENS = 10
 """Beside the visual tokens, in eager PyTorch."""
 
@@ -68,6 +71,8 @@ TARGETS = (
     Target("selector 576 → 58 × 4096, µs", 50, _selector("576->58 x 4096")),
     Target("selector 2880 → 288 × 4096, µs", 300, _selector("2880->288 x 4096")),
     Target("selector 6272 → 627 × 3584, µs", 900, _selector("6272->627 x 3584")),
+    Target("selector 2880 → 288 × 4096 by warpgroups, µs", 300, _selector("2880->288 x 4096", WARPGROUPS)),
+    Target("selector 6272 → 627 × 3584 by warpgroups, µs", 900, _selector("6272->627 x 3584", WARPGROUPS)),
     Target("selector 576 → 58 × 4096, launches", 2, _launches),
     Target("selection in ONNX Runtime, ms", 0.15, _stage("fp16", 0, "select")),
     Target("prefill pruned, ms", 5, _stage("fp16", 0, "prefill")),
@@ -116,8 +121,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tiny, vision_text = ["--tiny"] if options.tiny else [], _sizes(options)
     result: dict[str, Any] = {"machine": _machine(), "failed": failed, "selector": {}, "models": {}}
     if not options.tiny:
-        said = run("tests", ["pytest", "-q", "tests/gpu"])
-        result["tests"] = said.strip().splitlines()[-1] if said else None
+        said = run("tests", ["pytest", "-q", "tests/gpu", "--ignore=tests/gpu/test_wgmma.py"])
+        result["tests"] = _last_line(said)
     for dtype in ("float16", "float32"):
         found = folder / f"{dtype}.json"
         run(f"selector, {dtype}", ["bench.selector", "--dtype", dtype, "--json", str(found), *tiny])
@@ -157,7 +162,20 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     again = ["bench.gpu_all", "--eager", str(found), "--layers", str(options.layers), *tiny]
     run("eager PyTorch", again)
     result["eager"] = _read(found)
+    # What has never run before comes last: should it hang, all else is measured.
+    if options.tiny or result["machine"]["gpu"].endswith(HOPPER):
+        if not options.tiny:
+            result["tests, wgmma"] = _last_line(
+                run("tests, wgmma", ["pytest", "-q", "tests/gpu/test_wgmma.py"])
+            )
+        found = folder / "wgmma.json"
+        run(f"selector, {WARPGROUPS}", ["bench.selector", "--product", "wgmma", "--json", str(found), *tiny])
+        result["selector"][WARPGROUPS] = _read(found)
     return result
+
+
+def _last_line(said: str | None) -> str | None:
+    return said.strip().splitlines()[-1] if said else None
 
 
 class _Runner:
@@ -238,7 +256,11 @@ def _stages(variant: Mapping[str, Any]) -> dict[str, float]:
 def _machine() -> dict[str, str]:
     import platform
 
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.total,compute_cap",
+        "--format=csv,noheader",
+    ]
     try:
         gpu = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -62,10 +62,13 @@ CLUSTER_CYCLES = 320
 """More for a step of a cluster than for one of a block: stores to other blocks, and waiting for theirs; assumed."""
 LAUNCH_US = 2.5
 """Of each launch in a graph, beside its kernel; measured, 1.7 to 3.7."""
+HOPPER = 90
+KINDS = {"__half": "float16", "__nv_bfloat16": "bfloat16", "f": "float32"}
+"""Types of tokens, by how a kernel's name has them."""
 COLUMNS = 8
 """Of tiles that are walked through side by side (``kTileColumns``)."""
-RESIDENT = {64: 3, 128: 2}
-"""Blocks of a tile that an Orin's multiprocessor holds (``--occupancy 87``)."""
+RESIDENT = {64: 3, 128: 2, 256: 1}
+"""Blocks that a multiprocessor holds, by the columns that they make (``--occupancy``): an Orin's, and by warpgroups."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,11 @@ class Forecast:
     """Microseconds, and what they come from: MB that multiprocessors read and that memory moves, GFLOP."""
 
     gpu: str
+    product: str
     size: str
     dtype: str
     tile: int
+    columns: int
     parts: int
     shards: int
     read_mb: float
@@ -88,11 +93,11 @@ class Forecast:
     before: float | None
 
 
-def forecast(library: ctypes.CDLL, gpu: Gpu, size: Size, dtype: str) -> Forecast:
-    """Return what the model says of one selection."""
+def forecast(library: ctypes.CDLL, gpu: Gpu, size: Size, dtype: str, product: str = "tuned") -> Forecast:
+    """Return what the model says of one selection; the product is one of ``abi.PRODUCTS``."""
     n, k, d = size.candidates, size.keep, size.width
     element = 4 if dtype == "float32" else 2
-    problem = abi.Problem(1, n, d, k, abi.DTYPES[dtype], 0, 2**40)
+    problem = abi.Problem(1, n, d, k, abi.DTYPES[dtype], abi.PRODUCTS[product], 2**40)
     plan = abi.plan(library, problem, gpu.architecture, gpu.multiprocessors)
     matrix, row = 4 * n * n, d * element
     moved = rows_from_memory(gpu, plan, n, row) * row + matrix
@@ -103,14 +108,16 @@ def forecast(library: ctypes.CDLL, gpu: Gpu, size: Size, dtype: str) -> Forecast
     picks, copies = k * step, 1 + 2 * k * row / gpu.memory / 1e3
     return Forecast(
         gpu=gpu.name,
+        product=next(name for name, value in abi.PRODUCTS.items() if value == plan.product),
         size=str(size),
         dtype=dtype,
         tile=plan.tile,
+        columns=plan.columns,
         parts=plan.parts,
         shards=plan.shards,
         read_mb=plan.tiles * 2 * plan.tile * row / 1e6,
         memory_mb=moved / 1e6,
-        gflop=2e-9 * plan.tiles * plan.tile**2 * d,
+        gflop=2e-9 * plan.tiles * plan.tile * plan.columns * d,
         distances=distances,
         picks=picks,
         copies=copies,
@@ -119,17 +126,24 @@ def forecast(library: ctypes.CDLL, gpu: Gpu, size: Size, dtype: str) -> Forecast
     )
 
 
+def products(gpu: Gpu, dtype: str) -> tuple[str, ...]:
+    """Return the products that a GPU has for tokens of this type."""
+    return ("tuned", "wgmma") if gpu.architecture == HOPPER and dtype != "float32" else ("tuned",)
+
+
 def rows_from_memory(gpu: Gpu, plan: abi.Spread, n: int, row: int) -> int:
     """Return the rows that come from memory.
 
     All of them once where they stay in the L2 cache, or where all tiles are multiplied side by side; else, with every
-    wave of tiles, those of its eight columns and of the rows that these meet.
+    wave of tiles, those of its eight columns and of the rows that these meet. What a pair of blocks makes is as high as
+    it is wide.
     """
-    at_once = max(1, gpu.multiprocessors * RESIDENT[plan.tile] // plan.parts)
-    waves = -(-plan.tiles // at_once)
+    pair = plan.columns // plan.tile
+    at_once = max(1, gpu.multiprocessors * RESIDENT[plan.columns] // (plan.parts * pair))
+    waves = -(-plan.tiles // pair // at_once)
     if n * row <= gpu.l2 * 1e6 or waves == 1:
         return n
-    return waves * min(n, plan.tile * (COLUMNS + -(-at_once // COLUMNS)))
+    return waves * min(n, plan.columns * (COLUMNS + -(-at_once // COLUMNS)))
 
 
 def table(found: Sequence[Forecast]) -> Iterator[str]:
@@ -141,9 +155,9 @@ def table(found: Sequence[Forecast]) -> Iterator[str]:
     yield f"|---|---|---|{'---:|' * 8}"
     for one in found:
         cells = [
-            one.gpu,
+            one.gpu if one.product != "wgmma" else f"{one.gpu}, `wgmma`",
             one.size.replace("->", " → ").replace(" x ", ", "),
-            f"{one.tile}, {one.parts}, {one.shards}",
+            f"{one.tile if one.columns == one.tile else f'{one.tile} × {one.columns}'}, {one.parts}, {one.shards}",
         ]
         cells += [f"{one.read_mb:,.0f} MB", f"{one.memory_mb:,.0f} MB", f"{one.gflop:.1f}"]
         cells += [f"{us:,.0f}" for us in (one.distances, one.picks, one.copies, one.total)]
@@ -153,42 +167,41 @@ def table(found: Sequence[Forecast]) -> Iterator[str]:
 
 def occupancy(architecture: int) -> Iterator[str]:
     """Yield what a multiprocessor holds of each kernel, by the compiler's registers and shared memory, in Markdown."""
-    compiler, registers, shared = find_compiler(), 65536, {75: 64, 80: 164, 87: 164, 90: 228, 100: 228}
-    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            str(compiler.path),
-            "-std=c++17",
-            "-O3",
-            "-Xptxas",
-            "-v",
-            target,
-            "-c",
-            "-o",
-            f"{folder}/kernels.o",
-        ]
-        done = subprocess.run(
-            [*command, str(SOURCE / "csrc" / "max_min.cu")], capture_output=True, text=True, check=True
-        )
+    registers, shared = 65536, {75: 64, 80: 164, 87: 164, 90: 228, 100: 228}
+    said = _ptxas("max_min.cu", str(architecture))
+    if architecture == HOPPER:
+        said += _ptxas("hopper.cu", f"{architecture}a")
     yield "| kernel | registers | shared memory | threads | blocks | warps |"
     yield f"|---|{'---:|' * 5}"
-    pattern = r"function '\w*?(distances|pick)_kernelI(\w*?)EEEv\w+' for.*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
-    for kernel, kind, used, fixed in re.findall(pattern, done.stderr.replace("\n", " ")):
-        if kernel == "pick":
-            continue
-        tile = int(re.search(r"Li(\d+)$", kind).group(1))  # type: ignore[union-attr]
-        # Four or three steps of 32 values of both sides' rows, 8 more a row; of float32 two of 16, 4 more a column.
-        # Then the distances, 4 more a row.
-        steps = (
-            2 * 2 * 16 * (tile + 4) * 4 if kind.startswith("f") else (4 if tile == 64 else 3) * 2 * tile * 80
-        )
+    pattern = (
+        r"function '\w*?\d(wgmma_)?distances_kernelI(\w*?)E{2,3}v\w+' for"
+        r".*?Used (\d+) registers(?:.*?(\d+) bytes smem)?"
+    )
+    for warpgroups, kind, used, fixed in re.findall(pattern, said.replace("\n", " ")):
+        tile = 128 if warpgroups else int(re.search(r"Li(\d+)$", kind).group(1))  # type: ignore[union-attr]
+        # Four or three steps of 32 values of both sides' rows, 8 more a row; of float32 two of 16, 4 more a column; by
+        # warpgroups four of 64 of three sides, and what aligns them. Then the distances, 4 more a row.
+        steps = (4 if tile == 64 else 3) * 2 * tile * 80
+        if kind.startswith("f"):
+            steps = 2 * 2 * 16 * (tile + 4) * 4
+        if warpgroups:
+            steps = 4 * 3 * tile * 128 + 1024
         dynamic = max(steps, tile * (tile + 4) * 4)
         threads, whole = 2 * tile, dynamic + int(fixed or 26 * tile)
         by_registers = registers // (-(-int(used) // 8) * 8 * threads)
         by_memory = shared.get(architecture, 100) * 1024 // (whole + 1024)
         blocks = min(by_registers, by_memory)
-        name = {"f": "float32", "6": "float16", "1": "bfloat16"}[kind[0]]
-        yield f"| {name}, tile {tile} | {used} | {whole:,} | {threads} | {blocks} | {blocks * threads // 32} |"
+        name = next(name for letter, name in KINDS.items() if letter in kind)
+        size = f"{tile} × 256, `wgmma`" if warpgroups else str(tile)
+        yield f"| {name}, tile {size} | {used} | {whole:,} | {threads} | {blocks} | {blocks * threads // 32} |"
+
+
+def _ptxas(name: str, architecture: str) -> str:
+    target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    options = ["-std=c++17", "-O3", "-Xptxas", "-v", target, "-c", "-o"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [str(find_compiler().path), *options, f"{folder}/kernels.o", str(SOURCE / "csrc" / name)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -205,7 +218,12 @@ def main(arguments: list[str] | None = None) -> None:
         return
     library = abi.load(options.library or find_library().path)
     gpus = [gpu for gpu in GPUS if options.gpu in gpu.name]
-    found = [forecast(library, gpu, size, options.dtype) for gpu in gpus for size in SIZES[:5]]
+    found = [
+        forecast(library, gpu, size, options.dtype, product)
+        for gpu in gpus
+        for product in products(gpu, options.dtype)
+        for size in SIZES[:5]
+    ]
     print("\n".join(table(found)))
     if options.json:
         write_whole(options.json, json.dumps([asdict(one) for one in found], indent=1) + "\n")

@@ -28,7 +28,12 @@ def library() -> ctypes.CDLL:
 
 
 def max_min_diversity(
-    visual_tokens: torch.Tensor, keep: int, valid: torch.Tensor | None = None, *, matrix_budget: int = 0
+    visual_tokens: torch.Tensor,
+    keep: int,
+    valid: torch.Tensor | None = None,
+    *,
+    matrix_budget: int = 0,
+    product: str = "tuned",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep the tokens that are farthest from each other (DivPrune).
 
@@ -38,6 +43,7 @@ def max_min_diversity(
         valid: bool [B, N]; at least K rows of each item must be True. None: all are.
         matrix_budget: bytes that the distances of all pairs may take before each step computes its own; 0 for
             the default of 256 MiB.
+        product: one of ``abi.PRODUCTS``, how 16-bit tokens are multiplied: ``wgmma`` only on a GPU of sm_90.
 
     Returns:
         kept tokens [B, K, D] and their indices, int64 [B, K], ascending.
@@ -45,7 +51,7 @@ def max_min_diversity(
     Raises:
         UserError: an argument does not fit.
     """
-    problem = _problem(visual_tokens, keep, matrix_budget)
+    problem = _problem(visual_tokens, keep, matrix_budget, product)
     return _select(visual_tokens, problem, valid, None)
 
 
@@ -56,6 +62,7 @@ def min_sum_similarity(
     valid: torch.Tensor | None = None,
     *,
     matrix_budget: int = 0,
+    product: str = "tuned",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Grow from a seed by the token with the smallest summed cosine similarity to those chosen (ToDRE, stage 1).
 
@@ -63,7 +70,7 @@ def min_sum_similarity(
     """
     import torch
 
-    problem = _problem(visual_tokens, keep, matrix_budget)
+    problem = _problem(visual_tokens, keep, matrix_budget, product)
     if seeds.dtype != torch.int64 or tuple(seeds.shape) != (problem.batch,):
         raise UserError(
             f"seeds must be int64 [{problem.batch}], not {seeds.dtype} {list(seeds.shape)}.",
@@ -72,11 +79,11 @@ def min_sum_similarity(
     return _select(visual_tokens, problem, valid, seeds)
 
 
-def cosine_distances(visual_tokens: torch.Tensor) -> torch.Tensor:
+def cosine_distances(visual_tokens: torch.Tensor, *, product: str = "tuned") -> torch.Tensor:
     """Return float32 [B, N, N] of ``1 - cos`` between the rows of ``visual_tokens`` [B, N, D], 0 on the diagonal."""
     import torch
 
-    problem = _problem(visual_tokens, 1, 0)
+    problem = _problem(visual_tokens, 1, 0, product)
     tokens = visual_tokens.contiguous()
     shape = (problem.batch, problem.candidates, problem.candidates)
     with torch.cuda.device(tokens.device):
@@ -121,7 +128,7 @@ def pick(
     return kept
 
 
-def _problem(tokens: torch.Tensor, keep: int, matrix_budget: int) -> abi.Problem:
+def _problem(tokens: torch.Tensor, keep: int, matrix_budget: int, product: str) -> abi.Problem:
     if not tokens.is_cuda:
         raise UserError(
             f"visual_tokens must be on a CUDA device, not on '{tokens.device}'.", code="tensor-unfit"
@@ -134,7 +141,7 @@ def _problem(tokens: torch.Tensor, keep: int, matrix_budget: int) -> abi.Problem
             f"visual_tokens must be float32, float16 or bfloat16, not {dtype}.", code="tensor-unfit"
         )
     batch, rows, width = tokens.shape
-    return abi.Problem(batch, rows, width, keep, abi.DTYPES[dtype], 0, matrix_budget)
+    return abi.Problem(batch, rows, width, keep, abi.DTYPES[dtype], abi.PRODUCTS[product], matrix_budget)
 
 
 def _mask(valid: torch.Tensor | None, problem: abi.Problem) -> torch.Tensor | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.gpu_all import TARGETS, UNCAPTURED, _judged, _line
+from bench.gpu_all import TARGETS, UNCAPTURED, WARPGROUPS, _judged, _line
 from bench.selector_forms import SIZES
 
 
@@ -24,7 +24,7 @@ def result(ms: float) -> dict[str, Any]:
     variants = [{"stages": stages}, {"stages": stages}]
     uncaptured = [{"stages": [{"stage": name, "ms": {"median": 1.0}} for name in names]} for _ in range(2)]
     return {
-        "selector": {"float16": {"rows": rows}},
+        "selector": {"float16": {"rows": rows}, WARPGROUPS: {"rows": rows}},
         "models": {"fp16": {"variants": variants}, UNCAPTURED: {"variants": uncaptured}},
         "eager": dict.fromkeys(names, 1.0),
     }
@@ -39,6 +39,8 @@ def test_every_target_finds_its_figure(ms: float, met: bool) -> None:
 
 def test_what_is_missing_is_said() -> None:
     for target in TARGETS:
-        one = _judged(target, {"selector": {"float16": None}, "models": {"fp16": None}, "eager": None})
+        one = _judged(
+            target, {"selector": {"float16": None, WARPGROUPS: None}, "models": {"fp16": None}, "eager": None}
+        )
         assert one["met"] is None
         assert "not measured" in _line(one)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from gpu_tensors import to_gpu, to_numpy
 from raising import refused
 from selection_cases import (
     DTYPES,
@@ -36,19 +37,6 @@ torch = pytest.importorskip("torch")
 MATRIX_FREE = 1
 CHUNKS = 20
 RANDOM_CASES = 1000
-
-
-def to_gpu(array: npt.NDArray[Any]) -> Any:
-    """A tensor of the same bits; torch and NumPy share no bfloat16."""
-    if array.dtype.name == "bfloat16":
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).cuda()
-    return torch.from_numpy(array.copy()).cuda()
-
-
-def to_numpy(tensor: Any, dtype: Any) -> npt.NDArray[Any]:
-    if tensor.dtype == torch.bfloat16:
-        return np.asarray(tensor.view(torch.int16).cpu().numpy()).view(dtype)
-    return np.asarray(tensor.cpu().numpy())
 
 
 def select(case: Case, matrix_budget: int = 0) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -260,16 +260,9 @@ def test_every_architecture_compiles(name: str) -> None:
     if int(compiler.version.split(".", maxsplit=1)[0]) < 13:
         pytest.skip(f"nvcc {compiler.version} does not know all architectures")
     assert set(compiler.architectures) >= PROMISED
-    source = Path(__file__).resolve().parents[2] / "plugins" / "csrc" / name
-    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in sorted(PROMISED)]
-    command = [compiler.path, "-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", *targets]
-    result = subprocess.run(
-        ["nice", *command, "-c", "-o", os.devnull, source], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    said = what_ptxas_says(compiler, name, [str(a) for a in sorted(PROMISED)])
     spilling = re.findall(
-        r"'(\w+)' for 'sm_(\d+)'[^']*?(\d+) bytes spill stores",
-        result.stderr.replace("Function properties for", ""),
+        r"'(\w+)' for 'sm_(\d+)'[^']*?(\d+) bytes spill stores", said.replace("Function properties for", "")
     )
     # Picks of more than 16,384 candidates have eight vectors a thread, which no GPU holds in registers; and sm_75 takes
     # no large tiles.
@@ -282,3 +275,32 @@ def test_every_architecture_compiles(name: str) -> None:
     }
     assert all(size <= (0 if 80 <= architecture <= 90 else 32) for architecture, size in spills), spills
     assert spilling
+
+
+@pytest.mark.slow
+def test_what_only_hopper_has_compiles(tmp_path: Path) -> None:
+    """Products that wait for each other would show here, and so would sums that are not in registers."""
+    need("nvcc")
+    compiler = find_compiler()
+    unit = tmp_path / "hopper.o"
+    said = what_ptxas_says(compiler, "hopper.cu", ["90a"], unit)
+    assert re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said) == [("0", "0")] * 2
+    assert "serialized" not in said
+    assert "Performance Loss" not in said
+    reader = compiler.path.with_name("cuobjdump")
+    if reader.is_file():
+        code = subprocess.run([reader, "-sass", unit], capture_output=True, text=True, check=True).stdout
+        assert len(re.findall(r"HGMMA\.64x256x16\.F32", code)) == 2 * 4, "two types, a step of 64 values each"
+
+
+def what_ptxas_says(
+    compiler: Compiler, name: str, architectures: list[str], unit: Path = Path(os.devnull)
+) -> str:
+    source = Path(__file__).resolve().parents[2] / "plugins" / "csrc" / name
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
+    command = [compiler.path, "-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v", *targets]
+    result = subprocess.run(
+        ["nice", *command, "-c", "-o", unit, source], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stderr

@@ -1,4 +1,4 @@
-"""The kernels compile for Jetson Orin with CUDA 12.6, JetPack 6's, whose driver refuses what CUDA 13 makes.
+"""The kernels compile with CUDA 12.6: for Hopper, and for Jetson Orin, where JetPack 6 refuses what CUDA 13 makes.
 
 The compiler is NVRTC from a Python package (``make cuda12``); only the kernels go through it, the host code does not
 depend on the version of CUDA.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p, create_string_buffer
-from pathlib import Path
 
 import pytest
 from plugins_emulation import ROOT, SOURCE
@@ -23,6 +22,8 @@ STANDARD = {
         namespace std { using ::int32_t; using ::uint32_t; }
     """,
     b"cstring": b"",
+    b"stdint.h": b"",
+    b"stdlib.h": b"",
     b"type_traits": b"""
         namespace std {
         template <class A, class B> struct is_same { static constexpr bool value = false; };
@@ -46,6 +47,15 @@ KERNELS = [
     *(f"divprune::append_kernel<{vector}>" for vector in ("uint4", "uint32_t")),
     *(f"divprune::{name}_kernel" for name in ("adopt", "gather", "sort")),
 ]
+# What nvcc knows of the device's runtime.
+LAUNCHES = b"""
+    __device__ inline void cudaTriggerProgrammaticLaunchCompletion() {
+        asm volatile("griddepcontrol.launch_dependents;");
+    }
+    __device__ inline void cudaGridDependencySynchronize() { asm volatile("griddepcontrol.wait;"); }
+"""
+HOPPER_HEADERS = ("distances_wgmma.cuh",)
+HOPPER_KERNELS = [f"divprune::wgmma_distances_kernel<{t}>" for t in TYPES[1:]]
 
 
 def load_nvrtc() -> ctypes.CDLL:
@@ -57,19 +67,31 @@ def load_nvrtc() -> ctypes.CDLL:
 
 
 @pytest.mark.slow
-def test_every_kernel_compiles_for_orin(tmp_path: Path) -> None:
+def test_every_kernel_compiles_for_orin() -> None:
+    compile_kernels("sm_87", HEADERS, KERNELS)
+
+
+@pytest.mark.slow
+def test_what_only_hopper_has_compiles() -> None:
+    said = compile_kernels("sm_90a", HOPPER_HEADERS, HOPPER_KERNELS)
+    assert "serialized" not in said
+
+
+def compile_kernels(architecture: str, headers: tuple[str, ...], kernels: list[str]) -> str:
+    """Compile kernels to a cubin of CUDA 12 that holds them all; return what the compiler and ptxas say."""
     nvrtc = load_nvrtc()
-    source = "".join(f'#include "{header}"\n' for header in HEADERS).encode()
+    source = LAUNCHES + "".join(f'#include "{header}"\n' for header in headers).encode()
     program = c_void_p()
     names, contents = (c_char_p * len(STANDARD))(*STANDARD), (c_char_p * len(STANDARD))(*STANDARD.values())
     assert (
         nvrtc.nvrtcCreateProgram(byref(program), source, b"kernels.cu", len(STANDARD), contents, names) == 0
     )
-    for kernel in KERNELS:
+    for kernel in kernels:
         assert nvrtc.nvrtcAddNameExpression(program, kernel.encode()) == 0
     options = [
         "--std=c++17",
-        "--gpu-architecture=sm_87",
+        f"--gpu-architecture={architecture}",
+        "--ptxas-options=-v",
         f"--include-path={SOURCE}",
         f"--include-path={TOOLKIT / 'cuda_runtime' / 'include'}",
         f"--include-path={TOOLKIT / 'cuda_nvcc' / 'include'}",
@@ -78,7 +100,8 @@ def test_every_kernel_compiles_for_orin(tmp_path: Path) -> None:
     ]
     encoded = (c_char_p * len(options))(*(option.encode() for option in options))
     status = nvrtc.nvrtcCompileProgram(program, len(options), encoded)
-    assert status == 0, log_of(nvrtc, program)
+    said = log_of(nvrtc, program)
+    assert status == 0, said
     size = c_size_t()
     assert nvrtc.nvrtcGetCUBINSize(program, byref(size)) == 0
     cubin = create_string_buffer(size.value)
@@ -86,10 +109,11 @@ def test_every_kernel_compiles_for_orin(tmp_path: Path) -> None:
     assert cubin.raw[:4] == b"\x7fELF"
     assert cubin.raw[8] == ELF_ABI_OF_CUDA_12
     lowered = c_char_p()
-    for kernel in KERNELS:
+    for kernel in kernels:
         assert nvrtc.nvrtcGetLoweredName(program, kernel.encode(), byref(lowered)) == 0
         assert lowered.value is not None
         assert lowered.value in cubin.raw
+    return said
 
 
 def log_of(nvrtc: ctypes.CDLL, program: c_void_p) -> str:

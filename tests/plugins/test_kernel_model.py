@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-from bench.kernel_model import GPUS, forecast, main, rows_from_memory, table
+from bench.kernel_model import GPUS, forecast, main, products, rows_from_memory, table
 from bench.selector_forms import SIZES, Size
 from divprune_edge.plugins import abi
 
@@ -39,8 +39,28 @@ def test_rows_that_come_again(emulated: ctypes.CDLL) -> None:
     assert rows_from_memory(H200, plan, 2880, 8192) == 2880
 
 
+def test_what_warpgroups_change(emulated: ctypes.CDLL) -> None:
+    """Pairs of blocks read half as much for the same distances; few tokens leave most of the GPU idle."""
+    large, small = Size(6272, 627, 3584), Size(576, 58, 4096)
+    tuned, wgmma = (
+        forecast(emulated, H200, large, "float16", product) for product in products(H200, "float16")
+    )
+    assert (tuned.product, wgmma.product) == ("mma", "wgmma")
+    assert wgmma.read_mb == pytest.approx(25 * 26 * 2 * 128 * 3584 * 2 / 1e6)
+    assert wgmma.gflop == pytest.approx(25 * 26 * 128 * 256 * 3584 * 2 / 1e9)
+    assert wgmma.read_mb < 0.6 * tuned.read_mb
+    assert wgmma.distances < tuned.distances
+    assert forecast(emulated, H200, small, "float16", "wgmma").distances > (
+        forecast(emulated, H200, small, "float16").distances
+    )
+    assert products(ORIN, "float16") == products(H200, "float32") == ("tuned",)
+    plan = abi.plan(emulated, abi.Problem(1, 8765, 3584, 876, 1, abi.PRODUCTS["wgmma"], 0), 90, 132)
+    assert rows_from_memory(H200, plan, 8765, 7168) == 10 * 256 * (8 + 9), "66 pairs at a time, 630 of them"
+
+
 def test_the_table_of_the_docs(emulated: ctypes.CDLL) -> None:
-    rows = [forecast(emulated, gpu, size, "float16") for gpu in (H200, ORIN) for size in SIZES[:5]]
+    forms = [(gpu, product) for gpu in (H200, ORIN) for product in products(gpu, "float16")]
+    rows = [forecast(emulated, gpu, size, "float16", product) for gpu, product in forms for size in SIZES[:5]]
     assert "\n".join(table(rows)) in GUIDE
     assert "\n".join(table([forecast(emulated, H200, SIZES[0], "float32")])).splitlines()[-1] in GUIDE
 

@@ -57,6 +57,20 @@ def test_max_min(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("on_the_emulator")
+def test_the_product_reaches_the_library(case: Case) -> None:
+    """Which here has none of warpgroups."""
+    tokens = pretend(case.tokens)
+    assert torch.equal(torch_op.cosine_distances(tokens, product="mma"), torch_op.cosine_distances(tokens))
+    for refuse in (
+        lambda: torch_op.cosine_distances(tokens, product="wgmma"),
+        lambda: torch_op.max_min_diversity(tokens, 5, product="wgmma"),
+        lambda: torch_op.min_sum_similarity(tokens, pretend(np.zeros(2, np.int64)), 5, product="wgmma"),
+    ):
+        with refused("kernel-arguments-invalid", "sm_90"):
+            refuse()
+
+
+@pytest.mark.usefixtures("on_the_emulator")
 def test_a_view_is_made_dense(case: Case) -> None:
     spread = pretend(np.repeat(case.tokens, 2, axis=1))[:, ::2]
     _, indices = torch_op.max_min_diversity(spread, case.keep, pretend(case.valid))

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plugins_emulation import EMULATOR, SOURCE, compile_cpp, compile_hopper, distances, emulate, problem_of
+from plugins_emulation import (
+    EMULATOR,
+    SOURCE,
+    compile_cpp,
+    compile_hopper,
+    distances,
+    emulate,
+    plain,
+    problem_of,
+)
 from raising import refused
 from selection_cases import Case, assert_max_min, ragged, random_tokens, special_cases
 
@@ -166,15 +175,21 @@ def rest(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
-def run_with(folder: Path, rest: list[Path], mistake: Mistake | None) -> subprocess.CompletedProcess[str]:
+def copy_of_the_sources(folder: Path, file: str = "", old: str = "", new: str = "") -> Path:
+    """Copy the kernels' sources, with one change in one of them."""
     source = shutil.copytree(
         SOURCE, folder / "csrc", ignore=lambda at, names: [n for n in names if "." not in n]
     )
-    if mistake is not None:
-        file = source / mistake.file
-        text = file.read_text(encoding="utf-8")
-        assert text.count(mistake.right) == 1, mistake
-        file.write_text(text.replace(mistake.right, mistake.wrong), encoding="utf-8")
+    if file:
+        text = (source / file).read_text(encoding="utf-8")
+        assert text.count(old) == 1, old
+        (source / file).write_text(text.replace(old, new), encoding="utf-8")
+    return source
+
+
+def run_with(folder: Path, rest: list[Path], mistake: Mistake | None) -> subprocess.CompletedProcess[str]:
+    change = (mistake.file, mistake.right, mistake.wrong) if mistake else ()
+    source = copy_of_the_sources(folder, *change)
     unit = compile_hopper(folder / "hopper.o", [source / "hopper.cu"], source, "-c", "-Wno-unused")
     program = compile_cpp(folder / "host", [unit, *rest], "-pthread")
     return subprocess.run([program], capture_output=True, text=True, check=False, timeout=120)
@@ -191,3 +206,30 @@ def test_mistakes_are_noticed(tmp_path: Path, rest: list[Path], mistake: Mistake
     result = run_with(tmp_path, rest, mistake)
     assert result.returncode != 0
     assert (mistake.said or "distance") in result.stderr
+
+
+@pytest.mark.slow
+def test_the_table_turned(tmp_path: Path) -> None:
+    """As it will be once this has run on a GPU: each size has the product that the model has faster."""
+    source = copy_of_the_sources(tmp_path, "tuning.h", "{90, 1280, 1300, false,", "{90, 1280, 1300, true,")
+    names = ("append_rows.cu", "hopper.cu", "max_min.cu", "plan.cpp", "status.cpp")
+    sources = [*(source / name for name in names), *EMULATOR.glob("*.cpp")]
+    library = plain(abi.load(compile_hopper(tmp_path / "turned.so", sources, source, "-shared")))
+    chosen = [
+        abi.plan(
+            library, abi.Problem(1, rows, 4096, 58, abi.DTYPES[dtype], abi.PRODUCTS[product], 0), 90, 132
+        ).product
+        for rows, dtype, product in (
+            (576, "float16", "tuned"),
+            (2880, "float16", "tuned"),
+            (2880, "bfloat16", "tuned"),
+            (2880, "float16", "mma"),
+            (2880, "float32", "tuned"),
+        )
+    ]
+    assert chosen == [1, 2, 2, 1, 0]
+    library.divprune_emulator_device(2)
+    case = Case("turned", random_tokens(2, (1, 200, 512), "float16"), np.ones((1, 200), np.bool_), 5)
+    assert abi.plan(library, problem_of(case), 90, 2).product == abi.PRODUCTS["wgmma"]
+    assert distances(library, case).tobytes() == distances(library, case, "wgmma").tobytes()
+    assert_max_min(case, *emulate(library, case))
