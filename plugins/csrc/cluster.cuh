@@ -54,18 +54,6 @@ public:
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(here(&state_)), "r"(bytes)
                      : "memory");
     }
-    // Stores a value for another block, which counts it in its own mailbox of this name.
-    __device__ __forceinline__ void send(uint64_t* slot, uint64_t value, int rank) {
-        asm volatile(
-            "{\n"
-            ".reg .u32 slot, box;\n"
-            "mapa.shared::cluster.u32 slot, %0, %3;\n"
-            "mapa.shared::cluster.u32 box, %1, %3;\n"
-            "st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [slot], %2, [box];\n"
-            "}\n" ::"r"(here(slot)),
-            "r"(here(&state_)), "l"(value), "r"(rank)
-            : "memory");
-    }
     // Until all has come that was expected the time before last (parity 0: the first time).
     __device__ __forceinline__ void wait(int parity) {
         asm volatile(
@@ -80,6 +68,7 @@ public:
     }
 
 private:
+    friend class Route;
     static __device__ __forceinline__ unsigned here(const void* shared) {
         return static_cast<unsigned>(__cvta_generic_to_shared(shared));
     }
@@ -87,11 +76,50 @@ private:
 #else
     void init() { box_ = {}; }
     void expect(int bytes) { emulator::expect_mail(box_, bytes); }
-    void send(uint64_t* slot, uint64_t value, int rank) { emulator::send_mail(box_, slot, value, rank); }
     void wait(int parity) { emulator::wait_for_mail(box_, parity); }
 
 private:
+    friend class Route;
     emulator::Mail box_;
+#endif
+};
+
+// The way to a block's slots, and to the mailboxes in which it counts what comes there, found once: where it is worked
+// out for every letter, each of them waits for that.
+class Route {
+public:
+#if defined(__CUDACC__)
+    __device__ __forceinline__ Route(Mailbox* boxes, uint64_t* slots, int rank) {
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(boxes_) : "r"(Mailbox::here(boxes)), "r"(rank));
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(slots_) : "r"(Mailbox::here(slots)), "r"(rank));
+    }
+    // Stores a value in that block's slot, which counts it in its mailbox.
+    __device__ __forceinline__ void send(int box, int slot, uint64_t value, bool wanted) const {
+        asm volatile(
+            "{\n"
+            ".reg .pred wanted;\n"
+            "setp.ne.u32 wanted, %3, 0;\n"
+            "@wanted st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];\n"
+            "}\n" ::"r"(slots_ + 8 * slot),
+            "l"(value), "r"(boxes_ + 8 * box), "r"(static_cast<uint32_t>(wanted))
+            : "memory");
+    }
+
+private:
+    uint32_t boxes_;
+    uint32_t slots_;
+#else
+    Route(Mailbox* boxes, uint64_t* slots, int rank) : boxes_(boxes), slots_(slots), rank_(rank) {}
+    void send(int box, int slot, uint64_t value, bool wanted) const {
+        if (wanted) {
+            emulator::send_mail(boxes_[box].box_, slots_ + slot, value, rank_);
+        }
+    }
+
+private:
+    Mailbox* boxes_;
+    uint64_t* slots_;
+    int rank_;
 #endif
 };
 
@@ -110,8 +138,11 @@ __device__ __forceinline__ void cluster_meet(int) { __syncthreads(); }
 struct Mailbox {
     __device__ __forceinline__ void init() {}
     __device__ __forceinline__ void expect(int) {}
-    __device__ __forceinline__ void send(uint64_t*, uint64_t, int) {}
     __device__ __forceinline__ void wait(int) {}
+};
+struct Route {
+    __device__ __forceinline__ Route(Mailbox*, uint64_t*, int) {}
+    __device__ __forceinline__ void send(int, int, uint64_t, bool) const {}
 };
 template <class V>
 __device__ __forceinline__ V* of_block(V* shared, int) {

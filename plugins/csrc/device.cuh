@@ -107,17 +107,6 @@ public:
             "l"(value), "r"(static_cast<uint32_t>(wanted))
             : "memory");
     }
-    // Sets bits of a word; nobody waits for that.
-    __device__ __forceinline__ void mark(int offset, uint32_t bits, bool wanted) const {
-        asm volatile(
-            "{\n"
-            ".reg .pred wanted;\n"
-            "setp.ne.u32 wanted, %2, 0;\n"
-            "@wanted red.shared.or.b32 [%0], %1;\n"
-            "}\n" ::"r"(at_ + 4 * offset),
-            "r"(bits), "r"(static_cast<uint32_t>(wanted))
-            : "memory");
-    }
     __device__ __forceinline__ uint64_t get(int offset) const {
         uint64_t value;
         asm volatile("ld.shared.b64 %0, [%1];" : "=l"(value) : "r"(at_ + 8 * offset) : "memory");
@@ -133,7 +122,6 @@ private:
             at_[offset] = value;
         }
     }
-    void mark(int offset, uint32_t bits, bool wanted) const { at_[offset] |= wanted ? bits : 0; }
     uint64_t get(int offset) const { return at_[offset]; }
 
 private:

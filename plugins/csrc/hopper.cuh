@@ -63,7 +63,7 @@ public:
             "{\n"
             ".reg .pred done;\n"
             "again:\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
             "@!done bra again;\n"
             "}\n" ::"r"(shared_address(&state_)),
             "r"(parity)

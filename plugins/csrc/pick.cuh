@@ -47,17 +47,27 @@ struct Exchange {
 struct Desk {
     SharedPlace<uint64_t> out;  // where its warp's candidate goes in its own block
     SharedPlace<uint64_t> in;   // the candidate that its lane reads
+    Route route;                // where its lane sends its warp's candidate in a cluster
     int blocks;
-    int warps;
     bool speaks;  // for its warp
 
     __device__ __forceinline__ Desk(Exchange& exchange, int blocks)
         : out(exchange.partial[0] + threadIdx.x / kWarp),
           in(exchange.partial[0] + threadIdx.x % kWarp),
+          route(exchange.mail,
+                exchange.partial[0] + (cluster_rank() * static_cast<int>(blockDim.x) + threadIdx.x) / kWarp,
+                static_cast<int>(threadIdx.x) % kWarp < blocks ? static_cast<int>(threadIdx.x) % kWarp : 0),
           blocks(blocks),
-          warps(static_cast<int>(blockDim.x) / kWarp),
           speaks(threadIdx.x % kWarp == 0) {}
 };
+
+// What a step's mail will be; before the step's own candidates are known, as nobody need wait for that.
+__device__ __forceinline__ void expect_mail(Exchange& exchange, const Desk& desk, int step) {
+    if (desk.blocks > 1 && threadIdx.x == 0) {
+        const int warps = desk.blocks * static_cast<int>(blockDim.x) / kWarp;
+        exchange.mail[step % 2].expect(warps * static_cast<int>(sizeof(uint64_t)));
+    }
+}
 
 // The best candidate of a cluster of at most 32 warps, in every thread. Each warp tells it to every block.
 __device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, Exchange& exchange, const Desk& desk, int step) {
@@ -67,17 +77,9 @@ __device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, Exchange& e
         desk.out.put(turn * kWarp, candidate, desk.speaks);
         __syncthreads();
     } else {
-        const int lane = threadIdx.x % kWarp;
-        Mailbox& mail = exchange.mail[turn];
-        if (threadIdx.x == 0) {
-            mail.expect(desk.blocks * desk.warps * static_cast<int>(sizeof candidate));
-        }
-        if (lane < desk.blocks) {
-            uint64_t* slot = exchange.partial[turn] + cluster_rank() * desk.warps + threadIdx.x / kWarp;
-            mail.send(slot, candidate, lane);
-        }
+        desk.route.send(turn, turn * kWarp, candidate, static_cast<int>(threadIdx.x) % kWarp < desk.blocks);
         __syncwarp();
-        mail.wait(step / 2 % 2);
+        exchange.mail[turn].wait(step / 2 % 2);
     }
     return warp_best(desk.in.get(turn * kWarp));
 }
@@ -86,10 +88,11 @@ __device__ __forceinline__ uint64_t cluster_best(uint64_t candidate, Exchange& e
 // Which it is can be found out while the value is compared with those of other threads.
 template <int kVectors>
 __device__ __forceinline__ uint64_t best_of(const float (&values)[kVectors][4], int thread, int threads) {
-    float largest = values[0][0];
+    float largest = kNowhere;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
-        largest = fmaxf(largest, fmaxf(fmaxf(values[v][0], values[v][1]), fmaxf(values[v][2], values[v][3])));
+        const float four = fmaxf(fmaxf(values[v][0], values[v][1]), fmaxf(values[v][2], values[v][3]));
+        largest = v == 0 ? four : fmaxf(largest, four);
     }
     int row = 0;
 #pragma unroll
@@ -102,6 +105,36 @@ __device__ __forceinline__ uint64_t best_of(const float (&values)[kVectors][4], 
     return candidate(largest, static_cast<uint32_t>(row));
 }
 
+// The picks of a block as a bitmap. What a thread remembers takes no time of a step's chain; a write would.
+class Picks {
+public:
+    __device__ __forceinline__ explicit Picks(uint32_t* chosen) : chosen_(chosen), remembered_(kNone), count_(0) {}
+
+    // Each time by another thread.
+    __device__ __forceinline__ void remember(uint32_t pick) {
+        remembered_ = threadIdx.x == count_ ? pick : remembered_;
+        if (++count_ == blockDim.x) {
+            write();
+        }
+    }
+
+    // With all threads of the block.
+    __device__ __forceinline__ void write() {
+        __syncthreads();
+        if (remembered_ != kNone) {
+            atomicOr(chosen_ + remembered_ / 32, 1u << remembered_ % 32);
+        }
+        remembered_ = kNone;
+        count_ = 0;
+    }
+
+private:
+    static constexpr uint32_t kNone = ~0u;
+    uint32_t* chosen_;
+    uint32_t remembered_;
+    uint32_t count_;
+};
+
 // The picks of one item by a cluster. Every row's value stays in a register from the first pick to the last; a step is
 // one coalesced read of the picked row and one reduction with one barrier.
 template <Rule rule, int kVectors>
@@ -110,7 +143,6 @@ __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
     const int64_t base = static_cast<int64_t>(item) * args.n;
     const uint8_t* valid = args.valid == nullptr ? nullptr : args.valid + base;
     const int blocks = cluster_blocks();
-    const Desk desk(exchange, blocks);
     const int thread = cluster_rank() * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
     const int threads = blocks * static_cast<int>(blockDim.x);
 
@@ -124,7 +156,7 @@ __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
         const int first = 4 * (thread + v * threads);
         uint4 nearest{};
         if (rule == Rule::kMaxMin && first < args.n) {
-            nearest = args.nearest.of<uint4, 8 / kVectors>(item, first);
+            nearest = args.nearest.of<uint4, kVectors < 4 ? 8 / kVectors : 1>(item, first);
         }
         const uint32_t keys[4] = {nearest.x, nearest.y, nearest.z, nearest.w};
 #pragma unroll
@@ -142,12 +174,17 @@ __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
         const int64_t seed = args.seeds[item];
         best = candidate(0.0f, static_cast<uint32_t>(seed < 0 ? 0 : seed >= args.n ? args.n - 1 : seed));
     }
+    const Desk desk(exchange, blocks);
+    expect_mail(exchange, desk, 0);
     uint32_t pick = candidate_index(cluster_best(best, exchange, desk, 0));
 
-    const SharedPlace<uint32_t> marks(chosen);
-    const float* matrix = kept(args.matrix + base * args.stride);
+    Picks picks(chosen);
+    // The thread's first vector of row 0: of another one it is found by one instruction.
+    const int own = 4 * thread < args.n ? 4 * thread : 0;
+    const unsigned char* column = kept(reinterpret_cast<const unsigned char*>(args.matrix + base * args.stride + own));
+    const uint32_t row_bytes = static_cast<uint32_t>(args.stride) * static_cast<uint32_t>(sizeof(float));
     for (int step = 1; step < args.keep; ++step) {
-        const float* row = matrix + static_cast<uint64_t>(pick) * static_cast<uint32_t>(args.stride);
+        const unsigned char* row = column + static_cast<uint64_t>(pick) * row_bytes;
         // So many vectors are on their way at once; with more, registers would spill.
         constexpr int kAhead = kVectors < 4 ? kVectors : 1;
         float4 loaded[kAhead];
@@ -156,20 +193,23 @@ __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
             if (v % kAhead == 0) {
 #pragma unroll
                 for (int ahead = 0; ahead < kAhead; ++ahead) {
-                    const int first = 4 * (thread + (v + ahead) * threads);
-                    loaded[ahead] = __ldcg(reinterpret_cast<const float4*>(row + (first < args.n ? first : 0)));
+                    const int beyond = (v + ahead) * threads;
+                    const bool inside = 4 * (thread + beyond) < args.n;
+                    loaded[ahead] = __ldcg(reinterpret_cast<const float4*>(row) + (inside ? beyond : 0));
                 }
             }
             if (v == 0) {
-                marks.mark(static_cast<int>(pick / 32), 1u << pick % 32, threadIdx.x == 0);
+                picks.remember(pick);
+                expect_mail(exchange, desk, step);
             }
             const float4 four = loaded[v % kAhead];
             const float distances[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-                const float value = accumulate<rule>(values[v][e], distances[e]);
                 const uint32_t mine = static_cast<uint32_t>(4 * (thread + v * threads) + e);
-                values[v][e] = mine == pick ? kTaken : value;
+                // No distance brings a taken row back, so this need not wait for them.
+                const float value = mine == pick ? kTaken : values[v][e];
+                values[v][e] = accumulate<rule>(value, distances[e]);
             }
         }
         best = best_of<kVectors>(values, thread, threads);
@@ -178,9 +218,8 @@ __device__ void pick_item(const PickArgs& args, int item, Exchange& exchange) {
     if (cluster_rank() != 0) {
         return;
     }
-    if (threadIdx.x == 0) {
-        chosen[pick / 32] |= 1u << pick % 32;
-    }
+    picks.remember(pick);
+    picks.write();
     __syncthreads();
     write_ascending(chosen, args.n, args.kept + static_cast<int64_t>(item) * args.keep);
     __threadfence();

@@ -48,11 +48,8 @@ DIVPRUNE_SHARED float bits_float(uint32_t bits) {
 
 // An unsigned integer in the order of the float: a < b exactly when ordered(a) < ordered(b). -0 counts as +0.
 DIVPRUNE_SHARED uint32_t ordered(float value) {
-    uint32_t bits = float_bits(value);
-    if (bits == 0x80000000u) {
-        bits = 0;
-    }
-    return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
+    const uint32_t bits = float_bits(value + 0.0f);
+    return bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) | 0x80000000u);
 }
 
 DIVPRUNE_SHARED float from_ordered(uint32_t key) {
@@ -81,7 +78,11 @@ DIVPRUNE_SHARED float start_value(bool valid) {
 template <Rule rule>
 DIVPRUNE_SHARED float accumulate(float value, float distance) {
     if (rule == Rule::kMaxMin) {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__)
+        return fminf(distance, value);  // one instruction, which also prefers a number
+#else
         return distance < value ? distance : value;
+#endif
     }
     const float sum = value + distance;
     return value > kLive && sum == sum ? sum : value;

@@ -172,19 +172,23 @@ def test_picks_on_a_shared_matrix(emulated: ctypes.CDLL, rows: int) -> None:
     )
 
 
-@pytest.mark.parametrize("schedule", [0, 2])
-@pytest.mark.parametrize("rows", [2049, 2100])
-def test_picks_that_a_cluster_shares(with_clusters: ctypes.CDLL, rows: int, schedule: int) -> None:
-    """Ties are everywhere, also between rows of different blocks."""
+@pytest.mark.parametrize(
+    ("rows", "keep", "schedule"), [(2049, 9, 0), (2049, 9, 2), (2100, 9, 2), (2100, 170, 0)]
+)
+def test_picks_that_a_cluster_shares(with_clusters: ctypes.CDLL, rows: int, keep: int, schedule: int) -> None:
+    """Ties are everywhere, also between rows of different blocks; and once more picks than a block has threads."""
     with_clusters.divprune_emulator_schedule(schedule)
-    assert abi.plan(with_clusters, abi.Problem(1, rows, 8, 9, 0, 0, 0), 90, 132).shards == 4
+    plan = abi.plan(with_clusters, abi.Problem(1, rows, 8, keep, 0, 0, 0), 90, 132)
+    assert (plan.shards, plan.threads < keep) == (4, keep > 9)
     rng = np.random.default_rng(rows)
     values = rng.integers(0, 12, rows).astype(np.float32) / 8
     matrix = np.abs(values[:, None] - values)
     valid = rng.random(rows) < 0.8
-    assert np.array_equal(pick(with_clusters, matrix, valid, 9), np.sort(max_min_picks(matrix, valid, 9)))
-    summed = pick(with_clusters, matrix, valid, 9, seed=3)
-    assert np.array_equal(summed, np.sort(min_sum_picks(matrix, valid, 3, 9)))
+    assert np.array_equal(
+        pick(with_clusters, matrix, valid, keep), np.sort(max_min_picks(matrix, valid, keep))
+    )
+    summed = pick(with_clusters, matrix, valid, keep, seed=3)
+    assert np.array_equal(summed, np.sort(min_sum_picks(matrix, valid, 3, keep)))
 
 
 def test_a_selection_that_clusters_share(with_clusters: ctypes.CDLL) -> None:
