@@ -15,7 +15,7 @@ from raising import assert_told, failed, refused
 
 from divprune_edge import __version__
 from divprune_edge.console import run
-from divprune_edge.plugins import toolchain
+from divprune_edge.plugins import abi, toolchain
 from divprune_edge.plugins.build import build
 from divprune_edge.plugins.cli import app
 from divprune_edge.plugins.loader import Library
@@ -291,6 +291,16 @@ def test_what_only_hopper_has_compiles(tmp_path: Path) -> None:
     if reader.is_file():
         code = subprocess.run([reader, "-sass", unit], capture_output=True, text=True, check=True).stdout
         assert len(re.findall(r"HGMMA\.64x256x16\.F32", code)) == 2 * 4, "two types, a step of 64 values each"
+
+
+@pytest.mark.slow
+def test_a_library_for_hopper_has_it(built: Library, tmp_path: Path) -> None:
+    """Beside the code for sm_90 that later GPUs can run, too; a library for other GPUs does without."""
+    build(find_compiler(), None, (90,), tmp_path)
+    kernel = b"wgmma_distances_kernel"
+    assert kernel in (tmp_path / LIBRARY).read_bytes()
+    assert kernel not in built.path.read_bytes()
+    abi.load(tmp_path / LIBRARY)
 
 
 def what_ptxas_says(
