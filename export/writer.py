@@ -1,4 +1,4 @@
-"""Writing a bundle so that it is either whole or not there."""
+"""Writing a bundle so that it is either whole or not there; its files and what made it, as the manifest has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the shapes that an engine is built for, which follow from the bundle's fixed budget.
+"""Engines' names, and their optimisation profiles: the shapes that follow from the bundle's fixed budget.
 
 Plain data (input name -> least, typical and largest shape), so that the builder and a trtexec command line say the
 same thing.

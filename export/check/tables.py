@@ -1,4 +1,4 @@
-"""What a TensorRT version's ONNX parser lists: operators, element types, opsets; and what its checkers ask.
+"""What a TensorRT version's ONNX parser lists: operators, element types, opsets.
 
 Two published lists are at hand (10.1 and 10.15). A version is held against the newest list that is not newer than
 itself, with the additions that the changelog names in between: 10.3 against 10.1's list, 10.16 and 11.x against

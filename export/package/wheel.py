@@ -131,7 +131,7 @@ def plugin_sources() -> dict[str, bytes]:
     }
 
 
-def dependencies() -> list[str]:
+def installed_dependencies() -> list[str]:
     """Return what divprune-edge needs without any extra, as its installed metadata says."""
     return [entry for entry in _installed().requires or [] if "extra ==" not in entry]
 
@@ -170,7 +170,7 @@ def _project(installed: Distribution) -> str:
         version=__version__,
         licence=installed.metadata["License-Expression"],
         python=installed.metadata["Requires-Python"],
-        dependencies=json.dumps(dependencies()),  # a JSON list of plain strings is one of TOML
+        dependencies=json.dumps(installed_dependencies()),  # a JSON list of plain strings is one of TOML
         command="divprune-edge",
         package=PACKAGE,
         shims=json.dumps(SHIMS),

@@ -27,7 +27,7 @@ from divprune_edge.export.package import archive_path, check_package, write_pack
 from divprune_edge.export.package.command import package_bundle
 from divprune_edge.export.package.facts import L4T
 from divprune_edge.export.package.requirements import requirements
-from divprune_edge.export.package.wheel import dependencies, runtime_wheel, wheel_name
+from divprune_edge.export.package.wheel import installed_dependencies, runtime_wheel, wheel_name
 from divprune_edge.export.reporter import ConsoleReporter
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.targets import TARGETS, Target, find_target
@@ -116,7 +116,7 @@ def test_every_jetson_has_pins_that_the_tests_ran_with(target: Target) -> None:
     assert target.jetpack in L4T
     pins = requirements(target)
     assert not {"torch", "transformers", "onnx", "onnxruntime", "tensorrt"} & set(pins)
-    assert {re.split("[>=]", entry)[0] for entry in dependencies()} <= set(pins)
+    assert {re.split("[>=]", entry)[0] for entry in installed_dependencies()} <= set(pins)
     environment = {"python_version": str(target.python)}
     lines = [
         Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
@@ -127,7 +127,7 @@ def test_every_jetson_has_pins_that_the_tests_ran_with(target: Target) -> None:
     own = {"cuda-python", "numpy"} if target.python == "3.10" else {"cuda-bindings"}
     for name in set(pins) - own:
         assert pins[name] == constraints[name], name
-    for entry in map(Requirement, dependencies()):
+    for entry in map(Requirement, installed_dependencies()):
         assert entry.specifier.contains(pins[entry.name]), entry
     bindings = pins.get("cuda-python") or pins["cuda-bindings"]
     assert bindings.split(".")[:2] == str(target.cuda).split(".")
@@ -142,7 +142,7 @@ def test_a_clone_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) 
 def test_the_wheel_needs_what_the_project_says() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     listed = re.findall(r'"([^"]+)"', text.split("\ndependencies = [", 1)[1].split("]", 1)[0])
-    assert sorted(dependencies()) == sorted(listed)
+    assert sorted(installed_dependencies()) == sorted(listed)
 
 
 @pytest.fixture(scope="session")
