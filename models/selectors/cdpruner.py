@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
+from divprune_edge.models.selectors.greedy import write_loop
 from divprune_edge.models.selectors.ranking import (
     LOWEST,
     cosine_similarities,
@@ -113,9 +114,7 @@ def write_cdpruner(
         return [gain, factors, taken, inner.op("Add", count, ops.constant(1))], [pick]
 
     start = [gain, empty, ops.op("Not", valid), ops.op("Identity", ops.constant(0))]
-    _, (stacked,) = ops.loop(keep, start, step)
-    picks = ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
-    return write_ascending(ops, picks, keep)
+    return write_ascending(ops, write_loop(ops, keep, start, step)[1], keep)
 
 
 def _write_kernel(ops: Ops, tokens: Any, valid: Any, attention: Any) -> Any:

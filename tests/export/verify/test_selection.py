@@ -136,7 +136,7 @@ def drop_the_rest(ops: Any, tokens: Any, valid: Any, n: int, keep: int, picks: A
 
 def join_the_next_one(ops: Any, tokens: Any, valid: Any, n: int, keep: int, picks: Any) -> Any:
     """What is merged lies one row too far."""
-    merged = write_join_nearest(ops, tokens, valid, n, picks)
+    merged = write_join_nearest(ops, tokens, valid, n, keep, picks)
     return ops.op("Gather", merged, ops.constant(np.roll(np.arange(keep), 1)), axis=1)
 
 
