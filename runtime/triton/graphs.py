@@ -16,7 +16,7 @@ import numpy.typing as npt
 from divprune_edge.errors import DivpruneError
 from divprune_edge.manifest import VISUAL_TOKENS, LanguageInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.processing.image_input import Groups
-from divprune_edge.runtime.backends.backend import Encoded, check_rows
+from divprune_edge.runtime.backends.backend import Encoded
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     Ints,
@@ -82,7 +82,7 @@ class TritonGraphs:
 
     def encode(self, inputs: Mapping[str, Array], signals: Sequence[str] = ()) -> Encoded:
         """Run the encoder's model."""
-        return self._encoded(ENCODER, inputs, signals)
+        return self._encoded(ENCODER, inputs, [VISUAL_TOKENS, *signals])
 
     def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
         """Copy."""
@@ -91,7 +91,7 @@ class TritonGraphs:
             name: np.concatenate([part[name].reshape(-1, *shape[2:]) for part in parts]).reshape(shape)
             for name, shape in shapes.items()
         }
-        return Encoded(whole.pop(VISUAL_TOKENS), whole)
+        return Encoded(whole)
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Run that graph's model."""
@@ -100,7 +100,7 @@ class TritonGraphs:
         inputs = {tile_input(name): value for name, value in encoded.outputs.items()} | {"rows": groups.rows}
         if graph.sources > 1:
             inputs["weights"] = groups.weights
-        return self._encoded(ASSEMBLE, inputs, [*encoded.signals])
+        return self._encoded(ASSEMBLE, inputs, [*encoded.outputs])
 
     def part(self, encoded: Encoded, index: int) -> Encoded:
         """Of one group nothing is taken apart."""
@@ -108,17 +108,14 @@ class TritonGraphs:
             name: value if len(value) == 1 else value[index : index + 1]
             for name, value in encoded.outputs.items()
         }
-        return Encoded(part.pop(VISUAL_TOKENS), part)
+        return Encoded(part)
 
     def select(
-        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+        self, encoded: Encoded, selector: SelectorInfo, valid: npt.NDArray[np.bool_]
     ) -> tuple[Array, Ints]:
         """Run the selector's model."""
-        if selector is None:
-            return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
-        check_rows(selector, valid)
-        inputs = {VISUAL_TOKENS: encoded.tokens, "valid": valid}
-        inputs |= {name: encoded.signals[name] for name in selector.signals}
+        inputs = {name: encoded.outputs[name] for name in (VISUAL_TOKENS, *selector.signals)}
+        inputs["valid"] = valid
         found = self._run(selector.id, inputs, ["kept_tokens", "kept_indices"])
         return _array(found["kept_tokens"]), _array(found["kept_indices"])
 
@@ -143,11 +140,9 @@ class TritonGraphs:
         """Return slots, which the model runs one after the other."""
         return TritonSession(self._manifest.language_model, self._run, slots)
 
-    def _encoded(self, graph: str, inputs: Mapping[str, Array], signals: Sequence[str]) -> Encoded:
-        found = {
-            name: _array(value) for name, value in self._run(graph, inputs, [VISUAL_TOKENS, *signals]).items()
-        }
-        return Encoded(found.pop(VISUAL_TOKENS), found)
+    def _encoded(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Encoded:
+        found = self._run(graph, inputs, outputs)
+        return Encoded({name: _array(value) for name, value in found.items()})
 
 
 @dataclass

@@ -452,15 +452,6 @@ def test_host_and_device(tiny: dict[str, Bundle]) -> None:
         backend.encode({"pixels": np.zeros((2, 35, 35, 3), np.uint8)})
 
 
-def test_too_few_rows_that_count(tiny: dict[str, Bundle]) -> None:
-    bundle = tiny["static"]
-    backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
-    backend.load(bundle.selector())
-    encoded = backend.encode({"pixels": np.zeros((1, 35, 35, 3), np.uint8)})
-    with refused("keep-exceeds-rows", 9, 8):
-        backend.select(encoded, bundle.selector(), np.arange(25)[None] < 8)
-
-
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -359,7 +359,7 @@ def by_hand(pipeline: Pipeline, image: Image.Image, rows: Any) -> list[tuple[Any
     for place in groups(pipeline, image):
         signals = {}
         for name in names:
-            tiles = backend.to_host(encoded.signals[name])
+            tiles = backend.to_host(encoded.outputs[name])
             if name == "cls_token":
                 signals[name] = tiles[max(made.rows[place[0], 0] - 1, 0) // SIDE**2]
                 continue
