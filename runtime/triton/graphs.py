@@ -20,12 +20,10 @@ from divprune_edge.runtime.backends.backend import Encoded
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     Ints,
-    Positions,
     Prediction,
     SlotTable,
     along,
     best_of,
-    pieces,
 )
 
 Array = npt.NDArray[Any]
@@ -181,20 +179,6 @@ class TritonSession(SlotTable):
         del self._sequences[slot]
         super().remove(slot)
 
-    def extend(
-        self,
-        slot: int,
-        ids: Sequence[int],
-        positions: Positions | None = None,
-        chunk: int | None = None,
-        images: Sequence[int] = (),
-    ) -> Prediction:
-        """Run the model for each chunk."""
-        self.check_room(slot, len(ids))
-        for part, places in pieces(ids, positions, self.length(slot), chunk):
-            found = self._feed(slot, part, places)
-        return found
-
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
     ) -> dict[int, Prediction]:
@@ -204,7 +188,8 @@ class TritonSession(SlotTable):
         found = {}
         for slot, token in ids.items():
             place = self.length(slot) if positions is None else positions[slot]
-            found[slot] = self._feed(slot, np.array([[token]]), np.array([[place]]))
+            found[slot] = self.prefill(slot, np.array([[token]]), np.array([[place]]))
+            self.lengths[slot] += 1
         return found
 
     def truncate(self, slot: int, length: int) -> None:
@@ -218,7 +203,8 @@ class TritonSession(SlotTable):
         """Copy."""
         return [_array(part)[:, :, 1 : 1 + length].copy() for part in self._sequences[slot].cache]
 
-    def _feed(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+    def prefill(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+        """Run the model."""
         sequence = self._sequences[slot]
         mask = np.ones((1, 1 + self.length(slot) + ids.shape[1]), np.bool_)
         mask[0, 0] = False
@@ -232,7 +218,6 @@ class TritonSession(SlotTable):
         }
         found = self._run(LANGUAGE, inputs, self._outputs)
         sequence.cache = [found[name] for name in self._present]
-        self.lengths[slot] += ids.shape[1]
         logits = _array(found["logits"])[0].copy()
         best = None
         if self._info.says_next:
