@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +36,16 @@ every_family = pytest.mark.parametrize("family", QWEN)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a family's checkpoint whose rows divide into blocks; four layers, three of them with features."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_qwen_checkpoint(
-                tmp_path_factory.mktemp(family) / "tiny",
-                family=family,
-                text={"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 6},
-                vision={"intermediate_size": 64}
-                | ({"deepstack_visual_indexes": [0, 1, 2]} if family == "qwen3_vl" else {}),
-            )
-        return made[family]
+        return make_qwen_checkpoint(
+            tmp_path_factory.mktemp(family) / "tiny",
+            family=family,
+            text={"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 6},
+            vision={"intermediate_size": 64}
+            | ({"deepstack_visual_indexes": [0, 1, 2]} if family == "qwen3_vl" else {}),
+        )
 
     return get
 
@@ -56,12 +55,10 @@ def exported(
     folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Bundle]:
     """Return its bundle; nobody may write to it."""
-    made: dict[str, Bundle] = {}
 
+    @cache
     def get(family: str) -> Bundle:
-        if family not in made:
-            made[family] = export(plan_of(folder(family)), tmp_path_factory.mktemp("bundle") / "tiny")
-        return made[family]
+        return export(plan_of(folder(family)), tmp_path_factory.mktemp("bundle") / "tiny")
 
     return get
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +35,17 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a checkpoint of a family whose rows divide into blocks; nobody may write to it."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            options = TILED_VARIATIONS[f"{family}, plain"]
-            sizes = {"hidden_size": 64, "intermediate_size": 128}
-            made[family] = make_checkpoint(
-                tmp_path_factory.mktemp(family) / "tiny",
-                **options,
-                text={**sizes, "num_key_value_heads": 2},
-                vision={**sizes, "num_attention_heads": 2},
-            )
-        return made[family]
+        options = TILED_VARIATIONS[f"{family}, plain"]
+        sizes = {"hidden_size": 64, "intermediate_size": 128}
+        return make_checkpoint(
+            tmp_path_factory.mktemp(family) / "tiny",
+            **options,
+            text={**sizes, "num_key_value_heads": 2},
+            vision={**sizes, "num_attention_heads": 2},
+        )
 
     return get
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +33,15 @@ Opened = Callable[..., Pipeline]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-    return lambda family: made.setdefault(
-        family, made.get(family) or make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)
-    )
+    return cache(lambda family: make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family))
 
 
 @pytest.fixture(scope="module")
 def opened(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    made: dict[Any, Pipeline] = {}
-
+    @cache
     def get(family: str, **options: Any) -> Pipeline:
-        key = family, *options.items()
-        if key not in made:
-            plan = plan_of(folder(family), **{"keep": KEPT, "frames": FRAMES, **options})
-            made[key] = Pipeline(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder, threads=1)
-        return made[key]
+        plan = plan_of(folder(family), **{"keep": KEPT, "frames": FRAMES, **options})
+        return Pipeline(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder, threads=1)
 
     return get
 
@@ -55,11 +49,7 @@ def opened(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def reference(folder: Callable[[str], Path], opened: Opened) -> Callable[[str], ClipReference]:
     torch.set_num_threads(1)
-    made: dict[str, ClipReference] = {}
-    return lambda family: made.setdefault(
-        family,
-        made.get(family) or ClipReference(folder(family), family, opened(family).bundle.manifest),
-    )
+    return cache(lambda family: ClipReference(folder(family), family, opened(family).bundle.manifest))
 
 
 # --- transformers' own -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,9 @@ Made = Callable[..., Bundle]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)
-        return made[family]
+        return make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)
 
     return get
 
@@ -59,19 +57,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def made(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Return a bundle, exported once."""
-    bundles: dict[Any, Bundle] = {}
 
+    @cache
     def get(family: str, dialect: str, **options: Any) -> Bundle:
-        key = family, dialect, *options.items()
-        if key not in bundles:
-            options = {"keep": KEPT, "frames": FRAMES, **options}
-            if dialect in DIALECTS:
-                options["capacity"] = 512
-            if family in QWEN:
-                options.setdefault("resolution", SIZES)
-            plan = plan_of(folder(family), dialect=dialect, **options)
-            bundles[key] = Bundle.open(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder)
-        return bundles[key]
+        options = {"keep": KEPT, "frames": FRAMES, **options}
+        if dialect in DIALECTS:
+            options["capacity"] = 512
+        if family in QWEN:
+            options.setdefault("resolution", SIZES)
+        plan = plan_of(folder(family), dialect=dialect, **options)
+        return Bundle.open(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder)
 
     return get
 

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +44,21 @@ every_numbering = pytest.mark.parametrize("numbering", ["original", "compact"])
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a family's checkpoint, with heads of 16, as dialect onnxruntime needs them."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_qwen_checkpoint(
-                tmp_path_factory.mktemp(family) / "tiny", family=family, text=ROOM
-            )
-        return made[family]
+        return make_qwen_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family=family, text=ROOM)
 
     return get
 
 
 @pytest.fixture(scope="module")
 def reference(folder: Callable[[str], Path]) -> Callable[[str], QwenReference]:
-    made: dict[str, QwenReference] = {}
     torch.set_num_threads(1)
 
+    @cache
     def get(family: str) -> QwenReference:
-        if family not in made:
-            made[family] = QwenReference(folder(family))
-        return made[family]
+        return QwenReference(folder(family))
 
     return get
 
@@ -71,15 +66,12 @@ def reference(folder: Callable[[str], Path]) -> Callable[[str], QwenReference]:
 @pytest.fixture(scope="module")
 def opened(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Opened:
     """Return a pipeline, opened once."""
-    made: dict[Any, Pipeline] = {}
 
+    @cache
     def get(family: str, dialect: str = "portable", numbering: str = "original", **options: Any) -> Pipeline:
-        key = family, dialect, numbering, *options.items()
-        if key not in made:
-            options = {"keep": KEPT, **options}
-            plan = plan_of(folder(family), dialect=dialect, numbering=numbering, **options)
-            made[key] = Pipeline(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder, threads=1)
-        return made[key]
+        options = {"keep": KEPT, **options}
+        plan = plan_of(folder(family), dialect=dialect, numbering=numbering, **options)
+        return Pipeline(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder, threads=1)
 
     return get
 

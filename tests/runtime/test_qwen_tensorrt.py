@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +48,14 @@ Made = Callable[..., Bundle]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_qwen_checkpoint(
-                tmp_path_factory.mktemp(family) / "tiny",
-                family=family,
-                text={"max_position_embeddings": 512},
-                processor={"size": {"shortest_edge": 16 * 64, "longest_edge": 64 * 64}},
-            )
-        return made[family]
+        return make_qwen_checkpoint(
+            tmp_path_factory.mktemp(family) / "tiny",
+            family=family,
+            text={"max_position_embeddings": 512},
+            processor={"size": {"shortest_edge": 16 * 64, "longest_edge": 64 * 64}},
+        )
 
     return get
 
@@ -65,22 +63,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="module")
 def made(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Return a bundle, exported once."""
-    bundles: dict[Any, Bundle] = {}
 
+    @cache
     def get(family: str, dialect: str, numbering: str = "original", resolution: str = SIZES) -> Bundle:
-        key = family, dialect, numbering, resolution
-        if key not in bundles:
-            options = {"capacity": 320} if dialect in DIALECTS else {}
-            plan = plan_of(
-                checkpoint(family),
-                keep=9,
-                dialect=dialect,
-                numbering=numbering,
-                resolution=resolution,
-                **options,
-            )
-            bundles[key] = Bundle.open(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder)
-        return bundles[key]
+        options = {"capacity": 320} if dialect in DIALECTS else {}
+        plan = plan_of(
+            checkpoint(family),
+            keep=9,
+            dialect=dialect,
+            numbering=numbering,
+            resolution=resolution,
+            **options,
+        )
+        return Bundle.open(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder)
 
     return get
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,12 @@ def model(checkpoint: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder = tmp_path_factory.mktemp("scheduled")
-    made: dict[str, Bundle] = {}
-
+    @cache
     def get(schedule: str | None, dialect: str = "portable", keep: int = 20, **options: Any) -> Bundle:
         if dialect == "onnxruntime":
             options["numbering"] = "compact"
-        name = f"{schedule}-{dialect}-{keep}-{sorted(options.items())}".replace("/", "_")
-        if name not in made:
-            made[name] = export(
-                plan_of(checkpoint, keep, schedule=schedule, dialect=dialect, precision="fp32", **options),
-                folder / str(len(made)),
-            )
-        return made[name]
+        plan = plan_of(checkpoint, keep, schedule=schedule, dialect=dialect, precision="fp32", **options)
+        return export(plan, tmp_path_factory.mktemp("scheduled") / "bundle")
 
     return get
 

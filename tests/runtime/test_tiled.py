@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,13 @@ class Stock:
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stock]:
     """Return transformers' side of a family's checkpoint; heads of 16, as dialect onnxruntime needs them."""
-    made: dict[str, Stock] = {}
 
+    @cache
     def get(family: str) -> Stock:
-        if family not in made:
-            options = TILED_VARIATIONS[f"{family}, plain"]
-            text = {"head_dim": 16} if family == "llava_next" else {"hidden_size": 64}
-            folder = make_checkpoint(tmp_path_factory.mktemp(family) / "tiny", **options, text=text)
-            made[family] = Stock(folder)
-        return made[family]
+        options = TILED_VARIATIONS[f"{family}, plain"]
+        text = {"head_dim": 16} if family == "llava_next" else {"hidden_size": 64}
+        folder = make_checkpoint(tmp_path_factory.mktemp(family) / "tiny", **options, text=text)
+        return Stock(folder)
 
     return get
 
@@ -133,17 +131,14 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stock]:
 @pytest.fixture(scope="module")
 def bundle(stock: Callable[[str], Stock], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return the folder of a bundle; nobody may write to it."""
-    made: dict[Any, Path] = {}
 
+    @cache
     def get(
         family: str, per: str = "image", keep: int = 9, dialect: str = "portable", **options: Any
     ) -> Path:
-        key = family, per, keep, dialect, *options.items()
-        if key not in made:
-            room = {"capacity": 512} if dialect in ("static", "decomposed") else {}
-            plan = plan_of(stock(family).folder, keep, per=per, dialect=dialect, **room, **options)
-            made[key] = export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder
-        return made[key]
+        room = {"capacity": 512} if dialect in ("static", "decomposed") else {}
+        plan = plan_of(stock(family).folder, keep, per=per, dialect=dialect, **room, **options)
+        return export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder
 
     return get
 
@@ -151,13 +146,10 @@ def bundle(stock: Callable[[str], Stock], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def opened(bundle: Callable[..., Path]) -> Callable[..., Pipeline]:
     """Return the same, opened once."""
-    made: dict[Any, Pipeline] = {}
 
+    @cache
     def get(*key: Any, **options: Any) -> Pipeline:
-        whole = *key, *options.items()
-        if whole not in made:
-            made[whole] = Pipeline(bundle(*key, **options), threads=1)
-        return made[whole]
+        return Pipeline(bundle(*key, **options), threads=1)
 
     return get
 
