@@ -91,13 +91,6 @@ class Pruned:
     margins: list[float]
     lengths: list[int]
 
-    def assert_answered(self, found: Sequence[int]) -> None:
-        """Ids are the same until one hangs on the last bits of two logits."""
-        for step, (got, want, margin) in enumerate(zip(found, self.tokens, self.margins, strict=True)):
-            if got != want:
-                assert margin < 1e-3, f"step {step}: {got} instead of {want}"
-                break
-
 
 def open_text_model(folder: Path) -> Any:
     """A checkpoint's decoder and output head, as :func:`run` takes them."""

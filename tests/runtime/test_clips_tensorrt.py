@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from answers import same
 from clip_reference import FAMILIES, ONEVISION, QUESTION, STEPS, ClipReference, make_clip_checkpoint
 from clips_made import noise
 from conftest import run_module
@@ -27,7 +27,6 @@ from divprune_edge import Pipeline, Video
 from divprune_edge.processing.patches import dimensions, most_of_clip
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX
-from divprune_edge.runtime.pipeline import Answer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -69,12 +68,6 @@ def made(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
         return Bundle.open(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder)
 
     return get
-
-
-def same(found: Answer, wanted: Answer) -> None:
-    assert found.token_ids == wanted.token_ids
-    assert found.image_tokens == wanted.image_tokens
-    assert np.array_equal(found.kept_indices, wanted.kept_indices)
 
 
 def clips() -> list[Video]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import agree
 from checkpoints import edit_json, make_checkpoint
 from exporting import close, export, plan_of
 from PIL import Image
@@ -22,7 +23,6 @@ from raising import assert_told, refused
 
 from divprune_edge import Pipeline
 from divprune_edge.models.selectors.divprune import max_min_select
-from divprune_edge.runtime.pipeline import Answer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -76,14 +76,6 @@ def opened(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
     return get
 
 
-def agree(answer: Answer, wanted: tuple[list[int], list[float]]) -> None:
-    """Only a tie within the arithmetic's noise may fall the other way; then the paths part."""
-    for step, (found, token, margin) in enumerate(zip(answer.token_ids, *wanted, strict=True)):
-        if found != token:
-            assert margin < 1e-3, f"step {step}"
-            break
-
-
 def forbidden(pipeline: Pipeline) -> tuple[int, ...]:
     return tuple(pipeline.bundle.manifest.prompt.forbidden_ids)
 
@@ -130,7 +122,7 @@ def test_unpruned_is_transformers_own_generate(
     assert answer.prompt_tokens == inputs["input_ids"].shape[1]
     assert len(answer.image_tokens) == count
     assert answer.visual_tokens == len(answer.kept_indices) == int((inputs["input_ids"] == stock.place).sum())
-    agree(answer, stock.generated(inputs, STEPS, forbidden(pipeline)))
+    agree(answer.token_ids, *stock.generated(inputs, STEPS, forbidden(pipeline)))
     assert len(set(answer.token_ids)) > 1
 
 
@@ -152,7 +144,7 @@ def test_pruned_is_what_is_spliced_by_hand(
     kept = [kept_by_hand(stock, image, KEPT) for image in images]
     assert answer.kept_indices.tolist() == np.concatenate(kept).tolist()
     assert answer.image_tokens == (KEPT,) * count
-    agree(answer, answered(pipeline, stock, [(QUESTION, images)]))
+    agree(answer.token_ids, *answered(pipeline, stock, [(QUESTION, images)]))
 
 
 @every_family
@@ -165,7 +157,7 @@ def test_an_image_with_no_more_tokens_than_k_is_not_pruned(
     for images, tokens in (([small], (16,)), ([small, large], (16, 20)), ([large, small], (20, 16))):
         answer = pipeline.ask(images, QUESTION, **GREEDY)
         assert answer.image_tokens == tokens
-        agree(answer, answered(pipeline, stock, [(QUESTION, images)]))
+        agree(answer.token_ids, *answered(pipeline, stock, [(QUESTION, images)]))
 
 
 @every_family
@@ -200,7 +192,7 @@ def test_a_smaller_bound_is_that_of_transformers(
     (image,) = images_of([(240, 320)])
     for asked in (pipeline, pipeline.with_selector("none")):
         answer = asked.ask(image, QUESTION, **GREEDY)
-        agree(answer, answered(asked, stock, [(QUESTION, [image])]))
+        agree(answer.token_ids, *answered(asked, stock, [(QUESTION, [image])]))
     assert LEAST < answer.visual_tokens <= 25 < MOST
 
 
@@ -224,7 +216,7 @@ def test_images_that_join_later_are_transformers_own(
     for text, images in ((LATER, []), (QUESTION, [first]), (LATER, []), (QUESTION, [second])):
         turns.append((text, images))
         answer = chat.ask(text, image=images, **GREEDY)
-        agree(answer, answered(pipeline, stock, turns))
+        agree(answer.token_ids, *answered(pipeline, stock, turns))
         turns.append((answer.answer, []))
     assert len(answer.image_tokens) == 2
 

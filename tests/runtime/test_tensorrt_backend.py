@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import same
 from checkpoints import make_checkpoint
 from conftest import run_module
 from exporting import export, plan_of
@@ -61,13 +62,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         export(plan_of(checkpoint, keep=9, dialect=dialect, **options), folder / dialect)
         bundles[dialect] = Bundle.open(folder / dialect)
     return bundles
-
-
-def same(answer: Any, wanted: Any) -> None:
-    assert answer.token_ids == wanted.token_ids
-    assert answer.answer == wanted.answer
-    assert answer.finish_reason == wanted.finish_reason
-    assert np.array_equal(answer.kept_indices, wanted.kept_indices)
 
 
 @pytest.mark.parametrize("selector", [None, "none"])
