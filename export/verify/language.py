@@ -10,13 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.export.plan import ExportPlan
-from divprune_edge.export.verify.comparison import (
-    Tolerance,
-    at_most,
-    for_the_record,
-    none_of,
-    relative_error,
-)
+from divprune_edge.export.verify.comparison import Tolerance, at_most, for_the_record, none_of, relative_error
 from divprune_edge.export.verify.graphs import LanguageGraph
 from divprune_edge.export.verify.oracle import ExpectedAnswer, Oracle
 from divprune_edge.export.verify.weights import GraphFile

@@ -27,14 +27,7 @@ from divprune_edge.models.selectors.ranking import (
     write_ascending,
     write_similarities,
 )
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION
 
 EPSILON = 1e-6

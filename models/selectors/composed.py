@@ -17,14 +17,7 @@ from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.divprune import DIVPRUNE
 from divprune_edge.models.selectors.fastervlm import FASTERVLM
 from divprune_edge.models.selectors.ranking import write_members
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 
 FACTOR = 2
 """The first method proposes so many candidates per token that is kept."""

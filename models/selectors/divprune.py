@@ -21,14 +21,7 @@ import numpy.typing as npt
 from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.greedy import write_picks_from
 from divprune_edge.models.selectors.ranking import cosine_similarities, write_ascending, write_similarities
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 
 # Above every cosine distance (at most 2, plus rounding), and below every one (at least 0, minus rounding).
 _FAR, _TAKEN = 4.0, -4.0

@@ -17,12 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.selectors.ranking import (
-    top_picks,
-    write_ascending,
-    write_members,
-    write_top,
-)
+from divprune_edge.models.selectors.ranking import top_picks, write_ascending, write_members, write_top
 from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.signals import ATTENTION_OBJECT, ATTENTION_RECEIVED
 

@@ -20,14 +20,7 @@ from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.divprune import cosine_distances, write_distances
 from divprune_edge.models.selectors.greedy import write_picks_from
 from divprune_edge.models.selectors.ranking import LOWEST, write_ascending, write_top
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION
 
 

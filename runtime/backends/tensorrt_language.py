@@ -19,13 +19,7 @@ from divprune_edge.manifest import LanguageInfo, LayerGroup, TensorInfo
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.profiles import DECODE, HIDDEN, PREFILL, Shape, check_slots
 from divprune_edge.models.steps import STEPS, StepInputs
-from divprune_edge.runtime.backends.session import (
-    CacheRows,
-    Ints,
-    Prediction,
-    SlotTable,
-    along,
-)
+from divprune_edge.runtime.backends.session import CacheRows, Ints, Prediction, SlotTable, along
 from divprune_edge.runtime.backends.tensorrt_slots import PAST, ROWS, VISUAL, Slots
 from divprune_edge.runtime.engines.device import Device, Memory, Plan, aligned
 from divprune_edge.runtime.engines.pool import Tensor

@@ -17,14 +17,7 @@ from divprune_edge.errors import DivpruneError
 from divprune_edge.manifest import VISUAL_TOKENS, LanguageInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded
-from divprune_edge.runtime.backends.session import (
-    CacheRows,
-    Ints,
-    Prediction,
-    SlotTable,
-    along,
-    best_of,
-)
+from divprune_edge.runtime.backends.session import CacheRows, Ints, Prediction, SlotTable, along, best_of
 
 Array = npt.NDArray[Any]
 Run = Callable[[str, Mapping[str, Any], Sequence[str]], dict[str, Any]]

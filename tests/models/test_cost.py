@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from divprune_edge.models.cost import (
-    cost_of,
-    decoder_flops,
-    kv_bytes,
-    max_min_flops,
-    visual_by_layer,
-)
+from divprune_edge.models.cost import cost_of, decoder_flops, kv_bytes, max_min_flops, visual_by_layer
 from divprune_edge.models.cost_conventions import (
     F2,
     F3,

@@ -6,12 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from divprune_edge.models.families.family import Family
-from divprune_edge.models.families.qwen_vl.model import (
-    QwenSpec,
-    read_qwen,
-    sample_sizes,
-    write_encoder,
-)
+from divprune_edge.models.families.qwen_vl.model import QwenSpec, read_qwen, sample_sizes, write_encoder
 from divprune_edge.models.families.qwen_vl.preprocessing import read_clips, read_patches
 from divprune_edge.models.families.qwen_vl.reading import OF_PATCHES
 from divprune_edge.models.families.qwen_vl.reference import qwen_reference
