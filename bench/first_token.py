@@ -10,13 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from bench.export import check_disk
+from divprune_edge.files import write_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -168,17 +171,20 @@ def show(results: Mapping[str, Any]) -> None:
             print(counts + "".join(f"{ms:12,.1f}" for ms in times) + f"{peak:12.1f}")
 
 
-def in_a_process(module: str, bundle: Path, threads: int, rounds: int) -> dict[str, Any]:
-    """Return what ``python -m module --measure bundle`` prints: its peak memory is not that of an export before it."""
-    command = (sys.executable, "-m", module, "--measure", str(bundle))
-    options = ("--threads", str(threads), "--rounds", str(rounds))
-    done = subprocess.run((*command, *options), stdout=subprocess.PIPE, text=True, check=True)
-    results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return results
+def run(
+    module: str,
+    description: str | None,
+    export: Callable[[Path, bool], Path],
+    measure: Callable[[Path, int, int], dict[str, Any]],
+    *,
+    rounds: int,
+    disk: int,
+) -> None:
+    """Read the command line, measure, print one table, and write JSON if asked.
 
-
-def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """Return the options that these measurements have in common."""
+    ``export(folder, tiny)`` makes a checkpoint of ``disk`` bytes and returns its bundle; ``measure(bundle, threads,
+    rounds)`` runs in ``python -m module``, whose peak memory is not that of the export before it.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -186,7 +192,19 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    return parser
+    options = parser.parse_args()
+    if options.measure is not None:
+        print(json.dumps(measure(options.measure, options.threads, options.rounds)))
+        return
+    check_disk(options.folder, 2**25 if options.tiny else disk)
+    with tempfile.TemporaryDirectory(prefix=f"{module}-", dir=options.folder) as name:
+        command = (sys.executable, "-m", module, "--measure", str(export(Path(name), options.tiny)))
+        asked = ("--threads", str(options.threads), "--rounds", str(options.rounds))
+        done = subprocess.run((*command, *asked), stdout=subprocess.PIPE, text=True, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])
+    show(results)
+    if options.json:
+        write_whole(options.json, json.dumps(results, indent=2) + "\n")
 
 
 def unverified(plan: ExportPlan, folder: Path) -> Verification:

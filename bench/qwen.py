@@ -7,9 +7,7 @@ CPU, in a process of its own; in each round the image is encoded once, and the p
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,8 @@ from typing import Any
 import numpy as np
 
 from bench import first_token
-from bench.export import check_disk
 from bench.first_token import Variant
 from bench.random_checkpoint import QWEN3_VL_2B, qwen3_vl_layout, write_random_checkpoint
-from divprune_edge.files import write_whole
 
 PRUNED = ("0.75", "0.9")
 PROMPTS = (1995, 2048)
@@ -88,22 +84,7 @@ TINY = Sizes(
 )
 
 
-def main() -> None:
-    """Measure, print one table, and write JSON if asked."""
-    arguments = first_token.arguments(__doc__, rounds=3).parse_args()
-    if arguments.measure is not None:
-        print(json.dumps(measure(arguments.measure, arguments.threads, arguments.rounds)))
-        return
-    check_disk(arguments.folder, 2**25 if arguments.tiny else 9 * 2**30)
-    with tempfile.TemporaryDirectory(prefix="divprune-qwen-", dir=arguments.folder) as name:
-        bundle = export(Path(name), TINY if arguments.tiny else FULL)
-        results = first_token.in_a_process("bench.qwen", bundle, arguments.threads, arguments.rounds)
-    first_token.show(results)
-    if arguments.json:
-        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
-
-
-def export(folder: Path, sizes: Sizes) -> Path:
+def export(folder: Path, tiny: bool) -> Path:
     """Write the checkpoint and its bundle, and return the bundle's folder; the checkpoint is removed."""
     from divprune_edge.export.add_selector import add_selector
     from divprune_edge.export.bundle import export_bundle
@@ -111,6 +92,7 @@ def export(folder: Path, sizes: Sizes) -> Path:
     from divprune_edge.export.planning import plan_export
     from divprune_edge.export.reporter import ConsoleReporter
 
+    sizes = TINY if tiny else FULL
     layout = qwen3_vl_layout(sizes.vision, sizes.pixels**2)
     write_random_checkpoint(folder / "checkpoint", sizes.vision, sizes.text, layout=layout)
     with Checkpoint(folder / "checkpoint", name="random") as opened:
@@ -173,4 +155,4 @@ def compared(results: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    first_token.run("bench.qwen", __doc__, export, measure, rounds=3, disk=9 * 2**30)

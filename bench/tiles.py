@@ -7,16 +7,13 @@ passes, the time that the processor works, which says more where other programs 
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench import first_token
-from bench.export import check_disk
 from bench.first_token import Variant
 from bench.random_checkpoint import (
     CLIP_L_336,
@@ -26,28 +23,12 @@ from bench.random_checkpoint import (
     llava_layout,
     write_random_checkpoint,
 )
-from divprune_edge.files import write_whole
 
 TEXT_TOKENS = 64
 KEEP = 288
 
 
-def main() -> None:
-    """Measure, print one table, and write JSON if asked."""
-    arguments = first_token.arguments(__doc__, rounds=1).parse_args()
-    if arguments.measure is not None:
-        print(json.dumps(measure(arguments.measure, arguments.threads, arguments.rounds)))
-        return
-    check_disk(arguments.folder, 2**25 if arguments.tiny else 14 * 2**30)
-    with tempfile.TemporaryDirectory(prefix="divprune-tiles-", dir=arguments.folder) as name:
-        bundle = export(Path(name), tiny=arguments.tiny)
-        results = first_token.in_a_process("bench.tiles", bundle, arguments.threads, arguments.rounds)
-    first_token.show(results)
-    if arguments.json:
-        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
-
-
-def export(folder: Path, *, tiny: bool) -> Path:
+def export(folder: Path, tiny: bool) -> Path:
     """Write the checkpoint and its bundle, and return the bundle's folder; the checkpoint is removed."""
     from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.checkpoint import Checkpoint
@@ -98,4 +79,4 @@ def measure(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    first_token.run("bench.tiles", __doc__, export, measure, rounds=1, disk=14 * 2**30)

@@ -242,8 +242,7 @@ def _misfit(manifest: Manifest, selector: Selector) -> UserError | None:
     """Return why a selector has no meaning for the rows that it would pick from, None where it has."""
     try:
         _check_rows(manifest, selector)
-        if selector.check is not None:
-            selector.check(manifest.candidates, 1)
+        selector.check_grid(manifest.candidates)
     except UserError as error:
         return error
     return None

@@ -41,7 +41,6 @@ class GraphBuilder:
 
     def __init__(self, name: str, *, parent: GraphBuilder | None = None, prefix: str = "") -> None:
         self.name = name
-        self._parent = parent
         self._scopes: list[str] = [prefix] if prefix else []
         self._names: Counter[str] = parent._names if parent else Counter()
         self._constants: dict[tuple[Any, ...], ir.Value] = {}

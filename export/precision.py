@@ -10,7 +10,6 @@ from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import Precision
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-QUANTISED: tuple[Precision, ...] = ("int8", "int4")
 GRAPHS = ("vision", "language")
 BLOCK_SIZES = (32, 64, 128)
 TENSORRT_BLOCK_SIZES = (64, 128)

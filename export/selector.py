@@ -105,8 +105,7 @@ def build_selector(
     if keep == candidates:
         kept, indices = tokens, _every_index(g, tokens, candidates)
     else:
-        if selector.check is not None:
-            selector.check(candidates, keep)
+        selector.check_grid(candidates)
         functions = [_function(selector, candidates, keep, dtype)] if local_function else []
         rows = tokens
         if token is not None and token < width:

@@ -70,9 +70,9 @@ def layered_flops(spec: DecoderSpec, tokens: Sequence[int], vocabulary: int) -> 
     return sum(one.token * n + one.pair * n * n for n in tokens) + one.logits
 
 
-def layered_kv_bytes(spec: DecoderSpec, tokens: Sequence[int], element_bytes: int = 2) -> int:
-    """Return the bytes of keys and values where each layer holds ``tokens`` positions."""
-    return sum(kv_bytes(spec.truncated(1), n, element_bytes) for n in tokens)
+def layered_kv_bytes(spec: DecoderSpec, tokens: Sequence[int]) -> int:
+    """Return the bytes of keys and values where each layer holds ``tokens`` positions, 16 bits an element."""
+    return sum(kv_bytes(spec.truncated(1), n, 2) for n in tokens)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,6 @@ class Sizes:
     layers: int
 
 
-VICUNA_7B = Sizes(4096, 11008, 32)
-VICUNA_13B = Sizes(5120, 13824, 40)
-
 QUESTION_TOKENS: Mapping[str, int] = MappingProxyType(
     {
         "COCO": 15,
@@ -84,16 +81,3 @@ def divprune_ratio(
     ratios = [p / f for p, f in zip(pruned, full, strict=True)]
     count = len(questions)
     return sum(full) / count, sum(pruned) / count, sum(ratios) / count
-
-
-def fitprune_flops(sizes: Sizes, visual: int, deletions: Sequence[int]) -> int:
-    """Return FitPrune's count, visual tokens only: a layer deletes tokens between its attention and its MLP.
-
-    Per layer with n tokens in and n' out: ``3 n d^2 + 2 n^2 d + n' d^2 + 3 n' d m``.
-    """
-    d, m, total, tokens = sizes.hidden, sizes.intermediate, 0, visual
-    for deleted in deletions:
-        left = tokens - deleted
-        total += 3 * tokens * d * d + 2 * tokens * tokens * d + left * d * d + 3 * left * d * m
-        tokens = left
-    return total

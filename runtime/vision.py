@@ -240,7 +240,7 @@ class Vision:
             np.concatenate([group.reading for group in groups]),
             tuple(range(end - len(group.valid), end) for end, group in zip(ends, groups, strict=True)),
             images,
-            self._backend.to_host(encoded.signals[ORIGINS]) if ORIGINS in encoded.signals else None,
+            self._backend.to_host(encoded.outputs[ORIGINS]) if ORIGINS in encoded.outputs else None,
         )
 
     def select(self, candidates: Candidates, selector: Pruning) -> VisualTokens:
@@ -301,7 +301,7 @@ class Vision:
         """Return what is kept, [groups, K, D], and its indices; a group with too few rows keeps its first K."""
         backend, encoded, valid = self._backend, candidates.encoded, candidates.valid
         if selector is None:
-            return backend.select(encoded, None, valid)
+            return encoded.tokens, np.tile(np.arange(valid.shape[1]), (len(valid), 1))
         if counts.min() > selector.keep and (len(counts) == 1 or backend.images_at_once > 1):
             return backend.select(encoded, selector, valid)
         tokens, kept = [], []

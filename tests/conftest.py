@@ -9,9 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from images_made import noise_image
 from tokenizer_kinds import KINDS
 from tokenizers import Tokenizer
 
@@ -28,11 +27,24 @@ def run_module(
     *arguments: str, cwd: Path = ROOT, path: str | None = None, **options: object
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m …`` as a user would, with the clone importable; output is captured as text."""
+    return _run_python("-m", *arguments, cwd=cwd, path=path, **options)
+
+
+def run_code(code: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``python -c …`` likewise; it has to end well."""
+    done = _run_python("-c", code, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def _run_python(
+    *arguments: str, cwd: Path, path: str | None = None, **options: object
+) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     if path is not None:
         environment["PATH"] = path
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -56,8 +68,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A noisy landscape image as PNG."""
     path = tmp_path_factory.mktemp("images") / "picture.png"
-    pixels = np.random.default_rng(7).integers(0, 256, (90, 140, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    noise_image(90, 140, 7).save(path)
     return path
 
 

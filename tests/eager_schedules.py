@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.nn.functional import cosine_similarity
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.nn.functional import cosine_similarity, pad
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.cache_utils import DynamicCache
 
 Tensor = torch.Tensor
@@ -76,63 +79,125 @@ class Eager:
 
 @dataclass(frozen=True)
 class Pruned:
-    """Of a prefill: int64 places in the prompt of the visual rows left after each cut, and the last row's logits."""
+    """Of a prefill and what was decoded behind it.
+
+    ``kept`` are places in the prompt of the visual rows left after each cut, ``margins`` how much larger than the
+    second the logit of each of ``tokens`` was, ``lengths`` the rows of each layer's cache.
+    """
 
     kept: list[list[int]]
     logits: Tensor
     tokens: list[int]
+    margins: list[float]
     lengths: list[int]
 
 
+def open_text_model(folder: Path) -> Any:
+    """A checkpoint's decoder and output head, as :func:`run` takes them."""
+    torch.set_num_threads(1)
+    whole = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    return SimpleNamespace(model=whole.model.language_model, lm_head=whole.lm_head)
+
+
+def embed(model: Any, ids: Sequence[int], table: Any) -> tuple[Tensor, list[Tensor]]:
+    """Rows [n, D] of ids of the token table, and what is stacked behind them, for the first layers."""
+    embedding = model.model.embed_tokens.weight.detach()
+    width = embedding.shape[1]
+    whole = torch.cat([pad(embedding, (0, table.shape[1] - width)), torch.tensor(table, dtype=torch.float32)])
+    rows, *stacked = whole[torch.tensor(list(ids))].split(width, dim=1)
+    return rows, stacked
+
+
+@torch.no_grad()
 def run(
     model: Any,
     embeddings: Tensor,
-    visual: Sequence[int],
+    images: Sequence[Sequence[int]],
     cuts: Sequence[tuple[int, int]],
-    method: Eager,
+    method: Eager | None,
     *,
     renumber: bool,
     steps: int = 0,
     forbidden: Sequence[int] = (),
+    stacked: Sequence[Tensor] = (),
+    positions: Any = None,
+    next_position: int | None = None,
+    kept: Sequence[Sequence[int]] | None = None,
 ) -> Pruned:
-    """Prefill [n, D], leaving ``keep`` visual rows before each layer of ``cuts`` (layer, keep); decode greedily."""
-    with torch.no_grad():
-        decoder, cache, at = model.model, DynamicCache(), dict(cuts)
-        n = len(embeddings)
-        places = torch.arange(n)
-        positions = places.clone()
-        is_visual = torch.zeros(n, dtype=torch.bool)
-        is_visual[list(visual)] = True
-        stream = Stream(is_visual.nonzero()[:, 0], (~is_visual).nonzero()[:, 0])
-        x, kept = embeddings, []
-        for index, layer in enumerate(decoder.layers):
-            if index in at:
-                score = method.score(
-                    stream, lambda x=x, p=positions, m=layer: run_layer(decoder, m, x, p).probabilities
+    """Prefill [n, D], leaving ``keep`` rows of each image before each layer of ``cuts`` (layer, keep); decode greedily.
+
+    ``stacked`` is added behind the first layers; ``positions`` are [n] or [3, n], ``next_position`` that of what comes
+    behind them. With ``kept``, what another run kept, nothing is judged; with no method, rows at equal distances stay.
+    """
+    decoder, cache, at = model.model, DynamicCache(), dict(cuts)
+    n = len(embeddings)
+    places, owner = torch.arange(n), torch.full((n,), -1)
+    for number, image in enumerate(images):
+        owner[torch.as_tensor(image)] = number
+    positions = places if positions is None else torch.as_tensor(positions)
+    stream = Stream((owner >= 0).nonzero()[:, 0], (owner < 0).nonzero()[:, 0])
+    x, left = embeddings, []
+    for index, layer in enumerate(decoder.layers):
+        if index in at:
+            if kept is None:
+                look = partial(_probabilities, decoder, layer, x, positions)
+                best = _best(
+                    stream, [owner == number for number in range(len(images))], at[index], method, look
                 )
-                best = torch.sort(score, descending=True, stable=True).indices[: at[index]].sort().values
-                rows = torch.cat([stream.text, stream.visual[best]]).sort().values
-                x, places, is_visual = x[rows], places[rows], is_visual[rows]
-                positions = torch.arange(len(rows)) if renumber else positions[rows]
-                stream.visual, stream.text = is_visual.nonzero()[:, 0], (~is_visual).nonzero()[:, 0]
-                stream.memory = None if stream.memory is None else stream.memory[best]
-                kept.append(places[is_visual].tolist())
-            found = run_layer(decoder, layer, x, positions, cache)
-            stream.layers.append(found)
+            else:
+                best = torch.isin(places[stream.visual], torch.as_tensor(kept[len(left)])).nonzero()[:, 0]
+            rows = torch.cat([stream.text, stream.visual[best]]).sort().values
+            x, places, owner = x[rows], places[rows], owner[rows]
+            positions = (
+                torch.arange(len(rows)).expand_as(positions[..., rows]) if renumber else positions[..., rows]
+            )
+            stream.visual, stream.text = (owner >= 0).nonzero()[:, 0], (owner < 0).nonzero()[:, 0]
+            stream.memory = None if stream.memory is None else stream.memory[best]
+            left.append(places[stream.visual].tolist())
+        found = run_layer(decoder, layer, x, positions, cache)
+        stream.layers.append(found)
+        if method is not None:
             method.watch(stream, found, index)
-            x = found.after
-        logits, tokens = [_logits(model, x)], []
-        for step in range(steps):
-            allowed = logits[-1].clone()
-            allowed[list(forbidden)] = -torch.inf
-            tokens.append(int(allowed.argmax()))
-            x = decoder.embed_tokens(torch.tensor(tokens[-1:]))
-            for layer in decoder.layers:
-                seen = cache.get_seq_length(layer.self_attn.layer_idx)
-                x = run_layer(decoder, layer, x, torch.tensor([seen if renumber else n + step]), cache).after
-            logits.append(_logits(model, x))
-        lengths = [cache.get_seq_length(i) for i in range(len(decoder.layers))]
-    return Pruned(kept, torch.stack(logits), tokens, lengths)
+        x = found.after + stacked[index] if index < len(stacked) else found.after
+    logits, tokens, margins = [_logits(model, x)], [], []
+    for step in range(steps):
+        allowed = logits[-1].clone()
+        allowed[list(forbidden)] = -torch.inf
+        top = torch.topk(allowed, 2)
+        tokens.append(int(top.indices[0]))
+        margins.append(float(top.values[0] - top.values[1]))
+        x = decoder.embed_tokens(top.indices[:1])
+        for index, layer in enumerate(decoder.layers):
+            place = (n if next_position is None else next_position) + step
+            if renumber and index >= min(at, default=len(decoder.layers)):
+                place = cache.get_seq_length(index)
+            x = run_layer(decoder, layer, x, torch.full_like(positions[..., :1], place), cache).after
+        logits.append(_logits(model, x))
+    lengths = [cache.get_seq_length(i) for i in range(len(decoder.layers))]
+    return Pruned(left, torch.stack(logits), tokens, margins, lengths)
+
+
+def _best(stream: Stream, images: Sequence[Tensor], keep: int, method: Eager | None, look: Look) -> Tensor:
+    """Which of the visual rows stay, by their number among them; each image, a mask of rows, is judged by itself."""
+    numbers = [image[stream.visual].nonzero()[:, 0] for image in images]
+    score = None
+    if method is not None and keep and any(len(own) > keep for own in numbers):
+        score = method.score(stream, look)
+    stay = []
+    for own in numbers:
+        if len(own) <= keep:
+            stay.append(own)
+        elif score is None:
+            stay.append(own[[i * len(own) // keep for i in range(keep)]])
+        else:
+            stay.append(own[torch.sort(score[own], descending=True, stable=True).indices[:keep]])
+    return torch.cat(stay).sort().values
+
+
+def _probabilities(decoder: Any, layer: Any, x: Tensor, positions: Tensor) -> Tensor:
+    return run_layer(decoder, layer, x, positions).probabilities
 
 
 def _logits(model: Any, x: Tensor) -> Tensor:
@@ -144,7 +209,7 @@ def run_layer(decoder: Any, layer: Any, x: Tensor, positions: Tensor, cache: Any
     n = len(x)
     past = cache.get_seq_length(layer.self_attn.layer_idx) if cache is not None else 0
     mask = torch.full((n, past + n), -torch.inf).triu(past + 1)
-    angles = decoder.rotary_emb(x[None], positions[None])
+    angles = decoder.rotary_emb(x[None], positions[..., None, :])
     normed = layer.input_layernorm(x[None])
     attended, probabilities = layer.self_attn(
         hidden_states=normed,

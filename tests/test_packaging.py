@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import run_code
 
 from divprune_edge.export.package.wheel import runtime_wheel, wheel_name
 
@@ -139,8 +140,5 @@ def test_help_loads_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
         "heavy = {'numpy', 'onnxruntime', 'onnx_ir', 'torch', 'transformers', 'tokenizers', 'PIL'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    result = run_code(code)
     assert "--help" in result.stdout

@@ -98,15 +98,6 @@ def sources_of(tiling: Tiling) -> int:
     return 1 if tiling.max_tiles is None else 4
 
 
-def fewest_rows(tiling: Tiling) -> int:
-    """Return the smallest number of rows that an image has, alone or among others.
-
-    Of an image that is elongated enough there may be no row but the base's.
-    """
-    fewest = min(_fine_rows(tiling))
-    return tiling.side**2 + (min(fewest, 1) if tiling.several == "base" else fewest)
-
-
 def _padded_base(height: int, width: int, side: int) -> Assembly:
     """Return the base's rows of an image that was put in the middle of a square."""
     square = max(height, width)

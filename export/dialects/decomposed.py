@@ -27,9 +27,9 @@ from divprune_edge.export.dialects.cache import (
     merge_heads,
     split_heads,
 )
-from divprune_edge.export.dialects.dialect import Attention
+from divprune_edge.export.dialects.dialect import Attention, Dialect
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.layers.norm import add, plain_rms_norm
+from divprune_edge.export.layers.norm import plain_rms_norm
 from divprune_edge.export.layers.rope import PlainRope, SomeRows, first_sequence, positions_input
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
@@ -40,15 +40,15 @@ _HIDDEN = float(np.finfo(np.float32).min / 2)
 _END = int(np.iinfo(np.int64).max)
 
 
-class Decomposed:
+class Decomposed(Dialect):
     """See the module's text."""
 
     facts = DIALECTS["decomposed"]
     opset = 20
-    domains: tuple[str, ...] = ()
 
     def __init__(self, capacity: int | None = None) -> None:
         assert capacity is not None, "the cache's size is part of the graph"
+        super().__init__(capacity)
         self._capacity = capacity
         self._new: Cache = {}
         self._past: Cache = {}
@@ -73,7 +73,7 @@ class Decomposed:
                 if spec.only_window is not None:
                     cache_bias = g.op("Concat", *[cache_bias] * group, axis=2)
         rope = PlainRope(g, spec, dtype, positions)
-        self._rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
+        self.some_rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
         scale = g.constant(spec.head_dim**-0.5, dtype)
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -112,22 +112,9 @@ class Decomposed:
 
         return attention
 
-    def add_norm(
-        self,
-        g: GraphBuilder,
-        x: ir.Value,
-        branch: ir.Value | None,
-        weights: Weights,
-        name: str,
-        eps: float,
-    ) -> tuple[ir.Value, ir.Value]:
-        """Add, then normalise."""
-        total = add(g, x, branch, name)
-        return plain_rms_norm(g, total, weights, name, eps), total
-
-    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
-        """See :class:`~divprune_edge.export.dialects.dialect.Dialect`, also for what follows."""
-        return self._rows(g, x, rows, heads)
+    def norm(self, g: GraphBuilder, x: ir.Value, weights: Weights, name: str, eps: float) -> ir.Value:
+        """Plain operators."""
+        return plain_rms_norm(g, x, weights, name, eps)
 
     def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
         """Take old ones from the cache, and new ones from what the step brings."""

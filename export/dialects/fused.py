@@ -17,10 +17,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.dialects.cache import Cache, cache_inputs, cache_outputs, first_rows
-from divprune_edge.export.dialects.dialect import Attention
+from divprune_edge.export.dialects.cache import cache_inputs
+from divprune_edge.export.dialects.dialect import Attention, Dialect
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.layers.norm import rms_norm
 from divprune_edge.export.layers.rope import SomeRows, first_sequence, positions_input, rope_tables, rotary
 from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
@@ -29,15 +28,13 @@ from divprune_edge.models.dialects import DIALECTS
 DOMAIN = "com.microsoft"
 
 
-class OnnxRuntime:
+class OnnxRuntime(Dialect):
     """See the module's text."""
 
     facts = DIALECTS["onnxruntime"]
     opset = 23
-    domains: tuple[str, ...] = (DOMAIN,)
-
-    def __init__(self, capacity: int | None = None) -> None:
-        self._present: Cache = {}
+    domains = (DOMAIN,)
+    cache_rows = "capacity"
 
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
@@ -58,11 +55,11 @@ class OnnxRuntime:
         turns = spec.rope.axes == 1
         if turns:
             rope: tuple[ir.Value, ...] = rope_tables(g, spec, dtype)
-            self._rows = SomeRows(spec, dtype, lambda: _filled(g, x, total))
+            self.some_rows = SomeRows(spec, dtype, lambda: _filled(g, x, total))
         else:
             positions = positions_input(g, spec)
             rope = rotary(g, spec, dtype, positions)
-            self._rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
+            self.some_rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             window = spec.window(layer)
@@ -85,7 +82,7 @@ class OnnxRuntime:
                 do_rotary=int(turns),
                 **({} if window is None else {"local_window_size": window}),
             )
-            self._present[layer] = key, value
+            self.present[layer] = key, value
             return y
 
         return attention
@@ -101,25 +98,13 @@ class OnnxRuntime:
     ) -> tuple[ir.Value, ir.Value]:
         """Return (RMSNorm(x + branch), x + branch) from one operator."""
         if branch is None:
-            return rms_norm(g, x, weights, name, eps), x
+            return self.norm(g, x, weights, name, eps), x
         with g.scope(name.rsplit(".", maxsplit=1)[-1]):
             scale = weights.plain(g, f"{name}.weight")
             normed, _, _, total = g.ops(
                 "SkipSimplifiedLayerNormalization", x, branch, scale, domain=DOMAIN, outputs=4, epsilon=eps
             )
             return normed, total
-
-    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
-        """See :class:`~divprune_edge.export.dialects.dialect.Dialect`, also for what follows."""
-        return self._rows(g, x, rows, heads)
-
-    def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
-        """Take them from the updated cache."""
-        return first_rows(g, self._present[layer][0], rows)
-
-    def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
-        """Declare the updated cache."""
-        cache_outputs(g, self._present, "present", spec, dtype, "capacity")
 
 
 def _filled(g: GraphBuilder, x: ir.Value, total: ir.Value) -> ir.Value:

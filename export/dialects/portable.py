@@ -10,25 +10,20 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from divprune_edge.export.dialects.cache import Cache, cache_inputs, cache_outputs, first_rows
-from divprune_edge.export.dialects.dialect import Attention
+from divprune_edge.export.dialects.cache import cache_inputs
+from divprune_edge.export.dialects.dialect import Attention, Dialect
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.layers.norm import add, rms_norm
 from divprune_edge.export.layers.rope import SomeRows, first_sequence, positions_input, rotary
-from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
 
 
-class Portable:
+class Portable(Dialect):
     """See the module's text."""
 
     facts = DIALECTS["portable"]
     opset = 23
-    domains: tuple[str, ...] = ()
-
-    def __init__(self, capacity: int | None = None) -> None:
-        self._present: Cache = {}
+    cache_rows = "total"
 
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
@@ -45,7 +40,7 @@ class Portable:
                 with g.scope(f"window_{window}"):
                     allowed[window] = g.op("And", allowed[None], _near(g, x, mask, window))
         rope = rotary(g, spec, dtype, positions)
-        self._rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
+        self.some_rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
 
         def attention(g: GraphBuilder, layer: int, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
             q = g.op("RotaryEmbedding", q, *rope, num_heads=spec.heads)
@@ -61,35 +56,10 @@ class Portable:
                 q_num_heads=spec.heads,
                 kv_num_heads=spec.kv_heads,
             )
-            self._present[layer] = key, value
+            self.present[layer] = key, value
             return y
 
         return attention
-
-    def add_norm(
-        self,
-        g: GraphBuilder,
-        x: ir.Value,
-        branch: ir.Value | None,
-        weights: Weights,
-        name: str,
-        eps: float,
-    ) -> tuple[ir.Value, ir.Value]:
-        """Add, then normalise."""
-        total = add(g, x, branch, name)
-        return rms_norm(g, total, weights, name, eps), total
-
-    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
-        """See :class:`~divprune_edge.export.dialects.dialect.Dialect`, also for what follows."""
-        return self._rows(g, x, rows, heads)
-
-    def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
-        """Take them from the grown cache."""
-        return first_rows(g, self._present[layer][0], rows)
-
-    def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
-        """Declare the grown cache."""
-        cache_outputs(g, self._present, "present", spec, dtype, "total")
 
 
 def _allowed(g: GraphBuilder, x: ir.Value, mask: ir.Value) -> ir.Value:

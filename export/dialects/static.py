@@ -16,35 +16,29 @@ import onnx_ir as ir
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.dialects.cache import (
-    Cache,
     cache_inputs,
-    cache_outputs,
     check_windows,
-    first_rows,
     heads_first,
     merge_heads,
     split_heads,
 )
-from divprune_edge.export.dialects.dialect import Attention
+from divprune_edge.export.dialects.dialect import Attention, Dialect
 from divprune_edge.export.graph import GraphBuilder
-from divprune_edge.export.layers.norm import add, rms_norm
 from divprune_edge.export.layers.rope import SomeRows, first_sequence, positions_input, rotary
-from divprune_edge.export.weights import Weights
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.dialects import DIALECTS
 
 
-class Static:
+class Static(Dialect):
     """See the module's text."""
 
     facts = DIALECTS["static"]
     opset = 24
-    domains: tuple[str, ...] = ()
 
     def __init__(self, capacity: int | None = None) -> None:
         assert capacity is not None, "the cache's size is part of the graph"
-        self._capacity = capacity
-        self._present: Cache = {}
+        super().__init__(capacity)
+        self.cache_rows = self._capacity = capacity
 
     @staticmethod
     def check(spec: DecoderSpec, dtype: str) -> None:
@@ -64,7 +58,7 @@ class Static:
         rows = g.input("write_indices", "int64", ["batch"])
         past = cache_inputs(g, spec, dtype, self._capacity, layers)
         rope = rotary(g, spec, dtype, positions)
-        self._rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
+        self.some_rows = SomeRows(spec, dtype, lambda: first_sequence(g, spec, positions))
 
         def heads(g: GraphBuilder, x: ir.Value, count: int) -> ir.Value:
             return heads_first(g, split_heads(g, x, count, spec.head_dim))
@@ -85,34 +79,9 @@ class Static:
                 g.op("TensorScatter", cache, new, rows, axis=-2, mode="linear")
                 for cache, new in zip(past[layer], (k, v), strict=True)
             )
-            self._present[layer] = key, value
+            self.present[layer] = key, value
             # No softmax_precision: TensorRT's parser refuses the node for it, and ONNX Runtime does not heed it.
             y = g.op("Attention", q, key, value, mask)
             return merge_heads(g, y, spec.heads * spec.head_dim)
 
         return attention
-
-    def add_norm(
-        self,
-        g: GraphBuilder,
-        x: ir.Value,
-        branch: ir.Value | None,
-        weights: Weights,
-        name: str,
-        eps: float,
-    ) -> tuple[ir.Value, ir.Value]:
-        """Add, then normalise."""
-        total = add(g, x, branch, name)
-        return rms_norm(g, total, weights, name, eps), total
-
-    def turned(self, g: GraphBuilder, x: ir.Value, rows: ir.Value, heads: int) -> ir.Value:
-        """See :class:`~divprune_edge.export.dialects.dialect.Dialect`, also for what follows."""
-        return self._rows(g, x, rows, heads)
-
-    def keys(self, g: GraphBuilder, layer: int, rows: ir.Value, past: ir.Value) -> ir.Value:
-        """Take them from the updated cache."""
-        return first_rows(g, self._present[layer][0], rows)
-
-    def finish(self, g: GraphBuilder, spec: DecoderSpec, dtype: str) -> None:
-        """Declare the updated cache."""
-        cache_outputs(g, self._present, "present", spec, dtype, self._capacity)

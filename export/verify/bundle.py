@@ -67,7 +67,6 @@ def verify_bundle(
     )
     checks: list[Check] = check_weights(plan, [vision, *assemble, *chain], report, adapter)
     with _runnable(plan, chain, layers, report) as runs:
-        paths = [run.path for run in runs]
         checks += check_structure(plan, [vision, *assemble], chain, runs)
         report("loading the reference")
         reference = plan.family.reference
@@ -118,32 +117,16 @@ def verify_bundle(
         checks += found
         checks.append(check_rope(chain[0], oracle, plan.spec.decoder.context, plan.language_dtype))
         tolerance = TOLERANCES[plan.precisions.language]
-        checks += check_language(
-            plan,
-            open_language(paths, plan.dialect.facts.name, plan.spec.decoder.only_window),
-            oracle,
-            kept,
-            tolerance=tolerance,
-            report=report,
+        language = open_language(
+            [run.path for run in runs], plan.dialect.facts.name, plan.spec.decoder.only_window
         )
+        checks += check_language(plan, language, oracle, kept, tolerance, report)
         if layers is None:
-            checks += check_scores(
-                plan,
-                open_language(paths, plan.dialect.facts.name, plan.spec.decoder.only_window),
-                oracle,
-                kept,
-                tolerance=tolerance,
-                report=report,
-            )
+            checks += check_scores(plan, language, oracle, kept, tolerance, report)
         if any(run.is_quantised() for run in runs):
             report("what the precision costs")
             whole = Oracle(reference, plan.checkpoint.folder, layers, adapter)
-            checks += cost_of_precision(
-                plan,
-                open_language(paths, plan.dialect.facts.name, plan.spec.decoder.only_window),
-                whole,
-                kept,
-            )
+            checks += cost_of_precision(plan, language, whole, kept)
     return Verification(status="verified", language_layers=layers, checks=tuple(checks))
 
 

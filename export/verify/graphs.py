@@ -27,8 +27,13 @@ def open_graph(model: Path | bytes) -> Any:
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-class _OpenedLanguage:
-    """A session, and what its inputs and outputs say about tokens and cache."""
+class LanguageGraph:
+    """A language model graph, or the graphs of a chain, and its KV cache: a class for each dialect.
+
+    Ragged batches are padded on the right where a dialect says nothing else.
+    """
+
+    pads_left = False
 
     def __init__(self, paths: Sequence[Path], window: int | None = None) -> None:
         opened = [open_graph(path) for path in paths]
@@ -51,8 +56,45 @@ class _OpenedLanguage:
         cuts: Sequence[int] = (),
         positions: Array | None = None,
     ) -> Array:
-        """See :meth:`LanguageGraph.follow`."""
-        raise NotImplementedError
+        """Prefill ``ids``, in one piece or cut before the columns ``cuts``, then feed ``forced`` one by one.
+
+        Args:
+            ids: int64 [batch, length], padded on the left where ``mask`` is False.
+            visual: [batch, K, D].
+            mask: bool [batch, length].
+            forced: int64 [batch, steps].
+            cuts: ascending columns in 1 … length - 1; only prompts without padding come in several pieces.
+            positions: int64 [3, batch, length + steps]; None: one for each id, without a gap.
+
+        Returns:
+            float32 [batch, steps + 1, V].
+        """
+        batch, length = ids.shape
+        lengths = mask.sum(axis=1)
+        if not self.pads_left:
+            ids = _padded_right(ids, lengths)
+            if positions is not None:
+                rolled = [_padded_right(axis[:, :length], lengths) for axis in positions]
+                positions = np.concatenate([np.stack(rolled), positions[..., length:]], axis=-1)
+        everything = np.concatenate([ids, forced], axis=1)
+
+        def filled(columns: int) -> Array:
+            """Rows of each sequence's cache once so many columns were fed."""
+            return np.full(batch, columns) if columns < length else lengths + columns - length
+
+        cache, logits = self._begin(batch, everything.shape[1]), []
+        ends = [*cuts, *range(length, everything.shape[1] + 1)]
+        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+            before, after = filled(begin), filled(end)
+            inputs = self._inputs(end - begin, before, after, max(value.shape[2] for value in cache.values()))
+            if positions is not None:
+                inputs["position_ids"] = positions[..., begin:end]
+            last = np.full(batch, end - begin - 1) if self.pads_left else after - before - 1
+            chunk, rows = self._run(everything[:, begin:end], visual, last, inputs, cache)
+            self._keep(rows, before, after, cache)
+            if end >= length:
+                logits.append(chunk)
+        return np.stack(logits, axis=1)
 
     def read(
         self, ids: Array, visual: Array, positions: Array | None, asked: dict[str, Array]
@@ -66,6 +108,21 @@ class _OpenedLanguage:
         self.follow(ids, visual, np.ones(ids.shape, bool), np.empty((1, 0), np.int64), positions=positions)
         self._session.asked = {}
         return self._session.read
+
+    def _begin(self, batch: int, rows: int) -> dict[str, Array]:
+        """Return a cache for ``batch`` sequences of at most ``rows`` positions."""
+        return self._cache(batch, rows)
+
+    def _inputs(self, seq: int, before: Array, after: Array, rows: int) -> dict[str, Array]:
+        """Return what the dialect wants to know of ``seq`` new columns of a cache that has so many ``rows``.
+
+        Sequences fill ``before`` of them, ``after`` behind the step.
+        """
+        raise NotImplementedError
+
+    def _keep(self, rows: dict[str, Array], before: Array, after: Array, cache: dict[str, Array]) -> None:
+        """Put what the graph gives of keys and values into the cache."""
+        cache.update({name.replace("present.", "past_key_values."): value for name, value in rows.items()})
 
     def _cache(self, batch: int, rows: int, fill: float = 0) -> dict[str, Array]:
         """Return a cache of ``rows`` rows for ``batch`` sequences, or of as many as the graph has."""
@@ -100,152 +157,34 @@ class _OpenedLanguage:
         return logits, results
 
 
-class LanguageGraph(_OpenedLanguage):
-    """A language model graph (dialect ``portable``) and its growing KV cache."""
+class PortableLanguageGraph(LanguageGraph):
+    """Dialect ``portable``: the cache grows."""
 
-    def start(self, batch: int) -> dict[str, Array]:
-        """Return the empty cache of ``batch`` sequences."""
+    pads_left = True
+
+    def _begin(self, batch: int, rows: int) -> dict[str, Array]:
         return self._cache(batch, 0)
 
-    def step(
-        self, ids: Array, visual: Array, mask: Array, positions: Array, cache: dict[str, Array]
-    ) -> tuple[Array, dict[str, Array]]:
-        """Feed a chunk; return float32 logits [batch, V] of its last column and the grown cache.
-
-        Args:
-            ids: int64 [batch, seq] of the token table.
-            visual: [batch, K, D].
-            mask: bool [batch, past + seq].
-            positions: int64 [batch, seq], or [3, batch, seq].
-            cache: what the step before returned.
-        """
-        inputs = {"attention_mask": mask, "position_ids": positions}
-        last = np.full(len(ids), ids.shape[1] - 1)
-        logits, grown = self._run(ids, visual, last, inputs, cache)
-        return logits, _as_past(grown)
-
-    def follow(
-        self,
-        ids: Array,
-        visual: Array,
-        mask: Array,
-        forced: Array,
-        cuts: Sequence[int] = (),
-        positions: Array | None = None,
-    ) -> Array:
-        """Prefill ``ids``, in one piece or cut before the columns ``cuts``, then feed ``forced`` one by one.
-
-        Args:
-            ids: int64 [batch, length], padded on the left where ``mask`` is False.
-            visual: [batch, K, D].
-            mask: bool [batch, length].
-            forced: int64 [batch, steps].
-            cuts: ascending columns in 1 … length - 1.
-            positions: int64 [3, batch, length + steps]; None: one for each id, without a gap.
-
-        Returns:
-            float32 [batch, steps + 1, V].
-        """
-        batch = len(ids)
-        everything = np.concatenate([ids, forced], axis=1)
-        allowed = np.concatenate([mask, np.ones(forced.shape, bool)], axis=1)
-        if positions is None:
-            positions = np.maximum(np.cumsum(allowed, axis=1) - 1, 0)
-        length, total = ids.shape[1], everything.shape[1]
-        ends = [*cuts, *range(length, total + 1)]
-        logits, cache = [], self.start(batch)
-        for begin, end in zip([0, *ends[:-1]], ends, strict=True):
-            chunk, cache = self.step(
-                everything[:, begin:end], visual, allowed[:, :end], positions[..., begin:end], cache
-            )
-            if end >= length:
-                logits.append(chunk)
-        return np.stack(logits, axis=1)
+    def _inputs(self, seq: int, before: Array, after: Array, rows: int) -> dict[str, Array]:
+        padding = (rows + seq - after)[:, None]
+        columns = np.arange(rows + seq)
+        return {
+            "attention_mask": columns >= padding,
+            "position_ids": np.maximum(columns[rows:] - padding, 0),
+        }
 
 
-class _RightPadded(_OpenedLanguage):
-    """A language model graph whose cache has a capacity; ragged batches are padded on the right."""
-
-    def follow(
-        self,
-        ids: Array,
-        visual: Array,
-        mask: Array,
-        forced: Array,
-        cuts: Sequence[int] = (),
-        positions: Array | None = None,
-    ) -> Array:
-        """As :meth:`LanguageGraph.follow`; padding moves to the right, where these dialects want it."""
-        lengths = mask.sum(axis=1)
-        ids = np.stack([np.roll(row, int(n)) for row, n in zip(ids, lengths, strict=True)])
-        length, placed = ids.shape[1], positions
-        if placed is not None:
-            rolled = [np.roll(placed[:, i, :length], int(n), axis=-1) for i, n in enumerate(lengths)]
-            placed = np.concatenate([np.stack(rolled, axis=1), placed[..., length:]], axis=-1)
-
-        def at(begin: int, end: int) -> Array | None:
-            return None if placed is None else placed[..., begin:end]
-
-        cache = self._begin(len(ids), ids.shape[1] + forced.shape[1])
-        logits, ends = [], [*cuts, ids.shape[1]]
-        for begin, end in zip([0, *cuts], ends, strict=True):
-            # Only whole rows have padding, and those come in one piece.
-            filled = lengths if end == ids.shape[1] else np.full(len(ids), end)
-            chunk = self._step(
-                ids[:, begin:end], visual, np.full(len(ids), begin), filled, cache, at(begin, end)
-            )
-        logits.append(chunk)
-        for step in range(forced.shape[1]):
-            column = forced[:, step : step + 1]
-            place = at(length + step, length + step + 1)
-            logits.append(self._step(column, visual, lengths + step, lengths + step + 1, cache, place))
-        return np.stack(logits, axis=1)
-
-    def _begin(self, batch: int, rows: int) -> dict[str, Array]:
-        """Return a cache for ``batch`` sequences of at most ``rows`` positions."""
-        raise NotImplementedError
-
-    def _step(
-        self,
-        ids: Array,
-        visual: Array,
-        before: Array,
-        after: Array,
-        cache: dict[str, Array],
-        positions: Array | None,
-    ) -> Array:
-        """Feed ids [batch, seq]; sequences had ``before`` rows and have ``after``. Updates the cache."""
-        columns = before[:, None] + np.arange(ids.shape[1])
-        inputs = self._inputs(columns, after, max(value.shape[2] for value in cache.values()))
-        if positions is not None:
-            inputs["position_ids"] = positions
-        logits, rows = self._run(ids, visual, after - before - 1, inputs, cache)
-        self._keep(rows, before, after, cache)
-        return logits
-
-    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
-        """Return what the dialect wants to know of new ``columns`` [batch, seq] of a cache."""
-        raise NotImplementedError
-
-    def _keep(self, rows: dict[str, Array], before: Array, after: Array, cache: dict[str, Array]) -> None:
-        """Put what the graph gives of keys and values into the cache."""
-        cache.update(_as_past(rows))
-
-
-class FusedLanguageGraph(_RightPadded):
+class FusedLanguageGraph(LanguageGraph):
     """Dialect ``onnxruntime``."""
 
-    def _begin(self, batch: int, rows: int) -> dict[str, Array]:
-        return self._cache(batch, rows)
-
-    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
+    def _inputs(self, seq: int, before: Array, after: Array, rows: int) -> dict[str, Array]:
         return {
             "seqlens_k": (after - 1).astype(np.int32),
             "total_sequence_length": np.array(after.max(), np.int32),
         }
 
 
-class _FixedLanguageGraph(_RightPadded):
+class _FixedLanguageGraph(LanguageGraph):
     """A cache whose size is part of the graph. Rows that were never written hold noise: no mask may show them."""
 
     def _begin(self, batch: int, rows: int) -> dict[str, Array]:
@@ -257,31 +196,30 @@ class _FixedLanguageGraph(_RightPadded):
 class StaticLanguageGraph(_FixedLanguageGraph):
     """Dialect ``static``: the graph writes the new rows itself."""
 
-    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
-        rows = np.arange(capacity)
-        seen = rows <= columns[..., None]
+    def _inputs(self, seq: int, before: Array, after: Array, rows: int) -> dict[str, Array]:
+        columns, held = before[:, None] + np.arange(seq), np.arange(rows)
+        seen = held <= columns[..., None]
         if self._window is not None:
-            seen &= columns[..., None] - rows < self._window
+            seen &= columns[..., None] - held < self._window
         return {
             "attention_mask": seen[:, None],
             "position_ids": columns,
-            "write_indices": columns[:, 0].astype(np.int64),
+            "write_indices": before.astype(np.int64),
         }
 
 
 class DecomposedLanguageGraph(_FixedLanguageGraph):
     """Dialect ``decomposed``: the caller appends the new rows."""
 
-    def _inputs(self, columns: Array, after: Array, capacity: int) -> dict[str, Array]:
-        batch, seq = columns.shape
-        rows = np.arange(capacity)
-        filled, visible = rows < columns[:, :1, None], np.tri(seq, dtype=bool)
+    def _inputs(self, seq: int, before: Array, after: Array, rows: int) -> dict[str, Array]:
+        columns, held = before[:, None] + np.arange(seq), np.arange(rows)
+        filled, visible = held < before[:, None, None], np.tri(seq, dtype=bool)
         if self._window is not None:
-            filled = filled & (columns[..., None] - rows < self._window)
+            filled = filled & (columns[..., None] - held < self._window)
             visible &= ~np.tri(seq, k=-self._window, dtype=bool)
         return {
             "cache_mask": filled[:, None],
-            "new_mask": np.tile(visible, (batch, 1, 1, 1)),
+            "new_mask": np.tile(visible, (len(before), 1, 1, 1)),
             "position_ids": columns,
         }
 
@@ -292,25 +230,23 @@ class DecomposedLanguageGraph(_FixedLanguageGraph):
                 past[row, :, begin:end] = value[row, :, : end - begin]
 
 
-def _as_past(present: dict[str, Array]) -> dict[str, Array]:
-    return {name.replace("present.", "past_key_values."): value for name, value in present.items()}
+def _padded_right(rows: Array, lengths: Array) -> Array:
+    """Return rows [batch, length] whose padding, on the left, was moved to the right."""
+    return np.stack([np.roll(row, int(n)) for row, n in zip(rows, lengths, strict=True)])
 
 
 # Large beside keys and values, and finite, as the dialects ask for.
 _NOISE = 50.0
 
-AnyLanguageGraph = LanguageGraph | _RightPadded
-"""A language model graph in one of the dialects; what they share is ``follow``."""
-
-_GRAPHS: dict[str, type[LanguageGraph] | type[_RightPadded]] = {
-    "portable": LanguageGraph,
+_GRAPHS: dict[str, type[LanguageGraph]] = {
+    "portable": PortableLanguageGraph,
     "onnxruntime": FusedLanguageGraph,
     "static": StaticLanguageGraph,
     "decomposed": DecomposedLanguageGraph,
 }
 
 
-def open_language(paths: Sequence[Path], dialect: str, window: int | None = None) -> AnyLanguageGraph:
+def open_language(paths: Sequence[Path], dialect: str, window: int | None = None) -> LanguageGraph:
     """Open a language model of any dialect, one graph or the graphs of a chain.
 
     ``window`` is that of a mask which is made outside of the graph.

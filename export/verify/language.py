@@ -10,14 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.export.plan import ExportPlan
-from divprune_edge.export.verify.comparison import (
-    Tolerance,
-    at_most,
-    for_the_record,
-    none_of,
-    relative_error,
-)
-from divprune_edge.export.verify.graphs import AnyLanguageGraph
+from divprune_edge.export.verify.comparison import Tolerance, at_most, for_the_record, none_of, relative_error
+from divprune_edge.export.verify.graphs import LanguageGraph
 from divprune_edge.export.verify.oracle import ExpectedAnswer, Oracle
 from divprune_edge.export.verify.weights import GraphFile
 from divprune_edge.manifest import Check
@@ -88,10 +82,9 @@ class PromptCase:
 
 def check_language(
     plan: ExportPlan,
-    graph: AnyLanguageGraph,
+    graph: LanguageGraph,
     oracle: Oracle,
     kept: Array,
-    *,
     tolerance: Tolerance,
     report: Callable[[str], None],
 ) -> list[Check]:
@@ -130,7 +123,7 @@ def check_language(
     ]
 
 
-def cost_of_precision(plan: ExportPlan, graph: AnyLanguageGraph, oracle: Oracle, kept: Array) -> list[Check]:
+def cost_of_precision(plan: ExportPlan, graph: LanguageGraph, oracle: Oracle, kept: Array) -> list[Check]:
     """Compare a quantised graph with the checkpoint's own weights in ``oracle``: no limit, only the record."""
     cases, errors, same, total = sample_prompts(plan, kept), [], 0, 0
     for case in cases:
@@ -203,7 +196,7 @@ def _answer(plan: ExportPlan, oracle: Oracle, case: PromptCase) -> ExpectedAnswe
 
 def _follow(
     plan: ExportPlan,
-    graph: AnyLanguageGraph,
+    graph: LanguageGraph,
     case: PromptCase,
     forced: Array,
     cuts: list[int] | None = None,
@@ -217,7 +210,7 @@ def _follow(
 
 
 def _ragged(
-    plan: ExportPlan, graph: AnyLanguageGraph, cases: list[PromptCase], answers: list[ExpectedAnswer]
+    plan: ExportPlan, graph: LanguageGraph, cases: list[PromptCase], answers: list[ExpectedAnswer]
 ) -> tuple[Array, Array]:
     """All prompts in one batch, padded on the left: (found, wanted), each [batch, STEPS + 1, V]."""
     prompts = [case.ids(plan.embedding_rows) for case in cases]
@@ -253,7 +246,7 @@ def _greedy(found: list[Array], answers: list[ExpectedAnswer]) -> Check:
     )
 
 
-def _next_ids(graph: AnyLanguageGraph) -> Check:
+def _next_ids(graph: LanguageGraph) -> Check:
     """The id that the graph says, of each run so far, against the largest of its own logits that may be sampled."""
     wrong = [f"{said} instead of {wanted}" for said, wanted in graph.said if said != wanted]
     return none_of("language", "next ids", wrong, len(graph.said), "tokens")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.verify.comparison import Tolerance, at_most
-from divprune_edge.export.verify.graphs import AnyLanguageGraph
+from divprune_edge.export.verify.graphs import LanguageGraph
 from divprune_edge.export.verify.language import PromptCase, sample_prompts
 from divprune_edge.export.verify.oracle import Oracle
 from divprune_edge.manifest import Check
@@ -22,10 +22,9 @@ Array = npt.NDArray[Any]
 
 def check_scores(
     plan: ExportPlan,
-    graph: AnyLanguageGraph,
+    graph: LanguageGraph,
     oracle: Oracle,
     kept: Array,
-    *,
     tolerance: Tolerance,
     report: Callable[[str], None],
 ) -> list[Check]:

@@ -25,12 +25,10 @@ class HeldOut:
     questions: tuple[tuple[Question, ...], ...]
 
 
-def held_out(
-    pictures: int = HELD_OUT_PICTURES, seed: int = HELD_OUT_SEED, split: Split = Split.HELD_OUT
-) -> HeldOut:
+def held_out(pictures: int = HELD_OUT_PICTURES, seed: int = HELD_OUT_SEED) -> HeldOut:
     """The question set: answers are balanced per form by the scenes alone."""
-    scenes = tuple(sample_scene(scene_rng(split, seed, index)) for index in range(pictures))
-    asker = Asker(np.random.default_rng((split.value, seed)))
+    scenes = tuple(sample_scene(scene_rng(Split.HELD_OUT, seed, index)) for index in range(pictures))
+    asker = Asker(np.random.default_rng((Split.HELD_OUT.value, seed)))
     questions = []
     for scene in scenes:
         asked = (asker.ask(scene, kind) for kind in TYPES)

@@ -18,9 +18,6 @@ from .scenes import COLORS, MAX_OBJECTS, SHAPES, Object, Scene
 
 TYPES = ("color", "shape", "count", "exist", "where", "at", "bigger", "relation", "digits")
 
-TRAINING_TYPES = (*TYPES, "size")
-"""Training also asks of single shapes whether they are big, which the comparisons build on."""
-
 REGIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 """The nine parts of a picture in raster order."""
 

@@ -2,59 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 from divprune_edge.errors import UserError
+from divprune_edge.models.families.family import WeightNames
 
 
-def find_prefix(prefixes: Sequence[str], probe: str, names: Collection[str], part: str, family: str) -> str:
-    """Return the prefix of a part: the first with which a checkpoint has the weight ``probe``.
+@dataclass(frozen=True)
+class Part:
+    """A part of a checkpoint: what a sentence calls it, a weight that it always has, and its prefixes in the wild."""
 
-    Raises:
-        UserError: it has none; the sentence names the ``part`` and what would be a checkpoint of the ``family``.
-    """
-    for prefix in prefixes:
-        if prefix + probe in names:
-            return prefix
-    raise UserError(
-        f"The checkpoint has no weights of the {part} (looked for '{prefixes[0]}{probe}' and "
-        f"{len(prefixes) - 1} other spellings): a shard is missing or this is not a {family} checkpoint.",
-        code="weights-incomplete",
-    )
+    title: str
+    probe: str
+    prefixes: tuple[str, ...]
 
+    def find(self, names: Collection[str], family: str) -> str:
+        """Return its prefix: the first with which a checkpoint has the weight ``probe``.
 
-def find_head(heads: Sequence[str], decoder: str, names: Collection[str], *, tied: bool) -> str:
-    """Return the output head's name, the embedding's where the checkpoint stores no head and ``tied`` says so.
-
-    Raises:
-        UserError: no head is stored, and none is said to be tied.
-    """
-    head = next((name for name in heads if name in names), None)
-    if head is not None:
-        return head
-    if not tied:
+        Raises:
+            UserError: it has none; the sentence says what would be a checkpoint of the ``family``.
+        """
+        for prefix in self.prefixes:
+            if prefix + self.probe in names:
+                return prefix
         raise UserError(
-            "The checkpoint has no lm_head.weight and its config does not tie the output head to the "
-            "embedding (tie_word_embeddings): a shard is missing, download the checkpoint again.",
+            f"The checkpoint has no weights of the {self.title} (looked for '{self.prefixes[0]}{self.probe}' and "
+            f"{len(self.prefixes) - 1} other spellings): a shard is missing or this is not a {family} checkpoint.",
             code="weights-incomplete",
         )
-    return f"{decoder}embed_tokens.weight"
 
 
-def canonical(name: str, parts: Mapping[str, Sequence[str]], heads: Sequence[str]) -> str | None:
-    """Return one name for all spellings of a weight's or module's; None where it is in no part.
+@dataclass(frozen=True)
+class Naming:
+    """How the checkpoints of a family name their weights.
 
-    Args:
-        name: of the weight or module.
-        parts: what a part is called -> the prefixes that it has in the wild; the longest that fits is taken.
-        heads: the output head's names.
+    Attributes:
+        family: what a sentence calls it.
+        encoder: the encoder's parts, by their names in the graph.
+        decoder: prefixes of the decoder's weights.
+        heads: names of the output head.
     """
-    if name.removesuffix(".weight") in [head.removesuffix(".weight") for head in heads]:
-        return "head.weight" if name.endswith(".weight") else "head"
-    found = [
-        (prefix, part) for part, prefixes in parts.items() for prefix in prefixes if name.startswith(prefix)
-    ]
-    if not found:
-        return None
-    prefix, part = max(found, key=lambda one: len(one[0]))
-    return f"{part}.{name[len(prefix) :]}"
+
+    family: str
+    encoder: Mapping[str, Part]
+    decoder: tuple[str, ...]
+    heads: tuple[str, ...]
+
+    def find(self, names: Collection[str], tied: bool) -> WeightNames:
+        """Return the naming of a checkpoint from the names of its tensors.
+
+        Args:
+            names: all tensor names.
+            tied: whether the config ties the output head to the embedding, for checkpoints that store no head.
+
+        Raises:
+            UserError: a part is missing.
+        """
+        decoder = Part("language model", "embed_tokens.weight", self.decoder).find(names, self.family)
+        head = next((name for name in self.heads if name in names), None)
+        if head is None and not tied:
+            raise UserError(
+                "The checkpoint has no lm_head.weight and its config does not tie the output head to the "
+                "embedding (tie_word_embeddings): a shard is missing, download the checkpoint again.",
+                code="weights-incomplete",
+            )
+        encoder = {name: part.find(names, self.family) for name, part in self.encoder.items()}
+        return WeightNames(encoder, decoder, head or f"{decoder}embed_tokens.weight")
+
+    def canonical(self, name: str) -> str | None:
+        """Return one name for all spellings of a weight's or module's; None where it is in no part.
+
+        ``language_model.model.norm.weight`` and ``model.language_model.norm.weight`` are both
+        ``decoder.norm.weight``; the output head is ``head.weight``.
+        """
+        if name.removesuffix(".weight") in [head.removesuffix(".weight") for head in self.heads]:
+            return "head.weight" if name.endswith(".weight") else "head"
+        parts = {part: facts.prefixes for part, facts in self.encoder.items()} | {"decoder": self.decoder}
+        found = [
+            (prefix, part)
+            for part, prefixes in parts.items()
+            for prefix in prefixes
+            if name.startswith(prefix)
+        ]
+        if not found:
+            return None
+        prefix, part = max(found, key=lambda one: len(one[0]))
+        return f"{part}.{name[len(prefix) :]}"

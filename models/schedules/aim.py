@@ -14,14 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.schedules.method import (
-    LayerGraph,
-    Method,
-    View,
-    Watch,
-    best_of,
-    published_shares,
-)
+from divprune_edge.models.schedules.method import LayerGraph, Method, View, Watch, best_of, published_shares
 
 STAGES = {14 + i: 0.875 - i / 8 for i in range(8)}
 SHARPNESS = 10.0

@@ -220,9 +220,9 @@ def cuts_by_share(visual: int, shares: Mapping[int, float]) -> tuple[Cut, ...]:
     return tuple(cuts)
 
 
-def scaled(layer: int, layers: int, of: int = 32) -> int:
+def scaled(layer: int, layers: int) -> int:
     """Return where a cut before a layer of a model of 32 layers lies in one of ``layers``, 1 to layers - 1."""
-    return min(max(1, round(layer * layers / of)), layers - 1)
+    return min(max(1, round(layer * layers / 32)), layers - 1)
 
 
 def published_shares(stages: Mapping[int, float]) -> Callable[[int, int], tuple[Cut, ...]]:

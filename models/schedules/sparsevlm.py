@@ -14,14 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.schedules.method import (
-    LayerGraph,
-    Method,
-    View,
-    Watch,
-    best_of,
-    published_shares,
-)
+from divprune_edge.models.schedules.method import LayerGraph, Method, View, Watch, best_of, published_shares
 
 STAGES = {3: 300 / 576, 7: 200 / 576, 16: 110 / 576}
 

@@ -20,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
+from divprune_edge.models.selectors.greedy import write_loop
 from divprune_edge.models.selectors.merging import join_nearest, write_join_nearest
 from divprune_edge.models.selectors.ranking import (
     LOWEST,
     top_picks,
     write_ascending,
-    write_members,
     write_top,
+    write_without,
 )
 from divprune_edge.models.selectors.selector import (
     Indices,
@@ -117,10 +118,9 @@ def write_apet(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) ->
         return [apart, error, factors, taken, g.op("Add", number, ops.constant(1))], [pick]
 
     start = [lengths, lengths, factors, ops.op("Not", valid), ops.op("Identity", ops.constant(0))]
-    (_, error, *_), (stacked,) = ops.loop(count, start, step)
-    picks = ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
+    (_, error, *_), picks = write_loop(ops, count, start, step)
     if keep > count:
-        free = ops.op("And", valid, ops.op("Not", write_members(ops, picks, candidates)))
+        free = write_without(ops, valid, picks, candidates)
         picks = ops.op("Concat", picks, write_top(ops, error, free, keep - count), axis=1)
     return write_ascending(ops, picks, keep)
 
@@ -143,11 +143,6 @@ def _values(tokens: Tokens, valid: Valid, keep: int) -> Values:
     return value
 
 
-def write_merge(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, picks: Any) -> Any:
-    """Write the kept tokens, float32 [b, K, D]: each the mean of itself and of those that joined it."""
-    return write_join_nearest(ops, tokens, valid, candidates, picks)
-
-
 APET = Selector(
     name="apet",
     op_type="ApproximationError",
@@ -156,7 +151,7 @@ APET = Selector(
     picks=lambda tokens, valid, keep: np.sort(apet_picks(tokens, valid, keep)),
     body=write_apet,
     parameters={"basis": BASIS},
-    merge=Merge(join_nearest, write_merge),
+    merge=Merge(join_nearest, write_join_nearest),
     deviations=(
         "The cut before the language model alone, on projected tokens: the paper cuts encoder features, and once more "
         "at the language model's layer 16.",

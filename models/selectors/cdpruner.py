@@ -20,20 +20,14 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
+from divprune_edge.models.selectors.greedy import write_loop
 from divprune_edge.models.selectors.ranking import (
     LOWEST,
     cosine_similarities,
     write_ascending,
     write_similarities,
 )
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION
 
 EPSILON = 1e-6
@@ -113,9 +107,7 @@ def write_cdpruner(
         return [gain, factors, taken, inner.op("Add", count, ops.constant(1))], [pick]
 
     start = [gain, empty, ops.op("Not", valid), ops.op("Identity", ops.constant(0))]
-    _, (stacked,) = ops.loop(keep, start, step)
-    picks = ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
-    return write_ascending(ops, picks, keep)
+    return write_ascending(ops, write_loop(ops, keep, start, step)[1], keep)
 
 
 def _write_kernel(ops: Ops, tokens: Any, valid: Any, attention: Any) -> Any:

@@ -17,21 +17,14 @@ from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.divprune import DIVPRUNE
 from divprune_edge.models.selectors.fastervlm import FASTERVLM
 from divprune_edge.models.selectors.ranking import write_members
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 
 FACTOR = 2
 """The first method proposes so many candidates per token that is kept."""
 
 
-def compose(first: Selector, second: Selector, op_type: str, factor: int = FACTOR) -> Selector:
-    """Return the selector ``first+second``: the second's K among the first's ``factor`` K."""
+def compose(first: Selector, second: Selector, op_type: str) -> Selector:
+    """Return the selector ``first+second``: the second's K among the first's :data:`FACTOR` K."""
 
     def signals_of(selector: Selector, signals: dict[str, Any]) -> dict[str, Any]:
         return {name: signals[name] for name in selector.signals}
@@ -39,7 +32,7 @@ def compose(first: Selector, second: Selector, op_type: str, factor: int = FACTO
     def candidates_of(tokens: Tokens, valid: Valid, keep: int, signals: dict[str, Any]) -> Valid:
         require_rows(valid, keep)
         proposed = first.picks(
-            tokens, valid, min(factor * keep, int(valid.sum())), **signals_of(first, signals)
+            tokens, valid, min(FACTOR * keep, int(valid.sum())), **signals_of(first, signals)
         )
         mask = np.zeros(valid.size, dtype=bool)
         mask[proposed] = True
@@ -50,7 +43,7 @@ def compose(first: Selector, second: Selector, op_type: str, factor: int = FACTO
         return second.picks(tokens, mask, keep, **signals_of(second, signals))
 
     def body(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, **signals: Any) -> Any:
-        count = min(factor * keep, candidates)
+        count = min(FACTOR * keep, candidates)
         proposed = first.body(ops, tokens, valid, candidates, count, **signals_of(first, signals))
         # Where fewer rows count than are proposed, some of these do not: they stay out.
         mask = ops.op("And", valid, write_members(ops, proposed, candidates))
@@ -70,7 +63,7 @@ def compose(first: Selector, second: Selector, op_type: str, factor: int = FACTO
         picks=picks,
         body=body,
         signals=tuple(dict.fromkeys([*first.signals, *second.signals])),
-        parameters={"factor": factor},
+        parameters={"factor": FACTOR},
         values=None if second.values is None else values,
         deviations=("A composition of two methods, not a published one.",),
     )

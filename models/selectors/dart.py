@@ -15,10 +15,13 @@ from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.ranking import (
     cosine_similarities,
     top_picks,
+    without,
     write_ascending,
-    write_members,
+    write_columns,
+    write_joined,
     write_similarities,
     write_top,
+    write_without,
 )
 from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, require_rows
 
@@ -39,8 +42,7 @@ def dart_picks(tokens: Tokens, valid: Valid, keep: int) -> Indices:
     cosines = cosine_similarities(x)
     pivots = top_picks(np.abs(x).sum(axis=-1), valid, min(PIVOTS, keep))
     picks = list(pivots)
-    free = valid.copy()
-    free[pivots] = False
+    free = without(valid, pivots)
     for pivot, share in zip(pivots, shares(keep), strict=True):
         if share:
             added = top_picks(-cosines[pivot], free, share)
@@ -55,15 +57,15 @@ def write_dart(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) ->
     cosines = write_similarities(ops, x)
     norms = ops.op("ReduceSum", ops.op("Abs", x), ops.constant([2]), keepdims=0)
     pivots = write_top(ops, norms, valid, min(PIVOTS, keep))
-    groups, free = [pivots], ops.op("And", valid, ops.op("Not", write_members(ops, pivots, candidates)))
+    groups, free = [pivots], write_without(ops, valid, pivots, candidates)
     for i, share in enumerate(shares(keep)):
         if share:
-            pivot = ops.op("Slice", pivots, ops.constant([i]), ops.constant([i + 1]), ops.constant([1]))
+            pivot = write_columns(ops, pivots, i, i + 1)
             unlike = ops.op("Neg", ops.op("GatherND", cosines, pivot, batch_dims=1))
             added = write_top(ops, unlike, free, share)
-            free = ops.op("And", free, ops.op("Not", write_members(ops, added, candidates)))
+            free = write_without(ops, free, added, candidates)
             groups.append(added)
-    picks = groups[0] if len(groups) == 1 else ops.op("Concat", *groups, axis=1)
+    picks = write_joined(ops, groups)
     return write_ascending(ops, picks, keep)
 
 

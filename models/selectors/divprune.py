@@ -19,16 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.greedy import write_picks_from
+from divprune_edge.models.selectors.ranking import cosine_similarities, write_ascending, write_similarities
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 
-TINY = float(np.finfo(np.float32).tiny)
 # Above every cosine distance (at most 2, plus rounding), and below every one (at least 0, minus rounding).
 _FAR, _TAKEN = 4.0, -4.0
 
@@ -39,9 +33,7 @@ def cosine_distances(tokens: Tokens) -> npt.NDArray[np.float32]:
     Dot products of the raw values are accumulated in float32 and divided by the float32 norms, bounded below
     by the smallest normal number: a zero row has distance 1 to every other.
     """
-    x = np.asarray(tokens, dtype=np.float32)
-    norms = np.maximum(np.sqrt(np.sum(x * x, axis=-1)), np.float32(TINY))
-    distances: npt.NDArray[np.float32] = np.float32(1) - (x @ x.T) / norms[:, None] / norms[None, :]
+    distances: npt.NDArray[np.float32] = np.float32(1) - cosine_similarities(tokens)
     return distances
 
 
@@ -127,7 +119,7 @@ _WAYS = 64
 def write_selection(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) -> Any:
     """Write DivPrune with standard operators: tokens [b, N, D] and valid [b, N] to ascending int64 [b, K]."""
     picks = write_picks(ops, write_distances(ops, tokens), valid, candidates, keep)
-    return ops.ops("TopK", picks, ops.constant([keep]), axis=1, largest=0, sorted=1, outputs=2)[0]
+    return write_ascending(ops, picks, keep)
 
 
 def write_picks(ops: Ops, distances: Any, valid: Any, candidates: int, keep: int) -> Any:
@@ -155,32 +147,19 @@ def write_picks(ops: Ops, distances: Any, valid: Any, candidates: int, keep: int
         return inner.op("Where", inner.op("Equal", rows, pick), taken, inner.op("Min", value, row))
 
     # Every valid row starts above all distances, every invalid one below: then each step is the same.
-    start = reach(ops, ops.op("Where", valid, far, taken), first)
-
-    def step(inner: Ops, carried: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        pick = inner.op("ArgMax", carried[0], axis=1, keepdims=1)
-        return [reach(inner, carried[0], pick)], [pick]
-
-    picks = first
-    if keep > 1:
-        _, (stacked,) = ops.loop(keep - 1, [start], step)
-        later = ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
-        picks = ops.op("Concat", first, later, axis=1)
-    return picks
+    start = ops.op("Where", valid, far, taken)
+    return write_picks_from(ops, first, keep, start, reach)
 
 
 def write_distances(ops: Ops, tokens: Any) -> Any:
     """Write float32 [b, N, N] of ``1 - cos`` between the rows of tokens [b, N, D]."""
-    x = ops.cast(tokens, "float32")
-    squares = ops.op("ReduceSum", ops.op("Mul", x, x), ops.constant([2]), keepdims=1)
-    norms = ops.op("Max", ops.op("Sqrt", squares), ops.constant(TINY, "float32"))
-    dots = ops.op("MatMul", x, ops.op("Transpose", x, perm=[0, 2, 1]))
-    cosines = ops.op("Div", ops.op("Div", dots, norms), ops.op("Transpose", norms, perm=[0, 2, 1]))
+    cosines = write_similarities(ops, tokens)
     return ops.op("Sub", ops.constant(1.0, "float32"), cosines)
 
 
-def _values(tokens: Tokens, valid: Valid, keep: int) -> Values:
-    distances = cosine_distances(tokens).astype(np.float64)
+def max_min_values(distances: npt.NDArray[np.floating[Any]], valid: Valid) -> Values:
+    """Return what each row is worth to max-min behind some picks, in float64."""
+    distances = distances.astype(np.float64)
     others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
 
     def value(picks: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -197,5 +176,5 @@ DIVPRUNE = Selector(
     citation="Alvar et al., DivPrune, CVPR 2025, arXiv 2503.02175",
     picks=lambda tokens, valid, keep: max_min_picks(cosine_distances(tokens), valid, keep),
     body=write_selection,
-    values=_values,
+    values=lambda tokens, valid, keep: max_min_values(cosine_distances(tokens), valid),
 )

@@ -13,33 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.selectors.ranking import (
-    constant_values,
-    top_picks,
-    write_ascending,
-    write_top,
-)
-from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
+from divprune_edge.models.selectors.ranking import top_by, top_picks, write_ascending, write_top
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.signals import ATTENTION_RECEIVED
 
 Array = npt.NDArray[np.float32]
 
 # Sums of rows are rounded to this grid, so that rows of equal sums tie whatever the order of summing.
 GRID = 2.0**16
-
-
-def rank_picks(tokens: Tokens, valid: Valid, keep: int, *, attention_received: Array) -> Indices:
-    """Return the K most significant patches, best first."""
-    return top_picks(attention_received, valid, keep)
-
-
-def write_rank(
-    ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *, attention_received: Any
-) -> Any:
-    """Write the same."""
-    return write_ascending(ops, write_top(ops, attention_received, valid, keep), keep)
 
 
 def row_picks(tokens: Tokens, valid: Valid, keep: int, *, attention_received: Array) -> Indices:
@@ -74,30 +56,14 @@ def write_row(
     return write_ascending(ops, write_top(ops, scores, valid, keep), keep)
 
 
-def _values(tokens: Tokens, valid: Valid, keep: int, *, attention_received: Array) -> Values:
-    return constant_values(attention_received)
-
-
-def _check(candidates: int, keep: int) -> None:
-    if isqrt(candidates) ** 2 != candidates:
-        raise UserError(
-            f"fopru-row needs a square grid of visual tokens, but there are {candidates}: choose another selector, "
-            "such as fopru.",
-            code="selector-needs-square-grid",
-        )
-
-
 _CITATION = "Jiang et al., FoPru, 2024, arXiv 2411.14164"
 
-FOPRU = Selector(
+FOPRU = top_by(
+    ATTENTION_RECEIVED,
     name="fopru",
     op_type="AttentionReceived",
     citation=f"{_CITATION}, strategy rank",
-    picks=rank_picks,
-    body=write_rank,
-    signals=(ATTENTION_RECEIVED,),
     deviations=("The class token's query counts like every other where there is one.",),
-    values=_values,
 )
 """Top K by attention received."""
 
@@ -112,6 +78,5 @@ FOPRU_ROW = Selector(
         "Where K is no multiple of the grid's width, the last row keeps its most significant patches.",
     ),
     raster=True,
-    check=_check,
 )
 """Whole rows by attention received."""

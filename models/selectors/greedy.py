@@ -58,5 +58,34 @@ def write_greedy(
         taken = inner.op("Or", taken, inner.op("Equal", rows, pick))
         return [taken, *after(inner, pick, *now)], [pick]
 
-    _, (stacked,) = ops.loop(keep, [ops.op("Not", valid), *state], step)
-    return ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
+    return write_loop(ops, keep, [ops.op("Not", valid), *state], step)[1]
+
+
+def write_picks_from(
+    ops: Ops, first: Any, keep: int, start: Any, reach: Callable[[Ops, Any, Any], Any]
+) -> Any:
+    """Write ``first`` [b, 1], then K - 1 times the row of the largest value: int64 [b, K].
+
+    ``start`` are the values [b, N] before the first pick, ``reach(inner, values, pick)`` writes them behind one, with
+    what was picked at the bottom.
+    """
+
+    def step(inner: Ops, carried: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        pick = inner.op("ArgMax", carried[0], axis=1, keepdims=1)
+        return [reach(inner, carried[0], pick)], [pick]
+
+    values = reach(ops, start, first)
+    if keep == 1:
+        return first
+    return ops.op("Concat", first, write_loop(ops, keep - 1, [values], step)[1], axis=1)
+
+
+def write_loop(
+    ops: Ops,
+    count: int,
+    state: Sequence[Any],
+    step: Callable[[Ops, Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]],
+) -> tuple[list[Any], Any]:
+    """Write ``count`` steps that return (state, [pick [b, 1]]): the last state, and int64 [b, count]."""
+    last, (stacked,) = ops.loop(count, state, step)
+    return last, ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])

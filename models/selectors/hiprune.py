@@ -16,14 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.selectors.ranking import (
-    top_picks,
-    write_ascending,
-    write_members,
-    write_top,
-)
+from divprune_edge.models.selectors.ranking import top_picks, write_ascending, write_members, write_top
 from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.signals import ATTENTION_OBJECT, ATTENTION_RECEIVED
 
@@ -90,15 +84,6 @@ def write_hiprune(
     return write_ascending(ops, write_top(ops, scores, valid, keep), keep)
 
 
-def _check(candidates: int, keep: int) -> None:
-    if isqrt(candidates) ** 2 != candidates:
-        raise UserError(
-            f"hiprune needs a square grid of visual tokens, but there are {candidates}: choose another selector, or "
-            "a checkpoint whose vision_feature_select_strategy keeps the patches alone.",
-            code="selector-needs-square-grid",
-        )
-
-
 HIPRUNE = Selector(
     name="hiprune",
     op_type="HierarchicalAttention",
@@ -111,6 +96,5 @@ HIPRUNE = Selector(
         "In towers of another depth than 24 layers the object layer keeps its relative depth (9 of 24).",
     ),
     raster=True,
-    check=_check,
 )
 """Anchors, buffers and registers by received attention."""

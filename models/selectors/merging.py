@@ -8,11 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.selectors.ranking import LOWEST, TINY, write_members
+from divprune_edge.models.selectors.ranking import LOWEST, TINY, without, write_without
 from divprune_edge.models.selectors.selector import Indices, Tokens, Valid
 
 GRID = 2.0**16
 """Cosines are rounded to its inverse: vectors that are alike tie, whatever the order of summing."""
+
+NO_ROW = -1
+"""Index of a kept token that stands for no visual token, or for all that are dropped."""
 
 Array = npt.NDArray[np.float32]
 
@@ -75,8 +78,7 @@ def write_nearest(ops: Ops, similar: Any, count: int) -> Any:
 def join_nearest(tokens: Tokens, valid: Valid, picks: Indices) -> Tokens:
     """Return [K, D]: each kept token, and the mean of it and of the dropped ones of the most similar direction."""
     x = np.asarray(tokens, dtype=np.float32)
-    joins = valid.copy()
-    joins[picks] = False
+    joins = without(valid, picks)
     target = np.argmax(rounded_cosines(x, x[picks]), axis=1)
     member = ((target[:, None] == np.arange(len(picks))) & joins[:, None]).astype(np.float32)
     total = x[picks] + member.T @ np.where(valid[:, None], x, np.float32(0))
@@ -84,11 +86,11 @@ def join_nearest(tokens: Tokens, valid: Valid, picks: Indices) -> Tokens:
     return merged
 
 
-def write_join_nearest(ops: Ops, tokens: Any, valid: Any, candidates: int, picks: Any) -> Any:
+def write_join_nearest(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, picks: Any) -> Any:
     """Write the same, float32 [b, K, D]."""
     x = ops.cast(tokens, "float32")
     kept = write_rows(ops, x, picks)
-    joins = ops.op("And", valid, ops.op("Not", write_members(ops, picks, candidates)))
+    joins = write_without(ops, valid, picks, candidates)
     target = ops.op("ArgMax", write_rounded_cosines(ops, x, kept), axis=2, keepdims=1)
     places = ops.op("Range", ops.constant(0), _size(ops, picks), ops.constant(1))
     same = ops.op("And", ops.op("Equal", target, places), ops.op("Unsqueeze", joins, ops.constant([2])))
@@ -97,6 +99,12 @@ def write_join_nearest(ops: Ops, tokens: Any, valid: Any, candidates: int, picks
     count = ops.op("ReduceSum", member, ops.constant([1]), keepdims=0)
     count = ops.op("Add", count, ops.constant(1.0, "float32"))
     return ops.op("Div", total, ops.op("Unsqueeze", count, ops.constant([2])))
+
+
+def write_no_row(ops: Ops, valid: Any) -> Any:
+    """Write :data:`NO_ROW` for each of a batch: int64 [b, 1]."""
+    shape = ops.op("Concat", ops.op("Shape", valid, start=0, end=1), ops.constant([1]), axis=0)
+    return ops.op("Expand", ops.constant([[NO_ROW]]), shape)
 
 
 def write_rows(ops: Ops, x: Any, picks: Any) -> Any:

@@ -17,21 +17,28 @@ import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.merging import (
+    NO_ROW,
     nearest,
     others_only,
     rounded_cosines,
     write_nearest,
+    write_no_row,
     write_others_only,
     write_rounded_cosines,
     write_rows,
 )
-from divprune_edge.models.selectors.ranking import top_picks, write_ascending, write_members, write_top
+from divprune_edge.models.selectors.ranking import (
+    top_picks,
+    without,
+    write_ascending,
+    write_columns,
+    write_top,
+    write_without,
+)
 from divprune_edge.models.selectors.selector import Indices, Merge, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION, KEYS
 
 NEIGHBOURS = 32
-REST = -1
-"""Index of the token that stands for all that is dropped."""
 
 Array = npt.NDArray[np.float32]
 
@@ -40,7 +47,7 @@ def prumerge_picks(tokens: Tokens, valid: Valid, keep: int, *, cls_attention: Ar
     """Return what each kept token stands for, in the order of the kept tokens."""
     require_rows(valid, keep)
     chosen = np.sort(top_picks(cls_attention, valid, keep - 1)) if keep > 1 else np.empty(0, np.int64)
-    return np.concatenate([[REST], chosen]).astype(np.int64)
+    return np.concatenate([[NO_ROW], chosen]).astype(np.int64)
 
 
 def prumerge_merge(
@@ -48,8 +55,7 @@ def prumerge_merge(
 ) -> Tokens:
     """Return the kept tokens [K, D]."""
     chosen = picks[1:]
-    dropped = valid.copy()
-    dropped[chosen] = False
+    dropped = without(valid, chosen)
     merged = gathered(tokens, valid, cls_attention, keys, chosen, valid)
     return np.concatenate([weighed(tokens, cls_attention, dropped), merged]).astype(tokens.dtype)
 
@@ -77,17 +83,11 @@ def write_prumerge(
     ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *, cls_attention: Any, keys: Any
 ) -> Any:
     """Write the picks: int64 [b, K]."""
-    rest = write_rest(ops, valid)
+    rest = write_no_row(ops, valid)
     if keep == 1:
         return rest
     chosen = write_ascending(ops, write_top(ops, cls_attention, valid, keep - 1), keep - 1)
     return ops.op("Concat", rest, chosen, axis=1)
-
-
-def write_rest(ops: Ops, valid: Any) -> Any:
-    """Write the pick that stands for all tokens which are not kept: int64 [b, 1]."""
-    shape = ops.op("Concat", ops.op("Shape", valid, start=0, end=1), ops.constant([1]), axis=0)
-    return ops.op("Expand", ops.constant([[REST]]), shape)
 
 
 def write_merge(
@@ -102,11 +102,11 @@ def write_merge(
     keys: Any,
 ) -> Any:
     """Write the kept tokens, float32 [b, K, D]."""
-    dropped = ops.op("And", valid, ops.op("Not", write_members(ops, picks, candidates)))
+    dropped = write_without(ops, valid, picks, candidates)
     rest = write_weighed(ops, tokens, cls_attention, dropped)
     if keep == 1:
         return rest
-    chosen = ops.op("Slice", picks, ops.constant([1]), ops.constant([keep]), ops.constant([1]))
+    chosen = write_columns(ops, picks, 1, keep)
     merged = write_gathered(ops, tokens, cls_attention, keys, chosen, valid, candidates)
     return ops.op("Concat", rest, merged, axis=1)
 

@@ -19,9 +19,9 @@ from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, V
 SEED = 0
 
 
-def random_scores(candidates: int, seed: int = SEED) -> npt.NDArray[np.float32]:
+def random_scores(candidates: int) -> npt.NDArray[np.float32]:
     """Return float32 [N]: N - 1 for the first token in the drawn order, 0 for the last."""
-    order = sorted(range(candidates), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    order = sorted(range(candidates), key=lambda i: hashlib.sha256(f"{SEED}:{i}".encode()).digest())
     scores = np.empty(candidates, np.float32)
     scores[order] = np.arange(candidates - 1, -1, -1)
     return scores

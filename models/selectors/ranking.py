@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.selectors.selector import Indices, Tokens, Valid, Values, require_rows
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 
 LOWEST = float(np.finfo(np.float32).min)
 """Score of a row that cannot be picked; finite, because not every runtime orders infinities."""
@@ -28,6 +28,32 @@ def top_picks(scores: Scores, valid: Valid, keep: int) -> Indices:
     require_rows(valid, keep)
     masked = np.where(valid, scores, LOWEST)
     return np.argsort(-masked, kind="stable")[:keep].astype(np.int64)
+
+
+def top_by(
+    signal: str, *, name: str, op_type: str, citation: str, deviations: tuple[str, ...] = ()
+) -> Selector:
+    """Return the selector that keeps the K rows with the largest values of a signal [N]."""
+
+    def picks(tokens: Tokens, valid: Valid, keep: int, **signals: Scores) -> Indices:
+        return top_picks(signals[signal], valid, keep)
+
+    def body(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, **signals: Any) -> Any:
+        return write_ascending(ops, write_top(ops, signals[signal], valid, keep), keep)
+
+    def values(tokens: Tokens, valid: Valid, keep: int, **signals: Scores) -> Values:
+        return constant_values(signals[signal])
+
+    return Selector(
+        name=name,
+        op_type=op_type,
+        citation=citation,
+        picks=picks,
+        body=body,
+        signals=(signal,),
+        deviations=deviations,
+        values=values,
+    )
 
 
 def constant_values(scores: Scores) -> Values:
@@ -73,6 +99,28 @@ def write_members(ops: Ops, picks: Any, candidates: int) -> Any:
     same = ops.op("Equal", ops.op("Unsqueeze", picks, ops.constant([2])), ops.constant(np.arange(candidates)))
     count = ops.op("ReduceMax", ops.cast(same, "float32"), ops.constant([1]), keepdims=0)
     return ops.op("Greater", count, ops.constant(0.5, "float32"))
+
+
+def without(valid: Valid, picks: Indices) -> Valid:
+    """Return bool [N]: the valid rows that are not among ``picks``."""
+    rest = valid.copy()
+    rest[picks] = False
+    return rest
+
+
+def write_without(ops: Ops, valid: Any, picks: Any, candidates: int) -> Any:
+    """Write the same: bool [b, N]."""
+    return ops.op("And", valid, ops.op("Not", write_members(ops, picks, candidates)))
+
+
+def write_columns(ops: Ops, picks: Any, start: int, stop: int) -> Any:
+    """Write picks [b, K] from number ``start`` up to ``stop``, which is left out."""
+    return ops.op("Slice", picks, ops.constant([start]), ops.constant([stop]), ops.constant([1]))
+
+
+def write_joined(ops: Ops, groups: Sequence[Any]) -> Any:
+    """Write groups of picks [b, k] behind each other."""
+    return groups[0] if len(groups) == 1 else ops.op("Concat", *groups, axis=1)
 
 
 def write_positions(ops: Ops, valid: Any) -> Any:

@@ -17,17 +17,29 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
-from divprune_edge.models.selectors.merging import rounded_cosines, write_rounded_cosines, write_rows
+from divprune_edge.models.selectors.merging import (
+    NO_ROW,
+    rounded_cosines,
+    write_no_row,
+    write_rounded_cosines,
+    write_rows,
+)
 from divprune_edge.models.selectors.prumerge import (
     NEIGHBOURS,
-    REST,
     gathered,
     weighed,
     write_gathered,
-    write_rest,
     write_weighed,
 )
-from divprune_edge.models.selectors.ranking import top_picks, write_ascending, write_members, write_top
+from divprune_edge.models.selectors.ranking import (
+    top_picks,
+    without,
+    write_ascending,
+    write_columns,
+    write_joined,
+    write_top,
+    write_without,
+)
 from divprune_edge.models.selectors.selector import Indices, Merge, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.selectors.visionzip import contextual_count
 from divprune_edge.models.signals import CLS_ATTENTION, KEYS
@@ -43,15 +55,14 @@ def recoverable_picks(
     """Return what each kept token stands for, in the order of the kept tokens."""
     require_rows(valid, keep)
     attended, centres = _parts(valid, keep, cls_attention, keys)
-    return np.concatenate([[REST], np.sort([*attended, *centres])]).astype(np.int64)
+    return np.concatenate([[NO_ROW], np.sort([*attended, *centres])]).astype(np.int64)
 
 
 def _parts(valid: Valid, keep: int, attention: Array, keys: Array) -> tuple[Indices, Indices]:
     count = contextual_count(keep)
     nothing = np.empty(0, np.int64)
     attended = top_picks(attention, valid, keep - count - 1) if keep > count + 1 else nothing
-    rest = valid.copy()
-    rest[attended] = False
+    rest = without(valid, attended)
     return attended, top_picks(lonely(keys, rest), rest, count) if count else nothing
 
 
@@ -69,8 +80,7 @@ def recoverable_merge(
 ) -> Tokens:
     """Return the kept tokens [K, D]."""
     chosen = picks[1:]
-    dropped = valid.copy()
-    dropped[chosen] = False
+    dropped = without(valid, chosen)
     _, centres = _parts(valid, len(picks), cls_attention, keys)
     kept = np.where(
         np.isin(chosen, centres)[:, None],
@@ -84,11 +94,11 @@ def write_recoverable(
     ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *, cls_attention: Any, keys: Any
 ) -> Any:
     """Write the picks: int64 [b, K]."""
-    rest = write_rest(ops, valid)
+    rest = write_no_row(ops, valid)
     if keep == 1:
         return rest
     groups = _write_parts(ops, valid, candidates, keep, cls_attention, keys)
-    chosen = groups[0] if len(groups) == 1 else ops.op("Concat", *groups, axis=1)
+    chosen = write_joined(ops, groups)
     return ops.op("Concat", rest, write_ascending(ops, chosen, keep - 1), axis=1)
 
 
@@ -98,7 +108,7 @@ def _write_parts(ops: Ops, valid: Any, candidates: int, keep: int, attention: An
     groups, rest = [], valid
     if keep > count + 1:
         groups.append(write_top(ops, attention, valid, keep - count - 1))
-        rest = ops.op("And", valid, ops.op("Not", write_members(ops, groups[0], candidates)))
+        rest = write_without(ops, valid, groups[0], candidates)
     if count:
         groups.append(write_top(ops, _write_lonely(ops, keys, rest, candidates), rest, count))
     return groups
@@ -126,11 +136,11 @@ def write_merge(
     keys: Any,
 ) -> Any:
     """Write the kept tokens, float32 [b, K, D]."""
-    dropped = ops.op("And", valid, ops.op("Not", write_members(ops, picks, candidates)))
+    dropped = write_without(ops, valid, picks, candidates)
     rest = write_weighed(ops, tokens, cls_attention, dropped)
     if keep == 1:
         return rest
-    chosen = ops.op("Slice", picks, ops.constant([1]), ops.constant([keep]), ops.constant([1]))
+    chosen = write_columns(ops, picks, 1, keep)
     kept = write_rows(ops, ops.cast(tokens, "float32"), chosen)
     if contextual_count(keep):
         centres = _write_parts(ops, valid, candidates, keep, cls_attention, keys)[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,6 @@ class Selector:
         merge: set where the kept tokens are not rows of the input. Then the picks are what each kept token
             stands for, in the order of the kept tokens, and -1 stands for the class token.
         raster: says that it goes by neighbours in a square of patches, which rows of several tiles are not.
-        check: ``(candidates, keep)`` raises a UserError for sizes that the method has no meaning for.
         values: ``(tokens, valid, keep, **signals)`` returns a function of the picks so far to float64 [N], what the
             method maximises at each step; it measures how far a set is from the method's (:func:`regret_of`).
     """
@@ -65,12 +65,25 @@ class Selector:
     deviations: tuple[str, ...] = ()
     merge: Merge | None = None
     raster: bool = False
-    check: Callable[[int, int], None] | None = None
     values: Callable[..., Values] | None = None
 
     def missing(self, signals: Collection[str]) -> tuple[str, ...]:
         """Return the signals that it needs and that are not among ``signals``."""
         return tuple(name for name in self.signals if name not in signals)
+
+    def check_grid(self, candidates: int) -> None:
+        """Check that it has a meaning for so many visual tokens.
+
+        Raises:
+            UserError: it goes by neighbours in a square, which they do not fill.
+        """
+        if self.raster and isqrt(candidates) ** 2 != candidates:
+            raise UserError(
+                f"{self.name} needs a square grid of visual tokens, but there are {candidates}: choose another "
+                "selector, such as divprune, or a checkpoint whose vision_feature_select_strategy keeps the patches "
+                "alone.",
+                code="selector-needs-square-grid",
+            )
 
     def refuse_tiles(self) -> None:
         """Check that it has a meaning for rows of several tiles, or of images of any size.

@@ -13,7 +13,6 @@ The 1.5 was chosen among 0.5, 1, 1.25, 1.5, 1.75 and 2 on the demo checkpoint's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import isqrt
 from typing import Any
 
@@ -24,6 +23,7 @@ from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.divprune import (
     cosine_distances,
     max_min_picks,
+    max_min_values,
     write_distances,
     write_picks,
 )
@@ -77,19 +77,7 @@ def write_spread(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int) 
 
 
 def _values(tokens: Tokens, valid: Valid, keep: int) -> Values:
-    distances = spread_distances(tokens).astype(np.float64)
-    others = valid[None, :] & ~np.eye(valid.size, dtype=bool)
-
-    def value(picks: Sequence[int]) -> npt.NDArray[np.float64]:
-        if not len(picks):
-            return np.asarray(np.where(others, distances, 4.0).min(axis=1))
-        return np.asarray(distances[list(picks)].min(axis=0))
-
-    return value
-
-
-def _write_merge(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, picks: Any) -> Any:
-    return write_join_nearest(ops, tokens, valid, candidates, picks)
+    return max_min_values(spread_distances(tokens), valid)
 
 
 _CITATION = "ours, after Alvar et al., DivPrune, CVPR 2025, arXiv 2503.02175"
@@ -117,7 +105,7 @@ SPREAD_MERGE = Selector(
     picks=lambda tokens, valid, keep: np.sort(spread_picks(tokens, valid, keep)),
     body=write_spread,
     parameters={"weight": WEIGHT},
-    merge=Merge(join_nearest, _write_merge),
+    merge=Merge(join_nearest, write_join_nearest),
     deviations=(
         _NO_GRID,
         "Every dropped token joins the kept one of the most similar direction, which becomes their mean.",

@@ -18,15 +18,9 @@ import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
 from divprune_edge.models.selectors.divprune import cosine_distances, write_distances
+from divprune_edge.models.selectors.greedy import write_picks_from
 from divprune_edge.models.selectors.ranking import LOWEST, write_ascending, write_top
-from divprune_edge.models.selectors.selector import (
-    Indices,
-    Selector,
-    Tokens,
-    Valid,
-    Values,
-    require_rows,
-)
+from divprune_edge.models.selectors.selector import Indices, Selector, Tokens, Valid, Values, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION
 
 
@@ -70,17 +64,8 @@ def write_todre(ops: Ops, tokens: Any, valid: Any, candidates: int, keep: int, *
         out = inner.op("Or", inner.op("Equal", total, lowest), inner.op("Equal", rows, pick))
         return inner.op("Where", out, lowest, inner.op("Add", total, row))
 
-    start = reach(ops, ops.op("Where", valid, ops.constant(0.0, "float32"), lowest), first)
-
-    def step(inner: Ops, carried: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-        pick = inner.op("ArgMax", carried[0], axis=1, keepdims=1)
-        return [reach(inner, carried[0], pick)], [pick]
-
-    picks = first
-    if keep > 1:
-        _, (stacked,) = ops.loop(keep - 1, [start], step)
-        later = ops.op("Transpose", ops.op("Squeeze", stacked, ops.constant([2])), perm=[1, 0])
-        picks = ops.op("Concat", first, later, axis=1)
+    start = ops.op("Where", valid, ops.constant(0.0, "float32"), lowest)
+    picks = write_picks_from(ops, first, keep, start, reach)
     return write_ascending(ops, picks, keep)
 
 

@@ -19,20 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.models.graph import Ops
+from divprune_edge.models.selectors.merging import NO_ROW, write_no_row, write_rows
 from divprune_edge.models.selectors.ranking import (
     TINY,
     top_picks,
+    without,
     write_ascending,
-    write_members,
+    write_columns,
+    write_joined,
     write_rows_at,
     write_top,
+    write_without,
 )
 from divprune_edge.models.selectors.selector import Indices, Merge, Selector, Tokens, Valid, require_rows
 from divprune_edge.models.signals import CLS_ATTENTION, CLS_TOKEN, KEYS
 
 CONTEXTUAL, OF = 10, 64
-CLASS_TOKEN = -1
-"""Index of a kept token that stands for no visual token."""
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -50,11 +52,10 @@ def visionzip_picks(
     contextual = contextual_count(keep)
     dominant = keep - contextual - 1
     chosen = np.sort(top_picks(cls_attention, valid, dominant)) if dominant else np.empty(0, np.int64)
-    rest = valid.copy()
-    rest[chosen] = False
+    rest = without(valid, chosen)
     left = np.flatnonzero(rest)
     targets = left[np.arange(contextual) * (len(left) // contextual)] if contextual else left[:0]
-    return np.concatenate([[CLASS_TOKEN], chosen, targets]).astype(np.int64)
+    return np.concatenate([[NO_ROW], chosen, targets]).astype(np.int64)
 
 
 def visionzip_merge(
@@ -66,8 +67,7 @@ def visionzip_merge(
     dominant, targets = picks[1 : len(picks) - contextual], picks[len(picks) - contextual :]
     parts = [np.asarray(cls_token, np.float32), x[dominant]]
     if contextual:
-        joins = valid.copy()
-        joins[picks[1:]] = False
+        joins = without(valid, picks[1:])
         unit = keys / np.maximum(np.sqrt(np.sum(keys * keys, axis=-1, keepdims=True)), np.float32(TINY))
         nearest = np.argmax(unit @ unit[targets].T, axis=1)
         member = (nearest[:, None] == np.arange(contextual)) & joins[:, None]
@@ -91,19 +91,17 @@ def write_visionzip(
     """Write the picks: int64 [b, K]."""
     contextual = contextual_count(keep)
     dominant = keep - contextual - 1
-    batch = ops.op("Shape", valid, start=0, end=1)
-    shape = ops.op("Concat", batch, ops.constant([1]), axis=0)
-    groups, rest = [ops.op("Expand", ops.constant([[CLASS_TOKEN]]), shape)], valid
+    groups, rest = [write_no_row(ops, valid)], valid
     if dominant:
         chosen = write_ascending(ops, write_top(ops, cls_attention, valid, dominant), dominant)
-        rest = ops.op("And", valid, ops.op("Not", write_members(ops, chosen, candidates)))
+        rest = write_without(ops, valid, chosen, candidates)
         groups.append(chosen)
     if contextual:
         left = ops.op("ReduceSum", ops.cast(rest, "int64"), ops.constant([1]), keepdims=1)
         stride = ops.op("Div", left, ops.constant(contextual))
         places = ops.op("Mul", ops.constant(np.arange(contextual)[None]), stride)
         groups.append(write_rows_at(ops, rest, ops.cast(places, "float32")))
-    return groups[0] if len(groups) == 1 else ops.op("Concat", *groups, axis=1)
+    return write_joined(ops, groups)
 
 
 def write_merge(
@@ -128,13 +126,13 @@ def write_merge(
     contextual = contextual_count(keep)
     parts = [ops.cast(cls_token, "float32")]
     if keep - contextual > 1:
-        parts.append(_gather(ops, x, _columns(ops, picks, 1, keep - contextual)))
+        parts.append(write_rows(ops, x, write_columns(ops, picks, 1, keep - contextual)))
     if contextual:
-        targets = _columns(ops, picks, keep - contextual, keep)
-        joins = ops.op("And", valid, ops.op("Not", write_members(ops, picks, candidates)))
+        targets = write_columns(ops, picks, keep - contextual, keep)
+        joins = write_without(ops, valid, picks, candidates)
         squares = ops.op("ReduceSum", ops.op("Mul", keys, keys), ops.constant([2]), keepdims=1)
         unit = ops.op("Div", keys, ops.op("Max", ops.op("Sqrt", squares), ops.constant(TINY, "float32")))
-        centres = ops.op("Transpose", _gather(ops, unit, targets), perm=[0, 2, 1])
+        centres = ops.op("Transpose", write_rows(ops, unit, targets), perm=[0, 2, 1])
         nearest = ops.op("ArgMax", ops.op("MatMul", unit, centres), axis=2, keepdims=1)
         same = ops.op("Equal", nearest, ops.constant(np.arange(contextual)))
         member = ops.cast(ops.op("And", same, ops.op("Unsqueeze", joins, ops.constant([2]))), "float32")
@@ -142,16 +140,8 @@ def write_merge(
         count = ops.op("ReduceSum", member, ops.constant([1]), keepdims=0)
         count = ops.op("Max", count, ops.constant(1.0, "float32"))
         mean = ops.op("Div", total, ops.op("Unsqueeze", count, ops.constant([2])))
-        parts.append(ops.op("Add", _gather(ops, x, targets), mean))
-    return parts[0] if len(parts) == 1 else ops.op("Concat", *parts, axis=1)
-
-
-def _columns(ops: Ops, picks: Any, start: int, stop: int) -> Any:
-    return ops.op("Slice", picks, ops.constant([start]), ops.constant([stop]), ops.constant([1]))
-
-
-def _gather(ops: Ops, rows: Any, picks: Any) -> Any:
-    return ops.op("GatherND", rows, ops.op("Unsqueeze", picks, ops.constant([2])), batch_dims=1)
+        parts.append(ops.op("Add", write_rows(ops, x, targets), mean))
+    return write_joined(ops, parts)
 
 
 VISIONZIP = Selector(

@@ -23,21 +23,18 @@ TOWERS: dict[str, Callable[[Config, int | list[int], str], VitSpec]] = {
 """``model_type`` of a ``vision_config`` -> its reader."""
 
 
-def read_tower(
-    config: Config, feature_layer: int | list[int], strategy: str, default: str = "clip_vision_model"
-) -> VitSpec:
+def read_tower(config: Config, feature_layer: int | list[int], strategy: str) -> VitSpec:
     """Return the spec of a ``vision_config``; absent fields take the defaults of transformers' config class.
 
     Args:
         config: the vision part of a family's config.
         feature_layer: ``vision_feature_layer``, one index or several; negative ones count from the end.
         strategy: ``default`` drops the first row, ``full`` keeps it.
-        default: the family's kind of tower where the config names none.
 
     Raises:
         UserError: another kind of tower, or sizes that do not fit each other.
     """
-    kind = setting(config, "model_type", default, str)
+    kind = setting(config, "model_type", "clip_vision_model", str)
     if kind not in TOWERS:
         raise UserError(
             f"The vision tower is a '{kind}', supported are {' and '.join(map(repr, TOWERS))}.",

@@ -174,6 +174,23 @@ class VitSpec:
         return shapes
 
 
+def check_tower(config: Config, channels: str, hidden: int, heads: int) -> None:
+    """Check what every tower has to be; ``channels`` is the config's name of their number.
+
+    Raises:
+        UserError: images have other channels than three, or heads do not divide the width.
+    """
+    if count(config, channels, 3) != 3:
+        raise UserError(
+            f"The vision tower takes {config[channels]} channels, supported are 3.", code="config-unsupported"
+        )
+    if hidden % heads:
+        raise UserError(
+            f"The vision tower's hidden size {hidden} does not divide by {heads} heads.",
+            code="config-inconsistent",
+        )
+
+
 def read_vit(
     config: Config,
     feature_layer: int | list[int],
@@ -210,16 +227,7 @@ def read_vit(
         feature_states=_feature_states(feature_layer, depth),
         drops_first=_drops_first(strategy),
     )
-    if count(config, "num_channels", 3) != 3:
-        raise UserError(
-            f"The vision tower takes {config['num_channels']} channels, supported are 3.",
-            code="config-unsupported",
-        )
-    if spec.hidden % spec.heads:
-        raise UserError(
-            f"The vision tower's hidden size {spec.hidden} does not divide by {spec.heads} heads.",
-            code="config-inconsistent",
-        )
+    check_tower(config, "num_channels", spec.hidden, spec.heads)
     if spec.image_size < spec.patch_size:
         raise UserError(
             f"The vision tower's image size {spec.image_size} is smaller than its patches of {spec.patch_size}.",

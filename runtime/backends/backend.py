@@ -7,13 +7,12 @@ indices, and the next id or one row of logits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, SelectorInfo
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.session import DeviceTensor, LanguageSession
@@ -26,28 +25,13 @@ class Encoded:
     Or the same of all tiles that several runs took, or what was assembled of them: [groups, N, D].
     """
 
-    tokens: DeviceTensor
-    signals: Mapping[str, DeviceTensor] = field(default_factory=dict)
+    outputs: Mapping[str, DeviceTensor]
+    """By the names that they have as outputs of a graph."""
 
     @property
-    def outputs(self) -> dict[str, DeviceTensor]:
-        """All of these, by the names that they have as outputs of a graph."""
-        return {VISUAL_TOKENS: self.tokens, **self.signals}
-
-
-def check_rows(selector: SelectorInfo, valid: npt.NDArray[np.bool_]) -> None:
-    """Check that every image has as many rows that count, in ``valid`` [batch, N], as a selector keeps.
-
-    Raises:
-        UserError: one has fewer.
-    """
-    rows = int(valid.sum(axis=1).min())
-    if rows < selector.keep:
-        raise UserError(
-            f"Selector '{selector.id}' keeps {selector.keep} tokens, but the image has only {rows} "
-            "that count: choose a smaller budget with --keep.",
-            code="keep-exceeds-rows",
-        )
+    def tokens(self) -> DeviceTensor:
+        """The visual tokens among them."""
+        return self.outputs[VISUAL_TOKENS]
 
 
 class Backend(Protocol):
@@ -109,21 +93,18 @@ class Backend(Protocol):
         ...
 
     def select(
-        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+        self, encoded: Encoded, selector: SelectorInfo, valid: npt.NDArray[np.bool_]
     ) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
         """Prune visual tokens [batch, N, D] to [batch, K, D].
 
         Args:
             encoded: what :meth:`encode` returned, with the selector's signals.
-            selector: None keeps all N.
-            valid: bool [batch, N]; rows that may be picked.
+            selector: keeps K.
+            valid: bool [batch, N]; rows that may be picked, K or more of each image.
 
         Returns:
             The kept tokens and their indices, int64 [batch, K]: ascending, or for a method that merges, what
             each kept token stands for.
-
-        Raises:
-            UserError: fewer than K rows are valid.
         """
         ...
 

@@ -23,11 +23,9 @@ from divprune_edge.runtime.backends.session import (
     DeviceTensor,
     Ints,
     Link,
-    Positions,
     Prediction,
     SlotTable,
     along,
-    pieces,
 )
 
 MORE_ROWS = 256
@@ -81,24 +79,18 @@ class BlockSession(SlotTable):
             self.lengths[slot] = rows.length
         return slot
 
-    def extend(
-        self,
-        slot: int,
-        ids: Sequence[int],
-        positions: Positions | None = None,
-        chunk: int | None = None,
-        images: Sequence[int] = (),
-    ) -> Prediction:
-        """Run one step per chunk on the slot's piece of the cache."""
-        lengths = self.lengths
-        self.check_room(slot, len(ids))
-        self._grow(int(lengths[slot]) + len(ids))
-        for part, places in pieces(ids, positions, int(lengths[slot]), chunk):
-            view = self._prefill_view(slot, part.shape[1])
-            if self._info.takes_ids:
-                view.show(self.visual[slot])
-            view.run(self._feed(part, places, lengths[slot : slot + 1]), part.shape[1], lengths, [slot])
-            lengths[slot] += part.shape[1]
+    def make_room(self, slot: int, count: int) -> None:
+        """Grow where the size is not part of the graph."""
+        super().make_room(slot, count)
+        self._grow(self.length(slot) + count)
+
+    def prefill(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+        """Run one step on the slot's piece of the cache."""
+        lengths, seq = self.lengths, ids.shape[1]
+        view = self._prefill_view(slot, seq)
+        if self._info.takes_ids:
+            view.show(self.visual[slot])
+        view.run(self._feed(ids, positions, lengths[slot : slot + 1]), seq, lengths, [slot])
         return view.outputs.read(0)
 
     def step(

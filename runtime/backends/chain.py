@@ -9,7 +9,7 @@ through uncut.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo
 from divprune_edge.models.schedules import find_method
-from divprune_edge.models.schedules.method import query_rows
+from divprune_edge.runtime.backends.pieces import Piece, by_id, images_in
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
@@ -108,28 +108,6 @@ class ChainRows(Sequence[npt.NDArray[Any]]):
         raise IndexError(index)
 
 
-@dataclass
-class _Piece:
-    """What is left of a piece of a prompt on its way through the chain.
-
-    Attributes:
-        rows: int64 [n]; which of the piece's ids, ascending.
-        images: for each image which of these are its visual tokens; those of its ids, not of ``rows``.
-        given: what the method takes -> what was given of each visual token of the piece, by its id.
-        sums: watches that sum -> what each has so far, likewise.
-    """
-
-    rows: Ints
-    images: list[Ints]
-    given: dict[str, npt.NDArray[np.float32]]
-    sums: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-
-    @property
-    def visual(self) -> Ints:
-        """The ids that are visual tokens and still there."""
-        return np.sort(np.concatenate(self.images))
-
-
 class ChainSession:
     """See the module's text, and :class:`~divprune_edge.runtime.backends.session.LanguageSession`.
 
@@ -146,7 +124,6 @@ class ChainSession:
         self._schedule = info.schedule
         self._compact = self._schedule.numbering == "compact"
         self._inputs = [{one.name for one in graph.inputs} for graph in info.graphs]
-        self._watches = {watch.name: watch for watch in method.watches}
         # Of the layer behind a cut the keys before this piece lie in another graph's cache, and whoever asks for all
         # rows means those of the prompt: nothing may be before it.
         self._whole = any(watch.offset > 0 for watch in method.watches) or any(
@@ -224,7 +201,7 @@ class ChainSession:
             UserError: a group has no room for what comes to it, or the piece is longer than ``chunk``.
         """
         row = np.asarray(ids, np.int64)
-        found = _images(np.flatnonzero(row >= self._info.embedding_rows), images, row.size)
+        found = images_in(np.flatnonzero(row >= self._info.embedding_rows), images, row.size)
         places = self._places(slot, row.size, positions)
         sizes = self._info.group_tokens(row.size, [one.size for one in found])
         for group, size in reversed([*zip(self._groups, sizes, strict=True)]):  # the last has the least
@@ -327,13 +304,13 @@ class ChainSession:
     def _cut(self, slot: int, ids: Ints, places: Ints, images: list[Ints]) -> Prediction:
         """Run a piece, and leave visual tokens behind between the groups."""
         state, begin = self._sequences[slot], self.length(slot)
-        piece = _Piece(np.arange(ids.size), images, _by_id(state.given, images, ids.size))
+        piece = Piece(np.arange(ids.size), images, by_id(state.given, images, ids.size))
         state.given = {}
         visual = piece.visual
         state.kept = []
         hidden: DeviceTensor = None
         for index, group in enumerate(self._groups):
-            self._feed(index, hidden, self._asked(piece, group.length(slot)))
+            self._feed(index, hidden, piece.asked(group.length(slot)))
             prediction = group.extend(
                 slot, ids[piece.rows].tolist(), self._stage(index, places[..., piece.rows], False)
             )
@@ -342,57 +319,16 @@ class ChainSession:
             if index == len(self._groups) - 1:
                 break
             hidden, before = group.link.handed.pop("hidden_out"), piece.rows
-            self._choose(piece, group.link, self._schedule.cuts[index].keep)
+            read = {
+                name.removeprefix("scores."): np.array(self._tensors.download(value), np.float32)
+                for name, value in group.link.handed.items()
+            }
+            piece.cut(self._method, read, self._schedule.cuts[index].keep)
             state.kept.append(np.searchsorted(visual, piece.visual))
             if piece.rows.size < before.size:
                 hidden = self._tensors.take(hidden, np.searchsorted(before, piece.rows))
         state.spans.append((begin + int(visual[0]), begin + int(visual[-1]) + 1))
         return prediction
-
-    def _choose(self, piece: _Piece, link: Link, keep: int) -> None:
-        """Let the method say which visual tokens of each image stay, from what the graph has read of them."""
-        visual = piece.visual
-        if not visual.size:
-            return
-        read = {
-            name.removeprefix("scores."): np.array(self._tensors.download(value), np.float32)
-            for name, value in link.handed.items()
-        }
-        for name, watch in self._watches.items():
-            if watch.summed:
-                total = piece.sums.setdefault(name, np.zeros(int(piece.rows[-1]) + 1, np.float32))
-                if name in read:
-                    total[visual] += read[name]
-                read[name] = total[visual]
-        read |= {name: value[visual] for name, value in piece.given.items()}
-        images = []
-        for image in piece.images:
-            if image.size <= keep:
-                images.append(image)
-            elif not keep:
-                images.append(image[:0])
-            else:
-                own = np.searchsorted(visual, image)
-                picks = self._method.picks({n: value[own] for n, value in read.items()}, image.size, keep)
-                images.append(image[np.sort(picks)])
-        gone = np.setdiff1d(visual, np.concatenate(images))
-        piece.rows, piece.images = np.setdiff1d(piece.rows, gone), images
-
-    def _asked(self, piece: _Piece, past: int) -> dict[str, Ints]:
-        """Return what a method's inputs are for a piece behind ``past`` rows."""
-        visual = np.searchsorted(piece.rows, piece.visual)
-        if not visual.size:
-            return {}
-        text = np.setdiff1d(np.arange(piece.rows.size), visual)
-        return {
-            "visual_rows": visual,
-            "key_rows": np.arange(past + piece.rows.size),
-            "past_rows": np.array([past]),
-            **{
-                f"query_rows.{name}": query_rows(name, visual, text)
-                for name in ("last", "asked", "text", "visual", "all")
-            },
-        }
 
     def _feed(self, index: int, hidden: DeviceTensor, asked: Mapping[str, Ints]) -> None:
         """Say what a group's next run is fed beside its own."""
@@ -414,36 +350,3 @@ class ChainSession:
             return hidden
         places = [before.index(slot) if slot in before else 0 for slot in wanted]
         return self._tensors.take(hidden, np.array(places, np.int64), axis=0)
-
-
-def _by_id(
-    given: Mapping[str, Sequence[npt.NDArray[np.float32]]], images: Sequence[Ints], size: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Return values of the visual tokens of each image by their ids in a piece of so many.
-
-    Raises:
-        UserError: they are of other images.
-    """
-    found = {}
-    for name, values in given.items():
-        counts = [len(value) for value in values], [image.size for image in images]
-        if counts[0] != counts[1]:
-            raise UserError(
-                f"'{name}' has values of {counts[0]} visual tokens, but the images have {counts[1]}: give one "
-                "array for each image, with a number for each visual token that its selector keeps, in their order.",
-                code="schedule-values",
-            )
-        found[name] = np.zeros(size, np.float32)
-        for image, value in zip(images, values, strict=True):
-            found[name][image] = value
-    return found
-
-
-def _images(visual: Ints, counts: Iterable[int], length: int) -> list[Ints]:
-    """Return which ids are the visual tokens of each image; the last id of a piece stays, whatever it is."""
-    # What was fed before this piece is missing at the front, so that images are counted from the end.
-    ends = visual.size - np.cumsum([*reversed(list(counts))])[::-1]
-    if not ends.size:
-        ends = np.flatnonzero(np.diff(visual) != 1) + 1
-    found = (one[one != length - 1] for one in np.split(visual, np.maximum(ends, 0)))
-    return [one for one in found if one.size]

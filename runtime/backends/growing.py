@@ -18,11 +18,9 @@ from divprune_edge.runtime.backends.session import (
     DeviceTensor,
     Ints,
     Link,
-    Positions,
     Prediction,
     SlotTable,
     along,
-    pieces,
 )
 
 
@@ -83,24 +81,13 @@ class GrowingSession(SlotTable):
         del self._batches[slot]
         super().remove(slot)
 
-    def extend(
-        self,
-        slot: int,
-        ids: Sequence[int],
-        positions: Positions | None = None,
-        chunk: int | None = None,
-        images: Sequence[int] = (),
-    ) -> Prediction:
-        """Run one step per chunk on a batch of this sequence alone."""
-        self.check_room(slot, len(ids))
+    def prefill(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+        """Run one step on a batch of this sequence alone."""
         batch = self._batches[slot]
         if len(batch.slots) > 1:
             batch = self._part(slot, self.length(slot))
         batch.visual = self.visual[slot]
-        for part, places in pieces(ids, positions, self.length(slot), chunk):
-            outputs = self._run(batch, part, places, np.ones(part.shape, np.bool_))
-            self.lengths[slot] += part.shape[1]
-        return outputs.read(0)
+        return self._run(batch, ids, positions, np.ones(ids.shape, np.bool_)).read(0)
 
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None

@@ -24,7 +24,7 @@ from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorI
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, SERVED, find_operators
 from divprune_edge.processing.image_input import Groups
-from divprune_edge.runtime.backends.backend import Encoded, check_rows
+from divprune_edge.runtime.backends.backend import Encoded
 from divprune_edge.runtime.backends.binding import Binding
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.captured import wants_graphs
@@ -83,16 +83,14 @@ class OnnxRuntimeBackend:
 
     def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Return ``OrtValue``s on the device."""
-        graph, names = self._bundle.manifest.vision_encoder, ["visual_tokens", *signals]
+        graph, names = self._bundle.manifest.vision_encoder, [VISUAL_TOKENS, *signals]
         if self.memory.captures:
             if self._steady is None:
                 self._steady = SteadyRuns(self._session(graph), self.memory)
-            outputs = self._steady.run(inputs, names)
-        else:
-            binding = Binding(self._session(graph), self.memory)
-            binding.arrays(inputs)
-            outputs = binding.make(names)
-        return Encoded(outputs.pop("visual_tokens"), outputs)
+            return Encoded(self._steady.run(inputs, names))
+        binding = Binding(self._session(graph), self.memory)
+        binding.arrays(inputs)
+        return Encoded(binding.make(names))
 
     def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
         """Copy on the device."""
@@ -104,7 +102,7 @@ class OnnxRuntimeBackend:
                     whole[name] = self.memory.empty(shapes[name], dtype_of(value))
                 filled[name] = self.memory.put(value, whole[name], filled[name])
             del run, value  # before the next one is made
-        return Encoded(whole.pop(VISUAL_TOKENS), whole)
+        return Encoded(whole)
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Return ``OrtValue``s on the device."""
@@ -116,8 +114,7 @@ class OnnxRuntimeBackend:
         binding.array("rows", groups.rows)
         if graph.sources > 1:
             binding.array("weights", groups.weights)
-        outputs = binding.make(["visual_tokens", *encoded.signals])
-        return Encoded(outputs.pop("visual_tokens"), outputs)
+        return Encoded(binding.make([*encoded.outputs]))
 
     def part(self, encoded: Encoded, index: int) -> Encoded:
         """Copy on the device."""
@@ -125,20 +122,16 @@ class OnnxRuntimeBackend:
         def one(tensor: DeviceTensor) -> DeviceTensor:
             return tensor if tensor.shape()[0] == 1 else self.memory.take(tensor, [index], axis=0)
 
-        return Encoded(one(encoded.tokens), {name: one(value) for name, value in encoded.signals.items()})
+        return Encoded({name: one(value) for name, value in encoded.outputs.items()})
 
     def select(
-        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+        self, encoded: Encoded, selector: SelectorInfo, valid: npt.NDArray[np.bool_]
     ) -> tuple[DeviceTensor, npt.NDArray[np.int64]]:
         """Return the kept tokens on the device and their indices on the host."""
-        if selector is None:
-            return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
-        check_rows(selector, valid)
         binding = Binding(self._session(selector), self.memory)
-        binding.input("visual_tokens", encoded.tokens)
+        for name in (VISUAL_TOKENS, *selector.signals):
+            binding.input(name, encoded.outputs[name])
         binding.array("valid", valid)
-        for name in selector.signals:
-            binding.input(name, encoded.signals[name])
         kept = np.empty((valid.shape[0], selector.keep), np.int64)
         binding.landing("kept_indices", kept)
         return binding.make(["kept_tokens"])["kept_tokens"], kept

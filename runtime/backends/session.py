@@ -182,6 +182,26 @@ class SlotTable:
         """Rows in use."""
         return int(self.lengths[slot])
 
+    def extend(
+        self,
+        slot: int,
+        ids: Sequence[int],
+        positions: Positions | None = None,
+        chunk: int | None = None,
+        images: Sequence[int] = (),
+    ) -> Prediction:
+        """One run per piece of at most ``chunk`` ids, and of no more than a run takes."""
+        self.make_room(slot, len(ids))
+        size = min(chunk or len(ids), self.most or len(ids))
+        for part, places in pieces(ids, positions, self.length(slot), size):
+            prediction = self.prefill(slot, part, places)
+            self.lengths[slot] += part.shape[1]
+        return prediction
+
+    def prefill(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+        """Run a piece of one sequence: ids [1, seq] at positions [1, seq], or [3, 1, seq], behind its rows."""
+        raise NotImplementedError
+
     def show(self, slot: int, visual: DeviceTensor) -> None:
         """What was there before is let go."""
         self.visual[slot] = visual
@@ -217,6 +237,10 @@ class SlotTable:
         self.visual[slot] = visual
         return slot
 
+    def make_room(self, slot: int, count: int) -> None:
+        """See to it that ``count`` more tokens fit into a slot; errors as :meth:`check_room`."""
+        self.check_room(slot, count)
+
     def check_room(self, slot: int, count: int) -> None:
         """Check that ``count`` more tokens fit into a slot.
 
@@ -251,16 +275,13 @@ def along(positions: Ints, axes: int) -> Ints:
     return np.tile(positions, (axes, 1, 1)) if axes > 1 and positions.ndim == 2 else positions
 
 
-def pieces(
-    ids: Sequence[int], positions: Positions | None, first: int, chunk: int | None
-) -> list[tuple[Ints, Ints]]:
-    """Return ids in pieces of at most ``chunk``, each [1, seq], and their positions, each [1, seq] or [3, 1, seq].
+def pieces(ids: Sequence[int], positions: Positions | None, first: int, size: int) -> list[tuple[Ints, Ints]]:
+    """Return ids in pieces of at most ``size``, each [1, seq], and their positions, each [1, seq] or [3, 1, seq].
 
     ``first`` is the first id's row.
     """
     row = np.asarray(ids, np.int64)
     places = np.arange(first, first + row.size) if positions is None else np.asarray(positions, np.int64)
-    size = chunk or row.size
     return [
         (
             np.ascontiguousarray(row[None, at : at + size]),

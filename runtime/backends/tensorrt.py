@@ -34,7 +34,7 @@ from divprune_edge.models.profiles import (
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
-from divprune_edge.runtime.backends.backend import Encoded, check_rows
+from divprune_edge.runtime.backends.backend import Encoded
 from divprune_edge.runtime.backends.graph_facts import check_plan
 from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
@@ -141,7 +141,7 @@ class TensorRtBackend:
         outputs = self._run(VISION, graph, read, rows)
         # The times of an answer are told by stage, so each stage ends before the next begins.
         self._device.synchronize()
-        return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in signals})
+        return Encoded({name: outputs[name] for name in (VISUAL_TOKENS, *signals)})
 
     def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
         """Copy on the device."""
@@ -158,7 +158,7 @@ class TensorRtBackend:
                 self._device.copy(places[name], value.address, value.nbytes)
                 places[name] += value.nbytes
             del run, value  # the next one may take its place: the copy comes before it
-        return Encoded(whole.pop(VISUAL_TOKENS), whole)
+        return Encoded(whole)
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Run the engine that makes rows of tiles' tokens."""
@@ -170,7 +170,7 @@ class TensorRtBackend:
                 inputs[info.name] = self._upload(info.name, getattr(groups, info.name), self._room(info))
         outputs = self._run(ASSEMBLE, graph, inputs)
         self._device.synchronize()
-        return Encoded(outputs["visual_tokens"], {name: outputs[name] for name in encoded.signals})
+        return Encoded({name: outputs[name] for name in encoded.outputs})
 
     def part(self, encoded: Encoded, index: int) -> Encoded:
         """Copy on the device."""
@@ -182,15 +182,12 @@ class TensorRtBackend:
             self._device.copy(taken.address, tensor.address + index * taken.nbytes, taken.nbytes)
             return taken
 
-        return Encoded(one(encoded.tokens), {name: one(value) for name, value in encoded.signals.items()})
+        return Encoded({name: one(value) for name, value in encoded.outputs.items()})
 
     def select(
-        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+        self, encoded: Encoded, selector: SelectorInfo, valid: npt.NDArray[np.bool_]
     ) -> tuple[Tensor, npt.NDArray[np.int64]]:
         """Return the kept tokens on the device; the indices alone come to the host, where the answer reports them."""
-        if selector is None:
-            return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
-        check_rows(selector, valid)
         inputs = {"valid": self._upload("valid", valid), **encoded.outputs}
         if selector.id in self._kernels:
             return self._pick(selector, inputs["visual_tokens"], inputs["valid"])

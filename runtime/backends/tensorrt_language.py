@@ -16,7 +16,12 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.profiles import HIDDEN, check_slots
 from divprune_edge.models.steps import StepInputs
-from divprune_edge.runtime.backends.session import CacheRows, Positions, Prediction, SlotTable, pieces
+from divprune_edge.runtime.backends.session import (
+    CacheRows,
+    Ints,
+    Prediction,
+    SlotTable,
+)
 from divprune_edge.runtime.backends.tensorrt_slots import Slots
 from divprune_edge.runtime.backends.tensorrt_steps import ROWS, VISUAL, LanguageSteps
 from divprune_edge.runtime.engines.device import Device, Memory, Plan
@@ -148,27 +153,16 @@ class TensorRtSession(SlotTable):
         self._model.check_visual(visual)
         super().show(slot, visual)
 
-    def extend(
-        self,
-        slot: int,
-        ids: Sequence[int],
-        positions: Positions | None = None,
-        chunk: int | None = None,
-        images: Sequence[int] = (),
-    ) -> Prediction:
-        """Run a step per chunk; none is longer than what the engine was built for."""
-        model, memory, lengths = self._model, self._memory, self.lengths
-        self.check_room(slot, len(ids))
-        memory.intact[slot] = min(memory.intact[slot], int(lengths[slot]))
+    def prefill(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+        """Run a step on the slot's piece of the cache."""
+        memory, rows, seq = self._memory, self.length(slot), ids.shape[1]
+        memory.intact[slot] = min(memory.intact[slot], rows)
         visual: Tensor | None = self.visual[slot]
-        most = min(chunk or model.longest, model.longest)
-        for part, places in pieces(ids, positions, int(lengths[slot]), most):
-            asked = self._enter()
-            inputs = {**model.step(part, places, lengths[slot : slot + 1]), **asked}
-            where = None if visual is None else (visual.address, visual.shape)
-            memory.prefill(slot, where, inputs, part.shape[1], int(lengths[slot]))
-            self._leave(part.shape[1], 1, memory.scores)
-            lengths[slot] += part.shape[1]
+        where = None if visual is None else (visual.address, visual.shape)
+        asked = self._enter()
+        step = self._model.step(ids, positions, self.lengths[slot : slot + 1])
+        memory.prefill(slot, where, {**step, **asked}, seq, rows)
+        self._leave(seq, 1, memory.scores)
         return memory.read(0)
 
     @property

@@ -59,16 +59,13 @@ class Built:
     reused: tuple[str, ...]
 
 
-def build_engines(
-    bundle: Bundle, options: Options, report: BuildProgress, library: Path | None = None
-) -> Built:
+def build_engines(bundle: Bundle, options: Options, report: BuildProgress) -> Built:
     """Build the engines of a bundle: on the device that runs them, or ahead of time where the target's edition can.
 
     Args:
         bundle: an opened bundle with a language model in dialect ``static`` or ``decomposed``.
         options: what to build, and how.
         report: is told how far it is.
-        library: folder of the plugin library; None is where ``python -m plugins build`` puts it.
 
     Raises:
         UserError: bundle, target and device do not fit together, something is missing, there is too little disk
@@ -85,7 +82,7 @@ def build_engines(
     edition.use(device.edition)
     check_version(manifest, bundle.path, device.tensorrt, device.edition)
     graphs = graphs_of(bundle, selectors, limits, device.tensorrt, device.edition)
-    plugin = find_library(library) if any(graph.plugin for graph in graphs) else None
+    plugin = find_library() if any(graph.plugin for graph in graphs) else None
     facts = facts_of(bundle, graphs, limits, device, plugin)
     place = bundle.path / store.FOLDER / fingerprint(facts)
     if place.exists() and not options.force:

@@ -66,7 +66,6 @@ class Engines:
 def open_engines(
     bundle: Bundle,
     selector: SelectorInfo | None,
-    library: Path | None = None,
     before: Engines | None = None,
     edition: Edition = TENSORRT,
 ) -> Engines:
@@ -75,7 +74,6 @@ def open_engines(
     Args:
         bundle: an opened bundle.
         selector: what prunes; None for no pruning.
-        library: folder of the plugin library; None is where ``python -m plugins build`` puts it.
         before: engines that are loaded already: only a selector's comes on top, and from the same build.
         edition: of TensorRT. Where it has no plugins, a selector that has one elsewhere is our kernel, if that is
             built, else its engine.
@@ -102,14 +100,14 @@ def open_engines(
     except UserError as error:
         # A folder that cannot be read may be the one that would have fitted.
         raise (problems or [error])[0] from None
-    called = _called_kernel(selector, library, edition)
+    called = _called_kernel(selector, edition)
     seeing = [VISION, *([ASSEMBLE] if bundle.manifest.assemble else [])]
     language = language_engines(bundle.manifest.language_model)
     names = [*([] if before else [*seeing, *language]), *([selector.id] if selector and not called else [])]
     info = {name: stored.info.plans[name] for name in names}
     found = called
     if any(plan.plugin for plan in info.values()):
-        found = _check_plugin(bundle, selector, stored, library)
+        found = _check_plugin(bundle, selector, stored)
     if before is None:
         longest = stored.info.facts.limits.max_prompt
         check_run_memory(info.values(), bundle.manifest.language_model, longest, device)
@@ -117,18 +115,18 @@ def open_engines(
     return Engines(stored.folder, device, stored.info.facts.limits, plans, info, found, called is not None)
 
 
-def _called_kernel(selector: SelectorInfo | None, library: Path | None, edition: Edition) -> Library | None:
+def _called_kernel(selector: SelectorInfo | None, edition: Edition) -> Library | None:
     """Return the library whose kernel is called in a selector's place, None where its engine is run."""
     if edition.plugins or selector is None or selector.stripped is None:
         return None
-    if library is None and not default_path().is_file():
+    if not default_path().is_file():
         _log.warning(
             "The selection runs as a loop of %s, which is many times slower than our kernel: build that with '%s'.",
             edition.title,
             BUILD,
         )
         return None
-    return find_library(library)
+    return find_library()
 
 
 def _choose(
@@ -186,10 +184,8 @@ def _misfits(bundle: Bundle, selector: SelectorInfo | None, stored: Stored, devi
     return found
 
 
-def _check_plugin(
-    bundle: Bundle, selector: SelectorInfo | None, stored: Stored, library: Path | None
-) -> Library:
-    found = find_library(library)
+def _check_plugin(bundle: Bundle, selector: SelectorInfo | None, stored: Stored) -> Library:
+    found = find_library()
     before = stored.info.facts.plugin or ""
     if found.record.sha256 != before:
         raise UserError(

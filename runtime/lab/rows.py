@@ -58,7 +58,7 @@ def rows_of(
 ) -> Rows:
     """Return the rows of the only image, on the host."""
     tokens = backend.to_host(candidates.encoded.tokens)
-    given = {name: backend.to_host(candidates.encoded.signals[name]) for name in signals}
+    given = {name: backend.to_host(candidates.encoded.outputs[name]) for name in signals}
     valid, reading = candidates.valid, candidates.reading
     return Rows(
         tokens[valid][np.argsort(reading[valid])],

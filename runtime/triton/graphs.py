@@ -16,17 +16,8 @@ import numpy.typing as npt
 from divprune_edge.errors import DivpruneError
 from divprune_edge.manifest import VISUAL_TOKENS, LanguageInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.processing.image_input import Groups
-from divprune_edge.runtime.backends.backend import Encoded, check_rows
-from divprune_edge.runtime.backends.session import (
-    CacheRows,
-    Ints,
-    Positions,
-    Prediction,
-    SlotTable,
-    along,
-    best_of,
-    pieces,
-)
+from divprune_edge.runtime.backends.backend import Encoded
+from divprune_edge.runtime.backends.session import CacheRows, Ints, Prediction, SlotTable, along, best_of
 
 Array = npt.NDArray[Any]
 Run = Callable[[str, Mapping[str, Any], Sequence[str]], dict[str, Any]]
@@ -82,7 +73,7 @@ class TritonGraphs:
 
     def encode(self, inputs: Mapping[str, Array], signals: Sequence[str] = ()) -> Encoded:
         """Run the encoder's model."""
-        return self._encoded(ENCODER, inputs, signals)
+        return self._encoded(ENCODER, inputs, [VISUAL_TOKENS, *signals])
 
     def stack(self, runs: Iterable[Encoded], shapes: Mapping[str, Sequence[int]]) -> Encoded:
         """Copy."""
@@ -91,7 +82,7 @@ class TritonGraphs:
             name: np.concatenate([part[name].reshape(-1, *shape[2:]) for part in parts]).reshape(shape)
             for name, shape in shapes.items()
         }
-        return Encoded(whole.pop(VISUAL_TOKENS), whole)
+        return Encoded(whole)
 
     def assemble(self, encoded: Encoded, groups: Groups) -> Encoded:
         """Run that graph's model."""
@@ -100,7 +91,7 @@ class TritonGraphs:
         inputs = {tile_input(name): value for name, value in encoded.outputs.items()} | {"rows": groups.rows}
         if graph.sources > 1:
             inputs["weights"] = groups.weights
-        return self._encoded(ASSEMBLE, inputs, [*encoded.signals])
+        return self._encoded(ASSEMBLE, inputs, [*encoded.outputs])
 
     def part(self, encoded: Encoded, index: int) -> Encoded:
         """Of one group nothing is taken apart."""
@@ -108,17 +99,14 @@ class TritonGraphs:
             name: value if len(value) == 1 else value[index : index + 1]
             for name, value in encoded.outputs.items()
         }
-        return Encoded(part.pop(VISUAL_TOKENS), part)
+        return Encoded(part)
 
     def select(
-        self, encoded: Encoded, selector: SelectorInfo | None, valid: npt.NDArray[np.bool_]
+        self, encoded: Encoded, selector: SelectorInfo, valid: npt.NDArray[np.bool_]
     ) -> tuple[Array, Ints]:
         """Run the selector's model."""
-        if selector is None:
-            return encoded.tokens, np.tile(np.arange(valid.shape[1], dtype=np.int64), (valid.shape[0], 1))
-        check_rows(selector, valid)
-        inputs = {VISUAL_TOKENS: encoded.tokens, "valid": valid}
-        inputs |= {name: encoded.signals[name] for name in selector.signals}
+        inputs = {name: encoded.outputs[name] for name in (VISUAL_TOKENS, *selector.signals)}
+        inputs["valid"] = valid
         found = self._run(selector.id, inputs, ["kept_tokens", "kept_indices"])
         return _array(found["kept_tokens"]), _array(found["kept_indices"])
 
@@ -143,11 +131,9 @@ class TritonGraphs:
         """Return slots, which the model runs one after the other."""
         return TritonSession(self._manifest.language_model, self._run, slots)
 
-    def _encoded(self, graph: str, inputs: Mapping[str, Array], signals: Sequence[str]) -> Encoded:
-        found = {
-            name: _array(value) for name, value in self._run(graph, inputs, [VISUAL_TOKENS, *signals]).items()
-        }
-        return Encoded(found.pop(VISUAL_TOKENS), found)
+    def _encoded(self, graph: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Encoded:
+        found = self._run(graph, inputs, outputs)
+        return Encoded({name: _array(value) for name, value in found.items()})
 
 
 @dataclass
@@ -186,20 +172,6 @@ class TritonSession(SlotTable):
         del self._sequences[slot]
         super().remove(slot)
 
-    def extend(
-        self,
-        slot: int,
-        ids: Sequence[int],
-        positions: Positions | None = None,
-        chunk: int | None = None,
-        images: Sequence[int] = (),
-    ) -> Prediction:
-        """Run the model for each chunk."""
-        self.check_room(slot, len(ids))
-        for part, places in pieces(ids, positions, self.length(slot), chunk):
-            found = self._feed(slot, part, places)
-        return found
-
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
     ) -> dict[int, Prediction]:
@@ -209,7 +181,8 @@ class TritonSession(SlotTable):
         found = {}
         for slot, token in ids.items():
             place = self.length(slot) if positions is None else positions[slot]
-            found[slot] = self._feed(slot, np.array([[token]]), np.array([[place]]))
+            found[slot] = self.prefill(slot, np.array([[token]]), np.array([[place]]))
+            self.lengths[slot] += 1
         return found
 
     def truncate(self, slot: int, length: int) -> None:
@@ -223,7 +196,8 @@ class TritonSession(SlotTable):
         """Copy."""
         return [_array(part)[:, :, 1 : 1 + length].copy() for part in self._sequences[slot].cache]
 
-    def _feed(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+    def prefill(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+        """Run the model."""
         sequence = self._sequences[slot]
         mask = np.ones((1, 1 + self.length(slot) + ids.shape[1]), np.bool_)
         mask[0, 0] = False
@@ -237,7 +211,6 @@ class TritonSession(SlotTable):
         }
         found = self._run(LANGUAGE, inputs, self._outputs)
         sequence.cache = [found[name] for name in self._present]
-        self.lengths[slot] += ids.shape[1]
         logits = _array(found["logits"])[0].copy()
         best = None
         if self._info.says_next:

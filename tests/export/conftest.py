@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,16 +33,13 @@ def _tensorrt_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return the folder of a variation; nobody may write to it."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(name: str) -> Path:
-        if name not in made:
-            folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-            if name in QWEN_VARIATIONS:
-                made[name] = make_qwen_checkpoint(folder, **QWEN_VARIATIONS[name])
-            else:
-                made[name] = make_checkpoint(folder, **VARIATIONS[name])
-        return made[name]
+        folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+        if name in QWEN_VARIATIONS:
+            return make_qwen_checkpoint(folder, **QWEN_VARIATIONS[name])
+        return make_checkpoint(folder, **VARIATIONS[name])
 
     return get
 
@@ -49,13 +47,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> MakeBundle:
     """Return the bundle of a variation with a budget of 9 tokens; nobody may write to it."""
-    made: dict[tuple[str, str], Bundle] = {}
 
+    @cache
     def get(name: str = "plain", precision: str = "fp32") -> Bundle:
-        if (name, precision) not in made:
-            folder = tmp_path_factory.mktemp("bundle") / "tiny"
-            made[name, precision] = export(plan_of(checkpoint(name), precision=precision), folder)
-        return made[name, precision]
+        folder = tmp_path_factory.mktemp("bundle") / "tiny"
+        return export(plan_of(checkpoint(name), precision=precision), folder)
 
     return get
 
@@ -63,19 +59,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str],
 @pytest.fixture(scope="session")
 def quantisable(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return a checkpoint whose rows divide into blocks of 32 and of 64, its head tied or not."""
-    made: dict[bool, Path] = {}
 
+    @cache
     def get(tied: bool = False) -> Path:
-        if tied not in made:
-            text = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
-            vision = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
-            made[tied] = make_checkpoint(
-                tmp_path_factory.mktemp("quantisable") / "tiny",
-                text={**text, "tie_word_embeddings": tied},
-                vision=vision,
-                tied=tied,
-            )
-        return made[tied]
+        text = {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 2}
+        vision = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+        return make_checkpoint(
+            tmp_path_factory.mktemp("quantisable") / "tiny",
+            text={**text, "tie_word_embeddings": tied},
+            vision=vision,
+            tied=tied,
+        )
 
     return get
 
@@ -83,12 +77,10 @@ def quantisable(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 @pytest.fixture(scope="session")
 def quantised(tmp_path_factory: pytest.TempPathFactory, quantisable: Callable[..., Path]) -> MakeBundle:
     """Return a bundle of that checkpoint in a precision; nobody may write to it."""
-    made: dict[tuple[str, bool], Bundle] = {}
 
+    @cache
     def get(precision: str, tied: bool = False) -> Bundle:
-        if (precision, tied) not in made:
-            folder = tmp_path_factory.mktemp("bundle") / "tiny"
-            made[precision, tied] = export(plan_of(quantisable(tied), precision=precision), folder)
-        return made[precision, tied]
+        folder = tmp_path_factory.mktemp("bundle") / "tiny"
+        return export(plan_of(quantisable(tied), precision=precision), folder)
 
     return get

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from adapters import make_adapter, merged_plan
 from checkpoints import VARIATIONS, edit_json, make_checkpoint, write_json
 from conftest import run_module
 from exporting import Silent, export, failures
@@ -22,7 +23,6 @@ from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.export.merged import MergedCheckpoint, with_adapter
-from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.planning import plan_export
 from divprune_edge.export.verify import available
 from divprune_edge.manifest import Verification, read_manifest
@@ -47,30 +47,6 @@ LORAS: dict[str, dict[str, Any]] = {
     "embedding and head": {"target_modules": ["embed_tokens", "lm_head"]},
     "biases": {"target_modules": ["fc1", "out_proj"], "bias": "all"},
 }
-
-
-def make_adapter(checkpoint: Path, folder: Path, **lora: Any) -> tuple[Path, dict[str, np.ndarray]]:
-    """Write an adapter with peft; return its folder and the model's weights after peft's own merge."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlavaForConditionalGeneration
-
-    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    peft = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 16, **lora}))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in peft.named_parameters():
-            if "lora_" in name or "modules_to_save" in name or parameter.requires_grad:
-                parameter.copy_(torch.randn(parameter.shape) * 0.2)
-    peft.save_pretrained(folder)
-    merged = peft.merge_and_unload().state_dict()
-    return folder, {name: weight.numpy() for name, weight in merged.items()}
-
-
-def merged_plan(checkpoint: Path, adapter: Path, **options: Any) -> ExportPlan:
-    merged = with_adapter(Checkpoint(checkpoint, checkpoint.name), adapter)
-    asked = {"selector": "divprune", "keep": 9, "prune": None, "precision": "fp32", **options}
-    return plan_export(merged, **asked)
 
 
 @pytest.mark.parametrize("kind", LORAS)

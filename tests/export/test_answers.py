@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import IMAGE_TOKEN_ID, TILED_VARIATIONS, VARIATIONS
 from exporting import Bundle, Language, close, keep, keep_indices, look
+from images_made import noise_image
 from PIL import Image
 from qwen_checkpoints import QWEN_VARIATIONS, SHAPES
 from qwen_reference import QwenReference
@@ -49,7 +50,7 @@ def picture(name: str, bundle: Bundle) -> Image.Image:
     for variations, shapes in ((TILED_VARIATIONS, TINY_SHAPES), (QWEN_VARIATIONS, SHAPES)):
         if name in variations:
             size = shapes[list(variations).index(name) % len(shapes)]
-    return Image.fromarray(np.random.default_rng(3).integers(0, 256, (*size, 3), dtype=np.uint8))
+    return noise_image(*size, seed=3)
 
 
 def processed(folder: Path, image: Image.Image) -> Any:

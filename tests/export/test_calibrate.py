@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from exporting import Bundle, export, failures, plan_of
-from PIL import Image
+from images_made import noise_image
 from raising import refused
 
 from divprune_edge.export.calibrate import calibrated
@@ -23,8 +23,7 @@ from divprune_edge.export.verify.weights import GraphFile
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for i in range(6):
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        noise_image(40, 50, i).save(folder / f"{i}.png")
     return folder
 
 

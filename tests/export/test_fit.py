@@ -15,7 +15,7 @@ import torch
 from conftest import run_module
 from eager_schedules import run_layer, tiny_decoder
 from exporting import Language, Silent, export, plan_of
-from PIL import Image
+from images_made import noise_image
 from raising import assert_told, refused
 
 from divprune_edge.export import fit as fitting
@@ -33,8 +33,7 @@ from divprune_edge.models.schedules import Cut, Schedule, schedule_of
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for i in range(4):
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        noise_image(40, 50, i).save(folder / f"{i}.png")
     return folder
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
+from conftest import run_code
 from exporting import Bundle
 
 FILES = ("vision_encoder.onnx", "language_model.onnx", "selectors/divprune-9.onnx")
@@ -113,8 +112,4 @@ def test_exporting_needs_no_torch(checkpoint: Callable[[str], Path], tmp_path: P
         "    heavy = {'torch', 'transformers', 'onnxruntime'} & set(sys.modules)\n"
         "    sys.exit(f'imported {heavy}' if heavy else end.code)\n"
     )
-    root = Path(__file__).resolve().parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
+    run_code(code)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from unittest.mock import create_autospec
 import huggingface_hub
 import pytest
 from checkpoints import edit_json
-from conftest import run_module
+from conftest import run_code, run_module
 from hub_server import COMMIT, serve
 from tokenizer_kinds import byte_level
 
@@ -145,10 +143,7 @@ def follow(tmp_path: Path, advice: str) -> None:
     )
     assert len(calls) == 2
     code = "\n".join([*steps.values(), *calls])
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_code(code, tmp_path)
 
 
 def test_pickles_alone(hub: str, plain: Path, tmp_path: Path) -> None:

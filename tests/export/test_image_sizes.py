@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,10 @@ MANY = ",".join(
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            make = make_checkpoint if family == "llava" else make_qwen_checkpoint
-            made[family] = make(tmp_path_factory.mktemp(family) / "tiny", family=family)
-        return made[family]
+        make = make_checkpoint if family == "llava" else make_qwen_checkpoint
+        return make(tmp_path_factory.mktemp(family) / "tiny", family=family)
 
     return get
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from adapters import make_adapter, merged_plan
 from checkpoints import edit_json
 from exporting import Bundle, export, failures, look, plan_of
 from qwen_checkpoints import LEAST, MOST, QWEN, images_of, make_qwen_checkpoint
@@ -18,11 +20,8 @@ from divprune_edge import Pipeline
 from divprune_edge.export.add_selector import add_selector, add_selectors, left_out
 from divprune_edge.export.calibrate import calibrated
 from divprune_edge.export.check.bundle import check_bundle
-from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.cost import PRESETS, show_cost
 from divprune_edge.export.examples import pruned_rows
-from divprune_edge.export.merged import with_adapter
-from divprune_edge.export.planning import plan_export
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.targets import TARGETS
 
@@ -35,18 +34,16 @@ every_family = pytest.mark.parametrize("family", QWEN)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a family's checkpoint whose rows divide into blocks; four layers, three of them with features."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_qwen_checkpoint(
-                tmp_path_factory.mktemp(family) / "tiny",
-                family=family,
-                text={"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 6},
-                vision={"intermediate_size": 64}
-                | ({"deepstack_visual_indexes": [0, 1, 2]} if family == "qwen3_vl" else {}),
-            )
-        return made[family]
+        return make_qwen_checkpoint(
+            tmp_path_factory.mktemp(family) / "tiny",
+            family=family,
+            text={"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 6},
+            vision={"intermediate_size": 64}
+            | ({"deepstack_visual_indexes": [0, 1, 2]} if family == "qwen3_vl" else {}),
+        )
 
     return get
 
@@ -56,12 +53,10 @@ def exported(
     folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Bundle]:
     """Return its bundle; nobody may write to it."""
-    made: dict[str, Bundle] = {}
 
+    @cache
     def get(family: str) -> Bundle:
-        if family not in made:
-            made[family] = export(plan_of(folder(family)), tmp_path_factory.mktemp("bundle") / "tiny")
-        return made[family]
+        return export(plan_of(folder(family)), tmp_path_factory.mktemp("bundle") / "tiny")
 
     return get
 
@@ -193,24 +188,13 @@ def test_calibration_prunes_as_the_runtime_does(family: str, exported: Callable[
 
 @every_family
 def test_a_merged_adapter_is_verified(family: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    model = AutoModelForImageTextToText.from_pretrained(folder(family), dtype=torch.float32)
     of_tower = r"visual\.(blocks.*(qkv|attn\.proj)|merger.*(linear_fc1|mlp\.0))"
     targets = rf".*(language_model.*(q_proj|v_proj|down_proj)|{of_tower})"
-    lora = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in (p for n, p in lora.named_parameters() if "lora_" in n):
-            parameter.copy_(torch.randn(parameter.shape) * 0.1)
-    lora.save_pretrained(tmp_path / "adapter")
-    merged = with_adapter(Checkpoint(folder(family), "tiny"), tmp_path / "adapter")
-    plan = plan_export(merged, selector="divprune", keep=9, prune=None, precision="fp32")
+    adapter, _ = make_adapter(folder(family), tmp_path / "adapter", r=3, lora_alpha=7, target_modules=targets)
+    plan = merged_plan(folder(family), adapter)
     made = export(plan, tmp_path / "bundle")
     assert failures(plan, made.folder) == set()
-    assert len(merged.touched) == 6 * 3 + 3 * 2 + 1
+    assert len(plan.checkpoint.touched) == 6 * 3 + 3 * 2 + 1
 
 
 # --- what is said about it -------------------------------------------------------------------------------------

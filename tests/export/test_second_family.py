@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from checkpoints import IMAGE_TOKEN_ID, edit_json, make_checkpoint
 from exporting import export, plan_of
-from PIL import Image
+from images_made import noise_image
 from safetensors.numpy import load_file, save_file
 
 from divprune_edge import Pipeline
@@ -143,7 +143,7 @@ def test_it_is_exported_and_answers(checkpoint: Path, tmp_path: Path) -> None:
     assert bundle.manifest.family == "stripes"
     assert (vision.tokens, vision.image_height, vision.image_width) == (6, HEIGHT, WIDTH)
     assert [output.name for output in vision.outputs] == ["visual_tokens"], "all signals of none are none"
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8))
+    image = noise_image(HEIGHT, WIDTH, 1)
     answer = Pipeline(bundle.folder).ask(image, "what is in the picture ?", max_tokens=3)
     patches = (255 - np.asarray(image)).reshape(2, PATCH, 3, PATCH, 3).transpose(0, 2, 1, 3, 4) / np.float32(
         255

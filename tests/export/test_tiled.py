@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from adapters import make_adapter, merged_plan
 from checkpoints import TILED_VARIATIONS, edit_json, make_checkpoint
 from exporting import Bundle, export, failures, plan_of
-from PIL import Image
+from images_made import noise_image
 from raising import assert_told, refused
 from safetensors.numpy import load_file, save_file
 from tilings import TINY_SHAPES
 
 from divprune_edge.console import run
 from divprune_edge.export.calibrate import calibrated
-from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.cli import app
 from divprune_edge.export.examples import pruned_rows
-from divprune_edge.export.merged import with_adapter
-from divprune_edge.export.planning import plan_export
 from divprune_edge.export.seen import see
 from divprune_edge.export.verify.graphs import open_graph
 
@@ -34,19 +33,17 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a checkpoint of a family whose rows divide into blocks; nobody may write to it."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            options = TILED_VARIATIONS[f"{family}, plain"]
-            sizes = {"hidden_size": 64, "intermediate_size": 128}
-            made[family] = make_checkpoint(
-                tmp_path_factory.mktemp(family) / "tiny",
-                **options,
-                text={**sizes, "num_key_value_heads": 2},
-                vision={**sizes, "num_attention_heads": 2},
-            )
-        return made[family]
+        options = TILED_VARIATIONS[f"{family}, plain"]
+        sizes = {"hidden_size": 64, "intermediate_size": 128}
+        return make_checkpoint(
+            tmp_path_factory.mktemp(family) / "tiny",
+            **options,
+            text={**sizes, "num_key_value_heads": 2},
+            vision={**sizes, "num_attention_heads": 2},
+        )
 
     return get
 
@@ -55,8 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
     for number, size in enumerate(TINY_SHAPES[::6]):
-        pixels = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
+        noise_image(*size, seed=number).save(folder / f"{number}.png")
     return folder
 
 
@@ -117,7 +113,7 @@ def test_calibration_reads_what_the_runtime_reads(
 
     plan = plan_of(folder("llava_next"), 7, selector=selector, per=per)
     made = export(plan, tmp_path / "bundle")
-    image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (70, 105, 3), dtype=np.uint8))
+    image = noise_image(70, 105, 3)
     pipeline = Pipeline(made.folder, threads=1)
     (read,) = pipeline._vision.read([image])
     graphs = [open_graph(made.folder / file) for file in ("vision_encoder.onnx", "assemble.onnx")]
@@ -130,20 +126,9 @@ def test_calibration_reads_what_the_runtime_reads(
 
 @every_family
 def test_a_merged_adapter_is_verified(family: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    model = AutoModelForImageTextToText.from_pretrained(folder(family), dtype=torch.float32)
     targets = r".*(language_model.*(q_proj|down_proj)|vision_tower.*v_proj|multi_modal_projector.linear_2)"
-    lora = peft.get_peft_model(model, peft.LoraConfig(r=3, lora_alpha=7, target_modules=targets))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in (p for n, p in lora.named_parameters() if "lora_" in n):
-            parameter.copy_(torch.randn(parameter.shape) * 0.2)
-    lora.save_pretrained(tmp_path / "adapter")
-    merged = with_adapter(Checkpoint(folder(family), "tiny"), tmp_path / "adapter")
-    plan = plan_export(merged, selector="divprune", keep=9, prune=None, precision="fp32")
+    adapter, _ = make_adapter(folder(family), tmp_path / "adapter", r=3, lora_alpha=7, target_modules=targets)
+    plan = merged_plan(folder(family), adapter)
     made = export(plan, tmp_path / "bundle")
     assert failures(plan, made.folder) == set()
     assert made.manifest.source.adapter is not None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from exporting import export, plan_of
+from images_made import noise_pixels
 
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.backends.block import MORE_ROWS
@@ -47,7 +48,7 @@ def pipelines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    return noise_pixels(90, 90)
 
 
 def copied(run: Callable[[], Any], trace: Path) -> Counter[str]:

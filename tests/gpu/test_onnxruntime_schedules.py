@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from exporting import export, plan_of
+from images_made import noise_pixels
 
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.pipeline import Pipeline
@@ -29,7 +29,7 @@ def test_what_stays_and_what_follows(method: str, dialect: str, precision: str, 
     )
     folder = export(plan, tmp_path / "bundle").folder
     pipelines = [Pipeline(folder, backend=backend) for backend in ("cuda", "cpu")]
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    pixels = noise_pixels(90, 90)
     chats = [pipeline.chat(pixels) for pipeline in pipelines]
     ours, theirs = (chat.ask(QUESTION, max_tokens=8, ignore_eos=True) for chat in chats)
     found, wanted = (chat._session.kept(chat._slot) for chat in chats)

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from divprune_edge.models.cost import (
-    cost_of,
-    decoder_flops,
-    kv_bytes,
-    layered_kv_bytes,
-    max_min_flops,
-    visual_by_layer,
-)
+from divprune_edge.models.cost import cost_of, decoder_flops, kv_bytes, max_min_flops, visual_by_layer
 from divprune_edge.models.cost_conventions import (
     F2,
     F3,
     QUESTION_TOKENS,
     SYSTEM_TOKENS,
-    VICUNA_7B,
-    VICUNA_13B,
+    Sizes,
     divprune_ratio,
-    fitprune_flops,
     prefill_flops,
 )
 from divprune_edge.models.families.llava.spec import read_llava
-from divprune_edge.models.schedules import Cut, Schedule, schedule_of
+from divprune_edge.models.schedules import schedule_of
 
 TERA = 1e12
 QUESTIONS = list(QUESTION_TOKENS.values())
@@ -42,6 +33,9 @@ LLAVA_7B = read_llava(
         "image_token_index": 32000,
     }
 )
+
+
+VICUNA_7B, VICUNA_13B = Sizes(4096, 11008, 32), Sizes(5120, 13824, 40)
 
 
 def vicuna(stages: list[tuple[int, int]], convention: int) -> float:
@@ -139,88 +133,6 @@ def test_published_schedules_cost_what_papers_print(
     found = vicuna([(1, m) for m in held], F3)
     assert found == pytest.approx(tera, abs=5e-4)
     assert found / vicuna([(32, visual)], F3) * 100 == pytest.approx(percent, abs=5e-3)
-
-
-def test_fitprune_s_recipe_as_a_schedule() -> None:
-    """The published 60 % recipe keeps 245.0 of 576 rows of the cache on average.
-
-    Tokens leave behind a layer here, not before its MLP, which costs 1.5 points of the 40.3 %.
-    """
-    recipe = [
-        14,
-        33,
-        89,
-        36,
-        36,
-        20,
-        55,
-        21,
-        18,
-        4,
-        7,
-        5,
-        2,
-        5,
-        7,
-        4,
-        26,
-        5,
-        11,
-        24,
-        4,
-        18,
-        2,
-        1,
-        0,
-        0,
-        1,
-        0,
-        1,
-    ]
-    left, cuts = 576, []
-    for layer, deleted in enumerate(recipe):
-        left -= deleted
-        if deleted:
-            cuts.append(Cut(layer + 1, left))
-    held = visual_by_layer(Schedule("fitprune", 576, tuple(cuts), "original"), 32)
-    assert sum(held) == pytest.approx(245.0 * 32, abs=2)
-    ratio = vicuna([(1, m) for m in held], F3) / vicuna([(32, 576)], F3)
-    assert 0.403 < ratio < 0.43
-
-
-def test_a_schedule_s_cost_end_to_end() -> None:
-    """Uncut layers cost what they cost; the rest as if fewer tokens had entered."""
-    schedule = Schedule("fastv", 576, (Cut(2, 144), Cut(20, 0)), "original")
-    held = visual_by_layer(schedule, 32)
-    assert held == (576,) * 2 + (144,) * 18 + (0,) * 12
-    cut, spec = cost_of(LLAVA_7B, 576, 60, schedule=schedule), LLAVA_7B.decoder
-    logits = 2 * spec.hidden * spec.vocabulary
-    wanted = sum(
-        layers * (decoder_flops(spec, tokens, spec.vocabulary) - logits) // 32
-        for layers, tokens in ((2, 636), (18, 204), (12, 60))
-    )
-    assert cut.language == wanted + logits
-    assert cut.kv_bytes == (2 * 636 + 18 * 204 + 12 * 60) * 524_288 // 32
-    assert cut.kv_bytes == layered_kv_bytes(spec, [m + 60 for m in held])
-    assert cut.selector == 0
-    both = Schedule("fastv", 144, (Cut(2, 72),), "original")
-    assert cost_of(LLAVA_7B, 144, 60, schedule=both).language < cost_of(LLAVA_7B, 144, 60).language
-
-
-def test_fastv_at_half() -> None:
-    """57 % with text, K = 3."""
-    for tokens in (612, 620):
-        ratio = vicuna([(3, tokens), (29, tokens - 288)], F2) / vicuna([(32, tokens)], F2)
-        assert 0.566 < ratio < 0.573
-
-
-def test_fitprune_s_recipe() -> None:
-    """The 60 % recipe leaves 40.3 % of the visual operations."""
-    recipe = [14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4]
-    recipe += [26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0]
-    whole = fitprune_flops(VICUNA_7B, 576, [0] * 32)
-    assert fitprune_flops(VICUNA_7B, 576, recipe) / whole == pytest.approx(0.4030, abs=5e-5)
-    assert whole == prefill_flops(VICUNA_7B, [(32, 576)], F3)
 
 
 def test_stages_must_cover_every_layer() -> None:

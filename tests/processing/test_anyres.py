@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images_made import noise_image
 from PIL import Image
 from pydantic import ValidationError
 from raising import refused
@@ -19,11 +20,6 @@ from divprune_edge.processing.anyres import best_grid, fitted, most_tiles, to_ti
 from divprune_edge.processing.preprocess import to_pixels
 
 UNTILED = processing(SMALL).model_copy(update={"tiling": None})
-
-
-def noise(height: int, width: int) -> Image.Image:
-    rng = np.random.default_rng(height * 10007 + width)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def reference(image: Image.Image, facts: Preprocessing, *, alone: bool = True) -> np.ndarray:
@@ -73,7 +69,7 @@ def assert_equal(image: Image.Image, facts: Preprocessing, *, alone: bool = True
 @pytest.mark.parametrize("name", TILINGS)
 def test_equals_transformers(size: tuple[int, int], name: str) -> None:
     pytest.importorskip("transformers")
-    image, tiling = noise(*size), TILINGS[name]
+    image, tiling = noise_image(*size), TILINGS[name]
     for alone in (True, False):
         assert_equal(image, processing(tiling), alone=alone)
 
@@ -97,7 +93,7 @@ def test_every_tile_is_resized_and_cropped_again(tiling: Tiling, changes: dict[s
     facts = processing(tiling, **changes)
     for size in [(28, 28), (31, 90), (90, 31), (57, 55), (1, 20)]:
         for alone in (True, False):
-            assert_equal(noise(*size), facts, alone=alone)
+            assert_equal(noise_image(*size), facts, alone=alone)
 
 
 @settings(max_examples=60, deadline=None)
@@ -108,7 +104,7 @@ def test_every_tile_is_resized_and_cropped_again(tiling: Tiling, changes: dict[s
     alone=st.booleans(),
 )
 def test_any_size_equals_transformers(height: int, width: int, tiling: Tiling, alone: bool) -> None:
-    assert_equal(noise(height, width), processing(tiling), alone=alone)
+    assert_equal(noise_image(height, width), processing(tiling), alone=alone)
 
 
 @settings(max_examples=300, deadline=None)
@@ -149,19 +145,19 @@ def test_the_base_comes_first_and_the_rest_lies_on_black() -> None:
 
 
 def test_one_of_several_is_padded_with_the_mean_colour() -> None:
-    tiles = to_tiles(noise(3, 30), processing(ODD), 30, 30, alone=False)
+    tiles = to_tiles(noise_image(3, 30), processing(ODD), 30, 30, alone=False)
     assert tiles.shape == (1, 30, 30, 3)
     assert tiles[0, 0, 0].tolist() == [122, 116, 104]
 
 
 def test_without_tiling_there_is_one_tile() -> None:
-    image = noise(50, 70)
+    image = noise_image(50, 70)
     assert np.array_equal(to_tiles(image, UNTILED, 28, 28), to_pixels(image, UNTILED))
 
 
 def test_tiles_of_another_size_than_the_encoder_takes_are_refused() -> None:
     with refused("image-shape-unfit", "28 x 28", "30 x 30"):
-        to_tiles(noise(50, 70), processing(SMALL), 30, 30)
+        to_tiles(noise_image(50, 70), processing(SMALL), 30, 30)
 
 
 def test_a_square_too_large_to_pad_is_refused() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_code
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -243,5 +242,4 @@ def test_common_formats_do_not_import_every_reader(image: Path) -> None:
         "import sys\nfrom divprune_edge.processing.images import load_image\n"
         f"load_image({str(image)!r})\nsys.exit('PIL.TiffImagePlugin' in sys.modules)"
     )
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    run_code(code)

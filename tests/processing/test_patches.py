@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from images_made import noise_image
 from pydantic import ValidationError
 from raising import refused
 
@@ -65,13 +65,6 @@ def facts(patches: Patches | None, **changes: Any) -> Preprocessing:
     return Preprocessing(**(FACTS | {"resize": "area", "patches": patches} | changes))
 
 
-def noise(height: int, width: int) -> Image.Image:
-    pixels = np.random.default_rng(height * 10007 + width).integers(
-        0, 256, (height, width, 3), dtype=np.uint8
-    )
-    return Image.fromarray(pixels)
-
-
 @pytest.fixture
 def helpers() -> Any:
     """transformers' helpers for grids."""
@@ -97,7 +90,7 @@ def test_equals_transformers(size: tuple[int, int], patches: Patches) -> None:
         do_rescale=False,
         do_normalize=False,
     )
-    image = noise(*size)
+    image = noise_image(*size)
     wanted = processor(images=image, return_tensors="np")
     pixels, grid = to_patches(image, facts(patches))
     assert pixels.dtype == np.uint8
@@ -111,8 +104,8 @@ def test_every_filter(resample: int) -> None:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     processor = Qwen2VLImageProcessorPil(do_rescale=False, do_normalize=False, resample=resample)
-    wanted = processor(images=noise(90, 131), return_tensors="np")["pixel_values"]
-    assert np.array_equal(to_patches(noise(90, 131), facts(QWEN2_5, resample=resample))[0][0], wanted)
+    wanted = processor(images=noise_image(90, 131), return_tensors="np")["pixel_values"]
+    assert np.array_equal(to_patches(noise_image(90, 131), facts(QWEN2_5, resample=resample))[0][0], wanted)
 
 
 @given(
@@ -161,7 +154,7 @@ def test_the_most_tokens_are_reached() -> None:
 
 def test_an_elongated_image_is_refused() -> None:
     with refused("image-too-elongated", "201 x 1 pixels", 200):
-        to_patches(noise(1, 201), facts(QWEN3))
+        to_patches(noise_image(1, 201), facts(QWEN3))
     with refused("image-too-elongated", "4 x 805 pixels"):
         fitted_size(805, 4, QWEN3)
     assert fitted_size(800, 4, QWEN2_5)[1] == 28
@@ -170,7 +163,7 @@ def test_an_elongated_image_is_refused() -> None:
 def test_what_would_take_too_much_memory_is_refused() -> None:
     wide = Patches(patch=64, merge=8, temporal=2, min_pixels=64_000_000, max_pixels=64_000_000)
     with refused("image-too-elongated", "1 x 200 pixels", "64 million"):
-        to_patches(noise(200, 1), facts(wide))
+        to_patches(noise_image(200, 1), facts(wide))
 
 
 GRIDS = [(4, 20), (2, 2), (8, 8), (2, 34), (30, 2), (16, 24), (18, 10), (96, 96), (50, 74)]
@@ -274,7 +267,7 @@ def with_sizes(*sizes: tuple[int, int], **changes: Any) -> Patches:
 def test_an_image_is_resized_to_the_nearest_size(size: tuple[int, int], wanted: tuple[int, int]) -> None:
     patches = with_sizes((224, 224), (448, 448), (448, 672), (672, 448), max_pixels=448 * 672)
     assert fitted_size(*size, patches) == wanted
-    pixels, grid = to_patches(noise(*size), facts(patches))
+    pixels, grid = to_patches(noise_image(*size), facts(patches))
     assert grid == (wanted[0] // 16, wanted[1] // 16)
     assert pixels.shape[:2] == (1, wanted[0] * wanted[1] // 256)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from images_made import noise_image
 from PIL import Image
 from raising import refused
 
@@ -20,13 +21,6 @@ FACTS: dict[str, Any] = {"resample": 3, "rescale_factor": 1 / 255, "mean": MEAN,
 
 def facts(**changes: Any) -> Preprocessing:
     return Preprocessing(**(FACTS | {"resize": "none"} | changes))
-
-
-def noise(height: int, width: int) -> Image.Image:
-    pixels = np.random.default_rng(height * 10007 + width).integers(
-        0, 256, (height, width, 3), dtype=np.uint8
-    )
-    return Image.fromarray(pixels)
 
 
 def reference(image: Image.Image, f: Preprocessing) -> np.ndarray:
@@ -76,7 +70,7 @@ SIZES = [(1, 1), (1, 7), (300, 1), (47, 49), (48, 48), (49, 48), (48, 97), (101,
     ],
 )
 def test_equals_transformers(size: tuple[int, int], f: Preprocessing) -> None:
-    image = noise(*size)
+    image = noise_image(*size)
     bound = None if f.pad_to_square else f.longest_edge
     if bound is not None and round(bound * min(size) / max(size)) < 1:
         with refused("image-too-elongated"):
@@ -100,7 +94,7 @@ def test_clip_processor_agrees_too() -> None:
         do_rescale=False,
         do_normalize=False,
     )
-    image = noise(77, 131)
+    image = noise_image(77, 131)
     expected = np.asarray(processor(images=image, return_tensors="np")["pixel_values"]).transpose(0, 2, 3, 1)
     assert np.array_equal(to_pixels(image, SHORTEST), expected)
 
@@ -125,7 +119,7 @@ def test_any_size_equals_transformers(
         crop_width=crop[1],
         pad_to_square=pad,
     )
-    image = noise(height, width)
+    image = noise_image(height, width)
     if longest is not None and not pad and round(longest * min(image.size) / max(image.size)) < 1:
         with refused("image-too-elongated"):
             to_pixels(image, f)
@@ -134,7 +128,7 @@ def test_any_size_equals_transformers(
 
 
 def test_padding_has_the_truncated_mean_colour() -> None:
-    pixels = to_pixels(noise(2, 8), facts(pad_to_square=True, crop_height=8, crop_width=8))
+    pixels = to_pixels(noise_image(2, 8), facts(pad_to_square=True, crop_height=8, crop_width=8))
     assert pixels[0, 0, 0].tolist() == [122, 116, 104]
 
 

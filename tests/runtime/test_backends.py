@@ -63,25 +63,13 @@ def test_selection_equals_the_reference(backend: Backend, bundle: Bundle, pixels
     assert np.all(np.diff(indices[0]) > 0)
 
 
-def test_no_selector_keeps_everything(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    encoded = backend.encode({"pixels": pixels})
-    kept, indices = backend.select(encoded, None, np.ones((1, 576), np.bool_))
-    assert kept is encoded.tokens
-    assert np.array_equal(indices, np.arange(576)[None])
-
-
-def test_too_few_valid_rows_are_refused(backend: Backend, bundle: Bundle, pixels: np.ndarray) -> None:
-    valid = np.zeros((1, 576), np.bool_)
-    valid[0, :57] = True
-    with refused("keep-exceeds-rows", 58, 57):
-        backend.select(backend.encode({"pixels": pixels}), bundle.manifest.selectors[0], valid)
-
-
 def test_values_outlive_what_they_came_from(backend: Backend) -> None:
     """An array that is handed on without a copy may be all that is left of a tensor: none lies in a caller's memory."""
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     tensor = backend.to_device(array)
-    joined = backend.join([backend.take(backend.part(Encoded(tensor), 1).tokens, np.arange(2))], (2, 1, 4))
+    joined = backend.join(
+        [backend.take(backend.part(Encoded({"visual_tokens": tensor}), 1).tokens, np.arange(2))], (2, 1, 4)
+    )
     for one, wanted in ((tensor, array), (joined, array[1, :2, None])):
         assert np.array_equal(backend.to_host(one), wanted)
         assert not np.shares_memory(backend.to_host(one), array)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,11 @@ DIALECTS = pytest.mark.parametrize("dialect", ["static", "decomposed"])
 @pytest.fixture(scope="module")
 def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return the demo checkpoint in a dialect and precision, with a cache of 192 rows."""
-    made: dict[tuple[str, str], Path] = {}
 
+    @cache
     def get(dialect: str, precision: str = "fp32") -> Path:
-        if (dialect, precision) not in made:
-            plan = plan_of(CHECKPOINT, 58, dialect=dialect, precision=precision, capacity=CAPACITY)
-            made[dialect, precision] = export(plan, tmp_path_factory.mktemp("bundles") / dialect).folder
-        return made[dialect, precision]
+        plan = plan_of(CHECKPOINT, 58, dialect=dialect, precision=precision, capacity=CAPACITY)
+        return export(plan, tmp_path_factory.mktemp("bundles") / dialect).folder
 
     return get
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from images_made import noise_pixels
 from PIL import Image
 from raising import refused
 
@@ -42,7 +43,7 @@ def plain(shade: int) -> Any:
 
 
 def noisy(seed: int) -> Any:
-    return np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    return noise_pixels(96, 96, seed)
 
 
 def radii(bundle: Path, image: Any) -> list[float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from images_made import noise_image
 from PIL import Image
 from raising import assert_told
 
@@ -246,7 +247,7 @@ def test_images_that_are_refused(command: Run, demo_bundle: Path, image: Path, t
 
 
 def test_images_that_are_taken(command: Run, demo_bundle: Path, tmp_path: Path) -> None:
-    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    rgb = noise_image(40, 60)
     taken = {
         "one.png": rgb.crop((0, 0, 1, 1)),
         "thin.png": rgb.resize((1, 5000)),

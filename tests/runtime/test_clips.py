@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from answers import same
 from clip_reference import FAMILIES, ONEVISION, QUESTION, STEPS, ClipReference, make_clip_checkpoint
 from clips_made import noise, write_clip
 from exporting import export, plan_of
@@ -18,7 +20,6 @@ from raising import assert_told, refused
 from divprune_edge import Pipeline, Video
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.processing.prompt import user_turn
-from divprune_edge.runtime.answer import Answer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -32,22 +33,15 @@ Opened = Callable[..., Pipeline]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-    return lambda family: made.setdefault(
-        family, made.get(family) or make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)
-    )
+    return cache(lambda family: make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family))
 
 
 @pytest.fixture(scope="module")
 def opened(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    made: dict[Any, Pipeline] = {}
-
+    @cache
     def get(family: str, **options: Any) -> Pipeline:
-        key = family, *options.items()
-        if key not in made:
-            plan = plan_of(folder(family), **{"keep": KEPT, "frames": FRAMES, **options})
-            made[key] = Pipeline(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder, threads=1)
-        return made[key]
+        plan = plan_of(folder(family), **{"keep": KEPT, "frames": FRAMES, **options})
+        return Pipeline(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder, threads=1)
 
     return get
 
@@ -55,11 +49,7 @@ def opened(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def reference(folder: Callable[[str], Path], opened: Opened) -> Callable[[str], ClipReference]:
     torch.set_num_threads(1)
-    made: dict[str, ClipReference] = {}
-    return lambda family: made.setdefault(
-        family,
-        made.get(family) or ClipReference(folder(family), family, opened(family).bundle.manifest),
-    )
+    return cache(lambda family: ClipReference(folder(family), family, opened(family).bundle.manifest))
 
 
 # --- transformers' own -----------------------------------------------------------------------------------------
@@ -129,12 +119,12 @@ def test_images_and_clips_in_one_prompt(family: str, opened: Opened) -> None:
     alone.insert(0, pipeline.ask(image, QUESTION, max_tokens=1))
     assert together.image_tokens == (KEPT,) * 3
     assert np.array_equal(together.kept_indices, np.concatenate([one.kept_indices for one in alone]))
-    assert same(together, pipeline.ask([clips[0], image, clips[1]], QUESTION, **GREEDY))  # images come first
+    same(together, pipeline.ask([clips[0], image, clips[1]], QUESTION, **GREEDY))  # images come first
     batch = pipeline.ask_batch(
         [([image, *clips], QUESTION), (clips[0], QUESTION), (None, QUESTION)], **GREEDY
     )
-    assert same(batch[0], together)
-    assert same(batch[1], pipeline.ask(None, QUESTION, video=clips[0], **GREEDY))
+    same(batch[0], together)
+    same(batch[1], pipeline.ask(None, QUESTION, video=clips[0], **GREEDY))
 
 
 @every_family
@@ -151,11 +141,7 @@ def test_a_conversation(family: str, opened: Opened) -> None:
     again.ask("what ?", max_tokens=4, ignore_eos=True)
     again.ask(QUESTION, image=noise(1)[0], max_tokens=4, ignore_eos=True)
     again._cached = ()
-    assert same(again.ask(QUESTION, video=frames[:3], fps=2.0, **GREEDY), third)
-
-
-def same(first: Answer, second: Answer) -> bool:
-    return first.token_ids == second.token_ids and np.array_equal(first.kept_indices, second.kept_indices)
+    same(again.ask(QUESTION, video=frames[:3], fps=2.0, **GREEDY), third)
 
 
 @every_family

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from answers import same
 from clip_reference import FAMILIES, ONEVISION, QUESTION, STEPS, ClipReference, make_clip_checkpoint
 from clips_made import noise
 from conftest import run_module
@@ -24,7 +25,6 @@ from qwen_checkpoints import QWEN, QWEN_VARIATIONS
 
 from divprune_edge import Pipeline, Video
 from divprune_edge.processing.patches import dimensions, most_of_clip
-from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX
 
@@ -46,12 +46,9 @@ Made = Callable[..., Bundle]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            made[family] = make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)
-        return made[family]
+        return make_clip_checkpoint(tmp_path_factory.mktemp(family) / "tiny", family)
 
     return get
 
@@ -59,27 +56,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def made(folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Made:
     """Return a bundle, exported once."""
-    bundles: dict[Any, Bundle] = {}
 
+    @cache
     def get(family: str, dialect: str, **options: Any) -> Bundle:
-        key = family, dialect, *options.items()
-        if key not in bundles:
-            options = {"keep": KEPT, "frames": FRAMES, **options}
-            if dialect in DIALECTS:
-                options["capacity"] = 512
-            if family in QWEN:
-                options.setdefault("resolution", SIZES)
-            plan = plan_of(folder(family), dialect=dialect, **options)
-            bundles[key] = Bundle.open(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder)
-        return bundles[key]
+        options = {"keep": KEPT, "frames": FRAMES, **options}
+        if dialect in DIALECTS:
+            options["capacity"] = 512
+        if family in QWEN:
+            options.setdefault("resolution", SIZES)
+        plan = plan_of(folder(family), dialect=dialect, **options)
+        return Bundle.open(export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder)
 
     return get
-
-
-def same(found: Answer, wanted: Answer) -> None:
-    assert found.token_ids == wanted.token_ids
-    assert found.image_tokens == wanted.image_tokens
-    assert np.array_equal(found.kept_indices, wanted.kept_indices)
 
 
 def clips() -> list[Video]:

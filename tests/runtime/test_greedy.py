@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import same
 from exporting import export, plan_of
 from fake_device import FakeDevice, FakeEngines
 from raising import refused
@@ -39,9 +40,9 @@ def pair(
     return found[0], found[1]
 
 
-def same(found: list[Answer], wanted: list[Answer]) -> None:
-    assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
-    assert [one.finish_reason for one in found] == [one.finish_reason for one in wanted]
+def all_same(found: list[Answer], wanted: list[Answer]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        same(one, other)
 
 
 def read_logits(monkeypatch: pytest.MonkeyPatch) -> list[Prediction]:
@@ -59,8 +60,8 @@ def test_answers_are_the_same_without_the_logits(
     wanted = [other.ask(image, question, **FREE) for question in QUESTIONS]
     both = other.ask_batch([(image, question) for question in QUESTIONS], **FREE)
     read = read_logits(monkeypatch)
-    same([ours.ask(image, question, **FREE) for question in QUESTIONS], wanted)
-    same(ours.ask_batch([(image, question) for question in QUESTIONS], **FREE), both)
+    all_same([ours.ask(image, question, **FREE) for question in QUESTIONS], wanted)
+    all_same(ours.ask_batch([(image, question) for question in QUESTIONS], **FREE), both)
     chat = ours.chat(image)
     for question in QUESTIONS:
         chat.ask(question, max_tokens=3)
@@ -72,12 +73,12 @@ def test_other_sampling_reads_them(
     pair: tuple[Pipeline, Pipeline], image: Path, options: dict[str, Any]
 ) -> None:
     ours, other = pair
-    same(
+    all_same(
         [ours.ask(image, QUESTIONS[0], **FREE, **options)],
         [other.ask(image, QUESTIONS[0], **FREE, **options)],
     )
     asked = [(image, question) for question in QUESTIONS]
-    same(ours.ask_batch(asked, **FREE, **options), other.ask_batch(asked, **FREE, **options))
+    all_same(ours.ask_batch(asked, **FREE, **options), other.ask_batch(asked, **FREE, **options))
 
 
 def test_an_engine_says_it_as_well(
@@ -96,7 +97,7 @@ def test_an_engine_says_it_as_well(
     for options in ({}, {"repetition_penalty": 1.4}):
         device.copies.clear()
         found = [engines.ask(image, question, **FREE, **options) for question in QUESTIONS]
-        same(found, [ours.ask(image, question, **FREE, **options) for question in QUESTIONS])
+        all_same(found, [ours.ask(image, question, **FREE, **options) for question in QUESTIONS])
         logits = 4 * bundle.manifest.language_model.vocabulary
         steps = sum(len(one.token_ids) for one in found)
         assert device.copies.count(("download", 8)) == steps

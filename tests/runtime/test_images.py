@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import agree
 from checkpoints import make_checkpoint
 from exporting import export, plan_of
 from fake_device import FakeEngines
+from images_made import noise_image
 from over_fake import over_fake
 from PIL import Image
 from raising import assert_told, refused
@@ -34,8 +36,7 @@ Oracle = Callable[..., tuple[list[int], list[float]]]
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (12, 9, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+    return noise_image(12, 9, seed).resize(size, Image.Resampling.BILINEAR)
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +151,6 @@ def _followed(logits: Any, forbidden: int) -> tuple[list[int], list[float]]:
     return top.indices[:, 0].tolist(), (top.values[:, 0] - top.values[:, 1]).tolist()
 
 
-def agree(answer: Answer, wanted: tuple[list[int], list[float]]) -> None:
-    """Only a tie within the arithmetic's noise may fall the other way; then the paths part."""
-    for step, (found, token, margin) in enumerate(zip(answer.token_ids, *wanted, strict=True)):
-        if found != token:
-            assert margin < 1e-3, f"step {step}"
-            break
-
-
 @pytest.mark.parametrize("count", [0, 2, 3])
 def test_unpruned_is_transformers_own_generate(
     whole: Pipeline, pictures: list[Image.Image], processed: Any, generated: Oracle, count: int
@@ -166,7 +159,7 @@ def test_unpruned_is_transformers_own_generate(
     assert answer.image_tokens == (576,) * count
     assert answer.visual_tokens == len(answer.kept_indices) == 576 * count
     assert answer.prompt_tokens == processed((QUESTION, pictures[:count]))["input_ids"].shape[1]
-    agree(answer, generated((QUESTION, pictures[:count])))
+    agree(answer.token_ids, *generated((QUESTION, pictures[:count])))
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -178,7 +171,7 @@ def test_pruned_is_what_is_spliced_by_hand(
     kept = np.split(answer.kept_indices, count)
     alone = [pipeline.ask(image, QUESTION, max_tokens=1).kept_indices for image in pictures[:count]]
     assert all(np.array_equal(a, b) for a, b in zip(kept, alone, strict=True))
-    agree(answer, spliced(kept, (QUESTION, pictures[:count])))
+    agree(answer.token_ids, *spliced(kept, (QUESTION, pictures[:count])))
 
 
 def test_images_in_different_turns(
@@ -202,7 +195,7 @@ def test_images_in_different_turns(
             (LATER, pictures[1:2]),
         ]
         kept = np.split(third.kept_indices, 2)
-        agree(third, generated(*turns) if asked is whole else spliced(kept, *turns))
+        agree(third.token_ids, *(generated(*turns) if asked is whole else spliced(kept, *turns)))
 
 
 def test_an_image_that_joins_leaves_the_cache_and_is_seen_alone(

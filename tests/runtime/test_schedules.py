@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from answers import agree
 from checkpoints import NEXT, make_checkpoint
+from eager_schedules import EAGER, Pruned, embed, open_text_model, run
 from exporting import Bundle, export, failures, plan_of
+from images_made import noise_image
 from over_fake import over_fake
 from PIL import Image
 from qwen_checkpoints import QWEN, SHAPES, images_of, make_qwen_checkpoint
 from raising import refused
-from schedule_reference import EagerDecoder
 
 from divprune_edge import Pipeline
 from divprune_edge.models.cost import DecoderFlops
@@ -40,32 +43,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def eager(checkpoint: Path) -> EagerDecoder:
-    return EagerDecoder(checkpoint)
+def model(checkpoint: Path) -> Any:
+    return open_text_model(checkpoint)
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    folder = tmp_path_factory.mktemp("scheduled")
-    made: dict[str, Bundle] = {}
-
+    @cache
     def get(schedule: str | None, dialect: str = "portable", keep: int = 20, **options: Any) -> Bundle:
         if dialect == "onnxruntime":
             options["numbering"] = "compact"
-        name = f"{schedule}-{dialect}-{keep}-{sorted(options.items())}".replace("/", "_")
-        if name not in made:
-            made[name] = export(
-                plan_of(checkpoint, keep, schedule=schedule, dialect=dialect, precision="fp32", **options),
-                folder / str(len(made)),
-            )
-        return made[name]
+        plan = plan_of(checkpoint, keep, schedule=schedule, dialect=dialect, precision="fp32", **options)
+        return export(plan, tmp_path_factory.mktemp("scheduled") / "bundle")
 
     return get
 
 
 def picture(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return noise_image(60, 80, seed)
 
 
 def cuts_of(bundle: Bundle) -> list[tuple[int, int]]:
@@ -74,54 +69,54 @@ def cuts_of(bundle: Bundle) -> list[tuple[int, int]]:
     return [(cut.before, cut.keep) for cut in schedule.cuts]
 
 
-def expected(eager: EagerDecoder, bundle: Bundle, chat: Any, prompt: int, steps: int = STEPS) -> Any:
-    """What the eager decoder does after the prompt's ids that a chat has in its cache."""
-    info = bundle.manifest.language_model
-    ids = np.array(chat._cached[:prompt])
-    table = chat._pipeline._backend.to_host(chat._seen.tokens)[0]
-    images, row = [], 0
-    for image in chat._seen.images:
-        images.append(np.flatnonzero(np.isin(ids, info.embedding_rows + row + np.arange(len(image.rows)))))
-        row += len(image.rows)
-    schedule = info.schedule
-    return eager.greedy(
-        eager.embed(ids, table),
+def expected(
+    model: Any,
+    bundle: Bundle,
+    chat: Any,
+    ids: Sequence[int],
+    images: Sequence[Sequence[int]],
+    steps: int = STEPS,
+    **options: Any,
+) -> Pruned:
+    """What transformers' layers do after a prompt's ids, which refer to what a chat has seen."""
+    schedule = bundle.manifest.language_model.schedule
+    rows, stacked = embed(model, ids, chat._pipeline._backend.to_host(chat._seen.tokens)[0])
+    return run(
+        model,
+        rows,
         images,
         cuts_of(bundle),
-        schedule.method,
-        schedule.numbering == "compact",
-        steps,
-        [*np.concatenate([np.arange(a, b + 1) for a, b in bundle.manifest.prompt.forbidden_ids.ranges])],
+        EAGER.get(schedule.method),
+        renumber=schedule.numbering == "compact",
+        steps=steps,
+        forbidden=[*bundle.manifest.prompt.forbidden_ids],
+        stacked=stacked,
+        **options,
     )
 
 
-def agree(found: Any, wanted: list[int], margins: list[float]) -> None:
-    """Ids are the same until one hangs on the last bits of two logits."""
-    for step, (got, want, margin) in enumerate(zip(found, wanted, margins, strict=True)):
-        if got != want:
-            assert margin < 1e-3, f"step {step}: {got} instead of {want}"
-            break
+def visual_rows(bundle: Bundle, ids: Sequence[int]) -> np.ndarray:
+    return np.flatnonzero(np.array(ids) >= bundle.rows)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_what_stays_and_what_follows(
-    exported: Exported, eager: EagerDecoder, method: str, dialect: str
-) -> None:
+def test_what_stays_and_what_follows(exported: Exported, model: Any, method: str, dialect: str) -> None:
     """Of two images in one prompt as well, each of which is judged by itself."""
     bundle = exported(method, dialect)
     pipeline = Pipeline(bundle.folder)
     for images in ([picture(1)], [picture(2), picture(3)]):
         chat = pipeline.chat(images)
         answer = chat.ask(QUESTIONS[0], max_tokens=STEPS, ignore_eos=True)
-        tokens, margins, kept = expected(eager, bundle, chat, answer.prompt_tokens)
-        visual = np.flatnonzero(np.array(chat._cached) >= bundle.rows)
-        for found, wanted, (_, keep) in zip(
-            chat._session.kept(chat._slot), kept, cuts_of(bundle), strict=True
+        ids = chat._cached[: answer.prompt_tokens]
+        visual = visual_rows(bundle, ids)
+        wanted = expected(model, bundle, chat, ids, np.split(visual, len(images)))
+        for found, kept, (_, keep) in zip(
+            chat._session.kept(chat._slot), wanted.kept, cuts_of(bundle), strict=True
         ):
-            assert visual[found].tolist() == sorted(wanted.tolist())
+            assert visual[found].tolist() == kept
             assert len(found) == keep * len(images)
-        agree(answer.token_ids, tokens, margins)
+        agree(answer.token_ids, wanted.tokens, wanted.margins)
         lengths = chat._session.lengths(chat._slot)
         assert lengths == tuple(
             lengths[0] - len(images) * (20 - keep) for keep in (20, *(k for _, k in cuts_of(bundle)))
@@ -182,25 +177,18 @@ def test_slots_join_and_leave(exported: Exported, dialect: str) -> None:
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("method", ["pyramiddrop", "fastv"])
 def test_a_second_question_finds_the_tokens_gone(
-    exported: Exported, eager: EagerDecoder, method: str, dialect: str
+    exported: Exported, model: Any, method: str, dialect: str
 ) -> None:
-    """It is a chunk as any other: the eager decoder with what the first question kept, fed the whole conversation."""
+    """It is a chunk as any other: the reference keeps what the first question kept, and reads all of it."""
     bundle = exported(method, dialect)
     chat = Pipeline(bundle.folder).chat(picture(8))
     first = chat.ask(QUESTIONS[0], max_tokens=3, ignore_eos=True)
-    _, _, kept = expected(eager, bundle, chat, first.prompt_tokens, 1)
+    ids = chat._cached[: first.prompt_tokens]
+    visual = visual_rows(bundle, ids)
+    kept = expected(model, bundle, chat, ids, [visual], 0).kept
     second = chat.ask(QUESTIONS[1], max_tokens=STEPS, ignore_eos=True)
-    ids = np.array(chat._cached[: second.prompt_tokens])
-    visual = np.flatnonzero(ids >= bundle.rows)
-    table = chat._pipeline._backend.to_host(chat._seen.tokens)[0]
-    eager._visual = visual
-    logits, _ = eager.run(
-        eager.embed(ids, table), [visual], cuts_of(bundle), method, method == "pyramiddrop", kept
-    )
-    allowed = logits.clone()
-    for a, b in bundle.manifest.prompt.forbidden_ids.ranges:
-        allowed[a : b + 1] = -np.inf
-    assert second.token_ids[0] == int(allowed.argmax())
+    ids = chat._cached[: second.prompt_tokens]
+    assert second.token_ids[0] == expected(model, bundle, chat, ids, [visual], 1, kept=kept).tokens[0]
     assert len(chat._session.kept(chat._slot)[0]) == cuts_of(bundle)[0][1]
 
 
@@ -354,7 +342,7 @@ def test_what_is_no_schedule(checkpoint: Path, tmp_path: Path, asked: Any, code:
         plan_of(checkpoint, 20, schedule=asked)
 
 
-def test_a_schedule_of_ones_own(checkpoint: Path, tmp_path: Path, eager: EagerDecoder) -> None:
+def test_a_schedule_of_ones_own(checkpoint: Path, tmp_path: Path, model: Any) -> None:
     """Numbers or shares, and at another layer; what the file leaves open is as the method has it."""
     file = tmp_path / "schedule.json"
     file.write_text(
@@ -365,11 +353,12 @@ def test_a_schedule_of_ones_own(checkpoint: Path, tmp_path: Path, eager: EagerDe
     assert cuts_of(bundle) == [(2, 12), (5, 0)]
     chat = Pipeline(bundle.folder).chat(picture(18))
     answer = chat.ask(QUESTIONS[0], max_tokens=STEPS, ignore_eos=True)
-    tokens, margins, kept = expected(eager, bundle, chat, answer.prompt_tokens)
-    visual = np.flatnonzero(np.array(chat._cached) >= bundle.rows)
-    assert visual[chat._session.kept(chat._slot)[0]].tolist() == kept[0].tolist()
-    assert len(kept[1]) == 0
-    agree(answer.token_ids, tokens, margins)
+    ids = chat._cached[: answer.prompt_tokens]
+    visual = visual_rows(bundle, ids)
+    wanted = expected(model, bundle, chat, ids, [visual])
+    assert visual[chat._session.kept(chat._slot)[0]].tolist() == wanted.kept[0]
+    assert not wanted.kept[1]
+    agree(answer.token_ids, wanted.tokens, wanted.margins)
 
 
 def test_what_a_dialect_cannot_place(checkpoint: Path) -> None:
@@ -395,24 +384,12 @@ def test_three_positions_a_token(
     monkeypatch.setattr(pipeline, "_placed", lambda *told: placed.append(place(*told)) or placed[-1])
     chat = pipeline.chat(images_of([SHAPES[0]])[0])
     answer = chat.ask("what is in the picture ?", max_tokens=STEPS, ignore_eos=True)
-    ids, visual = np.array(placed[0].ids), np.flatnonzero(np.array(placed[0].ids) >= bundle.rows)
+    ids, visual = placed[0].ids, visual_rows(bundle, placed[0].ids)
     assert len(visual) == 16
-    eager = EagerDecoder(folder)
-    table = pipeline._backend.to_host(chat._seen.tokens)[0]
-    tokens, margins, kept = eager.greedy(
-        eager.embed(ids, table),
-        [visual],
-        cuts_of(bundle),
-        method,
-        method == "pyramiddrop",
-        STEPS,
-        [*np.concatenate([np.arange(a, b + 1) for a, b in bundle.manifest.prompt.forbidden_ids.ranges])],
-        placed[0].positions,
-        placed[0].next_position,
-    )
-    found = chat._session.kept(chat._slot)
-    assert [visual[one].tolist() for one in found] == [sorted(one.tolist()) for one in kept]
-    agree(answer.token_ids, tokens, margins)
+    told = {"positions": placed[0].positions, "next_position": placed[0].next_position}
+    wanted = expected(open_text_model(folder), bundle, chat, ids, [visual], **told)
+    assert [visual[one].tolist() for one in chat._session.kept(chat._slot)] == wanted.kept
+    agree(answer.token_ids, wanted.tokens, wanted.margins)
 
 
 def test_no_cut_among_features_of_the_tower(tmp_path: Path) -> None:
@@ -434,24 +411,13 @@ def test_images_of_different_numbers_of_tokens(tmp_path: Path) -> None:
     answer = chat.ask(QUESTIONS[0], max_tokens=STEPS, ignore_eos=True)
     small, large = answer.image_tokens
     assert small <= 60 < large
-    eager = EagerDecoder(folder)
-    ids = np.array(chat._cached[: answer.prompt_tokens])
-    visual = np.flatnonzero(ids >= bundle.rows)
+    ids = chat._cached[: answer.prompt_tokens]
+    visual = visual_rows(bundle, ids)
     found = chat._session.kept(chat._slot)[0]
     assert len(found) == small + 60 and found[:small].tolist() == list(range(small))
-    table = chat._pipeline._backend.to_host(chat._seen.tokens)[0]
-    images = [visual[:small], visual[small:]]
-    tokens, margins, kept = eager.greedy(
-        eager.embed(ids, table),
-        images,
-        cuts_of(bundle),
-        "fastv",
-        False,
-        STEPS,
-        [*np.concatenate([np.arange(a, b + 1) for a, b in bundle.manifest.prompt.forbidden_ids.ranges])],
-    )
-    assert visual[found].tolist() == sorted(kept[0].tolist())
-    agree(answer.token_ids, tokens, margins)
+    wanted = expected(open_text_model(folder), bundle, chat, ids, [visual[:small], visual[small:]])
+    assert visual[found].tolist() == wanted.kept[0]
+    agree(answer.token_ids, wanted.tokens, wanted.margins)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import same
 from checkpoints import make_checkpoint
 from conftest import run_module
 from exporting import export, plan_of
@@ -61,13 +62,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
         export(plan_of(checkpoint, keep=9, dialect=dialect, **options), folder / dialect)
         bundles[dialect] = Bundle.open(folder / dialect)
     return bundles
-
-
-def same(answer: Any, wanted: Any) -> None:
-    assert answer.token_ids == wanted.token_ids
-    assert answer.answer == wanted.answer
-    assert answer.finish_reason == wanted.finish_reason
-    assert np.array_equal(answer.kept_indices, wanted.kept_indices)
 
 
 @pytest.mark.parametrize("selector", [None, "none"])
@@ -450,15 +444,6 @@ def test_host_and_device(tiny: dict[str, Bundle]) -> None:
     assert np.array_equal(backend.to_host(tensor), values.astype(np.float32))
     with refused("batch-with-backend", "2 images", "tensorrt"):
         backend.encode({"pixels": np.zeros((2, 35, 35, 3), np.uint8)})
-
-
-def test_too_few_rows_that_count(tiny: dict[str, Bundle]) -> None:
-    bundle = tiny["static"]
-    backend = TensorRtBackend(bundle, FakeDevice(), FakeEngines(bundle))
-    backend.load(bundle.selector())
-    encoded = backend.encode({"pixels": np.zeros((1, 35, 35, 3), np.uint8)})
-    with refused("keep-exceeds-rows", 9, 8):
-        backend.select(encoded, bundle.selector(), np.arange(25)[None] < 8)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from checkpoints import IMAGE_TOKEN, TILED_VARIATIONS, grids, make_checkpoint
 from exporting import close, export, plan_of
+from images_made import noise_image
 from PIL import Image
 from raising import refused
 from tilings import TINY_SHAPES
@@ -39,10 +40,6 @@ GREEDY = {"max_tokens": STEPS, "ignore_eos": True}
 OF_CLASS_TOKEN = {name for name, selector in SELECTORS.items() if set(selector.signals) & set(CLASS_TOKEN)}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_per = pytest.mark.parametrize("per", PER)
-
-
-def noise(height: int, width: int, seed: int = 5) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @dataclass(frozen=True)
@@ -117,15 +114,13 @@ class Stock:
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stock]:
     """Return transformers' side of a family's checkpoint; heads of 16, as dialect onnxruntime needs them."""
-    made: dict[str, Stock] = {}
 
+    @cache
     def get(family: str) -> Stock:
-        if family not in made:
-            options = TILED_VARIATIONS[f"{family}, plain"]
-            text = {"head_dim": 16} if family == "llava_next" else {"hidden_size": 64}
-            folder = make_checkpoint(tmp_path_factory.mktemp(family) / "tiny", **options, text=text)
-            made[family] = Stock(folder)
-        return made[family]
+        options = TILED_VARIATIONS[f"{family}, plain"]
+        text = {"head_dim": 16} if family == "llava_next" else {"hidden_size": 64}
+        folder = make_checkpoint(tmp_path_factory.mktemp(family) / "tiny", **options, text=text)
+        return Stock(folder)
 
     return get
 
@@ -133,17 +128,14 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Stock]:
 @pytest.fixture(scope="module")
 def bundle(stock: Callable[[str], Stock], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Return the folder of a bundle; nobody may write to it."""
-    made: dict[Any, Path] = {}
 
+    @cache
     def get(
         family: str, per: str = "image", keep: int = 9, dialect: str = "portable", **options: Any
     ) -> Path:
-        key = family, per, keep, dialect, *options.items()
-        if key not in made:
-            room = {"capacity": 512} if dialect in ("static", "decomposed") else {}
-            plan = plan_of(stock(family).folder, keep, per=per, dialect=dialect, **room, **options)
-            made[key] = export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder
-        return made[key]
+        room = {"capacity": 512} if dialect in ("static", "decomposed") else {}
+        plan = plan_of(stock(family).folder, keep, per=per, dialect=dialect, **room, **options)
+        return export(plan, tmp_path_factory.mktemp("bundle") / "tiny").folder
 
     return get
 
@@ -151,13 +143,10 @@ def bundle(stock: Callable[[str], Stock], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def opened(bundle: Callable[..., Path]) -> Callable[..., Pipeline]:
     """Return the same, opened once."""
-    made: dict[Any, Pipeline] = {}
 
+    @cache
     def get(*key: Any, **options: Any) -> Pipeline:
-        whole = *key, *options.items()
-        if whole not in made:
-            made[whole] = Pipeline(bundle(*key, **options), threads=1)
-        return made[whole]
+        return Pipeline(bundle(*key, **options), threads=1)
 
     return get
 
@@ -190,7 +179,7 @@ def test_unpruned_is_transformers_own_generate(
     family: str, dialect: str, stock: Callable[[str], Stock], opened: Callable[..., Pipeline]
 ) -> None:
     size = [(61, 150), (111, 50), (70, 70), (240, 320)][DIALECTS.index(dialect)]
-    pipeline, image = opened(family, dialect=dialect).with_selector("none"), noise(*size)
+    pipeline, image = opened(family, dialect=dialect).with_selector("none"), noise_image(*size)
     (rows,) = stock(family).features(image)
     answer = pipeline.ask(image, QUESTION, **GREEDY)
     assert answer.visual_tokens == len(answer.kept_indices) == len(rows)
@@ -209,7 +198,7 @@ def test_pruned_is_what_is_spliced_by_hand(
     stock: Callable[[str], Stock],
     opened: Callable[..., Pipeline],
 ) -> None:
-    pipeline, image = opened(family, per), noise(*size)
+    pipeline, image = opened(family, per), noise_image(*size)
     rows = stock(family).features(image)[0].numpy()
     kept = kept_by_hand(rows, groups(pipeline, image), 9)
     answer = pipeline.ask(image, QUESTION, **GREEDY)
@@ -223,7 +212,7 @@ def test_unpruned_tile_by_tile_is_read_line_by_line(
     family: str, stock: Callable[[str], Stock], opened: Callable[..., Pipeline]
 ) -> None:
     """Rows of tiles that lie abreast take turns."""
-    image = noise(70, 105)
+    image = noise_image(70, 105)
     answer = opened(family, "tile").with_selector("none").ask(image, QUESTION, **GREEDY)
     assert answer.kept_indices.tolist() == list(range(answer.visual_tokens))
     assert list(answer.token_ids) == stock(family).generated([image])
@@ -244,7 +233,7 @@ def test_what_has_no_more_rows_than_k_is_not_pruned(
     opened: Callable[..., Pipeline],
 ) -> None:
     """Of a tile at the end of a line one of each five rows is a newline; that alone makes it more than 25."""
-    pipeline, image = opened(family, per, keep), noise(*size)
+    pipeline, image = opened(family, per, keep), noise_image(*size)
     rows = stock(family).features(image)[0].numpy()
     kept = kept_by_hand(rows, groups(pipeline, image), keep)
     assert (len(kept) < len(rows)) == (pruned and family == "llava_next")
@@ -262,7 +251,7 @@ def test_every_shape_has_as_many_rows_as_transformers_and_the_same(
     vision, backend = pipeline._vision, pipeline._backend
     seen_grids, worst = set(), 0.0
     for size in TINY_SHAPES:
-        image = noise(*size)
+        image = noise_image(*size)
         (read,) = vision.read([image])
         (wanted,) = reference.features(image)
         assert vision.count(read, None) == len(wanted) == placeholders(reference, size), size
@@ -295,7 +284,7 @@ def placeholders(reference: Stock, size: tuple[int, int]) -> int:
 def test_a_prompt_is_next_s_own_processor_s(
     stock: Callable[[str], Stock], opened: Callable[..., Pipeline]
 ) -> None:
-    reference, image = stock("llava_next"), noise(77, 131)
+    reference, image = stock("llava_next"), noise_image(77, 131)
     processor = transformers.LlavaNextProcessor(
         image_processor=reference.processor,
         tokenizer=reference.tokenizer,
@@ -314,7 +303,7 @@ def test_several_images_are_transformers_own_too(
     family: str, stock: Callable[[str], Stock], opened: Callable[..., Pipeline]
 ) -> None:
     """LLaVA-NeXT cuts each into tiles, LLaVA-OneVision none."""
-    images = [noise(61, 150), noise(90, 40, seed=6)]
+    images = [noise_image(61, 150), noise_image(90, 40, seed=6)]
     answer = opened(family).with_selector("none").ask(images, QUESTION, **GREEDY)
     rows = [len(one) for one in stock(family).features(*images)]
     assert answer.image_tokens == tuple(rows)
@@ -328,7 +317,7 @@ def test_chats_and_batches_answer_as_alone(
     family: str, per: str, stock: Callable[[str], Stock], opened: Callable[..., Pipeline]
 ) -> None:
     pipeline, reference = opened(family, per), stock(family)
-    images = [noise(70, 70), noise(35, 30), noise(200, 3)]
+    images = [noise_image(70, 70), noise_image(35, 30), noise_image(200, 3)]
     pairs = [(image, text) for image in images for text in (QUESTION, LATER)]
     alone = [pipeline.ask(*pair, **GREEDY) for pair in pairs]
     for answer, wanted in zip(pipeline.ask_batch(pairs, **GREEDY), alone, strict=True):
@@ -359,7 +348,7 @@ def by_hand(pipeline: Pipeline, image: Image.Image, rows: Any) -> list[tuple[Any
     for place in groups(pipeline, image):
         signals = {}
         for name in names:
-            tiles = backend.to_host(encoded.signals[name])
+            tiles = backend.to_host(encoded.outputs[name])
             if name == "cls_token":
                 signals[name] = tiles[max(made.rows[place[0], 0] - 1, 0) // SIDE**2]
                 continue
@@ -389,7 +378,7 @@ def test_every_selector_keeps_what_its_reference_keeps(
     assert added == set(SELECTORS) - without
     with refused("selector-needs-square-grid", "hiprune", "tiles"):
         add_selector(folder, "hiprune", keep=6, prune=None, force=False, verify=False)
-    pipeline, image = Pipeline(folder, "none", threads=1), noise(77, 131)
+    pipeline, image = Pipeline(folder, "none", threads=1), noise_image(77, 131)
     rows = stock(family).features(image)[0].numpy()
     prepared = by_hand(pipeline, image, rows)
     (read,) = pipeline._vision.read([image])
@@ -431,11 +420,11 @@ def test_an_image_of_features_that_come_to_nothing_is_refused(tmp_path: Path) ->
     llava = {**TILED_VARIATIONS["llava_onevision, at most 1 tiles"]["llava"], **grids((1, 36), (1, 1))}
     options = TILED_VARIATIONS["llava_onevision, at most 1 tiles"] | {"llava": llava}
     pipeline = Pipeline(export(plan_of(make_checkpoint(tmp_path / "tiny", **options)), tmp_path / "b").folder)
-    assert pipeline.ask(noise(20, 100), QUESTION, max_tokens=1).visual_tokens == 9
+    assert pipeline.ask(noise_image(20, 100), QUESTION, max_tokens=1).visual_tokens == 9
     with refused("image-too-elongated", "2000 x 2"):
-        pipeline.ask(noise(2, 2000), QUESTION)
+        pipeline.ask(noise_image(2, 2000), QUESTION)
     with refused("image-too-elongated", "2000 x 2"):
-        pipeline.ask_batch([(noise(20, 100), QUESTION), (noise(2, 2000), QUESTION)])
+        pipeline.ask_batch([(noise_image(20, 100), QUESTION), (noise_image(2, 2000), QUESTION)])
 
 
 # --- the manifest ----------------------------------------------------------------------------------------------
@@ -479,7 +468,7 @@ def test_numbers_that_do_not_fit_are_refused(kind: str, bundle: Callable[..., Pa
     edit(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with refused("manifest-does-not-fit", *values):
-        Pipeline(folder, "none", threads=1).ask(noise(70, 70), QUESTION, max_tokens=1)
+        Pipeline(folder, "none", threads=1).ask(noise_image(70, 70), QUESTION, max_tokens=1)
 
 
 @every_family
@@ -509,7 +498,7 @@ def test_manifests_of_older_exports_have_no_tiles(demo_bundle: Path, tmp_path: P
 def test_the_command_line_answers_the_same(
     command: Callable[..., Any], opened: Callable[..., Pipeline], bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    image = noise(70, 105)
+    image = noise_image(70, 105)
     image.save(tmp_path / "image.png")
     done = command(
         "ask",

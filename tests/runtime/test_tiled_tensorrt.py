@@ -13,6 +13,7 @@ import pytest
 from checkpoints import NEXT, ONEVISION, make_checkpoint
 from exporting import export, plan_of
 from fake_device import FakeDevice, FakeEngines
+from images_made import noise_pixels
 from raising import refused
 
 from divprune_edge.export.add_selector import add_selector
@@ -56,7 +57,7 @@ def bundles(
 
 
 def picture(size: tuple[int, int], seed: int = 0) -> Any:
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return noise_pixels(*size, seed=seed)
 
 
 def backends(bundles: Bundles, device: FakeDevice) -> tuple[TensorRtBackend, Any]:

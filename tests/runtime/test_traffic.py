@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from exporting import export, plan_of
+from images_made import noise_pixels
 
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime import backends
@@ -27,21 +29,18 @@ DEVICE_CACHES = pytest.mark.parametrize("dialect", ["portable", "onnxruntime"])
 
 @pytest.fixture(scope="module")
 def pipeline_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipeline]:
-    made: dict[tuple[str, bool], Pipeline] = {}
-
+    @cache
     def get(dialect: str, greedy: bool = False) -> Pipeline:
-        if (dialect, greedy) not in made:
-            plan = plan_of(CHECKPOINT, 58, dialect=dialect, greedy=greedy)
-            folder = export(plan, tmp_path_factory.mktemp("bundles") / dialect).folder
-            made[dialect, greedy] = Pipeline(folder, threads=1)
-        return made[dialect, greedy]
+        plan = plan_of(CHECKPOINT, 58, dialect=dialect, greedy=greedy)
+        folder = export(plan, tmp_path_factory.mktemp("bundles") / dialect).folder
+        return Pipeline(folder, threads=1)
 
     return get
 
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    return noise_pixels(90, 90)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from divprune_edge.models.families.llava.preprocessing import read_preprocessing
 from divprune_edge.models.families.llava.reading import OF_ONE_TILE
 from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import read_llava
-from divprune_edge.models.families.llava.weights import canonical_name, find_weights
+from divprune_edge.models.families.llava.weights import NAMING
 from divprune_edge.models.files import Config
 
 __all__ = ["LLAVA"]
@@ -82,8 +82,8 @@ LLAVA = Family(
     template=VICUNA_TEMPLATE,
     presets=_PRESETS,
     spec=read_llava,
-    canonical_name=canonical_name,
-    weight_names=find_weights,
+    canonical_name=NAMING.canonical,
+    weight_names=NAMING.find,
     preprocessing=lambda files, spec: read_preprocessing(files, spec.vision.image_size),
     reader=OF_ONE_TILE,
     sample_sizes=lambda spec: [spec.image_size] * 4,

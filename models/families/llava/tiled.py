@@ -24,7 +24,7 @@ from divprune_edge.models.families.llava.preprocessing import ProcessorKind, rea
 from divprune_edge.models.families.llava.reading import OF_TILES
 from divprune_edge.models.families.llava.reference import REFERENCE
 from divprune_edge.models.families.llava.spec import LlavaSpec
-from divprune_edge.models.families.llava.weights import find_weights
+from divprune_edge.models.families.llava.weights import NAMING
 from divprune_edge.models.files import CheckpointFiles, Config
 from divprune_edge.processing.image_input import ImageInput
 
@@ -123,7 +123,7 @@ def tiled_clips(
 
 
 def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
-    """Return the naming of a checkpoint; arguments and errors as :func:`find_weights`."""
+    """Return the naming of a checkpoint; arguments and errors as those of one tile."""
     newline = next((name for name in _NEWLINE if name in names), None)
     if newline is None:
         raise UserError(
@@ -131,7 +131,7 @@ def find_tiled_weights(names: Collection[str], tied: bool) -> WeightNames:
             "the checkpoint again.",
             code="weights-incomplete",
         )
-    return replace(find_weights(names, tied), newline=newline)
+    return replace(NAMING.find(names, tied), newline=newline)
 
 
 def tiled_visual_tokens(model: Any, process: Process, images: Sequence[ImageInput]) -> Sequence[Any]:

@@ -6,16 +6,11 @@ from dataclasses import replace
 from functools import partial
 
 from divprune_edge.models.families.family import Family
-from divprune_edge.models.families.qwen_vl.model import (
-    QwenSpec,
-    read_qwen,
-    sample_sizes,
-    write_encoder,
-)
+from divprune_edge.models.families.qwen_vl.model import QwenSpec, read_qwen, sample_sizes, write_encoder
 from divprune_edge.models.families.qwen_vl.preprocessing import read_clips, read_patches
 from divprune_edge.models.families.qwen_vl.reading import OF_PATCHES
 from divprune_edge.models.families.qwen_vl.reference import qwen_reference
-from divprune_edge.models.families.qwen_vl.weights import canonical_name, find_weights
+from divprune_edge.models.families.qwen_vl.weights import NAMING
 from divprune_edge.models.files import Config
 
 __all__ = ["QWEN2_5_VL", "QWEN3_VL"]
@@ -56,8 +51,8 @@ QWEN3_VL: Family[QwenSpec] = Family(
     template=TEMPLATE,
     presets=_PRESETS,
     spec=partial(read_qwen, kind="qwen3_vl"),
-    canonical_name=canonical_name,
-    weight_names=find_weights,
+    canonical_name=NAMING.canonical,
+    weight_names=NAMING.find,
     preprocessing=lambda files, spec: read_patches(files, spec.vision),
     reader=OF_PATCHES,
     clips=partial(read_clips, kind="Qwen3VL"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from divprune_edge.errors import UserError
 from divprune_edge.models.activations import activation
 from divprune_edge.models.files import Config, Shapes, count, setting
+from divprune_edge.models.towers.vit import check_tower
 
 TOWER = "visual"
 """The encoder's only part, as graphs and transformers name it: the tower, and the merger on top of it."""
@@ -238,16 +239,7 @@ def read_qwen_vision(config: Config, default: str) -> QwenVisionSpec:
         spec = replace(spec, tokens_per_second=per_second)
     if usual.window is not None:
         spec = _with_windows(spec, config, usual)
-    if count(config, "in_channels", 3) != 3:
-        raise UserError(
-            f"The vision tower takes {config['in_channels']} channels, supported are 3.",
-            code="config-unsupported",
-        )
-    if spec.hidden % spec.heads:
-        raise UserError(
-            f"The vision tower's hidden size {spec.hidden} does not divide by {spec.heads} heads.",
-            code="config-inconsistent",
-        )
+    check_tower(config, "in_channels", spec.hidden, spec.heads)
     if spec.head_dim % 4:
         raise UserError(
             f"The vision tower's heads are {spec.head_dim} values wide, which are not pairs of angles for rows and as "

@@ -142,17 +142,17 @@ class Share:
         return wilson(self.right, self.questions)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One method over the whole set; times are medians in milliseconds, distances and tokens means over images."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A method, and what was measured of it whatever was asked.
+
+    Times are medians in milliseconds, distances and tokens means over images.
+    """
 
     method: str
     name: str
     keep: int
     reference: bool
-    all: Share
-    kinds: dict[str, Share]
-    macro: float
     ttft_ms: float
     total_ms: float
     coverage: float
@@ -165,26 +165,36 @@ class Row:
         """Visual tokens that the language model saw of an image."""
         return self.keep if self.visual_tokens is None else self.visual_tokens
 
+
+def measured(method: Method, records: Sequence[Record]) -> dict[str, Any]:
+    """Return the fields of :class:`Measured` from a method's records."""
+    return {
+        "method": method.id,
+        "name": method.name,
+        "keep": method.keep,
+        "reference": method.is_reference,
+        "ttft_ms": statistics.median(ms for record in records for ms in record.ttft_ms),
+        "total_ms": statistics.median(ms for record in records for ms in record.total_ms),
+        "coverage": statistics.fmean(record.coverage for record in records),
+        "smallest": statistics.fmean(record.smallest for record in records),
+        "visual_tokens": _mean(record.visual_tokens for record in records),
+        "candidates": _mean(record.candidates for record in records),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Measured):
+    """One method over the whole set."""
+
+    all: Share
+    kinds: dict[str, Share]
+    macro: float
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, ready for JSON."""
+        whole = {name: value for name, value in asdict(self).items() if name != "all"}
         kinds = {kind: _share(share) for kind, share in self.kinds.items()}
-        fields = {
-            name: getattr(self, name)
-            for name in (
-                "method",
-                "name",
-                "keep",
-                "reference",
-                "macro",
-                "ttft_ms",
-                "total_ms",
-                "coverage",
-                "smallest",
-                "visual_tokens",
-                "candidates",
-            )
-        }
-        return {**fields, **_share(self.all), "kinds": kinds}
+        return {**whole, **_share(self.all), "kinds": kinds}
 
 
 def _share(share: Share) -> dict[str, Any]:
@@ -196,7 +206,7 @@ def _share(share: Share) -> dict[str, Any]:
     }
 
 
-def mean_of(counts: Iterable[int | None]) -> float | None:
+def _mean(counts: Iterable[int | None]) -> float | None:
     """Return the mean, None where one is not known."""
     known = list(counts)
     return None if None in known else statistics.fmean(count for count in known if count is not None)
@@ -224,19 +234,10 @@ def summarise(records: Iterable[Record], methods: Sequence[Method], data: Datase
         shares = {kind: Share(*counts[kind]) for kind in sorted(counts)}
         rows.append(
             Row(
-                method=method.id,
-                name=method.name,
-                keep=method.keep,
-                reference=method.is_reference,
                 all=Share(sum(c[0] for c in counts.values()), sum(c[1] for c in counts.values())),
                 kinds=shares,
                 macro=statistics.fmean(share.accuracy for share in shares.values()),
-                ttft_ms=statistics.median(ms for record in found for ms in record.ttft_ms),
-                total_ms=statistics.median(ms for record in found for ms in record.total_ms),
-                coverage=statistics.fmean(record.coverage for record in found),
-                smallest=statistics.fmean(record.smallest for record in found),
-                visual_tokens=mean_of(record.visual_tokens for record in found),
-                candidates=mean_of(record.candidates for record in found),
+                **measured(method, found),
             )
         )
     return rows

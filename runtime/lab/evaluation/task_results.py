@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from divprune_edge.runtime.lab.evaluation.methods import Method
-from divprune_edge.runtime.lab.evaluation.results import Record, mean_of
+from divprune_edge.runtime.lab.evaluation.results import Measured, Record, measured
 
 
 @dataclass(frozen=True)
@@ -22,31 +21,12 @@ class Score:
         return f"{self.value:.4g}" + ("" if self.error is None else f" ± {self.error:.2g}")
 
 
-@dataclass(frozen=True)
-class TaskRow:
-    """One method on a task.
+@dataclass(frozen=True, kw_only=True)
+class TaskRow(Measured):
+    """One method on a task; ``scores`` are named after their metric."""
 
-    ``scores`` are named after their metric; ``ttft_ms`` and ``total_ms`` are medians over the questions, ``coverage``
-    and ``smallest`` means.
-    """
-
-    method: str
-    name: str
-    keep: int
-    reference: bool
     questions: int
     scores: dict[str, Score]
-    ttft_ms: float
-    total_ms: float
-    coverage: float
-    smallest: float
-    visual_tokens: float | None = None
-    candidates: float | None = None
-
-    @property
-    def tokens(self) -> float:
-        """Visual tokens that the language model saw of an image."""
-        return self.keep if self.visual_tokens is None else self.visual_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain types."""
@@ -55,20 +35,7 @@ class TaskRow:
 
 def task_row(method: Method, scores: dict[str, Score], records: Sequence[Record]) -> TaskRow:
     """Return the row of a method from what the task reports and what was measured on the way."""
-    return TaskRow(
-        method=method.id,
-        name=method.name,
-        keep=method.keep,
-        reference=method.is_reference,
-        questions=len(records),
-        scores=scores,
-        ttft_ms=statistics.median(ms for record in records for ms in record.ttft_ms),
-        total_ms=statistics.median(ms for record in records for ms in record.total_ms),
-        coverage=statistics.fmean(record.coverage for record in records),
-        smallest=statistics.fmean(record.smallest for record in records),
-        visual_tokens=mean_of(record.visual_tokens for record in records),
-        candidates=mean_of(record.candidates for record in records),
-    )
+    return TaskRow(questions=len(records), scores=scores, **measured(method, records))
 
 
 def scores_of(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:

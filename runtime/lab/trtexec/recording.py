@@ -19,11 +19,9 @@ from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
     Ints,
-    Positions,
     Prediction,
     SlotTable,
     along,
-    pieces,
 )
 from divprune_edge.runtime.lab.trtexec.lines import CACHES
 
@@ -58,18 +56,9 @@ class Recorder(SlotTable):
         """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
         return self.take(visual)
 
-    def extend(
-        self,
-        slot: int,
-        ids: Sequence[int],
-        positions: Positions | None = None,
-        chunk: int | None = None,
-        images: Sequence[int] = (),
-    ) -> Prediction:
-        """One run for all ids."""
-        self.check_room(slot, len(ids))
-        ((row, places),) = pieces(ids, positions, self.length(slot), None)
-        return self._run(row, places)
+    def prefill(self, slot: int, ids: Ints, positions: Ints) -> Prediction:
+        """See :class:`~divprune_edge.runtime.backends.session.SlotTable`."""
+        return self._run(ids, positions)
 
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
@@ -78,7 +67,9 @@ class Recorder(SlotTable):
         ((slot, token),) = ids.items()
         self.check_room(slot, 1)
         place = self.length(slot) if positions is None else positions[slot]
-        return {slot: self._run(np.array([[token]]), np.array([[place]]))}
+        prediction = self._run(np.array([[token]]), np.array([[place]]))
+        self.lengths[slot] += 1
+        return {slot: prediction}
 
     def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
         """There is one slot."""
@@ -107,7 +98,6 @@ class Recorder(SlotTable):
             one.name: self._made(one, sizes) for one in info.outputs if one.name in self._handed
         }
         self.link.order = (0,)
-        self.lengths[0] += ids.shape[1]
         return Prediction(None, lambda: np.zeros(info.vocabulary, np.float32))
 
     def _made(self, tensor: TensorInfo, sizes: Mapping[str, int]) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,14 @@ Make = Callable[..., Path]
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     """Return the demo's bundle in a dialect and precision, with every selector at 58 tokens."""
-    made: dict[tuple[str, str], Bundle] = {}
 
+    @cache
     def get(dialect: str, precision: str = "fp16", **options: Any) -> Bundle:
-        key = (dialect, f"{precision}{options}")
-        if key not in made:
-            folder = tmp_path_factory.mktemp("demo") / dialect
-            plan = plan_of(
-                CHECKPOINT, keep=58, dialect=dialect, precision=precision, signals="all", **options
-            )
-            made[key] = export(plan, folder)
-            list(add_selectors(folder, "all", "58", force=False, verify=False))
-        return made[key]
+        folder = tmp_path_factory.mktemp("demo") / dialect
+        plan = plan_of(CHECKPOINT, keep=58, dialect=dialect, precision=precision, signals="all", **options)
+        made = export(plan, folder)
+        list(add_selectors(folder, "all", "58", force=False, verify=False))
+        return made
 
     return get
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,11 @@ def made(
     tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]
 ) -> Callable[..., Bundle]:
     """Return the bundle of a variation, with a budget of 9 tokens."""
-    bundles: dict[tuple[Any, ...], Bundle] = {}
 
+    @cache
     def get(dialect: str, name: str = "grouped queries", precision: str = "fp32", **options: Any) -> Bundle:
-        key = (dialect, name, precision, *options.items())
-        if key not in bundles:
-            plan = plan_of(checkpoint(name), dialect=dialect, precision=precision, **options)
-            bundles[key] = export(plan, tmp_path_factory.mktemp("bundle") / "tiny")
-        return bundles[key]
+        plan = plan_of(checkpoint(name), dialect=dialect, precision=precision, **options)
+        return export(plan, tmp_path_factory.mktemp("bundle") / "tiny")
 
     return get
 
@@ -91,14 +89,11 @@ def narrow(
     tmp_path_factory: pytest.TempPathFactory, quantisable: Callable[..., Path]
 ) -> Callable[..., Bundle]:
     """Return a bundle whose language model is in int4, its head tied or not."""
-    bundles: dict[tuple[str, str, bool], Bundle] = {}
 
+    @cache
     def get(dialect: str, precision: str = "vision=fp16,language=int4", tied: bool = False) -> Bundle:
-        key = (dialect, precision, tied)
-        if key not in bundles:
-            plan = plan_of(quantisable(tied), dialect=dialect, precision=precision)
-            bundles[key] = export(plan, tmp_path_factory.mktemp("bundle") / "tiny")
-        return bundles[key]
+        plan = plan_of(quantisable(tied), dialect=dialect, precision=precision)
+        return export(plan, tmp_path_factory.mktemp("bundle") / "tiny")
 
     return get
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,11 @@ def sound_of(tmp_path_factory: pytest.TempPathFactory) -> SoundBundle:
     """Return a bundle of four decoder layers and grouped queries in a dialect; nobody may write to it."""
     text = {"num_hidden_layers": 4, "num_key_value_heads": 2}
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("deep") / "tiny", text=text)
-    made: dict[str, Bundle] = {}
 
+    @cache
     def get(dialect: str) -> Bundle:
-        if dialect not in made:
-            plan = plan_of(checkpoint, dialect=dialect, capacity=CAPACITY)
-            made[dialect] = export(plan, tmp_path_factory.mktemp("sound") / "bundle")
-        return made[dialect]
+        plan = plan_of(checkpoint, dialect=dialect, capacity=CAPACITY)
+        return export(plan, tmp_path_factory.mktemp("sound") / "bundle")
 
     return get
 

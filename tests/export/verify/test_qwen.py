@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,14 @@ QWEN2_5, QWEN3 = QWEN
 @pytest.fixture(scope="module")
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExportPlan]:
     """Return a plan with five decoder layers, two of them followed by features where there are any."""
-    made: dict[str, ExportPlan] = {}
 
+    @cache
     def get(family: str) -> ExportPlan:
-        if family not in made:
-            folder = tmp_path_factory.mktemp(family) / "tiny"
-            # A whole row of windows, and some that are not.
-            vision = {"depth": 4, "fullatt_block_indexes": [2]} if family == QWEN2_5 else {}
-            text = {"num_hidden_layers": 5}
-            made[family] = plan_of(make_qwen_checkpoint(folder, family=family, text=text, vision=vision))
-        return made[family]
+        folder = tmp_path_factory.mktemp(family) / "tiny"
+        # A whole row of windows, and some that are not.
+        vision = {"depth": 4, "fullatt_block_indexes": [2]} if family == QWEN2_5 else {}
+        text = {"num_hidden_layers": 5}
+        return plan_of(make_qwen_checkpoint(folder, family=family, text=text, vision=vision))
 
     return get
 

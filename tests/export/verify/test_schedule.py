@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,12 @@ TEXT = {"num_hidden_layers": 6}
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made: dict[str, Path] = {}
-
+    @cache
     def get(family: str) -> Path:
-        if family not in made:
-            folder = tmp_path_factory.mktemp(family)
-            make: Any = make_checkpoint if family == "llava" else make_qwen_checkpoint
-            text = {**TEXT, "max_position_embeddings": 512}
-            made[family] = make(folder / "checkpoint", family=family, text=text)
-        return made[family]
+        folder = tmp_path_factory.mktemp(family)
+        make: Any = make_checkpoint if family == "llava" else make_qwen_checkpoint
+        text = {**TEXT, "max_position_embeddings": 512}
+        return make(folder / "checkpoint", family=family, text=text)
 
     return get
 

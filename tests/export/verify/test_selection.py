@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from conftest import run_code
 from exporting import export, failures
 
 from divprune_edge.export.plan import ExportPlan
@@ -123,11 +122,7 @@ def test_selectors_are_checked_without_torch(tmp_path: Path) -> None:
         "assert all(check.passed for check in checks)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
-    root = Path(__file__).resolve().parents[3]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
+    run_code(code)
 
 
 def drop_the_rest(ops: Any, tokens: Any, valid: Any, n: int, keep: int, picks: Any) -> Any:
@@ -136,7 +131,7 @@ def drop_the_rest(ops: Any, tokens: Any, valid: Any, n: int, keep: int, picks: A
 
 def join_the_next_one(ops: Any, tokens: Any, valid: Any, n: int, keep: int, picks: Any) -> Any:
     """What is merged lies one row too far."""
-    merged = write_join_nearest(ops, tokens, valid, n, picks)
+    merged = write_join_nearest(ops, tokens, valid, n, keep, picks)
     return ops.op("Gather", merged, ops.constant(np.roll(np.arange(keep), 1)), axis=1)
 
 

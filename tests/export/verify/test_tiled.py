@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,16 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 @pytest.fixture(scope="module")
 def tiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
     """Return a sound bundle with all signals; nobody may write to it."""
-    made: dict[str, Bundle] = {}
-    folders: dict[str, Path] = {}
 
+    @cache
+    def checkpoint(name: str) -> Path:
+        return make_checkpoint(tmp_path_factory.mktemp("tiled") / "tiny", **TILED_VARIATIONS[name])
+
+    @cache
     def get(kind: str) -> Bundle:
         name, per = KINDS[kind]
-        if name not in folders:
-            folders[name] = make_checkpoint(
-                tmp_path_factory.mktemp("tiled") / "tiny", **TILED_VARIATIONS[name]
-            )
-        if kind not in made:
-            plan = plan_of(folders[name], 5, per=per, signals="all")
-            made[kind] = export(plan, tmp_path_factory.mktemp("tiled") / "bundle")
-        return made[kind]
+        plan = plan_of(checkpoint(name), 5, per=per, signals="all")
+        return export(plan, tmp_path_factory.mktemp("tiled") / "bundle")
 
     return get
 

@@ -109,7 +109,7 @@ def test_references_choose_what_pytorch_chooses(name: str, kind: str) -> None:
         wanted = run(
             model,
             rows,
-            visual,
+            [visual],
             [(cut.before, cut.keep) for cut in cuts],
             eager(plan),
             renumber=plan.numbering == "compact",

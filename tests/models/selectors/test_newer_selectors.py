@@ -107,10 +107,8 @@ def test_fopru_keeps_whole_rows() -> None:
     received = f32(0.1, 0.1, 0.1, 0.1, 0.4, 0.1, 0.2, 0.0, 0.3)
     kept = row_picks(np.zeros((9, 2)), all_valid(9), 5, attention_received=received)
     assert kept.tolist() == [4, 3, 5, 8, 6]
-    check = SELECTORS["fopru-row"].check
-    assert check is not None
     with refused("selector-needs-square-grid", "fopru-row", 26):
-        check(26, 5)
+        SELECTORS["fopru-row"].check_grid(26)
 
 
 def test_nearest_takes_the_first_of_equals() -> None:

@@ -165,9 +165,7 @@ def test_hiprune_anchors_neighbours_and_registers() -> None:
     assert neighbours(np.array([0]), 100).tolist() == [0, 1, 0, 10]
     assert neighbours(np.array([19]), 100).tolist() == [18, 20, 9, 29]
     with refused("selector-needs-square-grid", "hiprune", 26):
-        check = SELECTORS["hiprune"].check
-        assert check is not None
-        check(26, 5)
+        SELECTORS["hiprune"].check_grid(26)
 
 
 def test_visionzip_keeps_class_token_dominant_and_contextual() -> None:

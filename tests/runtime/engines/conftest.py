@@ -7,6 +7,7 @@ import importlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,10 @@ Exported = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The demo checkpoint in a dialect, with four selectors; not to be changed."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(dialect: str) -> Path:
-        if dialect not in made:
-            made[dialect] = export_demo(tmp_path_factory.mktemp("exported") / dialect, dialect)
-        return made[dialect]
+        return export_demo(tmp_path_factory.mktemp("exported") / dialect, dialect)
 
     return get
 

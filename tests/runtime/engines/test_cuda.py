@@ -14,6 +14,7 @@ from checkpoints import make_checkpoint
 from exporting import export, plan_of
 from fake_cuda import FakeRuntime, FakeTensorRt, cudaError_t
 from fake_device import FakeEngines
+from images_made import noise_pixels
 from one_slot import OneSlot
 from plugins_emulation import write_library
 from raising import failed, refused
@@ -101,7 +102,7 @@ def test_a_pipeline_opens_the_backend_by_its_name(
         return FakeEngines(bundle)(selector, before=before)
 
     monkeypatch.setattr(opening, "open_engines", engines)
-    image = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    image = noise_pixels(50, 40, 1)
     options = {"max_tokens": 5, "ignore_eos": True}
     answers = [
         Pipeline(bundles[dialect], backend=backend).ask(image, "what is there ?", **options)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import same
 from engine_bundles import refresh
 from exporting import export, open_session, plan_of, run_with
 from fake_device import FakeDevice
@@ -46,11 +47,6 @@ def bundle(exported_qwen: Path, edition: Edition, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(exported_qwen, tmp_path / "bundle"))
     refresh(folder, read_manifest(folder), target="rtx4090" if edition is TENSORRT_RTX else None)
     return folder
-
-
-def same(found: Any, wanted: Any) -> None:
-    assert found.token_ids == wanted.token_ids
-    assert np.array_equal(found.kept_indices, wanted.kept_indices)
 
 
 @pytest.mark.parametrize("edition", [TENSORRT, TENSORRT_RTX], ids=lambda edition: edition.name)

@@ -13,6 +13,7 @@ from checkpoints import NEXT, ONEVISION, make_checkpoint
 from engine_bundles import refresh
 from exporting import export, plan_of
 from fake_device import FakeDevice
+from images_made import noise_pixels
 from raising import refused
 
 from divprune_edge.manifest import read_manifest
@@ -64,7 +65,7 @@ def test_what_is_built_is_what_is_run(build: Build, bundle: Path) -> None:
     for backend in (ours, cpu):
         backend.load(selector)
         vision = Vision(opened, backend)
-        images = vision.read([np.random.default_rng(0).integers(0, 256, (70, 70, 3), dtype=np.uint8)])
+        images = vision.read([noise_pixels(70, 70)])
         seen = vision.see(images, selector)
         found.append((seen.rows, seen.kept_indices, backend.to_host(seen.tokens)))
     (*rows, tokens), (*wanted, values) = found

@@ -75,7 +75,19 @@ def test_sweep_page(tmp_path: Path) -> None:
     entries = [
         Entry(
             "fp32",
-            Row(f"{name}-{keep}", name, keep, False, share, {"all": share}, 0.7, 10.0 * keep, 9.0, 0.4, 0.1),
+            Row(
+                method=f"{name}-{keep}",
+                name=name,
+                keep=keep,
+                reference=False,
+                all=share,
+                kinds={"all": share},
+                macro=0.7,
+                ttft_ms=10.0 * keep,
+                total_ms=9.0,
+                coverage=0.4,
+                smallest=0.1,
+            ),
         )
         for name, keep in (("none", 576), ("divprune", 58), ("random", 58))
     ]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoints import NEXT, ONEVISION, make_checkpoint
 from exporting import export, plan_of
-from PIL import Image
+from images_made import noise_image
 from plugins_emulation import write_library
 
 from divprune_edge.export.add_selector import add_selector
@@ -59,8 +59,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         export(plan, place / name)
         add_selector(place / name, "uniform", keep=KEEP[family, per], prune=None, force=False, verify=False)
     for name, size in SIZES.items():
-        pixels = np.random.default_rng(7).integers(0, 256, (*size, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / name)
+        noise_image(*size, seed=7).save(place / name)
     return place
 
 

@@ -19,9 +19,9 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import ROOT, run_module
+from images_made import noise_image
 from PIL import Image
 
 from divprune_edge import Pipeline
@@ -172,8 +172,7 @@ def data_url(image: Path | bytes | Image.Image, kind: str = "png") -> str:
 
 
 def noise(seed: int, height: int = 90, width: int = 140) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return noise_image(height, width, seed)
 
 
 def about(*images: str, question: str = QUESTION) -> list[dict[str, Any]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_code
 from PIL import Image
 
 from divprune_edge.models.demo import PICTURE
@@ -106,10 +105,7 @@ def test_the_examples_with_curl(server: Served, folder: Path) -> None:
 def test_the_examples_with_openai(server: Served, folder: Path) -> None:
     (code,) = examples("python")
     code = code.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 0, ran.stderr
+    ran = run_code(code, folder)
     assert "58" in ran.stdout and len(ran.stdout.splitlines()) >= 2, ran.stdout
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ROOT, run_module
+from conftest import ROOT, run_code, run_module
 from raising import assert_told, refused
 
 from divprune_edge import Pipeline
@@ -78,10 +78,7 @@ def test_nothing_of_the_server_is_loaded_for_a_question() -> None:
         "import sys, divprune_edge.runtime.pipeline, divprune_edge.runtime.cli\n"
         "sys.exit(', '.join({'fastapi', 'uvicorn', 'prometheus_client', 'starlette'} & set(sys.modules)) or 0)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
+    run_code(code)
 
 
 def test_it_listens_on_loopback_alone(server: Served) -> None:

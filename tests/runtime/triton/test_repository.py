@@ -10,7 +10,7 @@ import pytest
 from checkpoints import TILED_VARIATIONS, make_checkpoint
 from conftest import run_module
 from exporting import export, plan_of
-from PIL import Image
+from images_made import noise_image
 from qwen_checkpoints import make_qwen_checkpoint
 from raising import assert_told
 
@@ -125,8 +125,7 @@ def test_families(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         make_checkpoint(checkpoint, **TILED_VARIATIONS[f"{family}, plain"])
     bundle = export(plan_of(checkpoint), tmp_path / "bundle").folder
     answering = Answering(write(bundle, tmp_path / "repository", "--name", "other"), monkeypatch)
-    pixels = np.random.default_rng(1).integers(0, 256, (40, 70, 3), np.uint8)
-    Image.fromarray(pixels).save(file := tmp_path / "image.png")
+    noise_image(40, 70, 1).save(file := tmp_path / "image.png")
     question = "what is in the picture ?"
     expected = Pipeline(bundle, threads=1).ask(file, question, max_tokens=8)
     tensors = {"question": texts(question), "max_tokens": np.array([8], np.int32)}

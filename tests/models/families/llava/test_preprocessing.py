@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from images_made import noise_image
 from PIL import Image
 from raising import refused
 
@@ -40,13 +41,6 @@ def files(
         nested = settings if name.startswith("pre") else {"image_processor": settings}
         (folder / name).write_text(json.dumps(nested))
     return CheckpointFiles(folder)
-
-
-def noise(height: int, width: int) -> Image.Image:
-    pixels = np.random.default_rng(height * 10007 + width).integers(
-        0, 256, (height, width, 3), dtype=np.uint8
-    )
-    return Image.fromarray(pixels)
 
 
 def test_both_places_say_the_same(tmp_path: Path) -> None:
@@ -183,7 +177,7 @@ def our_pixels(image: Image.Image, settings: dict[str, Any], folder: Path, side:
 def test_defaults_of_each_processor_are_those_of_transformers(tmp_path: Path, name: str, suffix: str) -> None:
     settings = {"image_processor_type": name + suffix}
     side = 384 if name == "Blip" else 224
-    image = noise(300, 410)
+    image = noise_image(300, 410)
     wanted = transformers_pixels(image, settings)
     found = our_pixels(image, settings, tmp_path, side)
     assert found.shape == wanted.shape
@@ -206,7 +200,7 @@ def test_siglip_s_pixels_are_its_processor_s(
     }
     facts = read_preprocessing(files(tmp_path, settings), side)
     for height, width in ((97, 411), (411, 97), (side, side), (1, 30)):
-        image = noise(height, width).convert(mode)
+        image = noise_image(height, width).convert(mode)
         wanted = np.rint((transformers_pixels(image, settings) * 0.5 + 0.5) * 255)
         pixels = encoder_pixels(load_image(image), facts, side, side)[0]
         assert np.array_equal(pixels.transpose(2, 0, 1), wanted.astype(np.uint8)), (height, width)
@@ -240,7 +234,7 @@ def test_what_a_file_may_say_is_bit_exact(tmp_path: Path, variant: str, height: 
         "crop_size": {"height": 96, "width": 96},
         **VARIANTS[variant],
     }
-    image = noise(height, width)
+    image = noise_image(height, width)
     wanted = transformers_pixels(image, settings)
     found = our_pixels(image, settings, tmp_path, 96)
     assert found.shape == wanted.shape

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from images_made import noise_image
 from raising import refused
 
 from divprune_edge.manifest import Preprocessing
@@ -222,7 +222,7 @@ def test_tiles_are_its_processor_s(tmp_path: Path, name: str) -> None:
     from transformers import AutoImageProcessor
 
     facts = read(tmp_path, {**NEXT_SETTINGS, **PROCESSORS[name], "do_rescale": False, "do_normalize": False})
-    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 450, 3), dtype=np.uint8))
+    image = noise_image(200, 450, 1)
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     wanted = np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0])
     found = reader_of("llava_next").image(image, facts, (336, 336), True).pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from divprune_edge.errors import UserError
-from divprune_edge.models.families.llava.weights import find_weights
+from divprune_edge.models.families.llava.weights import NAMING
 
 TOWERS = (
     "model.vision_tower.vision_model.",
@@ -24,17 +24,17 @@ def test_names_in_both_spellings(tower: str, old: bool) -> None:
     head = "language_model.lm_head.weight" if old else "lm_head.weight"
     prefixes = (tower, projector, decoder)
     names = {*(prefix + probe for prefix, probe in zip(prefixes, PROBES, strict=True)), head}
-    found = find_weights(names, tied=False)
+    found = NAMING.find(names, tied=False)
     assert (*found.encoder.values(), found.decoder, found.head) == (*prefixes, head)
     assert list(found.encoder) == ["vision_tower", "multi_modal_projector"]
     assert not found.tied
-    tied = find_weights(names - {head}, tied=True)
+    tied = NAMING.find(names - {head}, tied=True)
     assert tied.head == f"{decoder}embed_tokens.weight"
     assert tied.tied
     with pytest.raises(UserError, match="does not tie the output head"):
-        find_weights(names - {head}, tied=False)
+        NAMING.find(names - {head}, tied=False)
     for prefix, probe, part in zip(
         prefixes, PROBES, ("vision tower", "projector", "language model"), strict=True
     ):
         with pytest.raises(UserError, match=f"no weights of the {part}"):
-            find_weights(names - {prefix + probe}, tied=False)
+            NAMING.find(names - {prefix + probe}, tied=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from images_made import noise_image
 from qwen_towers import QWEN2_5, QWEN3
 from raising import refused
 
@@ -93,8 +93,7 @@ def test_equals_transformers(settings: dict[str, Any], tmp_path: Path) -> None:
     said = {name: value for name, value in settings.items() if name != "image_processor_type"}
     processor = Qwen2VLImageProcessorPil(**said)
     for height, width in ((30, 50), (400, 333)):
-        pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        image = Image.fromarray(pixels)
+        image = noise_image(height, width, height)
         wanted = processor(images=image, return_tensors="np", do_rescale=False, do_normalize=False)
         found, grid = to_patches(image, facts)
         assert [1, *grid] == wanted["image_grid_thw"][0].tolist()

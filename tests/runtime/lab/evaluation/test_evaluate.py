@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from images_made import noise_image
 from raising import assert_told, refused
 
 from divprune_edge.models.selectors.divprune import cosine_distances
@@ -31,9 +31,7 @@ from divprune_edge.runtime.pipeline import Pipeline
 def write_folder(folder: Path, lines: list[Any]) -> Path:
     folder.mkdir()
     for name in ("a.png", "b.png"):
-        Image.fromarray(np.random.default_rng(len(name)).integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(
-            folder / name
-        )
+        noise_image(96, 96, len(name)).save(folder / name)
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     (folder / "questions.jsonl").write_text(text + "\n", encoding="utf-8")
     return folder

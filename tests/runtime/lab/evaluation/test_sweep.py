@@ -35,7 +35,17 @@ def entry(
 ) -> Entry:
     share = Share(right, 100)
     row = Row(
-        f"{name}-{keep}", name, keep, reference, share, {"all": share}, right / 100, ttft, ttft + 5, 0.4, 0.1
+        method=f"{name}-{keep}",
+        name=name,
+        keep=keep,
+        reference=reference,
+        all=share,
+        kinds={"all": share},
+        macro=right / 100,
+        ttft_ms=ttft,
+        total_ms=ttft + 5,
+        coverage=0.4,
+        smallest=0.1,
     )
     return Entry(precision, row)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,14 @@ from plugins_emulation import write_library
 @pytest.fixture(scope="session")
 def dialect_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The demo checkpoint in a dialect for TensorRT, exported once each."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(dialect: str) -> Path:
-        if dialect not in made:
-            folder = tmp_path_factory.mktemp("bundles") / dialect
-            options = ("--prune", "0.9", "--no-verify", "--dialect", dialect, "--output", str(folder))
-            result = run_module("export", "llava", *options)
-            assert result.returncode == 0, result.stderr
-            made[dialect] = folder
-        return made[dialect]
+        folder = tmp_path_factory.mktemp("bundles") / dialect
+        options = ("--prune", "0.9", "--no-verify", "--dialect", dialect, "--output", str(folder))
+        result = run_module("export", "llava", *options)
+        assert result.returncode == 0, result.stderr
+        return folder
 
     return get
 
