@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
 import typer
 
-from divprune_edge import __version__
-from divprune_edge.console import guarded_output, run
+from divprune_edge.console import run
 
 
 def _build() -> typer.Typer:
@@ -33,8 +31,4 @@ def _build() -> typer.Typer:
 
 def main() -> NoReturn:
     """Entry point of the ``divprune-edge`` command."""
-    if sys.argv[1:] in (["--version"], ["-V"]):
-        with guarded_output():
-            print(f"divprune-edge {__version__}")
-        sys.exit(0)
     run(_build(), program="divprune-edge")

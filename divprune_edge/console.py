@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError
 from divprune_edge.hints import as_typed
 
@@ -140,7 +142,11 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
 
 
 def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoReturn:
+    if (sys.argv[1:] if arguments is None else list(arguments)) in (["--version"], ["-V"]):
+        print(f"divprune-edge {__version__}")
+        sys.exit(0)
     command = typer.main.get_command(app)
+    _show_flags_bare(command)
     try:
         code = command.main(
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
@@ -151,7 +157,8 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoR
         if not error.format_message():  # the help was shown because nothing was asked for
             sys.exit(2)
         hint = error.ctx.command_path if error.ctx is not None else program
-        fail(f"{error.format_message().rstrip('.')}{_given(error)}; see '{hint} --help'.", code=USAGE)
+        said = re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", error.format_message().rstrip("."))
+        fail(f"{said}{_given(error)}; see '{hint} --help'.", code=USAGE)
     except _ClickException as error:
         fail(error.format_message(), code=USAGE)
     except (KeyboardInterrupt, typer.Abort):
@@ -167,6 +174,15 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoR
     if code == INTERRUPTED:  # newer typer returns this itself
         sys.stderr.write("interrupted\n")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_flags_bare(command: Any) -> None:
+    """Leave ``<bool>`` out of the help of options without a value, beside which it looks as if they took one."""
+    for parameter in command.get_params(command.context_class(command)):
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    for one in getattr(command, "commands", {}).values():
+        _show_flags_bare(one)
 
 
 def printable(text: str) -> str:

@@ -26,7 +26,8 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    help="Turn a checkpoint into a bundle of ONNX graphs.",
+    help="Turn a checkpoint into a bundle of ONNX graphs.\n\nOptions alone, as in 'python -m export --model DIR', are "
+    "those of 'llava', which takes every family.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -225,7 +226,7 @@ def llava(
         from divprune_edge.manifest import DEMO
         from divprune_edge.models.demo import CHECKPOINT
 
-        demo_notice(f"python -m export llava --model {HUB_EXAMPLE} --prune {prune or '0.9'}")
+        demo_notice(HUB_EXAMPLE)
         checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
     else:
         checkpoint = open_checkpoint(model, revision)
@@ -275,7 +276,7 @@ def llava(
 
 @app.command(name="selector")
 def selector_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     selector: SelectorName = "divprune",
     prune: Prune = None,
     keep: Keep = None,
@@ -284,21 +285,25 @@ def selector_command(
 ) -> None:
     """Add a selector to a bundle; the weights are not touched."""
     from divprune_edge.export.add_selector import add_selector
-    from divprune_edge.export.reporter import show_selector
+    from divprune_edge.export.reporter import show_selector, show_selectors
     from divprune_edge.export.verification import can_check_selectors
 
     _one_budget(prune, keep)
     manifest, entry, checks = add_selector(
         bundle, selector, keep=keep, prune=prune, force=force, verify=can_check_selectors(verify)
     )
-    show_selector(bundle, manifest, entry, checks)
+    show_selector(bundle, entry, checks)
+    show_selectors(manifest)
 
 
 @app.command()
 def selectors(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     names: Annotated[
-        str, typer.Option(metavar="all|NAMES", help="Selectors, with commas between them.")
+        str,
+        typer.Option(
+            "--selectors", "--names", metavar="all|NAMES", help="Selectors, with commas between them."
+        ),
     ] = "all",
     budgets: Annotated[
         str, typer.Option("--keep", metavar="K,K,…", help="Numbers of visual tokens to keep.")
@@ -311,19 +316,22 @@ def selectors(
     Those that are there already stay; those that the bundle's vision encoder cannot serve are left out.
     """
     from divprune_edge.export.add_selector import add_selectors, left_out
-    from divprune_edge.export.reporter import show_left_out, show_selector
+    from divprune_edge.export.reporter import show_left_out, show_selector, show_selectors
     from divprune_edge.export.verification import can_check_selectors
 
-    for manifest, entry, checks in add_selectors(
+    manifest = None
+    for now, entry, checks in add_selectors(
         bundle, names, budgets, force=force, verify=can_check_selectors(verify)
     ):
-        show_selector(bundle, manifest, entry, checks)
+        show_selector(bundle, entry, checks)
+        manifest = now
+    show_selectors(manifest)
     show_left_out(left_out(bundle, names))
 
 
 @app.command()
 def check(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     target: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Device to check for.", show_default="the bundle's"),
@@ -361,7 +369,7 @@ def check(
 
 @app.command(name="package")
 def package_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     target: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The Jetson to install it on.", show_default="the bundle's"),
@@ -472,7 +480,12 @@ def fit_command(
 
 def _one_budget(prune: str | None, keep: int | None) -> None:
     if prune is not None and keep is not None:
-        raise typer.BadParameter("give --prune or --keep, not both")
+        from divprune_edge.errors import UserError
+
+        raise UserError(
+            f"--prune {prune} and --keep {keep} were both given: leave one of the two out.",
+            code="options-exclusive",
+        )
 
 
 def main() -> NoReturn:

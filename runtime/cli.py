@@ -42,7 +42,11 @@ if TYPE_CHECKING:
     from divprune_edge.processing.clips import Video
     from divprune_edge.runtime.pipeline import Answer, Pipeline
 
-app = typer.Typer(help="Ask an exported bundle about images.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Ask an exported bundle about images, serve it, measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 LAB_COMMANDS = ("compare-selectors", "evaluate", "profile", "sweep", "trtexec")
 """What a board's wheel leaves out: the commands of ``runtime/lab/``."""
@@ -63,6 +67,7 @@ def ask(
     image: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="PATH",
             help="The image; several if given several times. The question is about none without it.",
             show_default=False,
         ),
@@ -70,7 +75,9 @@ def ask(
     video: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A clip, or a folder of its frames; several if given several times.", show_default=False
+            metavar="PATH",
+            help="A clip, or a folder of its frames; several if given several times.",
+            show_default=False,
         ),
     ] = None,
     fps: FpsOption = None,
@@ -114,6 +121,7 @@ def ask(
     The answer is streamed to standard output, one line about what it took goes to standard error.
     """
     from divprune_edge.errors import UserError
+    from divprune_edge.files import check_place
     from divprune_edge.processing.clips import Video, clips_of
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.generate import Decoding
@@ -153,6 +161,8 @@ def ask(
             f"--show-kept draws over one image, but {len(images)}{also} were given: ask about one alone.",
             code="show-kept-images",
         )
+    if show_kept is not None:
+        check_place(show_kept, "--show-kept")
     Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}

@@ -54,7 +54,9 @@ PenaltyOption = Annotated[
 ]
 StopOption = Annotated[
     list[str] | None,
-    typer.Option(help="Text or special token that ends the answer; may be given several times."),
+    typer.Option(
+        metavar="TEXT", help="Text or special token that ends the answer; may be given several times."
+    ),
 ]
 StopIdOption = Annotated[
     list[int] | None,

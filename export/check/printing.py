@@ -131,6 +131,11 @@ def show_report(report: CheckReport) -> None:
         "[green]nothing against it[/green]" if report.clean else f"[red]refused[/red] ({', '.join(why)})"
     )
     console.print(f"Verdict: {verdict}. Evidence: {evidence(report)}.")
+    if bad and report.dialect != target.dialect:
+        console.print(
+            f"The bundle is in dialect {report.dialect}, {target.name} takes {target.dialect}: export it with --target "
+            f"{target.name}."
+        )
 
 
 def _who_was_asked(report: CheckReport) -> str:

@@ -61,9 +61,9 @@ class Schedule:
         for cut in self.cuts:
             if not last < cut.before < layers:
                 raise UserError(
-                    f"The schedule '{self.method}' has a cut before layer {cut.before}, expected {last + 1} to "
-                    f"{layers - 1}: layers are counted from 0, cuts come in their order, and one before the first "
-                    "layer is a selector's.",
+                    f"The schedule '{self.method}' has a cut before layer {cut.before}, expected one after layer "
+                    f"{last} of the model's {layers} (0 to {layers - 1}): cuts come in their order, and one before the "
+                    "first layer is a selector's.",
                     code="schedule-layer",
                 )
             if not 0 <= cut.keep < held:

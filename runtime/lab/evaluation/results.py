@@ -19,6 +19,13 @@ from divprune_edge.runtime.lab.evaluation.scoring import wilson
 from divprune_edge.strict_json import parse_json
 
 RECORDS = "records.jsonl"
+_FACTS = {
+    "bundle": "bundle",
+    "data": "question set",
+    "backend": "--backend",
+    "threads": "number of --threads",
+    "max_tokens": "--max-tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +93,15 @@ class Journal:
             write_whole(self._path, _line(facts))
             return
         try:
-            if parse_json(lines[0].decode()) != json.loads(json.dumps(facts)):
+            if (of := parse_json(lines[0].decode())) != (now := json.loads(json.dumps(facts))):
+                others = [words for name, words in _FACTS.items() if of.get(name) != now.get(name)]
                 raise UserError(
-                    f"'{self._path}' holds results of another bundle, question set, backend, number of threads or "
-                    "longest answer: choose another --output, or delete it.",
+                    f"'{self._path}' holds results with another {' and another '.join(others) or 'form'}: choose "
+                    "another --output, or delete it.",
                     code="results-of-another-run",
                 )
             self.records = [Record(**parse_json(line.decode())) for line in lines[1:]]
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"'{self._path}' is damaged ({error}): delete it to begin again.", code="results-damaged"
             ) from None

@@ -219,8 +219,8 @@ def test_an_interrupted_run_goes_on(
     (folder / "questions.jsonl").write_text(lines)
     evaluate(bundle, load_dataset(str(folder)), methods, out, max_tokens=2)
     assert asked == [("b.png", 2), ("b.png", 2)]
-    with refused("results-of-another-run", "bundle", "question set", "longest answer"):
-        evaluate(bundle, data, methods, out, max_tokens=3)
+    with refused("results-of-another-run", "another question set and another --max-tokens:"):
+        evaluate(bundle, replace(data, name="other"), methods, out, max_tokens=3)
 
 
 def test_what_makes_two_runs_the_same(demo_bundle: Path) -> None:
