@@ -82,7 +82,9 @@ def test_a_bad_line_is_named(tmp_path: Path, line: Any, code: str, given: str) -
 def test_other_bad_sets(tmp_path: Path) -> None:
     with refused("dataset-missing"):
         load_dataset(str(tmp_path / "nowhere"))
-    with refused("dataset-not-one-file", 0):
+    with refused("dataset-missing", "did you mean 'demo'?"):
+        load_dataset("demos")
+    with refused("dataset-not-one-file", 0, '"answer"'):
         load_dataset(str(tmp_path))
     with refused("questions-empty"):
         load_dataset(str(write_folder(tmp_path / "empty", [])))
