@@ -209,7 +209,12 @@ def _given(error: BaseException) -> str:
     return f" (given: {details[0]['input']})" if details and "input" in details[0] else ""
 
 
-def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
-    """Print ``error[code]: message`` on one line of standard error and exit; commands in it are as typed from here."""
+def tell(message: str, *, code: str) -> None:
+    """Print ``error[code]: message`` on one line of standard error; commands in it are as typed from here."""
     sys.stderr.write(f"error[{code}]: {printable(' '.join(as_typed(message).split()))}\n")
+
+
+def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
+    """Tell what is wrong, and exit."""
+    tell(message, code=code)
     sys.exit(exit_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -124,6 +124,7 @@ def ask(
     from divprune_edge.files import check_place
     from divprune_edge.processing.clips import Video, clips_of
     from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.chat_lines import converse, is_typed, typed_lines
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
     from divprune_edge.runtime.progress import on_terminal
@@ -171,13 +172,18 @@ def ask(
             opened, selector, keep, backend, threads, tell, warm_up=warm_up, budget=budget, radius=radius
         )
         conversation = pipeline.chat([*images, *clips], system=system)
-        lines = given or _questions_from_stdin()
-        asked = _with_media(lines, fps, frames) if chat else ((question, []) for question in given)
-        for question, more in asked:
+
+        def ask_one(question: str, more: Sequence[Path | Video] = ()) -> None:
             answer = conversation.ask(
                 question, image=more, stream=None if as_json else _print_piece, **decoding
             )
             _print_json(answer) if as_json else _print_summary(answer)
+
+        if chat:
+            forgiving = not given and is_typed()
+            converse(given or typed_lines(), ask_one, fps, frames, forgiving=forgiving)
+        else:
+            ask_one(given[0])
     if show_kept is not None:
         _draw(pipeline, images[0], show_kept)
 
@@ -243,42 +249,6 @@ def main() -> NoReturn:
     # Modules stay once they are loaded: looking through them after every 700 new objects takes a tenth of a start.
     gc.set_threshold(10_000)
     run(app, program="python -m runtime")
-
-
-def _questions_from_stdin() -> Iterator[str]:
-    """Yield the lines of standard input that say something, with a prompt where someone types them."""
-    interactive = sys.stdin.isatty()
-    while True:
-        if interactive:
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
-
-
-def _with_media(
-    lines: Iterable[str], fps: float | None, frames: int | None
-) -> Iterator[tuple[str, list[Path | Video]]]:
-    """Yield the questions among the lines of a conversation, each with what the lines before it add."""
-    from divprune_edge.errors import UserError
-    from divprune_edge.processing.clips import Video
-
-    media: list[Path | Video] = []
-    last = ""
-    for line in lines:
-        command, _, name = line.partition(" ")
-        if command not in ("/image", "/video"):
-            yield line, media
-            media = []
-            continue
-        if not name.strip():
-            raise UserError(f"'{command}' names no file: write '{command} PATH'.", code="chat-image")
-        path, last = Path(name.strip()), line.strip()
-        media.append(path if command == "/image" else Video(path, fps, frames))
-    if media:
-        raise UserError(f"No question follows '{last}': ask about it.", code="chat-image")
 
 
 def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:
