@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.runtime.serve.answers import Writing, error_fields, event_text, status_of
@@ -59,7 +60,7 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
             return JSONResponse(error_fields(_no_path()), error.status_code)
         taken = "POST" if request.url.path == _COMPLETIONS else "GET"
         said = UserError(f"This path takes {taken}, not {request.method}.", code="method-unknown")
-        return JSONResponse(error_fields(said), 405, {"allow": taken})
+        return JSONResponse(error_fields(said), 405, {"allow": taken.replace("GET", "GET, HEAD")})
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
@@ -116,6 +117,9 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     async def part(name: str) -> Response:
         return _file(page, name)
 
+    for route in app.routes:
+        if isinstance(route, Route) and route.methods is not None and "GET" in route.methods:
+            route.methods.add("HEAD")  # as load balancers look whether somebody is there
     return Guard(app, access, engine.limits)
 
 

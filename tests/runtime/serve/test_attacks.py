@@ -444,7 +444,7 @@ def test_there_is_nothing_else(server: Served, path: str) -> None:
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics", "/"])
 def test_nothing_can_be_changed(server: Served, path: str) -> None:
     status, answer, headers = server.ask({}, path=path)
-    assert (status, headers["allow"]) == (405, "GET")
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
     assert answer["error"]["message"] == "This path takes GET, not POST."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from divprune_edge import Pipeline
 from divprune_edge.models.demo import PICTURE
 from divprune_edge.runtime.serve.catalog import _some
 
-from .conftest import QUESTION, Served, about, data_url, noise, openai
+from .conftest import PATIENCE, QUESTION, Served, about, data_url, noise, openai
 
 
 def test_an_answer_is_the_one_of_ask(client: Any, asked: Pipeline, picture: str) -> None:
@@ -174,6 +175,15 @@ def test_what_a_question_looks_like_is_not_logged(server: Served, picture: str) 
     status, _, _ = server.ask({"messages": about(picture, question="USER: what is <image>?")})
     assert status == 200
     assert server.said[said:] == []
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/metrics", "/page/app.js"])
+def test_a_head_is_that_of_the_answer(server: Served, path: str) -> None:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.request("HEAD", path)
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (200, b"")
+    assert answer.headers["content-type"] == server.get(path)[2]["content-type"]
 
 
 def test_a_counter_is_one_metric(server: Served) -> None:
