@@ -157,8 +157,7 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoR
         if not error.format_message():  # the help was shown because nothing was asked for
             sys.exit(2)
         hint = error.ctx.command_path if error.ctx is not None else program
-        said = re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", error.format_message().rstrip("."))
-        fail(f"{said}{_given(error)}; see '{hint} --help'.", code=USAGE)
+        fail(f"{_in_our_words(error.format_message())}{_given(error)}; see '{hint} --help'.", code=USAGE)
     except _ClickException as error:
         fail(error.format_message(), code=USAGE)
     except (KeyboardInterrupt, typer.Abort):
@@ -201,6 +200,17 @@ def _fail_for_path(error: OSError) -> NoReturn:
     if error.errno != errno.ENAMETOOLONG:
         raise error
     fail(f"The name '{error.filename}' is longer than any file's: give another one.", code="path-too-long")
+
+
+def _in_our_words(message: str) -> str:
+    """Return typer's message as a part of a sentence, without what its parser says twice."""
+    message = re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", message.rstrip("."))
+    message = re.sub(r", unable to parse string as an? \w+$", "", message)
+    return (
+        message.replace("Input should be a valid integer", "expected an integer")
+        .replace("Input should be a valid", "expected a")
+        .replace("Input should be", "expected")
+    )
 
 
 def _given(error: BaseException) -> str:

@@ -73,6 +73,7 @@ def test_a_wrong_command_line_is_one_line(
     assert told in text
     assert text.count("\n") == 1
     assert text.rstrip().endswith("--help'.")
+    assert "Input should be" not in text, "the parser's words"
 
 
 @pytest.mark.parametrize("given", ["--version", "-V"])
