@@ -142,11 +142,13 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None, *, program: st
 
 
 def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoReturn:
-    if (sys.argv[1:] if arguments is None else list(arguments)) in (["--version"], ["-V"]):
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given in (["--version"], ["-V"]):
         print(f"divprune-edge {__version__}")
         sys.exit(0)
     command = typer.main.get_command(app)
-    _show_flags_bare(command)
+    if "--help" in given or not given:
+        _show_flags_bare(command, given)
     try:
         code = command.main(
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
@@ -175,13 +177,17 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoR
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _show_flags_bare(command: Any) -> None:
+def _show_flags_bare(command: Any, given: Sequence[str]) -> None:
     """Leave ``<bool>`` out of the help of options without a value, beside which it looks as if they took one."""
-    for parameter in command.get_params(command.context_class(command)):
+    context = command.context_class(command)
+    for parameter in command.get_params(context):
         if getattr(parameter, "is_flag", False) and parameter.metavar is None:
             parameter.metavar = ""
-    for one in getattr(command, "commands", {}).values():
-        _show_flags_bare(one)
+    name = next((one for one in given if not one.startswith("-")), None)
+    if name is not None and hasattr(command, "get_command"):
+        found = command.get_command(context, name)
+        if found is not None:
+            _show_flags_bare(found, given[given.index(name) + 1 :])
 
 
 def printable(text: str) -> str:
