@@ -10,7 +10,7 @@ from divprune_edge.console import tell
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.processing.clips import Video
 
-COMMANDS = {"/image": "image-missing", "/video": "clip-missing"}
+COMMANDS = ("/image", "/video")
 HELP = "Ask a question a line; '/image PATH' and '/video PATH' are for the next one, Ctrl-D ends."
 
 Ask = Callable[[str, "list[Path | Video]"], None]
@@ -85,6 +85,9 @@ def _medium(line: str, fps: float | None, frames: int | None) -> Path | Video | 
         raise UserError(f"'{command}' names no file: write '{command} PATH'.", code="chat-image")
     path = Path(name.strip())
     if not path.exists():
-        what = "image" if command == "/image" else "clip"
-        raise UserError(f"There is no {what} at '{path}': check the path.", code=COMMANDS[command])
+        is_image = command == "/image"
+        raise UserError(
+            f"There is no {'image' if is_image else 'clip'} at '{path}': check the path.",
+            code="image-missing" if is_image else "clip-missing",
+        )
     return path if command == "/image" else Video(path, fps, frames)
