@@ -81,6 +81,13 @@ def show_fit(
         except KeyboardInterrupt:
             _console.print("What was measured is kept: the same command goes on behind the last whole layer.")
             raise
+        except UserError as error:
+            if error.code == "target-flops-unreachable":
+                _console.print(
+                    f"What was measured is kept: the same command with --output {quoted(file)} and another "
+                    "--target-flops takes no time."
+                )
+            raise
         _console.print(
             f"{file}: {found.share:.1%} of the operations on {plan.visual_tokens} visual tokens, tolerance "
             f"{found.tolerance:.3f}, from {len(request.images)} images."
