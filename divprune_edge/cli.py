@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from typing import NoReturn
 
-from divprune_edge import __version__
 from divprune_edge.commands import application
-from divprune_edge.console import guarded_output, run
+from divprune_edge.console import run
 
 app = application(
     {
@@ -22,8 +20,4 @@ app = application(
 
 def main() -> NoReturn:
     """Entry point of the ``divprune-edge`` command."""
-    if sys.argv[1:] in (["--version"], ["-V"]):
-        with guarded_output():
-            print(f"divprune-edge {__version__}")
-        sys.exit(0)
     run(app, program="divprune-edge")

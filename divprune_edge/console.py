@@ -7,6 +7,7 @@ import codecs
 import errno
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError
 from divprune_edge.hints import as_typed
 
@@ -146,7 +148,13 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoR
     # is given back, takes a fifth of a start.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given in (["--version"], ["-V"]):
+        print(f"divprune-edge {__version__}")
+        sys.exit(0)
     command = typer.main.get_command(app)
+    if "--help" in given or not given:
+        _show_flags_bare(command, given)
     try:
         code = command.main(
             args=None if arguments is None else list(arguments), prog_name=program, standalone_mode=False
@@ -157,7 +165,7 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoR
         if not error.format_message():  # the help was shown because nothing was asked for
             sys.exit(2)
         hint = error.ctx.command_path if error.ctx is not None else program
-        fail(f"{error.format_message().rstrip('.')}{_given(error)}; see '{hint} --help'.", code=USAGE)
+        fail(f"{_in_our_words(error.format_message())}{_given(error)}; see '{hint} --help'.", code=USAGE)
     except _ClickException as error:
         fail(error.format_message(), code=USAGE)
     except (KeyboardInterrupt, typer.Abort):
@@ -173,6 +181,19 @@ def _run(app: typer.Typer, arguments: Sequence[str] | None, program: str) -> NoR
     if code == INTERRUPTED:  # newer typer returns this itself
         sys.stderr.write("interrupted\n")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_flags_bare(command: Any, given: Sequence[str]) -> None:
+    """Leave ``<bool>`` out of the help of options without a value, beside which it looks as if they took one."""
+    context = command.context_class(command)
+    for parameter in command.get_params(context):
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    name = next((one for one in given if not one.startswith("-")), None)
+    if name is not None and hasattr(command, "get_command"):
+        found = command.get_command(context, name)
+        if found is not None:
+            _show_flags_bare(found, given[given.index(name) + 1 :])
 
 
 def printable(text: str) -> str:
@@ -193,13 +214,29 @@ def _fail_for_path(error: OSError) -> NoReturn:
     fail(f"The name '{error.filename}' is longer than any file's: give another one.", code="path-too-long")
 
 
+def _in_our_words(message: str) -> str:
+    """Return typer's message as a part of a sentence, without what its parser says twice."""
+    message = re.sub(r"\. Did you mean (.+)\?$", r" (did you mean \1?)", message.rstrip("."))
+    message = re.sub(r", unable to parse string as an? \w+$", "", message)
+    return (
+        message.replace("Input should be a valid integer", "expected an integer")
+        .replace("Input should be a valid", "expected a")
+        .replace("Input should be", "expected")
+    )
+
+
 def _given(error: BaseException) -> str:
     """Name the value that could not be read, where the message does not: newer typer keeps it in the cause."""
     details: list[Any] = getattr(error.__cause__, "errors", list)()
     return f" (given: {details[0]['input']})" if details and "input" in details[0] else ""
 
 
-def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
-    """Print ``error[code]: message`` on one line of standard error and exit; commands in it are as typed from here."""
+def tell(message: str, *, code: str) -> None:
+    """Print ``error[code]: message`` on one line of standard error; commands in it are as typed from here."""
     sys.stderr.write(f"error[{code}]: {printable(' '.join(as_typed(message).split()))}\n")
+
+
+def fail(message: str, exit_code: int = 2, *, code: str) -> NoReturn:
+    """Tell what is wrong, and exit."""
+    tell(message, code=code)
     sys.exit(exit_code)

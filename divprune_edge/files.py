@@ -7,6 +7,23 @@ import os
 import secrets
 from pathlib import Path
 
+from divprune_edge.errors import UserError
+
+
+def check_place(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        UserError: it is a folder, or its folder is not there; the sentence names the option.
+    """
+    if path.is_dir():
+        why = "it is a folder"
+    elif not path.absolute().parent.is_dir():
+        why = f"there is no folder '{path.parent}'"
+    else:
+        return
+    raise UserError(f"'{path}' cannot be written ({why}): choose another {option}.", code="output-unwritable")
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file in one step: a reader sees the old one or the new one, and a full disk leaves the old one.

@@ -34,7 +34,8 @@ app = application(
         "cost": f"{__name__}:cost",
         "fit": f"{__name__}:fit_command",
     },
-    help="Turn a checkpoint into a bundle of ONNX graphs.",
+    help="Turn a checkpoint into a bundle of ONNX graphs.\n\nOptions alone, as in 'python -m export --model DIR', are "
+    "those of 'llava', which takes every family.",
     group=_Commands,
 )
 
@@ -291,7 +292,7 @@ def llava(
 
 
 def selector_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     selector: SelectorName = "divprune",
     prune: Prune = None,
     keep: Keep = None,
@@ -300,20 +301,24 @@ def selector_command(
 ) -> None:
     """Add a selector to a bundle; the weights are not touched."""
     from divprune_edge.export.add_selector import add_selector
-    from divprune_edge.export.reporter import show_selector
+    from divprune_edge.export.reporter import show_selector, show_selectors
     from divprune_edge.export.verification import can_check_selectors
 
     _one_budget(prune, keep)
     manifest, entry, checks = add_selector(
         bundle, selector, keep=keep, prune=prune, force=force, verify=can_check_selectors(verify)
     )
-    show_selector(bundle, manifest, entry, checks)
+    show_selector(bundle, entry, checks)
+    show_selectors(manifest)
 
 
 def selectors(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     names: Annotated[
-        str, typer.Option(metavar="all|NAMES", help="Selectors, with commas between them.")
+        str,
+        typer.Option(
+            "--selectors", "--names", metavar="all|NAMES", help="Selectors, with commas between them."
+        ),
     ] = "all",
     budgets: Annotated[
         str, typer.Option("--keep", metavar="K,K,…", help="Numbers of visual tokens to keep.")
@@ -326,18 +331,21 @@ def selectors(
     Those that are there already stay; those that the bundle's vision encoder cannot serve are left out.
     """
     from divprune_edge.export.add_selector import add_selectors, left_out
-    from divprune_edge.export.reporter import show_left_out, show_selector
+    from divprune_edge.export.reporter import show_left_out, show_selector, show_selectors
     from divprune_edge.export.verification import can_check_selectors
 
-    for manifest, entry, checks in add_selectors(
+    manifest = None
+    for now, entry, checks in add_selectors(
         bundle, names, budgets, force=force, verify=can_check_selectors(verify)
     ):
-        show_selector(bundle, manifest, entry, checks)
+        show_selector(bundle, entry, checks)
+        manifest = now
+    show_selectors(manifest)
     show_left_out(left_out(bundle, names))
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     target: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Device to check for.", show_default="the bundle's"),
@@ -374,7 +382,7 @@ def check(
 
 
 def package_command(
-    bundle: Annotated[Path, typer.Argument(help="Folder of an existing bundle.", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of an existing bundle.")],
     target: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="The Jetson to install it on.", show_default="the bundle's"),
@@ -488,7 +496,12 @@ def fit_command(
 
 def _one_budget(prune: str | None, keep: int | None) -> None:
     if prune is not None and keep is not None:
-        raise typer.BadParameter("give --prune or --keep, not both")
+        from divprune_edge.errors import UserError
+
+        raise UserError(
+            f"--prune {prune} and --keep {keep} were both given: leave one of the two out.",
+            code="options-exclusive",
+        )
 
 
 def main() -> NoReturn:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.models.budget import budget
 from divprune_edge.models.cost import Cost, cost_of, layered_kv_bytes, visual_by_layer
 from divprune_edge.models.cost_conventions import (
@@ -30,7 +30,7 @@ PRESETS: dict[str, Config] = {
     name: config for family in FAMILIES for name, config in family_named(family).presets.items()
 }
 
-_console = Console(markup=False, highlight=False)
+_console = Console(markup=False, highlight=False, soft_wrap=True)
 
 
 def show_cost(
@@ -120,7 +120,8 @@ def _spec(model: str) -> Spec:
     path = Path(model) / "config.json"
     if not is_file(path):
         raise UserError(
-            f"'{model}' is neither {' nor '.join(PRESETS)} nor a checkpoint folder with a config.json.",
+            f"'{model}' is no checkpoint folder with a config.json, and no checkpoint of that name is known"
+            f"{did_you_mean(model, PRESETS)}: known are {', '.join(PRESETS)}.",
             code="model-unknown",
         )
     return _read(CheckpointFiles(path.parent).required_json(path.name, "says what model this is"))

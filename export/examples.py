@@ -44,6 +44,8 @@ def images_in(folder: Path, code: str) -> list[Path]:
     Raises:
         UserError: there are none, with ``code``.
     """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder '{folder}': give one of PNG or JPEG files.", code=code)
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGES)
     if not files:
         raise UserError(

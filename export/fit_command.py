@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +79,8 @@ def show_fit(
             )
         if file.exists() and not force:
             raise UserError(f"'{file}' exists already: add --force to replace it.", code="output-exists")
-        try:
+        with _saying_what_is_kept(file):
             found = fit_schedule(plan, request, file, ConsoleReporter())
-        except KeyboardInterrupt:
-            _console.print("What was measured is kept: the same command goes on behind the last whole layer.")
-            raise
         _console.print(
             f"{file}: {found.share:.1%} of the operations on {plan.visual_tokens} visual tokens, tolerance "
             f"{found.tolerance:.3f}, from {len(request.images)} image{'s' * (len(request.images) > 1)}."
@@ -96,6 +95,23 @@ def show_fit(
         source += f" --adapter {quoted(adapter)}"
     command = f"python -m export llava{source} {budget} --schedule {quoted(file)}"
     _console.print(f"Export with it: {as_typed(command)}")
+
+
+@contextmanager
+def _saying_what_is_kept(file: Path) -> Iterator[None]:
+    """Say of a fit that ends early that the next one need not begin anew."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _console.print("What was measured is kept: the same command goes on behind the last whole layer.")
+        raise
+    except UserError as error:
+        if error.code == "target-flops-unreachable":
+            _console.print(
+                f"What was measured is kept: the same command with --output {quoted(file)} and another "
+                "--target-flops takes no time."
+            )
+        raise
 
 
 def _selection(manifest: Manifest) -> tuple[str, int]:

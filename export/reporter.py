@@ -110,14 +110,20 @@ def show_package(archive: Path, size: int) -> None:
     )
 
 
-def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks: Sequence[Check]) -> None:
+def show_selector(folder: Path, entry: SelectorInfo, checks: Sequence[Check]) -> None:
     """Print what was added."""
     added = f"[bold]{literal(entry.id)}[/bold] to {literal(folder)}"
     state = f"{len(checks)} checks against its reference passed" if checks else "not verified"
-    _console.print(
-        f"Added {added}: {entry.keep} of {entry.candidates} visual tokens; {state}. "
-        f"The bundle now has {', '.join(literal(selector.id) for selector in manifest.selectors)}."
-    )
+    _console.print(f"Added {added}: {entry.keep} of {entry.candidates} visual tokens; {state}.")
+
+
+def show_selectors(manifest: Manifest | None) -> None:
+    """Print what a bundle has after all that was added; None where it had everything before."""
+    if manifest is None:
+        _console.print("Nothing was added: what was asked for is there already (--force makes it anew).")
+        return
+    names = [literal(selector.id) for selector in manifest.selectors]
+    _console.print(f"The bundle now has {', '.join(names)}.")
 
 
 def show_left_out(sentence: str | None) -> None:

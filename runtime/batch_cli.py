@@ -206,6 +206,8 @@ def _parse(line: bytes, file: Path, number: int) -> Line:
 
     try:
         entry: Any = parse_json(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Line(number, {}, _invalid(file, number, "is not UTF-8"))
     except ValueError as error:
         return Line(number, {}, _invalid(file, number, f"is not JSON ({error})"))
     if not isinstance(entry, dict):

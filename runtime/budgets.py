@@ -61,7 +61,7 @@ def budgets_of(bundle: Bundle, selector: str | None, radius: float | None) -> Bu
         there = ", ".join(entry.id for entry in found) or "none"
         raise UserError(
             f"--budget auto needs several budgets of a selector to choose from, but the bundle has {there} of "
-            f"'{name or UNPRUNED}': add more with 'python -m export selectors {bundle.path} --names "
+            f"'{name or UNPRUNED}': add more with 'python -m export selectors {bundle.path} --selectors "
             f"{name if found else 'divprune'} --keep K,K,…'.",
             code="budget-auto-needs-budgets",
         )

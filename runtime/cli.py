@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -65,7 +65,7 @@ app = application(
         "triton": f"{_RUNTIME}.triton.cli:triton_command",
         **(LAB_COMMANDS if _has_lab() else dict.fromkeys(LAB_COMMANDS, f"{__name__}:not_here")),
     },
-    help="Ask an exported bundle about images.",
+    help="Ask an exported bundle about images, serve it, measure it.",
 )
 
 HashOption = Annotated[
@@ -83,6 +83,7 @@ def ask(
     image: Annotated[
         list[Path] | None,
         typer.Option(
+            metavar="PATH",
             help="The image; several if given several times. The question is about none without it.",
             show_default=False,
         ),
@@ -90,7 +91,9 @@ def ask(
     video: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A clip, or a folder of its frames; several if given several times.", show_default=False
+            metavar="PATH",
+            help="A clip, or a folder of its frames; several if given several times.",
+            show_default=False,
         ),
     ] = None,
     fps: FpsOption = None,
@@ -134,8 +137,10 @@ def ask(
     The answer is streamed to standard output, one line about what it took goes to standard error.
     """
     from divprune_edge.errors import UserError
+    from divprune_edge.files import check_place
     from divprune_edge.processing.sources import Video, clips_of
     from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.chat_lines import converse, is_typed, typed_lines
     from divprune_edge.runtime.generate import Decoding
     from divprune_edge.runtime.pipeline import Pipeline
     from divprune_edge.runtime.progress import on_terminal
@@ -173,6 +178,8 @@ def ask(
             f"--show-kept draws over one image, but {len(images)}{also} were given: ask about one alone.",
             code="show-kept-images",
         )
+    if show_kept is not None:
+        check_place(show_kept, "--show-kept")
     Decoding(**decoding)  # a wrong value is told before anything is loaded
     opened = Bundle.open(bundle, verify_hashes)  # type: ignore[arg-type]
     decoding |= {"raw_prompt": raw_prompt, "checkpoint_defaults": checkpoint_defaults}
@@ -181,13 +188,18 @@ def ask(
             opened, selector, keep, backend, threads, tell, warm_up=warm_up, budget=budget, radius=radius
         )
         conversation = pipeline.chat([*images, *clips], system=system)
-        lines = given or _questions_from_stdin()
-        asked = _with_media(lines, fps, frames) if chat else ((question, []) for question in given)
-        for question, more in asked:
+
+        def ask_one(question: str, more: Sequence[Path | Video] = ()) -> None:
             answer = conversation.ask(
                 question, image=more, stream=None if as_json else _print_piece, **decoding
             )
             _print_json(answer) if as_json else _print_summary(answer)
+
+        if chat:
+            forgiving = not given and is_typed()
+            converse(given or typed_lines(), ask_one, fps, frames, forgiving=forgiving)
+        else:
+            ask_one(given[0])
     if show_kept is not None:
         _draw(pipeline, images[0], show_kept)
 
@@ -233,42 +245,6 @@ def main() -> NoReturn:
     from divprune_edge.console import run
 
     run(app, program="python -m runtime")
-
-
-def _questions_from_stdin() -> Iterator[str]:
-    """Yield the lines of standard input that say something, with a prompt where someone types them."""
-    interactive = sys.stdin.isatty()
-    while True:
-        if interactive:
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
-
-
-def _with_media(
-    lines: Iterable[str], fps: float | None, frames: int | None
-) -> Iterator[tuple[str, list[Path | Video]]]:
-    """Yield the questions among the lines of a conversation, each with what the lines before it add."""
-    from divprune_edge.errors import UserError
-    from divprune_edge.processing.sources import Video
-
-    media: list[Path | Video] = []
-    last = ""
-    for line in lines:
-        command, _, name = line.partition(" ")
-        if command not in ("/image", "/video"):
-            yield line, media
-            media = []
-            continue
-        if not name.strip():
-            raise UserError(f"'{command}' names no file: write '{command} PATH'.", code="chat-image")
-        path, last = Path(name.strip()), line.strip()
-        media.append(path if command == "/image" else Video(path, fps, frames))
-    if media:
-        raise UserError(f"No question follows '{last}': ask about it.", code="chat-image")
 
 
 def _draw(pipeline: Pipeline, image: Path, path: Path) -> None:

@@ -40,13 +40,15 @@ WarmUpOption = Annotated[
     ),
 ]
 TemperatureOption = Annotated[
-    float | None, typer.Option(help="0 takes the most likely token.", show_default="0")
+    float | None, typer.Option(help="Above 0 samples; 0 takes the most likely token.", show_default="0")
 ]
 TopPOption = Annotated[
-    float | None, typer.Option(help="Sample from the most likely tokens of this total.", show_default="1")
+    float | None,
+    typer.Option(help="With --temperature: only the most likely tokens of this total.", show_default="1"),
 ]
 TopKOption = Annotated[
-    int | None, typer.Option(help="Sample from so many most likely tokens; 0 for all.", show_default="0")
+    int | None,
+    typer.Option(help="With --temperature: only so many most likely tokens; 0 for all.", show_default="0"),
 ]
 PenaltyOption = Annotated[
     float | None,
@@ -54,7 +56,9 @@ PenaltyOption = Annotated[
 ]
 StopOption = Annotated[
     list[str] | None,
-    typer.Option(help="Text or special token that ends the answer; may be given several times."),
+    typer.Option(
+        metavar="TEXT", help="Text or special token that ends the answer; may be given several times."
+    ),
 ]
 StopIdOption = Annotated[
     list[int] | None,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import typer
 
+from divprune_edge import __version__
 from divprune_edge.console import run
 from divprune_edge.errors import DivpruneError, UserError, did_you_mean
 
@@ -61,7 +62,7 @@ def test_a_failure_that_is_not_the_users_is_exit_code_1(capsys: pytest.CaptureFi
         (("work", "--nope"), "No such option: --nope"),
         (("work", "--number", "many"), "--number"),
         (("work", "--number", "many"), "many"),
-        (("werk",), "No such command 'werk'"),
+        (("werk",), "No such command 'werk' (did you mean 'work'?); see"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(
@@ -72,6 +73,26 @@ def test_a_wrong_command_line_is_one_line(
     assert told in text
     assert text.count("\n") == 1
     assert text.rstrip().endswith("--help'.")
+    assert "Input should be" not in text, "the parser's words"
+
+
+@pytest.mark.parametrize("given", ["--version", "-V"])
+def test_every_program_says_its_version(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(typer.Typer(), [given], program="program")
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"divprune-edge {__version__}\n")
+
+
+def test_the_help_of_a_flag_shows_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    def work(plain: bool = False, count: int = 3) -> None: ...
+
+    with pytest.raises(SystemExit):
+        run(app, ["--help"], program="program")
+    shown = capsys.readouterr().out
+    assert "--plain" in shown and "--count" in shown and "bool" not in shown.lower()
 
 
 def test_nothing_asked_shows_the_help_without_an_error(capsys: pytest.CaptureFixture[str]) -> None:

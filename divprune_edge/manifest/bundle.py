@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -200,7 +201,14 @@ def read_manifest(bundle: Path) -> Manifest:
             code="bundle-missing",
         )
     if not is_file(path):
-        raise UserError(f"'{bundle}' is not a bundle: it has no {MANIFEST}.", code="bundle-without-manifest")
+        made = (
+            f"; it is a checkpoint: 'python -m export --model {shlex.quote(str(bundle))}' makes a bundle of it"
+            if is_file(bundle / "config.json")
+            else ""
+        )
+        raise UserError(
+            f"'{bundle}' is not a bundle: it has no {MANIFEST}{made}.", code="bundle-without-manifest"
+        )
     data = read_json(path, code="manifest-invalid", unreadable="manifest-unreadable", advice=RESTORE)
     version = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:

@@ -177,7 +177,7 @@ def _told(name: str, formats: Sequence[str], *, is_clip: bool = False) -> Iterat
                 code="image-is-clip",
             ) from None
         raise UserError(
-            f"{name} is not an image: use {', '.join(formats[:-1])} or {formats[-1]}.",
+            f"{name} is in no format that is read here: use {', '.join(formats[:-1])} or {formats[-1]}.",
             code="image-format-unknown",
         ) from None
     except Image.DecompressionBombError as error:

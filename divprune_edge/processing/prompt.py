@@ -159,8 +159,8 @@ class PromptEncoder:
         for kind, token, places, wanted in self._placeholders(ids, turns, len(visual_tokens)):
             if places != wanted:
                 raise UserError(
-                    f"The ready-made prompt has {places} {kind} placeholders, but {wanted} {kind}s were given: write "
-                    f"'{token}' once for each of them, where it belongs.",
+                    f"The ready-made prompt has {places} {kind} placeholder{'s' * (places != 1)} for {wanted} "
+                    f"{kind}{'s' * (wanted != 1)}: write '{token}' once for each of them, where it belongs.",
                     code="raw-prompt-placeholder",
                 )
         _check_question(turns)

@@ -59,6 +59,7 @@ class CheckReport:
     Attributes:
         bundle: its folder.
         target: the device.
+        dialect: of the bundle's language model.
         provenance: which operator list, None for a target without TensorRT.
         attributes: which checkers of attributes, None for a target without TensorRT.
         graphs: what was looked at.
@@ -73,6 +74,7 @@ class CheckReport:
 
     bundle: Path
     target: Target
+    dialect: str
     provenance: str | None
     attributes: str | None
     graphs: tuple[GraphReport, ...]
@@ -162,6 +164,7 @@ def check_bundle(
     return CheckReport(
         bundle=bundle,
         target=target,
+        dialect=info.dialect,
         provenance=None if table is None else table.provenance,
         attributes=None if table is None else table.checkers.provenance,
         graphs=tuple(graphs),

@@ -131,6 +131,11 @@ def show_report(report: CheckReport) -> None:
         "[green]nothing against it[/green]" if report.clean else f"[red]refused[/red] ({', '.join(why)})"
     )
     console.print(f"Verdict: {verdict}. Evidence: {evidence(report)}.")
+    if bad and report.dialect != target.dialect:
+        console.print(
+            f"The bundle is in dialect {report.dialect}, {target.name} takes {target.dialect}: export it with --target "
+            f"{target.name}."
+        )
 
 
 def _who_was_asked(report: CheckReport) -> str:
@@ -153,15 +158,15 @@ def _answer(answer: GraphAnswer | None) -> str:
 def _graphs(report: CheckReport) -> Table:
     answers = {} if report.asked is None else {answer.file: answer for answer in report.asked.answers}
     table = Table(title="Graphs", title_justify="left")
-    for column in ("file", "opset", "nodes", "errors", "warnings", "", *["TensorRT-RTX"] * bool(answers)):
-        table.add_column(
-            column, justify="left" if column in ("file", "", "TensorRT-RTX") else "right", overflow="fold"
-        )
+    plugins = any(graph.plugin for graph in report.graphs)
+    last = [*["plugin"] * plugins, *["TensorRT-RTX"] * bool(answers)]
+    for column in ("file", "opset", "nodes", "errors", "warnings", *last):
+        table.add_column(column, justify="left" if column in ("file", *last) else "right", overflow="fold")
     for graph in report.graphs:
         of = [f for f in report.findings if f.graph == graph.file]
         bad = len(errors(of))
-        note = "plugin" if graph.plugin else ""
-        row = [literal(graph.file), str(graph.opset), str(graph.nodes), str(bad), str(len(of) - bad), note]
+        row = [literal(graph.file), str(graph.opset), str(graph.nodes), str(bad), str(len(of) - bad)]
+        row += ["yes" if graph.plugin else ""] * plugins
         # Of a selector it was asked about the file with the local function, whatever the target's TensorRT needs.
         told = answers.get(graph.file) or answers.get(graph.file.replace("/stripped/", "/"))
         table.add_row(*row, *[_answer(told)] * bool(answers))

@@ -25,8 +25,7 @@ def find_dialect(name: str) -> type[Dialect]:
     try:
         return DIALECTS[name]
     except KeyError:
-        known = " or ".join(DIALECTS)
         raise UserError(
-            f"There is no dialect '{name}'{did_you_mean(name, DIALECTS)}: choose {known}.",
+            f"There is no dialect '{name}'{did_you_mean(name, DIALECTS)}: choose one of {', '.join(DIALECTS)}.",
             code="dialect-unknown",
         ) from None

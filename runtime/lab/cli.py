@@ -31,12 +31,14 @@ def compare_selectors(
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
 ) -> None:
     """Write a page with what each selector keeps of an image and the answers that follow."""
+    from divprune_edge.files import check_place
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.comparison import compare, write_page
     from divprune_edge.runtime.lab.evaluation.options import split_names
     from divprune_edge.runtime.pipeline import Pipeline
 
     asked = questions or [DEFAULT_QUESTION]
+    check_place(output, "-o")
     opened = Bundle.open(bundle)
     pipeline = Pipeline(opened, "none", backend=backend, threads=threads)
     panels = compare(pipeline, image, asked, split_names(selectors), keep, max_tokens)

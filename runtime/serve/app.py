@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import mimetypes
 import secrets
 import time
@@ -15,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.runtime.serve.answers import Writing, error_fields, event_text, status_of
@@ -26,6 +28,7 @@ from divprune_edge.runtime.serve.reading import Fetch, question_of
 from divprune_edge.runtime.serve.scheduler import internal, too_late
 from divprune_edge.runtime.serve.schema import ChatRequest, read_request
 
+_COMPLETIONS = "/v1/chat/completions"
 _GRACE = 1.0
 """Seconds that the engine has to say by itself that a question's time is over."""
 
@@ -40,6 +43,8 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
         await asyncio.to_thread(engine.stop)
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    # What a question looks like is for its client to know, and would be written here as often as it is asked.
+    logging.getLogger("divprune_edge.processing.prompt").setLevel(logging.ERROR)
     page = _page()
     # Whose images lie elsewhere may have to wait for that; nobody else does.
     reading, calling = ThreadPoolExecutor(2, "reading"), ThreadPoolExecutor(8, "calling")
@@ -51,13 +56,11 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
-        wrong = error.status_code == 405
-        said = (
-            UserError("This path is not asked by that method.", code="method-unknown")
-            if wrong
-            else UserError("There is nothing at this path.", code="path-unknown")
-        )
-        return JSONResponse(error_fields(said), error.status_code)
+        if error.status_code != 405:
+            return JSONResponse(error_fields(_no_path()), error.status_code)
+        taken = "POST" if request.url.path == _COMPLETIONS else "GET"
+        said = UserError(f"This path takes {taken}, not {request.method}.", code="method-unknown")
+        return JSONResponse(error_fields(said), 405, {"allow": taken.replace("GET", "GET, HEAD")})
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
@@ -83,11 +86,14 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     async def model(name: str) -> Response:
         return JSONResponse(catalog.entry(name))
 
-    @app.post("/v1/chat/completions")
+    @app.post(_COMPLETIONS)
     async def complete(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise UserError("The body is not declared as application/json.", code="content-type")
+            raise UserError(
+                "The body is not declared as JSON: send the header 'Content-Type: application/json'.",
+                code="content-type",
+            )
         client = request.client.host if request.client is not None else ""
         if (refusal := engine.refuse(client)) is not None:  # before the body is read
             raise refusal
@@ -111,6 +117,9 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     async def part(name: str) -> Response:
         return _file(page, name)
 
+    for route in app.routes:
+        if isinstance(route, Route) and route.methods is not None and "GET" in route.methods:
+            route.methods.add("HEAD")  # as load balancers look whether somebody is there
     return Guard(app, access, engine.limits)
 
 
@@ -242,8 +251,15 @@ def _page() -> dict[str, bytes]:
     return {one.name: one.read_bytes() for one in folder.iterdir() if one.is_file()}
 
 
+def _no_path() -> UserError:
+    return UserError(
+        f"There is nothing at this path: questions go to {_COMPLETIONS}, so that a client's base URL ends in /v1.",
+        code="path-unknown",
+    )
+
+
 def _file(page: dict[str, bytes], name: str) -> Response:
     if name not in page:
-        raise UserError("There is nothing at this path.", code="path-unknown")
+        raise _no_path()
     kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
     return Response(page[name], media_type=kind, headers={"cache-control": "no-cache"})

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import UNPRUNED, SelectorInfo
 from divprune_edge.runtime.bundle import Bundle
+
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ class Catalog:
         """
         models = self.models
         if model is not None and model not in models:
-            known = [*models]
             shown = model if len(model) <= 80 else f"{model[:80]}…"
             raise UserError(
-                f"There is no model '{shown}'{did_you_mean(model[:200], known)}: it has {', '.join(known)}.",
+                f"There is no model '{shown}'{did_you_mean(model[:200], models)}: this server has {_some([*models])}; "
+                "leave 'model' out for the first one.",
                 code="model-unknown",
             )
         if selector is None and keep is None:
@@ -87,9 +89,11 @@ class Catalog:
                 raise
         # What it says beyond this is for who has the bundle: where that lies, and how to add a selector.
         asked = f" '{selector}'" if selector else ""
-        there = ", ".join((*(one.id for one in self.bundle.manifest.selectors), UNPRUNED))
+        there = [*(one.id for one in self.bundle.manifest.selectors), UNPRUNED]
+        near = did_you_mean(selector, there) if selector else ""
+        keeping = f" that keeps {keep}" if keep else ""
         raise UserError(
-            f"There is no selector{asked}{f' that keeps {keep}' if keep else ''}: this server has {there}.",
+            f"There is no selector{asked}{keeping}{near}: this server has {_some(there)}.",
             code="selector-not-in-bundle",
         )
 
@@ -125,3 +129,9 @@ class Catalog:
                 "joins": "between steps" if self.joins_between_steps else "between batches",
             },
         }
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names as a list that stays readable; a bundle may have a hundred selectors."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more, which GET /v1/models lists" if more > 0 else "")

@@ -5,9 +5,10 @@ A field that would be passed over is refused by name, unless it says what happen
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.strict_json import JsonError, parse_json
@@ -46,11 +47,21 @@ class ClipPart(_Strict):
     fps: Annotated[float, Field(gt=0, le=1000)] | None = None
 
 
+Part = Annotated[TextPart | ImagePart | ClipPart, Field(discriminator="type")]
+
+
+def _form(content: object) -> str:
+    """Tell the two forms apart, so that what is wrong with one is not said of the other."""
+    return "parts" if isinstance(content, list) else "text"
+
+
 class Message(_Strict):
     """Who says what; what clients send back of an answer may be there, and empty."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart | ClipPart, Field(discriminator="type")]]
+    content: Annotated[
+        Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")], Discriminator(_form)
+    ]
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
@@ -147,7 +158,7 @@ def read_request(body: bytes, json_items: int) -> ChatRequest:
     try:
         return ChatRequest.model_validate(data)
     except ValidationError as error:
-        raise _sentence(error) from None
+        raise _sentence(error, data) from None
 
 
 class FieldError(UserError):
@@ -158,13 +169,66 @@ class FieldError(UserError):
         self.param = param
 
 
-def _sentence(error: ValidationError) -> UserError:
+_EXPECTED = "Input should be "
+_WORDS = {
+    "a valid string": "a text",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid list": "a list",
+    "a valid boolean": "true or false",
+    "a valid dictionary": "an object",
+    "a valid dictionary or instance of Address": 'an object, {"url": …}',
+    "None": "null",
+}
+
+
+def _sentence(error: ValidationError, data: Any) -> FieldError:
     """Return what is wrong with the first field that is."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    path = ".".join(str(part)[:60] for part in first["loc"]) or "body"
-    if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
-        known = [*ChatRequest.model_fields]
-        return FieldError(
-            f"This server does not know the field '{path}'{did_you_mean(path, known)}: leave it out.", path
-        )
-    return FieldError(f"'{path}': {first['msg'][:200]}.", path)
+    first = error.errors(include_url=False)[0]
+    path, value = _place(first["loc"], data, missing=first["type"] == "missing")
+    name = f"'{path}'" if path else "The body"
+    limits, message = first.get("ctx", {}), first["msg"]
+    match first["type"]:
+        case "extra_forbidden":
+            known = did_you_mean(path, ChatRequest.model_fields) if len(first["loc"]) == 1 else ""
+            said = f"This server does not know the field {name}{known}: leave it out"
+        case "missing":
+            said = f"{name} is missing"
+        case "union_tag_not_found":
+            said = f"'{path}.type' is missing"
+        case "union_tag_invalid":
+            kinds = limits["expected_tags"].replace("'", "")
+            said = f"'{path}.type' is {_shown(value['type'])}, expected one of {kinds}"
+        case "too_short":
+            said = f"{name} is empty"
+        case "too_long" if limits["max_length"] == 0:
+            said = f"This server does nothing with {name}: leave it out"
+        case _ if message.startswith(_EXPECTED):
+            expected = message.removeprefix(_EXPECTED).replace("'", '"')
+            words = _WORDS.get(expected) or _WORDS.get(expected.partition(" or instance of ")[0], expected)
+            said = f"{name} is {_shown(value)}, expected {words}"
+        case _:
+            said = f"{name}: {message[:200]}"
+    return FieldError(f"{said}.", path or None)
+
+
+def _place(loc: tuple[int | str, ...], data: Any, *, missing: bool) -> tuple[str, Any]:
+    """Return where in a body an error is, and what is there; names of a union's members are no part of it."""
+    steps = []
+    for at, step in enumerate(loc):
+        there = step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int)
+        if there:
+            data = data[step]
+        elif not (missing and at == len(loc) - 1):
+            continue
+        steps.append(str(step)[:60])
+    return ".".join(steps), data
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it stands in the body, or of what kind it is where that is long."""
+    for kind, words in ((dict, "an object"), (list, "a list")):
+        if isinstance(value, kind):
+            return words
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else "a long text"

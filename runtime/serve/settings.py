@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from divprune_edge.errors import UserError
 
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.IGNORECASE)
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
@@ -34,6 +36,12 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port is {self.port}, expected 0 to 65535.", code="port-out-of-range")
+        for host in self.url_hosts:
+            if not _HOST.fullmatch(host):
+                raise UserError(
+                    f"--url-host is '{host}', expected the name of a host alone, such as images.example.org.",
+                    code="url-host-invalid",
+                )
         if not self.is_local and self.key is None and not self.open_to_all:
             raise UserError(
                 f"--host is '{self.host}', where others can reach the server, but there is no API key: set "

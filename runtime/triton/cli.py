@@ -35,4 +35,8 @@ def triton_command(
     models = write_repository(
         opened, output, name or opened.path.resolve().name, gpu=gpu, instances=instances, place=bundle_at
     )
-    print(f"{output}: {', '.join(models)}", file=sys.stderr)
+    *graphs, asked = models
+    print(
+        f"Model repository: {output}. '{asked}' answers questions over {', '.join(graphs)} (docs/serving.md).",
+        file=sys.stderr,
+    )

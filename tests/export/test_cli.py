@@ -83,7 +83,7 @@ def test_keep_out_of_range(refused: Callable[..., None], plain: str, keep: str) 
     ("arguments", "told"),
     [
         (["--keep", "many"], ["usage", "many"]),
-        (["--keep", "9", "--prune", "0.5"], ["usage", "--prune", "--keep"]),
+        (["--keep", "9", "--prune", "0.5"], ["options-exclusive", "--prune 0.5", "--keep 9"]),
         (["--selector", "divprun"], ["selector-unknown", "'divprun' (did you mean 'divprune'?)"]),
         (["--selector", "best"], ["selector-unknown", "'best': known"]),
         (["--precision", "fp23"], ["precision-unknown", "--precision fp23", "did you mean 'fp32'"]),
@@ -221,14 +221,14 @@ def test_without_the_extra_it_says_so(
 
 
 def test_word_for_word_from_a_clone(tmp_path: Path) -> None:
-    """Without --model it is the demo checkpoint, and the first line says so and what to type instead."""
+    """Without --model it is the demo checkpoint, and the first line says so and what to add for another."""
     result = run_module(
         "export", "llava", "--prune", "0.9", "--no-verify", "--output", str(tmp_path / "demo")
     )
     assert result.returncode == 0, result.stderr
     first = result.stdout.splitlines()[0]
     assert "bundled demo checkpoint" in first
-    assert "--model llava-hf/llava-1.5-7b-hf --prune 0.9" in first
+    assert "--model llava-hf/llava-1.5-7b-hf" in first
     assert read_manifest(tmp_path / "demo").selectors[0].keep == 58
 
 
@@ -257,3 +257,30 @@ def test_no_arguments_show_help() -> None:
         "--verify",
     ):
         assert option in result.stdout
+
+
+def test_several_selectors_are_told_one_by_one_and_listed_once(command: Run, demo_bundle: Path) -> None:
+    shutil.copytree(demo_bundle, "bundle")
+    arguments = ("selectors", "bundle", "--selectors", "uniform,random", "--keep", "20,10", "--no-verify")
+    code, out, errors = command(*arguments)
+    assert code == 0, errors
+    *added, listed = out.splitlines()
+    assert [line.split()[1] for line in added] == ["uniform-20", "uniform-10", "random-20", "random-10"]
+    assert not any("random-10" in line for line in added[:-1])
+    assert listed == "The bundle now has divprune-58, uniform-20, uniform-10, random-20, random-10."
+    code, out, errors = command(*arguments)
+    assert code == 0, errors
+    assert out.startswith("Nothing was added") and "--force" in out
+
+
+def test_a_checkpoint_is_told_from_a_bundle(refused: Callable[..., None], plain: str) -> None:
+    told = ["bundle-without-manifest", plain, f"-m export --model {plain}"]
+    refused(told, "selectors", plain)
+
+
+def test_names_that_are_not_there(refused: Callable[..., None], plain: str) -> None:
+    refused(
+        ["model-unknown", "'llava-1.5-7x'", "did you mean 'llava-1.5-7b'"], "cost", "--model", "llava-1.5-7x"
+    )
+    refused(["dialect-unknown", "'ort'", "decomposed"], "llava", "--model", plain, "--dialect", "ort")
+    refused(["fit-images-missing", "no folder 'nowhere'"], "fit", plain, "--images", "nowhere")

@@ -261,6 +261,12 @@ def test_the_command(demo_bundle: Path, photos: Path, tmp_path: Path) -> None:
     assert_told(again.returncode, again.stderr, "output-exists", "demo.json", "--force")
     both = run_module(*asked, "--force", "--keep", "9")
     assert_told(both.returncode, both.stderr, "option-conflict", "--keep")
+    other = str(tmp_path / "other.json")
+    beyond = run_module(*asked[:5], "--target-flops", "0.001", "--output", other)
+    assert_told(beyond.returncode, beyond.stderr, "target-flops-unreachable", "0.001")
+    assert f"--output {other} and another --target-flops" in beyond.stdout
+    within = run_module(*asked[:5], "--target-flops", "0.5", "--output", other)
+    assert (within.returncode, "visual tokens and prompts" in within.stdout) == (0, False), within.stderr
     suffix = run_module(*asked[:-1], str(tmp_path / "demo.txt"))
     assert_told(suffix.returncode, suffix.stderr, "output-suffix", "demo.txt")
 

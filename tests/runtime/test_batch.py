@@ -311,6 +311,9 @@ def test_a_bad_line_costs_no_other(asked: Pipeline, pairs: list, command: Callab
         (None, None),
     ]
     assert found[2]["id"] == 7
+    file.write_bytes(b"\xff\xd8\n")
+    outcome = command("batch", asked.bundle.path, file)
+    assert json.loads(outcome.out)["error"].endswith("line 1 is not UTF-8.")
     assert (
         found[0]["token_ids"]
         == found[-1]["token_ids"]

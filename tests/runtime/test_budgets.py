@@ -110,7 +110,7 @@ def test_the_command_line(budgets: Path, tmp_path: Path, command: Callable[..., 
 
 
 def test_what_cannot_be_chosen_from_is_told(demo_bundle: Path, budgets: Path) -> None:
-    with refused("budget-auto-needs-budgets", "divprune-58", "--names divprune"):
+    with refused("budget-auto-needs-budgets", "divprune-58", "--selectors divprune"):
         budgets_of(Bundle.open(demo_bundle), None, 0.1)
     with refused("budget-auto-needs-budgets", "none"):
         budgets_of(Bundle.open(budgets), "none", 0.1)

@@ -184,7 +184,7 @@ def run_with_progress(
     from divprune_edge.runtime.lab.evaluation.evaluate import evaluate
 
     said = (
-        f"{len(data.images)} images, {data.questions} questions, {len(methods)} methods; results in {folder}."
+        f"images {len(data.images)}, questions {data.questions}, methods {len(methods)}; results in {folder}."
     )
     if all(method.name != UNPRUNED for method in methods):
         tokens, room = bundle.manifest.visual_tokens(None), bundle.manifest.language_model.positions

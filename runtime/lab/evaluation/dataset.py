@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.strict_json import JsonError, is_file, is_folder, parse_json, read_text
 
 if TYPE_CHECKING:
@@ -112,13 +112,15 @@ def _demo(source: str, limit: int | None) -> list[ImageQuestions]:
 def _folder(folder: Path) -> list[ImageQuestions]:
     if not is_folder(folder):
         raise UserError(
-            f"There is no folder '{folder}': give 'demo' or a folder of images with a JSONL of questions.",
+            f"There is no folder '{folder}'{did_you_mean(str(folder), (DEMO, DEVELOPMENT))}: give '{DEMO}', "
+            f"'{DEVELOPMENT}', or a folder of images with a JSONL of questions.",
             code="dataset-missing",
         )
     files = sorted(folder.glob("*.jsonl"))
     if len(files) != 1:
         raise UserError(
-            f"'{folder}' holds {len(files)} files '*.jsonl', expected one with the questions.",
+            f"'{folder}' holds {len(files)} files '*.jsonl', expected one, with a line "
+            '{"image": …, "question": …, "answer": …} for each question.',
             code="dataset-not-one-file",
         )
     text = read_text(files[0], code="questions-invalid", advice="give a UTF-8 text", most=MOST_BYTES)

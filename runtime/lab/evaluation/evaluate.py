@@ -12,7 +12,7 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.pairs import PAIRS, compare_pairs, pairs_csv
-from divprune_edge.runtime.lab.evaluation.results import Journal, Row, summarise, writing
+from divprune_edge.runtime.lab.evaluation.results import Row, journal_in, summarise, writing
 from divprune_edge.runtime.lab.evaluation.runner import Runner
 
 OnImage = Callable[[int, int], None]
@@ -45,22 +45,22 @@ def evaluate(
         UserError: the folder holds another evaluation, or an image cannot be used.
     """
     runner = Runner(bundle, methods, backend, threads, max_tokens)
-    journal = Journal(folder, run_facts(bundle, data.name, runner.backend, threads, max_tokens))
-    done = journal.done(data)
-    warm = False
-    for number, image in enumerate(data.images, start=1):
-        missing = [method for method in methods if (image.name, method.id) not in done]
-        if missing and not warm:
-            runner.ask(image, methods)  # the first run of a session is slower than the rest
-            warm = True
-        if missing:
-            for record in runner.ask(image, missing):
-                journal.add(record)
-        on_image(number, len(data.images))
-    pairs = compare_pairs(journal.records, methods, data)
-    with writing(folder / PAIRS):
-        write_whole(folder / PAIRS, pairs_csv(pairs))
-    return summarise(journal.records, methods, data)
+    with journal_in(folder, run_facts(bundle, data.name, runner.backend, threads, max_tokens)) as journal:
+        done = journal.done(data)
+        warm = False
+        for number, image in enumerate(data.images, start=1):
+            missing = [method for method in methods if (image.name, method.id) not in done]
+            if missing and not warm:
+                runner.ask(image, methods)  # the first run of a session is slower than the rest
+                warm = True
+            if missing:
+                for record in runner.ask(image, missing):
+                    journal.add(record)
+            on_image(number, len(data.images))
+        pairs = compare_pairs(journal.records, methods, data)
+        with writing(folder / PAIRS):
+            write_whole(folder / PAIRS, pairs_csv(pairs))
+        return summarise(journal.records, methods, data)
 
 
 def run_facts(

@@ -22,7 +22,7 @@ from divprune_edge.runtime.lab.evaluation.dataset import LMMS
 from divprune_edge.runtime.lab.evaluation.evaluate import run_facts
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.requests import Answers
-from divprune_edge.runtime.lab.evaluation.results import Journal
+from divprune_edge.runtime.lab.evaluation.results import journal_in
 from divprune_edge.runtime.lab.evaluation.runner import Runner
 from divprune_edge.runtime.lab.evaluation.task_results import TaskRow, scores_of, task_row
 
@@ -127,9 +127,8 @@ def evaluate_task(
         raise UserError(f"{limit} documents were asked for, expected at least 1.", code="count-out-of-range")
     runner = Runner(bundle, methods, backend, threads)
     facts = run_facts(bundle, f"{LMMS}{task.name}", runner.backend, threads, max_tokens)
-    journal = Journal(folder, facts)
-    answers = Answers(runner, methods, journal, max_tokens, on_asked)
-    with _to_stderr():
+    with journal_in(folder, facts) as journal, _to_stderr():
+        answers = Answers(runner, methods, journal, max_tokens, on_asked)
         from divprune_edge.runtime.lab.evaluation.lmms_model import DivPruneEdge
 
         rows = []

@@ -19,7 +19,8 @@ class RunOptions:
         str,
         typer.Option(
             metavar="demo|FOLDER|lmms:TASK",
-            help="The built-in held-out questions, a folder of images with a JSONL of questions and answers, or a "
+            help="The built-in held-out questions ('demo-development': others, to choose settings by), a folder of "
+            "images with a JSONL of questions and answers, or a "
             "task of lmms-eval (by name, or a YAML file).",
         ),
     ] = "demo"

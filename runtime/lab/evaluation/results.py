@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,17 @@ from divprune_edge.files import write_whole
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.scoring import wilson
+from divprune_edge.scratch import scratch
 from divprune_edge.strict_json import parse_json
 
 RECORDS = "records.jsonl"
+_FACTS = {
+    "bundle": "bundle",
+    "data": "question set",
+    "backend": "--backend",
+    "threads": "number of --threads",
+    "max_tokens": "--max-tokens",
+}
 
 
 @dataclass(frozen=True)
@@ -86,14 +94,17 @@ class Journal:
             write_whole(self._path, _line(facts))
             return
         try:
-            if parse_json(lines[0].decode()) != json.loads(json.dumps(facts)):
+            if (of := parse_json(lines[0].decode())) != (now := json.loads(json.dumps(facts))):
+                others = [words for name, words in _FACTS.items() if of.get(name) != now.get(name)]
                 raise UserError(
-                    f"'{self._path}' holds results of another bundle, question set, backend, number of threads or "
-                    "longest answer: choose another --output, or delete it.",
+                    f"'{self._path}' holds results with another {' and another '.join(others) or 'form'}: choose "
+                    "another --output, or delete it.",
                     code="results-of-another-run",
                 )
-            self.records = [Record(**parse_json(line.decode())) for line in lines[1:]]
-        except (ValueError, TypeError) as error:
+            records = [Record(**parse_json(line.decode())) for line in lines[1:]]
+            # Each once: two runs at a time, which older versions let write here, asked the same.
+            self.records = [*{(r.image, r.asked, r.method): r for r in reversed(records)}.values()][::-1]
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(
                 f"'{self._path}' is damaged ({error}): delete it to begin again.", code="results-damaged"
             ) from None
@@ -118,6 +129,21 @@ class Journal:
         """Return (image, method) of every record about the questions of ``data``."""
         asked = {image.name: image.digest for image in data.images}
         return {(r.image, r.method) for r in self.records if asked.get(r.image) == r.asked}
+
+
+@contextmanager
+def journal_in(folder: Path, facts: dict[str, Any]) -> Iterator[Journal]:
+    """Open a folder's records, for this process alone.
+
+    Raises:
+        UserError: another one writes there, or as :class:`Journal`.
+    """
+    busy = f"Another evaluation writes to '{folder}' now: wait for it, or choose another --output."
+    with ExitStack() as held:
+        with writing(folder / RECORDS):
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(scratch(folder, RECORDS, busy=busy))
+        yield Journal(folder, facts)
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -65,6 +65,7 @@ def profile_command(
     from rich.progress import Progress
 
     from divprune_edge.errors import UserError
+    from divprune_edge.files import check_place
     from divprune_edge.models.demo import PICTURE
     from divprune_edge.models.targets import find_target
     from divprune_edge.runtime.bundle import Bundle
@@ -82,6 +83,9 @@ def profile_command(
         )
     if target is not None:
         find_target(target)
+    for file, option in ((json_file, "--json"), (html_file, "--html")):
+        if file is not None:
+            check_place(file, option)
     lengths = read_lengths(answer_tokens or LENGTHS)
     opened = Bundle.open(bundle)
     variants = _variants(opened, selector, keep, against, alone, backend, threads)

@@ -35,17 +35,22 @@ def print_tables(
     """Print facts, tables, the sentences that matter most, and notes on standard output."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table as Drawn
 
     console = Console(markup=False)
-    console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
+    console.print(
+        ", ".join(f"{key} {value}" for key, value in about.items()), highlight=False, soft_wrap=True
+    )
     for table in tables:
         drawn = Drawn(box=SIMPLE_HEAD, title=table.title, title_justify="left", pad_edge=False)
         for i, head in enumerate(table.heads):
             drawn.add_column(head, justify="right" if i else "left", no_wrap=True)
         for row in table.rows:
             drawn.add_row(*row)
-        console.print(drawn)
+        # Numbers that are cut say nothing: a terminal that is too narrow wraps lines instead.
+        needed = Measurement.get(console, console.options.update(width=1000), drawn).maximum
+        Console(markup=False, width=max(needed, console.width)).print(drawn)
     for sentence in sentences:
         console.print(sentence, highlight=False, style="bold", soft_wrap=True)
     for note in notes:
@@ -71,7 +76,7 @@ def _answers(report: ProfileReport) -> Table:
     heads = [
         "median ms",
         "TTFT",
-        "first of all",
+        "cold",
         *(f"{n} tok" for n in lengths if n > 1),
         "tok/s",
         "peak MiB",

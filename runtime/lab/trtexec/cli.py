@@ -70,6 +70,7 @@ def trtexec_command(
 ) -> None:
     """Print or run the trtexec commands for a bundle's engines, with realistic inputs, and read what they measure."""
     from divprune_edge.errors import UserError
+    from divprune_edge.files import check_place
     from divprune_edge.models.demo import PICTURE
     from divprune_edge.processing.sources import Video
     from divprune_edge.runtime.lab.trtexec.job import make_job
@@ -85,6 +86,9 @@ def trtexec_command(
             "There is nothing to report yet: --json and --html belong to --run or --read.",
             code="report-without-run",
         )
+    for file, option in ((json_file, "--json"), (html_file, "--html")):
+        if file is not None:
+            check_place(file, option)
     if read is not None:
         _report(read, json_file, html_file)
         return

@@ -18,6 +18,7 @@ let asking = null;
 
 function complain(error, at) {
   page.problem.textContent = error.message;
+  page.status.textContent = "";
   at?.focus();
 }
 
@@ -39,6 +40,7 @@ async function load() {
 }
 
 async function choose(file) {
+  if (file !== page.file.files[0]) page.file.value = ""; // it was dropped or pasted
   try {
     const found = await read(file);
     if (picture) URL.revokeObjectURL(picture.shown.src);
@@ -46,9 +48,10 @@ async function choose(file) {
     page.preview.src = found.shown.src;
     page.preview.alt = `The image that is asked about, ${file.name}`;
     page.preview.hidden = false;
-    page.hint.textContent = file.name + (found.changed ? ", sent as a smaller JPEG" : "");
+    page.hint.textContent = file.name + (found.changed ? ", sent as a JPEG" : "");
     page.problem.textContent = "";
   } catch (error) {
+    page.file.value = ""; // the image that is shown is asked about, not the one that could not be read
     complain(error, page.file);
   }
 }

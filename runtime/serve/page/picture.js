@@ -7,7 +7,7 @@ const MOST_BYTES = 6e6;
 const MOST_PIXELS = 16e6;
 const DRAWN = 1024; // pixels of the longer side
 
-/** Return an image file as the server takes it: as it is, or where it is too large or of another kind, as a JPEG. */
+/** Return an image file as the server takes it: as it is, or as a JPEG, of its first frame where it is an animation. */
 export async function read(file) {
   const shown = new Image();
   shown.src = URL.createObjectURL(file);
@@ -18,13 +18,18 @@ export async function read(file) {
     throw new Told(`This browser cannot read "${file.name}" as an image: choose a JPEG, PNG, WebP or GIF.`, "image");
   }
   const [width, height] = [shown.naturalWidth, shown.naturalHeight];
-  const fits = file.size <= MOST_BYTES && width * height <= MOST_PIXELS;
+  const fits = file.size <= MOST_BYTES && width * height <= MOST_PIXELS && !(await moves(file));
   if (fits && KINDS.includes(file.type)) return { shown, url: await dataUrl(file), changed: false };
   const canvas = document.createElement("canvas");
   const scale = Math.min(1, Math.sqrt(MOST_PIXELS / 4 / (width * height)));
   [canvas.width, canvas.height] = [Math.round(width * scale) || 1, Math.round(height * scale) || 1];
   canvas.getContext("2d").drawImage(shown, 0, 0, canvas.width, canvas.height);
   return { shown, url: canvas.toDataURL("image/jpeg", 0.92), changed: true };
+}
+
+/** Whether a file may be an animation: any GIF, and PNG and WebP with the chunk that says so. */
+async function moves(file) {
+  return file.type === "image/gif" || /acTL|ANIM/.test(await file.slice(0, 65536).text());
 }
 
 function dataUrl(file) {

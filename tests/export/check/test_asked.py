@@ -208,6 +208,9 @@ def test_not_installed_is_said(demo: Demo, capsys: pytest.CaptureFixture[str]) -
         assert (report.asked, report.clean) == (None, True)
         show_report(report)
         said = " ".join(capsys.readouterr().out.split())
+        assert ("┃ plugin ┃" in said) == (target == "thor"), (
+            "a column without a head or an entry tells nothing"
+        )
         assert "TensorRT-RTX was not asked: its parser and builder need no GPU, but" in said
         assert "not installed: python -m pip install -e '.[rtx]' in the clone." in said
         unknown = [

@@ -254,12 +254,16 @@ def test_the_report_for_people(demo: Demo, capsys: pytest.CaptureFixture[str]) -
         "Verdict: nothing against it. Evidence: E2",
     ):
         assert part in shown
+    assert "in dialect" not in shown
     show_report(check_bundle(demo("portable").folder, ORIN))
     shown = capsys.readouterr().out
     assert (
         "error language_model.onnx: Attention is not in the operator list of TensorRT 10.3 (4 nodes" in shown
     )
     assert "Verdict: refused (3 errors)" in shown
+    assert (
+        "in dialect portable, orin-nano-8gb takes decomposed: export it with --target orin-nano-8gb" in shown
+    )
 
 
 def test_the_report_for_programs(demo: Demo) -> None:

@@ -93,7 +93,8 @@ def test_show_kept(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any
         1,
         "?",
     )
-    assert_told(nowhere.code, nowhere.err, "output-unwritable", "kept.png")
+    assert_told(nowhere.code, nowhere.err, "output-unwritable", "kept.png", "--show-kept")
+    assert nowhere.out == "", "it is told before the question is asked"
 
 
 class _Page(HTMLParser):

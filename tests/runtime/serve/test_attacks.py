@@ -437,12 +437,15 @@ def test_no_other_page_may_read(server: Served) -> None:
 def test_there_is_nothing_else(server: Served, path: str) -> None:
     status, data, _ = server.get(path)
     assert status == 404
-    assert json.loads(data)["error"]["code"] == "path-unknown"
+    error = json.loads(data)["error"]
+    assert error["code"] == "path-unknown" and "/v1/chat/completions" in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/health", "/metrics", "/"])
 def test_nothing_can_be_changed(server: Served, path: str) -> None:
-    assert server.ask({}, path=path)[:2][0] == 405
+    status, answer, headers = server.ask({}, path=path)
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
+    assert answer["error"]["message"] == "This path takes GET, not POST."
 
 
 # Connections: heads and bodies that never end, parts of a byte, and clients that take nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from http.client import HTTPConnection
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 
 from divprune_edge import Pipeline
 from divprune_edge.models.demo import PICTURE
+from divprune_edge.runtime.serve.catalog import _some
 
-from .conftest import QUESTION, Served, about, data_url, noise, openai
+from .conftest import PATIENCE, QUESTION, Served, about, data_url, noise, openai
 
 
 def test_an_answer_is_the_one_of_ask(client: Any, asked: Pipeline, picture: str) -> None:
@@ -166,3 +168,36 @@ def test_kept_patches_lie_where_the_encoder_looked(client: Any) -> None:
 def test_the_server_says_how_sequences_join(server: Served) -> None:
     assert "between steps" in "".join(server.said)
     assert server.get("/health")[0] == 200
+
+
+def test_what_a_question_looks_like_is_not_logged(server: Served, picture: str) -> None:
+    said = len(server.said)
+    status, _, _ = server.ask({"messages": about(picture, question="USER: what is <image>?")})
+    assert status == 200
+    assert server.said[said:] == []
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/metrics", "/page/app.js"])
+def test_a_head_is_that_of_the_answer(server: Served, path: str) -> None:
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    connection.request("HEAD", path)
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (200, b"")
+    assert answer.headers["content-type"] == server.get(path)[2]["content-type"]
+
+
+def test_a_counter_is_one_metric(server: Served) -> None:
+    _, text, _ = server.get("/metrics")
+    assert b"divprune_prompt_tokens_total " in text and b"_created" not in text
+
+
+def test_names_close_to_those_there_are_said(server: Served, picture: str) -> None:
+    _, answer, _ = server.ask({"messages": about(picture), "selector": "divprun"})
+    assert "did you mean 'divprune" in answer["error"]["message"]
+    _, answer, _ = server.ask({"messages": about(picture), "model": "gpt-4o"})
+    assert "leave 'model' out" in answer["error"]["message"]
+
+
+def test_a_long_list_of_names_is_cut() -> None:
+    assert _some(["a", "b"]) == "a, b"
+    assert _some([str(n) for n in range(20)]).endswith("6, 7 and 12 more, which GET /v1/models lists")

@@ -259,11 +259,41 @@ def test_files_that_are_brought(visit: Visit, how: str) -> None:
 def test_images_that_the_server_would_not_take(visit: Visit) -> None:
     noise(1).save(held := io.BytesIO(), "BMP")
     visit.choose(("cat.bmp", held.getvalue()))
-    api.expect(visit.page.locator("#hint")).to_have_text("cat.bmp, sent as a smaller JPEG")
+    api.expect(visit.page.locator("#hint")).to_have_text("cat.bmp, sent as a JPEG")
     visit.ask()
     assert visit.answer("A")
     visit.choose(("cat.txt", b"no image"))
     assert '"cat.txt"' in visit.problem() and visit.focused() == "file"
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png"])
+def test_an_animation_is_asked_about_by_its_first_frame(visit: Visit, tmp_path: Path, kind: str) -> None:
+    with Image.open(PICTURE) as picture:
+        first = picture.convert("RGB")
+    file = tmp_path / f"moving.{kind}"
+    first.save(file, save_all=True, append_images=[Image.new("RGB", first.size)], duration=50)
+    visit.choose(file)
+    api.expect(visit.page.locator("#hint")).to_have_text(f"moving.{kind}, sent as a JPEG")
+    visit.ask()
+    api.expect(visit.panel("A").locator(".text")).to_have_text("purple")
+    assert visit.page.locator("#problem").inner_text() == ""
+
+
+def test_a_file_that_is_no_image_is_not_taken_for_the_one_shown(visit: Visit) -> None:
+    visit.choose()
+    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
+    visit.choose(("notes.txt", b"no image"))
+    api.expect(visit.page.get_by_role("alert")).to_contain_text("notes.txt")
+    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
+    assert visit.page.get_by_label("Image", exact=True).input_value() == ""
+
+
+def test_an_error_ends_what_was_said_of_an_answer(visit: Visit) -> None:
+    visit.page.route(COMPLETIONS, lambda route: route.fulfill(status=500, body="{}"))
+    visit.choose()
+    visit.ask()
+    api.expect(visit.page.get_by_role("alert")).not_to_be_empty()
+    api.expect(visit.page.get_by_role("status")).to_be_empty()
 
 
 def test_what_is_missing_is_told(visit: Visit) -> None:

@@ -43,6 +43,7 @@ KEY = "correct horse battery"
         (["--prefill-chunk", "0"], "count-out-of-range", "0"),
         (["--image-cache", "-1"], "count-out-of-range", "-1"),
         (["--api-key-file", "/nowhere/key"], "api-key-file", "/nowhere/key"),
+        (["--url-host", "https://example.org/"], "url-host-invalid", "https://example.org/"),
         (["--selector", "divprun"], "selector-not-in-bundle", "divprun"),
         (["--backend", "gpu"], "backend-unknown", "gpu"),
     ],

@@ -21,7 +21,7 @@ from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
 from divprune_edge.runtime.lab.evaluation.evaluate import evaluate, run_facts
 from divprune_edge.runtime.lab.evaluation.methods import choose_methods
 from divprune_edge.runtime.lab.evaluation.pairs import PAIRS
-from divprune_edge.runtime.lab.evaluation.results import RECORDS, Journal, Record, summarise
+from divprune_edge.runtime.lab.evaluation.results import RECORDS, Journal, Record, journal_in, summarise
 from divprune_edge.runtime.lab.evaluation.runner import Runner
 from divprune_edge.runtime.lab.evaluation.scoring import is_right, wilson
 from divprune_edge.runtime.lab.evaluation.tables import markdown, to_csv, to_json
@@ -80,7 +80,9 @@ def test_a_bad_line_is_named(tmp_path: Path, line: Any, code: str, given: str) -
 def test_other_bad_sets(tmp_path: Path) -> None:
     with refused("dataset-missing"):
         load_dataset(str(tmp_path / "nowhere"))
-    with refused("dataset-not-one-file", 0):
+    with refused("dataset-missing", "did you mean 'demo'?"):
+        load_dataset("demos")
+    with refused("dataset-not-one-file", 0, '"answer"'):
         load_dataset(str(tmp_path))
     with refused("questions-empty"):
         load_dataset(str(write_folder(tmp_path / "empty", [])))
@@ -217,8 +219,8 @@ def test_an_interrupted_run_goes_on(
     (folder / "questions.jsonl").write_text(lines)
     evaluate(bundle, load_dataset(str(folder)), methods, out, max_tokens=2)
     assert asked == [("b.png", 2), ("b.png", 2)]
-    with refused("results-of-another-run", "bundle", "question set", "longest answer"):
-        evaluate(bundle, data, methods, out, max_tokens=3)
+    with refused("results-of-another-run", "another question set and another --max-tokens:"):
+        evaluate(bundle, replace(data, name="other"), methods, out, max_tokens=3)
 
 
 def test_what_makes_two_runs_the_same(demo_bundle: Path) -> None:
@@ -248,6 +250,35 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
     (tmp_path / RECORDS).write_bytes(whole + b"\xff\n")
     with refused("results-damaged"):
         Journal(tmp_path, {"data": "set"})
+
+
+def test_two_evaluations_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    facts = {"data": "set"}
+    with journal_in(tmp_path / "out", facts) as journal:
+        with refused("in-use", tmp_path / "out", "--output"), journal_in(tmp_path / "out", facts):
+            pass
+        journal.add(Record("a.png", "0", "none", ["one"], [True], [1.0], [2.0], {}, 0.0, 2.0))
+    with journal_in(tmp_path / "out", facts) as journal:
+        assert len(journal.records) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORDS]
+
+
+def test_what_two_evaluations_wrote_counts_once(tmp_path: Path) -> None:
+    first = Record("a.png", "0", "none", ["one"], [True], [1.0], [2.0], {}, 0.0, 2.0)
+    journal = Journal(tmp_path, {"data": "set"})
+    for record in (
+        first,
+        replace(first, method="m-1"),
+        replace(first, ttft_ms=[9.0]),
+        replace(first, asked="1"),
+    ):
+        journal.add(record)
+    kept = Journal(tmp_path, {"data": "set"}).records
+    assert sorted((r.asked, r.method, r.ttft_ms) for r in kept) == [
+        ("0", "m-1", [1.0]),
+        ("0", "none", [1.0]),
+        ("1", "none", [1.0]),
+    ]
 
 
 def test_a_journal_that_can_no_longer_be_written(tmp_path: Path) -> None:

@@ -48,10 +48,12 @@ def variant(bundle: Path, selector: str | None, **changes: Any) -> Variant:
     return replace(made, **changes)
 
 
-def test_end_to_end(command: Run, demo_bundle: Path, tmp_path: Path) -> None:
+def test_end_to_end(command: Run, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     json_file, html_file = tmp_path / "profile.json", tmp_path / "profile.html"
+    monkeypatch.setenv("COLUMNS", "40")  # too narrow: nothing is cut all the same
     result = command("profile", demo_bundle, *FEW, "--json", json_file, "--html", html_file)
     assert result.code == 0, result.err
+    assert "…" not in result.out and "peak MiB" in result.out
     assert "divprune-58: 58 visual of" in result.out
     assert "90 % pruning can save at most" in result.out
     report = json.loads(json_file.read_text())
@@ -246,6 +248,9 @@ def test_engines_that_are_not_built(
 def test_a_report_that_cannot_be_written(command: Run, demo_bundle: Path, tmp_path: Path) -> None:
     result = command("profile", demo_bundle, *FEW, "--alone", "--json", tmp_path / "no" / "p.json")
     assert_told(result.code, result.err, "output-unwritable", "p.json", "--json")
+    assert result.out == "", "it is told before anything is measured"
+    result = command("profile", demo_bundle, *FEW, "--alone", "--html", tmp_path)
+    assert_told(result.code, result.err, "output-unwritable", "it is a folder", "--html")
 
 
 def test_what_pruning_saves_by_hand(demo_bundle: Path) -> None:
