@@ -62,6 +62,8 @@ CLUSTER_CYCLES = 320
 """More for a step of a cluster than for one of a block: stores to other blocks, and waiting for theirs; assumed."""
 LAUNCH_US = 2.5
 """Of each launch in a graph, beside its kernel; measured, 1.7 to 3.7."""
+SHARED_BYTES = 128
+"""Of shared memory, that a multiprocessor moves in a cycle; data sheets, of Turing half."""
 HOPPER = 90
 KINDS = {"__half": "float16", "__nv_bfloat16": "bfloat16", "f": "float32"}
 """Types of tokens, by how a kernel's name has them."""
@@ -101,7 +103,8 @@ def forecast(library: ctypes.CDLL, gpu: Gpu, size: Size, dtype: str, product: st
     plan = abi.plan(library, problem, gpu.architecture, gpu.multiprocessors)
     matrix, row = 4 * n * n, d * element
     moved = rows_from_memory(gpu, plan, n, row) * row + matrix
-    distances = max(plan.cycles / gpu.clock / 1e3, moved / gpu.memory / 1e3)
+    cycles = max(plan.cycles, shared_cycles(gpu, plan, d) if dtype != "float32" else 0)
+    distances = max(cycles / gpu.clock / 1e3, moved / gpu.memory / 1e3)
     step = STEP_CYCLES / gpu.clock / 1e3 + 4 * n / plan.shards / ROW_BYTES / gpu.clock / 1e3
     step += MISS_US if matrix > gpu.l2 * 1e6 else 0
     step += CLUSTER_CYCLES / gpu.clock / 1e3 if plan.shards > 1 else 0
@@ -129,6 +132,19 @@ def forecast(library: ctypes.CDLL, gpu: Gpu, size: Size, dtype: str, product: st
 def products(gpu: Gpu, dtype: str) -> tuple[str, ...]:
     """Return the products that a GPU has for tokens of this type."""
     return ("tuned", "wgmma") if gpu.architecture == HOPPER and dtype != "float32" else ("tuned",)
+
+
+def shared_cycles(gpu: Gpu, plan: abi.Spread, width: int) -> float:
+    """Return the cycles that multiprocessors move 16-bit tokens to and from shared memory.
+
+    For each value of the width both sides arrive, squares read two tiles' rows, and warps read what they multiply: of
+    ``mma`` two rows of warps, each 32 columns wide; of ``wgmma`` two groups of 64 rows.
+    """
+    warps = plan.tile // 16
+    multiplied = 2 * (64 + plan.columns) if plan.columns > plan.tile else warps * (plan.tile // 2 + 32)
+    values = multiplied + plan.tile + plan.columns + 2 * plan.tile
+    rounds = -(-plan.tiles * plan.parts // gpu.multiprocessors)
+    return rounds * -(-width // plan.parts) * values * 2 / SHARED_BYTES
 
 
 def rows_from_memory(gpu: Gpu, plan: abi.Spread, n: int, row: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("torch")
-from bench.kernel_model import GPUS, forecast, main, products, rows_from_memory, table
+from bench.kernel_model import GPUS, forecast, main, products, rows_from_memory, shared_cycles, table
 from bench.selector_forms import SIZES, Size
 from divprune_edge.plugins import abi
 
@@ -56,6 +56,15 @@ def test_what_warpgroups_change(emulated: ctypes.CDLL) -> None:
     assert products(ORIN, "float16") == products(H200, "float32") == ("tuned",)
     plan = abi.plan(emulated, abi.Problem(1, 8765, 3584, 876, 1, abi.PRODUCTS["wgmma"], 0), 90, 132)
     assert rows_from_memory(H200, plan, 8765, 7168) == 10 * 256 * (8 + 9), "66 pairs at a time, 630 of them"
+
+
+def test_shared_memory_can_be_what_takes_longest(emulated: ctypes.CDLL) -> None:
+    """45 tiles of 64 by 16 multiprocessors: in each, 1 KiB a value; four warps of 64 rows and columns, and 256 more."""
+    plan = abi.plan(emulated, abi.Problem(1, 576, 4096, 58, 1, 0, 0), 87, 16)
+    assert shared_cycles(ORIN, plan, 4096) == 3 * 4096 * 1024 / 128 > plan.cycles
+    found = forecast(emulated, ORIN, Size(576, 58, 4096), "float16")
+    assert found.distances == pytest.approx(3 * 4096 * 8 / ORIN.clock / 1e3)
+    assert forecast(emulated, ORIN, Size(576, 58, 4096), "float32").distances > 2 * found.distances
 
 
 def test_the_table_of_the_docs(emulated: ctypes.CDLL) -> None:
