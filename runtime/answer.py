@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.runtime.generate import FinishReason
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
@@ -18,9 +17,6 @@ from divprune_edge.runtime.generate import Decoding, Generation, OnText, Writer,
 from divprune_edge.runtime.progress import OnProgress
 from divprune_edge.runtime.stopwatch import Stopwatch
 from divprune_edge.runtime.vision import Pruning, Vision, VisualTokens
-
-if TYPE_CHECKING:
-    pass
 
 
 class LoadedBundle:

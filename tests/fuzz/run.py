@@ -46,6 +46,10 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=SECONDS, help="processor seconds that a case may take")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    from fuzz.classes import CLASSES
+
+    if unknown := sorted({*(asked.names or ())} - {*CLASSES}):
+        parser.error(f"no class '{unknown[0]}': {', '.join(CLASSES)}")
     if asked.worker:
         name, folder, first, last = asked.worker
         resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
