@@ -27,12 +27,16 @@ MARKED = re.compile(r"(?<=<!-- evidence: )(\w+)( -->\n).*?(?=<!-- /evidence -->)
 
 @dataclass(frozen=True)
 class Known:
-    """One statement: what was checked, how, at which level, and the ids of the targets that it speaks of."""
+    """One statement: what was checked, how, at which level, and the ids of the targets that it speaks of.
+
+    ``rewritten``: the code that was checked has been rewritten since.
+    """
 
     what: str
     how: str
     level: str
     targets: tuple[str, ...]
+    rewritten: bool
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,23 @@ class Evidence:
         return "\n".join(map(self._section, self.components.values()))
 
     def _section(self, component: Component) -> str:
-        rows = ([known.what, known.how, self._architectures(known), known.level] for known in component.known)
+        rows = (
+            [
+                known.what,
+                known.how,
+                self._architectures(known),
+                f"({known.level})" if known.rewritten else known.level,
+            ]
+            for known in component.known
+        )
         table = _table(["statement", "how it is known", "for", "level"], rows)
         return f"## {component.heading}\n\nDescribed in [{component.page}]({component.page}).\n\n{table}"
 
     def _last(self, component: Component) -> list[str]:
         order = list(self.levels)
         levels = {
-            target: [k.level for k in component.known if target in k.targets] for target in self.targets
+            target: [k.level for k in component.known if target in k.targets and not k.rewritten]
+            for target in self.targets
         }
         return [max(found, key=order.index, default=order[0]) for found in levels.values()]
 
@@ -101,7 +114,13 @@ def read(path: Path = DATA) -> Evidence:
             entry["title"],
             entry["page"],
             tuple(
-                Known(known["what"], known["how"], known["level"], tuple(known.get("targets", targets)))
+                Known(
+                    known["what"],
+                    known["how"],
+                    known["level"],
+                    tuple(known.get("targets", targets)),
+                    known.get("rewritten", False),
+                )
                 for known in entry["known"]
             ),
         )
