@@ -307,7 +307,7 @@ def test_a_ready_made_prompt_is_the_prompt(make: MakeEncoder, begin: str) -> Non
 def test_a_ready_made_prompt_shows_each_image_once(
     make: MakeEncoder, text: str, places: int, images: int
 ) -> None:
-    with refused("raw-prompt-placeholder", f"{places} image placeholders", f"{images} images", "'<image>'"):
+    with refused("raw-prompt-placeholder", places, images, "'<image>'"):
         make(LIST_TEMPLATE).encode_raw(ask(text), [2] * images)
 
 

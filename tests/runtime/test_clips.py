@@ -152,7 +152,7 @@ def test_a_ready_made_prompt(family: str, opened: Opened) -> None:
         None, f"user {prompt.video_token} what ?", video=frames, raw_prompt=True, max_tokens=2
     )
     assert asked.image_tokens == (KEPT,)
-    with refused("raw-prompt-placeholder", "0 clip placeholders", "1 clips"):
+    with refused("raw-prompt-placeholder", "0 clip placeholders", "1 clip"):
         pipeline.ask(None, "what ?", video=frames, raw_prompt=True)
     with refused("placeholder-order", prompt.video_token, prompt.image_token):
         text = f"{prompt.video_token} {prompt.image_token} what ?"
