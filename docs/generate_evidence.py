@@ -135,7 +135,7 @@ def read(path: Path = DATA) -> Evidence:
     return Evidence(levels, targets, components)
 
 
-def rewritten(text: str, evidence: Evidence) -> str:
+def filled(text: str, evidence: Evidence) -> str:
     """Return a page with its tables as the data has them."""
     return MARKED.sub(lambda found: f"{found[1]}{found[2]}{evidence.text(found[1])}", text)
 
@@ -147,4 +147,4 @@ def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
 
 if __name__ == "__main__":
     for page in PAGES:
-        write_whole(page, rewritten(page.read_text(encoding="utf-8"), read()))
+        write_whole(page, filled(page.read_text(encoding="utf-8"), read()))

@@ -11,7 +11,7 @@ from conftest import ROOT
 from divprune_edge.models.schedules import METHODS, schedule_of
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.signals import SIGNALS
-from docs.generate_evidence import DATA, MARKED, PAGES, read, rewritten
+from docs.generate_evidence import DATA, MARKED, PAGES, filled, read
 
 EVIDENCE = read()
 
@@ -49,7 +49,7 @@ def test_every_schedule_with_its_source_its_counts_and_deviations() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_of_evidence_are_those_of_the_data(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert rewritten(text, EVIDENCE) == text, "run make evidence"
+    assert filled(text, EVIDENCE) == text, "run make evidence"
     assert text.count("<!-- evidence: ") == text.count("<!-- /evidence -->") == len(MARKED.findall(text))
 
 
