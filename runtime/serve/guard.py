@@ -172,10 +172,10 @@ class _Body:
                 f"The body did not come within {self._guard.limits.body_seconds} s.", code="body-timeout"
             ) from None
         count = len(message.get("body", b""))
+        if self._held + count > self._guard.limits.body_bytes:  # first, for asking again later would not help
+            raise self._guard.too_large()
         self._guard.hold(count)
         self._held += count
-        if self._held > self._guard.limits.body_bytes:
-            raise self._guard.too_large()
         self._whole = not message.get("more_body", False)
         return message
 

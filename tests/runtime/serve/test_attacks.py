@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import select
 import socket
 import struct
 import time
@@ -25,25 +26,33 @@ from .conftest import PATIENCE, QUESTION, Serve, Served, about, data_url, noise,
 TINY = data_url(noise(1, 4, 4))
 
 
+def limited(serving: Serve, bundle: Path, **limits: int) -> Served:
+    options = [part for name, value in limits.items() for part in ("--limit", f"{name}={value}")]
+    return serving(bundle, "--slots", "2", *options)
+
+
 @pytest.fixture(scope="module")
 def strict(bundle: Path, serving: Serve) -> Served:
-    """A server with little patience and little room."""
-    names = {
+    """A server with little room, and patience that does not run out however loaded the machine is."""
+    room = {
         "body_bytes": 400_000,
         "all_bodies_bytes": 600_000,
         "image_bytes": 100_000,
         "images": 3,
         "header_bytes": 4096,
-        "header_seconds": 1,
-        "body_seconds": 1,
-        "idle_seconds": 1,
-        "send_seconds": 1,
         "connections": 12,
         "max_tokens": 64,
         "prompt_tokens": 400,
     }
-    options = [part for name, value in names.items() for part in ("--limit", f"{name}={value}")]
-    return serving(bundle, "--slots", "2", *options)
+    patience = dict.fromkeys(["header_seconds", "body_seconds", "idle_seconds", "send_seconds"], PATIENCE)
+    return limited(serving, bundle, **room, **patience)
+
+
+@pytest.fixture(scope="module")
+def hasty(bundle: Path, serving: Serve) -> Served:
+    """A server with little patience, for clients that are slow on purpose."""
+    names = ["header_seconds", "body_seconds", "idle_seconds", "send_seconds"]
+    return limited(serving, bundle, **dict.fromkeys(names, 3))
 
 
 @pytest.fixture(autouse=True)
@@ -457,16 +466,16 @@ def see_closed(connection: Any) -> None:
             pass
 
 
-def test_a_head_that_does_not_come(strict: Served) -> None:
-    with strict.raw() as silent:
+def test_a_head_that_does_not_come(hasty: Served) -> None:
+    with hasty.raw() as silent:
         see_closed(silent)
-    with strict.raw() as slow:
+    with hasty.raw() as slow:
         slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         see_closed(slow)
 
 
-def test_a_second_head_that_does_not_come(strict: Served) -> None:
-    with strict.raw() as slow:
+def test_a_second_head_that_does_not_come(hasty: Served) -> None:
+    with hasty.raw() as slow:
         slow.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b"200" in slow.recv(4096)
         with pytest.raises(OSError):
@@ -475,8 +484,8 @@ def test_a_second_head_that_does_not_come(strict: Served) -> None:
                 time.sleep(0.1)
 
 
-def test_an_idle_connection(strict: Served) -> None:
-    with strict.raw() as idle:
+def test_an_idle_connection(hasty: Served) -> None:
+    with hasty.raw() as idle:
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         see_closed(idle)
 
@@ -496,8 +505,8 @@ def post(server: Served, length: int) -> Any:
     return connection
 
 
-def test_a_body_that_does_not_come(strict: Served) -> None:
-    with post(strict, 1000) as slow:
+def test_a_body_that_does_not_come(hasty: Served) -> None:
+    with post(hasty, 1000) as slow:
         slow.sendall(b"{")
         assert b"408" in slow.recv(4096)
 
@@ -569,11 +578,11 @@ def test_many_bodies_at_once_are_bounded_together(strict: Served) -> None:
     waiting = [post(strict, 300_000) for _ in range(4)]
     for connection in waiting:
         connection.sendall(b" " * 250_000)
-    answers = b"".join(connection.recv(4096) for connection in waiting)
-    assert answers.count(b"429 Too Many Requests") >= 1
+    answered, _, _ = select.select(waiting, [], [], PATIENCE)
+    assert b"429 Too Many Requests" in answered[0].recv(4096)
     for connection in waiting:
         connection.close()
-    assert strict.ask(asking(TINY, max_tokens=1))[0] == 200
+    assert soon(lambda: strict.ask(asking(TINY, max_tokens=1))[0] == 200)
 
 
 def test_clients_that_leave_hold_nothing(server: Served, picture: str) -> None:
@@ -592,17 +601,17 @@ def test_clients_that_leave_hold_nothing(server: Served, picture: str) -> None:
     assert server.metrics()['divprune_requests_total{outcome="left"}'] >= 6
 
 
-def test_who_takes_no_answer_is_let_go_of(strict: Served) -> None:
+def test_who_takes_no_answer_is_let_go_of(hasty: Served) -> None:
     """Its requests are pipelined, and their answers fill every buffer."""
     taker = socket.socket()
     taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    taker.connect(("127.0.0.1", strict.port))
+    taker.connect(("127.0.0.1", hasty.port))
     taker.settimeout(PATIENCE)
     with pytest.raises(ConnectionError):  # and no timeout: it is the server that ends it
         while True:
             taker.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
     taker.close()
-    assert strict.get("/health")[0] == 200
+    assert hasty.get("/health")[0] == 200
 
 
 def test_a_slow_reader_delays_nobody(server: Served, picture: str) -> None:
