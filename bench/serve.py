@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import count
@@ -60,18 +60,37 @@ IN_FLIGHT = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a load lasts, and which loads there are (requests a second)."""
+    """How long a load lasts, how many requests it has at least, and which loads there are (requests a second).
+
+    Attributes:
+        unpruned, pruned, cut: about new images; ``cut``: by an encoder with ``--encoder-cut`` ``layer``.
+        gallery: about images that are asked about again.
+        short_text, long_text: of llama.cpp's server.
+    """
 
     seconds: float
     least: int
-    new: tuple[float, ...]
+    unpruned: tuple[float, ...]
+    pruned: tuple[float, ...]
+    cut: tuple[float, ...]
+    layer: str
     gallery: tuple[float, ...]
     short_text: tuple[float, ...]
     long_text: tuple[float, ...]
 
 
-REAL = Plan(12, 8, (0.4, 0.6, 0.8, 1.0), (0.5, 1.0, 2.0, 4.0), (0.4, 0.8), (0.15,))
-QUICK = Plan(0.5, 3, (8,), (8,), (8,), (8,))
+REAL = Plan(
+    seconds=12,
+    least=20,
+    unpruned=(0.2, 0.3, 0.4, 0.6),
+    pruned=(0.4, 0.6, 0.8, 1.0),
+    cut=(0.6, 0.8, 1.0, 1.2, 1.5),
+    layer="12:144",
+    gallery=(0.5, 1.0, 2.0, 4.0),
+    short_text=(0.4, 0.8),
+    long_text=(0.15,),
+)
+QUICK = Plan(0.5, 3, (8,), (8,), (8,), "1:144", (8,), (8,), (8,))
 
 
 def main() -> None:
@@ -86,12 +105,15 @@ def main() -> None:
     sizes, plan = (TINY, QUICK) if arguments.tiny else (FULL, REAL)
     with tempfile.TemporaryDirectory(prefix="divprune-bench-") as temporary:
         folder = arguments.work or Path(temporary)
-        checkpoint = prepare(sizes, folder, [OURS])
+        cut = replace(OURS, cut=plan.layer)
+        checkpoint = prepare(sizes, folder, [OURS, cut])
         peer = _llama_file(checkpoint, folder) if find_spec("llama_cpp") else None
         if arguments.prepare:
             return
         began, load = time.monotonic(), os.getloadavg()[0]
-        found = measure(sizes, plan, bundle_folder(folder, OURS), peer, arguments.threads)
+        found = measure(
+            sizes, plan, [bundle_folder(folder, one) for one in (OURS, cut)], peer, arguments.threads
+        )
         found |= {"seconds": round(time.monotonic() - began), "load_before": round(load, 2)}
     found = {
         "command": " ".join(["python -m bench.serve", *sys.argv[1:]]),
@@ -110,18 +132,32 @@ def _llama_file(checkpoint: Path, folder: Path) -> Path:
     return once(folder / "serve-Q8_0.gguf", lambda partial: llamacpp_.prepare(decoder, partial, "Q8_0"))
 
 
-def measure(sizes: Sizes, plan: Plan, bundle: Path, peer: Path | None, threads: int) -> dict[str, Any]:
-    """Return the rows of all loads, what batching gives, and who was left out."""
+def measure(
+    sizes: Sizes, plan: Plan, bundles: Sequence[Path], peer: Path | None, threads: int
+) -> dict[str, Any]:
+    """Return the rows of all loads, what batching gives, and who was left out.
+
+    ``bundles`` are the one without a cut in its encoder and the one with it.
+    """
     keep = max(1, round(0.1 * sizes.visual))
     rows: list[dict[str, Any]] = []
-    with ours(bundle, threads, AT_ONCE) as url:
-        asking = _Asking(url, sizes)
-        batching = asking.batching()
-        for images, rates in (("new", plan.new), ("gallery", plan.gallery)):
-            for model, visual in (("pruned", keep), ("unpruned", sizes.visual)):
+    batching: dict[str, Any] = {}
+    whole = [
+        ("new", "unpruned", plan.unpruned),
+        ("new", "pruned", plan.pruned),
+        ("gallery", "unpruned", plan.gallery),
+        ("gallery", "pruned", plan.gallery),
+    ]
+    servers = ("ours int8", whole), (f"ours int8, encoder cut {plan.layer}", [("new", "pruned", plan.cut)])
+    for bundle, (server, loads) in zip(bundles, servers, strict=True):
+        with ours(bundle, threads, AT_ONCE) as url:
+            asking = _Asking(url, sizes)
+            batching = batching or asking.batching()
+            for images, model, rates in loads:
                 if images == "gallery":
                     asking.look_at_gallery(model)
-                facts = {"server": "ours int8", "visual": visual, "images": images}
+                visual = keep if model == "pruned" else sizes.visual
+                facts = {"server": server, "visual": visual, "images": images}
                 rows += _raise_load(url, facts, rates, plan, asking.asks(model, images))
     skipped = []
     if peer is None:

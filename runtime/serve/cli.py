@@ -33,7 +33,7 @@ def serve_command(
         int | None, typer.Option(help="Answers written at once; each takes a KV cache.", show_default="8")
     ] = None,
     chunk: Annotated[
-        int, typer.Option("--prefill-chunk", help="Tokens of a prompt between two steps of other answers.")
+        int, typer.Option("--prefill-chunk", help="Tokens of prompts between two steps of other answers.")
     ] = 256,
     image_cache: Annotated[
         int, typer.Option("--image-cache", metavar="MIB", help="For what images gave; 0 keeps nothing.")

@@ -1,7 +1,7 @@
 """The language model's thread: sequences join and leave between steps, and prompts are fed in pieces in between.
 
-It alone touches the session. A turn takes in what is ready, feeds one piece of one prompt, and decodes an id of every
-answer that goes on, so that a long prompt delays the others' next token by no more than a piece.
+It alone touches the session. A turn takes in what is ready, feeds a piece of a prompt, or several short ones that have
+no more ids together, and decodes an id of every answer that goes on: its next token waits for no more than a piece.
 """
 
 from __future__ import annotations
@@ -144,13 +144,20 @@ class Scheduler(threading.Thread):
         self._metrics.reused.inc(job.reused)
 
     def _prefill(self) -> None:
-        """Feed a prompt: whole where nobody waits for a next token meanwhile, else a piece of it."""
+        """Feed prompts: as many ids as a piece has where others wait for a next token, and else one of them whole.
+
+        What fits in a piece is not parted: a second run would read all weights once more for a few ids.
+        """
+        left = self._chunk
         while (job := next((j for j in self._living.values() if not j.prefilled), None)) is not None:
             assert job.prompt is not None
             others = any(one.prefilled for one in self._living.values()) and self.joins_between_steps
             whole = not others or self._one_piece(job.prompt)
             end = len(job.prompt) if whole else min(job.fed + self._chunk, len(job.prompt))
+            if left < self._chunk and end - job.fed > left and self.joins_between_steps:
+                return
             part = slice(job.fed, end)
+            left -= end - job.fed
             try:
                 prediction = self._session.extend(
                     job.slot,
@@ -168,8 +175,6 @@ class Scheduler(threading.Thread):
                 self._take(job, prediction)
                 self._remember(job)
                 self._retire(job)
-            if self.joins_between_steps:
-                return
 
     def _step(self) -> None:
         going = {slot: job.writer for slot, job in self._living.items() if job.prefilled and job.writer}

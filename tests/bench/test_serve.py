@@ -28,8 +28,10 @@ def test_tiny(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     found = json.loads(file.read_text())
     ours = [row for row in found["rows"] if row["server"].startswith("ours")]
-    assert {(row["images"], row["visual"]) for row in ours} == {
-        (images, visual) for images in ("new", "gallery") for visual in (58, 576)
+    whole = {("ours int8", images, visual) for images in ("new", "gallery") for visual in (58, 576)}
+    assert {(row["server"], row["images"], row["visual"]) for row in ours} == {
+        *whole,
+        ("ours int8, encoder cut 1:144", "new", 58),
     }
     for row in found["rows"]:
         assert row["answered"] == row["requests"] > 2 and not row["failed"]
@@ -141,13 +143,15 @@ def test_the_page_shows_what_was_measured() -> None:
 
 def test_the_tables() -> None:
     facts = {"server": "ours", "images": "new"}
-    others = {"server": "ours", "images": "gallery", "visual": 58}
     rows = [
         row(1, 1000, visual=58, **facts),
         row(2, 3000, visual=58, **facts),
         row(0.5, 1500, visual=576, **facts),
         row(1, 9000, visual=576, **facts),
-        row(1, 1000, **others),
+        row(2, 1000, server="ours, cut", images="new", visual=58),
+        row(1, 1000, server="ours", images="gallery", visual=58),
+        row(1, 3500, server="ours", images="gallery", visual=576),
+        row(1, 1000, server="a peer", images="none", visual=576),
     ]
     batching = {
         "at_once": 8,
@@ -157,5 +161,13 @@ def test_the_tables() -> None:
         "step_ms": {"one": 9.0, "together": 20.0},
     }
     text = tables({"rows": rows, "batching": batching, "skipped": []})
-    assert "| new | 1.5 s | 1.25 | 0.50 | 2.5× |" in text
-    assert "| ours | 576 | new | 1 |" in text and "3.50×" in text
+    for line in (
+        "| images | server | visual tokens | 0.5 s | 1 s | 1.5 s | 2 s | 3 s | 5 s |",
+        "| new | ours | 58 | – | 1.00 | 1.25 (2.5×) | 1.50 (2.8×) | ≥ 2.00 (≥ 3.3×) | ≥ 2.00 (≥ 2.7×) |",
+        "| new | ours | 576 | – | – | 0.50 | 0.53 | 0.60 | 0.73 |",
+        "| new | ours, cut | 58 | – | ≥ 2.00 | ≥ 2.00 (≥ 4.0×) | ≥ 2.00 (≥ 3.8×) | ≥ 2.00 (≥ 3.3×) | ≥ 2.00 (≥ 2.7×) |",
+        "| gallery | ours | 58 | – | ≥ 1.00 | ≥ 1.00 | ≥ 1.00 | ≥ 1.00 | ≥ 1.00 |",
+        "| a peer | 576 | none | 1 | 0.00 | 0 of 9 | 1,000 / 1,000 / 1,000 |  |",
+    ):
+        assert line in text.splitlines()
+    assert text.count("a peer") == 1 and "3.50×" in text

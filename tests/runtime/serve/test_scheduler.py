@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +135,26 @@ def test_one_joins_while_another_is_being_written(opened: Open, asked: Pipeline)
     assert long.text == asked.ask(PICTURE, QUESTION, **LONG).answer
 
 
-def test_a_prompt_is_fed_in_pieces_between_steps(
-    opened: Open, asked: Pipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[Any] = []
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the session is asked for: "step", or the slot and the number of ids that it is fed."""
+    made: list[Any] = []
     extend, step = BlockSession.extend, BlockSession.step
-    monkeypatch.setattr(
-        BlockSession,
-        "extend",
-        lambda s, slot, ids, *a, **b: (calls.append((slot, len(ids))), extend(s, slot, ids, *a, **b))[1],
-    )
-    monkeypatch.setattr(BlockSession, "step", lambda s, *given: (calls.append("step"), step(s, *given))[1])
+
+    def extended(session: BlockSession, slot: int, ids: Any, *more: Any, **options: Any) -> Any:
+        made.append((slot, len(ids)))
+        return extend(session, slot, ids, *more, **options)
+
+    def stepped(session: BlockSession, *given: Any) -> Any:
+        made.append("step")
+        return step(session, *given)
+
+    monkeypatch.setattr(BlockSession, "extend", extended)
+    monkeypatch.setattr(BlockSession, "step", stepped)
+    return made
+
+
+def test_a_prompt_is_fed_in_pieces_between_steps(opened: Open, asked: Pipeline, calls: list[Any]) -> None:
     engine = opened(chunk=16, prefix_cache=0)
     long, _ = ask(engine, **LONG)
     long.begun()
@@ -156,6 +165,40 @@ def test_a_prompt_is_fed_in_pieces_between_steps(
     assert len(places) > 3 and all(made[place][1] <= 16 for place in places)
     assert {later - place for place, later in pairwise(places)} == {2}  # one step between two pieces
     assert text == asked.ask(PICTURE, "What does the sign say?", max_tokens=2).answer
+
+
+@pytest.mark.parametrize(("chunk", "together"), [(256, [3]), (180, [2, 1]), (100, [1, 1, 1])])
+def test_short_prompts_are_fed_together_as_far_as_a_piece_goes(
+    opened: Open,
+    asked: Pipeline,
+    calls: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    together: list[int],
+) -> None:
+    """None of them is parted where it does not fit: it is fed whole behind the next step."""
+    step, engine = BlockSession.step, opened(limits={"slots": 4}, chunk=chunk, prefix_cache=0)
+    long, _ = ask(engine, **LONG)
+    long.begun()
+    reached, released = threading.Event(), threading.Event()
+
+    def held(*given: Any) -> Any:
+        reached.set()
+        released.wait(PATIENCE)
+        return step(*given)
+
+    monkeypatch.setattr(BlockSession, "step", held)
+    assert reached.wait(PATIENCE)
+    questions = ["What does the sign say?", "Is there a star?", QUESTION]
+    told = [ask(engine, text, max_tokens=2, ignore_eos=True)[0] for text in questions]
+    until(lambda: len(engine._scheduler._ready) == 3)
+    calls.clear()
+    released.set()
+    answers = [one.text for one in told]
+    groups = [[*group] for stepped, group in groupby([*calls], lambda call: call == "step") if not stepped]
+    assert [len(group) for group in groups] == together
+    assert all(60 < ids < 90 for group in groups for _, ids in group)
+    assert answers == [asked.ask(PICTURE, text, max_tokens=2, ignore_eos=True).answer for text in questions]
 
 
 def test_a_cache_that_grows_is_joined_between_batches_only(
