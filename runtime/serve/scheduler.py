@@ -1,7 +1,7 @@
 """The language model's thread: sequences join and leave between steps, and prompts are fed in pieces in between.
 
-It alone touches the session. A turn takes in what is ready, feeds a piece of a prompt, or several short ones that have
-no more ids together, and decodes an id of every answer that goes on: its next token waits for no more than a piece.
+It alone touches the session. A turn takes in what is ready, feeds a piece of a prompt, or up to four short prompts that
+have no more ids together, and decodes an id of every answer that goes on.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Scheduler(threading.Thread):
     def _prefill(self) -> None:
         """Feed prompts: as many ids as a piece has where others wait for a next token, and else one of them whole.
 
-        What fits in a piece is not parted: a second run would read all weights once more for a few ids.
+        What fits in a piece is not parted, and a few ids count as a quarter of one: each run reads all weights.
         """
         left = self._chunk
         while (job := next((j for j in self._living.values() if not j.prefilled), None)) is not None:
@@ -154,10 +154,11 @@ class Scheduler(threading.Thread):
             others = any(one.prefilled for one in self._living.values()) and self.joins_between_steps
             whole = not others or self._one_piece(job.prompt)
             end = len(job.prompt) if whole else min(job.fed + self._chunk, len(job.prompt))
-            if left < self._chunk and end - job.fed > left and self.joins_between_steps:
+            cost = max(end - job.fed, self._chunk // 4)
+            if left < self._chunk and cost > left and self.joins_between_steps:
                 return
+            left -= cost
             part = slice(job.fed, end)
-            left -= end - job.fed
             try:
                 prediction = self._session.extend(
                     job.slot,

@@ -167,17 +167,21 @@ def test_a_prompt_is_fed_in_pieces_between_steps(opened: Open, asked: Pipeline, 
     assert text == asked.ask(PICTURE, "What does the sign say?", max_tokens=2).answer
 
 
-@pytest.mark.parametrize(("chunk", "together"), [(256, [3]), (180, [2, 1]), (100, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("image", "chunk", "together"),
+    [(PICTURE, 256, [3]), (PICTURE, 180, [2, 1]), (PICTURE, 100, [1, 1, 1]), (None, 256, [4, 2])],
+)
 def test_short_prompts_are_fed_together_as_far_as_a_piece_goes(
     opened: Open,
     asked: Pipeline,
     calls: list[Any],
     monkeypatch: pytest.MonkeyPatch,
+    image: Path | None,
     chunk: int,
     together: list[int],
 ) -> None:
     """None of them is parted where it does not fit: it is fed whole behind the next step."""
-    step, engine = BlockSession.step, opened(limits={"slots": 4}, chunk=chunk, prefix_cache=0)
+    step, engine = BlockSession.step, opened(limits={"slots": 7}, chunk=chunk, prefix_cache=0)
     long, _ = ask(engine, **LONG)
     long.begun()
     reached, released = threading.Event(), threading.Event()
@@ -189,16 +193,18 @@ def test_short_prompts_are_fed_together_as_far_as_a_piece_goes(
 
     monkeypatch.setattr(BlockSession, "step", held)
     assert reached.wait(PATIENCE)
-    questions = ["What does the sign say?", "Is there a star?", QUESTION]
-    told = [ask(engine, text, max_tokens=2, ignore_eos=True)[0] for text in questions]
-    until(lambda: len(engine._scheduler._ready) == 3)
+    questions = ["What does the sign say?", "Is there a star?", QUESTION, "Who?", "Why?", "How?"][
+        : sum(together)
+    ]
+    told = [ask(engine, text, image=image, max_tokens=2, ignore_eos=True)[0] for text in questions]
+    until(lambda: len(engine._scheduler._ready) == len(questions))
     calls.clear()
     released.set()
     answers = [one.text for one in told]
     groups = [[*group] for stepped, group in groupby([*calls], lambda call: call == "step") if not stepped]
     assert [len(group) for group in groups] == together
-    assert all(60 < ids < 90 for group in groups for _, ids in group)
-    assert answers == [asked.ask(PICTURE, text, max_tokens=2, ignore_eos=True).answer for text in questions]
+    assert all(ids < 90 and (image is None or ids > 60) for group in groups for _, ids in group)
+    assert answers == [asked.ask(image, text, max_tokens=2, ignore_eos=True).answer for text in questions]
 
 
 def test_a_cache_that_grows_is_joined_between_batches_only(
