@@ -188,10 +188,14 @@ class LanguageInfo(GraphInfo):
         return (LayerGroup(0, self.layers, self.capacity),)
 
     def group_tokens(self, tokens: int, images: Sequence[int]) -> tuple[int, ...]:
-        """Return how many of a sequence's tokens are in each group; ``images`` are the visual tokens of each image."""
+        """Return how many of a sequence's tokens are in each group; ``images`` are the visual tokens of each image.
+
+        All of them enter the first one, also those of an image that has more than the schedule is made for.
+        """
         if self.schedule is None:
             return (tokens,)
-        return tuple(tokens - sum(max(0, n - keep) for n in images) for keep in self.schedule.keeps)
+        cuts = (tokens - sum(max(0, n - cut.keep) for n in images) for cut in self.schedule.cuts)
+        return (tokens, *cuts)
 
     def room_for_answer(self, tokens: int, images: Sequence[int]) -> int:
         """Return how many tokens may follow a prompt of so many, with images of so many visual tokens each."""

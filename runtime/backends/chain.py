@@ -44,14 +44,6 @@ class Segment(LanguageSession, Protocol):
         """Ids that one run takes; None: any number."""
         ...
 
-    def check_room(self, slot: int, count: int) -> None:
-        """Check that ``count`` more tokens fit into a slot.
-
-        Raises:
-            UserError: they do not.
-        """
-        ...
-
     def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
         """Return for which slots the rows of the next step of these are, -1 for none."""
         ...
@@ -237,13 +229,17 @@ class ChainSession:
                     code="schedule-chunk",
                 )
 
+    def check_room(self, slot: int, count: int) -> None:
+        """Check each group."""
+        for group in self._groups:
+            group.check_room(slot, count)
+
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
     ) -> dict[int, Prediction]:
         """Run one step of each group, one behind the other."""
-        for group in self._groups:
-            for slot in ids:
-                group.check_room(slot, 1)
+        for slot in ids:
+            self.check_room(slot, 1)
         placed = positions
         if placed is None and not self._compact:
             placed = {slot: self.length(slot) for slot in ids}

@@ -111,6 +111,14 @@ class LanguageSession(Protocol):
         """
         ...
 
+    def check_room(self, slot: int, count: int) -> None:
+        """Check that ``count`` more vocabulary ids fit into a slot: a step fails for all of its sequences.
+
+        Raises:
+            UserError: they do not.
+        """
+        ...
+
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
     ) -> dict[int, Prediction]:

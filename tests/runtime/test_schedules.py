@@ -21,9 +21,13 @@ from qwen_checkpoints import QWEN, SHAPES, images_of, make_qwen_checkpoint
 from raising import refused
 
 from divprune_edge import Pipeline
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import LanguageInfo
 from divprune_edge.models.cost import DecoderFlops
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.runtime.batch import ask_each
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
+from divprune_edge.runtime.defaults import decoding_of
 from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.lab.profiling.roofline import DECODE, costs
 
@@ -272,6 +276,33 @@ def test_an_answer_ends_where_the_smallest_cache_does(exported: Exported) -> Non
     assert seen.finish_reason == "context" and seen.prompt_tokens + len(seen.token_ids) == 100
     with refused("sequence-too-long", 88):
         pipeline.ask(None, " ".join(["what"] * 90), max_tokens=2)
+
+
+def test_an_image_larger_than_the_schedules_fills_the_first_cache(exported: Exported) -> None:
+    """All of its tokens enter where nothing prunes before, more than the schedule is made for."""
+    bundle = exported("pyramiddrop", "static", keep=12, capacity=80)
+    language = bundle.manifest.language_model
+    assert [cut.keep for cut in language.schedule.cuts] == [6, 3, 2]
+    assert language.group_tokens(35, [25]) == (35, 16, 13, 12)
+    assert language.group_tokens(20, [4]) == (20, 20, 19, 18)
+    pipeline = Pipeline(bundle.folder, "none")
+    long = pipeline.ask(picture(14), QUESTIONS[0], max_tokens=200, ignore_eos=True)
+    assert long.visual_tokens == 25 and long.finish_reason == "context"
+    assert long.prompt_tokens + len(long.token_ids) == 80
+
+
+def test_one_without_room_fails_alone(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an answer was promised: those beside it are as they are alone."""
+    pipeline = Pipeline(exported("pyramiddrop", "static", capacity=100).folder)
+    asked = [(picture(14), QUESTIONS[0]), (None, "what?"), (picture(15), " ".join(["what"] * 20))]
+    options = decoding_of(pipeline.bundle.manifest.prompt, {"max_tokens": 60, "ignore_eos": True})
+    wanted = [pipeline.ask(*one, max_tokens=60, ignore_eos=True) for one in asked[:2]]
+    monkeypatch.setattr(LanguageInfo, "room_for_answer", lambda *given: 1000)
+    *found, failed = ask_each(pipeline, asked, options)
+    assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
+    assert isinstance(failed, UserError) and failed.code == "sequence-too-long"
+    with refused("sequence-too-long", 3, 100):
+        pipeline.ask_batch(asked, max_tokens=60, ignore_eos=True)
 
 
 def test_the_graph_says_the_next_id(exported: Exported) -> None:
