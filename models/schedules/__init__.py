@@ -89,7 +89,8 @@ def schedule_of(asked: str, layers: int, visual: int, numbering: Numbering | Non
     if asked.endswith(".json"):
         path = Path(asked)
         method = find_method(method_of(path))
-        found = read_schedule(path, visual, method.numbering, method.since(layers))
+        sums = any(watch.summed for watch in method.watches)
+        found = read_schedule(path, visual, method.numbering, method.since(layers) if sums else None)
     else:
         method = find_method(asked)
         cuts = method.published(layers, visual)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -251,6 +252,14 @@ def test_published_schedules_fit_every_size(name: str) -> None:
                 Schedule(name, visual, cuts, "original", METHODS[name].since(layers)).check(layers)
             else:
                 assert visual < 9
+
+
+def test_a_file_that_cuts_early_sums_what_is_before(tmp_path: Path) -> None:
+    """TransPrune's usual first layer is the seventh of 32."""
+    file = tmp_path / "own.json"
+    for before, since in ((2, 1), (1, 0), (12, 6)):
+        file.write_text(f'{{"method": "transprune", "cuts": [{{"before": {before}, "keep": 9}}]}}')
+        assert schedule_of(str(file), 32, 576).since == since
 
 
 def test_fitprune_has_to_be_fitted() -> None:
