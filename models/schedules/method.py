@@ -160,7 +160,8 @@ class Method:
         citation: the paper.
         published: ``(layers, visual) -> cuts``: the published schedule for a language model of so many layers and so
             many visual tokens per image. A cut that would remove nothing is left out.
-        picks: see :data:`Picks`; asked of each image by itself, never where ``keep`` is 0 or m.
+        picks: see :data:`Picks`; asked of each image by itself, never where ``keep`` is 0 or m. None where it chooses
+            nothing: its cuts keep none.
         watches: what it reads.
         numbering: whether positions are counted anew after each cut (``compact``), or stay those that tokens had.
         since: the first layer of :attr:`Watch.summed`, for the published schedule: ``(layers) -> layer``.
@@ -172,7 +173,7 @@ class Method:
     name: str
     citation: str
     published: Callable[[int, int], tuple[Cut, ...]]
-    picks: Picks
+    picks: Picks | None
     watches: tuple[Watch, ...] = ()
     numbering: Numbering = "compact"
     since: Callable[[int], int] = lambda layers: 0

@@ -360,6 +360,7 @@ def test_all_tokens_enter_where_no_budget_is_given(checkpoint: Path) -> None:
         ({"method": "fastv", "cuts": [{"before": True, "keep": 3}]}, "schedule-invalid", "before"),
         ({"method": "fastv", "cuts": [{"before": 2, "keep": 3}], "cut": 1}, "schedule-invalid", "cut"),
         ({"method": "fastv", "numbering": "anew", "cuts": []}, "schedule-invalid", "anew"),
+        ({"method": "todre-2", "cuts": [{"before": 2, "keep": 10}]}, "schedule-keep", 10),
         ({"method": "fastv", "since": 0, "cuts": [{"before": 2, "keep": 3}]}, "schedule-invalid", "since"),
         ({"method": "spatten", "since": 2, "cuts": [{"before": 2, "keep": 3}]}, "schedule-layer", 2),
         ({"method": "transprune", "since": 3, "cuts": [{"before": 2, "keep": 3}]}, "schedule-layer", 3),
