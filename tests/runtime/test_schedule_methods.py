@@ -116,6 +116,12 @@ def test_a_history_is_a_second_ranking(checkpoint: Path, tmp_path: Path) -> None
         kept(np.zeros(3))
     with refused("schedule-values", "vla-pruner", "past", "history"):
         pipeline.chat(None).give(past=[history])
+    for wrong in (
+        *(None, 3.0, "history", history, [None], ["history"], [["1"] * KEEP], [[True] * KEEP]),
+        *([[[0.0], [1.0, 2.0]]], [history[None]], [np.full(KEEP, np.nan)], [np.full(KEEP, 1e39)]),
+    ):
+        with refused("schedule-values", "history"):
+            pipeline.chat([image]).give(history=wrong)
     other = Pipeline(exported(checkpoint, "fastv", "portable", tmp_path / "other").folder)
     with refused("schedule-values", "fastv", "history"):
         other.chat(None).give(history=[history])

@@ -301,6 +301,9 @@ def test_the_guide_of_time_forgets() -> None:
     steps = [f32(9, 9), f32(1, 0), f32(0, 1), f32(1, 1)]
     np.testing.assert_allclose(temporal_guide(steps), f32(1.64 / 2.44, 1.8 / 2.44), rtol=1e-6)
     np.testing.assert_allclose(temporal_guide(steps[:1]), f32(9, 9))
+    for wrong in ([], [f32(1, 2), f32(1)], [f32(1, np.nan)], [f32(1, 2)[None]]):
+        with refused("schedule-values"):
+            temporal_guide(wrong)
 
 
 def test_rows_asked_about() -> None:
