@@ -308,7 +308,7 @@ def selector_command(
     manifest, entry, checks = add_selector(
         bundle, selector, keep=keep, prune=prune, force=force, verify=can_check_selectors(verify)
     )
-    show_selector(bundle, entry, checks)
+    show_selector(bundle, manifest, entry, checks)
     show_selectors(manifest)
 
 
@@ -338,7 +338,7 @@ def selectors(
     for now, entry, checks in add_selectors(
         bundle, names, budgets, force=force, verify=can_check_selectors(verify)
     ):
-        show_selector(bundle, entry, checks)
+        show_selector(bundle, now, entry, checks)
         manifest = now
     show_selectors(manifest)
     show_left_out(left_out(bundle, names))

@@ -110,11 +110,15 @@ def show_package(archive: Path, size: int) -> None:
     )
 
 
-def show_selector(folder: Path, entry: SelectorInfo, checks: Sequence[Check]) -> None:
-    """Print what was added."""
+def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks: Sequence[Check]) -> None:
+    """Print what was added to a bundle of this manifest."""
     added = f"[bold]{literal(entry.id)}[/bold] to {literal(folder)}"
     state = f"{len(checks)} checks against its reference passed" if checks else "not verified"
     _console.print(f"Added {added}: {entry.keep} of {entry.candidates} visual tokens; {state}.")
+    schedule = manifest.language_model.schedule
+    spared = None if schedule is None else schedule.spared(manifest.visual_tokens(entry))
+    if spared is not None:
+        _console.print(f"Note: {spared} ({schedule}).", markup=False)
 
 
 def show_selectors(manifest: Manifest | None) -> None:

@@ -87,6 +87,15 @@ class ScheduleInfo(Strict):
         """Visual tokens of an image in each group of layers, at most."""
         return (self.visual_tokens, *(cut.keep for cut in self.cuts))
 
+    def spared(self, visual: float) -> str | None:
+        """Return what there is to say of an image of so few visual tokens that a cut removes none; None: each does."""
+        first = next((cut for cut in self.cuts if cut.keep < visual), None)
+        if first is None:
+            return f"no cut of the schedule removes any of {visual:.0f} visual tokens"
+        if first is self.cuts[0]:
+            return None
+        return f"of {visual:.0f} visual tokens the schedule removes some from layer {first.before} on alone"
+
     def __str__(self) -> str:
         """Return it in one line: ``fastv: of 576 visual tokens 288 from layer 2 on``."""
         cuts = ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in self.cuts)
