@@ -139,15 +139,16 @@ def _answer(
         rows = visible.rows if question.images else np.zeros(1, np.int64)
         visual = pipeline._backend.take(seen.tokens, rows)
         slot = pipeline._begin(session, prompt, visual)
-        if not session.length(slot) and len(questions) > 1 and prompt.before_image:
+        unread = not session.length(slot) and len(questions) > 1
+        if unread and prompt.before_image and not session.takes_whole:
             session.extend(slot, prompt.before_image, prompt.positions[..., : len(prompt.before_image)])
             pipeline._remember_prefix(prompt, session, slot)
         writers[slot] = pipeline._writer(prompt, options)
     write(session, writers)
     found: list[Answer | UserError] = []
-    for writer, visible in zip(writers.values(), own, strict=True):
+    for (slot, writer), visible in zip(writers.items(), own, strict=True):
         try:
-            found.append(pipeline._answer(writer.result(), writer.prompt, visible, watch))
+            found.append(pipeline._answer(writer.result(), writer.prompt, visible, watch, session.gone(slot)))
         except UserError as error:
             found.append(error)
     return found

@@ -149,7 +149,7 @@ class Chat:
             self._turns = [*turns, Turn("assistant", result.text)]
             self._images, self._inputs = images, inputs
         self._preprocess_ms = 0.0
-        answer = pipeline._answer(result, prompt, visual, watch)
+        answer = pipeline._answer(result, prompt, visual, watch, session.gone(self._slot))
         if opened:  # what a later image has before it is this conversation's
             pipeline._remember_prefix(prompt, session, self._slot)
         return answer

@@ -128,6 +128,11 @@ class ChainSession:
         """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
         return self._groups[0].slots
 
+    @property
+    def takes_whole(self) -> bool:
+        """Where the method reads the layer behind a cut, or all rows."""
+        return self._whole
+
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
         """Begin in the same slot of each group."""
         if rows and isinstance(rows, ChainRows):
@@ -175,6 +180,10 @@ class ChainSession:
     def kept(self, slot: int) -> tuple[Ints, ...]:
         """Return which visual tokens of the last piece that had any each cut left, by their number among them."""
         return tuple(self._sequences[slot].kept)
+
+    def gone(self, slot: int) -> tuple[Ints, ...]:
+        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`."""
+        return tuple(self._sequences[slot].gone[1:])
 
     def extend(
         self,

@@ -115,10 +115,11 @@ def test_what_stays_and_what_follows(exported: Exported, model: Any, method: str
         ids = chat._cached[: answer.prompt_tokens]
         visual = visual_rows(bundle, ids)
         wanted = expected(model, bundle, chat, ids, np.split(visual, len(images)))
-        for found, kept, (_, keep) in zip(
+        for found, kept, (before, keep) in zip(
             chat._session.kept(chat._slot), wanted.kept, cuts_of(bundle), strict=True
         ):
             assert visual[found].tolist() == kept
+            assert answer.kept_from[before].tolist() == found.tolist()
             assert len(found) == keep * len(images)
         agree(answer.token_ids, wanted.tokens, wanted.margins)
         lengths = chat._session.lengths(chat._slot)
@@ -137,6 +138,8 @@ def test_several_at_once_are_each_as_alone(exported: Exported, method: str, dial
     for answer, (image, question) in zip(together, asked, strict=True):
         alone = pipeline.ask(image, question, max_tokens=STEPS, ignore_eos=True)
         assert answer.token_ids == alone.token_ids
+        for found, wanted in zip(answer.kept_from.values(), alone.kept_from.values(), strict=True):
+            assert found.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -543,6 +546,29 @@ def cost_difference(exported: Exported) -> int:
         exported(name).manifest.language_model.cost.weight_bytes for name in (None, "pyramiddrop")
     )
     return int(whole - chain)
+
+
+def test_an_answer_says_what_each_cut_left(exported: Exported) -> None:
+    """Of all images of the prompt, by their number among those that entered, also of those that join later."""
+    bundle = exported("pyramiddrop")
+    pipeline = Pipeline(bundle.folder)
+    chat = pipeline.chat(picture(30))
+    first = chat.ask(QUESTIONS[0], max_tokens=2)
+    assert [(layer, len(kept)) for layer, kept in first.kept_from.items()] == cuts_of(bundle)
+    assert set(first.kept_from[4]) < set(first.kept_from[3]) < set(first.kept_from[2]) < set(range(20))
+    assert json.loads(first.to_json())["kept_from"] == {
+        str(layer): kept.tolist() for layer, kept in first.kept_from.items()
+    }
+    text = pipeline.ask_batch([(None, QUESTIONS[1]), (picture(30), QUESTIONS[0])], max_tokens=2)
+    assert [kept.tolist() for kept in text[0].kept_from.values()] == [[], [], []]
+    same = [one.kept_from.values() for one in (text[1], first)]
+    assert all(np.array_equal(a, b) for a, b in zip(*same, strict=True))
+    both = chat.ask(QUESTIONS[1], image=picture(31), max_tokens=2)
+    assert both.visual_tokens == 40
+    for layer, keep in cuts_of(bundle):
+        kept = both.kept_from[layer]
+        assert (kept < 20).sum() == (kept >= 20).sum() == keep
+    assert Pipeline(exported(None).folder).ask(picture(30), QUESTIONS[0], max_tokens=1).kept_from == {}
 
 
 def test_a_tied_embedding_is_in_the_first_graph_and_the_last(tmp_path: Path) -> None:
