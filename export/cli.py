@@ -270,7 +270,8 @@ def llava(
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         inside = "" if plan.schedule is None else f"-{plan.schedule.method}"
-        folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}{inside}"
+        selected = "" if plan.all_enter else f"-{plan.selector.name}-{plan.keep}"
+        folder = output or Path("bundles") / f"{short}{selected}{inside}"
         if package:
             from divprune_edge.export.package.command import check_before_export
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import LanguageInfo
 from divprune_edge.models.cost import DecoderFlops
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.schedules import Cut
 from divprune_edge.runtime.batch import ask_each
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
 from divprune_edge.runtime.defaults import decoding_of
@@ -342,7 +344,19 @@ def test_all_tokens_enter_where_no_budget_is_given(checkpoint: Path) -> None:
     assert plan_of(checkpoint, None, schedule="pyramiddrop").visual_tokens == 25
     assert plan_of(checkpoint, None, prune="0.9", schedule="fastv").visual_tokens == 2
     assert plan_of(checkpoint, None).visual_tokens == 2
+    none = plan_of(checkpoint, None, schedule="none")
+    assert none.visual_tokens == 2 and none.schedule is None
     assert plan_of(CHECKPOINT, None, schedule="fastv", encoder_cut="2:144").visual_tokens == 144
+
+
+@pytest.mark.parametrize(("keep", "default"), [(None, "none"), (20, "divprune-20")])
+def test_no_selector_runs_where_all_tokens_enter(exported: Exported, keep: int | None, default: str) -> None:
+    bundle = exported("fastv", keep=keep)
+    assert bundle.manifest.default_selector == default
+    pipeline = Pipeline(bundle.folder)
+    answer = pipeline.ask(picture(32), QUESTIONS[0], max_tokens=2)
+    assert answer.visual_tokens == (keep or 25) and len(answer.kept_from[2]) == round((keep or 25) / 2)
+    assert pipeline.selector is None if keep is None else pipeline.selector.id == default
 
 
 @pytest.mark.parametrize(
@@ -433,8 +447,10 @@ def test_three_positions_a_token(
 def test_no_cut_among_features_of_the_tower(tmp_path: Path) -> None:
     folder = make_qwen_checkpoint(tmp_path / "tiny", family="qwen3_vl", text={"num_hidden_layers": LAYERS})
     (tmp_path / "early.json").write_text('{"method": "fastv", "cuts": [{"before": 1, "keep": 4}]}')
-    with refused("schedule-layer", 1, 2):
+    with refused("schedule-layer", 1, 2) as told:
         plan_of(folder, 16, schedule=str(tmp_path / "early.json"))
+    (tmp_path / "later.json").write_text(re.search(r"\{.*\}", str(told.value)).group())
+    assert plan_of(folder, 16, schedule=str(tmp_path / "later.json")).schedule.cuts == (Cut(2, 4),)
 
 
 def test_images_of_different_numbers_of_tokens(tmp_path: Path) -> None:
