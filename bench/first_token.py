@@ -82,7 +82,7 @@ def measure(
 
     bundle = Bundle.open(folder)
     manifest, backend = bundle.manifest, OnnxRuntimeBackend(bundle, "cpu", threads)
-    vision, language = Vision(bundle, backend), manifest.language_model
+    vision, language, prompts = Vision(bundle, backend), manifest.language_model, bundle.prompt_encoder()
     for variant in variants.values():
         backend.load(variant.selector)
     text = np.random.default_rng(1).integers(6, 30, max(v.text_tokens for v in variants.values())).tolist()
@@ -104,7 +104,7 @@ def measure(
         times = [lap()]
         words = [*text[:_BEFORE], _PLACEHOLDER, *text[_BEFORE : variant.text_tokens]]
         prompt = lay_out(words, {_PLACEHOLDER}, [len(kept.rows)], language.embedding_rows)
-        prompt = prompt.placed(language.embedding_rows, kept.images, language.axes)
+        prompt = prompts.place(prompt, kept.images)
         session = backend.session()
         session.extend(session.add(kept.tokens), prompt.ids, prompt.positions)
         times.append(lap())

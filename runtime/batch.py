@@ -122,7 +122,7 @@ def _answer(
     session = pipeline._backend.session(len(questions))
     writers: dict[int, Writer] = {}
     for question, visible in zip(questions, own, strict=True):
-        prompt = pipeline._placed(question.prompt, _in_a_row(visible.images))
+        prompt = pipeline._prompt.place(question.prompt, _in_a_row(visible.images))
         # No table is empty: without an image there is a row that no id refers to.
         rows = visible.rows if question.images else np.zeros(1, np.int64)
         visual = pipeline._backend.take(seen.tokens, rows)

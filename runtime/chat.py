@@ -128,7 +128,7 @@ class Chat:
         watch.lap("preprocess")
         opened = self._session is None
         session, visual = self._look(inputs, prompt, watch)
-        prompt = pipeline._placed(prompt, visual.images)
+        prompt = pipeline._prompt.place(prompt, visual.images)
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(self._slot, common)

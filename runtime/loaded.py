@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.processing.image_input import ImageInput
-from divprune_edge.processing.layout import PlacedImage, PromptIds
+from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.backends import Backend, CacheRows, DeviceTensor, LanguageSession
@@ -57,25 +56,6 @@ class LoadedBundle:
         """Return the ids of a conversation that brings these images."""
         counts = [span for image in images for span in self._vision.spans(image, self._pruning)]
         return self._prompt.encode_raw(turns, counts) if raw else self._prompt.encode(turns, counts)
-
-    def _placed(self, prompt: PromptIds, images: Sequence[PlacedImage]) -> PromptIds:
-        """Return the prompt with its visual tokens where they lie and at their positions.
-
-        Raises:
-            UserError: those of what was pruned leave none for an answer.
-        """
-        language = self.bundle.manifest.language_model
-        placed = prompt.placed(language.embedding_rows, images, language.axes)
-        # A clip's tokens may lie behind the text that follows it.
-        taken = max(placed.next_position, int(placed.positions.max(initial=-1)) + 1)
-        if taken >= language.context:
-            raise UserError(
-                f"The prompt takes {taken} positions, those of pruned tokens among them, but the "
-                f"model's context has {language.context} with the answer: ask a shorter question or about fewer images "
-                "or frames, or export with --positions compact.",
-                code="prompt-too-long",
-            )
-        return placed
 
     def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
         """Begin an answer to ``prompt``."""

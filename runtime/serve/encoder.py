@@ -136,7 +136,7 @@ class Encoder(threading.Thread):
             job.visual = self._vision.join(parts)
             job.times.lap("select")
         seen = job.visual.images
-        job.prompt = pipeline._placed(prompt, seen)
+        job.prompt = pipeline._prompt.place(prompt, seen)
         spans = iter(job.prompt.spans)
         name = b"" if pipeline.selector is None else pipeline.selector.id.encode()
         job.marks = tuple(

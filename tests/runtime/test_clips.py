@@ -100,7 +100,7 @@ def test_a_position_behind_the_text_of_its_clip(opened: Opened) -> None:
     video = Video(noise(6, (40, 50)), fps=0.05)
     (clip,) = pipeline._vision.read([video])
     rows = np.arange(pipeline._vision.count(clip, None))
-    prompt = pipeline._placed(
+    prompt = pipeline._prompt.place(
         pipeline._prompt.encode([user_turn(QUESTION, [clip])], pipeline._vision.spans(clip, None)),
         [pipeline._vision.placed(clip, rows, rows)],
     )

@@ -281,7 +281,7 @@ def test_a_prompt_cut_anywhere_gives_the_same_logits(
         [vision.count(image, pipeline.selector) for image in inputs],
     )
     seen = vision.see(inputs, pipeline.selector)
-    prompt = pipeline._placed(ids, seen.images)
+    prompt = pipeline._prompt.place(ids, seen.images)
     assert prompt.positions.shape == (3, len(prompt))
     session = backend.session()
     slot = session.add(seen.tokens)

@@ -380,8 +380,8 @@ def test_three_positions_a_token(
     )
     pipeline = Pipeline(bundle.folder)
     placed: list[Any] = []
-    place = pipeline._placed
-    monkeypatch.setattr(pipeline, "_placed", lambda *told: placed.append(place(*told)) or placed[-1])
+    place = pipeline._prompt.place
+    monkeypatch.setattr(pipeline._prompt, "place", lambda *told: placed.append(place(*told)) or placed[-1])
     chat = pipeline.chat(images_of([SHAPES[0]])[0])
     answer = chat.ask("what is in the picture ?", max_tokens=STEPS, ignore_eos=True)
     ids, visual = placed[0].ids, visual_rows(bundle, placed[0].ids)

@@ -124,8 +124,7 @@ class Inputs:
     def _steps(self) -> dict[str, tuple[dict[str, Array], ...]]:
         info, image = self._bundle.manifest.language_model, self._seen.image
         turns = [user_turn(self._question, [self._image])]
-        prompt = self._bundle.prompt_encoder().encode(turns, image.counts)
-        prompt = prompt.placed(info.embedding_rows, [image], info.axes)
+        prompt = self._bundle.prompt_encoder().encode_seen(turns, [image])
         steps = record_steps(info, prompt, self._seen.kept)
         return dict(zip(language_engines(info), steps, strict=True))
 
