@@ -78,7 +78,7 @@ def measure(
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.profiling.memory import peak_bytes
-    from divprune_edge.runtime.vision import Candidates, Vision, groups_of
+    from divprune_edge.runtime.vision import Vision
 
     bundle = Bundle.open(folder)
     manifest, backend = bundle.manifest, OnnxRuntimeBackend(bundle, "cpu", threads)
@@ -93,10 +93,9 @@ def measure(
         times = [lap()]
         tiles = vision.tiles(image)
         times.append(lap())
-        groups = groups_of(manifest, image)
-        rows = backend.assemble(tiles, groups)
+        candidates = vision.assemble(image, tiles)
         times.append(lap())
-        return Candidates(rows, groups.valid, groups.reading, (range(len(groups.valid)),), [image]), times
+        return candidates, times
 
     def answer(seen: Candidates, variant: Variant) -> list[tuple[float, float]]:
         lap = _Clock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.tokenizer import TOKENIZER_FILE
-from divprune_edge.models.tiles import groups_of
+from divprune_edge.models.tiles import picks_of
 from divprune_edge.processing.image_input import ONE_SPAN
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 
@@ -44,7 +44,7 @@ def check_prompts(plan: ExportPlan) -> None:
                     "checkpoint again.",
                     code="tokenizer-files-disagree",
                 )
-        kept = [plan.keep * groups_of(plan.spec, plan.per)]
+        kept = [plan.keep * picks_of(plan.spec, plan.per)]
         encoder.encode([Turn("user", _QUESTION, images=1)], kept)
         if plan.preprocessing.clips is not None:
             encoder.encode([Turn("user", _QUESTION, clips=(ONE_SPAN,))], kept)
