@@ -25,7 +25,7 @@ from divprune_edge.models.families import family_of
 from divprune_edge.models.families.family import Family, Spec
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, ORIGINS, parse_signals, why_not
-from divprune_edge.models.tiles import candidates_of, groups_of
+from divprune_edge.models.tiles import candidates_of, picks_of
 
 DEFAULT_DIALECT = "portable"
 
@@ -146,7 +146,7 @@ def plan_export(
     if schedule is not None and keep is None and prune is None:
         keep = candidates  # published counts are of all visual tokens
     keep = budget(keep, prune, candidates, whole_image)
-    kept = keep * groups_of(spec, per)
+    kept = keep * picks_of(spec, per)
     inside = None if schedule is None else plan_schedule(schedule, spec, kept, numbering_asked, dialect)
     rows = None
     if written.facts.for_tensorrt:

@@ -99,8 +99,8 @@ class Pipeline(LoadedBundle):
         """
         _check_budget(selector, keep)
         other = copy(self)
-        other._pruning = self.bundle.selector(selector, keep)
-        self._backend.load(other._pruning)
+        other.pruning = self.bundle.selector(selector, keep)
+        self.backend.load(other.pruning)
         return other
 
     def ask(

@@ -49,9 +49,9 @@ def noisy(seed: int) -> Any:
 def radii(bundle: Path, image: Any) -> list[float]:
     """The coverage radius of each budget, by the lab's own arithmetic."""
     pipeline = Pipeline(bundle, "none", threads=1)
-    vision = pipeline._vision
+    vision = pipeline.vision
     candidates = vision.encode(vision.read([image]), [None])
-    distances = cosine_distances(pipeline._backend.to_host(candidates.encoded.tokens)[0])
+    distances = cosine_distances(pipeline.backend.to_host(candidates.encoded.tokens)[0])
     found = []
     for keep in BUDGETS:
         kept = Pipeline(bundle, "divprune", keep, threads=1).ask(image, QUESTION, max_tokens=1).kept_indices

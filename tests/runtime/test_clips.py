@@ -98,11 +98,11 @@ def test_a_position_behind_the_text_of_its_clip(opened: Opened) -> None:
     """Of Qwen2.5-VL, whose frames may lie more seconds apart than a grid has rows."""
     pipeline = opened("qwen2_5_vl")
     video = Video(noise(6, (40, 50)), fps=0.05)
-    (clip,) = pipeline._vision.read([video])
-    rows = np.arange(pipeline._vision.count(clip, None))
-    prompt = pipeline._placed(
-        pipeline._prompt.encode([user_turn(QUESTION, [clip])], pipeline._vision.spans(clip, None)),
-        [pipeline._vision.placed(clip, rows, rows)],
+    (clip,) = pipeline.vision.read([video])
+    rows = np.arange(pipeline.vision.count(clip, None))
+    prompt = pipeline.prompts.place(
+        pipeline.prompts.encode([user_turn(QUESTION, [clip])], pipeline.vision.spans(clip, None)),
+        [pipeline.vision.placed(clip, rows, rows)],
     )
     assert prompt.positions.max() > prompt.next_position == prompt.positions[0, -1] + 1
 
@@ -220,7 +220,7 @@ def test_a_bundle_without_clips_and_a_clip_beyond_the_context(
         images.ask(None, QUESTION, video=noise(2))
     pipeline = opened(ONEVISION).with_selector("none")
     encoded: list[int] = []
-    pipeline._vision.see = lambda *given: encoded.append(1)  # type: ignore[assignment]
+    pipeline.vision.see = lambda *given: encoded.append(1)  # type: ignore[assignment]
     video = [Video(noise(FRAMES)) for _ in range(19)]
     with refused("prompt-too-long", "1045 of them visual", "frames"):
         pipeline.ask(None, QUESTION, video=video)

@@ -220,16 +220,22 @@ def _fit(
 
 def _room(variant: Variant, image: Path, question: str) -> int:
     """Return how many tokens an answer may have; the last one is never fed back."""
+    import numpy as np
+
     from divprune_edge.errors import UserError
 
-    (read,) = variant.vision.read([image])
+    vision, language = variant.vision, variant.bundle.manifest.language_model
+    (read,) = vision.read([image])
+    count = vision.count(read, variant.selector)
     try:
-        used = len(variant.encode(question, read))
+        # Whichever are kept, the text behind the image begins at the same position.
+        some = vision.placed(read, np.arange(count), np.arange(count))
+        prompt = variant.prompt.place(variant.encode(question, read), [some])
     except UserError:
-        if variant.vision.count(read, variant.selector) < variant.bundle.manifest.language_model.positions:
+        if count < language.positions:
             raise
         return 0
-    return variant.bundle.manifest.language_model.positions - used
+    return min(language.positions - len(prompt), language.context - prompt.next_position)
 
 
 def _machine(

@@ -200,6 +200,19 @@ def test_a_cache_without_room_for_the_unpruned_prompt(
     assert_told(asked.code, asked.err, "answer-too-long", "'no pruning'", "room for 0")
 
 
+def test_positions_of_pruned_tokens_are_counted(command: Run, tmp_path: Path) -> None:
+    """A prompt that has few tokens, but whose positions the model does not have, or none for an answer."""
+    folder = tmp_path / "original"
+    options = ("--prune", "0.9", "--no-verify", "--positions", "original", "--output", str(folder))
+    assert run_module("export", "llava", *options).returncode == 0
+    ask = ("profile", folder, "--alone", "--runs", 1, "--warmup", 1, "--question")
+    result = command(*ask, f"{'How ' * 1700}many?", "--answer-tokens", 4)
+    assert_told(result.code, result.err, "prompt-too-long", "2048", "--positions compact")
+    assert result.err.count("\n") == 1
+    result = command(*ask, "How many?", "--answer-tokens", 1600)
+    assert_told(result.code, result.err, "answer-too-long", "1600 tokens")
+
+
 def test_the_tensorrt_backend_over_a_fake_device(
     command: Run, static_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
