@@ -84,7 +84,7 @@ def test_a_folder_is_empty_and_gone_at_the_end(tmp_path: Path) -> None:
         assert work.is_relative_to(tmp_path)
         with pytest.raises(UserError, match="busy") as error, scratch(tmp_path, "one", busy="busy"):
             pass
-        assert error.value.code == "in-use"
+        assert error.value.code == "output-in-use"
         with scratch(tmp_path, "two", busy="busy"):
             pass
         assert work.is_dir()
@@ -174,7 +174,7 @@ def test_an_export_in_progress_is_told(tmp_path: Path) -> None:
     with working(STAGED, tmp_path / "bundle"):
         said = run_module("export", "llava", "--no-verify", "--force", "--output", str(tmp_path / "bundle"))
         assert said.returncode == 2
-        assert said.stderr.splitlines()[-1].startswith("error[in-use]: ")
+        assert said.stderr.splitlines()[-1].startswith("error[output-in-use]: ")
     said = run_module("export", "llava", "--no-verify", "--output", str(tmp_path / "bundle"))
     assert said.returncode == 0, said.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -261,7 +261,7 @@ def test_pickles_and_other_folders_are_no_adapters(
     (attention / "adapter_model.bin").rename(attention / "adapter_model.safetensors")
     (attention / "adapter_model.safetensors").write_bytes(b"no")
     assert refusal(checkpoint("plain"), attention).code == "adapter-damaged"
-    assert refusal(checkpoint("plain"), tmp_path / "nothing").code == "no-adapter"
+    assert refusal(checkpoint("plain"), tmp_path / "nothing").code == "adapter-missing"
     save_file({}, attention / "adapter_model.safetensors")
     assert "holds no weights" in str(refusal(checkpoint("plain"), attention))
 

@@ -69,19 +69,19 @@ def test_ids_revisions_and_addresses(
 @pytest.mark.parametrize(
     ("model", "revision", "sentence", "code"),
     [
-        (f"{NAME}@v1", "v2", "asks for revision 'v1' and --revision for 'v2'", "two-revisions"),
-        (f"https://huggingface.co/{NAME}/tree/v1", "v2", "asks for revision 'v1'", "two-revisions"),
+        (f"{NAME}@v1", "v2", "asks for revision 'v1' and --revision for 'v2'", "revisions-disagree"),
+        (f"https://huggingface.co/{NAME}/tree/v1", "v2", "asks for revision 'v1'", "revisions-disagree"),
         (
             f"https://huggingface.co/{NAME}/tree/main/sub",
             None,
             "not the address of a model",
-            "not-a-hub-address",
+            "hub-address-invalid",
         ),
-        (f"https://huggingface.co/{NAME}/tree", None, "not the address of a model", "not-a-hub-address"),
-        (f"https://huggingface.co/{NAME}/blob/main/x.json", None, "not the address", "not-a-hub-address"),
-        ("https://huggingface.co/datasets/a/b", None, "not the address of a model", "not-a-hub-address"),
-        ("https://huggingface.co/somebody", None, "not the address of a model", "not-a-hub-address"),
-        ("https://example.org/a/b", None, "is not an address of the hub", "not-a-hub-address"),
+        (f"https://huggingface.co/{NAME}/tree", None, "not the address of a model", "hub-address-invalid"),
+        (f"https://huggingface.co/{NAME}/blob/main/x.json", None, "not the address", "hub-address-invalid"),
+        ("https://huggingface.co/datasets/a/b", None, "not the address of a model", "hub-address-invalid"),
+        ("https://huggingface.co/somebody", None, "not the address of a model", "hub-address-invalid"),
+        ("https://example.org/a/b", None, "is not an address of the hub", "hub-address-invalid"),
         ("[x", None, "does not look like a hub id", "checkpoint-missing"),
         ("a/b/c", None, "does not look like a hub id", "checkpoint-missing"),
         ("a/b@", None, "does not look like a hub id", "checkpoint-missing"),
@@ -128,7 +128,7 @@ def test_from_a_hub(hub: str, tmp_path: Path) -> None:
         assert export(model, folder, *options) == ""
         source = read_manifest(folder).source
         assert (source.model, source.revision) == (NAME, COMMIT)
-    assert "error[no-such-revision]: The hub has no revision 'v9'" in export(f"{NAME}@v9", tmp_path / "no")
+    assert "error[revision-unknown]: The hub has no revision 'v9'" in export(f"{NAME}@v9", tmp_path / "no")
 
 
 def follow(tmp_path: Path, advice: str) -> None:

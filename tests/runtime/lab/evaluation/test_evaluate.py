@@ -255,7 +255,7 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
 def test_two_evaluations_do_not_write_to_one_folder(tmp_path: Path) -> None:
     facts = {"data": "set"}
     with journal_in(tmp_path / "out", facts) as journal:
-        with refused("in-use", tmp_path / "out", "--output"), journal_in(tmp_path / "out", facts):
+        with refused("output-in-use", tmp_path / "out", "--output"), journal_in(tmp_path / "out", facts):
             pass
         journal.add(Record("a.png", "0", "none", ["one"], [True], [1.0], [2.0], {}, 0.0, 2.0))
     with journal_in(tmp_path / "out", facts) as journal:
