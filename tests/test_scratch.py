@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_module
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import read_manifest
 from divprune_edge.scratch import give_way, scratch
 
@@ -82,9 +82,8 @@ def test_a_folder_is_empty_and_gone_at_the_end(tmp_path: Path) -> None:
     with scratch(tmp_path, "one", busy="busy") as work:
         assert not list(work.iterdir())
         assert work.is_relative_to(tmp_path)
-        with pytest.raises(UserError, match="busy") as error, scratch(tmp_path, "one", busy="busy"):
+        with refused("output-in-use", "busy"), scratch(tmp_path, "one", busy="busy"):
             pass
-        assert error.value.code == "output-in-use"
         with scratch(tmp_path, "two", busy="busy"):
             pass
         assert work.is_dir()
@@ -206,7 +205,7 @@ def test_a_killed_build_of_the_plugin_is_cleared_away(tmp_path: Path) -> None:
     output.mkdir()
     compiler = Compiler(Path("/nonexistent/nvcc"), "12.6", (87,))
     with working(INSIDE, output, "build"):
-        with pytest.raises(UserError, match="Another process is building"):
+        with refused("output-in-use", f"'{output}'"):
             build(compiler, None, (87,), output)
         assert (output / ".build.divprune").is_dir()
     with pytest.raises(DivpruneError):

@@ -200,10 +200,9 @@ def test_a_remedy_follows_from_what_onnxruntime_says(
 
 def test_without_onnxruntime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("divprune_edge.runtime.backends.find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"not installed: 'python -m pip install onnxruntime-gpu\[cuda,cudnn\]'"
-    ):
-        open_backend(bundle, "cuda")
+    for backend, package in (("cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu[cuda,cudnn]")):
+        with refused("onnxruntime-missing", f"'{backend}'", f"'python -m pip install {package}'"):
+            open_backend(bundle, backend)
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is there")

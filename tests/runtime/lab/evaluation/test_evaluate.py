@@ -69,6 +69,7 @@ def test_folder_groups_questions_by_image(folder: Path) -> None:
         ({"image": "a.png", "question": "x", "answer": []}, "questions-invalid", "'answer'"),
         ({"image": "a.png", "question": "x", "answer": "y", "type": 3}, "questions-invalid", "'type' is 3"),
         ({"image": "c.png", "question": "x", "answer": "y"}, "image-missing", "c.png"),
+        ({"video": "c.mp4", "question": "x", "answer": "y"}, "evaluation-of-clips", "'batch'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: Any, code: str, given: str) -> None:
