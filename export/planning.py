@@ -54,7 +54,7 @@ def parse_per(*, tile: bool, frame: bool) -> Per:
     if tile and frame:
         raise UserError(
             "--per-tile and --per-frame both say what a selector picks from: give one; a clip's frames are tiles, too.",
-            code="option-conflict",
+            code="options-exclusive",
         )
     return "tile" if tile else "frame" if frame else "image"
 
@@ -253,7 +253,7 @@ def _cut_inside(spec: Spec, asked: str, numbering: Numbering) -> Spec:
     if numbering == "original":
         raise UserError(
             "--positions original does not go with --encoder-cut: leave one of them out.",
-            code="option-conflict",
+            code="options-exclusive",
         )
     return spec
 

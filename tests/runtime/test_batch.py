@@ -294,8 +294,7 @@ def test_a_bad_line_costs_no_other(asked: Pipeline, pairs: list, command: Callab
     file.write_text("\n".join(lines) + "\n")
     outcome = command("batch", asked.bundle.path, file, "--size", 4, "--max-tokens", 6)
     found = [json.loads(line) for line in outcome.out.splitlines()]
-    assert outcome.code == 1
-    assert "9 of 12 lines of" in outcome.err
+    assert_told(outcome.code, outcome.err, "questions-unanswered", "9 of 12", f"'{file}'", expected=1)
     assert [(line.get("line"), line.get("code")) for line in found] == [
         (None, None),
         (2, "questions-invalid"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -237,6 +238,28 @@ def test_exports_that_are_refused(folder: Callable[[str], Path]) -> None:
         plan_of(folder(ONEVISION), KEPT, frames=769)
     with refused("clips-unsupported", "'llava'"):
         plan_of(CHECKPOINT, KEPT, frames=4)
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"video_processor_type": "FilmProcessor"}, "'FilmProcessor'"),
+        ({"image_std": [0.1, 0.2, 0.3]}, "(0.1, 0.2, 0.3)"),
+        ({"fps": -2.0, "min_frames": 4}, "fps"),
+    ],
+)
+def test_another_video_processor_is_refused(
+    family: str, changes: dict[str, Any], shown: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder(family), tmp_path / "tiny"))
+    file = "video_preprocessor_config.json"
+    images = "preprocessor_config.json"
+    said = json.loads((copy / (file if (copy / file).is_file() else images)).read_text())
+    (copy / file).write_text(json.dumps({**said, **changes}))
+    with refused("video-processor-unsupported", shown, "--frames"):
+        plan_of(copy, KEPT, frames=4)
+    plan_of(copy, KEPT)
 
 
 @every_family

@@ -157,14 +157,14 @@ def _variants(
         if chosen == main.selector:
             raise UserError(
                 f"--against {against} is what is measured already: name another selector, or --alone.",
-                code="against-itself",
+                code="comparison-with-itself",
             )
         return [main, replace(main, title=_title(chosen), selector=chosen)]
     other = _open(Bundle.open(against), None, None, backend, threads)
     if other.bundle.path == bundle.path:
         raise UserError(
             f"--against {against} is the bundle itself: name another one, or one of its selectors.",
-            code="against-itself",
+            code="comparison-with-itself",
         )
     return [replace(v, title=f"{v.bundle.path.name}: {v.title}") for v in (main, other)]
 

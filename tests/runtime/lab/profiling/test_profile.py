@@ -162,7 +162,7 @@ def test_a_bundle_without_costs_has_no_rooflines_for_its_graphs(
         (["--answer-tokens", "1,x"], ["option-invalid", "--answer-tokens is '1,x'", "1,16,64,256"]),
         (["--answer-tokens", "99999"], ["answer-too-long", "99999 tokens", "--answer-tokens"]),
         (["--target", "orin"], ["target-unknown", "'orin'"]),
-        (["--against", "divprune-58"], ["against-itself", "--against divprune-58"]),
+        (["--against", "divprune-58"], ["comparison-with-itself", "--against divprune-58"]),
         (["--against", "nothing"], ["selector-not-in-bundle", "'nothing'"]),
         (["--against", "uniform-58"], ["selector-not-in-bundle", "--selector uniform --keep 58"]),
         (["--image", "https://x.org/a.png"], ["image-is-address", "https://x.org/a.png"]),
