@@ -55,7 +55,7 @@ def main() -> None:
 class _Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._pipeline = Pipeline(arguments.bundle, threads=arguments.threads)
-        self._backend = self._pipeline._backend
+        self._backend = self._pipeline.backend
         self._text, self._tokens = arguments.text, arguments.tokens
         self._sees = not arguments.no_vision
         self._clock = time.process_time if arguments.processor_time else time.perf_counter
@@ -78,7 +78,7 @@ class _Bench:
         images = [
             ImageInput(self._random.integers(0, 256, pixels, np.uint8), pixels[1:3]) for _ in range(size)
         ]
-        return self._pipeline._vision.see(images, self._pipeline.selector).tokens
+        return self._pipeline.vision.see(images, self._pipeline.selector).tokens
 
     def _run(self, size: int, first: int) -> list[float]:
         backend, rows = self._backend, self._pipeline.bundle.manifest.language_model.embedding_rows

@@ -78,11 +78,11 @@ def measure(
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.profiling.memory import peak_bytes
-    from divprune_edge.runtime.vision import Candidates, Vision, groups_of
+    from divprune_edge.runtime.vision import Vision
 
     bundle = Bundle.open(folder)
     manifest, backend = bundle.manifest, OnnxRuntimeBackend(bundle, "cpu", threads)
-    vision, language = Vision(bundle, backend), manifest.language_model
+    vision, language, prompts = Vision(bundle, backend), manifest.language_model, bundle.prompt_encoder()
     for variant in variants.values():
         backend.load(variant.selector)
     text = np.random.default_rng(1).integers(6, 30, max(v.text_tokens for v in variants.values())).tolist()
@@ -93,10 +93,9 @@ def measure(
         times = [lap()]
         tiles = vision.tiles(image)
         times.append(lap())
-        groups = groups_of(manifest, image)
-        rows = backend.assemble(tiles, groups)
+        candidates = vision.assemble(image, tiles)
         times.append(lap())
-        return Candidates(rows, groups.valid, groups.reading, (range(len(groups.valid)),), [image]), times
+        return candidates, times
 
     def answer(seen: Candidates, variant: Variant) -> list[tuple[float, float]]:
         lap = _Clock()
@@ -104,7 +103,7 @@ def measure(
         times = [lap()]
         words = [*text[:_BEFORE], _PLACEHOLDER, *text[_BEFORE : variant.text_tokens]]
         prompt = lay_out(words, {_PLACEHOLDER}, [len(kept.rows)], language.embedding_rows)
-        prompt = prompt.placed(language.embedding_rows, kept.images, language.axes)
+        prompt = prompts.place(prompt, kept.images)
         session = backend.session()
         session.extend(session.add(kept.tokens), prompt.ids, prompt.positions)
         times.append(lap())

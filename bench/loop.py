@@ -42,8 +42,8 @@ def measure(bundle: Path, tokens: int, repeats: int, threads: int) -> tuple[list
     pipeline = Pipeline(bundle, threads=threads)
     manifest = pipeline.bundle.manifest
     width = manifest.vision_encoder.width
-    visual = pipeline._backend.to_device(np.zeros((1, pipeline.visual_tokens, width), np.float32))
-    prompt = pipeline._prompt.encode([Turn("user", "a b c d", images=1)], [pipeline.visual_tokens])
+    visual = pipeline.backend.to_device(np.zeros((1, pipeline.visual_tokens, width), np.float32))
+    prompt = pipeline.prompts.encode([Turn("user", "a b c d", images=1)], [pipeline.visual_tokens])
     runs: list[float] = []
     run = ort.InferenceSession.run_with_iobinding
 
@@ -59,13 +59,13 @@ def measure(bundle: Path, tokens: int, repeats: int, threads: int) -> tuple[list
             runs.clear()
             writer = Writer(
                 prompt,
-                Detokenizer(pipeline._prompt.tokenizer.model),
+                Detokenizer(pipeline.prompts.tokenizer.model),
                 Sampler(forbidden=manifest.prompt.forbidden_ids),
                 Decoding(max_tokens=tokens + 1, ignore_eos=True),
                 stop_ids=frozenset(),
                 context=manifest.language_model.positions,
             )
-            session = pipeline._backend.session()
+            session = pipeline.backend.session()
             write(session, {session.add(visual): writer})
             result = writer.result()
             if i:

@@ -113,9 +113,7 @@ def opened(setting: Setting, folder: Path, threads: int) -> Variant:
 def answer(variant: Variant, seen: VisualTokens, question: str) -> str:
     """Return the answer to a question about an image that was seen already."""
     manifest = variant.bundle.manifest
-    language = manifest.language_model
-    prompt = variant.prompt.encode([Turn("user", question, images=1)], [len(seen.rows)])
-    prompt = prompt.placed(language.embedding_rows, seen.images, language.axes)
+    prompt = variant.prompt.encode_seen([Turn("user", question, images=1)], seen.images)
     writer = new_writer(manifest, variant.prompt.tokenizer.model, prompt, DECODING)
     session = variant.backend.session()
     write(session, {session.add(seen.tokens): writer})

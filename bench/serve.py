@@ -81,13 +81,13 @@ class Plan:
 
 REAL = Plan(
     seconds=12,
-    least=20,
-    unpruned=(0.2, 0.3, 0.4, 0.6),
-    pruned=(0.4, 0.6, 0.8, 1.0),
-    cut=(0.6, 0.8, 1.0, 1.2, 1.5),
+    least=30,
+    unpruned=(0.2, 0.4, 0.6),
+    pruned=(0.4, 0.8, 1.0),
+    cut=(0.6, 1.0, 1.4),
     layer="12:144",
-    gallery=(0.5, 1.0, 2.0, 4.0),
-    short_text=(0.4, 0.8),
+    gallery=(1.0, 2.0, 4.0),
+    short_text=(0.8,),
     long_text=(0.15,),
 )
 QUICK = Plan(0.5, 3, (8,), (8,), (8,), "1:144", (8,), (8,), (8,))

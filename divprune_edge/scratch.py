@@ -48,7 +48,7 @@ def scratch(parent: Path, name: str, *, busy: str, wait: bool = False) -> Iterat
         wait: wait for the other process, ten minutes at most, before that sentence.
 
     Raises:
-        UserError: another process has it (code ``in-use``).
+        UserError: another process has it (code ``output-in-use``).
         OSError: the folder cannot be made.
     """
     from filelock import FileLock
@@ -109,7 +109,7 @@ def _take(made: Path, place: Path, busy: str, wait: bool) -> None:
         if _remove_if_dead(place):
             continue
         if time.monotonic() >= until:
-            raise UserError(busy, code="in-use")
+            raise UserError(busy, code="output-in-use")
         time.sleep(_STEP_SECONDS)
 
 

@@ -114,7 +114,7 @@ def open_adapter(folder: Path, family: Family[Any]) -> Adapter:
     if not (folder / CONFIG).is_file():
         raise UserError(
             f"'{folder}' is no adapter: it has no {CONFIG}; give the folder that peft's save_pretrained wrote.",
-            code="no-adapter",
+            code="adapter-missing",
         )
     config = CheckpointFiles(folder).required_json(CONFIG, "says what the adapter is")
     _check_config(folder, config)

@@ -69,11 +69,10 @@ class Examples:
         image = plan.family.reader.image(load_image(file), plan.preprocessing, plan.spec.image_size, True)
         seen = see(plan, self.encoder, self.assemble, image, plan.selector.signals)
         tokens, kept = pruned_rows(plan, seen) if pruned else (seen.read, np.arange(len(seen.read)))
-        prompt = self.prompts.encode([Turn("user", question, images=1)], [len(tokens)])
         where = PlacedImage(np.arange(len(tokens)))
         if plan.numbering == "original":
             where = PlacedImage(where.rows, *kept_places(image, kept, len(seen.read)))
-        return prompt.placed(plan.embedding_rows, [where], plan.spec.decoder.rope.axes), tokens
+        return self.prompts.encode_seen([Turn("user", question, images=1)], [where]), tokens
 
 
 def open_examples(plan: ExportPlan, work: Path, option: str) -> Examples:
@@ -87,7 +86,7 @@ def open_examples(plan: ExportPlan, work: Path, option: str) -> Examples:
     rows = None
     if plan.spec.rows is not None:
         _, rows = open_graph(build_assemble(plan, graph), work, "assemble.onnx", option)
-    prompts = prompt_encoder(plan, room=plan.spec.decoder.context, fixed=False)
+    prompts = prompt_encoder(plan, plan.spec.decoder.context)
     return Examples(plan, prompts, encoder, rows)
 
 

@@ -53,7 +53,7 @@ def show_fit(
         if keep is not None or prune is not None:
             raise UserError(
                 f"'{bundle}' has a budget of its own, --keep and --prune are for checkpoints: leave them out.",
-                code="option-conflict",
+                code="options-exclusive",
             )
         manifest = read_manifest(bundle)
         checkpoint = _checkpoint_of(manifest, bundle)

@@ -83,7 +83,7 @@ def _hub_source(model: str, revision: str | None) -> HubSource:
     if own is not None and revision not in (None, own):
         raise UserError(
             f"--model '{model}' asks for revision '{own}' and --revision for '{revision}': leave one of them out.",
-            code="two-revisions",
+            code="revisions-disagree",
         )
     return HubSource(name, revision if own is None else own)
 
@@ -105,7 +105,7 @@ def _from_address(model: str) -> tuple[str, str | None] | None:
         raise UserError(
             f"--model '{model}' is not an address of the hub: give a folder, a hub id (owner/name) or "
             f"https://{_HOSTS[0]}/owner/name.",
-            code="not-a-hub-address",
+            code="hub-address-invalid",
         )
     steps = [step for step in parts.path.split("/") if step]
     known = _HUB_ID.fullmatch("/".join(steps[:2]))
@@ -115,7 +115,7 @@ def _from_address(model: str) -> tuple[str, str | None] | None:
         raise UserError(
             f"--model '{model}' is not the address of a model's repository: expected "
             f"https://{_HOSTS[0]}/owner/name, or with /tree/REVISION after it.",
-            code="not-a-hub-address",
+            code="hub-address-invalid",
         )
     return known.group(1), unquote(revision) if revision else known.group(2)
 
@@ -141,7 +141,7 @@ def _download(source: HubSource) -> Path:
         raise UserError(
             f"The hub has no revision '{source.revision}' of '{hub_id}': see its branches, tags and commits at "
             f"https://{_HOSTS[0]}/{hub_id}/commits.",
-            code="no-such-revision",
+            code="revision-unknown",
         ) from error
     except GatedRepoError as error:
         raise UserError(

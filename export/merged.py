@@ -34,7 +34,7 @@ def with_adapter(checkpoint: Checkpoint, adapter: Path | None, *, ignore: bool =
     """
     if adapter is not None and ignore:
         raise UserError(
-            "--adapter and --no-adapter exclude each other: leave one of them out.", code="adapter-and-none"
+            "--adapter and --no-adapter exclude each other: leave one of them out.", code="options-exclusive"
         )
     if adapter is not None:
         return MergedCheckpoint(checkpoint, open_adapter(adapter, family_of(checkpoint.config)))

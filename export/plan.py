@@ -21,7 +21,7 @@ from divprune_edge.models.schedules import Schedule, find_method
 from divprune_edge.models.schedules.parts import Part, parts_of, whole
 from divprune_edge.models.selectors import Selector
 from divprune_edge.models.targets import find_target
-from divprune_edge.models.tiles import candidates_of, groups_of
+from divprune_edge.models.tiles import candidates_of, picks_of
 
 ROWS_STEP = 8
 
@@ -88,7 +88,7 @@ class ExportPlan:
     @property
     def visual_tokens(self) -> int:
         """Visual tokens that the language model sees of an image, at most."""
-        return self.keep * groups_of(self.spec, self.per)
+        return self.keep * picks_of(self.spec, self.per)
 
     @property
     def sources(self) -> int:

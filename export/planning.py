@@ -25,7 +25,7 @@ from divprune_edge.models.families import family_of
 from divprune_edge.models.families.family import Family, Spec
 from divprune_edge.models.selectors import Selector, find_selector
 from divprune_edge.models.signals import NONE, ORIGINS, parse_signals, why_not
-from divprune_edge.models.tiles import candidates_of, groups_of
+from divprune_edge.models.tiles import candidates_of, picks_of
 
 DEFAULT_DIALECT = "portable"
 
@@ -54,7 +54,7 @@ def parse_per(*, tile: bool, frame: bool) -> Per:
     if tile and frame:
         raise UserError(
             "--per-tile and --per-frame both say what a selector picks from: give one; a clip's frames are tiles, too.",
-            code="option-conflict",
+            code="options-exclusive",
         )
     return "tile" if tile else "frame" if frame else "image"
 
@@ -146,7 +146,7 @@ def plan_export(
     if schedule not in (None, UNPRUNED) and keep is None and prune is None:
         keep = candidates  # published counts are of all visual tokens
     keep = budget(keep, prune, candidates, whole_image)
-    kept = keep * groups_of(spec, per)
+    kept = keep * picks_of(spec, per)
     inside = plan_schedule(schedule, spec, kept, numbering_asked, dialect)
     rows = None
     if written.facts.for_tensorrt:
@@ -253,7 +253,7 @@ def _cut_inside(spec: Spec, asked: str, numbering: Numbering) -> Spec:
     if numbering == "original":
         raise UserError(
             "--positions original does not go with --encoder-cut: leave one of them out.",
-            code="option-conflict",
+            code="options-exclusive",
         )
     return spec
 

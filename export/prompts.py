@@ -5,18 +5,24 @@ from __future__ import annotations
 from divprune_edge.errors import UserError
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.tokenizer import TOKENIZER_FILE
-from divprune_edge.models.tiles import groups_of
+from divprune_edge.models.tiles import picks_of
 from divprune_edge.processing.image_input import ONE_SPAN
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 
 _QUESTION = "What is in the picture?"
 
 
-def prompt_encoder(plan: ExportPlan, *, room: int, fixed: bool) -> PromptEncoder:
-    """Return what turns conversations into ids, as the runtime will; arguments are those of the encoder."""
-    facts = plan.prompt
+def prompt_encoder(plan: ExportPlan, room: int) -> PromptEncoder:
+    """Return what turns conversations into ids, as the runtime will, of at most ``room`` tokens with the answer."""
+    facts, decoder = plan.prompt, plan.spec.decoder
     return PromptEncoder(
-        facts.entry, facts.template, facts.tokenizer, rows=plan.embedding_rows, room=room, fixed=fixed
+        facts.entry,
+        facts.template,
+        facts.tokenizer,
+        rows=plan.embedding_rows,
+        room=room,
+        context=decoder.context,
+        axes=decoder.rope.axes,
     )
 
 
@@ -28,7 +34,7 @@ def check_prompts(plan: ExportPlan) -> None:
     """
     facts = plan.prompt
     try:
-        encoder = prompt_encoder(plan, room=plan.positions, fixed=plan.capacity is not None)
+        encoder = prompt_encoder(plan, plan.positions)
         model = encoder.tokenizer.model
         for token, stated in facts.token_ids.items():
             if model.token_to_id(token) != stated:
@@ -38,7 +44,7 @@ def check_prompts(plan: ExportPlan) -> None:
                     "checkpoint again.",
                     code="tokenizer-files-disagree",
                 )
-        kept = [plan.keep * groups_of(plan.spec, plan.per)]
+        kept = [plan.keep * picks_of(plan.spec, plan.per)]
         encoder.encode([Turn("user", _QUESTION, images=1)], kept)
         if plan.preprocessing.clips is not None:
             encoder.encode([Turn("user", _QUESTION, clips=(ONE_SPAN,))], kept)

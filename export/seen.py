@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from divprune_edge.export.plan import ExportPlan
 from divprune_edge.manifest import VISUAL_TOKENS, tile_input
-from divprune_edge.processing.image_input import Groups, ImageInput, grouped, one_tile
+from divprune_edge.processing.image_input import Groups, ImageInput
 
 Array = npt.NDArray[Any]
 
@@ -40,13 +40,6 @@ class Seen:
         return np.asarray(self.tokens[valid][np.argsort(self.groups.reading[valid])])
 
 
-def groups_of_image(plan: ExportPlan, image: ImageInput) -> Groups:
-    """Return the rows of an image as the plan's selectors take them."""
-    if image.assembly is None:
-        return one_tile(plan.candidates)
-    return grouped(image.assembly, rows=plan.candidates, sources=plan.sources, apart=image.is_apart(plan.per))
-
-
 def see(
     plan: ExportPlan, encoder: Any, assemble: Any, image: ImageInput, signals: Sequence[str] = ()
 ) -> Seen:
@@ -59,7 +52,7 @@ def see(
         image: what to encode.
         signals: outputs beyond the visual tokens; all that there are where there is ``assemble``.
     """
-    names, groups = [VISUAL_TOKENS, *signals], groups_of_image(plan, image)
+    names, groups = [VISUAL_TOKENS, *signals], image.groups(plan.candidates, plan.sources, plan.per)
     found = dict(zip(names, encoder.run(names, image.inputs), strict=True))
     if assemble is not None:
         feed = {tile_input(name): value for name, value in found.items()} | {"rows": groups.rows}

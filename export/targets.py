@@ -25,7 +25,7 @@ from divprune_edge.models.memory import (
     tile_buffers,
 )
 from divprune_edge.models.targets import TARGETS, Target, find_target
-from divprune_edge.models.tiles import SOURCE_BYTES, groups_of, row_width, tiles_of
+from divprune_edge.models.tiles import SOURCE_BYTES, picks_of, row_width, tiles_of
 
 
 def settle(name: str | None, dialect: str | None, precision: str | None) -> tuple[str, str]:
@@ -135,7 +135,7 @@ def _tiles(plan: ExportPlan, element: int) -> int:
     group = plan.candidates * (row + plan.sources * SOURCE_BYTES)
     every = max(spec.tokens, spec.rows.most_of_clip) if varying else tiles * spec.tokens
     stacked = every * row if tiles > at_once else 0
-    return held + tile_buffers(at_once * spec.tokens * row, stacked, group, groups_of(spec, plan.per))
+    return held + tile_buffers(at_once * spec.tokens * row, stacked, group, picks_of(spec, plan.per))
 
 
 def target_of(bundle: Path, name: str | None) -> Target:

@@ -25,7 +25,7 @@ def tiles_of(spec: Spec) -> int:
     return 1 if spec.rows is None else max(spec.rows.tiles, spec.rows.frames)
 
 
-def groups_of(spec: Spec, per: Per) -> int:
+def picks_of(spec: Spec, per: Per) -> int:
     """Return how often a selector picks from an image or a clip, at most."""
     if spec.rows is None or per == "image":
         return 1

@@ -97,7 +97,7 @@ def _prepare(
             given = sorted(listed(image), key=lambda one: isinstance(one, Video))
             images = _read(pipeline, given, bgr, read)
             turns = [*system_turns(system), user_turn(text, images)]
-            prepared.append(_Prepared(pipeline._encode_prompt(turns, images, raw_prompt), images))
+            prepared.append(_Prepared(pipeline.encode_prompt(turns, images, raw_prompt), images))
         except UserError as error:
             prepared.append(error)
     return prepared
@@ -112,7 +112,7 @@ def _read(
     keys = [(_key(image), isinstance(image, Video) or alone) for image in images]
     if any(key not in read for key in keys):
         before = [read.get(key) for key in keys]
-        for key, found in zip(keys, pipeline._vision.read(images, bgr=bgr, before=before), strict=True):
+        for key, found in zip(keys, pipeline.vision.read(images, bgr=bgr, before=before), strict=True):
             read.setdefault(key, found)
     return [read[key] for key in keys]
 
@@ -126,29 +126,31 @@ def _answer(
     first = {id(image): image for question in questions for image in question.images}
     order = {key: number for number, key in enumerate(first)}
     watch.lap("preprocess")
-    seen = pipeline._vision.see(list(first.values()), pipeline._pruning, watch.lap)
+    seen = pipeline.vision.see(list(first.values()), pipeline.pruning, watch.lap)
     own = [
         replace(seen, images=tuple(seen.images[order[id(image)]] for image in question.images))
         for question in questions
     ]
-    session = pipeline._backend.session(len(questions))
+    session = pipeline.backend.session(len(questions))
     writers: dict[int, Writer] = {}
     for question, visible in zip(questions, own, strict=True):
-        prompt = pipeline._placed(question.prompt, _in_a_row(visible.images))
+        prompt = pipeline.prompts.place(question.prompt, _in_a_row(visible.images))
         # No table is empty: without an image there is a row that no id refers to.
         rows = visible.rows if question.images else np.zeros(1, np.int64)
-        visual = pipeline._backend.take(seen.tokens, rows)
-        slot = pipeline._begin(session, prompt, visual)
+        visual = pipeline.backend.take(seen.tokens, rows)
+        slot = pipeline.begin(session, prompt, visual)
         unread = not session.length(slot) and len(questions) > 1
         if unread and prompt.before_image and not session.takes_whole:
             session.extend(slot, prompt.before_image, prompt.positions[..., : len(prompt.before_image)])
-            pipeline._remember_prefix(prompt, session, slot)
-        writers[slot] = pipeline._writer(prompt, options)
+            pipeline.remember_prefix(prompt, session, slot)
+        writers[slot] = pipeline.writer(prompt, options)
     write(session, writers)
     found: list[Answer | UserError] = []
     for (slot, writer), visible in zip(writers.items(), own, strict=True):
         try:
-            found.append(pipeline._answer(writer.result(), writer.prompt, visible, watch, session.gone(slot)))
+            found.append(
+                pipeline.answer_of(writer.result(), writer.prompt, visible, watch, session.gone(slot))
+            )
         except UserError as error:
             found.append(error)
     return found

@@ -42,6 +42,21 @@ class Budgets:
         return self.selectors[-1]
 
 
+def check_auto(budget: str | None, radius: float | None) -> None:
+    """Check that a budget is ``auto`` if one is given, and that no radius is without it.
+
+    Raises:
+        UserError: either.
+    """
+    if budget not in (None, AUTO):
+        raise UserError(f"The budget is '{budget}', expected auto.", code="option-invalid")
+    if budget is None and radius is not None:
+        raise UserError(
+            f"The radius {radius} says when a budget is enough: add --budget auto.",
+            code="radius-without-budget",
+        )
+
+
 def budgets_of(bundle: Bundle, selector: str | None, radius: float | None) -> Budgets:
     """Return the budgets that a bundle has of a selector.
 

@@ -132,7 +132,8 @@ class Bundle:
             self.file(prompt.tokenizer),
             rows=language.embedding_rows,
             room=language.positions,
-            fixed=language.positions < language.context,
+            context=language.context,
+            axes=language.axes,
         )
 
     def _by_id(self, name: str) -> SelectorInfo | None:

@@ -126,16 +126,16 @@ class Chat:
         watch = Stopwatch(self._preprocess_ms)
         images, inputs = self._with(more, bgr)
         turns = [*self._turns, user_turn(question, inputs[sum(turn.media for turn in self._turns) :])]
-        prompt = pipeline._encode_prompt(turns, inputs, raw_prompt)
+        prompt = pipeline.encode_prompt(turns, inputs, raw_prompt)
         watch.lap("preprocess")
         opened = self._session is None
         session, visual = self._look(inputs, prompt, watch)
-        prompt = pipeline._placed(prompt, visual.images)
+        prompt = pipeline.prompts.place(prompt, visual.images)
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(self._slot, common)
         self._cached = prompt.ids[:common]
-        writer = pipeline._writer(prompt, options, stream)
+        writer = pipeline.writer(prompt, options, stream)
         if self._given:
             from divprune_edge.runtime.backends.chain import ChainSession
 
@@ -149,9 +149,9 @@ class Chat:
             self._turns = [*turns, Turn("assistant", result.text)]
             self._images, self._inputs = images, inputs
         self._preprocess_ms = 0.0
-        answer = pipeline._answer(result, prompt, visual, watch, session.gone(self._slot))
+        answer = pipeline.answer_of(result, prompt, visual, watch, session.gone(self._slot))
         if opened:  # what a later image has before it is this conversation's
-            pipeline._remember_prefix(prompt, session, self._slot)
+            pipeline.remember_prefix(prompt, session, self._slot)
         return answer
 
     def _with(self, more: Sequence[Media], bgr: bool) -> tuple[list[Image.Image | Video], list[ImageInput]]:
@@ -160,26 +160,26 @@ class Chat:
         if self._images and not given:
             return self._images, self._inputs
         images = [*self._images, *sorted(given, key=lambda one: isinstance(one, Video))]
-        return images, self._pipeline._vision.read(images, before=self._inputs)
+        return images, self._pipeline.vision.read(images, before=self._inputs)
 
     def _look(
         self, images: Sequence[ImageInput], prompt: PromptIds, watch: Stopwatch
     ) -> tuple[LanguageSession, VisualTokens]:
         """Return the session, which is shown what was seen of these images, and that; none is seen again."""
-        pipeline, vision = self._pipeline, self._pipeline._vision
+        pipeline, vision = self._pipeline, self._pipeline.vision
         shown, seen = self._shown, self._seen
         if not all(_same(a, b) for a, b in zip(images, shown, strict=False)):
             # One that was alone may be read otherwise beside others; or another was asked about in its place.
             shown, seen, self._cached = (), None, ()
         new = images[len(shown) :]
         if seen is None or new:
-            more = vision.see(new, pipeline._pruning, watch.lap)
+            more = vision.see(new, pipeline.pruning, watch.lap)
             # A table without images has a row of zeros, which does not stay before theirs.
             seen = vision.join([seen, more]) if seen is not None and shown else more
             shown = [*shown, *new]
         if self._session is None:
-            session = pipeline._backend.session()
-            self._slot = pipeline._begin(session, prompt, seen.tokens)
+            session = pipeline.backend.session()
+            self._slot = pipeline.begin(session, prompt, seen.tokens)
             self._session, self._cached = session, prompt.ids[: session.length(self._slot)]
         else:
             self._session.show(self._slot, seen.tokens)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.processing.image_input import ImageInput
-from divprune_edge.processing.layout import PlacedImage, PromptIds
+from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.backends import Backend, CacheRows, DeviceTensor, LanguageSession
@@ -27,16 +26,23 @@ class LoadedBundle:
     Args:
         bundle: an opened bundle.
         pruning: a selector of it, several of its budgets, or None.
-        backend: its graphs, loaded.
+        backend: what runs its graphs.
         on_progress: told of long work.
+
+    Attributes:
+        bundle, pruning, backend: as given; the graphs are loaded.
+        vision: images to visual tokens.
+        prompts: conversations to ids, and these to their places once it is known what was kept.
+        warm_up_ms: what a first answer took that was made in advance; None: none was.
+
+    Raises:
+        UserError: a graph cannot be loaded, or the template or tokenizer used.
     """
 
     def __init__(self, bundle: Bundle, pruning: Pruning, backend: Backend, on_progress: OnProgress) -> None:
-        self.bundle = bundle
-        self._pruning = pruning
-        self._backend = backend
-        self._vision = Vision(bundle, backend, on_progress)
-        self._prompt = bundle.prompt_encoder()
+        self.bundle, self.pruning, self.backend = bundle, pruning, backend
+        self.vision = Vision(bundle, backend, on_progress)
+        self.prompts = bundle.prompt_encoder()
         for one in pruning.selectors if isinstance(pruning, Budgets) else [pruning]:
             backend.load(one)
         # Shared by all copies: what comes before the first image does not depend on it.
@@ -46,44 +52,38 @@ class LoadedBundle:
     @property
     def selector(self) -> SelectorInfo | None:
         """What prunes, None where nothing does; of several budgets the largest."""
-        return self._pruning.largest if isinstance(self._pruning, Budgets) else self._pruning
+        return self.pruning.largest if isinstance(self.pruning, Budgets) else self.pruning
 
     @property
     def visual_tokens(self) -> int:
         """K: visual tokens that the language model sees of an image, at most."""
         return self.bundle.manifest.visual_tokens(self.selector)
 
-    def _encode_prompt(
+    def encode_prompt(
         self, turns: Sequence[Turn], images: Sequence[ImageInput], raw: bool = False
     ) -> PromptIds:
-        """Return the ids of a conversation that brings these images."""
-        counts = [span for image in images for span in self._vision.spans(image, self._pruning)]
-        return self._prompt.encode_raw(turns, counts) if raw else self._prompt.encode(turns, counts)
+        """Return the ids of a conversation, with the most visual tokens that may be kept of its images.
 
-    def _placed(self, prompt: PromptIds, images: Sequence[PlacedImage]) -> PromptIds:
-        """Return the prompt with its visual tokens where they lie and at their positions.
+        Args:
+            turns: the last one is the user's.
+            images: of all turns, in order.
+            raw: the last turn's text is the whole prompt.
 
         Raises:
-            UserError: those of what was pruned leave none for an answer.
+            UserError: as :meth:`~divprune_edge.processing.prompt.PromptEncoder.encode`, or ``encode_raw``.
         """
-        language = self.bundle.manifest.language_model
-        placed = prompt.placed(language.embedding_rows, images, language.axes)
-        # A clip's tokens may lie behind the text that follows it.
-        taken = max(placed.next_position, int(placed.positions.max(initial=-1)) + 1)
-        if taken >= language.context:
-            raise UserError(
-                f"The prompt takes {taken} positions, those of pruned tokens among them, but the "
-                f"model's context has {language.context} with the answer: ask a shorter question or about fewer images "
-                "or frames, or export with --positions compact.",
-                code="prompt-too-long",
-            )
-        return placed
+        counts = [span for image in images for span in self.vision.spans(image, self.pruning)]
+        return self.prompts.encode_raw(turns, counts) if raw else self.prompts.encode(turns, counts)
 
-    def _writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
-        """Begin an answer to ``prompt``."""
-        return new_writer(self.bundle.manifest, self._prompt.tokenizer.model, prompt, options, on_text)
+    def writer(self, prompt: PromptIds, options: Decoding, on_text: OnText | None = None) -> Writer:
+        """Return what makes the answer to ``prompt``, which is placed; ``on_text`` hears of its text piece by piece.
 
-    def _answer(
+        Raises:
+            UserError: a stop id or string that cannot end an answer.
+        """
+        return new_writer(self.bundle.manifest, self.prompts.tokenizer.model, prompt, options, on_text)
+
+    def answer_of(
         self,
         result: Generation,
         prompt: PromptIds,
@@ -91,7 +91,10 @@ class LoadedBundle:
         watch: Stopwatch,
         gone: Sequence[Indices] = (),
     ) -> Answer:
-        """Return the answer; ``gone`` are the prompt's tokens that each cut of a schedule left behind."""
+        """Return what is told of an answer: with what was kept for its prompt, and the times until now.
+
+        ``gone`` are the prompt's tokens that each cut of a schedule left behind.
+        """
         times = {**watch.stages, "prefill": result.prefill_ms, "decode": result.decode_ms}
         before = {} if self.warm_up_ms is None else {"warm_up": self.warm_up_ms}
         return Answer(
@@ -103,7 +106,7 @@ class LoadedBundle:
             image_tokens=tuple(len(image.rows) for image in visual.images),
             timings_ms={**times, "total": watch.total, **before},
             finish_reason=result.finish_reason,
-            backend=self._backend.name,
+            backend=self.backend.name,
             kept_from=self._kept_from(prompt, gone),
         )
 
@@ -116,11 +119,20 @@ class LoadedBundle:
             cut.before: np.flatnonzero(~np.isin(visual, left)) for cut, left in zip(cuts, gone, strict=True)
         }
 
-    def _begin(self, session: LanguageSession, prompt: PromptIds, visual: DeviceTensor) -> int:
-        """Return a slot for ``prompt`` that begins with what is kept of the ids before its first image."""
+    def begin(self, session: LanguageSession, prompt: PromptIds, visual: DeviceTensor) -> int:
+        """Return a slot for ``prompt`` that begins with what is kept of the ids before its first image.
+
+        Args:
+            session: of this backend.
+            prompt: as it is placed.
+            visual: [1, rows, D], where the graphs run; what the prompt's visual ids count.
+
+        Raises:
+            UserError: all slots are taken.
+        """
         return session.add(visual, self._prefix.get(prompt.before_image))
 
-    def _remember_prefix(self, prompt: PromptIds, session: LanguageSession, slot: int) -> None:
+    def remember_prefix(self, prompt: PromptIds, session: LanguageSession, slot: int) -> None:
         """Keep the cache of what comes before the first image: the next conversation begins with it."""
         before = prompt.before_image
         if before and before not in self._prefix:

@@ -20,7 +20,7 @@ from divprune_edge.processing.sources import clips_of, listed
 from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.backends import Backend, open_backend
 from divprune_edge.runtime.batch import ask_batch, pairs_of
-from divprune_edge.runtime.budgets import AUTO, budgets_of
+from divprune_edge.runtime.budgets import AUTO, budgets_of, check_auto
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.chat import Chat
 from divprune_edge.runtime.defaults import decoding_of
@@ -99,8 +99,8 @@ class Pipeline(LoadedBundle):
         """
         _check_budget(selector, keep)
         other = copy(self)
-        other._pruning = self.bundle.selector(selector, keep)
-        self._backend.load(other._pruning)
+        other.pruning = self.bundle.selector(selector, keep)
+        self.backend.load(other.pruning)
         return other
 
     def ask(
@@ -213,13 +213,11 @@ class Pipeline(LoadedBundle):
 def _check_auto(budget: Any, radius: Any, keep: Any) -> None:
     check_type("budget", budget, "str | None")
     check_type("radius", radius, "float | None")
-    if budget not in (None, AUTO):
-        raise UserError(f"The budget is '{budget}', expected auto.", code="option-invalid")
-    if budget is None and radius is not None:
-        raise UserError("A radius says when a budget is enough: add --budget auto.", code="option-conflict")
+    check_auto(budget, radius)
     if budget is not None and keep is not None:
         raise UserError(
-            "--budget auto chooses among all budgets of a selector: leave out --keep.", code="option-conflict"
+            "--budget auto chooses among all budgets of a selector: leave out --keep.",
+            code="options-exclusive",
         )
 
 

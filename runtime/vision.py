@@ -16,9 +16,7 @@ from divprune_edge.models.signals import ORIGINS
 from divprune_edge.processing.image_input import (
     Groups,
     ImageInput,
-    grouped,
     kept_places,
-    one_tile,
     reading_order,
 )
 from divprune_edge.processing.images import load_image
@@ -114,9 +112,9 @@ class VisualTokens:
 def groups_of(manifest: Manifest, image: ImageInput) -> Groups:
     """Return the rows of an image in the groups that selectors pick from."""
     info = manifest.assemble
-    if info is not None and image.assembly is not None:
-        return grouped(image.assembly, rows=info.rows, sources=info.sources, apart=image.is_apart(info.per))
-    return one_tile(manifest.candidates)
+    if info is None:
+        return image.groups(manifest.candidates)
+    return image.groups(info.rows, info.sources, info.per)
 
 
 def read_clip(manifest: Manifest, video: Video) -> ImageInput:
@@ -223,16 +221,24 @@ class Vision:
 
     def encode(self, images: Sequence[ImageInput], selectors: Iterable[Pruning]) -> Candidates:
         """Run the encoder, with the signals that any of these selectors needs; one image where it has tiles."""
-        groups = [groups_of(self._manifest, image) for image in images]
-        if self._manifest.assemble is None:
-            wanted = {signal for selector in selectors if selector is not None for signal in selector.signals}
-            if self._manifest.vision_encoder.uncut is not None:
-                wanted.add(ORIGINS)
-            pixels = np.concatenate([image.pixels for image in images])
-            encoded = self._backend.encode({"pixels": pixels}, sorted(wanted))
-        else:
+        if self._manifest.assemble is not None:
             (image,) = images
-            encoded = self._backend.assemble(self.tiles(image), groups[0])
+            return self.assemble(image, self.tiles(image))
+        wanted = {signal for selector in selectors if selector is not None for signal in selector.signals}
+        if self._manifest.vision_encoder.uncut is not None:
+            wanted.add(ORIGINS)
+        pixels = np.concatenate([image.pixels for image in images])
+        encoded = self._backend.encode({"pixels": pixels}, sorted(wanted))
+        return self._candidates(encoded, images, [groups_of(self._manifest, image) for image in images])
+
+    def assemble(self, image: ImageInput, tiles: Encoded) -> Candidates:
+        """Make the rows of an image of what the encoder made of its :meth:`tiles`; the bundle has a graph for that."""
+        groups = groups_of(self._manifest, image)
+        return self._candidates(self._backend.assemble(tiles, groups), [image], [groups])
+
+    def _candidates(
+        self, encoded: Encoded, images: Sequence[ImageInput], groups: Sequence[Groups]
+    ) -> Candidates:
         ends = np.cumsum([len(group.valid) for group in groups])
         return Candidates(
             encoded,

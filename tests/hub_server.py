@@ -12,11 +12,13 @@ from pathlib import Path
 
 COMMIT = "0" * 39 + "1"
 REVISIONS = ("main", "v1", "refs/pr/3", COMMIT)
+GATED = "somebody/gated-model"
+"""A repository that is only for those who were given access."""
 
 
 @contextmanager
 def serve(folder: Path, repository: str) -> Iterator[str]:
-    """Yield the address of a hub that has ``folder`` at the revisions of :data:`REVISIONS`, and nothing else."""
+    """Yield the address of a hub: it has ``folder`` at the :data:`REVISIONS`, and for nobody here :data:`GATED`."""
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -34,6 +36,8 @@ def serve(folder: Path, repository: str) -> Iterator[str]:
             path = unquote(self.path.split("?")[0])
             files = sorted(folder.iterdir())
             model = f"/api/models/{repository}"
+            if path.startswith(f"/api/models/{GATED}"):
+                return self.refuse("GatedRepo", 403)
             if path == model or path.startswith(f"{model}/revision/"):
                 if path != model and path.removeprefix(f"{model}/revision/") not in REVISIONS:
                     return self.refuse("RevisionNotFound")
@@ -52,8 +56,8 @@ def serve(folder: Path, repository: str) -> Iterator[str]:
                 return self.send(file.read_bytes(), body, tags)
             return self.refuse("EntryNotFound" if path.startswith(f"/{repository}/") else "RepoNotFound")
 
-        def refuse(self, code: str) -> None:
-            self.send_response(404)
+        def refuse(self, code: str, status: int = 404) -> None:
+            self.send_response(status)
             self.send_header("X-Error-Code", code)
             self.send_header("Content-Length", "0")
             self.end_headers()

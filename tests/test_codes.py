@@ -1,4 +1,4 @@
-"""Every mistake has a code: kebab-case, and written where the mistake is found."""
+"""Every mistake has a code: kebab-case, written where the mistake is found, and held by a test."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import pickle
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -44,6 +45,11 @@ def literals(code: ast.expr) -> list[str] | None:
     return None
 
 
+def known() -> set[str]:
+    """Return all codes."""
+    return {text for _, code in raised() if code is not None for text in literals(code) or []}
+
+
 def test_every_code_is_written_out_in_kebab_case() -> None:
     sites = list(raised())
     assert len(sites) > 300
@@ -53,6 +59,14 @@ def test_every_code_is_written_out_in_kebab_case() -> None:
         assert texts is not None, f"{where}: {ast.unparse(code)}"
         for text in texts:
             assert re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)+", text), f"{where}: {text}"
+
+
+def test_every_code_is_in_some_test() -> None:
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__).resolve()]
+    named: set[str] = set()
+    for path in tests:
+        named.update(re.findall(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)+", path.read_text("utf-8")))
+    assert known() - named == set()
 
 
 @pytest.mark.parametrize("kind", [DivpruneError, UserError, VerificationFailed])
@@ -67,10 +81,9 @@ def test_a_mistake_keeps_its_code_between_processes(kind: type[DivpruneError]) -
 
 @pytest.mark.parametrize("guide", ["docs/engines.md", "docs/jetson.md"])
 def test_the_guides_name_codes_that_exist(guide: str) -> None:
-    known = {text for _, code in raised() if code is not None for text in literals(code) or []}
     rows: list[str] = []
     for table in re.findall(r"^\| code \|.*\n((?:\|.*\n)+)", (ROOT / guide).read_text("utf-8"), re.MULTILINE):
         rows += re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = {code for row in rows for code in re.findall(r"`([^`]+)`", row)}
     assert len(named) > 15
-    assert named - known == set()
+    assert named - known() == set()

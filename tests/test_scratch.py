@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from conftest import ROOT, run_module
+from raising import failed, refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import read_manifest
 from divprune_edge.scratch import give_way, scratch
 
@@ -82,9 +81,8 @@ def test_a_folder_is_empty_and_gone_at_the_end(tmp_path: Path) -> None:
     with scratch(tmp_path, "one", busy="busy") as work:
         assert not list(work.iterdir())
         assert work.is_relative_to(tmp_path)
-        with pytest.raises(UserError, match="busy") as error, scratch(tmp_path, "one", busy="busy"):
+        with refused("output-in-use", "busy"), scratch(tmp_path, "one", busy="busy"):
             pass
-        assert error.value.code == "in-use"
         with scratch(tmp_path, "two", busy="busy"):
             pass
         assert work.is_dir()
@@ -174,7 +172,7 @@ def test_an_export_in_progress_is_told(tmp_path: Path) -> None:
     with working(STAGED, tmp_path / "bundle"):
         said = run_module("export", "llava", "--no-verify", "--force", "--output", str(tmp_path / "bundle"))
         assert said.returncode == 2
-        assert said.stderr.splitlines()[-1].startswith("error[in-use]: ")
+        assert said.stderr.splitlines()[-1].startswith("error[output-in-use]: ")
     said = run_module("export", "llava", "--no-verify", "--output", str(tmp_path / "bundle"))
     assert said.returncode == 0, said.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -198,7 +196,6 @@ def test_selectors_that_are_added_at_a_time_are_all_there(demo_bundle: Path, tmp
 
 
 def test_a_killed_build_of_the_plugin_is_cleared_away(tmp_path: Path) -> None:
-    from divprune_edge.errors import DivpruneError
     from divprune_edge.plugins.build import build
     from divprune_edge.plugins.toolchain import Compiler
 
@@ -206,9 +203,9 @@ def test_a_killed_build_of_the_plugin_is_cleared_away(tmp_path: Path) -> None:
     output.mkdir()
     compiler = Compiler(Path("/nonexistent/nvcc"), "12.6", (87,))
     with working(INSIDE, output, "build"):
-        with pytest.raises(UserError, match="Another process is building"):
+        with refused("output-in-use", f"'{output}'"):
             build(compiler, None, (87,), output)
         assert (output / ".build.divprune").is_dir()
-    with pytest.raises(DivpruneError):
+    with failed("build-failed"):
         build(compiler, None, (87,), output)
     assert not list(output.iterdir())

@@ -49,9 +49,32 @@ class ImageInput:
         of = self.assembly.tile_of[_placed_with(kept)]
         return tuple(np.bincount(of, minlength=len(self.captions)).tolist())
 
-    def is_apart(self, per: str) -> bool:
-        """Whether selectors pick from each of its tiles."""
-        return per == "tile" or (per == "frame" and self.captions is not None)
+    def groups(self, rows: int, sources: int = 1, per: str = "image") -> Groups:
+        """Return its rows in one group, or in one for each of its tiles, padded to N ``rows`` of r ``sources``."""
+        if self.assembly is None:  # its tokens, which are all read as they come
+            row = np.arange(rows)[None]
+            return Groups(
+                row[..., None], np.ones((1, rows, 1), np.float32), np.ones((1, rows), np.bool_), row
+            )
+        made, tile_of = self.assembly, self.assembly.tile_of
+        places = [np.arange(len(made.rows))]
+        if per == "tile" or (per == "frame" and self.captions is not None):
+            places = [np.flatnonzero(tile_of == tile) for tile in range(int(tile_of.max()) + 1)]
+        count, r = len(places), made.rows.shape[1]
+        groups = Groups(
+            rows=np.zeros((count, rows, sources), np.int64),
+            weights=np.zeros((count, rows, sources), np.float32),
+            valid=np.zeros((count, rows), np.bool_),
+            reading=np.zeros((count, rows), np.int64),
+        )
+        for group, place in enumerate(places):
+            at = group, slice(len(place))
+            groups.rows[(*at, slice(r))], groups.weights[(*at, slice(r))] = (
+                made.rows[place],
+                made.weights[place],
+            )
+            groups.valid[at], groups.reading[at] = True, place
+        return groups
 
     @property
     def inputs(self) -> dict[str, npt.NDArray[Any]]:
@@ -85,34 +108,6 @@ class Groups:
     weights: npt.NDArray[np.float32]
     valid: npt.NDArray[np.bool_]
     reading: Ints
-
-
-def one_tile(tokens: int) -> Groups:
-    """Return the rows of an image that has one tile: its tokens, which are all read as they come."""
-    rows = np.arange(tokens)[None]
-    return Groups(rows[..., None], np.ones((1, tokens, 1), np.float32), np.ones((1, tokens), np.bool_), rows)
-
-
-def grouped(assembly: Assembly, *, rows: int, sources: int, apart: bool) -> Groups:
-    """Return an image's rows in one group, or in one for each of its tiles, padded to N ``rows`` of r ``sources``."""
-    places = [np.arange(len(assembly.rows))]
-    if apart:
-        places = [np.flatnonzero(assembly.tile_of == tile) for tile in range(int(assembly.tile_of.max()) + 1)]
-    count, r = len(places), assembly.rows.shape[1]
-    groups = Groups(
-        rows=np.zeros((count, rows, sources), np.int64),
-        weights=np.zeros((count, rows, sources), np.float32),
-        valid=np.zeros((count, rows), np.bool_),
-        reading=np.zeros((count, rows), np.int64),
-    )
-    for group, place in enumerate(places):
-        at = group, slice(len(place))
-        groups.rows[(*at, slice(r))], groups.weights[(*at, slice(r))] = (
-            assembly.rows[place],
-            assembly.weights[place],
-        )
-        groups.valid[at], groups.reading[at] = True, place
-    return groups
 
 
 def reading_order(groups: Ints, kept: Ints, reading: Ints) -> tuple[Ints, Ints]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Prompt
 from divprune_edge.processing.image_input import ONE_SPAN, Captions, ImageInput
-from divprune_edge.processing.layout import PromptIds, lay_out
+from divprune_edge.processing.layout import PlacedImage, PromptIds, lay_out
 from divprune_edge.processing.template import ChatTemplate, Message
 from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in, without_stand_ins
 from divprune_edge.strict_json import well_formed
@@ -68,19 +68,28 @@ class PromptEncoder:
         tokenizer: its ``tokenizer.json``, or the text of it.
         rows: V of the token table.
         room: most tokens of prompt and answer.
-        fixed: the room is the cache's, and not the model's own.
+        context: positions that the model has; where there is less room, that is the cache's.
+        axes: positions of each token, one or three.
 
     Raises:
         UserError: a template or tokenizer that cannot be used.
     """
 
     def __init__(
-        self, prompt: Prompt, template: str, tokenizer: Path | str, *, rows: int, room: int, fixed: bool
+        self,
+        prompt: Prompt,
+        template: str,
+        tokenizer: Path | str,
+        *,
+        rows: int,
+        room: int,
+        context: int,
+        axes: int,
     ) -> None:
         self._image_token = prompt.image_token
         self._video_token = prompt.video_token
         self._image_id, self._video_id = prompt.image_token_id, prompt.video_token_id
-        self._rows, self._room, self._fixed = rows, room, fixed
+        self._rows, self._room, self._context, self._axes = rows, room, context, axes
         named = {
             "bos_token": prompt.bos_token,
             "eos_token": prompt.eos_token,
@@ -166,6 +175,32 @@ class PromptEncoder:
         _check_question(turns)
         return self._with_images(ids, turns, visual_tokens)
 
+    def place(self, prompt: PromptIds, images: Sequence[PlacedImage]) -> PromptIds:
+        """Return a prompt with its visual tokens where they lie, and at their positions.
+
+        Args:
+            prompt: as it was encoded, with at least as many visual tokens of each image.
+            images: where those that were kept lie, for each image or clip.
+
+        Raises:
+            UserError: positions, those of pruned tokens among them, leave none for an answer.
+        """
+        placed = prompt.placed(self._rows, images, self._axes)
+        # A clip's tokens may lie behind the text that follows it.
+        taken = max(placed.next_position, int(placed.positions.max(initial=-1)) + 1)
+        if taken >= self._context:
+            raise UserError(
+                f"The prompt takes {taken} positions, those of pruned tokens among them, but the "
+                f"model's context has {self._context} with the answer: ask a shorter question or about fewer images "
+                "or frames, or export with --positions compact.",
+                code="prompt-too-long",
+            )
+        return placed
+
+    def encode_seen(self, turns: Sequence[Turn], images: Sequence[PlacedImage]) -> PromptIds:
+        """Return the ids of a conversation about images that were seen already, placed; errors as of both."""
+        return self.place(self.encode(turns, [count for image in images for count in image.counts]), images)
+
     def _captioned(self, text: str, turns: Sequence[Turn]) -> str:
         """Return a prompt with the placeholders of clips repeated, once for each span and what is written around it."""
         captions = iter([clip for turn in turns for clip in turn.clips])
@@ -213,7 +248,7 @@ class PromptEncoder:
             if visual_tokens:
                 fewer = ", about fewer images or frames," if len(visual_tokens) > 1 else ""
                 remedy = f"{remedy}{fewer} or keep fewer tokens"
-            if self._fixed:
+            if self._room < self._context:
                 place, remedy = "the bundle's cache", f"{remedy}, or export with a larger --capacity"
             raise UserError(
                 f"The prompt has {len(full)} tokens ({full.visual_tokens} of them visual), but {place} holds "

@@ -65,8 +65,8 @@ FITPRUNE = Method(
     ),
     numbering="original",
     deviations=(
-        "Tokens leave behind a layer, not between its attention and its MLP: the same rows go on, at the price of that "
-        "MLP over those that leave.",
+        "Tokens leave behind a layer, not between its attention and its MLP: the same rows go on, at the price of "
+        "that MLP.",
         "Small deletions are gathered into a few cuts.",
     ),
 )

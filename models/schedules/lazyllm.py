@@ -21,7 +21,7 @@ LAZYLLM = Method(
     watches=(Watch("attention", last_attention, write_last_attention),),
     numbering="original",
     deviations=(
-        "A static stand-in: what left in the prefill is gone, where the paper may bring a token back at each step.",
+        "Static: what left in the prefill is gone; the paper may bring tokens back at each step.",
         "Visual tokens alone leave; the paper prunes text as well.",
     ),
 )

@@ -22,7 +22,7 @@ PYRAMIDDROP = Method(
     watches=(Watch("attention", last_attention, write_last_attention, offset=1),),
     numbering="compact",
     deviations=(
-        "The last row of the prompt stands for the last instruction token, as it does in the released code.",
+        "The last row of the prompt stands for the last instruction token, as in the released code.",
     ),
 )
 """The last token's attention in the layer at the cut."""

@@ -56,8 +56,8 @@ SPARSEVLM = Method(
     numbering="compact",
     deviations=(
         "Nothing is recycled: the paper merges a part of what leaves into new tokens.",
-        "Raters are chosen anew at each cut, by the hidden states that enter the layer before it; the paper chooses "
-        "them once, by the embeddings.",
+        "Raters are chosen at each cut, by the hidden states that enter the layer before it; the paper chooses once, "
+        "by embeddings.",
         "Counts are those of the released code; the paper's follow from the rank of the raters' attention.",
     ),
 )

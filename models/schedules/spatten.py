@@ -35,8 +35,7 @@ SPATTEN = Method(
     watches=(Watch("received", received, write_received, summed=True),),
     numbering="original",
     deviations=(
-        "A static stand-in with the layers and counts of pyramiddrop: the paper prunes in every layer, at a rate per "
-        "task.",
+        "Static, with the layers and counts of pyramiddrop; the paper prunes in every layer, at a rate per task.",
         "Visual tokens alone leave; heads stay, and weights keep their bits.",
     ),
 )

@@ -23,8 +23,6 @@ TODRE_2 = Method(
     published=_published,
     picks=None,
     numbering="original",
-    deviations=(
-        "The layer is fixed; the paper's threshold on attention between text and image is not looked at.",
-    ),
+    deviations=("The layer is fixed; the paper has a threshold on attention between text and image.",),
 )
 """No visual tokens from a fixed layer on."""

@@ -75,9 +75,9 @@ AGILEPRUNER = Selector(
     signals=(CLS_ATTENTION,),
     parameters={"step": STEP},
     deviations=(
-        "The bound grows by 0.01 a pick for every image: the paper scales it by the image's effective rank over the "
-        "average of a data set, which takes singular values and that average.",
-        "Exactly K are kept: what was removed fills up what is missing, by attention.",
+        "The bound grows by 0.01 a pick for every image; the paper scales it by the image's effective rank over a "
+        "data set's average.",
+        "Exactly K are kept: removed tokens fill up, by attention.",
     ),
 )
 """By attention, with a growing distance to the picks."""

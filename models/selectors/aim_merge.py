@@ -114,10 +114,10 @@ AIM_MERGE = Selector(
     body=write_aim,
     merge=Merge(aim_merge, write_merge),
     deviations=(
-        "Like tokens are those of similar projected tokens, as for clips: for images the paper compares keys.",
-        "Tokens of all frames or tiles may join each other: the paper merges within a frame.",
-        "Rounds halve until K are left, in raster order: the paper's counts are 288, 144 and 72 of 576, with those "
-        "that found nobody in front.",
+        "Likeness is that of projected tokens, as for clips; for images the paper compares keys.",
+        "Tokens of all frames or tiles may join; the paper merges within a frame.",
+        "Rounds halve until K are left, in raster order; the paper keeps 288, 144 and 72 of 576, first those that "
+        "found nobody.",
     ),
 )
 """Token merging in rounds."""

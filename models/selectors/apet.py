@@ -153,9 +153,8 @@ APET = Selector(
     parameters={"basis": BASIS},
     merge=Merge(join_nearest, write_join_nearest),
     deviations=(
-        "The cut before the language model alone, on projected tokens: the paper cuts encoder features, and once more "
-        "at the language model's layer 16.",
-        "Sampling starts at the token farthest from the origin: the released code starts at a random one.",
+        "One cut, on projected tokens; the paper cuts encoder features, and again at the language model's layer 16.",
+        "Sampling starts at the token farthest from the origin; the released code starts at random.",
         "What is dropped may join a basis token as well.",
     ),
     values=_values,

@@ -146,9 +146,9 @@ CDPRUNER = Selector(
     signals=(CLS_ATTENTION,),
     parameters={"relevance": "image"},
     deviations=(
-        "Image-only relevance: the class token's attention stands in for the similarity to the question, because "
-        "LLaVA checkpoints hold no text tower; nothing depends on the question.",
-        "What adds less than 1e-5 to the determinant counts as nothing, and ties go to the smallest index.",
+        "Relevance is the class token's attention, not similarity to the question: LLaVA checkpoints hold no text "
+        "tower.",
+        "What adds less than 1e-5 to the determinant counts as nothing.",
     ),
     values=_values,
 )

@@ -77,10 +77,10 @@ DART = Selector(
     body=write_dart,
     parameters={"pivots": PIVOTS},
     deviations=(
-        "Before the language model, on input embeddings: the paper prunes after its second layer, by the norms "
-        "of keys and the similarity of hidden states.",
-        "Image pivots only (4): the paper adds 4 text pivots, which a selector does not see.",
-        "The remaining budget is split evenly over the pivots, so that exactly K tokens are kept.",
+        "On input embeddings; the paper prunes after the second layer, by norms of keys and similarity of hidden "
+        "states.",
+        "Image pivots only; the paper adds 4 of text, which a selector does not see.",
+        "The rest of the budget is split evenly over the pivots, for exactly K tokens.",
     ),
 )
 """Least similar to a few pivots."""

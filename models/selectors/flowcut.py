@@ -16,9 +16,9 @@ FLOWCUT = top_by(
     op_type="InformationFlow",
     citation="Tong et al., FlowCut, 2025, arXiv 2505.19536",
     deviations=(
-        "All at once behind the encoder: the paper drops patches every second layer inside it, as many as the entropy "
-        "of its attention says, so that later layers see fewer.",
-        "The layer that makes the feature counts as well: the released code ends one before it.",
+        "All at once behind the encoder; the paper drops patches in every second layer, as many as the entropy of "
+        "attention says.",
+        "The feature layer counts as well; the released code ends one before it.",
     ),
 )
 """Top K by attention, values and their length over all layers."""

@@ -92,9 +92,7 @@ HIPRUNE = Selector(
     body=write_hiprune,
     signals=(ATTENTION_OBJECT, ATTENTION_RECEIVED),
     parameters={"alpha": ALPHA},
-    deviations=(
-        "In towers of another depth than 24 layers the object layer keeps its relative depth (9 of 24).",
-    ),
+    deviations=("In towers of other depths the object layer keeps its relative depth (9 of 24).",),
     raster=True,
 )
 """Anchors, buffers and registers by received attention."""

@@ -173,11 +173,11 @@ HOLOV = Selector(
     signals=(CLS_ATTENTION,),
     parameters={"crops": CROPS, "alpha": ALPHA},
     deviations=(
-        "Output in raster order; the released code orders the tokens of a crop by attention.",
-        "What a crop of too few tokens leaves over goes to the most attended tokens of the rest; the released code "
-        "fills up with zeros.",
-        "The variances are rescaled over the whole image, and shares of the budget are rounded to 2^-12, so that "
-        "equal crops tie.",
+        "Output in raster order; the released code orders a crop by attention.",
+        "What a crop of too few tokens leaves over goes to the most attended of the rest; the released code pads with "
+        "zeros.",
+        "Variances are rescaled over the whole image; shares of the budget are rounded to 2^-12, so that equal crops "
+        "tie.",
     ),
 )
 """A budget per crop, the most attended tokens within each."""

@@ -72,9 +72,9 @@ ID_SELECTION = Selector(
     signals=(CLS_ATTENTION,),
     parameters={"gamma": GAMMA},
     deviations=(
-        "That scores decay exponentially with similarity, and the factor 20, are published; what else the exponent "
-        "holds could not be read, and is the cosine of the projected tokens, at least 0, here.",
-        "Importance is the class token's attention alone: attention to the question is not known yet.",
+        "Exponential decay with similarity and the factor 20 are published; the cosine of projected tokens, at least "
+        "0, is assumed.",
+        "Importance is the class token's attention alone, not the question's.",
     ),
     values=_values,
 )

@@ -145,10 +145,10 @@ PRUMERGE = Selector(
     parameters={"neighbours": NEIGHBOURS},
     merge=Merge(prumerge_merge, write_merge),
     deviations=(
-        "K is fixed: the paper keeps the outliers of the attention, as many as an image has.",
-        "Attention and keys are those of the feature layer, mean over heads: the released code takes the layer behind "
-        "it, as one head of the tower's width.",
-        "Tokens are merged after the projector, and lie in raster order, not in that of attention.",
+        "K is fixed; the paper keeps the outliers of attention, however many.",
+        "Attention and keys are the feature layer's, mean over heads; the released code takes the next layer's, as "
+        "one head.",
+        "Tokens are merged after the projector, in raster order, not that of attention.",
     ),
 )
 """The most attended tokens with their neighbours, and one for the rest."""

@@ -124,7 +124,7 @@ QUOTA = Selector(
     body=write_quota,
     parameters={"runs": RUNS},
     deviations=(
-        "Weights come from the image alone: the paper asks a second model about every frame.",
+        "Weights come from the image alone; the paper asks a second model about every frame.",
         "16 runs of consecutive rows stand for frames, whose number a selector does not see.",
         "A run keeps evenly spread rows, one of the paper's variants; its default shrinks each frame to its quota.",
     ),

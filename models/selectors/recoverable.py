@@ -165,12 +165,12 @@ RECOVERABLE = Selector(
     parameters={"neighbours": NEIGHBOURS, "local": LOCAL},
     merge=Merge(recoverable_merge, write_merge),
     deviations=(
-        "The image part alone: the paper recovers tokens that resemble the question as well, by CLIP's text tower.",
-        "Counts are fixed, centres as many as VisionZip's contextual tokens: the paper counts local outliers.",
+        "The image part alone; the paper also recovers tokens that resemble the question, by CLIP's text tower.",
+        "Counts are fixed, centres as many as VisionZip's contextual tokens; the paper counts local outliers.",
         "Centres are the tokens whose keys are least like their 10 nearest, in place of the largest local outlier "
         "factors.",
-        "Attention and keys are those of the feature layer, mean over heads, and tokens are merged after the "
-        "projector, in raster order.",
+        "Attention and keys are the feature layer's, mean over heads; tokens are merged after the projector, in "
+        "raster order.",
     ),
 )
 """Attended tokens, centres with their neighbours, and one for the rest."""

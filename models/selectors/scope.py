@@ -80,9 +80,7 @@ SCOPE = Selector(
     picks=scope_picks,
     body=write_scope,
     signals=(CLS_ATTENTION,),
-    deviations=(
-        "Cosines between projected tokens; the released code takes the encoder's features, before the projector.",
-    ),
+    deviations=("Cosines of projected tokens; the released code takes the encoder's features.",),
     values=_values,
 )
 """Saliency times what is newly covered, greedily."""

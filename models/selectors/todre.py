@@ -88,9 +88,9 @@ TODRE = Selector(
     body=write_todre,
     signals=(CLS_ATTENTION,),
     deviations=(
-        "Stage 1 alone: stage 2 removes tokens inside the language model.",
-        "The first token is chosen by the attention of the layer that makes the feature; the paper takes the "
-        "encoder's last layer, which LLaVA does not run.",
+        "Stage 1 alone: stage 2 is the schedule todre-2.",
+        "The first token goes by attention in the feature layer; the paper takes the encoder's last, which LLaVA does "
+        "not run.",
     ),
     values=_values,
 )

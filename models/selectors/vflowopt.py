@@ -17,9 +17,9 @@ VFLOWOPT = top_by(
     citation="Yang et al., VFlowOpt, ICCV 2025, arXiv 2508.05211",
     deviations=(
         "The cut before the language model alone, without the two inside it.",
-        "Nothing is recycled: of images in several tiles the paper averages what is dropped, cell by cell.",
-        "Global are patches with 5.4 % of all attention, the published 39.26 times the mean of 729 patches; where "
-        "there is none, all patches count.",
+        "Nothing is recycled; of tiles the paper averages what is dropped, cell by cell.",
+        "Global are patches with more than 5.4 % of all attention, the published 39.26 times the mean of 729; where "
+        "there is none, all are.",
     ),
 )
 """Top K by attention received from global patches."""

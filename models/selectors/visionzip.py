@@ -154,7 +154,7 @@ VISIONZIP = Selector(
     parameters={"contextual": CONTEXTUAL, "of": OF},
     merge=Merge(visionzip_merge, write_merge),
     deviations=(
-        "Tokens are merged after the projector; the paper merges encoder features and projects the result.",
+        "Tokens are merged after the projector; the paper merges before it.",
         "The share of contextual tokens is that of the paper's 54 + 10 at every budget.",
     ),
 )

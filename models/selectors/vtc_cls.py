@@ -16,8 +16,8 @@ VTC_CLS = top_by(
     op_type="ClassAttentionSum",
     citation="Wang et al., VTC-CLS, 2024, arXiv 2412.05819",
     deviations=(
-        "The tokens are gathered after the projector, not before it: the result is the same.",
-        "Towers of another depth than 24 layers sum over the same relative depth.",
+        "Tokens are gathered after the projector, not before it: the result is the same.",
+        "Towers of other depths sum over the same relative depth.",
     ),
 )
 """Top K by class-token attention, summed over layers."""

@@ -81,7 +81,7 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
     Raises:
         UserError: the image cannot be used, or its tokens are no square grid.
     """
-    pruning, vision, backend = pipeline._pruning, pipeline._vision, pipeline._backend
+    pruning, vision, backend = pipeline.pruning, pipeline.vision, pipeline.backend
     manifest = pipeline.bundle.manifest
     (read,) = vision.read([image])
     places = _places(read, manifest.vision_encoder.uncut or manifest.candidates)

@@ -87,7 +87,7 @@ class Encoder(threading.Thread):
         super().__init__(name="encoder", daemon=True)
         self._waiting, self._hand_on, self._limits = waiting, hand_on, limits
         self._room, self._metrics, self._turns = cache_bytes, metrics, turns
-        self._vision, self._manifest = pipeline._vision, pipeline.bundle.manifest
+        self._vision, self._manifest = pipeline.vision, pipeline.bundle.manifest
         self._row_bytes = _row_bytes(self._manifest)
         self._pipelines = {None if pipeline.selector is None else pipeline.selector.id: pipeline}
         self._pipeline = pipeline
@@ -121,7 +121,7 @@ class Encoder(threading.Thread):
         alone = sum(not medium.clip for medium in media) == 1
         looks = [self._look(medium, medium.clip or alone) for medium in media]
         inputs = [look.image for look in looks]
-        prompt = pipeline._encode_prompt(_turns(question.utterances, inputs), inputs)
+        prompt = pipeline.encode_prompt(_turns(question.utterances, inputs), inputs)
         if len(prompt) > self._limits.prompt_tokens:
             raise UserError(
                 f"The prompt has {len(prompt)} tokens, this server takes {self._limits.prompt_tokens}: ask a shorter "
@@ -136,7 +136,7 @@ class Encoder(threading.Thread):
             job.visual = self._vision.join(parts)
             job.times.lap("select")
         seen = job.visual.images
-        job.prompt = pipeline._placed(prompt, seen)
+        job.prompt = pipeline.prompts.place(prompt, seen)
         spans = iter(job.prompt.spans)
         name = b"" if pipeline.selector is None else pipeline.selector.id.encode()
         job.marks = tuple(
@@ -145,7 +145,7 @@ class Encoder(threading.Thread):
             for _ in image.counts
         )
         job.question = question.without_media()
-        job.writer = pipeline._writer(job.prompt, question.decoding, job.pieces.append)
+        job.writer = pipeline.writer(job.prompt, question.decoding, job.pieces.append)
         facts = self._manifest.preprocessing
         tokens = self._manifest.vision_encoder.uncut or self._manifest.candidates
         places = (shown(look.image, image, tokens, facts) for look, image in zip(looks, seen, strict=True))

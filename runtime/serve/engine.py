@@ -43,7 +43,7 @@ class Engine:
         prefix_cache: int = 256 << 20,
     ) -> None:
         self.pipeline, self.limits, self.metrics = pipeline, limits, Metrics()
-        turns = nullcontext() if pipeline._backend.computes_beside else Turns()
+        turns = nullcontext() if pipeline.backend.computes_beside else Turns()
         self._waiting = FairQueue()
         self._scheduler = Scheduler(
             pipeline,

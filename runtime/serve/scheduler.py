@@ -58,7 +58,7 @@ class Scheduler(threading.Thread):
         element = np.dtype(language.cache_dtype).itemsize
         row = language.layers * row_bytes(language.kv_heads, language.head_dim, element)
         self._prefixes = PrefixCache(prefix_bytes, row)
-        self._session: LanguageSession = pipeline._backend.session(slots)
+        self._session: LanguageSession = pipeline.backend.session(slots)
         self._living: dict[int, Job] = {}
         self._ready: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -230,7 +230,7 @@ class Scheduler(threading.Thread):
         return TokenScore(self._text_of(token), float(logits[token]), named)
 
     def _text_of(self, token: int) -> str:
-        text = self._pipeline._prompt.tokenizer.model.decode([token], skip_special_tokens=False)
+        text = self._pipeline.prompts.tokenizer.model.decode([token], skip_special_tokens=False)
         return str(text)
 
     def _remember(self, job: Job) -> None:
@@ -273,7 +273,7 @@ class Scheduler(threading.Thread):
             job.fail(told)
         self._living.clear()
         self._prefixes.clear()
-        self._session = self._pipeline._backend.session(self._slots)
+        self._session = self._pipeline.backend.session(self._slots)
 
 
 def too_late() -> DivpruneError:

@@ -51,7 +51,7 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
         h11_max_incomplete_event_size=limits.header_bytes,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    _say(catalog, settings, listening, pipeline._backend.name)
+    _say(catalog, settings, listening, pipeline.backend.name)
     # uvicorn raises what stopped it once more, when all is answered: that is no reason to fail.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     uvicorn.Server(config).run(sockets=[listening])

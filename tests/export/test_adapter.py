@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from adapters import make_adapter, merged_plan
 from checkpoints import VARIATIONS, edit_json, make_checkpoint, write_json
 from conftest import run_module
 from exporting import Silent, export, failures
+from raising import refused
 from safetensors.numpy import load_file, save_file
 
 from divprune_edge.errors import UserError
@@ -233,7 +233,8 @@ def test_weights_that_do_not_fit_are_named(
 
 def test_rank_and_values_are_checked(attention: Path, checkpoint: Callable[[str], Path]) -> None:
     edit_json(attention / "adapter_config.json", lambda data: data.update(r=5))
-    assert "says rank 5" in str(refusal(checkpoint("plain"), attention))
+    with refused("adapter-does-not-fit", f"'{attention}'", "rank 5"):
+        with_adapter(Checkpoint(checkpoint("plain"), "tiny"), attention)
     edit_json(attention / "adapter_config.json", lambda data: data.update(r=4))
     weights = load_file(attention / "adapter_model.safetensors")
     key = next(iter(weights))
@@ -241,38 +242,46 @@ def test_rank_and_values_are_checked(attention: Path, checkpoint: Callable[[str]
     save_file(weights, attention / "adapter_model.safetensors")
     with (
         with_adapter(Checkpoint(checkpoint("plain"), "tiny"), attention) as merged,
-        pytest.raises(UserError, match="values that are not finite") as error,
+        refused("adapter-not-finite", attention, f"'{key}'"),
     ):
         for name in merged.touched:
             merged.read(name)
-    assert error.value.code == "adapter-not-finite"
 
 
 def test_a_tied_head_is_refused(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     folder, _ = make_adapter(checkpoint("tied embeddings"), tmp_path / "adapter", target_modules=["lm_head"])
-    assert refusal(checkpoint("tied embeddings"), folder).code == "adapter-on-tied-head"
+    with refused("adapter-on-tied-head", folder):
+        with_adapter(Checkpoint(checkpoint("tied embeddings"), "tiny"), folder)
 
 
 def test_pickles_and_other_folders_are_no_adapters(
     attention: Path, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    (attention / "adapter_model.safetensors").rename(attention / "adapter_model.bin")
-    assert "a pickle" in str(refusal(checkpoint("plain"), attention))
-    (attention / "adapter_model.bin").rename(attention / "adapter_model.safetensors")
-    (attention / "adapter_model.safetensors").write_bytes(b"no")
-    assert refusal(checkpoint("plain"), attention).code == "adapter-damaged"
-    assert refusal(checkpoint("plain"), tmp_path / "nothing").code == "no-adapter"
-    save_file({}, attention / "adapter_model.safetensors")
-    assert "holds no weights" in str(refusal(checkpoint("plain"), attention))
+    def merge(folder: Path = attention) -> None:
+        with_adapter(Checkpoint(checkpoint("plain"), "tiny"), folder)
+
+    weights = attention / "adapter_model.safetensors"
+    weights.rename(attention / "adapter_model.bin")
+    with refused("adapter-without-weights", f"'{attention}'", "adapter_model.bin", weights.name):
+        merge()
+    (attention / "adapter_model.bin").rename(tmp_path / "elsewhere")
+    with refused("adapter-without-weights", f"'{attention}'", weights.name):
+        merge()
+    weights.write_bytes(b"no")
+    with refused("adapter-damaged", f"'{weights}'"):
+        merge()
+    with refused("adapter-missing", tmp_path / "nothing", "adapter_config.json"):
+        merge(tmp_path / "nothing")
+    save_file({}, weights)
+    with refused("adapter-damaged", f"'{attention}'"):
+        merge()
 
 
 def test_an_adapter_alone_says_what_it_is(attention: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(f"--adapter {attention}")) as error:
+    with refused("adapter-without-base", f"'{attention}'", "LORA", f"--adapter {attention}"):
         open_checkpoint(str(attention))
-    assert error.value.code == "adapter-without-base"
-    assert "is a LORA adapter for '" in str(error.value)
     write_json(attention / "config.json", {"model_type": "llava"})  # some trainers write it along
-    with pytest.raises(UserError, match="and no whole model"):
+    with refused("adapter-without-base", "'MODEL'", "--adapter MODEL"):
         refuse_adapter_alone(attention, "MODEL")
 
 
@@ -282,10 +291,9 @@ def test_one_beside_whole_weights_needs_a_word(
     both = shutil.copytree(checkpoint("plain"), tmp_path / "both")
     for file in attention.glob("adapter_*"):
         shutil.copy(file, both)
-    with pytest.raises(UserError, match="--no-adapter") as error:
+    with refused("adapter-beside-weights", f"'{both}'", f"--adapter {both}", "--no-adapter"):
         with_adapter(Checkpoint(both, "both"), None)
-    assert error.value.code == "adapter-beside-weights"
-    with pytest.raises(UserError, match="exclude each other"):
+    with refused("options-exclusive", "--adapter", "--no-adapter"):
         with_adapter(Checkpoint(both, "both"), both, ignore=True)
     ignored = with_adapter(Checkpoint(both, "both"), None, ignore=True)
     assert ignored.adapter_source is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,15 @@ def test_gptq_halves_the_error_of_the_output() -> None:
     values, scales = better
     assert values.dtype == np.int8 and values.min() >= -8 and values.max() <= 7
     assert scales.shape == (24, 2) and (scales > 0).all()
+
+
+def test_it_needs_onnxruntime(
+    quantisable: Callable[..., Path], photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(quantisable(), precision="int4")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with refused("onnxruntime-missing", "--calibrate", "[cpu]"):
+        calibrated(plan, photos)
 
 
 def test_independent_inputs_leave_rounding_to_the_nearest() -> None:

@@ -125,5 +125,5 @@ def test_models_that_cannot_lose_patches_are_refused(tmp_path: Path) -> None:
     for folder, cut in ((first, "2:13"), (tiled, "1:13"), (qwen, "1:13")):
         with refused("encoder-cut-unsupported", "--encoder-cut"):
             plan_of(folder, encoder_cut=cut)
-    with refused("option-conflict", "--positions original"):
+    with refused("options-exclusive", "--positions original"):
         plan_of(made(tmp_path), encoder_cut="2:13", numbering="original")

@@ -260,7 +260,7 @@ def test_the_command(demo_bundle: Path, photos: Path, tmp_path: Path) -> None:
     again = run_module(*asked)
     assert_told(again.returncode, again.stderr, "output-exists", "demo.json", "--force")
     both = run_module(*asked, "--force", "--keep", "9")
-    assert_told(both.returncode, both.stderr, "option-conflict", "--keep")
+    assert_told(both.returncode, both.stderr, "options-exclusive", "--keep")
     other = str(tmp_path / "other.json")
     beyond = run_module(*asked[:5], "--target-flops", "0.001", "--output", other)
     assert_told(beyond.returncode, beyond.stderr, "target-flops-unreachable", "0.001")

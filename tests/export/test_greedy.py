@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from exporting import Silent, export, open_session, plan_of
-from raising import refused
+from raising import failed, refused
 
-from divprune_edge.export.bundle import VerificationFailed, export_bundle
+from divprune_edge.export.bundle import export_bundle
 from divprune_edge.export.graph import GraphBuilder
 from divprune_edge.export.greedy import next_id
 from divprune_edge.export.verify import verify_bundle
@@ -72,7 +72,7 @@ def test_verification_covers_it(tmp_path: Path, dialect: str, monkeypatch: pytes
     assert int(found.unit.split()[-1]) > 60
     if dialect == "portable":
         monkeypatch.setattr("divprune_edge.export.language.next_id", _smallest)
-        with pytest.raises(VerificationFailed, match="next ids"):
+        with failed("verification-failed", "next ids"):
             export_bundle(plan, tmp_path / "c", force=False, verify=_check, report=Silent())
 
 

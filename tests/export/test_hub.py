@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ import huggingface_hub
 import pytest
 from checkpoints import edit_json
 from conftest import run_code, run_module
-from hub_server import COMMIT, serve
+from hub_server import COMMIT, GATED, serve
+from raising import refused
 from tokenizer_kinds import byte_level
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.manifest import read_manifest
 
@@ -67,38 +68,37 @@ def test_ids_revisions_and_addresses(
 
 
 @pytest.mark.parametrize(
-    ("model", "revision", "sentence", "code"),
+    ("model", "revision", "code"),
     [
-        (f"{NAME}@v1", "v2", "asks for revision 'v1' and --revision for 'v2'", "two-revisions"),
-        (f"https://huggingface.co/{NAME}/tree/v1", "v2", "asks for revision 'v1'", "two-revisions"),
-        (
-            f"https://huggingface.co/{NAME}/tree/main/sub",
-            None,
-            "not the address of a model",
-            "not-a-hub-address",
-        ),
-        (f"https://huggingface.co/{NAME}/tree", None, "not the address of a model", "not-a-hub-address"),
-        (f"https://huggingface.co/{NAME}/blob/main/x.json", None, "not the address", "not-a-hub-address"),
-        ("https://huggingface.co/datasets/a/b", None, "not the address of a model", "not-a-hub-address"),
-        ("https://huggingface.co/somebody", None, "not the address of a model", "not-a-hub-address"),
-        ("https://example.org/a/b", None, "is not an address of the hub", "not-a-hub-address"),
-        ("[x", None, "does not look like a hub id", "checkpoint-missing"),
-        ("a/b/c", None, "does not look like a hub id", "checkpoint-missing"),
-        ("a/b@", None, "does not look like a hub id", "checkpoint-missing"),
+        (f"{NAME}@v1", "v2", "revisions-disagree"),
+        (f"https://huggingface.co/{NAME}/tree/v1", "v2", "revisions-disagree"),
+        (f"https://huggingface.co/{NAME}/tree/main/sub", None, "hub-address-invalid"),
+        (f"https://huggingface.co/{NAME}/tree", None, "hub-address-invalid"),
+        (f"https://huggingface.co/{NAME}/blob/main/x.json", None, "hub-address-invalid"),
+        ("https://huggingface.co/datasets/a/b", None, "hub-address-invalid"),
+        ("https://huggingface.co/somebody", None, "hub-address-invalid"),
+        ("https://example.org/a/b", None, "hub-address-invalid"),
+        ("[x", None, "checkpoint-missing"),
+        ("a/b/c", None, "checkpoint-missing"),
+        ("a/b@", None, "checkpoint-missing"),
     ],
 )
-def test_what_names_no_repository(
-    asked: dict[str, Any], model: str, revision: str | None, sentence: str, code: str
-) -> None:
-    with pytest.raises(UserError, match=sentence) as info:
+def test_what_names_no_repository(asked: dict[str, Any], model: str, revision: str | None, code: str) -> None:
+    sides = () if revision is None else ("'v1'", f"--revision for '{revision}'")
+    with refused(code, f"'{model}'", *sides):
         open_checkpoint(model, revision)
-    assert (info.value.code, asked) == (code, {})
+    assert asked == {}
 
 
 def test_a_revision_of_a_folder(plain: Path) -> None:
-    with pytest.raises(UserError, match="--revision v1 does not go with the folder") as info:
+    with refused("revision-of-a-folder", "--revision v1", plain):
         open_checkpoint(str(plain), "v1")
-    assert info.value.code == "revision-of-a-folder"
+
+
+def test_without_the_hubs_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with refused("hub-client-missing", f"'{NAME}'", "[export]"):
+        open_checkpoint(NAME)
 
 
 @pytest.fixture
@@ -128,7 +128,12 @@ def test_from_a_hub(hub: str, tmp_path: Path) -> None:
         assert export(model, folder, *options) == ""
         source = read_manifest(folder).source
         assert (source.model, source.revision) == (NAME, COMMIT)
-    assert "error[no-such-revision]: The hub has no revision 'v9'" in export(f"{NAME}@v9", tmp_path / "no")
+    for model, code, shown in (
+        (f"{NAME}@v9", "revision-unknown", "'v9'"),
+        (GATED, "hub-access", "hf auth login"),
+    ):
+        told = export(model, tmp_path / "no")
+        assert told.startswith(f"error[{code}]: ") and shown in told, told
 
 
 def follow(tmp_path: Path, advice: str) -> None:

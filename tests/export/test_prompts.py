@@ -14,7 +14,6 @@ from exporting import export, plan_of
 from raising import refused
 from tokenizers import Tokenizer
 
-from divprune_edge.errors import UserError
 from divprune_edge.export.reporter import show_bundle
 from divprune_edge.manifest import DEFAULT_TEMPLATE
 from divprune_edge.processing.prompt import Turn
@@ -26,28 +25,25 @@ def plain(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint("plain"), tmp_path / "tiny"))
 
 
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(UserError, match="A bundle of 'tiny' could never be asked") as info:
+def assert_refused(folder: Path, *values: object, **options: Any) -> None:
+    """Check that no bundle is planned, for a reason that names these values."""
+    with refused("bundle-cannot-be-asked", "'tiny'", *values):
         plan_of(folder, **options)
-    assert info.value.code == "bundle-cannot-be-asked"
-    return str(info.value)
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (TEMPLATE.replace("<image>", "<|image|>"), "does not show '<image>' once"),
-        (TEMPLATE.replace("<image>", "<image><image>"), "does not show '<image>' once"),
-        (TEMPLATE.replace("{{ part['text'] }}", ""), "the question once"),
-        ("{{ raise_exception('no') }}", "refuses these messages (no)"),
-        ("{% for", "is not valid"),
+        (TEMPLATE.replace("<image>", "<|image|>"), "'<image>' once"),
+        (TEMPLATE.replace("<image>", "<image><image>"), "'<image>' once"),
+        (TEMPLATE.replace("{{ part['text'] }}", ""), "question once"),
+        ("{{ raise_exception('no') }}", "(no)"),
+        ("{% for", "not valid"),
     ],
 )
 def test_templates_that_never_work(plain: Path, template: str, reason: str) -> None:
     (plain / "chat_template.jinja").write_text(template)
-    sentence = refusal(plain)
-    assert reason in sentence
-    assert "(chat template from chat_template.jinja)" in sentence
+    assert_refused(plain, reason, "chat_template.jinja")
 
 
 def test_a_template_for_one_image_alone_is_refused_when_it_is_asked_otherwise(
@@ -66,7 +62,7 @@ def test_a_template_for_one_image_alone_is_refused_when_it_is_asked_otherwise(
 
 def test_a_prompt_without_room_for_an_answer(plain: Path) -> None:
     edit_json(plain / "config.json", lambda data: data["text_config"].update(max_position_embeddings=20))
-    assert "holds 20 with the answer" in refusal(plain, keep=9)
+    assert_refused(plain, 20, keep=9)
 
 
 def test_a_tokenizer_that_gives_other_ids(plain: Path) -> None:
@@ -75,7 +71,7 @@ def test_a_tokenizer_that_gives_other_ids(plain: Path) -> None:
         data["added_tokens"].append({**token, "content": "<late>", "id": 500})
 
     edit_json(plain / "tokenizer.json", leave_a_gap)
-    assert "states id 500 for the token '<late>', but tokenizer.json gives it" in refusal(plain)
+    assert_refused(plain, "id 500", "'<late>'", "tokenizer.json")
 
 
 def test_a_tokenizer_that_does_not_know_its_words(plain: Path) -> None:
@@ -84,7 +80,7 @@ def test_a_tokenizer_that_does_not_know_its_words(plain: Path) -> None:
             {**json.loads((plain / "tokenizer.json").read_text()), "pre_tokenizer": {"type": "Nothing"}}
         )
     )
-    assert "cannot be read as a tokenizer" in refusal(plain)
+    assert_refused(plain, "tokenizer.json")
 
 
 def test_truncation_and_padding_are_no_obstacle(plain: Path, tmp_path: Path) -> None:

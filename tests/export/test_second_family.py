@@ -15,10 +15,10 @@ import pytest
 from checkpoints import IMAGE_TOKEN_ID, edit_json, make_checkpoint
 from exporting import export, plan_of
 from images_made import noise_image
+from raising import refused
 from safetensors.numpy import load_file, save_file
 
 from divprune_edge import Pipeline
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import Preprocessing, TensorInfo
 from divprune_edge.models.decoder import DecoderSpec, read_decoder
 from divprune_edge.models.families import FAMILIES
@@ -27,6 +27,7 @@ from divprune_edge.models.families.reader import Reader
 from divprune_edge.models.graph import Builder, Layers
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.preprocess import encoder_pixels
+from divprune_edge.runtime.lab.inspection import inspect_selection
 
 PATCH, HEIGHT, WIDTH = 4, 8, 12
 PIXELS = 3 * PATCH * PATCH
@@ -152,8 +153,10 @@ def test_it_is_exported_and_answers(checkpoint: Path, tmp_path: Path) -> None:
     tokens = patches.reshape(6, PIXELS) @ weights["eyes.merge.weight"].T + weights["eyes.merge.bias"]
     wanted = bundle.plan.selector.reference(tokens, np.ones(6, bool), 2)
     assert list(answer.kept_indices) == list(wanted)
+    with refused("grid-not-square", "6 visual tokens"):
+        inspect_selection(Pipeline(bundle.folder), image)
 
 
 def test_a_signal_that_it_lacks_is_refused_by_name(checkpoint: Path) -> None:
-    with pytest.raises(UserError, match="'fastervlm' needs cls_attention, which the checkpoint's vision"):
+    with refused("signals-unavailable", "'fastervlm'", "cls_attention"):
         plan_of(checkpoint, keep=2, selector="fastervlm")

@@ -115,11 +115,11 @@ def test_calibration_reads_what_the_runtime_reads(
     made = export(plan, tmp_path / "bundle")
     image = noise_image(70, 105, 3)
     pipeline = Pipeline(made.folder, threads=1)
-    (read,) = pipeline._vision.read([image])
+    (read,) = pipeline.vision.read([image])
     graphs = [open_graph(made.folder / file) for file in ("vision_encoder.onnx", "assemble.onnx")]
     wanted, _ = pruned_rows(plan, see(plan, *graphs, read, plan.signals))
-    seen = pipeline._vision.see([read], pipeline.selector)
-    found = pipeline._backend.to_host(seen.tokens)[0, seen.rows]
+    seen = pipeline.vision.see([read], pipeline.selector)
+    found = pipeline.backend.to_host(seen.tokens)[0, seen.rows]
     assert found.shape == wanted.shape
     assert np.allclose(found, wanted, atol=1e-4)
 

@@ -27,7 +27,6 @@ from divprune_edge.errors import DivpruneError
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.families import reader_of
-from divprune_edge.processing.image_input import grouped
 from divprune_edge.runtime.backends import graph_facts
 
 Case = Callable[[Random], None]
@@ -515,4 +514,4 @@ def _read_image(random: Random, manifest: Manifest) -> None:
     read = reader_of(manifest.family).image(image, *manifest.encoder_input, random.random() < 0.7)
     assert read.assembly is not None
     info = manifest.assemble
-    grouped(read.assembly, rows=info.rows, sources=info.sources, apart=info.per == "tile")
+    read.groups(info.rows, info.sources, info.per)

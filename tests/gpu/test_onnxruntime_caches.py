@@ -76,8 +76,8 @@ def begin(pipeline: Pipeline, rows: Any = None) -> tuple[Any, int, list[int]]:
     manifest = pipeline.bundle.manifest
     visual = np.random.default_rng(1).standard_normal((1, 58, manifest.vision_encoder.width))
     first = manifest.language_model.embedding_rows
-    session = pipeline._backend.session()
-    slot = session.add(pipeline._backend.to_device(visual.astype(manifest.token_dtype)), rows)
+    session = pipeline.backend.session()
+    slot = session.add(pipeline.backend.to_device(visual.astype(manifest.token_dtype)), rows)
     return session, slot, [1, *range(first, first + 58), 9]
 
 

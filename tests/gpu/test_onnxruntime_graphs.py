@@ -48,6 +48,6 @@ def test_answers_are_those_of_runs_without(
         pipeline = Pipeline(bundle, backend="cuda")
         found = answers(pipeline)
     assert "CUDA graph" not in caplog.text
-    assert pipeline._backend.memory.captures  # type: ignore[attr-defined]
+    assert pipeline.backend.memory.captures  # type: ignore[attr-defined]
     monkeypatch.setenv(GRAPHS_VARIABLE, "off")
     assert found == answers(Pipeline(bundle, backend="cuda"))

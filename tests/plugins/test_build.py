@@ -174,6 +174,17 @@ def test_a_missing_cmake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         build(COMPILER, None, (87,), tmp_path)
 
 
+def test_a_cmake_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As pip's in an environment that was moved: its first line names a Python that is gone."""
+    cmake = tmp_path / "cmake"
+    cmake.write_text("#!/nowhere/python\n")
+    cmake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with refused("build-tool-not-starting", f"'{cmake}'"):
+        build(COMPILER, None, (87,), tmp_path / "lib")
+    assert not list((tmp_path / "lib").iterdir())
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     need("cmake")
     (tmp_path / "file").write_text("")
@@ -221,6 +232,9 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
     result = run_module("plugins", "info", "--library", str(tmp_path))
     assert_told(result.returncode, result.stderr, "plugin-missing", "python -m plugins build")
+    long = "x" * 300
+    result = run_module("plugins", "info", "--library", long)
+    assert_told(result.returncode, result.stderr, "path-too-long", long)
 
 
 def test_the_command_passes_on_what_was_asked(

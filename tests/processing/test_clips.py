@@ -221,6 +221,9 @@ def test_what_is_no_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             look(tmp_path / name)
     with refused("clip-missing", "none.mp4"):
         look(tmp_path / "none.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    with refused("clip-unreadable", f"'{tmp_path / 'loop.mp4'}'"):
+        look(tmp_path / "loop.mp4")
     with refused("clip-not-a-file", "/dev/null"):
         look(Path("/dev/null"))
     with refused("image-is-address", "http://a/b.mp4"):

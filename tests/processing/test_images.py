@@ -57,16 +57,12 @@ def png_header(width: int, height: int) -> bytes:
         (Path("http://example.org/cat.jpg"), "'http://example.org/cat.jpg'"),
         ("s3://bucket/cat.jpg", "'s3://bucket/cat.jpg'"),
         ("file:///tmp/cat.jpg", "'file://tmp/cat.jpg'"),
-        ("data:image/png;base64," + "A" * 9000, "'data:image/png;base64,AAAA"),
+        ("data:image/png;base64," + "A" * 9000, "'data:image/png;base64,"),
     ],
 )
 def test_an_address_is_no_path(source: str | Path, shown: str) -> None:
-    with pytest.raises(
-        UserError, match="is an address, but images are read from files: download it"
-    ) as caught:
+    with refused("image-is-address", shown) as caught:
         load_image(source)
-    assert caught.value.code == "image-is-address"
-    assert str(caught.value).startswith(shown)
     assert len(str(caught.value)) < 250
 
 
@@ -177,8 +173,9 @@ def test_truncated_file_is_one_sentence(tmp_path: Path, suffix: str) -> None:
     load_image(path)
     for length in (len(whole) // 2, 40, 10, 0):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="cut") as error:
+        with pytest.raises(UserError) as error:
             load_image(path)
+        assert f"'{path}'" in str(error.value)
         assert error.value.code in {"image-format-unknown", "image-damaged", "image-unreadable"}
 
 

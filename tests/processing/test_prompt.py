@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from raising import refused
 from tokenizers import Tokenizer
@@ -12,6 +14,7 @@ from tokenizers import Tokenizer
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.demo import __file__ as demo_file
+from divprune_edge.processing.layout import PlacedImage
 from divprune_edge.processing.prompt import PromptEncoder, Turn, system_turns
 from divprune_edge.processing.tokenizer import PromptTokenizer, stand_in
 from divprune_edge.runtime.bundle import Bundle
@@ -181,6 +184,20 @@ def test_context_is_told_with_both_numbers(make: MakeEncoder) -> None:
     assert len(make(LIST_TEMPLATE, context=length + 1).encode(ask("the a"), [4])) == length
     with refused("prompt-too-long", f"{length} tokens", 4, f"holds {length}"):
         make(LIST_TEMPLATE, context=length).encode(ask("the a"), [4])
+
+
+def test_positions_of_pruned_tokens_use_up_the_context(make: MakeEncoder) -> None:
+    """Two tokens are kept of an image that takes 9 positions, or end in a clip that lies behind the text."""
+    turns = ask("the a")
+    length = len(make(LIST_TEMPLATE).encode(turns, [2]))
+    kept = PlacedImage(np.arange(2), np.array([[0, 8]]), 9)
+    placed = make(LIST_TEMPLATE, context=length + 8).encode_seen(turns, [kept])
+    assert (len(placed), placed.next_position, placed.images) == (length, length + 7, (2,))
+    far = replace(kept, places=np.array([[0, length + 6]]))
+    for image, context in ((kept, length + 7), (far, length + 8)):
+        encoder = make(LIST_TEMPLATE, context=context)
+        with refused("prompt-too-long", context, "--positions compact"):
+            encoder.place(encoder.encode(turns, [2]), [image])
 
 
 def test_tokenizer_of_another_model_is_refused(make: MakeEncoder) -> None:

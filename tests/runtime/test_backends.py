@@ -14,7 +14,6 @@ from one_slot import OneSlot
 from plugins_emulation import write_library
 from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.selectors import SELECTORS, find_selector
 from divprune_edge.plugins.loader import OPERATORS_VARIABLE, SERVED
@@ -190,20 +189,18 @@ def test_a_remedy_follows_from_what_onnxruntime_says(
         raise RuntimeError(said)
 
     monkeypatch.setattr(ort, "InferenceSession", refuse)
-    with pytest.raises(UserError) as caught:
+    with refused("onnxruntime-refuses-graph", "'vision_encoder.onnx'", "cpu") as caught:
         open_backend(bundle).load(None)
-    start, _, end = str(caught.value).partition(f"({said})")
-    assert "cannot load 'vision_encoder.onnx' on cpu" in start
+    _, _, end = str(caught.value).partition(f"({said})")
     assert end.startswith(remedy)
     assert (end == ".") == (not remedy)
 
 
 def test_without_onnxruntime(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("divprune_edge.runtime.backends.find_spec", lambda name: None)
-    with pytest.raises(
-        UserError, match=r"not installed: 'python -m pip install onnxruntime-gpu\[cuda,cudnn\]'"
-    ):
-        open_backend(bundle, "cuda")
+    for backend, package in (("cpu", "onnxruntime"), ("cuda", "onnxruntime-gpu[cuda,cudnn]")):
+        with refused("onnxruntime-missing", f"'{backend}'", f"'python -m pip install {package}'"):
+            open_backend(bundle, backend)
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in ort.get_available_providers(), reason="CUDA is there")

@@ -141,14 +141,14 @@ def test_chunks(asked: Pipeline, pairs: list) -> None:
 def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) -> None:
     """More questions than slots: each begins where another has ended, and its answer is the one it gives alone."""
     wanted = alone(asked, pairs, max_tokens=12)
-    session = asked._backend.session(2)
+    session = asked.backend.session(2)
     waiting, found, writers = list(enumerate(pairs)), {}, {}
     while waiting or writers:
         while waiting and len(writers) < 2:
             number, (image, question) = waiting.pop(0)
-            seen = asked._vision.see(asked._vision.read([image]), asked.selector)
-            prompt = asked._prompt.encode([Turn("user", question, images=1)], [58])
-            writer = asked._writer(prompt, Decoding(max_tokens=12))
+            seen = asked.vision.see(asked.vision.read([image]), asked.selector)
+            prompt = asked.prompts.encode([Turn("user", question, images=1)], [58])
+            writer = asked.writer(prompt, Decoding(max_tokens=12))
             slot = session.add(seen.tokens)
             writer.take(session.extend(slot, prompt.ids))
             writers[slot] = number, writer
@@ -168,10 +168,10 @@ def test_sequences_join_and_leave_between_steps(asked: Pipeline, pairs: list) ->
 
 def test_one_waits_while_another_goes_on(asked: Pipeline, pairs: list) -> None:
     """A sequence that is not stepped keeps its cache, also when it is in the middle of its prompt."""
-    session = asked._backend.session(3)
+    session = asked.backend.session(3)
     rows = asked.bundle.manifest.language_model.embedding_rows
     width = asked.bundle.manifest.vision_encoder.width
-    visual = asked._backend.to_device(
+    visual = asked.backend.to_device(
         np.random.default_rng(0).standard_normal((1, 58, width)).astype(np.float32)
     )
     prompt = [1, *range(rows, rows + 58), 7, 8, 9]
@@ -183,7 +183,7 @@ def test_one_waits_while_another_goes_on(asked: Pipeline, pairs: list) -> None:
     assert np.allclose(session.extend(second, prompt[30:]).logits, wanted, atol=1e-4)
     together = session.step({first: 11, second: 5})
     second_after_five = together[second].logits.copy()
-    alone_first = OneSlot(asked._backend, visual)
+    alone_first = OneSlot(asked.backend, visual)
     alone_first.extend([*prompt, 5, 6, 7])
     assert np.allclose(together[first].logits, alone_first.extend([11]), atol=1e-4)
     session.truncate(first, len(prompt))
@@ -197,9 +197,9 @@ def test_one_waits_while_another_goes_on(asked: Pipeline, pairs: list) -> None:
 
 def test_a_sequence_at_the_end_of_its_block_waits_unharmed(asked: Pipeline) -> None:
     """Its last row is not where the padding goes that it is fed meanwhile: it goes on when the block has grown."""
-    session = asked._backend.session(2)
+    session = asked.backend.session(2)
     width = asked.bundle.manifest.vision_encoder.width
-    visual = asked._backend.to_device(np.zeros((1, 58, width), np.float32))
+    visual = asked.backend.to_device(np.zeros((1, 58, width), np.float32))
     prompt = [1, *np.random.default_rng(1).integers(5, 60, MORE_ROWS - 1).tolist()]
     for _ in range(2):
         session.add(visual)
@@ -207,7 +207,7 @@ def test_a_sequence_at_the_end_of_its_block_waits_unharmed(asked: Pipeline) -> N
     session.extend(1, [1, 7])
     session.step({1: 8})
     found = session.step({0: 9})[0].logits.copy()
-    lonely = OneSlot(asked._backend, visual)
+    lonely = OneSlot(asked.backend, visual)
     lonely.extend(prompt)
     assert np.allclose(found, lonely.extend([9]), atol=1e-4)
 
@@ -216,7 +216,7 @@ def test_what_comes_before_the_image_is_computed_once(asked: Pipeline, pairs: li
     pipeline = copy(asked)
     pipeline._prefix = {}
     widths: list[int] = []
-    backend = pipeline._backend
+    backend = pipeline.backend
 
     class Watched:
         def __init__(self, session: Any) -> None:
@@ -236,7 +236,7 @@ def test_what_comes_before_the_image_is_computed_once(asked: Pipeline, pairs: li
         def session(self, slots: int) -> Watched:
             return Watched(backend.session(slots))
 
-    pipeline._backend = Backend()  # type: ignore[assignment]
+    pipeline.backend = Backend()  # type: ignore[assignment]
     for _ in range(2):
         found = pipeline.ask_batch(pairs, max_tokens=1)
     before, rest = widths[0], [answer.prompt_tokens - widths[0] for answer in found]
@@ -294,8 +294,7 @@ def test_a_bad_line_costs_no_other(asked: Pipeline, pairs: list, command: Callab
     file.write_text("\n".join(lines) + "\n")
     outcome = command("batch", asked.bundle.path, file, "--size", 4, "--max-tokens", 6)
     found = [json.loads(line) for line in outcome.out.splitlines()]
-    assert outcome.code == 1
-    assert "9 of 12 lines of" in outcome.err
+    assert_told(outcome.code, outcome.err, "questions-unanswered", "9 of 12", f"'{file}'", expected=1)
     assert [(line.get("line"), line.get("code")) for line in found] == [
         (None, None),
         (2, "questions-invalid"),

@@ -109,7 +109,7 @@ def test_what_comes_before_the_image_is_computed_once(
 ) -> None:
     pipeline = Pipeline(fused_bundle if dialect == "fused" else demo_bundle)
     fed: list[int] = []
-    backend = pipeline._backend
+    backend = pipeline.backend
     session = type(backend).session
 
     def watched(self: Backend, *arguments: object) -> object:
@@ -125,7 +125,7 @@ def test_what_comes_before_the_image_is_computed_once(
 
     monkeypatch.setattr(type(backend), "session", watched)
     first, second = (pipeline.ask(image, "What is there?", max_tokens=5) for _ in range(2))
-    prompt = pipeline._prompt.encode([Turn("user", "What is there?", images=1)], [58])
+    prompt = pipeline.prompts.encode([Turn("user", "What is there?", images=1)], [58])
     assert len(prompt.before_image) > 0
     assert fed == [first.prompt_tokens, first.prompt_tokens - len(prompt.before_image)]
     assert first.token_ids == second.token_ids

@@ -49,9 +49,9 @@ def noisy(seed: int) -> Any:
 def radii(bundle: Path, image: Any) -> list[float]:
     """The coverage radius of each budget, by the lab's own arithmetic."""
     pipeline = Pipeline(bundle, "none", threads=1)
-    vision = pipeline._vision
+    vision = pipeline.vision
     candidates = vision.encode(vision.read([image]), [None])
-    distances = cosine_distances(pipeline._backend.to_host(candidates.encoded.tokens)[0])
+    distances = cosine_distances(pipeline.backend.to_host(candidates.encoded.tokens)[0])
     found = []
     for keep in BUDGETS:
         kept = Pipeline(bundle, "divprune", keep, threads=1).ask(image, QUESTION, max_tokens=1).kept_indices
@@ -102,7 +102,7 @@ def test_the_command_line(budgets: Path, tmp_path: Path, command: Callable[..., 
     for wrong, code in (
         ((), "budget-auto-needs-radius"),
         (("--radius", 3), "option-invalid"),
-        (("--radius", 1, "--keep", 58), "option-conflict"),
+        (("--radius", 1, "--keep", 58), "options-exclusive"),
     ):
         result = command(*told, *wrong, QUESTION)
         assert result.code == 2
@@ -118,7 +118,7 @@ def test_what_cannot_be_chosen_from_is_told(demo_bundle: Path, budgets: Path) ->
         budgets_of(Bundle.open(budgets), "divprune-29", None)
     with refused("option-invalid", "'small'"):
         Pipeline(budgets, budget="small")
-    with refused("option-conflict", "--budget auto"):
+    with refused("radius-without-budget", 0.1, "--budget auto"):
         Pipeline(budgets, radius=0.1)
     found = budgets_of(Bundle.open(budgets), "divprune-29", 0.1)
     assert [entry.keep for entry in found.selectors] == [8, 29, 58]
@@ -209,5 +209,9 @@ def test_evaluate_learns_and_uses_a_radius(
     result = command(*told, "--budget", "auto", "--radius", 0.5, "--json")
     assert result.code == 0, result.err
     assert "divprune-auto@0.5" in {row["method"] for row in json.loads(result.out)["rows"]}
-    for wrong in (("--budget", "auto"), ("--radius", 0.5), ("--budget", "small", "--radius", 0.5)):
-        assert "error[option-conflict]" in command(*told, *wrong).err
+    for wrong, code in (
+        (("--budget", "auto"), "budget-auto-needs-radius"),
+        (("--radius", 0.5), "radius-without-budget"),
+        (("--budget", "small", "--radius", 0.5), "option-invalid"),
+    ):
+        assert f"error[{code}]" in command(*told, *wrong).err

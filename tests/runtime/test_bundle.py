@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from raising import refused
 
+from divprune_edge.export.add_selector import add_selectors
 from divprune_edge.manifest import MANIFEST
 from divprune_edge.runtime import bundle as module
 from divprune_edge.runtime.bundle import Bundle
@@ -244,6 +245,15 @@ def test_unknown_selector_says_what_there_is(
 ) -> None:
     with refused(*told):
         Bundle.open(demo_bundle).selector(name, keep)
+
+
+def test_one_of_several_budgets_is_chosen_by_its_own_name(bundle_copy: Path) -> None:
+    list(add_selectors(bundle_copy, "uniform", "8,9", force=False, verify=False))
+    bundle = Bundle.open(bundle_copy)
+    with refused("selector-ambiguous", "uniform-8", "uniform-9"):
+        bundle.selector("uniform")
+    for found in (bundle.selector("uniform", 8), bundle.selector("uniform-8")):
+        assert found is not None and found.id == "uniform-8"
 
 
 def test_unpruned_default(bundle_copy: Path) -> None:

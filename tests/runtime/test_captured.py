@@ -92,7 +92,7 @@ def test_a_prompt_as_long_as_one_before(
 def test_answers_are_the_same(bundle: Path, steady: Pipeline, pixels: list[np.ndarray]) -> None:
     """Alone, in a batch, and in a conversation that goes on until a cache has grown; other images in between."""
     plain = Pipeline(bundle, threads=1)
-    plain._backend.memory.captures = False  # type: ignore[attr-defined]
+    plain.backend.memory.captures = False  # type: ignore[attr-defined]
 
     def answers(pipeline: Pipeline) -> list[list[int]]:
         found = [pipeline.ask(image, q, **FREE).token_ids for image in pixels for q in QUESTIONS]
@@ -101,14 +101,14 @@ def test_answers_are_the_same(bundle: Path, steady: Pipeline, pixels: list[np.nd
         return found + [chat.ask(q, max_tokens=150, ignore_eos=True).token_ids for q in QUESTIONS]
 
     assert answers(steady) == answers(plain)
-    assert steady._backend.memory.captures  # type: ignore[attr-defined]
+    assert steady.backend.memory.captures  # type: ignore[attr-defined]
 
 
 def test_what_is_bound_anew_is_captured_anew(
     steady: Pipeline, runs: list[dict[str, int]], pixels: list[np.ndarray]
 ) -> None:
-    backend: Any = steady._backend
-    inputs = {"pixels": steady._vision.read(pixels[:1])[0].pixels}
+    backend: Any = steady.backend
+    inputs = {"pixels": steady.vision.read(pixels[:1])[0].pixels}
     backend.encode(inputs)
     backend.encode(inputs)
     ((binding, outputs),) = backend._steady._sets.values()
@@ -119,8 +119,8 @@ def test_what_is_bound_anew_is_captured_anew(
 
 def test_what_was_seen_stays(steady: Pipeline, pixels: list[np.ndarray]) -> None:
     """The buffers of the encoder are written to again, not what it gave before."""
-    backend = steady._backend
-    read = [steady._vision.read([image])[0] for image in (pixels[0], pixels[0], pixels[1])]
+    backend = steady.backend
+    read = [steady.vision.read([image])[0] for image in (pixels[0], pixels[0], pixels[1])]
     found = [backend.encode({"pixels": one.pixels}) for one in read]
     first, again, other = (np.array(backend.to_host(one.tokens)) for one in found)
     assert np.array_equal(first, again)
@@ -133,7 +133,7 @@ def test_a_replay_that_differs_is_given_up(
 ) -> None:
     """As when a graph had frozen what the host said: the second step is noticed, and its answer is right."""
     wanted = Pipeline(bundle, threads=1)
-    wanted._backend.memory.captures = False  # type: ignore[attr-defined]
+    wanted.backend.memory.captures = False  # type: ignore[attr-defined]
     answer = wanted.ask(pixels[0], QUESTIONS[0], **FREE).token_ids
     broken = Pipeline(bundle, threads=1)
     whole, replays = captured.check_replay, []
@@ -147,7 +147,7 @@ def test_a_replay_that_differs_is_given_up(
         assert broken.ask(pixels[0], QUESTIONS[0], **FREE).token_ids == answer
     assert "CUDA graph" in caplog.text
     assert len(replays) == 2
-    assert not broken._backend.memory.captures  # type: ignore[attr-defined]
+    assert not broken.backend.memory.captures  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("captures")
@@ -168,7 +168,7 @@ def test_a_graph_that_cannot_be_captured(
         pipeline = Pipeline(bundle, threads=1)
         assert pipeline.ask(pixels[0], QUESTIONS[0], max_tokens=3, ignore_eos=True).token_ids
     assert "graph capture feature" in caplog.text
-    assert not pipeline._backend.memory.captures  # type: ignore[attr-defined]
+    assert not pipeline.backend.memory.captures  # type: ignore[attr-defined]
 
 
 def test_the_environment_says_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -98,11 +99,11 @@ def test_a_position_behind_the_text_of_its_clip(opened: Opened) -> None:
     """Of Qwen2.5-VL, whose frames may lie more seconds apart than a grid has rows."""
     pipeline = opened("qwen2_5_vl")
     video = Video(noise(6, (40, 50)), fps=0.05)
-    (clip,) = pipeline._vision.read([video])
-    rows = np.arange(pipeline._vision.count(clip, None))
-    prompt = pipeline._placed(
-        pipeline._prompt.encode([user_turn(QUESTION, [clip])], pipeline._vision.spans(clip, None)),
-        [pipeline._vision.placed(clip, rows, rows)],
+    (clip,) = pipeline.vision.read([video])
+    rows = np.arange(pipeline.vision.count(clip, None))
+    prompt = pipeline.prompts.place(
+        pipeline.prompts.encode([user_turn(QUESTION, [clip])], pipeline.vision.spans(clip, None)),
+        [pipeline.vision.placed(clip, rows, rows)],
     )
     assert prompt.positions.max() > prompt.next_position == prompt.positions[0, -1] + 1
 
@@ -220,7 +221,7 @@ def test_a_bundle_without_clips_and_a_clip_beyond_the_context(
         images.ask(None, QUESTION, video=noise(2))
     pipeline = opened(ONEVISION).with_selector("none")
     encoded: list[int] = []
-    pipeline._vision.see = lambda *given: encoded.append(1)  # type: ignore[assignment]
+    pipeline.vision.see = lambda *given: encoded.append(1)  # type: ignore[assignment]
     video = [Video(noise(FRAMES)) for _ in range(19)]
     with refused("prompt-too-long", "1045 of them visual", "frames"):
         pipeline.ask(None, QUESTION, video=video)
@@ -237,6 +238,28 @@ def test_exports_that_are_refused(folder: Callable[[str], Path]) -> None:
         plan_of(folder(ONEVISION), KEPT, frames=769)
     with refused("clips-unsupported", "'llava'"):
         plan_of(CHECKPOINT, KEPT, frames=4)
+
+
+@every_family
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"video_processor_type": "FilmProcessor"}, "'FilmProcessor'"),
+        ({"image_std": [0.1, 0.2, 0.3]}, "(0.1, 0.2, 0.3)"),
+        ({"fps": -2.0, "min_frames": 4}, "fps"),
+    ],
+)
+def test_another_video_processor_is_refused(
+    family: str, changes: dict[str, Any], shown: str, folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder(family), tmp_path / "tiny"))
+    file = "video_preprocessor_config.json"
+    images = "preprocessor_config.json"
+    said = json.loads((copy / (file if (copy / file).is_file() else images)).read_text())
+    (copy / file).write_text(json.dumps({**said, **changes}))
+    with refused("video-processor-unsupported", shown, "--frames"):
+        plan_of(copy, KEPT, frames=4)
+    plan_of(copy, KEPT)
 
 
 @every_family

@@ -203,7 +203,7 @@ def test_an_image_that_joins_leaves_the_cache_and_is_seen_alone(
 ) -> None:
     seen: list[int] = []
     fed: list[int] = []
-    backend = type(pipeline._backend)
+    backend = type(pipeline.backend)
     encode = backend.encode
     monkeypatch.setattr(
         backend, "encode", lambda s, p, *r: (seen.append(len(p["pixels"])), encode(s, p, *r))[1]

@@ -14,8 +14,9 @@ from clips_made import noise, write_clip
 from conftest import ROOT
 from exporting import export, plan_of
 from qwen_checkpoints import draft_qwen_checkpoint
+from raising import refused
 
-from divprune_edge import Pipeline, UserError, Video
+from divprune_edge import Pipeline, Video
 from divprune_edge.runtime.progress import on_terminal
 
 
@@ -57,7 +58,7 @@ def test_what_cannot_be_read_is_over(bundle: Path, tmp_path: Path) -> None:
     told: list[tuple[str, int, int | None]] = []
     pipeline = Pipeline(bundle, threads=1, on_progress=lambda *progress: told.append(progress))
     (tmp_path / "no clip.mp4").write_bytes(b"none")
-    with pytest.raises(UserError):
+    with refused("clip-format-unknown", "no clip.mp4"):
         pipeline.ask(None, "a", video=tmp_path / "no clip.mp4")
     assert told[-1][1] == told[-1][2]
 

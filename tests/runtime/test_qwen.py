@@ -165,13 +165,13 @@ def test_every_shape_has_as_many_tokens_as_transformers_and_the_same(
     family: str, opened: Opened, reference: Callable[[str], QwenReference]
 ) -> None:
     pipeline, stock = opened(family).with_selector("none"), reference(family)
-    vision, counts = pipeline._vision, set()
+    vision, counts = pipeline.vision, set()
     for image in images_of([*SHAPES, (1, 200), (200, 1)]):
         inputs = stock.inputs([stock.place], [image])
         prompt = stock.spliced(inputs, [range(inputs["input_ids"].shape[1])], "original")
         (read,) = vision.read([image])
         seen = vision.see([read], None)
-        found = pipeline._backend.to_host(seen.tokens)[0, seen.rows]
+        found = pipeline.backend.to_host(seen.tokens)[0, seen.rows]
         wanted = torch.cat([prompt.rows, *prompt.beside], dim=1).numpy()
         assert vision.count(read, None) == len(wanted)
         assert close(found, wanted), image.size
@@ -274,14 +274,14 @@ def test_a_prompt_cut_anywhere_gives_the_same_logits(
     family: str, dialect: str, selector: str | None, opened: Opened
 ) -> None:
     pipeline = opened(family, dialect).with_selector(selector)
-    backend, vision = pipeline._backend, pipeline._vision
+    backend, vision = pipeline.backend, pipeline.vision
     inputs = vision.read(images_of([(33, 120), (8, 8)]))
-    ids = pipeline._prompt.encode_raw(
+    ids = pipeline.prompts.encode_raw(
         [_raw("<|im_start|> what is <|image_pad|> and <|image_pad|> which ?")],
         [vision.count(image, pipeline.selector) for image in inputs],
     )
     seen = vision.see(inputs, pipeline.selector)
-    prompt = pipeline._placed(ids, seen.images)
+    prompt = pipeline.prompts.place(ids, seen.images)
     assert prompt.positions.shape == (3, len(prompt))
     session = backend.session()
     slot = session.add(seen.tokens)
@@ -318,7 +318,7 @@ def test_what_comes_before_the_first_image_is_prefilled_once(
     (before,) = pipeline._prefix
     assert len(before) > 4
     fed: list[int] = []
-    kind = type(pipeline._backend.session())
+    kind = type(pipeline.backend.session())
     extend = kind.extend
     monkeypatch.setattr(
         kind, "extend", lambda s, slot, ids, *r: (fed.append(len(ids)), extend(s, slot, ids, *r))[1]
@@ -372,10 +372,10 @@ def test_llava_keeps_positions_where_it_is_asked_to(
         pipeline.ask(pictures, QUESTION, prefill_chunk=5, **GREEDY),
         pipeline.ask_batch([(pictures, QUESTION), (None, LATER)], **GREEDY)[0],
     ):
-        vision, kept = pipeline._vision, np.split(found.kept_indices, count)
+        vision, kept = pipeline.vision, np.split(found.kept_indices, count)
         seen = [vision.see(vision.read([one]), None) for one in pictures]
-        rows = [pipeline._backend.to_host(one.tokens)[0][kept[i]] for i, one in enumerate(seen)]
-        ids = pipeline._prompt.encode([_question(count)], [25] * count).ids
+        rows = [pipeline.backend.to_host(one.tokens)[0][kept[i]] for i, one in enumerate(seen)]
+        ids = pipeline.prompts.encode([_question(count)], [25] * count).ids
         text, columns = [], []
         for column, token in enumerate(ids):
             image, row = divmod(token - pipeline.bundle.manifest.language_model.embedding_rows, 25)

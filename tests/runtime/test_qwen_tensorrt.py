@@ -184,7 +184,7 @@ def test_the_kernel_looks_at_the_token_alone(
     assert device.counts["allocations"] == allocated
     assert not [name for name in device.counts if name.startswith("divprune")]
     # What is kept is the rows, whole, bit for bit.
-    vision, backend = ours._vision, ours._backend
+    vision, backend = ours.vision, ours.backend
     candidates = vision.encode(vision.read([images[0]]), [ours.selector])
     before = backend.to_host(candidates.encoded.tokens)
     seen = vision.select(candidates, ours.selector)
@@ -238,7 +238,7 @@ def test_equals_transformers_on_the_same_resized_image(
         assert inputs["image_grid_thw"][0, 1:].tolist() == [
             side // facts.patches.patch for side in (height, width)
         ]
-        (read,) = pipeline._vision.read([image])
+        (read,) = pipeline.vision.read([image])
         mean, std = (np.repeat(values, read.pixels.shape[2] // 3) for values in (facts.mean, facts.std))
         assert close(
             (read.pixels[0] * facts.rescale_factor - mean) / std, inputs["pixel_values"].numpy(), 1e-6

@@ -76,7 +76,7 @@ def test_what_stays_and_what_follows(
 
     ids = np.array(chat._cached[: answer.prompt_tokens])
     visual = np.flatnonzero(ids >= bundle.rows)
-    rows, _ = embed(model, ids, chat._pipeline._backend.to_host(chat._seen.tokens)[0])
+    rows, _ = embed(model, ids, chat._pipeline.backend.to_host(chat._seen.tokens)[0])
     wanted = run(
         model,
         rows,

@@ -86,7 +86,7 @@ def expected(
 ) -> Pruned:
     """What transformers' layers do after a prompt's ids, which refer to what a chat has seen."""
     schedule = bundle.manifest.language_model.schedule
-    rows, stacked = embed(model, ids, chat._pipeline._backend.to_host(chat._seen.tokens)[0])
+    rows, stacked = embed(model, ids, chat._pipeline.backend.to_host(chat._seen.tokens)[0])
     return run(
         model,
         rows,
@@ -158,13 +158,13 @@ def test_slots_join_and_leave(exported: Exported, dialect: str) -> None:
         return slot, [int(session.extend(slot, ids[: len(ids) - count]).logits.argmax())]
 
     def alone(count: int, steps: int) -> list[int]:
-        session = pipeline._backend.session()
+        session = pipeline.backend.session()
         slot, found = begin(session, count)
         for _ in range(steps - 1):
             found.append(int(session.step({slot: found[-1]})[slot].logits.argmax()))
         return found
 
-    session = pipeline._backend.session(3)
+    session = pipeline.backend.session(3)
     answers = dict(begin(session, count) for count in (0, 2, 4))
 
     def step(*slots: int) -> None:
@@ -432,8 +432,8 @@ def test_three_positions_a_token(
     )
     pipeline = Pipeline(bundle.folder)
     placed: list[Any] = []
-    place = pipeline._placed
-    monkeypatch.setattr(pipeline, "_placed", lambda *told: placed.append(place(*told)) or placed[-1])
+    place = pipeline.prompts.place
+    monkeypatch.setattr(pipeline.prompts, "place", lambda *told: placed.append(place(*told)) or placed[-1])
     chat = pipeline.chat(images_of([SHAPES[0]])[0])
     answer = chat.ask("what is in the picture ?", max_tokens=STEPS, ignore_eos=True)
     ids, visual = placed[0].ids, visual_rows(bundle, placed[0].ids)

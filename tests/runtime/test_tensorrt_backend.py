@@ -78,7 +78,7 @@ def test_answers_are_those_of_the_portable_graphs(
     first_question = 2 if selector is None else 1  # page-locked memory of the uploads and of the indices
     assert device.counts["allocations"] == allocated[0]
     assert device.counts["pinned"] <= allocated[1] + 1 + first_question
-    assert ours._backend.name == "tensorrt"
+    assert ours.backend.name == "tensorrt"
 
 
 def test_a_chat_reuses_the_cache(
@@ -129,7 +129,7 @@ def test_one_launch_per_decode_step_and_nothing_of_a_token_through_the_host(
     logits = 4 * manifest.language_model.vocabulary
     vision = manifest.vision_encoder
     pixels = vision.image_height * vision.image_width * 3
-    model = ours._backend._language[0]  # type: ignore[attr-defined]
+    model = ours.backend._language[0]  # type: ignore[attr-defined]
     step = model.places(1, 1)[1]
     downloads = [size for kind, size in device.copies if kind == "download"]
     uploads = [size for kind, size in device.copies if kind == "upload"]
@@ -402,7 +402,7 @@ def test_float16_and_signals_of_the_encoder(
         answer = one.ask(image, "what is there ?", max_tokens=4, ignore_eos=True)
         width = one.bundle.manifest.vision_encoder.width
         visual = np.random.default_rng(2).standard_normal((1, 12, width)).astype(np.float16)
-        session = OneSlot(one._backend, one._backend.to_device(visual))
+        session = OneSlot(one.backend, one.backend.to_device(visual))
         rows = one.bundle.manifest.language_model.embedding_rows
         steps = [session.extend([1, *range(rows, rows + 12), 8]).copy(), session.extend([9]).copy()]
         sessions.append((answer.kept_indices, *steps))

@@ -248,7 +248,7 @@ def test_every_shape_has_as_many_rows_as_transformers_and_the_same(
     family: str, stock: Callable[[str], Stock], opened: Callable[..., Pipeline]
 ) -> None:
     pipeline, reference = opened(family).with_selector("none"), stock(family)
-    vision, backend = pipeline._vision, pipeline._backend
+    vision, backend = pipeline.vision, pipeline.backend
     seen_grids, worst = set(), 0.0
     for size in TINY_SHAPES:
         image = noise_image(*size)
@@ -339,8 +339,8 @@ def by_hand(pipeline: Pipeline, image: Image.Image, rows: Any) -> list[tuple[Any
 
     ``rows`` are transformers' own [m, D]; signals are those of the encoder, put together here.
     """
-    manifest, backend = pipeline.bundle.manifest, pipeline._backend
-    (read,) = pipeline._vision.read([image])
+    manifest, backend = pipeline.bundle.manifest, pipeline.backend
+    (read,) = pipeline.vision.read([image])
     names = [output.name for output in manifest.vision_encoder.outputs[1:]]
     encoded = backend.encode({"pixels": read.pixels}, names)
     made, n = read.assembly, manifest.candidates
@@ -381,7 +381,7 @@ def test_every_selector_keeps_what_its_reference_keeps(
     pipeline, image = Pipeline(folder, "none", threads=1), noise_image(77, 131)
     rows = stock(family).features(image)[0].numpy()
     prepared = by_hand(pipeline, image, rows)
-    (read,) = pipeline._vision.read([image])
+    (read,) = pipeline.vision.read([image])
     for name in sorted(added):
         selector, pruned = SELECTORS[name], pipeline.with_selector(name, 6)
         kept, places = [], []
@@ -394,10 +394,10 @@ def test_every_selector_keeps_what_its_reference_keeps(
             kept += list(selector.kept(tokens, valid, 6, **needed))
             places += [place[pick] if pick >= 0 else place[0] - 0.5 for pick in picks]
         order = np.argsort(places, kind="stable") if per == "tile" else np.arange(len(places))
-        seen = pruned._vision.see([read], pruned.selector)
+        seen = pruned.vision.see([read], pruned.selector)
         wanted = [int(place) if place % 1 == 0 else -1 for place in np.array(places)[order]]
         assert seen.kept_indices.tolist() == wanted, name
-        found = pipeline._backend.to_host(seen.tokens)[0, seen.rows]
+        found = pipeline.backend.to_host(seen.tokens)[0, seen.rows]
         assert close(found, np.array(kept)[order]), name
         answer = pruned.ask(image, QUESTION, max_tokens=4, ignore_eos=True)
         assert answer.visual_tokens == len(found)

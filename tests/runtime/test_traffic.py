@@ -46,7 +46,7 @@ def pixels() -> np.ndarray:
 @contextmanager
 def counted(pipeline: Pipeline) -> Iterator[Traffic]:
     """Give what passes inside the block."""
-    now: Traffic = pipeline._backend.memory.traffic  # type: ignore[attr-defined]
+    now: Traffic = pipeline.backend.memory.traffic  # type: ignore[attr-defined]
     before, found = (now.to_device, now.to_host), Traffic()
     yield found
     found.to_device, found.to_host = now.to_device - before[0], now.to_host - before[1]
@@ -65,8 +65,8 @@ def begin(pipeline: Pipeline, slots: int = 1) -> tuple[Any, Any, list[int]]:
     visual = np.random.default_rng(1).standard_normal(shape).astype(manifest.token_dtype)
     rows = manifest.language_model.embedding_rows
     return (
-        pipeline._backend.session(slots),
-        pipeline._backend.to_device(visual),
+        pipeline.backend.session(slots),
+        pipeline.backend.to_device(visual),
         [1, *range(rows, rows + 58), 9],
     )
 

@@ -104,15 +104,13 @@ class RunOptions:
             UserError: one of the two options without the other.
         """
         from divprune_edge.errors import UserError
-        from divprune_edge.runtime.budgets import AUTO
+        from divprune_edge.runtime.budgets import check_auto
 
-        if (self.budget, self.radius) == (None, None):
-            return None
-        if self.budget != AUTO or self.radius is None:
+        check_auto(self.budget, self.radius)
+        if self.budget is not None and self.radius is None:
             raise UserError(
-                f"--budget is '{self.budget}' and --radius {self.radius}: give --budget auto and a distance, or "
-                "neither.",
-                code="option-conflict",
+                "--budget auto needs --radius: learn one with --learn-radius.",
+                code="budget-auto-needs-radius",
             )
         return self.radius
 

@@ -116,9 +116,7 @@ class Runner:
         return VisualTokens(self._backend.to_device(tokens), tokens.shape[1], (image,))
 
     def _answer(self, visual: VisualTokens, question: str, decoding: Decoding) -> tuple[str, float, float]:
-        prompt = self._prompt.encode([Turn("user", question, images=1)], [len(visual.rows)])
-        language = self._manifest.language_model
-        prompt = prompt.placed(language.embedding_rows, visual.images, language.axes)
+        prompt = self._prompt.encode_seen([Turn("user", question, images=1)], visual.images)
         writer = new_writer(self._manifest, self._prompt.tokenizer.model, prompt, decoding)
         session = self._backend.session()
         write(session, {session.add(visual.tokens): writer})

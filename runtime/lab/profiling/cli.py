@@ -157,14 +157,14 @@ def _variants(
         if chosen == main.selector:
             raise UserError(
                 f"--against {against} is what is measured already: name another selector, or --alone.",
-                code="against-itself",
+                code="comparison-with-itself",
             )
         return [main, replace(main, title=_title(chosen), selector=chosen)]
     other = _open(Bundle.open(against), None, None, backend, threads)
     if other.bundle.path == bundle.path:
         raise UserError(
             f"--against {against} is the bundle itself: name another one, or one of its selectors.",
-            code="against-itself",
+            code="comparison-with-itself",
         )
     return [replace(v, title=f"{v.bundle.path.name}: {v.title}") for v in (main, other)]
 
@@ -220,16 +220,22 @@ def _fit(
 
 def _room(variant: Variant, image: Path, question: str) -> int:
     """Return how many tokens an answer may have; the last one is never fed back."""
+    import numpy as np
+
     from divprune_edge.errors import UserError
 
-    (read,) = variant.vision.read([image])
+    vision, language = variant.vision, variant.bundle.manifest.language_model
+    (read,) = vision.read([image])
+    count = vision.count(read, variant.selector)
     try:
-        used = len(variant.encode(question, read))
+        # Whichever are kept, the text behind the image begins at the same position.
+        some = vision.placed(read, np.arange(count), np.arange(count))
+        prompt = variant.prompt.place(variant.encode(question, read), [some])
     except UserError:
-        if variant.vision.count(read, variant.selector) < variant.bundle.manifest.language_model.positions:
+        if count < language.positions:
             raise
         return 0
-    return variant.bundle.manifest.language_model.positions - used
+    return min(language.positions - len(prompt), language.context - prompt.next_position)
 
 
 def _machine(

@@ -155,7 +155,7 @@ def _measured(
 
 def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
     """Answer once, greedily, and return what each part took: a backend ends each stage before it returns."""
-    vision, language = variant.vision, variant.bundle.manifest.language_model
+    vision = variant.vision
     sampler = Sampler(forbidden=variant.bundle.manifest.prompt.forbidden_ids)
     clock = [time.perf_counter()]
 
@@ -168,7 +168,7 @@ def answer(variant: Variant, workload: Workload) -> MeasuredAnswer:
     session = variant.backend.session()
     seen = vision.see(images, variant.selector, lap)
     slot = session.add(seen.tokens)
-    prompt = prompt.placed(language.embedding_rows, seen.images, language.axes)
+    prompt = variant.prompt.place(prompt, seen.images)
     token = sampler.next(session.extend(slot, prompt.ids, prompt.positions))
     lap()
     for at in range(workload.tokens - 1):

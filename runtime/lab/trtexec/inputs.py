@@ -37,7 +37,7 @@ from divprune_edge.runtime.backends import Encoded
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.trtexec.lines import Files, Stage
 from divprune_edge.runtime.lab.trtexec.recording import record_steps
-from divprune_edge.runtime.vision import Candidates, Vision, groups_of, read_clip
+from divprune_edge.runtime.vision import Vision, groups_of, read_clip
 
 Array = npt.NDArray[Any]
 MADE_UP = (
@@ -124,8 +124,7 @@ class Inputs:
     def _steps(self) -> dict[str, tuple[dict[str, Array], ...]]:
         info, image = self._bundle.manifest.language_model, self._seen.image
         turns = [user_turn(self._question, [self._image])]
-        prompt = self._bundle.prompt_encoder().encode(turns, image.counts)
-        prompt = prompt.placed(info.embedding_rows, [image], info.axes)
+        prompt = self._bundle.prompt_encoder().encode_seen(turns, [image])
         steps = record_steps(info, prompt, self._seen.kept)
         return dict(zip(language_engines(info), steps, strict=True))
 
@@ -146,10 +145,8 @@ class Inputs:
         if self._bundle.manifest.assemble is None:
             candidates = vision.encode([self._image], [self._selector])
         else:
-            groups, tiles = self._groups, vision.tiles(self._image)
-            rows = backend.assemble(tiles, groups)
-            every = (range(len(groups.valid)),)
-            candidates = Candidates(rows, groups.valid, groups.reading, every, [self._image])
+            tiles = vision.tiles(self._image)
+            candidates = vision.assemble(self._image, tiles)
         seen = vision.select(candidates, self._selector)
         return _Seen(
             {tile_input(name): value for name, value in values(tiles).items()} if tiles is not None else {},

@@ -277,17 +277,15 @@ def test_the_names_of_the_lab() -> None:
 
 def test_without_setuptools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("divprune_edge.export.package.wheel.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="'pip install setuptools'") as caught:
+    with refused("setuptools-missing", "'pip install setuptools'"):
         runtime_wheel()
-    assert caught.value.code == "setuptools-missing"
 
 
 def test_setuptools_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = "import sys; sys.exit('of another time')"
     monkeypatch.setattr("divprune_edge.export.package.wheel._BUILD", broken)
-    with pytest.raises(UserError, match=r"did not build .*\(of another time\)") as caught:
+    with refused("wheel-failed", "(of another time)", "'pip install --upgrade setuptools'"):
         runtime_wheel()
-    assert caught.value.code == "wheel-failed"
 
 
 class Stopped(BaseException):

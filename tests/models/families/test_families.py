@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.models.families import FAMILIES, family_named, family_of, reader_of
 from divprune_edge.models.families.family import Family, WeightNames
 
@@ -33,9 +31,7 @@ def test_a_config_and_a_manifest_find_the_same_family() -> None:
 
 
 def test_an_unknown_family_is_one_sentence() -> None:
-    with pytest.raises(
-        UserError, match=re.escape("The bundle's family is 'ufo', this divprune-edge knows llava")
-    ):
+    with refused("family-unknown", "'ufo'", *FAMILIES):
         reader_of("ufo")
 
 

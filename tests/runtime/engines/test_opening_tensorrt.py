@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from engine_bundles import refresh
+from raising import refused
 
-from divprune_edge.errors import UserError
 from divprune_edge.manifest import read_manifest
 from divprune_edge.plugins.record import LIBRARY, sha256
 from divprune_edge.plugins.record import read_record as read_library_record
@@ -33,13 +33,6 @@ def edition() -> Edition:
 def open_it(folder: Path, selector: str | None = None) -> Engines:
     bundle = Bundle.open(folder, "always")
     return open_engines(bundle, bundle.selector(selector))
-
-
-def refusal(folder: Path) -> str:
-    """Return the sentence with which opening ends."""
-    with pytest.raises(UserError) as error:
-        open_it(folder)
-    return str(error.value)
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +62,15 @@ def test_without_pruning_no_selector_and_no_plugin(build: Build, bundle: Path, h
 @pytest.mark.parametrize(
     ("facts", "sides"),
     [
-        ({"sms": (90,)}, "were built with sm_87, but this is sm_90"),
-        ({"tensorrt": "10.3.1"}, "were built with TensorRT 10.3.0, but this is TensorRT 10.3.1"),
-        ({"cuda": "12.8"}, "were built with CUDA 12.6, but this is CUDA 12.8"),
+        ({"sms": (90,)}, ("sm_87", "sm_90")),
+        ({"tensorrt": "10.3.1"}, ("TensorRT 10.3.0", "TensorRT 10.3.1")),
+        ({"cuda": "12.8"}, ("CUDA 12.6", "CUDA 12.8")),
     ],
 )
-def test_another_device(built: Path, here: Here, facts: dict[str, Any], sides: str) -> None:
+def test_another_device(built: Path, here: Here, facts: dict[str, Any], sides: tuple[str, str]) -> None:
     here.change(**facts)
-    assert refusal(built) == (
-        f"The engines in '{built / 'engines'}' {sides}: build them for this device with "
-        f"'python -m runtime build {built}'."
-    )
+    with refused("engines-unfit", built / "engines", *sides, f"'python -m runtime build {built}'"):
+        open_it(built)
 
 
 def test_engines_of_the_other_edition_do_not_count(built: Path) -> None:
@@ -88,29 +79,29 @@ def test_engines_of_the_other_edition_do_not_count(built: Path) -> None:
     facts = info.facts.model_copy(update={"edition": "tensorrt-rtx"})
     record.write_text(info.model_copy(update={"facts": facts}).model_dump_json())
     record.parent.rename(record.parent.with_name(fingerprint(facts)))
-    assert refusal(built) == (
-        f"'{built}' has no engines: build them on this device with 'python -m runtime build {built}'."
-    )
+    with refused("engines-missing", f"'{built}'", f"'python -m runtime build {built}'"):
+        open_it(built)
 
 
 def test_a_bundle_for_an_rtx_card(built: Path) -> None:
     refresh(built, read_manifest(built), target="rtx4090")
-    assert refusal(built) == (
-        f"'{built}' was made for GeForce RTX 4090 24GB, which TensorRT-RTX serves: use --backend tensorrt-rtx."
-    )
+    with refused(
+        "backend-with-target", f"'{built}'", "GeForce RTX 4090 24GB", "TensorRT-RTX", "--backend tensorrt-rtx"
+    ):
+        open_it(built)
 
 
 def test_the_plugin_is_missing(built: Path, here: Here) -> None:
     shutil.rmtree(here.library)
-    assert "There is no plugin library at" in refusal(built)
-    assert "'python -m plugins build'" in refusal(built)
+    with refused("plugin-missing", here.library / LIBRARY, "'python -m plugins build'"):
+        open_it(built)
 
 
 def test_another_plugin(built: Path, here: Here) -> None:
     path = here.library / LIBRARY
+    before = sha256(path)
     path.write_bytes(b"another")
     dataclasses.replace(read_library_record(here.library), sha256=sha256(path)).write(here.library)
-    sentence = refusal(built)
-    assert "were built with another plugin library (sha256 " in sentence
-    assert sha256(path)[:12] in sentence
-    assert sentence.endswith(f"'python -m runtime build {built}'.")
+    digests = (before[:12], sha256(path)[:12])
+    with refused("engines-of-other-plugin", f"'{path}'", *digests, f"'python -m runtime build {built}'"):
+        open_it(built)

@@ -69,7 +69,7 @@ def pipeline(folder: Path) -> Pipeline:
 
 
 def read(pipeline: Pipeline, path: Path) -> tuple[Vision, ImageInput, Manifest]:
-    vision = Vision(pipeline.bundle, pipeline._backend)
+    vision = Vision(pipeline.bundle, pipeline.backend)
     return vision, vision.read([path])[0], pipeline.bundle.manifest
 
 
@@ -78,8 +78,8 @@ def test_the_rows_of_an_image_in_reading_order(folder: Path, pipeline: Pipeline,
     vision, image, _ = read(pipeline, folder / name)
     assert image.assembly is not None
     candidates = vision.encode([image], [pipeline.selector])
-    rows = rows_of(pipeline._backend, candidates)
-    tiles = pipeline._backend.to_host(vision.tiles(image).tokens)
+    rows = rows_of(pipeline.backend, candidates)
+    tiles = pipeline.backend.to_host(vision.tiles(image).tokens)
     table = np.concatenate([np.full((1, tiles.shape[2]), np.nan), tiles.reshape(-1, tiles.shape[2])])
     wanted = (table[image.assembly.rows] * image.assembly.weights[..., None]).sum(axis=1)
     ends = image.assembly.rows[:, 0] == 0
@@ -90,7 +90,7 @@ def test_the_rows_of_an_image_in_reading_order(folder: Path, pipeline: Pipeline,
     seen = vision.select(candidates, pipeline.selector)
     picked = rows.picked(find_selector("divprune").reference, pipeline.selector.keep)
     assert np.array_equal(np.sort(np.concatenate(picked)), seen.kept_indices)
-    tokens = pipeline._backend.to_host(seen.tokens)[0, seen.rows]
+    tokens = pipeline.backend.to_host(seen.tokens)[0, seen.rows]
     assert np.allclose(tokens, rows.tokens[seen.kept_indices])
     assert np.array_equal(vision.select(candidates, None).kept_indices, np.arange(len(rows.tokens)))
 
@@ -136,7 +136,7 @@ def test_an_evaluation_counts_what_each_image_has(folder: Path, pipeline: Pipeli
 def test_coverage_is_of_the_rows_that_count(folder: Path, pipeline: Pipeline) -> None:
     found = inspect_selection(pipeline, folder / "large.png")
     vision, image, _ = read(pipeline, folder / "large.png")
-    rows = rows_of(pipeline._backend, vision.encode([image], [pipeline.selector]))
+    rows = rows_of(pipeline.backend, vision.encode([image], [pipeline.selector]))
     assert found.tokens == len(rows.tokens) < len(rows.valid.reshape(-1)) + 1
     assert found.coverage == coverage_radius(cosine_distances(rows.tokens), np.sort(found.picks))
 
@@ -175,7 +175,7 @@ def test_what_is_kept_is_drawn_over_the_image(folder: Path, pipeline: Pipeline, 
 def test_picks_of_tiles_are_drawn_in_turn(folder: Path, pipeline: Pipeline) -> None:
     found = inspect_selection(pipeline, folder / "large.png")
     vision, image, manifest = read(pipeline, folder / "large.png")
-    rows = rows_of(pipeline._backend, vision.encode([image], [pipeline.selector]))
+    rows = rows_of(pipeline.backend, vision.encode([image], [pipeline.selector]))
     assert manifest.assemble is not None
     groups = len(rows.groups)
     assert (groups > 1) == (manifest.assemble.per == "tile")

@@ -309,10 +309,10 @@ def test_the_newline_is_found_and_missed_by_name(newline: str) -> None:
 
 @pytest.mark.parametrize("name", ["llava-1.6-vicuna-7b", "llava-onevision-qwen2-0.5b"])
 def test_presets_have_the_tiles_of_their_checkpoints(name: str) -> None:
-    from divprune_edge.models.tiles import candidates_of, groups_of, tiles_of
+    from divprune_edge.models.tiles import candidates_of, picks_of, tiles_of
 
     family = next(family for family in map(family_named, FAMILIES) if name in family.presets)
     spec = family.spec(family.presets[name])
-    numbers = (tiles_of(spec), candidates_of(spec), candidates_of(spec, "tile"), groups_of(spec, "image"))
+    numbers = (tiles_of(spec), candidates_of(spec), candidates_of(spec, "tile"), picks_of(spec, "image"))
     assert numbers == {"llava_next": (5, 2928, 600, 1), "llava_onevision": (37, 8765, 756, 1)}[family.name]
-    assert groups_of(spec, "tile") == tiles_of(spec)
+    assert picks_of(spec, "tile") == tiles_of(spec)

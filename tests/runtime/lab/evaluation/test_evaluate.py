@@ -69,6 +69,7 @@ def test_folder_groups_questions_by_image(folder: Path) -> None:
         ({"image": "a.png", "question": "x", "answer": []}, "questions-invalid", "'answer'"),
         ({"image": "a.png", "question": "x", "answer": "y", "type": 3}, "questions-invalid", "'type' is 3"),
         ({"image": "c.png", "question": "x", "answer": "y"}, "image-missing", "c.png"),
+        ({"video": "c.mp4", "question": "x", "answer": "y"}, "evaluation-of-clips", "'batch'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: Any, code: str, given: str) -> None:
@@ -255,7 +256,7 @@ def test_the_journal_reads_what_it_wrote(tmp_path: Path) -> None:
 def test_two_evaluations_do_not_write_to_one_folder(tmp_path: Path) -> None:
     facts = {"data": "set"}
     with journal_in(tmp_path / "out", facts) as journal:
-        with refused("in-use", tmp_path / "out", "--output"), journal_in(tmp_path / "out", facts):
+        with refused("output-in-use", tmp_path / "out", "--output"), journal_in(tmp_path / "out", facts):
             pass
         journal.add(Record("a.png", "0", "none", ["one"], [True], [1.0], [2.0], {}, 0.0, 2.0))
     with journal_in(tmp_path / "out", facts) as journal:

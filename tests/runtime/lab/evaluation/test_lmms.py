@@ -299,6 +299,13 @@ def test_no_documents(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         evaluate_task(Bundle.open(demo_bundle), find_task("lmms:two"), [], Path("nowhere"), limit=0)
 
 
+def test_a_file_that_describes_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lmms_interface.install(monkeypatch, {})
+    (tmp_path / "mine.yaml").write_text("dataset_path: json\n", encoding="utf-8")
+    with refused("task-invalid", f"'{tmp_path / 'mine.yaml'}'", "'task: NAME'"):
+        find_task(f"lmms:{tmp_path / 'mine.yaml'}")
+
+
 def test_without_lmms_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with refused("lmms-eval-missing", "'.[lmms]'"):

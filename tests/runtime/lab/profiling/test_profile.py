@@ -162,7 +162,7 @@ def test_a_bundle_without_costs_has_no_rooflines_for_its_graphs(
         (["--answer-tokens", "1,x"], ["option-invalid", "--answer-tokens is '1,x'", "1,16,64,256"]),
         (["--answer-tokens", "99999"], ["answer-too-long", "99999 tokens", "--answer-tokens"]),
         (["--target", "orin"], ["target-unknown", "'orin'"]),
-        (["--against", "divprune-58"], ["against-itself", "--against divprune-58"]),
+        (["--against", "divprune-58"], ["comparison-with-itself", "--against divprune-58"]),
         (["--against", "nothing"], ["selector-not-in-bundle", "'nothing'"]),
         (["--against", "uniform-58"], ["selector-not-in-bundle", "--selector uniform --keep 58"]),
         (["--image", "https://x.org/a.png"], ["image-is-address", "https://x.org/a.png"]),
@@ -198,6 +198,19 @@ def test_a_cache_without_room_for_the_unpruned_prompt(
     assert any("no room for the unpruned prompt" in note for note in report["notes"])
     asked = command("profile", static_bundle, *FEW, "--against", "none")
     assert_told(asked.code, asked.err, "answer-too-long", "'no pruning'", "room for 0")
+
+
+def test_positions_of_pruned_tokens_are_counted(command: Run, tmp_path: Path) -> None:
+    """A prompt that has few tokens, but whose positions the model does not have, or none for an answer."""
+    folder = tmp_path / "original"
+    options = ("--prune", "0.9", "--no-verify", "--positions", "original", "--output", str(folder))
+    assert run_module("export", "llava", *options).returncode == 0
+    ask = ("profile", folder, "--alone", "--runs", 1, "--warmup", 1, "--question")
+    result = command(*ask, f"{'How ' * 1700}many?", "--answer-tokens", 4)
+    assert_told(result.code, result.err, "prompt-too-long", "2048", "--positions compact")
+    assert result.err.count("\n") == 1
+    result = command(*ask, "How many?", "--answer-tokens", 1600)
+    assert_told(result.code, result.err, "answer-too-long", "1600 tokens")
 
 
 def test_the_tensorrt_backend_over_a_fake_device(

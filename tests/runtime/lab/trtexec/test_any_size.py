@@ -80,7 +80,7 @@ def test_every_stage_gets_the_image_at_hand(
     assert manifest.assemble is not None
     assert patches is not None
     pipeline = Pipeline(bundle, threads=1)
-    (image,) = pipeline._vision.read([bundle.path.parent / f"{name}.png"])
+    (image,) = pipeline.vision.read([bundle.path.parent / f"{name}.png"])
     tokens = int(groups_of(manifest, image).valid.sum())
     if not real:
         monkeypatch.setitem(sys.modules, "divprune_edge.runtime.backends.onnxruntime", None)

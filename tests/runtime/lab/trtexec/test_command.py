@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,22 @@ def test_the_target_names_the_version(command: Any, dialect_bundle: Get, tmp_pat
     assert "TensorRT 10.3" in result.err
     assert (copy / "trtexec" / "inputs" / "vision.pixels.bin").is_file()
     Bundle.open(copy, "always")
+
+
+def test_a_target_of_the_other_edition_names_none(
+    command: Any, dialect_bundle: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    copy = Path(shutil.copytree(dialect_bundle("decomposed"), tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "target": "rtx4090"}))
+    refused(
+        command("trtexec", copy, "--stage", "vision"),
+        "trtexec-with-target",
+        "GeForce RTX 4090",
+        "TensorRT-RTX",
+        "--tensorrt",
+    )
 
 
 def test_shapes_of_unlike_caches_stay_apart() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from raising import refused
+from conftest import run_module
+from raising import assert_told, refused
 
 from divprune_edge.runtime.lab.trtexec.generate_options import read_options
 from divprune_edge.runtime.lab.trtexec.options import (
@@ -88,3 +91,11 @@ def test_options_are_read_from_the_source() -> None:
     assert read_options(SOURCE) == ["--help", "--inputIOFormats", "--minShapes", "--noTF32", "--onnx"]
     with refused("source-not-recognized"):
         read_options("int main() { return 0; }")
+
+
+def test_tables_are_made_from_a_clone(tmp_path: Path) -> None:
+    generate = "divprune_edge.runtime.lab.trtexec.generate_options"
+    told = run_module(generate, str(tmp_path), "v10.3.0")
+    assert_told(told.returncode, told.stderr, "git-failed", f"'{tmp_path}'")
+    told = run_module(generate, str(tmp_path), "main")
+    assert_told(told.returncode, told.stderr, "revision-invalid", "'main'", "v10.3.0")
