@@ -91,6 +91,10 @@ VLA_PRUNER = Method(
     takes=(HISTORY,),
     deviations=(
         "The union of both rankings is cut to size by the better rank; the paper takes the most diverse of it.",
+        "Of the history's steps the newest weighs most; in the released code the oldest does, as its weights are in "
+        "the opposite order.",
+        "Without a history it prunes by the prompt's attention; the released code prunes nothing before it has three "
+        "steps.",
     ),
 )
 """Attention received in the prefill, and by actions before."""
