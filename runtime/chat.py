@@ -60,8 +60,8 @@ class Chat:
         """Hand the schedule's method what it takes beside what it reads, for the next question that brings images.
 
         Args:
-            values: by name, such as ``history`` of ``vla-pruner``: for each image an array of one number per visual
-                token that the selector keeps, in their order.
+            values: by name, such as ``history`` of ``vla-pruner``: for each image of the conversation an array of
+                one number per visual token that the selector keeps, in their order.
 
         Raises:
             UserError: the bundle has no schedule, its method takes no such values, or they are no finite numbers.
@@ -134,6 +134,11 @@ class Chat:
         # At least the last id is fed again: its logits are what the answer starts from.
         common = min(_common_prefix(prompt.ids, self._cached), len(prompt) - 1)
         session.truncate(self._slot, common)
+        # What precedes an image counts for what leaves of it: another one has all of the conversation read anew.
+        unread = prompt.ids[session.length(self._slot) :]
+        if session.takes_whole and max(unread) >= pipeline.bundle.manifest.language_model.embedding_rows:
+            common = 0
+            session.truncate(self._slot, common)
         self._cached = prompt.ids[:common]
         writer = pipeline.writer(prompt, options, stream)
         if self._given:

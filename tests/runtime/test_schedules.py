@@ -564,6 +564,27 @@ def cost_difference(exported: Exported) -> int:
     return int(whole - chain)
 
 
+@pytest.mark.parametrize("first", [None, 33])
+@pytest.mark.parametrize("method", ["pyramiddrop", "fastv"])
+def test_an_image_that_joins_is_judged_as_in_one_prompt(
+    exported: Exported, model: Any, method: str, first: int | None
+) -> None:
+    """Behind a question without an image, and behind one with another, of which the method sees as much as it reads."""
+    bundle = exported(method)
+    chat = Pipeline(bundle.folder).chat(None if first is None else picture(first))
+    before = chat.ask(QUESTIONS[1], max_tokens=3, ignore_eos=True)
+    answer = chat.ask(QUESTIONS[0], image=picture(34), max_tokens=STEPS, ignore_eos=True)
+    ids = chat._cached[: answer.prompt_tokens]
+    visual = visual_rows(bundle, ids)
+    images = np.split(visual, len(visual) // 20)
+    if method == "fastv" and first is not None:  # the first image's are gone by the first question
+        assert all((answer.kept_from[2][:10] == before.kept_from[2]).tolist())
+        return
+    wanted = expected(model, bundle, chat, ids, images)
+    assert [visual[kept].tolist() for kept in answer.kept_from.values()] == wanted.kept
+    agree(answer.token_ids, wanted.tokens, wanted.margins)
+
+
 def test_an_answer_says_what_each_cut_left(exported: Exported) -> None:
     """Of all images of the prompt, by their number among those that entered, also of those that join later."""
     bundle = exported("pyramiddrop")
