@@ -11,7 +11,8 @@ from typing import Any
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import UNPRUNED, SelectorInfo
 from divprune_edge.runtime.generate import FinishReason
-from divprune_edge.runtime.serve.job import Ended, Event, Piece, Seen, TokenScore
+from divprune_edge.runtime.serve.job import Ended, Event, Piece, Seen
+from divprune_edge.runtime.serve.scores import Likely, TokenScore
 
 _STATUS = {
     "api-key-wrong": (401, "authentication_error"),
@@ -139,8 +140,7 @@ class Writing:
             return None
         return {
             "content": [
-                {**_scored(one.token, one.logprob), "top_logprobs": [_scored(*other) for other in one.top]}
-                for one in scores
+                {**_scored(one), "top_logprobs": [_scored(other) for other in one.top]} for one in scores
             ],
             "refusal": None,
         }
@@ -152,8 +152,9 @@ def event_text(data: dict[str, Any] | str) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-def _scored(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": max(logprob, -9999.0), "bytes": list(token.encode())}
+def _scored(one: Likely) -> dict[str, Any]:
+    data = None if one.data is None else list(one.data)
+    return {"token": one.token, "logprob": max(one.logprob, -9999.0), "bytes": data}
 
 
 def _reason(reason: FinishReason) -> str:

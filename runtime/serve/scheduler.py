@@ -19,9 +19,10 @@ from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.runtime.backends import LanguageSession, Prediction
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.serve.job import Ended, Job, Piece, TokenScore
+from divprune_edge.runtime.serve.job import Ended, Job, Piece
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.prefixes import PrefixCache
+from divprune_edge.runtime.serve.scores import Scores, TokenScore
 
 _log = logging.getLogger("divprune_edge")
 
@@ -200,28 +201,26 @@ class Scheduler(threading.Thread):
             return
         job.tokens += 1
         self._metrics.generated.inc()
+        scores: tuple[TokenScore, ...] = ()
+        text = "".join(job.pieces)
         if job.question.logprobs is not None:
-            job.scores.append(self._score(writer.next[0], prediction, job.question.logprobs))
-        if job.pieces or (job.scores and writer.ended):
-            job.tell(Piece("".join(job.pieces), tuple(job.scores)))
+            scores = self._score(job, prediction, text)
+        if text or scores:
+            job.tell(Piece(text, scores))
             job.pieces.clear()
-            job.scores.clear()
         if writer.ended:
             job.tell(Ended(writer.result().finish_reason, job.tokens, job.reused, job.times.report()))
 
-    def _score(self, token: int, prediction: Prediction, top: int) -> TokenScore:
-        """Return how likely the model found an id, and its ``top`` favourites."""
-        logits = prediction.logits.astype(np.float64)
-        logits -= logits.max()
-        logits -= np.log(np.exp(logits).sum())
-        # The whole vocabulary is not sorted for a few.
-        few = np.argpartition(-logits, range(top))[:top] if top else ()
-        named = tuple((self._text_of(int(i)), float(logits[i])) for i in few)
-        return TokenScore(self._text_of(token), float(logits[token]), named)
-
-    def _text_of(self, token: int) -> str:
-        text = self._pipeline._prompt.tokenizer.model.decode([token], skip_special_tokens=False)
-        return str(text)
+    def _score(self, job: Job, prediction: Prediction, text: str) -> tuple[TokenScore, ...]:
+        """Score a job's last id, unless it is the one that says the end, and return what goes with ``text``."""
+        writer, top = job.writer, job.question.logprobs
+        assert writer is not None and top is not None
+        if job.scores is None:
+            job.scores = Scores(self._pipeline._prompt.tokenizer.model, top)
+        reason = writer.result().finish_reason if writer.ended else None
+        if reason != "stop":
+            job.scores.add(writer.next[0], prediction)
+        return job.scores.take(text, rest=writer.ended and reason != "stop_string")
 
     def _remember(self, job: Job) -> None:
         """Keep what the next question may begin with: all up to the last image, or the whole of a conversation."""
