@@ -129,7 +129,7 @@ def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writin
         asked.model or catalog.name,
         question.selector,
         question.logprobs is not None,
-        asked.stream_options is not None and asked.stream_options.include_usage,
+        bool(asked.stream_options and asked.stream_options.include_usage),
     )
 
 

@@ -98,6 +98,26 @@ def test_a_conversation_is_that_of_a_chat(client: Any, asked: Pipeline, picture:
         messages.append(answer)
 
 
+def test_several_system_texts_are_one(client: Any, asked: Pipeline, picture: str) -> None:
+    systems = [{"role": role, "content": f"Say {role}."} for role in ("system", "developer")]
+    answer = client.chat.completions.create(
+        model="demo", messages=[*systems, *about(picture)], max_tokens=8, extra_body={"ignore_eos": True}
+    )
+    expected = asked.ask(
+        PICTURE, QUESTION, system="Say system.\n\nSay developer.", max_tokens=8, ignore_eos=True
+    )
+    assert answer.choices[0].message.content == expected.answer
+    messages = [*about(picture), {"role": "assistant", "content": "red"}, systems[0], *about()]
+    with pytest.raises(openai.BadRequestError, match="Message 3 is the system's"):
+        client.chat.completions.create(model="demo", messages=messages)
+
+
+def test_an_answer_that_said_nothing(client: Any, picture: str) -> None:
+    for said in ({"content": None}, {"content": "", "tool_calls": []}, {"tool_calls": []}):
+        messages = [*about(picture), {"role": "assistant", **said}, *about()]
+        assert client.chat.completions.create(model="demo", messages=messages).choices[0].message.content
+
+
 def test_without_an_image(client: Any, asked: Pipeline) -> None:
     answer = client.chat.completions.create(
         model="demo", messages=about(question="Who are you?"), max_tokens=6
