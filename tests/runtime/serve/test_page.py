@@ -309,8 +309,10 @@ def test_what_is_missing_is_told(visit: Visit) -> None:
     api.expect(visit.page.get_by_role("alert")).to_contain_text("Tokens at most")
     assert visit.focused() == "tokens"
     visit.page.get_by_label("Tokens at most").fill("9999")
-    visit.ask()
-    api.expect(visit.page.get_by_role("alert")).to_contain_text("9999 tokens")  # the server's own sentence
+    visit.ask("why" * 30_000)
+    api.expect(visit.page.get_by_role("alert")).to_contain_text(
+        "90000 characters"
+    )  # the server's own sentence
 
 
 def test_an_api_key(chromium: Any, bundle: Path, serving: Serve) -> None:
