@@ -42,6 +42,13 @@ def error_fields(error: DivpruneError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": status_of(error)[1], "param": param, "code": error.code}}
 
 
+def advice(error: DivpruneError, retry_after: int) -> dict[str, str]:
+    """Return the headers that tell a client when to ask again, or not to: what took too long would do so again."""
+    if status_of(error)[0] in (429, 503):
+        return {"retry-after": str(retry_after)}
+    return {"x-should-retry": "false"} if error.code == "request-timeout" else {}
+
+
 @dataclass
 class Writing:
     """An answer as it is written, event after event.

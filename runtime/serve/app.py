@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.runtime.serve.answers import Writing, error_fields, event_text, status_of
+from divprune_edge.runtime.serve.answers import Writing, advice, error_fields, event_text, status_of
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope, Send
@@ -51,8 +51,7 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
 
     @app.exception_handler(DivpruneError)
     async def known(request: Request, error: DivpruneError) -> Response:
-        headers = {"retry-after": str(engine.retry_after)} if status_of(error)[0] in (429, 503) else None
-        return JSONResponse(error_fields(error), status_of(error)[0], headers)
+        return JSONResponse(error_fields(error), status_of(error)[0], advice(error, engine.retry_after))
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:

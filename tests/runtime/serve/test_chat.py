@@ -204,6 +204,14 @@ def test_kept_patches_lie_where_the_encoder_looked(client: Any) -> None:
     assert np.allclose(image["view"], [0, 0.25, 1, 0.75], atol=0.01) or image["view"] == [0, 0, 1, 1]
 
 
+def test_every_answer_has_a_number_of_its_own(server: Served, client: Any, picture: str) -> None:
+    answered = client.chat.completions.create(model="demo", messages=about(picture))
+    refused = [server.get(path)[2]["x-request-id"] for path in ("/health", "/nothing")]
+    refused.append(server.ask("{")[2]["x-request-id"])
+    refused.append(server.get("/health", Host="evil.example")[2]["x-request-id"])
+    assert len({answered._request_id, *refused}) == 5
+
+
 def test_the_server_says_how_sequences_join(server: Served) -> None:
     assert "between steps" in "".join(server.said)
     assert server.get("/health")[0] == 200
