@@ -24,6 +24,7 @@ _STATUS = {
     "request-too-large": (413, "invalid_request_error"),
     "image-too-large": (413, "invalid_request_error"),
     "content-type": (415, "invalid_request_error"),
+    "content-encoding": (415, "invalid_request_error"),
     "host-unknown": (421, "invalid_request_error"),
     "server-busy": (429, "rate_limit_error"),
     "server-stopping": (503, "server_error"),

@@ -93,6 +93,12 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
                 "The body is not declared as JSON: send the header 'Content-Type: application/json'.",
                 code="content-type",
             )
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise UserError(
+                "The body is compressed, which this server does not read: send it as it is.",
+                code="content-encoding",
+            )
         client = request.client.host if request.client is not None else ""
         if (refusal := engine.refuse(client)) is not None:  # before the body is read
             raise refusal

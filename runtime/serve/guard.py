@@ -121,7 +121,14 @@ class Guard:
 
     def _check_length(self, scope: Scope) -> None:
         """Refuse a body by what its head says of it, before any of it is read."""
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy may go by the other one, and take the rest of the body for a request of somebody else.
+            raise UserError(
+                "The head has both Content-Length and Transfer-Encoding: send one of the two.",
+                code="request-invalid",
+            )
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._limits.body_bytes:
             raise self.too_large()
 
@@ -199,7 +206,7 @@ async def answer_error(error: DivpruneError, send: Send) -> None:
     headers += [(name.encode(), value.encode()) for name, value in advice(error, 5).items()]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status in (408, 413):
+    if status in (400, 408, 413):  # where the next request begins is not known
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
