@@ -223,19 +223,39 @@ class Scheduler(threading.Thread):
         return job.scores.take(text, rest=writer.ended and reason != "stop_string")
 
     def _remember(self, job: Job) -> None:
-        """Keep what the next question may begin with: all up to the last image, or the whole of a conversation."""
+        """Keep what another question may begin with: all up to the last image, or a system text with what follows it.
+
+        A conversation that goes on is kept once it is answered.
+        """
         if job.slot not in self._living:
             return
         prompt = job.prompt
         assert prompt is not None
         if self._one_piece(prompt):
             length = prompt.spans[0].begin
-        elif prompt.spans and job.question.opens:
-            length = prompt.spans[-1].begin + prompt.spans[-1].rows
+        elif not job.question.opens:
+            return
         else:
-            length = len(prompt)
+            length = prompt.spans[-1].begin + prompt.spans[-1].rows if prompt.spans else len(prompt)
         if self._prefixes.wants(length, job.reused) and (rows := self._session.rows(job.slot, length)):
-            self._prefixes.keep(prompt, job.marks, rows, length)
+            self._prefixes.keep(prompt.ids[:length], prompt.positions, job.marks, rows)
+
+    def _remember_answer(self, job: Job) -> None:
+        """Keep a conversation with its last answer, which the next question begins with.
+
+        Not after the first question about images: most are the only one, and would take the room of other images.
+        """
+        prompt, writer = job.prompt, job.writer
+        assert prompt is not None and writer is not None
+        if prompt.spans and (job.question.opens or self._one_piece(prompt)):
+            return
+        length = self._session.length(job.slot)
+        if self._prefixes.wants(length, job.reused) and (rows := self._session.rows(job.slot, length)):
+            answer = writer.result().token_ids[: length - len(prompt)]  # the last one was not fed
+            places = prompt.next_position + np.arange(len(answer))
+            places = np.broadcast_to(places, (*prompt.positions.shape[:-1], len(answer)))
+            positions = np.concatenate([prompt.positions, places], axis=-1)
+            self._prefixes.keep((*prompt.ids, *answer), positions, job.marks, rows)
 
     def _one_piece(self, prompt: PromptIds) -> bool:
         """Whether a prompt is fed at once from its first image on, as its visual tokens leave on the way."""
@@ -243,6 +263,7 @@ class Scheduler(threading.Thread):
 
     def _retire(self, job: Job | None) -> None:
         if job is not None and job.slot in self._living and job.writer is not None and job.writer.ended:
+            self._remember_answer(job)
             self._remove(job)
 
     def _remove(self, job: Job) -> None:
