@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.runtime.serve.answers import Writing, error_fields, event_text, status_of
+from divprune_edge.runtime.serve.answers import Writing, advice, error_fields, event_text, status_of
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope, Send
@@ -51,8 +51,7 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
 
     @app.exception_handler(DivpruneError)
     async def known(request: Request, error: DivpruneError) -> Response:
-        headers = {"retry-after": str(engine.retry_after)} if status_of(error)[0] in (429, 503) else None
-        return JSONResponse(error_fields(error), status_of(error)[0], headers)
+        return JSONResponse(error_fields(error), status_of(error)[0], advice(error, engine.retry_after))
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
@@ -94,6 +93,12 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
                 "The body is not declared as JSON: send the header 'Content-Type: application/json'.",
                 code="content-type",
             )
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise UserError(
+                "The body is compressed, which this server does not read: send it as it is.",
+                code="content-encoding",
+            )
         client = request.client.host if request.client is not None else ""
         if (refusal := engine.refuse(client)) is not None:  # before the body is read
             raise refusal
@@ -129,7 +134,7 @@ def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writin
         asked.model or catalog.name,
         question.selector,
         question.logprobs is not None,
-        asked.stream_options is not None and asked.stream_options.include_usage,
+        bool(asked.stream_options and asked.stream_options.include_usage),
     )
 
 

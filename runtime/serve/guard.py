@@ -10,12 +10,13 @@ import hashlib
 import hmac
 import json
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.runtime.serve.answers import error_fields, status_of
+from divprune_edge.runtime.serve.answers import advice, error_fields, status_of
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.scheduler import internal
 
@@ -28,6 +29,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("divprune_edge")
 _OPEN = ("/health", "/")
 """Paths that need no key, and what lies below ``/page/``: they tell nothing of bundle or requests."""
+REQUEST_ID = b"x-request-id"
+"""By which a client can say which of its requests it speaks of, and the log does."""
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -87,13 +90,16 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        begun = False
+        begun, number = False, f"req_{secrets.token_hex(12)}"
 
         async def sending(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
+                headers = [*message.get("headers", ()), *SECURITY_HEADERS]
+                if REQUEST_ID not in dict(headers):  # or a replica has given one
+                    headers.append((REQUEST_ID, number.encode()))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -109,13 +115,20 @@ class Guard:
             if not begun:
                 await answer_error(error, sending)
         except Exception:
-            _log.exception("A request failed.")
+            _log.exception("Request %s failed.", number)
             if not begun:
                 await answer_error(internal(), sending)
 
     def _check_length(self, scope: Scope) -> None:
         """Refuse a body by what its head says of it, before any of it is read."""
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy may go by the other one, and take the rest of the body for a request of somebody else.
+            raise UserError(
+                "The head has both Content-Length and Transfer-Encoding: send one of the two.",
+                code="request-invalid",
+            )
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._limits.body_bytes:
             raise self.too_large()
 
@@ -185,16 +198,15 @@ class _Body:
         self._held = 0
 
 
-async def answer_error(error: DivpruneError, send: Send, retry_after: int | None = None) -> None:
+async def answer_error(error: DivpruneError, send: Send) -> None:
     """Send an error in OpenAI's format."""
     body = json.dumps(error_fields(error), ensure_ascii=False).encode("utf-8", "replace")
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     status = status_of(error)[0]
-    if status in (429, 503):
-        headers.append((b"retry-after", str(retry_after or 5).encode()))
+    headers += [(name.encode(), value.encode()) for name, value in advice(error, 5).items()]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status in (408, 413):
+    if status in (400, 408, 413):  # where the next request begins is not known
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

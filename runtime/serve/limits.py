@@ -26,7 +26,7 @@ class Limits:
         image_pixels: of one, before it is decoded.
         frames: of all clips.
         prompt_tokens: of a prompt, visual ones included.
-        max_tokens: that may be asked for.
+        max_tokens: of an answer, however many are asked for.
         stops: texts that end an answer, each of at most 256 characters.
         connections: open at once; one more is closed.
         header_bytes: of a request's head.

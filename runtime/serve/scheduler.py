@@ -19,9 +19,10 @@ from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.runtime.backends import LanguageSession, Prediction
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.serve.job import Ended, Job, Piece, TokenScore
+from divprune_edge.runtime.serve.job import Ended, Job, Piece
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.prefixes import PrefixCache
+from divprune_edge.runtime.serve.scores import Scores, TokenScore
 
 _log = logging.getLogger("divprune_edge")
 
@@ -201,43 +202,61 @@ class Scheduler(threading.Thread):
             return
         job.tokens += 1
         self._metrics.generated.inc()
+        scores: tuple[TokenScore, ...] = ()
+        text = "".join(job.pieces)
         if job.question.logprobs is not None:
-            job.scores.append(self._score(writer.next[0], prediction, job.question.logprobs))
-        if job.pieces or (job.scores and writer.ended):
-            job.tell(Piece("".join(job.pieces), tuple(job.scores)))
+            scores = self._score(job, prediction, text)
+        if text or scores:
+            job.tell(Piece(text, scores))
             job.pieces.clear()
-            job.scores.clear()
         if writer.ended:
             job.tell(Ended(writer.result().finish_reason, job.tokens, job.reused, job.times.report()))
 
-    def _score(self, token: int, prediction: Prediction, top: int) -> TokenScore:
-        """Return how likely the model found an id, and its ``top`` favourites."""
-        logits = prediction.logits.astype(np.float64)
-        logits -= logits.max()
-        logits -= np.log(np.exp(logits).sum())
-        # The whole vocabulary is not sorted for a few.
-        few = np.argpartition(-logits, range(top))[:top] if top else ()
-        named = tuple((self._text_of(int(i)), float(logits[i])) for i in few)
-        return TokenScore(self._text_of(token), float(logits[token]), named)
-
-    def _text_of(self, token: int) -> str:
-        text = self._pipeline.prompts.tokenizer.model.decode([token], skip_special_tokens=False)
-        return str(text)
+    def _score(self, job: Job, prediction: Prediction, text: str) -> tuple[TokenScore, ...]:
+        """Score a job's last id, unless it is the one that says the end, and return what goes with ``text``."""
+        writer, top = job.writer, job.question.logprobs
+        assert writer is not None and top is not None
+        if job.scores is None:
+            job.scores = Scores(self._pipeline.prompts.tokenizer.model, top)
+        reason = writer.result().finish_reason if writer.ended else None
+        if reason != "stop":
+            job.scores.add(writer.next[0], prediction)
+        return job.scores.take(text, rest=writer.ended and reason != "stop_string")
 
     def _remember(self, job: Job) -> None:
-        """Keep what the next question may begin with: all up to the last image, or the whole of a conversation."""
+        """Keep what another question may begin with: all up to the last image, or a system text with what follows it.
+
+        A conversation that goes on is kept once it is answered.
+        """
         if job.slot not in self._living:
             return
         prompt = job.prompt
         assert prompt is not None
         if self._one_piece(prompt):
             length = prompt.spans[0].begin
-        elif prompt.spans and job.question.opens:
-            length = prompt.spans[-1].begin + prompt.spans[-1].rows
+        elif not job.question.opens:
+            return
         else:
-            length = len(prompt)
+            length = prompt.spans[-1].begin + prompt.spans[-1].rows if prompt.spans else len(prompt)
         if self._prefixes.wants(length, job.reused) and (rows := self._session.rows(job.slot, length)):
-            self._prefixes.keep(prompt, job.marks, rows, length)
+            self._prefixes.keep(prompt.ids[:length], prompt.positions, job.marks, rows)
+
+    def _remember_answer(self, job: Job) -> None:
+        """Keep a conversation with its last answer, which the next question begins with.
+
+        Not after the first question about images: most are the only one, and would take the room of other images.
+        """
+        prompt, writer = job.prompt, job.writer
+        assert prompt is not None and writer is not None
+        if prompt.spans and (job.question.opens or self._one_piece(prompt)):
+            return
+        length = self._session.length(job.slot)
+        if self._prefixes.wants(length, job.reused) and (rows := self._session.rows(job.slot, length)):
+            answer = writer.result().token_ids[: length - len(prompt)]  # the last one was not fed
+            places = prompt.next_position + np.arange(len(answer))
+            places = np.broadcast_to(places, (*prompt.positions.shape[:-1], len(answer)))
+            positions = np.concatenate([prompt.positions, places], axis=-1)
+            self._prefixes.keep((*prompt.ids, *answer), positions, job.marks, rows)
 
     def _one_piece(self, prompt: PromptIds) -> bool:
         """Whether a prompt is fed at once from its first image on, as its visual tokens leave on the way."""
@@ -245,6 +264,7 @@ class Scheduler(threading.Thread):
 
     def _retire(self, job: Job | None) -> None:
         if job is not None and job.slot in self._living and job.writer is not None and job.writer.ended:
+            self._remember_answer(job)
             self._remove(job)
 
     def _remove(self, job: Job) -> None:

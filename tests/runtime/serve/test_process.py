@@ -44,6 +44,8 @@ KEY = "correct horse battery"
         (["--image-cache", "-1"], "count-out-of-range", "-1"),
         (["--api-key-file", "/nowhere/key"], "api-key-file", "/nowhere/key"),
         (["--url-host", "https://example.org/"], "url-host-invalid", "https://example.org/"),
+        (["--name", ""], "name-empty", "--name"),
+        (["--name", " "], "name-empty", "--name"),
         (["--selector", "divprun"], "selector-not-in-bundle", "divprun"),
         (["--backend", "gpu"], "backend-unknown", "gpu"),
     ],

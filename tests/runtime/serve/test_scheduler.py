@@ -277,6 +277,38 @@ def test_a_system_text_is_prefilled_once(opened: Open, asked: Pipeline, tmp_path
     assert reused[0] == 0 < reused[1] < 58
 
 
+@pytest.mark.parametrize("image", [None, PICTURE])
+def test_a_conversation_is_kept_with_its_last_answer(
+    opened: Open, asked: Pipeline, image: Path | None
+) -> None:
+    engine, media = opened(), () if image is None else (Medium((image.read_bytes(),)),)
+    turns, chat, known = [Utterance("user", "What is there?", media)], asked.chat(image), []
+    for number in range(4):
+        options: dict[str, Any] = {"temperature": 4.0, "top_k": 30, "seed": number, "max_tokens": 20}
+        told, question = Told(), Question(tuple(turns), asked.selector, Decoding(**options))
+        engine.submit(question, "a", told)
+        assert told.text == chat.ask(turns[-1].text, **options).answer
+        ended, seen = told.wait(), told.events[0]
+        assert isinstance(ended, Ended) and isinstance(seen, Seen)
+        known.append((ended.reused, seen.prompt_tokens, ended.tokens))
+        turns += [Utterance("assistant", told.text), Utterance("user", f"And {number}?")]
+    assert sum(tokens for _, _, tokens in known) > 8  # or there would be next to nothing to keep
+    # The id that ends an answer is not fed. Of a first question about an image, the image is kept.
+    whole = [prompt + tokens - 1 for _, prompt, tokens in known]
+    reused = [reused for reused, _, _ in known]
+    assert reused[0] == 0 and reused[2:] == whole[1:-1]
+    assert reused[1] == whole[0] if image is None else 58 < reused[1] < known[0][1]
+    assert len(engine._scheduler._prefixes._held) == 1  # each begins with the one before
+
+
+def test_the_answer_to_a_first_question_about_an_image_takes_no_room(opened: Open) -> None:
+    engine = opened()
+    for text in ("What does the sign say?", QUESTION):
+        assert ask(engine, text, **LONG)[0].text
+    (held,) = engine._scheduler._prefixes._held
+    assert len(held.ids) < 90
+
+
 def test_who_leaves_is_let_go_of(opened: Open) -> None:
     engine = opened(limits={"slots": 1})
     long, job = ask(engine, **LONG)
