@@ -51,10 +51,15 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
         h11_max_incomplete_event_size=limits.header_bytes,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    server = uvicorn.Server(config)
+
+    def end(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    # Until uvicorn listens to signals itself, and once more when all is answered: it raises then what stopped it.
+    signal.signal(signal.SIGTERM, end)
     _say(catalog, settings, listening, pipeline._backend.name)
-    # uvicorn raises what stopped it once more, when all is answered: that is no reason to fail.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 def _listen(settings: Settings) -> socket.socket:

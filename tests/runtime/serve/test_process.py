@@ -200,6 +200,27 @@ def test_sigterm_answers_what_was_asked(bundle: Path, serving: Serve, asked: Pip
     assert not any("Traceback" in line for line in server.said)
 
 
+@pytest.mark.parametrize("moment", ["Server.run", "Server.startup", "Server.main_loop", "Config.load"])
+def test_sigterm_is_heard_from_the_moment_that_the_address_is_said(bundle: Path, moment: str) -> None:
+    """Before uvicorn listens to signals, and while it starts."""
+    name, method = moment.split(".")
+    code = (
+        "import os, signal, sys, uvicorn\n"
+        f"real = uvicorn.{moment}\n"
+        "def told(*given, **options):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(*given, **options)\n"
+        f"uvicorn.{name}.{method} = told\n"
+        f"sys.argv = ['runtime', 'serve', {str(bundle)!r}, '--port', '0']\n"
+        "from divprune_edge.runtime.cli import main\nmain()\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "http://127.0.0.1:" in ran.stderr and "Traceback" not in ran.stderr
+
+
 def test_sigterm_waits_no_longer_than_it_may(bundle: Path, serving: Serve, picture: str) -> None:
     server = serving(bundle, "--limit", "drain_seconds=0", "--limit", "max_tokens=1900")
     answer = Answering(server, picture, max_tokens=1800, extra_body={"ignore_eos": True})
