@@ -134,8 +134,12 @@ class Scheduler(threading.Thread):
         assert job.prompt is not None and job.visual is not None
         # The last id is fed in any case: its logits are what the answer starts from.
         most = job.prompt.spans[0].begin if self._one_piece(job.prompt) else len(job.prompt) - 1
-        rows, length = self._prefixes.find(job.prompt, job.marks, most)
-        job.slot = self._session.add(job.visual.tokens, rows)
+        try:
+            rows, length = self._prefixes.find(job.prompt, job.marks, most)
+            job.slot = self._session.add(job.visual.tokens, rows)
+        except Exception as error:  # by now it is among neither the ready ones nor the living
+            job.fail(_told(error))
+            raise
         self._living[job.slot] = job
         if rows is not None:
             self._session.truncate(job.slot, length)
@@ -258,12 +262,16 @@ class Scheduler(threading.Thread):
         """Fail all that is in the session, and begin another one: nobody knows what that one holds."""
         if not isinstance(error, DivpruneError):
             _log.exception("The scheduler failed.")
-        told = error if isinstance(error, DivpruneError) else internal()
         for job in self._living.values():
-            job.fail(told)
+            job.fail(_told(error))
         self._living.clear()
         self._prefixes.clear()
         self._session = self._pipeline._backend.session(self._slots)
+
+
+def _told(error: Exception) -> DivpruneError:
+    """Return what clients are told of an error."""
+    return error if isinstance(error, DivpruneError) else internal()
 
 
 def too_late() -> DivpruneError:

@@ -325,18 +325,21 @@ def test_what_cannot_be_asked_harms_nobody_else(
     assert count(engine, "requests_total", outcome=code) == 1
 
 
-def test_after_a_failure_the_next_question_is_answered(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["add", "extend", "step"])
+def test_after_a_failure_the_next_question_is_answered(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     engine = opened()
-    step = BlockSession.step
+    works = getattr(BlockSession, method)
 
-    def broken(session: BlockSession, *given: Any) -> Any:
+    def broken(session: BlockSession, *given: Any, **options: Any) -> Any:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(BlockSession, "step", broken)
+    monkeypatch.setattr(BlockSession, method, broken)
     told, _ = ask(engine, **LONG)
     assert told.code == "server-failed"
     assert "secret" not in str(told.events[-1])
-    monkeypatch.setattr(BlockSession, "step", step)
+    monkeypatch.setattr(BlockSession, method, works)
     assert ask(engine)[0].text == "purple"
     assert engine.alive
 
