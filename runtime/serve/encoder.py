@@ -71,6 +71,7 @@ class Encoder(threading.Thread):
         cache_bytes: for what images gave; 0 keeps nothing.
         metrics: what is counted.
         turns: as the scheduler's.
+        ended: as the scheduler's.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Encoder(threading.Thread):
         cache_bytes: int,
         metrics: Metrics,
         turns: AbstractContextManager[None],
+        ended: Callable[[], None],
     ) -> None:
         super().__init__(name="encoder", daemon=True)
+        self._ended = ended
         self._waiting, self._hand_on, self._limits = waiting, hand_on, limits
         self._room, self._metrics, self._turns = cache_bytes, metrics, turns
         self._vision, self._manifest = pipeline._vision, pipeline.bundle.manifest
@@ -95,22 +98,28 @@ class Encoder(threading.Thread):
 
     def run(self) -> None:
         """Prepare job after job, until the line is closed."""
-        while (job := self._waiting.get()) is not None:
-            if job.gone:
-                continue
-            try:
-                if time.monotonic() > job.deadline:
-                    raise too_late()
-                self._prepare(job)
-            except DivpruneError as error:
-                job.fail(error)
-            except Exception:  # whatever it is, the next request is answered
-                _log.exception("A request could not be prepared.")
-                job.fail(internal())
-            else:
-                self._hand_on(job)
-            finally:
-                self._trim()
+        try:
+            while (job := self._waiting.get()) is not None:
+                self._handle(job)
+        finally:
+            self._ended()
+
+    def _handle(self, job: Job) -> None:
+        if job.gone:
+            return
+        try:
+            if time.monotonic() > job.deadline:
+                raise too_late()
+            self._prepare(job)
+        except DivpruneError as error:
+            job.fail(error)
+        except Exception:  # whatever it is, the next request is answered
+            _log.exception("A request could not be prepared.")
+            job.fail(internal())
+        else:
+            self._hand_on(job)
+        finally:
+            self._trim()
 
     def _prepare(self, job: Job) -> None:
         """Read a job's images, make its prompt, and see what its selector keeps."""

@@ -14,7 +14,7 @@ from divprune_edge.runtime.serve.encoder import Encoder
 from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question, Seen
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.metrics import Metrics
-from divprune_edge.runtime.serve.scheduler import Scheduler
+from divprune_edge.runtime.serve.scheduler import Scheduler, internal
 from divprune_edge.runtime.serve.turns import Turns
 from divprune_edge.runtime.serve.waiting import FairQueue
 
@@ -52,6 +52,7 @@ class Engine:
             prefix_bytes=prefix_cache,
             metrics=self.metrics,
             turns=turns,
+            ended=self._end_of_thread,
         )
         self._encoder = Encoder(
             pipeline,
@@ -61,10 +62,11 @@ class Engine:
             cache_bytes=image_cache,
             metrics=self.metrics,
             turns=turns,
+            ended=self._end_of_thread,
         )
         self._in_flight: set[Job] = set()
         self._guard = threading.Lock()
-        self._stopping = False
+        self._stopping = self._lost = False
         self._seconds = 1.0  # of an answer, of late
 
     @property
@@ -76,6 +78,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether questions are answered."""
         return self._scheduler.is_alive() and self._encoder.is_alive() and not self._stopping
+
+    @property
+    def lost(self) -> bool:
+        """Whether a thread has ended that should not have: nothing will be answered any more."""
+        return self._lost
 
     @property
     def full(self) -> bool:
@@ -95,7 +102,7 @@ class Engine:
 
     def refuse(self, client: str) -> UserError | None:
         """Return why no question of a client is taken at present, if none is."""
-        if self._stopping:
+        if self._stopping or self._lost:
             return UserError("The server is being stopped: ask again in a moment.", code="server-stopping")
         return self.busy() if self.full and not self._waiting.yields_to(client) else None
 
@@ -112,9 +119,9 @@ class Engine:
             tell(event)
 
         job = Job(question, client, time.monotonic() + self.limits.request_seconds, told)
-        if (refusal := self.refuse(client)) is not None:
-            raise refusal
         with self._guard:
+            if (refusal := self.refuse(client)) is not None:
+                raise refusal
             full = self.full
             dropped = self._waiting.put(job, full=full)
             if dropped is not job:
@@ -146,7 +153,7 @@ class Engine:
         self._stopping = True
         self._waiting.close()
         ends = time.monotonic() + seconds
-        while self._in_flight and time.monotonic() < ends:
+        while self._in_flight and not self._lost and time.monotonic() < ends:
             time.sleep(0.02)
         for job in [*self._in_flight]:
             job.gone = True
@@ -154,6 +161,13 @@ class Engine:
         for thread in (self._encoder, self._scheduler):
             if thread.ident is not None:
                 thread.join(max(ends - time.monotonic(), 5.0))
+
+    def _end_of_thread(self) -> None:
+        with self._guard:
+            self._lost = self._lost or not self._stopping
+            left = [*self._in_flight] if self._lost else []
+        for job in left:
+            job.fail(internal())
 
     def _note(self, job: Job, event: Event) -> None:
         if isinstance(event, Seen):

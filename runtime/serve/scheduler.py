@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -36,6 +37,7 @@ class Scheduler(threading.Thread):
         prefix_bytes: for the caches of prompts' beginnings.
         metrics: what is counted.
         turns: held while the device computes, where another thread's graphs must wait meanwhile.
+        ended: is called when the thread ends, whatever the reason.
     """
 
     def __init__(
@@ -47,8 +49,10 @@ class Scheduler(threading.Thread):
         prefix_bytes: int,
         metrics: Metrics,
         turns: AbstractContextManager[None],
+        ended: Callable[[], None],
     ) -> None:
         super().__init__(name="scheduler", daemon=True)
+        self._ended = ended
         self._pipeline, self._slots, self._chunk, self._metrics = pipeline, slots, chunk, metrics
         self._turns = turns
         language = pipeline.bundle.manifest.language_model
@@ -84,15 +88,21 @@ class Scheduler(threading.Thread):
 
     def run(self) -> None:
         """Turn until told to end."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ready or self._living or self._ending)
-                if not self._ready and not self._living:
-                    return
-            try:
-                self._turn()
-            except Exception as error:  # whatever it is, nobody waits for ever
-                self._collapse(error)
+        try:
+            while self._has_work():
+                try:
+                    self._turn()
+                except Exception as error:  # whatever it is, nobody waits for ever
+                    self._collapse(error)
+        finally:
+            self.end()  # nor does the encoder, for a place among those that are ready
+            self._ended()
+
+    def _has_work(self) -> bool:
+        """Wait for something to do; return whether there is, for else it is the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._living or self._ending)
+            return bool(self._ready or self._living)
 
     def _turn(self) -> None:
         with self._turns:
@@ -266,6 +276,7 @@ class Scheduler(threading.Thread):
             job.fail(_told(error))
         self._living.clear()
         self._prefixes.clear()
+        del self._session  # first: there may be no room for two
         self._session = self._pipeline._backend.session(self._slots)
 
 

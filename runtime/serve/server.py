@@ -18,6 +18,7 @@ from divprune_edge.runtime.serve.guard import Access
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.protocol import bounded_protocol
 from divprune_edge.runtime.serve.remote import Fetcher
+from divprune_edge.runtime.serve.scheduler import internal
 from divprune_edge.runtime.serve.settings import Settings
 
 
@@ -26,6 +27,7 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
 
     Raises:
         UserError: the port is taken.
+        DivpruneError: the engine has failed for good; who started the server may start it again.
     """
     bundle = pipeline.bundle
     catalog = Catalog(
@@ -37,6 +39,10 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
     )
     app = make_app(engine, catalog, Fetcher(settings.url_hosts, limits), Access(settings.key, settings.hosts))
     listening = _listen(settings)
+
+    async def look() -> None:
+        server.should_exit = server.should_exit or engine.lost
+
     config = uvicorn.Config(
         app,
         http=bounded_protocol(limits),
@@ -49,6 +55,8 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
         timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=limits.drain_seconds,
         h11_max_incomplete_event_size=limits.header_bytes,
+        callback_notify=look,
+        timeout_notify=1,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = uvicorn.Server(config)
@@ -60,6 +68,8 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
     signal.signal(signal.SIGTERM, end)
     _say(catalog, settings, listening, pipeline._backend.name)
     server.run(sockets=[listening])
+    if engine.lost:
+        raise internal()
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -36,10 +36,12 @@ PATIENCE = 300
 
 
 class Served:
-    """A server process; ``port`` once it listens."""
+    """A server process; ``port`` once it listens. ``before`` is run in it first."""
 
-    def __init__(self, bundle: Path, *options: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "runtime", "serve", str(bundle), "--port", "0", *options]
+    def __init__(self, bundle: Path, *options: str, before: str = "", **environment: str) -> None:
+        code = f"{before}\nfrom divprune_edge.runtime.cli import main\nmain()"
+        entry = ["-c", code] if before else ["-m", "runtime"]
+        command = [sys.executable, *entry, "serve", str(bundle), "--port", "0", *options]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -142,8 +144,8 @@ def serving() -> Iterator[Serve]:
     """Start servers, which end with the tests."""
     started: list[Served] = []
 
-    def start(bundle: Path, *options: str, **environment: str) -> Served:
-        started.append(Served(bundle, "--threads", "1", *options, **environment))
+    def start(bundle: Path, *options: str, before: str = "", **environment: str) -> Served:
+        started.append(Served(bundle, "--threads", "1", *options, before=before, **environment))
         return started[-1]
 
     yield start

@@ -201,24 +201,21 @@ def test_sigterm_answers_what_was_asked(bundle: Path, serving: Serve, asked: Pip
 
 
 @pytest.mark.parametrize("moment", ["Server.run", "Server.startup", "Server.main_loop", "Config.load"])
-def test_sigterm_is_heard_from_the_moment_that_the_address_is_said(bundle: Path, moment: str) -> None:
+def test_sigterm_is_heard_from_the_moment_that_the_address_is_said(
+    bundle: Path, serving: Serve, moment: str
+) -> None:
     """Before uvicorn listens to signals, and while it starts."""
-    name, method = moment.split(".")
-    code = (
-        "import os, signal, sys, uvicorn\n"
+    told = (
+        "import os, signal, uvicorn\n"
         f"real = uvicorn.{moment}\n"
         "def told(*given, **options):\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return real(*given, **options)\n"
-        f"uvicorn.{name}.{method} = told\n"
-        f"sys.argv = ['runtime', 'serve', {str(bundle)!r}, '--port', '0']\n"
-        "from divprune_edge.runtime.cli import main\nmain()\n"
+        f"uvicorn.{moment} = told\n"
     )
-    ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert "http://127.0.0.1:" in ran.stderr and "Traceback" not in ran.stderr
+    server = serving(bundle, before=told)
+    assert server.process.wait(PATIENCE) == 0
+    assert not any("Traceback" in line for line in server.said)
 
 
 def test_sigterm_waits_no_longer_than_it_may(bundle: Path, serving: Serve, picture: str) -> None:
@@ -232,6 +229,20 @@ def test_sigterm_waits_no_longer_than_it_may(bundle: Path, serving: Serve, pictu
 
 def test_ctrl_c(bundle: Path, serving: Serve) -> None:
     assert serving(bundle).stop(signal.SIGINT) == 130
+
+
+def test_a_server_that_can_answer_no_more_ends(bundle: Path, serving: Serve, picture: str) -> None:
+    """With a code that has it started again."""
+    broken = (
+        "from divprune_edge.runtime.serve.scheduler import Scheduler\n"
+        "def broken(*given): raise RuntimeError('secret')\n"
+        "Scheduler._turn = Scheduler._collapse = broken\n"
+    )
+    server = serving(bundle, before=broken)
+    status, answer, _ = server.ask({"messages": about(picture)})
+    assert (status, answer["error"]["code"]) == (500, "server-failed")
+    assert server.process.wait(PATIENCE) == 1
+    assert soon(lambda: "server-failed" in server.said[-1])
 
 
 def test_after_kill_9_it_starts_again(bundle: Path, serving: Serve, picture: str) -> None:

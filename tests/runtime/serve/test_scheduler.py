@@ -22,6 +22,7 @@ from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.serve.catalog import Catalog
+from divprune_edge.runtime.serve.encoder import Encoder
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.job import (
     Ended,
@@ -35,6 +36,7 @@ from divprune_edge.runtime.serve.job import (
     Utterance,
 )
 from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.scheduler import Scheduler
 from divprune_edge.runtime.serve.turns import Turns
 
 from .conftest import PATIENCE, QUESTION, noise, soon
@@ -342,6 +344,24 @@ def test_after_a_failure_the_next_question_is_answered(
     monkeypatch.setattr(BlockSession, method, works)
     assert ask(engine)[0].text == "purple"
     assert engine.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("thread", "method"), [(Scheduler, "_turn"), (Encoder, "_prepare")])
+def test_without_its_threads_nothing_is_taken(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, thread: type, method: str
+) -> None:
+    def broken(*given: Any) -> Any:
+        raise SystemExit  # which no thread survives
+
+    monkeypatch.setattr(thread, method, broken)
+    engine = opened()
+    assert ask(engine)[0].code == "server-failed"
+    until(lambda: engine.lost and not engine.alive)
+    with pytest.raises(DivpruneError) as refused:
+        ask(engine)
+    assert refused.value.code == "server-stopping"
+    assert not engine._in_flight
 
 
 def test_stopping_answers_what_was_asked(opened: Open, asked: Pipeline) -> None:
