@@ -272,6 +272,90 @@ def test_a_system_text_is_prefilled_once(opened: Open, asked: Pipeline, tmp_path
     assert reused[0] == 0 < reused[1] < 58
 
 
+class Held:
+    """An engine whose encoder waits at its first image, and whose further ones are counted."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.order = engine, list[str]()
+        self._reached, self._released = threading.Event(), threading.Event()
+        vision = engine._encoder._vision
+        encode = vision.encode
+
+        def held(*given: Any) -> Any:
+            self.order.append("encoded")
+            self._reached.set()
+            assert self._released.wait(PATIENCE)
+            return encode(*given)
+
+        monkeypatch.setattr(vision, "encode", held)
+
+    def ask(self, name: str, *media: Path) -> tuple[Told, Job]:
+        told = Told()
+
+        def tell(event: Event) -> None:
+            if isinstance(event, Seen):
+                self.order.append(name)
+            told(event)
+
+        images = tuple(Medium((path.read_bytes(),)) for path in media)
+        question = Question((Utterance("user", QUESTION, images),), None, Decoding(max_tokens=1))
+        return told, self.engine.submit(question, "a", tell)
+
+    def hold(self, *media: Path) -> tuple[Told, Job]:
+        asked = self.ask("held", *media)
+        assert self._reached.wait(PATIENCE)
+        return asked
+
+    def go_on(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{seed}.png" for seed in range(4)]
+    for seed, path in enumerate(paths):
+        noise(seed).save(path)
+    return paths
+
+
+def test_who_has_nothing_to_encode_passes(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    engine = opened()
+    ask(engine, selector=None)[0].wait()
+    held = Held(engine, monkeypatch)
+    first, _ = held.hold(*pictures[:3])
+    for name, *media in (("known", PICTURE), ("text",), ("new", pictures[3])):
+        last, _ = held.ask(name, *media)
+    held.go_on()
+    assert isinstance(first.wait(), Ended) and isinstance(last.wait(), Ended)
+    order = "encoded known text encoded encoded held encoded new"
+    assert held.order == order.split()
+
+
+def test_for_who_left_no_further_image_is_encoded(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    held = Held(opened(), monkeypatch)
+    _, job = held.hold(*pictures[:3])
+    held.engine.leave(job)
+    last, _ = held.ask("last")
+    held.go_on()
+    assert isinstance(last.wait(), Ended)
+    assert held.order == ["encoded", "last"]
+
+
+def test_nor_for_whose_time_is_over(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    held = Held(opened(), monkeypatch)
+    told, job = held.hold(*pictures[:3])
+    job.deadline = 0.0
+    held.go_on()
+    assert told.code == "request-timeout"
+    assert held.order == ["encoded"]
+
+
 def test_who_leaves_is_let_go_of(opened: Open) -> None:
     engine = opened(limits={"slots": 1})
     long, job = ask(engine, **LONG)
