@@ -14,7 +14,7 @@ from divprune_edge.runtime.serve.encoder import Encoder
 from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question, Seen
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.metrics import Metrics
-from divprune_edge.runtime.serve.scheduler import Scheduler, internal
+from divprune_edge.runtime.serve.scheduler import Scheduler, internal, stopping
 from divprune_edge.runtime.serve.turns import Turns
 from divprune_edge.runtime.serve.waiting import FairQueue
 
@@ -103,7 +103,7 @@ class Engine:
     def refuse(self, client: str) -> UserError | None:
         """Return why no question of a client is taken at present, if none is."""
         if self._stopping or self._lost:
-            return UserError("The server is being stopped: ask again in a moment.", code="server-stopping")
+            return stopping()
         return self.busy() if self.full and not self._waiting.yields_to(client) else None
 
     def submit(self, question: Question, client: str, tell: Callable[[Event], None]) -> Job:
@@ -148,15 +148,23 @@ class Engine:
             code="server-busy",
         )
 
-    def stop(self, seconds: float = 10.0) -> None:
-        """Take no more questions, answer those that there are within so many seconds, and end the threads."""
+    def drain(self, seconds: float) -> None:
+        """Take no more questions, and answer those that there are within so many seconds; the rest is told so."""
         self._stopping = True
         self._waiting.close()
         ends = time.monotonic() + seconds
         while self._in_flight and not self._lost and time.monotonic() < ends:
             time.sleep(0.02)
-        for job in [*self._in_flight]:
+        with self._guard:
+            left = [*self._in_flight]
+        for job in left:
             job.gone = True
+            job.fail(stopping())
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Let what there is end, as :meth:`drain` does, and then the threads."""
+        ends = time.monotonic() + seconds
+        self.drain(seconds)
         self._scheduler.end()
         for thread in (self._encoder, self._scheduler):
             if thread.ident is not None:

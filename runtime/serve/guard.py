@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.runtime.serve.answers import error_fields, status_of
 from divprune_edge.runtime.serve.limits import Limits
-from divprune_edge.runtime.serve.scheduler import internal
+from divprune_edge.runtime.serve.scheduler import internal, stopping
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -108,6 +108,9 @@ class Guard:
         except DivpruneError as error:
             if not begun:
                 await answer_error(error, sending)
+        except asyncio.CancelledError:  # the server ends, and has waited for as long as it may
+            if not begun:
+                await answer_error(stopping(), sending)
         except Exception:
             _log.exception("A request failed.")
             if not begun:

@@ -293,3 +293,8 @@ def too_late() -> DivpruneError:
 def internal() -> DivpruneError:
     """Return what clients are told of what is ours alone to mend: nothing of the inside."""
     return DivpruneError("The server failed; its log says why.", code="server-failed")
+
+
+def stopping() -> UserError:
+    """Return what those are told whom a server that ends does not answer."""
+    return UserError("The server is being stopped: ask again in a moment.", code="server-stopping")

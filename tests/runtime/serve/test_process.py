@@ -219,12 +219,27 @@ def test_sigterm_is_heard_from_the_moment_that_the_address_is_said(
 
 
 def test_sigterm_waits_no_longer_than_it_may(bundle: Path, serving: Serve, picture: str) -> None:
-    server = serving(bundle, "--limit", "drain_seconds=0", "--limit", "max_tokens=1900")
-    answer = Answering(server, picture, max_tokens=1800, extra_body={"ignore_eos": True})
-    answer.begun.wait(PATIENCE)
-    assert server.stop() == 0
-    answer.join(PATIENCE)
-    assert answer.reason is None  # it was cut off: 1800 tokens take longer than that
+    """Whoever is not answered by then is told so: in a stream, before it, and before the body is there."""
+    server = serving(bundle, "--slots", "1", "--limit", "drain_seconds=0", "--limit", "max_tokens=1900")
+    options = {"max_tokens": 1800, "extra_body": {"ignore_eos": True}}
+    answers = [Answering(server, picture, **options)]
+    answers[0].begun.wait(PATIENCE)
+    answers.append(Answering(server, picture, **options, stream=False))
+    assert soon(lambda: server.metrics()["divprune_requests_in_flight"] == 2)
+    with server.raw() as half:
+        half.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+        )
+        assert b"100 Continue" in half.recv(4096)  # so that its body is being waited for
+        server.process.send_signal(signal.SIGTERM)
+        assert b"503 Service Unavailable" in half.recv(4096)
+    assert server.process.wait(PATIENCE) == 0
+    for answer in answers:
+        answer.join(PATIENCE)
+        assert isinstance(answer.error, openai.APIError)
+        assert (answer.reason, answer.error.code) == (None, "server-stopping")
+    assert not any("Traceback" in line for line in server.said)
 
 
 def test_ctrl_c(bundle: Path, serving: Serve) -> None:
