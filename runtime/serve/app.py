@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from divprune_edge.errors import DivpruneError, UserError
@@ -66,8 +67,9 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     async def failed(request: Request, error: Exception) -> Response:
         return JSONResponse(error_fields(internal()), 500)  # what it was, the guard's log says
 
+    @app.exception_handler(ClientDisconnect)  # in the middle of its body
     @app.exception_handler(ClientGone)
-    async def gone(request: Request, error: ClientGone) -> Response:
+    async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)
 
     @app.get("/health")

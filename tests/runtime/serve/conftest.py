@@ -59,7 +59,8 @@ class Served:
                 self.port = int(found[1])
                 break
         assert self.port, "".join(self.said)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -103,7 +104,9 @@ class Served:
     def stop(self, how: int = signal.SIGTERM, seconds: float = PATIENCE) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(seconds)
+        code = self.process.wait(seconds)
+        self._reader.join(seconds)  # all that it said
+        return code
 
 
 def soon(holds: Callable[[], bool]) -> bool:

@@ -601,6 +601,19 @@ def test_clients_that_leave_hold_nothing(server: Served, picture: str) -> None:
     assert server.metrics()['divprune_requests_total{outcome="left"}'] >= 6
 
 
+def test_clients_that_leave_in_the_middle_of_a_body_are_no_failure(bundle: Path, serving: Serve) -> None:
+    server = serving(bundle)
+    for _ in range(3):
+        with server.raw() as leaving:
+            leaving.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert b"100 Continue" in leaving.recv(4096)
+    assert server.stop() == 0
+    assert server.said[-1].startswith("http://"), server.said
+
+
 def test_who_takes_no_answer_is_let_go_of(hasty: Served) -> None:
     """Its requests are pipelined, and their answers fill every buffer."""
     taker = socket.socket()
