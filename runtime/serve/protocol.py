@@ -19,6 +19,8 @@ def bounded_protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            # Whatever is not sent yet is waited for: else a small rest could stay here for ever.
+            transport.set_write_buffer_limits(0)
             if len(self.connections) > limits.connections:
                 transport.abort()
                 return
