@@ -28,7 +28,7 @@ class Limits:
         prompt_tokens: of a prompt, visual ones included.
         max_tokens: that may be asked for.
         stops: texts that end an answer, each of at most 256 characters.
-        connections: open at once; one more is closed.
+        connections: open at once; for one more an idle one is closed, of the address with the most, or itself.
         header_bytes: of a request's head.
         header_seconds: until a request's head is there.
         body_seconds: until its body is.
