@@ -8,7 +8,6 @@ import mimetypes
 import secrets
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
@@ -25,17 +24,18 @@ from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope, Send
 from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question
-from divprune_edge.runtime.serve.reading import Fetch, question_of
+from divprune_edge.runtime.serve.reader import ClientGone, Reader
+from divprune_edge.runtime.serve.remote import Fetcher
 from divprune_edge.runtime.serve.scheduler import internal, too_late
-from divprune_edge.runtime.serve.schema import ChatRequest, read_request
+from divprune_edge.runtime.serve.schema import ChatRequest
 
 _COMPLETIONS = "/v1/chat/completions"
 _GRACE = 1.0
 """Seconds that the engine has to say by itself that a question's time is over."""
 
 
-def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> App:
-    """Return the application; ``fetch`` gets an image from an address."""
+def make_app(engine: Engine, catalog: Catalog, fetcher: Fetcher, access: Access) -> App:
+    """Return the application; ``fetcher`` gets images from addresses."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,8 +47,7 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     # What a question looks like is for its client to know, and would be written here as often as it is asked.
     logging.getLogger("divprune_edge.processing.prompt").setLevel(logging.ERROR)
     page = _page()
-    # Whose images lie elsewhere may have to wait for that; nobody else does.
-    reading, calling = ThreadPoolExecutor(2, "reading"), ThreadPoolExecutor(8, "calling")
+    read = Reader(catalog, engine.limits, fetcher)
 
     @app.exception_handler(DivpruneError)
     async def known(request: Request, error: DivpruneError) -> Response:
@@ -99,16 +98,18 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
         client = request.client.host if request.client is not None else ""
         if (refusal := engine.refuse(client)) is not None:  # before the body is read
             raise refusal
-        body = await request.body()
-        loop = asyncio.get_running_loop()
-        asked = await loop.run_in_executor(reading, read_request, body, engine.limits.json_items)
-        del body
-        pool = calling if asked.calls_out else reading
-        question = await loop.run_in_executor(pool, question_of, asked, catalog, engine.limits, fetch)
-        writing, stream = _writing(asked, question, catalog), asked.stream
-        del asked
-        answer = _Answer(engine, writing, question, client, request.receive)
-        del question  # its images are the encoder's to let go of
+        body, began = await request.body(), time.monotonic()
+        gone = asyncio.ensure_future(_until_gone(request.receive))
+        try:
+            asked, question = await read(body, request.state.hold, gone)
+            del body
+            writing, stream = _writing(asked, question, catalog), asked.stream
+            del asked
+            answer = _Answer(engine, writing, question, client, began, gone)
+            del question  # its images are the encoder's to let go of
+        except BaseException:
+            gone.cancel()
+            raise
         return await (answer.streamed() if stream else answer.whole())
 
     @app.get("/")
@@ -135,15 +136,17 @@ def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writin
     )
 
 
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
-
-
 class _Answer:
     """One answer on its way from the engine's threads to a client, which may leave at any time."""
 
     def __init__(
-        self, engine: Engine, writing: Writing, question: Question, client: str, receive: Receive
+        self,
+        engine: Engine,
+        writing: Writing,
+        question: Question,
+        client: str,
+        began: float,
+        gone: asyncio.Task[None],
     ) -> None:
         self._engine, self.writing = engine, writing
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -153,8 +156,8 @@ class _Answer:
             with suppress(RuntimeError):  # of a loop that is closed: nobody is there any more
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._job: Job = engine.submit(question, client, tell)
-        self._gone = asyncio.ensure_future(_until_gone(receive))
+        self._job: Job = engine.submit(question, client, tell, began)
+        self._gone = gone
 
     async def next(self) -> Event:
         """Return the next event.

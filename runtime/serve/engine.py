@@ -106,8 +106,12 @@ class Engine:
             return stopping()
         return self.busy() if self.full and not self._waiting.yields_to(client) else None
 
-    def submit(self, question: Question, client: str, tell: Callable[[Event], None]) -> Job:
+    def submit(
+        self, question: Question, client: str, tell: Callable[[Event], None], began: float | None = None
+    ) -> Job:
         """Let a question wait for its answer, of which ``tell`` hears, from other threads.
+
+        Its time runs since ``began``, on :func:`time.monotonic`'s clock, or else from now on.
 
         Raises:
             UserError: the server is full, or about to stop.
@@ -118,7 +122,8 @@ class Engine:
             self._note(job, event)
             tell(event)
 
-        job = Job(question, client, time.monotonic() + self.limits.request_seconds, told)
+        began = time.monotonic() if began is None else began
+        job = Job(question, client, began + self.limits.request_seconds, told)
         with self._guard:
             if (refusal := self.refuse(client)) is not None:
                 raise refusal

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import logging
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -79,7 +80,7 @@ class Guard:
 
     def __init__(self, app: App, access: Access, limits: Limits) -> None:
         self._app, self._access, self._limits = app, access, limits
-        self._held = 0
+        self._held, self._counting = 0, threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it with an error."""
@@ -101,6 +102,7 @@ class Guard:
                 raise refusal
             self._check_length(scope)
             taken = _Body(self, receive)
+            scope.setdefault("state", {})["hold"] = taken.hold
             try:
                 await self._app(scope, taken, sending)
             finally:
@@ -123,20 +125,23 @@ class Guard:
             raise self.too_large()
 
     def hold(self, count: int) -> None:
-        """Count bytes of a body that are held.
+        """Count bytes of a request that are held, from any thread.
 
         Raises:
             UserError: all bodies together are too large.
         """
-        if self._held + count > self._limits.all_bodies_bytes:
-            raise UserError(
-                "The server holds as many bytes of requests as it may: ask again later.", code="server-busy"
-            )
-        self._held += count
+        with self._counting:
+            if self._held + count > self._limits.all_bodies_bytes:
+                raise UserError(
+                    "The server holds as many bytes of requests as it may: ask again later.",
+                    code="server-busy",
+                )
+            self._held += count
 
     def let_go(self, count: int) -> None:
         """Count bytes that are not held any more."""
-        self._held -= count
+        with self._counting:
+            self._held -= count
 
     @property
     def limits(self) -> Limits:
@@ -156,7 +161,8 @@ class _Body:
 
     def __init__(self, guard: Guard, receive: Receive) -> None:
         self._guard, self._receive = guard, receive
-        self._held, self._whole = 0, False
+        self._held, self._whole, self._over = 0, False, False
+        self._counting = threading.Lock()
         self._ends = asyncio.get_running_loop().time() + guard.limits.body_seconds
 
     async def __call__(self) -> Message:
@@ -177,15 +183,27 @@ class _Body:
         count = len(message.get("body", b""))
         if self._held + count > self._guard.limits.body_bytes:  # first, for asking again later would not help
             raise self._guard.too_large()
-        self._guard.hold(count)
-        self._held += count
+        self.hold(count)
         self._whole = not message.get("more_body", False)
         return message
 
+    def hold(self, count: int) -> None:
+        """Count bytes that are held for the request, from any thread.
+
+        Raises:
+            UserError: all requests together hold too many, or this one is over.
+        """
+        with self._counting:
+            if self._over:
+                raise UserError("Nobody waits for the answer any more.", code="request-timeout")
+            self._guard.hold(count)
+            self._held += count
+
     def release(self) -> None:
         """The request is answered."""
-        self._guard.let_go(self._held)
-        self._held = 0
+        with self._counting:
+            self._guard.let_go(self._held)
+            self._held, self._over = 0, True
 
 
 async def answer_error(error: DivpruneError, send: Send, retry_after: int | None = None) -> None:

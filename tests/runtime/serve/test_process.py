@@ -242,6 +242,39 @@ def test_sigterm_waits_no_longer_than_it_may(bundle: Path, serving: Serve, pictu
     assert not any("Traceback" in line for line in server.said)
 
 
+STUCK = """
+import sys, threading
+import divprune_edge.runtime.serve.remote as remote
+def look_up(host):
+    print("looking up", file=sys.stderr, flush=True)
+    threading.Event().wait()
+remote._look_up = look_up
+"""
+"""A name server that never answers."""
+
+
+def test_a_look_up_that_does_not_end_ends_with_the_time_of_its_request(bundle: Path, serving: Serve) -> None:
+    server = serving(bundle, "--url-host", "images.example", before=f"{STUCK}\nremote.SECONDS = 1.0")
+    for _ in range(10):  # more than there are threads at a time
+        status, answer, _ = server.ask({"messages": about("https://images.example/a.png")})
+        assert (status, answer["error"]["code"]) == (400, "image-fetch-failed")
+    assert server.stop() == 0
+
+
+def test_a_look_up_that_does_not_end_keeps_no_server_alive(bundle: Path, serving: Serve) -> None:
+    before = f"{STUCK}\nremote.SECONDS = {PATIENCE}"
+    server = serving(bundle, "--url-host", "images.example", "--limit", "drain_seconds=0", before=before)
+    asking = threading.Thread(
+        target=lambda: answers.append(server.ask({"messages": about("https://images.example/a.png")}))
+    )
+    answers: list[Any] = []
+    asking.start()
+    assert soon(lambda: "looking up\n" in server.said)
+    assert server.stop() == 0
+    asking.join(PATIENCE)
+    assert (answers[0][0], answers[0][1]["error"]["code"]) == (503, "server-stopping")
+
+
 def test_ctrl_c(bundle: Path, serving: Serve) -> None:
     assert serving(bundle).stop(signal.SIGINT) == 130
 
