@@ -40,6 +40,7 @@ KEY = "correct horse battery"
         (["--limit", "max_tokens=-3"], "limit-out-of-range", "max_tokens"),
         (["--limit", "max_tokens"], "limit-out-of-range", "max_tokens"),
         (["--limit", "image_pixels=99999999999"], "limit-out-of-range", "image_pixels"),
+        (["--limit", "all_bodies_bytes=1000"], "limit-out-of-range", "body_bytes is 16777216"),
         (["--prefill-chunk", "0"], "count-out-of-range", "0"),
         (["--image-cache", "-1"], "count-out-of-range", "-1"),
         (["--api-key-file", "/nowhere/key"], "api-key-file", "/nowhere/key"),
