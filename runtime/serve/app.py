@@ -49,27 +49,7 @@ def make_app(engine: Engine, catalog: Catalog, fetcher: Fetcher, access: Access)
     page = _page()
     read = Reader(catalog, engine.limits, fetcher)
 
-    @app.exception_handler(DivpruneError)
-    async def known(request: Request, error: DivpruneError) -> Response:
-        headers = {"retry-after": str(engine.retry_after)} if status_of(error)[0] in (429, 503) else None
-        return JSONResponse(error_fields(error), status_of(error)[0], headers)
-
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
-        if error.status_code != 405:
-            return JSONResponse(error_fields(_no_path()), error.status_code)
-        taken = "POST" if request.url.path == _COMPLETIONS else "GET"
-        said = UserError(f"This path takes {taken}, not {request.method}.", code="method-unknown")
-        return JSONResponse(error_fields(said), 405, {"allow": taken.replace("GET", "GET, HEAD")})
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse(error_fields(internal()), 500)  # what it was, the guard's log says
-
-    @app.exception_handler(ClientDisconnect)  # in the middle of its body
-    @app.exception_handler(ClientGone)
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)
+    _answer_errors(app, engine)
 
     @app.get("/health")
     async def health() -> Response:
@@ -106,6 +86,7 @@ def make_app(engine: Engine, catalog: Catalog, fetcher: Fetcher, access: Access)
             writing, stream = _writing(asked, question, catalog), asked.stream
             del asked
             answer = _Answer(engine, writing, question, client, began, gone)
+            request.state.taken = True
             del question  # its images are the encoder's to let go of
         except BaseException:
             gone.cancel()
@@ -123,7 +104,43 @@ def make_app(engine: Engine, catalog: Catalog, fetcher: Fetcher, access: Access)
     for route in app.routes:
         if isinstance(route, Route) and route.methods is not None and "GET" in route.methods:
             route.methods.add("HEAD")  # as load balancers look whether somebody is there
-    return Guard(app, access, engine.limits)
+    return Guard(app, access, engine.limits, engine.metrics.refused)
+
+
+def _answer_errors(app: FastAPI, engine: Engine) -> None:
+    """Answer what goes wrong in OpenAI's format, and count it where the engine does not."""
+
+    def refused(request: Request, outcome: str) -> None:
+        """Count a request that never was the engine's to count."""
+        if not getattr(request.state, "taken", False):
+            engine.metrics.refused(outcome)
+
+    @app.exception_handler(DivpruneError)
+    async def known(request: Request, error: DivpruneError) -> Response:
+        refused(request, error.code)
+        headers = {"retry-after": str(engine.retry_after)} if status_of(error)[0] in (429, 503) else None
+        return JSONResponse(error_fields(error), status_of(error)[0], headers)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        said, headers = _no_path(), None
+        if error.status_code == 405:
+            taken = "POST" if request.url.path == _COMPLETIONS else "GET"
+            said = UserError(f"This path takes {taken}, not {request.method}.", code="method-unknown")
+            headers = {"allow": taken.replace("GET", "GET, HEAD")}
+        refused(request, said.code)
+        return JSONResponse(error_fields(said), error.status_code, headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        refused(request, internal().code)
+        return JSONResponse(error_fields(internal()), 500)  # what it was, the guard's log says
+
+    @app.exception_handler(ClientDisconnect)  # in the middle of its body
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: Exception) -> Response:
+        refused(request, "left")
+        return Response(status_code=499)
 
 
 def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writing:
@@ -175,6 +192,7 @@ class _Answer:
                 event.cancel()
                 if self._gone.done():
                     raise ClientGone
+                self.leave(too_late().code)
                 raise too_late()
             found = event.result()
         else:
@@ -202,10 +220,10 @@ class _Answer:
             self.leave()
             raise
 
-    def leave(self) -> None:
+    def leave(self, outcome: str = "left") -> None:
         """Wait no more; to an answer that is whole nothing happens."""
         self._gone.cancel()
-        self._engine.leave(self._job)
+        self._engine.leave(self._job, outcome)
 
 
 class _Stream(Response):

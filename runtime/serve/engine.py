@@ -65,6 +65,7 @@ class Engine:
             ended=self._end_of_thread,
         )
         self._in_flight: set[Job] = set()
+        self.metrics.in_flight.set_function(lambda: len(self._in_flight))
         self._guard = threading.Lock()
         self._stopping = self._lost = False
         self._seconds = 1.0  # of an answer, of late
@@ -135,15 +136,14 @@ class Engine:
             raise self.busy()
         if dropped is not None:
             dropped.fail(self.busy())
-        self.metrics.in_flight.set(len(self._in_flight))
         return job
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: Job, outcome: str = "left") -> None:
         """Stop answering a question: nobody waits for it any more."""
         job.gone = True
         self._waiting.remove(job)
         self._scheduler.wake()
-        self._forget(job, "left")
+        self._forget(job, outcome)
 
     def busy(self) -> UserError:
         """Return what those are told for whom there is no place."""
@@ -199,4 +199,3 @@ class Engine:
                 return
             self._in_flight.discard(job)
         self.metrics.requests.labels(outcome).inc()
-        self.metrics.in_flight.set(len(self._in_flight))

@@ -76,10 +76,19 @@ class Access:
 
 
 class Guard:
-    """An ASGI application around another one; see the module's text."""
+    """An ASGI application around another one; see the module's text.
 
-    def __init__(self, app: App, access: Access, limits: Limits) -> None:
-        self._app, self._access, self._limits = app, access, limits
+    Args:
+        app: the other one.
+        access: who may ask.
+        limits: how much, and for how long.
+        count: is told the code of each request that is refused here.
+    """
+
+    def __init__(
+        self, app: App, access: Access, limits: Limits, count: Callable[[str], None] | None = None
+    ) -> None:
+        self._app, self._access, self._limits, self._count = app, access, limits, count
         self._held, self._counting = 0, threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -108,15 +117,21 @@ class Guard:
             finally:
                 taken.release()
         except DivpruneError as error:
+            self._refused(error, scope)
             if not begun:
                 await answer_error(error, sending)
         except asyncio.CancelledError:  # the server ends, and has waited for as long as it may
+            self._refused(stopping(), scope)
             if not begun:
                 await answer_error(stopping(), sending)
         except Exception:
             _log.exception("A request failed.")
             if not begun:
                 await answer_error(internal(), sending)
+
+    def _refused(self, error: DivpruneError, scope: Scope) -> None:
+        if self._count is not None and not scope.get("state", {}).get("taken"):
+            self._count(error.code)
 
     def _check_length(self, scope: Scope) -> None:
         """Refuse a body by what its head says of it, before any of it is read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import stat
@@ -274,6 +275,77 @@ def test_a_look_up_that_does_not_end_keeps_no_server_alive(bundle: Path, serving
     assert server.stop() == 0
     asking.join(PATIENCE)
     assert (answers[0][0], answers[0][1]["error"]["code"]) == (503, "server-stopping")
+
+
+def ended(server: Served) -> dict[str, float]:
+    """Return how many requests ended how, so far."""
+    pattern = r'divprune_requests_total\{outcome="([\w-]+)"\}'
+    return {found[1]: n for name, n in server.metrics().items() if (found := re.fullmatch(pattern, name))}
+
+
+def test_requests_are_counted_by_how_they_ended(bundle: Path, serving: Serve) -> None:
+    """Those that never come to the engine, too: at the door, in the reading, or in the line."""
+    limits = ["--limit", "body_bytes=100000", "--limit", "queue=0", "--slots", "1"]
+    slow = (
+        "import time\n"
+        "from divprune_edge.runtime.serve.scheduler import Scheduler\n"
+        "step = Scheduler._step\n"
+        "Scheduler._step = lambda self: (time.sleep(0.05), step(self))\n"
+    )
+    server = serving(bundle, *limits, before=slow, DIVPRUNE_API_KEY=KEY)
+    right = {"Authorization": f"Bearer {KEY}"}
+    answering = {"messages": about(), "max_tokens": 2}
+    for _ in range(2):
+        assert server.ask(answering, Authorization="x")[0] == 401
+        assert server.ask(answering, **right)[0] == 200
+        assert server.ask("{", **right)[0] == 400
+        assert server.ask({}, path="/v1/other", **right)[0] == 404
+        assert server.ask({}, path="/v1/models", **right)[0] == 405
+        assert server.ask({"messages": [], "user": "u" * 100_000}, **right)[0] == 413
+        assert server.ask(answering, **right, Content_Type="text/plain")[0] == 415
+    long = {**answering, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with server.raw() as asking:
+        body = json.dumps(long).encode()
+        asking.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Authorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert asking.recv(4096)
+        assert server.ask(answering, **right)[0] == 429
+    assert soon(lambda: b'_total{outcome="left"} 1.0' in server.get("/metrics", **right)[1])
+    text = server.get("/metrics", **right)[1].decode()
+    found = dict(re.findall(r'^divprune_requests_total\{outcome="([\w-]+)"\} (.*)$', text, re.M))
+    once = {"server-busy": "1.0", "left": "1.0"}
+    twice = ["answered", "api-key-wrong", "request-invalid", "path-unknown", "method-unknown"]
+    assert found == once | dict.fromkeys([*twice, "request-too-large", "content-type"], "2.0")
+    assert re.search(r"^divprune_requests_in_flight 0.0$", text, re.M)
+
+
+def test_who_leaves_before_there_is_a_question_is_counted_as_well(bundle: Path, serving: Serve) -> None:
+    before = f"{STUCK}\nremote.SECONDS = {PATIENCE}"
+    server = serving(bundle, "--url-host", "images.example", before=before)
+    body = json.dumps({"messages": about("https://images.example/a.png")}).encode()
+    with server.raw() as leaving:
+        leaving.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert soon(lambda: "looking up\n" in server.said)
+    assert soon(lambda: ended(server) == {"left": 1.0})
+
+
+def test_a_time_out_is_one_whoever_notices_first(bundle: Path, serving: Serve, picture: str) -> None:
+    stuck = (
+        "import threading\n"
+        "from divprune_edge.runtime.serve.scheduler import Scheduler\n"
+        "Scheduler._turn = lambda self: threading.Event().wait()\n"
+    )
+    server = serving(bundle, "--limit", "request_seconds=1", before=stuck)
+    status, answer, _ = server.ask({"messages": about(picture)})
+    assert (status, answer["error"]["code"]) == (504, "request-timeout")
+    assert ended(server) == {"request-timeout": 1.0}
 
 
 def test_ctrl_c(bundle: Path, serving: Serve) -> None:
