@@ -25,6 +25,8 @@ from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.prefixes import PrefixCache
 
 _log = logging.getLogger("divprune_edge")
+_PIECES_ALONE = 4
+"""That are fed at once where nobody waits for a next token: few, as the client may leave meanwhile."""
 
 
 class Scheduler(threading.Thread):
@@ -165,9 +167,10 @@ class Scheduler(threading.Thread):
         left = self._chunk
         while (job := next((j for j in self._living.values() if not j.prefilled), None)) is not None:
             assert job.prompt is not None
-            others = any(one.prefilled for one in self._living.values()) and self.joins_between_steps
-            whole = not others or self._one_piece(job.prompt)
-            end = len(job.prompt) if whole else min(job.fed + self._chunk, len(job.prompt))
+            others = any(one.prefilled for one in self._living.values())
+            piece = self._chunk if others else _PIECES_ALONE * self._chunk
+            whole = self._one_piece(job.prompt) or not self.joins_between_steps
+            end = len(job.prompt) if whole else min(job.fed + piece, len(job.prompt))
             if left < self._chunk and end - job.fed > left and self.joins_between_steps:
                 return
             part = slice(job.fed, end)

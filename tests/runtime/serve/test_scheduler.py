@@ -169,6 +169,30 @@ def test_a_prompt_is_fed_in_pieces_between_steps(opened: Open, asked: Pipeline, 
     assert text == asked.ask(PICTURE, "What does the sign say?", max_tokens=2).answer
 
 
+def test_who_leaves_while_a_prompt_is_fed_has_no_more_of_it_fed(
+    opened: Open, asked: Pipeline, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nobody else waits for anything."""
+    engine = opened(chunk=16, prefix_cache=0)
+    assert ask(engine, max_tokens=2)[0].text == asked.ask(PICTURE, QUESTION, max_tokens=2).answer
+    assert calls[0][1] == 64
+    reached, released, extend = threading.Event(), threading.Event(), BlockSession.extend
+
+    def held(*given: Any, **options: Any) -> Any:
+        reached.set()
+        assert released.wait(PATIENCE)
+        return extend(*given, **options)
+
+    monkeypatch.setattr(BlockSession, "extend", held)
+    calls.clear()
+    _, job = ask(engine)
+    assert reached.wait(PATIENCE)
+    engine.leave(job)
+    released.set()
+    assert ask(engine, max_tokens=1)[0].text
+    assert len([call for call in calls if call != "step"]) == 1 + 2
+
+
 @pytest.mark.parametrize(("chunk", "together"), [(256, [3]), (180, [2, 1]), (100, [1, 1, 1])])
 def test_short_prompts_are_fed_together_as_far_as_a_piece_goes(
     opened: Open,
