@@ -11,6 +11,7 @@ import hmac
 import json
 import logging
 import secrets
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ from typing import Any, TypeAlias
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.runtime.serve.answers import advice, error_fields, status_of
 from divprune_edge.runtime.serve.limits import Limits
-from divprune_edge.runtime.serve.scheduler import internal
+from divprune_edge.runtime.serve.scheduler import internal, stopping
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -78,11 +79,20 @@ class Access:
 
 
 class Guard:
-    """An ASGI application around another one; see the module's text."""
+    """An ASGI application around another one; see the module's text.
 
-    def __init__(self, app: App, access: Access, limits: Limits) -> None:
-        self._app, self._access, self._limits = app, access, limits
-        self._held = 0
+    Args:
+        app: the other one.
+        access: who may ask.
+        limits: how much, and for how long.
+        count: is told the code of each request that is refused here.
+    """
+
+    def __init__(
+        self, app: App, access: Access, limits: Limits, count: Callable[[str], None] | None = None
+    ) -> None:
+        self._app, self._access, self._limits, self._count = app, access, limits, count
+        self._held, self._counting = 0, threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it with an error."""
@@ -107,17 +117,27 @@ class Guard:
                 raise refusal
             self._check_length(scope)
             taken = _Body(self, receive)
+            scope.setdefault("state", {})["hold"] = taken.hold
             try:
                 await self._app(scope, taken, sending)
             finally:
                 taken.release()
         except DivpruneError as error:
+            self._refused(error, scope)
             if not begun:
                 await answer_error(error, sending)
+        except asyncio.CancelledError:  # the server ends, and has waited for as long as it may
+            self._refused(stopping(), scope)
+            if not begun:
+                await answer_error(stopping(), sending)
         except Exception:
             _log.exception("Request %s failed.", number)
             if not begun:
                 await answer_error(internal(), sending)
+
+    def _refused(self, error: DivpruneError, scope: Scope) -> None:
+        if self._count is not None and not scope.get("state", {}).get("taken"):
+            self._count(error.code)
 
     def _check_length(self, scope: Scope) -> None:
         """Refuse a body by what its head says of it, before any of it is read."""
@@ -133,20 +153,23 @@ class Guard:
             raise self.too_large()
 
     def hold(self, count: int) -> None:
-        """Count bytes of a body that are held.
+        """Count bytes of a request that are held, from any thread.
 
         Raises:
             UserError: all bodies together are too large.
         """
-        if self._held + count > self._limits.all_bodies_bytes:
-            raise UserError(
-                "The server holds as many bytes of requests as it may: ask again later.", code="server-busy"
-            )
-        self._held += count
+        with self._counting:
+            if self._held + count > self._limits.all_bodies_bytes:
+                raise UserError(
+                    "The server holds as many bytes of requests as it may: ask again later.",
+                    code="server-busy",
+                )
+            self._held += count
 
     def let_go(self, count: int) -> None:
         """Count bytes that are not held any more."""
-        self._held -= count
+        with self._counting:
+            self._held -= count
 
     @property
     def limits(self) -> Limits:
@@ -166,7 +189,8 @@ class _Body:
 
     def __init__(self, guard: Guard, receive: Receive) -> None:
         self._guard, self._receive = guard, receive
-        self._held, self._whole = 0, False
+        self._held, self._whole, self._over = 0, False, False
+        self._counting = threading.Lock()
         self._ends = asyncio.get_running_loop().time() + guard.limits.body_seconds
 
     async def __call__(self) -> Message:
@@ -187,15 +211,27 @@ class _Body:
         count = len(message.get("body", b""))
         if self._held + count > self._guard.limits.body_bytes:  # first, for asking again later would not help
             raise self._guard.too_large()
-        self._guard.hold(count)
-        self._held += count
+        self.hold(count)
         self._whole = not message.get("more_body", False)
         return message
 
+    def hold(self, count: int) -> None:
+        """Count bytes that are held for the request, from any thread.
+
+        Raises:
+            UserError: all requests together hold too many, or this one is over.
+        """
+        with self._counting:
+            if self._over:
+                raise UserError("Nobody waits for the answer any more.", code="request-timeout")
+            self._guard.hold(count)
+            self._held += count
+
     def release(self) -> None:
         """The request is answered."""
-        self._guard.let_go(self._held)
-        self._held = 0
+        with self._counting:
+            self._guard.let_go(self._held)
+            self._held, self._over = 0, True
 
 
 async def answer_error(error: DivpruneError, send: Send) -> None:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -25,6 +26,8 @@ from divprune_edge.runtime.serve.prefixes import PrefixCache
 from divprune_edge.runtime.serve.scores import Scores, TokenScore
 
 _log = logging.getLogger("divprune_edge")
+_PIECES_ALONE = 4
+"""That are fed at once where nobody waits for a next token: few, as the client may leave meanwhile."""
 
 
 class Scheduler(threading.Thread):
@@ -37,6 +40,7 @@ class Scheduler(threading.Thread):
         prefix_bytes: for the caches of prompts' beginnings.
         metrics: what is counted.
         turns: held while the device computes, where another thread's graphs must wait meanwhile.
+        ended: is called when the thread ends, whatever the reason.
     """
 
     def __init__(
@@ -48,8 +52,10 @@ class Scheduler(threading.Thread):
         prefix_bytes: int,
         metrics: Metrics,
         turns: AbstractContextManager[None],
+        ended: Callable[[], None],
     ) -> None:
         super().__init__(name="scheduler", daemon=True)
+        self._ended = ended
         self._pipeline, self._slots, self._chunk, self._metrics = pipeline, slots, chunk, metrics
         self._turns = turns
         language = pipeline.bundle.manifest.language_model
@@ -85,15 +91,21 @@ class Scheduler(threading.Thread):
 
     def run(self) -> None:
         """Turn until told to end."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ready or self._living or self._ending)
-                if not self._ready and not self._living:
-                    return
-            try:
-                self._turn()
-            except Exception as error:  # whatever it is, nobody waits for ever
-                self._collapse(error)
+        try:
+            while self._has_work():
+                try:
+                    self._turn()
+                except Exception as error:  # whatever it is, nobody waits for ever
+                    self._collapse(error)
+        finally:
+            self.end()  # nor does the encoder, for a place among those that are ready
+            self._ended()
+
+    def _has_work(self) -> bool:
+        """Wait for something to do; return whether there is, for else it is the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._living or self._ending)
+            return bool(self._ready or self._living)
 
     def _turn(self) -> None:
         with self._turns:
@@ -135,8 +147,12 @@ class Scheduler(threading.Thread):
         assert job.prompt is not None and job.visual is not None
         # The last id is fed in any case: its logits are what the answer starts from.
         most = job.prompt.spans[0].begin if self._one_piece(job.prompt) else len(job.prompt) - 1
-        rows, length = self._prefixes.find(job.prompt, job.marks, most)
-        job.slot = self._session.add(job.visual.tokens, rows)
+        try:
+            rows, length = self._prefixes.find(job.prompt, job.marks, most)
+            job.slot = self._session.add(job.visual.tokens, rows)
+        except Exception as error:  # by now it is among neither the ready ones nor the living
+            job.fail(_told(error))
+            raise
         self._living[job.slot] = job
         if rows is not None:
             self._session.truncate(job.slot, length)
@@ -145,16 +161,17 @@ class Scheduler(threading.Thread):
         self._metrics.reused.inc(job.reused)
 
     def _prefill(self) -> None:
-        """Feed prompts: as many ids as a piece has where others wait for a next token, and else one of them whole.
+        """Feed prompts: as many ids as a piece has where others wait for a next token, and else four times as many.
 
         What fits in a piece is not parted, and a few ids count as a quarter of one: each run reads all weights.
         """
         left = self._chunk
         while (job := next((j for j in self._living.values() if not j.prefilled), None)) is not None:
             assert job.prompt is not None
-            others = any(one.prefilled for one in self._living.values()) and self.joins_between_steps
-            whole = not others or self._one_piece(job.prompt)
-            end = len(job.prompt) if whole else min(job.fed + self._chunk, len(job.prompt))
+            others = any(one.prefilled for one in self._living.values())
+            piece = self._chunk if others else _PIECES_ALONE * self._chunk
+            whole = self._one_piece(job.prompt) or not self.joins_between_steps
+            end = len(job.prompt) if whole else min(job.fed + piece, len(job.prompt))
             cost = max(end - job.fed, self._chunk // 4)
             if left < self._chunk and cost > left and self.joins_between_steps:
                 return
@@ -279,12 +296,17 @@ class Scheduler(threading.Thread):
         """Fail all that is in the session, and begin another one: nobody knows what that one holds."""
         if not isinstance(error, DivpruneError):
             _log.exception("The scheduler failed.")
-        told = error if isinstance(error, DivpruneError) else internal()
         for job in self._living.values():
-            job.fail(told)
+            job.fail(_told(error))
         self._living.clear()
         self._prefixes.clear()
+        del self._session  # first: there may be no room for two
         self._session = self._pipeline.backend.session(self._slots)
+
+
+def _told(error: Exception) -> DivpruneError:
+    """Return what clients are told of an error."""
+    return error if isinstance(error, DivpruneError) else internal()
 
 
 def too_late() -> DivpruneError:
@@ -295,3 +317,8 @@ def too_late() -> DivpruneError:
 def internal() -> DivpruneError:
     """Return what clients are told of what is ours alone to mend: nothing of the inside."""
     return DivpruneError("The server failed; its log says why.", code="server-failed")
+
+
+def stopping() -> UserError:
+    """Return what those are told whom a server that ends does not answer."""
+    return UserError("The server is being stopped: ask again in a moment.", code="server-stopping")

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -503,12 +504,15 @@ def test_a_head_without_end(strict: Served) -> None:
         see_closed(long)
 
 
-def post(server: Served, length: int) -> Any:
+def post(server: Served, length: int, *, waited_for: bool = False) -> Any:
+    """Send a request's head; return once its body is ``waited_for``, where that is asked for."""
     connection = server.raw()
     connection.sendall(
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        + f"Content-Length: {length}\r\n\r\n".encode()
+        + f"Content-Length: {length}\r\n{'Expect: 100-continue' if waited_for else 'X: y'}\r\n\r\n".encode()
     )
+    if waited_for:
+        assert b"100 Continue" in connection.recv(4096)
     return connection
 
 
@@ -610,9 +614,31 @@ def test_more_connections_than_are_taken(strict: Served) -> None:
     time.sleep(0.3)
     process = psutil.Process(strict.process.pid)
     assert len([one for one in process.net_connections() if one.status == "ESTABLISHED"]) <= 12
+    assert strict.get("/health")[0] == 200  # idle ones keep nobody out
     for connection in open_ones:
         connection.close()
-    assert soon(lambda: strict.get("/health")[0] == 200)
+
+
+def test_idle_connections_of_one_address_cut_those_of_no_other(strict: Served) -> None:
+    other = HTTPConnection("127.0.0.1", strict.port, timeout=PATIENCE, source_address=("127.0.0.2", 0))
+    for _ in range(2):
+        other.request("GET", "/health")
+        assert other.getresponse().read()
+        many = [strict.raw() for _ in range(30)]
+        assert strict.get("/health")[0] == 200
+    for connection in (other, *many):
+        connection.close()
+
+
+def test_connections_with_a_question_are_not_cut_for_idle_ones(strict: Served) -> None:
+    body = json.dumps(asking(TINY, max_tokens=1)).encode()
+    asked = [post(strict, len(body), waited_for=True) for _ in range(12)]
+    with pytest.raises(ConnectionError):
+        strict.get("/health")
+    for connection in asked:
+        connection.sendall(body)
+        assert b"HTTP/1.1 200 OK" in connection.recv(4096)
+        connection.close()
 
 
 def test_many_bodies_at_once_are_bounded_together(strict: Served) -> None:
@@ -640,6 +666,14 @@ def test_clients_that_leave_hold_nothing(server: Served, picture: str) -> None:
             connection.close()
     assert soon(lambda: not server.metrics()["divprune_requests_in_flight"])
     assert server.metrics()['divprune_requests_total{outcome="left"}'] >= 6
+
+
+def test_clients_that_leave_in_the_middle_of_a_body_are_no_failure(bundle: Path, serving: Serve) -> None:
+    server = serving(bundle)
+    for _ in range(3):
+        post(server, 1000, waited_for=True).close()
+    assert server.stop() == 0
+    assert server.said[-1].startswith("http://"), server.said
 
 
 def test_who_takes_no_answer_is_let_go_of(hasty: Served) -> None:

@@ -23,6 +23,7 @@ from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.serve.catalog import Catalog
+from divprune_edge.runtime.serve.encoder import Encoder
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.job import (
     Ended,
@@ -36,6 +37,7 @@ from divprune_edge.runtime.serve.job import (
     Utterance,
 )
 from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.scheduler import Scheduler
 from divprune_edge.runtime.serve.turns import Turns
 
 from .conftest import PATIENCE, QUESTION, noise, soon
@@ -166,6 +168,30 @@ def test_a_prompt_is_fed_in_pieces_between_steps(opened: Open, asked: Pipeline, 
     assert len(places) > 3 and all(made[place][1] <= 16 for place in places)
     assert {later - place for place, later in pairwise(places)} == {2}  # one step between two pieces
     assert text == asked.ask(PICTURE, "What does the sign say?", max_tokens=2).answer
+
+
+def test_who_leaves_while_a_prompt_is_fed_has_no_more_of_it_fed(
+    opened: Open, asked: Pipeline, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nobody else waits for anything."""
+    engine = opened(chunk=16, prefix_cache=0)
+    assert ask(engine, max_tokens=2)[0].text == asked.ask(PICTURE, QUESTION, max_tokens=2).answer
+    assert calls[0][1] == 64
+    reached, released, extend = threading.Event(), threading.Event(), BlockSession.extend
+
+    def held(*given: Any, **options: Any) -> Any:
+        reached.set()
+        assert released.wait(PATIENCE)
+        return extend(*given, **options)
+
+    monkeypatch.setattr(BlockSession, "extend", held)
+    calls.clear()
+    _, job = ask(engine)
+    assert reached.wait(PATIENCE)
+    engine.leave(job)
+    released.set()
+    assert ask(engine, max_tokens=1)[0].text
+    assert len([call for call in calls if call != "step"]) == 1 + 2
 
 
 @pytest.mark.parametrize(
@@ -309,6 +335,90 @@ def test_the_answer_to_a_first_question_about_an_image_takes_no_room(opened: Ope
     assert len(held.ids) < 90
 
 
+class Held:
+    """An engine whose encoder waits at its first image, and whose further ones are counted."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.order = engine, list[str]()
+        self._reached, self._released = threading.Event(), threading.Event()
+        vision = engine._encoder._vision
+        encode = vision.encode
+
+        def held(*given: Any) -> Any:
+            self.order.append("encoded")
+            self._reached.set()
+            assert self._released.wait(PATIENCE)
+            return encode(*given)
+
+        monkeypatch.setattr(vision, "encode", held)
+
+    def ask(self, name: str, *media: Path) -> tuple[Told, Job]:
+        told = Told()
+
+        def tell(event: Event) -> None:
+            if isinstance(event, Seen):
+                self.order.append(name)
+            told(event)
+
+        images = tuple(Medium((path.read_bytes(),)) for path in media)
+        question = Question((Utterance("user", QUESTION, images),), None, Decoding(max_tokens=1))
+        return told, self.engine.submit(question, "a", tell)
+
+    def hold(self, *media: Path) -> tuple[Told, Job]:
+        asked = self.ask("held", *media)
+        assert self._reached.wait(PATIENCE)
+        return asked
+
+    def go_on(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{seed}.png" for seed in range(4)]
+    for seed, path in enumerate(paths):
+        noise(seed).save(path)
+    return paths
+
+
+def test_who_has_nothing_to_encode_passes(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    engine = opened()
+    ask(engine, selector=None)[0].wait()
+    held = Held(engine, monkeypatch)
+    first, _ = held.hold(*pictures[:3])
+    for name, *media in (("known", PICTURE), ("text",), ("new", pictures[3])):
+        last, _ = held.ask(name, *media)
+    held.go_on()
+    assert isinstance(first.wait(), Ended) and isinstance(last.wait(), Ended)
+    order = "encoded known text encoded encoded held encoded new"
+    assert held.order == order.split()
+
+
+def test_for_who_left_no_further_image_is_encoded(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    held = Held(opened(), monkeypatch)
+    _, job = held.hold(*pictures[:3])
+    held.engine.leave(job)
+    last, _ = held.ask("last")
+    held.go_on()
+    assert isinstance(last.wait(), Ended)
+    assert held.order == ["encoded", "last"]
+
+
+def test_nor_for_whose_time_is_over(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    held = Held(opened(), monkeypatch)
+    told, job = held.hold(*pictures[:3])
+    job.deadline = 0.0
+    held.go_on()
+    assert told.code == "request-timeout"
+    assert held.order == ["encoded"]
+
+
 def test_who_leaves_is_let_go_of(opened: Open) -> None:
     engine = opened(limits={"slots": 1})
     long, job = ask(engine, **LONG)
@@ -364,20 +474,41 @@ def test_what_cannot_be_asked_harms_nobody_else(
     assert count(engine, "requests_total", outcome=code) == 1
 
 
-def test_after_a_failure_the_next_question_is_answered(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["add", "extend", "step"])
+def test_after_a_failure_the_next_question_is_answered(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     engine = opened()
-    step = BlockSession.step
+    works = getattr(BlockSession, method)
 
-    def broken(session: BlockSession, *given: Any) -> Any:
+    def broken(session: BlockSession, *given: Any, **options: Any) -> Any:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(BlockSession, "step", broken)
+    monkeypatch.setattr(BlockSession, method, broken)
     told, _ = ask(engine, **LONG)
     assert told.code == "server-failed"
     assert "secret" not in str(told.events[-1])
-    monkeypatch.setattr(BlockSession, "step", step)
+    monkeypatch.setattr(BlockSession, method, works)
     assert ask(engine)[0].text == "purple"
     assert engine.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("thread", "method"), [(Scheduler, "_turn"), (Encoder, "_prepare")])
+def test_without_its_threads_nothing_is_taken(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, thread: type, method: str
+) -> None:
+    def broken(*given: Any) -> Any:
+        raise SystemExit  # which no thread survives
+
+    monkeypatch.setattr(thread, method, broken)
+    engine = opened()
+    assert ask(engine)[0].code == "server-failed"
+    until(lambda: engine.lost and not engine.alive)
+    with pytest.raises(DivpruneError) as refused:
+        ask(engine)
+    assert refused.value.code == "server-stopping"
+    assert not engine._in_flight
 
 
 def test_stopping_answers_what_was_asked(opened: Open, asked: Pipeline) -> None:
