@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.runtime.backends.backend import Backend, Encoded
-from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, LanguageSession, Prediction
+from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Given, LanguageSession, Prediction
 from divprune_edge.runtime.bundle import Bundle
 
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
@@ -20,6 +20,7 @@ __all__ = [
     "CacheRows",
     "DeviceTensor",
     "Encoded",
+    "Given",
     "LanguageSession",
     "Prediction",
     "open_backend",
