@@ -13,6 +13,7 @@ from divprune_edge.errors import DivpruneError
 from divprune_edge.runtime.serve.app import make_app
 from divprune_edge.runtime.serve.guard import Access, Guard
 from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.scheduler import internal, too_late
 
 openai = pytest.importorskip("openai")
@@ -68,7 +69,7 @@ def test_what_took_too_long_is_not_asked_again(error: DivpruneError, times: int)
         asked.append(client)
         raise error
 
-    engine: Any = SimpleNamespace(refuse=refuse, limits=Limits(), retry_after=1)
+    engine: Any = SimpleNamespace(refuse=refuse, limits=Limits(), retry_after=1, metrics=Metrics())
     app: Any = make_app(engine, SimpleNamespace(), bytes, Access())  # type: ignore[arg-type]
 
     async def ask() -> None:
