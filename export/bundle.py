@@ -30,6 +30,7 @@ from divprune_edge.export.writer import (
     write_manifest,
 )
 from divprune_edge.manifest import (
+    UNPRUNED,
     AssembleInfo,
     CutInfo,
     FileInfo,
@@ -123,7 +124,8 @@ def export_bundle(
             vision_encoder=vision,
             assemble=assemble,
             selectors=(selector,),
-            default_selector=selector.id,
+            # Where all tokens are to enter, and leave inside, a selector would have nothing to do.
+            default_selector=UNPRUNED if plan.all_enter else selector.id,
             language_model=language,
             preprocessing=plan.preprocessing,
             prompt=prompt,

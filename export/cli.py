@@ -270,7 +270,8 @@ def llava(
         )
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         inside = "" if plan.schedule is None else f"-{plan.schedule.method}"
-        folder = output or Path("bundles") / f"{short}-{plan.selector.name}-{plan.keep}{inside}"
+        selected = "" if plan.all_enter else f"-{plan.selector.name}-{plan.keep}"
+        folder = output or Path("bundles") / f"{short}{selected}{inside}"
         if package:
             from divprune_edge.export.package.command import check_before_export
 
@@ -308,7 +309,7 @@ def selector_command(
     manifest, entry, checks = add_selector(
         bundle, selector, keep=keep, prune=prune, force=force, verify=can_check_selectors(verify)
     )
-    show_selector(bundle, entry, checks)
+    show_selector(bundle, manifest, entry, checks)
     show_selectors(manifest)
 
 
@@ -338,7 +339,7 @@ def selectors(
     for now, entry, checks in add_selectors(
         bundle, names, budgets, force=force, verify=can_check_selectors(verify)
     ):
-        show_selector(bundle, entry, checks)
+        show_selector(bundle, now, entry, checks)
         manifest = now
     show_selectors(manifest)
     show_left_out(left_out(bundle, names))

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.manifest import UNPRUNED
 from divprune_edge.models.budget import budget
 from divprune_edge.models.cost import Cost, cost_of, layered_kv_bytes, visual_by_layer
 from divprune_edge.models.cost_conventions import (
@@ -50,6 +51,7 @@ def show_cost(
         )
     spec = _spec(model)
     n = candidates_of(spec)
+    schedule = None if schedule == UNPRUNED else schedule
     kept = n if schedule is not None and keep is None and prune is None else budget(keep, prune, n)
     cuts = schedule_of(schedule, spec.decoder.layers, kept) if schedule is not None else None
     full, pruned = cost_of(spec, n, text_tokens), cost_of(spec, kept, text_tokens, schedule=cuts)

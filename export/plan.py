@@ -76,6 +76,11 @@ class ExportPlan:
         return tuple(self.schedule.visual - keep for keep in self.schedule.keeps)
 
     @property
+    def all_enter(self) -> bool:
+        """Whether all visual tokens enter the language model, and are pruned inside of it alone."""
+        return self.schedule is not None and self.keep == self.candidates
+
+    @property
     def candidates(self) -> int:
         """N: rows that a selector picks from."""
         return candidates_of(self.spec, self.per)

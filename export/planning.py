@@ -19,7 +19,7 @@ from divprune_edge.export.precision import (
 from divprune_edge.export.prompt_facts import read_prompt
 from divprune_edge.export.prompts import check_prompts
 from divprune_edge.export.schedule import plan_schedule
-from divprune_edge.manifest import MOST_FRAMES, Clips, Numbering, Per
+from divprune_edge.manifest import MOST_FRAMES, UNPRUNED, Clips, Numbering, Per
 from divprune_edge.models.budget import budget, cache_capacity
 from divprune_edge.models.families import family_of
 from divprune_edge.models.families.family import Family, Spec
@@ -143,11 +143,11 @@ def plan_export(
             code="dialect-positions",
         )
     candidates = candidates_of(spec, per)
-    if schedule is not None and keep is None and prune is None:
+    if schedule not in (None, UNPRUNED) and keep is None and prune is None:
         keep = candidates  # published counts are of all visual tokens
     keep = budget(keep, prune, candidates, whole_image)
     kept = keep * picks_of(spec, per)
-    inside = None if schedule is None else plan_schedule(schedule, spec, kept, numbering_asked, dialect)
+    inside = plan_schedule(schedule, spec, kept, numbering_asked, dialect)
     rows = None
     if written.facts.for_tensorrt:
         rows = cache_capacity(kept, spec.decoder.context, capacity, _captions(preprocessing.clips))

@@ -14,7 +14,7 @@ from rich.table import Table
 from divprune_edge.console import literal
 from divprune_edge.export.writer import Progress as Count
 from divprune_edge.hints import as_typed, quoted
-from divprune_edge.manifest import DEFAULT_TEMPLATE, Check, Manifest, SelectorInfo
+from divprune_edge.manifest import DEFAULT_TEMPLATE, UNPRUNED, Check, Manifest, SelectorInfo
 
 _console = Console(highlight=False, soft_wrap=True)
 HUB_EXAMPLE = "llava-hf/llava-1.5-7b-hf"
@@ -80,9 +80,12 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     """Print what was written and what to do with it."""
     size = sum(info.size for info in manifest.files.values())
     selector = manifest.selectors[0]
+    enter = f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}"
+    if manifest.default_selector == UNPRUNED:
+        enter = f"all {selector.candidates} visual tokens enter the language model"
     _console.print(
-        f"Bundle: [bold]{literal(folder)}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): "
-        f"{selector.keep} of {selector.candidates} visual tokens by {selector.name}; {verified(manifest)}."
+        f"Bundle: [bold]{literal(folder)}[/bold] ({size / 1e6:,.1f} MB, {manifest.precision}): {enter}; "
+        f"{verified(manifest)}."
     )
     if manifest.language_model.schedule is not None:
         _console.print(f"Inside the language model by {manifest.language_model.schedule}.", markup=False)
@@ -110,11 +113,15 @@ def show_package(archive: Path, size: int) -> None:
     )
 
 
-def show_selector(folder: Path, entry: SelectorInfo, checks: Sequence[Check]) -> None:
-    """Print what was added."""
+def show_selector(folder: Path, manifest: Manifest, entry: SelectorInfo, checks: Sequence[Check]) -> None:
+    """Print what was added to a bundle of this manifest."""
     added = f"[bold]{literal(entry.id)}[/bold] to {literal(folder)}"
     state = f"{len(checks)} checks against its reference passed" if checks else "not verified"
     _console.print(f"Added {added}: {entry.keep} of {entry.candidates} visual tokens; {state}.")
+    schedule = manifest.language_model.schedule
+    spared = None if schedule is None else schedule.spared(manifest.visual_tokens(entry))
+    if spared is not None:
+        _console.print(f"Note: {spared} ({schedule}).", markup=False)
 
 
 def show_selectors(manifest: Manifest | None) -> None:

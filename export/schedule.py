@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 from divprune_edge.errors import UserError
-from divprune_edge.manifest import Numbering
+from divprune_edge.manifest import UNPRUNED, Numbering
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.families.family import Spec
 from divprune_edge.models.schedules import Schedule, find_method, schedule_of
 from divprune_edge.models.schedules.parts import parts_of
 
 
-def plan_schedule(asked: str, spec: Spec, visual: int, numbering: Numbering | None, dialect: str) -> Schedule:
+def plan_schedule(
+    asked: str | None, spec: Spec, visual: int, numbering: Numbering | None, dialect: str
+) -> Schedule | None:
     """Return what ``--schedule`` asks for, held against the model and the dialect.
 
     Args:
-        asked: a method's name, or the path of a JSON file.
+        asked: a method's name, or the path of a JSON file; None and ``none`` for no schedule.
         spec: of the checkpoint.
         visual: visual tokens of an image that enter the language model, at most.
         numbering: ``--positions``, None where it was not given.
@@ -23,6 +27,8 @@ def plan_schedule(asked: str, spec: Spec, visual: int, numbering: Numbering | No
     Raises:
         UserError: no such schedule, or what does not go together.
     """
+    if asked is None or asked == UNPRUNED:
+        return None
     layers, facts = spec.decoder.layers, DIALECTS[dialect]
     found = schedule_of(asked, layers, visual, numbering)
     parts_of(found, find_method(found.method), layers)
@@ -30,7 +36,8 @@ def plan_schedule(asked: str, spec: Spec, visual: int, numbering: Numbering | No
     if first < spec.stacked:
         raise UserError(
             f"The schedule '{found.method}' has a cut before layer {first}, but features of the vision tower are added "
-            f"behind the first {spec.stacked} layers: cut before layer {spec.stacked} or later, by a JSON file.",
+            f"behind the first {spec.stacked} layers: cut before layer {spec.stacked} or later, as with --schedule "
+            f"FILE.json, and in that file: {_not_before(spec.stacked, found)}",
             code="schedule-layer",
         )
     if found.numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in facts.inputs:
@@ -41,3 +48,10 @@ def plan_schedule(asked: str, spec: Spec, visual: int, numbering: Numbering | No
             code="dialect-positions",
         )
     return found
+
+
+def _not_before(layer: int, schedule: Schedule) -> str:
+    """Return a schedule's file with the cuts before ``layer`` moved there."""
+    keeps = {max(cut.before, layer): cut.keep for cut in schedule.cuts}
+    cuts = [{"before": before, "keep": keep} for before, keep in keeps.items()]
+    return json.dumps({"method": schedule.method, "numbering": schedule.numbering, "cuts": cuts})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,14 @@ class Answer:
     ``token_ids`` are the sampled ids, with the stop id if one ended the answer. ``kept_indices`` int64 [K]
     are the visual tokens that the language model saw, ascending: those of several images one after the other, with
     ``image_tokens`` for each, clips among them. ``visual_tokens`` is K, of all of them, and ``prompt_tokens`` counts
-    them too. ``timings_ms`` has ``preprocess`` (images and prompt), ``vision``, ``select``, ``prefill`` (until the
-    first id), ``decode`` and ``total``; loading the graphs is in none of them, nor is ``warm_up``, which is there where
-    a pipeline was warmed up. In a chat the later questions have no ``vision`` and ``select`` to pay for, unless they
-    bring an image: both are 0. In a batch the first three stages are those of all questions together, ``prefill`` has
-    those of the questions before in it, and ``total`` lasts until all of them are answered.
+    them too. ``kept_from`` has for each cut of a schedule, by the layer before which it is, int64 [k]: which of these
+    K go on, by their number among them.
+
+    ``timings_ms`` has ``preprocess`` (images and prompt), ``vision``, ``select``, ``prefill`` (until the first id),
+    ``decode`` and ``total``; loading the graphs is in none of them, nor is ``warm_up``, which is there where a
+    pipeline was warmed up. In a chat the later questions have no ``vision`` and ``select`` to pay for, unless they
+    bring an image: both are 0. In a batch the first three stages are those of all questions together, ``prefill``
+    has those of the questions before in it, and ``total`` lasts until all of them are answered.
     """
 
     answer: str
@@ -34,11 +38,14 @@ class Answer:
     timings_ms: dict[str, float]
     finish_reason: FinishReason
     backend: str
+    kept_from: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the answer as one line of JSON."""
+        kept_from = {layer: kept.tolist() for layer, kept in self.kept_from.items()}
         fields = {
             **vars(self),
+            "kept_from": kept_from,
             "kept_indices": self.kept_indices.tolist(),
             "timings_ms": {stage: round(value, 3) for stage, value in self.timings_ms.items()},
         }

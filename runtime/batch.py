@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Question = tuple["ImageSources", str]
+Found = TypeVar("Found")
 
 
 def ask_batch(
@@ -44,11 +45,11 @@ def ask_batch(
     watch = Stopwatch()
     prepared = _prepare(pipeline, questions, bgr, system, raw_prompt)
     for number, question in enumerate(prepared, start=1):
-        if isinstance(question, UserError):
-            raise type(question)(f"Question {number} of the batch: {question}", code=question.code)
-    return _answer(
+        _good(question, number)
+    answers = _answer(
         pipeline, [question for question in prepared if isinstance(question, _Prepared)], options, watch
     )
+    return [_good(answer, number) for number, answer in enumerate(answers, start=1)]
 
 
 def ask_each(
@@ -58,12 +59,23 @@ def ask_each(
     system: str | None = None,
     raw_prompt: bool = False,
 ) -> list[Answer | UserError]:
-    """Return an answer for each of ``questions`` that can be asked, and for the others what is wrong with them."""
+    """Return an answer for each of ``questions`` that can be answered, and for the others what is wrong with them."""
     watch = Stopwatch()
     prepared = _prepare(pipeline, questions, False, system, raw_prompt)
     asked = [question for question in prepared if isinstance(question, _Prepared)]
     answers = iter(_answer(pipeline, asked, options, watch))
     return [question if isinstance(question, UserError) else next(answers) for question in prepared]
+
+
+def _good(found: Found | UserError, number: int) -> Found:
+    """Return what was found of a question.
+
+    Raises:
+        UserError: it was a mistake.
+    """
+    if isinstance(found, UserError):
+        raise type(found)(f"Question {number} of the batch: {found}", code=found.code)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +119,7 @@ def _read(
 
 def _answer(
     pipeline: LoadedBundle, questions: Sequence[_Prepared], options: Decoding, watch: Stopwatch
-) -> list[Answer]:
+) -> list[Answer | UserError]:
     if not questions:
         return []
     # An image with several questions is looked at once.
@@ -127,15 +139,21 @@ def _answer(
         rows = visible.rows if question.images else np.zeros(1, np.int64)
         visual = pipeline.backend.take(seen.tokens, rows)
         slot = pipeline.begin(session, prompt, visual)
-        if not session.length(slot) and len(questions) > 1 and prompt.before_image:
+        unread = not session.length(slot) and len(questions) > 1
+        if unread and prompt.before_image and not session.takes_whole:
             session.extend(slot, prompt.before_image, prompt.positions[..., : len(prompt.before_image)])
             pipeline.remember_prefix(prompt, session, slot)
         writers[slot] = pipeline.writer(prompt, options)
     write(session, writers)
-    return [
-        pipeline.answer_of(writer.result(), writer.prompt, visible, watch)
-        for writer, visible in zip(writers.values(), own, strict=True)
-    ]
+    found: list[Answer | UserError] = []
+    for (slot, writer), visible in zip(writers.items(), own, strict=True):
+        try:
+            found.append(
+                pipeline.answer_of(writer.result(), writer.prompt, visible, watch, session.gone(slot))
+            )
+        except UserError as error:
+            found.append(error)
+    return found
 
 
 def _in_a_row(images: Sequence[SeenImage]) -> list[SeenImage]:

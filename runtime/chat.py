@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +63,15 @@ class Chat:
                 token that the selector keeps, in their order.
 
         Raises:
-            UserError: the bundle has no schedule, or its method takes no such values.
+            UserError: the bundle has no schedule, its method takes no such values, or they are no finite numbers.
         """
         from divprune_edge.models.schedules import find_method
+        from divprune_edge.models.schedules.method import as_values
 
         schedule = self._pipeline.bundle.manifest.language_model.schedule
         takes = find_method(schedule.method).takes if schedule is not None else ()
-        for name in values:
+        given = {}
+        for name, images in values.items():
             if name not in takes:
                 what = f"'{schedule.method}'" if schedule is not None else "nothing, as it has no schedule"
                 raise UserError(
@@ -77,9 +79,9 @@ class Chat:
                     f"{': it takes ' + ', '.join(takes) if takes else ''}.",
                     code="schedule-values",
                 )
-        self._given = {
-            name: [np.asarray(value, np.float32) for value in images] for name, images in values.items()
-        }
+            each = images if isinstance(images, Iterable) and not isinstance(images, str) else [images]
+            given[name] = [as_values(name, value) for value in each]
+        self._given = given
 
     def ask(
         self,
@@ -143,7 +145,7 @@ class Chat:
             self._turns = [*turns, Turn("assistant", result.text)]
             self._images, self._inputs = images, inputs
         self._preprocess_ms = 0.0
-        answer = pipeline.answer_of(result, prompt, visual, watch)
+        answer = pipeline.answer_of(result, prompt, visual, watch, session.gone(self._slot))
         if opened:  # what a later image has before it is this conversation's
             pipeline.remember_prefix(prompt, session, self._slot)
         return answer

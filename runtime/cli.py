@@ -278,8 +278,9 @@ def _print_json(answer: Answer) -> None:
 def _print_summary(answer: Answer) -> None:
     print(flush=True)
     stages = ", ".join(f"{stage} {value:.0f}" for stage, value in answer.timings_ms.items())
+    cuts = "".join(f", {len(kept)} visual from layer {layer} on" for layer, kept in answer.kept_from.items())
     print(
-        f"[{answer.visual_tokens} visual of {answer.prompt_tokens} prompt tokens, {len(answer.token_ids)} "
+        f"[{answer.visual_tokens} visual of {answer.prompt_tokens} prompt tokens{cuts}, {len(answer.token_ids)} "
         f"generated; ms: {stages}; {answer.backend}]",
         file=sys.stderr,
     )

@@ -6,7 +6,8 @@ There is one loop, for any number of sequences; a single question is one of them
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -177,13 +178,14 @@ class Writer:
         self._pieces: list[str] = []
         self._ids: list[int] = []
         self._reason: FinishReason | None = None
+        self._error: UserError | None = None
         self._started = self._prefilled = self._ended = time.perf_counter()
         sampler.see(prompt.ids)
 
     @property
     def ended(self) -> bool:
-        """Whether the answer is whole."""
-        return self._reason is not None
+        """Whether the answer is whole, or there will be none."""
+        return self._reason is not None or self._error is not None
 
     @property
     def next(self) -> tuple[int, int]:
@@ -208,8 +210,22 @@ class Writer:
         elif len(self._ids) == self._limit:
             self._end(self._at_limit)
 
+    @contextmanager
+    def by_itself(self) -> Iterator[None]:
+        """Let a mistake end this answer, and none that is written beside it."""
+        try:
+            yield
+        except UserError as error:
+            self._error = error
+
     def result(self) -> Generation:
-        """Return the answer, which has ended."""
+        """Return the answer, which has ended.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._error is not None:
+            raise self._error
         assert self._reason is not None
         return Generation(
             "".join(self._pieces),
@@ -255,7 +271,7 @@ def new_writer(
 
 
 def write(session: LanguageSession, writers: Mapping[int, Writer]) -> None:
-    """Run the loop until every answer is whole; see :meth:`Writer.result`.
+    """Run the loop until every answer is whole, or has failed by itself; see :meth:`Writer.result`.
 
     Prompts are fed one after the other; then each step feeds an id to every sequence whose answer goes on.
 
@@ -267,8 +283,19 @@ def write(session: LanguageSession, writers: Mapping[int, Writer]) -> None:
         prompt, known = writer.prompt, session.length(slot)
         chunk = writer.decoding.prefill_chunk
         ids, places = prompt.ids[known:], prompt.positions[..., known:]
-        writer.take(session.extend(slot, ids, places, chunk, prompt.images))
-    while going := {slot: writer for slot, writer in writers.items() if not writer.ended}:
+        with writer.by_itself():
+            writer.take(session.extend(slot, ids, places, chunk, prompt.images))
+    while going := _going(session, writers):
         tokens, positions = ({slot: w.next[at] for slot, w in going.items()} for at in range(2))
         for slot, prediction in session.step(tokens, positions).items():
-            going[slot].take(prediction)
+            with going[slot].by_itself():
+                going[slot].take(prediction)
+
+
+def _going(session: LanguageSession, writers: Mapping[int, Writer]) -> dict[int, Writer]:
+    """Return those that go on, each of which the session has room for."""
+    for slot, writer in writers.items():
+        if not writer.ended:
+            with writer.by_itself():
+                session.check_room(slot, 1)
+    return {slot: writer for slot, writer in writers.items() if not writer.ended}

@@ -106,6 +106,10 @@ def print_tables(bundle: Bundle) -> None:
     default = " (default)" if manifest.default_selector == UNPRUNED else ""
     selectors.add_row(UNPRUNED + default, f"{tokens} of {tokens}", "100.0%", "")
     console.print(selectors)
+    if language.schedule is not None:
+        for s in manifest.selectors:
+            if spared := language.schedule.spared(manifest.visual_tokens(s)):
+                console.print(f"{s.id}: {spared}.", markup=False, highlight=False, soft_wrap=True)
 
 
 def _schedule(schedule: ScheduleInfo) -> str:
@@ -113,7 +117,7 @@ def _schedule(schedule: ScheduleInfo) -> str:
     positions = (
         "positions counted anew" if schedule.numbering == "compact" else "tokens stay at their positions"
     )
-    return f"{schedule}; {positions}"
+    return f"{schedule}, where an image has more; {positions}"
 
 
 def _images(bundle: Bundle) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.layout import PromptIds
@@ -15,7 +17,7 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding, Generation, OnText, Writer, new_writer
 from divprune_edge.runtime.progress import OnProgress
 from divprune_edge.runtime.stopwatch import Stopwatch
-from divprune_edge.runtime.vision import Pruning, Vision, VisualTokens
+from divprune_edge.runtime.vision import Indices, Pruning, Vision, VisualTokens
 
 
 class LoadedBundle:
@@ -82,9 +84,17 @@ class LoadedBundle:
         return new_writer(self.bundle.manifest, self.prompts.tokenizer.model, prompt, options, on_text)
 
     def answer_of(
-        self, result: Generation, prompt: PromptIds, visual: VisualTokens, watch: Stopwatch
+        self,
+        result: Generation,
+        prompt: PromptIds,
+        visual: VisualTokens,
+        watch: Stopwatch,
+        gone: Sequence[Indices] = (),
     ) -> Answer:
-        """Return what is told of an answer: with what was kept for its prompt, and the times until now."""
+        """Return what is told of an answer: with what was kept for its prompt, and the times until now.
+
+        ``gone`` are the prompt's tokens that each cut of a schedule left behind.
+        """
         times = {**watch.stages, "prefill": result.prefill_ms, "decode": result.decode_ms}
         before = {} if self.warm_up_ms is None else {"warm_up": self.warm_up_ms}
         return Answer(
@@ -97,7 +107,17 @@ class LoadedBundle:
             timings_ms={**times, "total": watch.total, **before},
             finish_reason=result.finish_reason,
             backend=self.backend.name,
+            kept_from=self._kept_from(prompt, gone),
         )
+
+    def _kept_from(self, prompt: PromptIds, gone: Sequence[Indices]) -> dict[int, Indices]:
+        """Return for each cut, by its layer, which visual tokens of the prompt stay, by their number among them."""
+        language = self.bundle.manifest.language_model
+        visual = np.flatnonzero(np.asarray(prompt.ids) >= language.embedding_rows)
+        cuts = language.schedule.cuts if language.schedule is not None else ()
+        return {
+            cut.before: np.flatnonzero(~np.isin(visual, left)) for cut, left in zip(cuts, gone, strict=True)
+        }
 
     def begin(self, session: LanguageSession, prompt: PromptIds, visual: DeviceTensor) -> int:
         """Return a slot for ``prompt`` that begins with what is kept of the ids before its first image.

@@ -52,10 +52,14 @@ class Layer:
 
 @dataclass
 class Stream:
-    """Where the visual and the text rows are among those that are left, and what a method remembers of the visual."""
+    """Where the visual and the text rows are among those that are left, and what a method remembers of the visual.
+
+    ``images`` says of which image each of the visual rows is.
+    """
 
     visual: Tensor
     text: Tensor
+    images: Tensor
     layers: list[Layer] = field(default_factory=list)
     memory: Tensor | None = None
 
@@ -137,7 +141,7 @@ def run(
     for number, image in enumerate(images):
         owner[torch.as_tensor(image)] = number
     positions = places if positions is None else torch.as_tensor(positions)
-    stream = Stream((owner >= 0).nonzero()[:, 0], (owner < 0).nonzero()[:, 0])
+    stream = Stream((owner >= 0).nonzero()[:, 0], (owner < 0).nonzero()[:, 0], owner[owner >= 0])
     x, left = embeddings, []
     for index, layer in enumerate(decoder.layers):
         if index in at:
@@ -154,6 +158,7 @@ def run(
                 torch.arange(len(rows)).expand_as(positions[..., rows]) if renumber else positions[..., rows]
             )
             stream.visual, stream.text = (owner >= 0).nonzero()[:, 0], (owner < 0).nonzero()[:, 0]
+            stream.images = owner[owner >= 0]
             stream.memory = None if stream.memory is None else stream.memory[best]
             left.append(places[stream.visual].tolist())
         found = run_layer(decoder, layer, x, positions, cache)
@@ -259,7 +264,12 @@ def _ttv(first: int, last: int) -> Watch:
 def _transprune(stream: Stream, look: Look) -> Tensor:
     asked = look().mean(0)[_question(stream)][:, stream.visual].mean(0)
     assert stream.memory is not None
-    return asked / (asked.sum() + 1e-8) + stream.memory / (stream.memory.sum() + 1e-8)
+    return _share(asked, stream.images) + _share(stream.memory, stream.images)
+
+
+def _share(values: Tensor, images: Tensor) -> Tensor:
+    """Values as shares of the sum over their image."""
+    return values / (torch.stack([values[images == image].sum() for image in images]) + 1e-8)
 
 
 def _aim(stream: Stream, look: Look) -> Tensor:

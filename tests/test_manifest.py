@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raising import refused
 
-from divprune_edge.manifest import MANIFEST, LayerGroup, Prompt, Source, read_manifest
+from divprune_edge.manifest import MANIFEST, LayerGroup, Prompt, ScheduleInfo, Source, read_manifest
 
 
 def prompt(ids: Any) -> Prompt:
@@ -76,6 +76,14 @@ def test_all_layers_are_one_group(capacity: int | None, room: int, demo_bundle: 
     info = read_manifest(tmp_path).language_model
     assert info.groups == (LayerGroup(0, 4, capacity),)
     assert info.positions == room
+
+
+def test_an_image_that_a_schedule_spares() -> None:
+    """A cut leaves all of an image that has no more than it keeps."""
+    cuts = ({"before": 8, "keep": 72}, {"before": 16, "keep": 36})
+    schedule = ScheduleInfo(method="fastv", visual_tokens=144, numbering="compact", cuts=cuts)
+    assert schedule.spared(73) is None
+    assert "from layer 16 on alone" in str(schedule.spared(72)) and "no cut" in str(schedule.spared(36))
 
 
 def test_tensors_of_a_group_have_the_numbers_of_its_layers() -> None:

@@ -87,6 +87,15 @@ class ScheduleInfo(Strict):
         """Visual tokens of an image in each group of layers, at most."""
         return (self.visual_tokens, *(cut.keep for cut in self.cuts))
 
+    def spared(self, visual: float) -> str | None:
+        """Return what there is to say of an image of so few visual tokens that a cut removes none; None: each does."""
+        first = next((cut for cut in self.cuts if cut.keep < visual), None)
+        if first is None:
+            return f"no cut of the schedule removes any of {visual:.0f} visual tokens"
+        if first is self.cuts[0]:
+            return None
+        return f"of {visual:.0f} visual tokens the schedule removes some from layer {first.before} on alone"
+
     def __str__(self) -> str:
         """Return it in one line: ``fastv: of 576 visual tokens 288 from layer 2 on``."""
         cuts = ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in self.cuts)
@@ -188,10 +197,14 @@ class LanguageInfo(GraphInfo):
         return (LayerGroup(0, self.layers, self.capacity),)
 
     def group_tokens(self, tokens: int, images: Sequence[int]) -> tuple[int, ...]:
-        """Return how many of a sequence's tokens are in each group; ``images`` are the visual tokens of each image."""
+        """Return how many of a sequence's tokens are in each group; ``images`` are the visual tokens of each image.
+
+        All of them enter the first one, also those of an image that has more than the schedule is made for.
+        """
         if self.schedule is None:
             return (tokens,)
-        return tuple(tokens - sum(max(0, n - keep) for n in images) for keep in self.schedule.keeps)
+        cuts = (tokens - sum(max(0, n - cut.keep) for n in images) for cut in self.schedule.cuts)
+        return (tokens, *cuts)
 
     def room_for_answer(self, tokens: int, images: Sequence[int]) -> int:
         """Return how many tokens may follow a prompt of so many, with images of so many visual tokens each."""

@@ -84,12 +84,13 @@ def schedule_of(asked: str, layers: int, visual: int, numbering: Numbering | Non
         numbering: how positions go on after a cut; None as the file or the method has it.
 
     Raises:
-        UserError: no such method, a file that is none, or cuts that do not fit the model.
+        UserError: no such method, a file that is none, or cuts that do not fit the model or the method.
     """
     if asked.endswith(".json"):
         path = Path(asked)
         method = find_method(method_of(path))
-        found = read_schedule(path, visual, method.numbering, method.since(layers))
+        sums = any(watch.summed for watch in method.watches)
+        found = read_schedule(path, visual, method.numbering, method.since(layers) if sums else None)
     else:
         method = find_method(asked)
         cuts = method.published(layers, visual)
@@ -97,4 +98,11 @@ def schedule_of(asked: str, layers: int, visual: int, numbering: Numbering | Non
     if numbering is not None:
         found = Schedule(found.method, found.visual, found.cuts, numbering, found.since)
     found.check(layers)
+    some = next((cut for cut in found.cuts if cut.keep), None)
+    if method.picks is None and some is not None:
+        raise UserError(
+            f"The schedule '{method.name}' keeps {some.keep} visual tokens from layer {some.before} on, but it chooses "
+            "none: all leave at its cut. Write 0, or name a method that chooses.",
+            code="schedule-keep",
+        )
     return found

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.errors import UserError
 from divprune_edge.manifest import Numbering
 from divprune_edge.models.graph import Ops
 from divprune_edge.models.schedules.schedule import Cut
@@ -160,7 +161,8 @@ class Method:
         citation: the paper.
         published: ``(layers, visual) -> cuts``: the published schedule for a language model of so many layers and so
             many visual tokens per image. A cut that would remove nothing is left out.
-        picks: see :data:`Picks`; asked of each image by itself, never where ``keep`` is 0 or m.
+        picks: see :data:`Picks`; asked of each image by itself, never where ``keep`` is 0 or m. None where it chooses
+            nothing: its cuts keep none.
         watches: what it reads.
         numbering: whether positions are counted anew after each cut (``compact``), or stay those that tokens had.
         since: the first layer of :attr:`Watch.summed`, for the published schedule: ``(layers) -> layer``.
@@ -172,7 +174,7 @@ class Method:
     name: str
     citation: str
     published: Callable[[int, int], tuple[Cut, ...]]
-    picks: Picks
+    picks: Picks | None
     watches: tuple[Watch, ...] = ()
     numbering: Numbering = "compact"
     since: Callable[[int], int] = lambda layers: 0
@@ -189,6 +191,27 @@ def query_rows(queries: Queries, visual: Indices, text: Indices) -> Indices:
     else:
         found = {"last": last, "text": text, "visual": visual, "all": np.arange(last[0] + 1)}[queries]
     return found if found.size else last
+
+
+def as_values(name: str, given: Any) -> npt.NDArray[np.float32]:
+    """Return what whoever asks gives of an image's visual tokens, float32 [m].
+
+    Raises:
+        UserError: it is no array of one axis, of finite numbers.
+    """
+    try:
+        found = np.asarray(given)
+        with np.errstate(over="ignore"):
+            values = found.astype(np.float32) if found.dtype.kind in "iuf" and found.ndim == 1 else None
+    except (TypeError, ValueError):  # ragged lists, tensors that are not on the host
+        values = None
+    if values is None or not np.isfinite(values).all():
+        raise UserError(
+            f"'{name}' holds something that is no array [m] of finite numbers: give one for each image, with a number "
+            "for each visual token.",
+            code="schedule-values",
+        )
+    return values
 
 
 def best(scores: npt.NDArray[np.floating[Any]], keep: int) -> Indices:

@@ -49,7 +49,8 @@ class Schedule:
         """Check that it can be cut into a model of so many layers.
 
         Raises:
-            UserError: no cuts, layers out of order or out of range, or a cut that removes nothing.
+            UserError: no cuts, layers out of order or out of range, a cut that removes nothing, or one with nothing
+                summed before it.
         """
         if not self.cuts:
             raise UserError(
@@ -73,19 +74,23 @@ class Schedule:
                     code="schedule-keep",
                 )
             last, held = cut.before, cut.keep
-        if not 0 <= self.since < layers:
+        first = self.cuts[0].before
+        if not 0 <= self.since < first:
             raise UserError(
-                f"The schedule '{self.method}' sums from layer {self.since} on, expected 0 to {layers - 1}.",
+                f"The schedule '{self.method}' sums from layer {self.since} on ('since'), but its first cut is before "
+                f"layer {first}, where there has to be a sum: expected 0 to {first - 1}.",
                 code="schedule-layer",
             )
 
 
-def read_schedule(path: Path, visual: int, numbering: Numbering, since: int) -> Schedule:
+def read_schedule(path: Path, visual: int, numbering: Numbering, since: int | None) -> Schedule:
     """Read a schedule's file; what it leaves open is as given here.
+
+    ``since`` is None where the method sums nothing, and else no later than the layer before the first cut.
 
     ::
 
-        {"method": "fastv", "cuts": [{"before": 2, "keep": 288}, {"before": 16, "share": 0.25}],
+        {"method": "spatten", "cuts": [{"before": 2, "keep": 288}, {"before": 16, "share": 0.25}],
          "visual_tokens": 576, "numbering": "original", "since": 0}
 
     A cut says how many visual tokens of an image stay, or which share of those that enter the first layer.
@@ -112,12 +117,18 @@ def read_schedule(path: Path, visual: int, numbering: Numbering, since: int) -> 
     cuts = data.get("cuts")
     if not isinstance(cuts, list):
         raise _refusal(path, "'cuts' is not a list")
+    found = tuple(_cut(path, cut, visual) for cut in cuts)
+    if since is None and "since" in data:
+        raise _refusal(
+            path, f"'since' is for methods that sum over layers, which '{data['method']}' does not"
+        )
+    usual = min([since or 0, *(max(0, cut.before - 1) for cut in found)])
     return Schedule(
         data["method"],
         visual,
-        tuple(_cut(path, cut, visual) for cut in cuts),
+        found,
         data.get("numbering", numbering),
-        _number(path, "since", data.get("since", since)),
+        _number(path, "since", data.get("since", usual)),
     )
 
 

@@ -7,7 +7,7 @@ always go.
 
 from __future__ import annotations
 
-from divprune_edge.models.schedules.method import Indices, Method, Values, scaled
+from divprune_edge.models.schedules.method import Method, scaled
 from divprune_edge.models.schedules.schedule import Cut
 
 LAYER = 28
@@ -17,15 +17,11 @@ def _published(layers: int, visual: int) -> tuple[Cut, ...]:
     return (Cut(scaled(LAYER, layers), 0),)
 
 
-def _picks(values: Values, visual: int, keep: int) -> Indices:
-    raise ValueError("there is nothing to choose among tokens that all leave")
-
-
 TODRE_2 = Method(
     name="todre-2",
     citation="ToDRE, stage 2, arXiv 2505.18757v2",
     published=_published,
-    picks=_picks,
+    picks=None,
     numbering="original",
     deviations=("The layer is fixed; the paper has a threshold on attention between text and image.",),
 )

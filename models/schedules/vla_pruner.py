@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from divprune_edge.errors import UserError
 from divprune_edge.models.graph import Ops
 from divprune_edge.models.schedules.method import (
     Indices,
@@ -22,6 +23,7 @@ from divprune_edge.models.schedules.method import (
     Values,
     View,
     Watch,
+    as_values,
     best,
     cuts_by_share,
 )
@@ -46,8 +48,19 @@ def temporal_guide(steps: Sequence[npt.NDArray[np.floating[Any]]]) -> npt.NDArra
     """Return the mean of the last :data:`WINDOW` steps' attention [m] to the visual tokens, each weighted by its age.
 
     The newest step comes last; a step weighs :data:`DECAY` times the one after it.
+
+    Raises:
+        UserError: there are none, or they are no finite numbers of the same visual tokens.
     """
-    recent = np.stack(list(steps)[-WINDOW:]).astype(np.float32)
+    found = [as_values("steps", step) for step in steps][-WINDOW:]
+    counts = sorted({len(step) for step in found})
+    if len(counts) != 1:
+        what = f"'steps' are of {counts} visual tokens" if counts else "There are no 'steps'"
+        raise UserError(
+            f"{what}: give an array for each step before, with a number for each visual token of the image.",
+            code="schedule-values",
+        )
+    recent = np.stack(found)
     weights = np.float32(DECAY) ** np.arange(len(recent), dtype=np.float32)[::-1]
     return np.asarray(weights @ recent / weights.sum(), np.float32)
 
@@ -78,6 +91,10 @@ VLA_PRUNER = Method(
     takes=(HISTORY,),
     deviations=(
         "The union of both rankings is cut to size by the better rank; the paper takes the most diverse of it.",
+        "Of the history's steps the newest weighs most; in the released code the oldest does, as its weights are in "
+        "the opposite order.",
+        "Without a history it prunes by the prompt's attention; the released code prunes nothing before it has three "
+        "steps.",
     ),
 )
 """Attention received in the prefill, and by actions before."""

@@ -45,14 +45,6 @@ class Segment(LanguageSession, Protocol):
         """Ids that one run takes; None: any number."""
         ...
 
-    def check_room(self, slot: int, count: int) -> None:
-        """Check that ``count`` more tokens fit into a slot.
-
-        Raises:
-            UserError: they do not.
-        """
-        ...
-
     def order(self, stepped: Sequence[int]) -> tuple[int, ...]:
         """Return for which slots the rows of the next step of these are, -1 for none."""
         ...
@@ -137,6 +129,11 @@ class ChainSession:
         """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`, also for what follows."""
         return self._groups[0].slots
 
+    @property
+    def takes_whole(self) -> bool:
+        """Where the method reads the layer behind a cut, or all rows."""
+        return self._whole
+
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
         """Begin in the same slot of each group."""
         if rows and isinstance(rows, ChainRows):
@@ -184,6 +181,10 @@ class ChainSession:
     def kept(self, slot: int) -> tuple[Ints, ...]:
         """Return which visual tokens of the last piece that had any each cut left, by their number among them."""
         return tuple(self._sequences[slot].kept)
+
+    def gone(self, slot: int) -> tuple[Ints, ...]:
+        """See :class:`~divprune_edge.runtime.backends.session.LanguageSession`."""
+        return tuple(self._sequences[slot].gone[1:])
 
     def extend(
         self,
@@ -238,13 +239,17 @@ class ChainSession:
                     code="schedule-chunk",
                 )
 
+    def check_room(self, slot: int, count: int) -> None:
+        """Check each group."""
+        for group in self._groups:
+            group.check_room(slot, count)
+
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
     ) -> dict[int, Prediction]:
         """Run one step of each group, one behind the other."""
-        for group in self._groups:
-            for slot in ids:
-                group.check_room(slot, 1)
+        for slot in ids:
+            self.check_room(slot, 1)
         placed = positions
         if placed is None and not self._compact:
             placed = {slot: self.length(slot) for slot in ids}

@@ -75,6 +75,7 @@ class Piece:
             elif not keep:
                 images.append(image[:0])
             else:
+                assert method.picks is not None, "its cuts keep none"
                 own = np.searchsorted(visual, image)
                 picks = method.picks({name: value[own] for name, value in values.items()}, image.size, keep)
                 images.append(image[np.sort(picks)])

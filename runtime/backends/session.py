@@ -61,6 +61,11 @@ class LanguageSession(Protocol):
         """Sequences that there is room for."""
         ...
 
+    @property
+    def takes_whole(self) -> bool:
+        """Whether a prompt with images is to be fed at once, for what leaves of it depends on all that precedes."""
+        ...
+
     def add(self, visual: DeviceTensor, rows: CacheRows | None = None) -> int:
         """Begin a sequence and return its slot.
 
@@ -117,6 +122,14 @@ class LanguageSession(Protocol):
         """
         ...
 
+    def check_room(self, slot: int, count: int) -> None:
+        """Check that ``count`` more vocabulary ids fit into a slot: a step fails for all of its sequences.
+
+        Raises:
+            UserError: they do not.
+        """
+        ...
+
     def step(
         self, ids: Mapping[int, int], positions: Mapping[int, int] | None = None
     ) -> dict[int, Prediction]:
@@ -131,6 +144,13 @@ class LanguageSession(Protocol):
 
         Raises:
             UserError: as :meth:`extend`.
+        """
+        ...
+
+    def gone(self, slot: int) -> tuple[Ints, ...]:
+        """Return which of a sequence's tokens each cut left behind, by their number in it; none where it is one graph.
+
+        Those that an earlier cut left behind are among them.
         """
         ...
 
@@ -180,6 +200,11 @@ class SlotTable:
         return len(self._taken)
 
     @property
+    def takes_whole(self) -> bool:
+        """Nothing leaves here."""
+        return False
+
+    @property
     def most(self) -> int | None:
         """Ids that one run takes; None: any number."""
         return None
@@ -220,6 +245,10 @@ class SlotTable:
         self._taken[slot] = False
         self.lengths[slot] = 0
         self.visual[slot] = None
+
+    def gone(self, slot: int) -> tuple[Ints, ...]:
+        """Nothing is cut here."""
+        return ()
 
     def clear(self) -> None:
         """Remove all sequences."""

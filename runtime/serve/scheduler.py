@@ -196,7 +196,16 @@ class Scheduler(threading.Thread):
                 self._retire(job)
 
     def _step(self) -> None:
-        going = {slot: job.writer for slot, job in self._living.items() if job.prefilled and job.writer}
+        going = {}
+        for slot, job in [*self._living.items()]:
+            if not job.prefilled or job.writer is None:
+                continue
+            try:
+                self._session.check_room(slot, 1)
+            except UserError as error:  # of this answer alone: the others go on
+                self._fail(job, error)
+            else:
+                going[slot] = job.writer
         if not going:
             return
         began = time.perf_counter()

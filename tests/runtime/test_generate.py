@@ -46,6 +46,9 @@ class Script:
         logits[next(self._ids)] = 1
         return Prediction(None, lambda: logits)
 
+    def check_room(self, slot: int, count: int) -> None:
+        pass
+
     def step(self, ids: Mapping[int, int], positions: Mapping[int, int]) -> dict[int, Prediction]:
         return {slot: self.extend(slot, [ids[slot]], [positions[slot]], None) for slot in ids}
 

@@ -27,9 +27,10 @@ RECIPE = {
     "cuts": [{"before": 2, "keep": 13}, {"before": 3, "keep": 8}, {"before": 6, "keep": 3}],
 }
 LOOKS = [name for name, method in METHODS.items() if method.watches]
-CASES = [(name, "portable") for name in LOOKS]
-CASES += [(name, dialect) for name in ("transprune", "aim", "catp", "spatten") for dialect in DIALECTS]
-"""Each with a growing cache; those that read most of a layer with the others as well."""
+ELSEWHERE = ("pyramiddrop", "fastv", "v2drop")
+"""In ``test_schedules.py`` in every dialect, and of two images."""
+CASES = [(name, "portable", images) for name in LOOKS for images in (1, 2)]
+CASES += [(name, dialect, 1) for name in LOOKS if name not in ELSEWHERE for dialect in DIALECTS]
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +62,16 @@ def eager(schedule: ScheduleInfo) -> Eager:
     return EAGER[schedule.method]
 
 
-@pytest.mark.parametrize(("name", "dialect"), CASES)
+@pytest.mark.parametrize(("name", "dialect", "images"), CASES)
 def test_what_stays_and_what_follows(
-    name: str, dialect: str, checkpoint: Path, model: Any, tmp_path: Path
+    name: str, dialect: str, images: int, checkpoint: Path, model: Any, tmp_path: Path
 ) -> None:
+    """Of several images each is judged by itself."""
     bundle = exported(checkpoint, name, dialect, tmp_path)
     schedule = bundle.manifest.language_model.schedule
     assert schedule is not None and schedule.method == name
     cuts = [(cut.before, cut.keep) for cut in schedule.cuts]
-    chat = Pipeline(bundle.folder).chat([noise_image(60, 80, 5)])
+    chat = Pipeline(bundle.folder).chat([noise_image(60, 80, 5 + i) for i in range(images)])
     answer = chat.ask("how many red circle are there?", max_tokens=STEPS, ignore_eos=True)
 
     ids = np.array(chat._cached[: answer.prompt_tokens])
@@ -78,7 +80,7 @@ def test_what_stays_and_what_follows(
     wanted = run(
         model,
         rows,
-        [visual],
+        np.split(visual, images),
         cuts,
         eager(schedule),
         renumber=schedule.numbering == "compact",
@@ -121,6 +123,12 @@ def test_a_history_is_a_second_ranking(checkpoint: Path, tmp_path: Path) -> None
         kept(np.zeros(3))
     with refused("schedule-values", "vla-pruner", "past", "history"):
         pipeline.chat(None).give(past=[history])
+    for wrong in (
+        *(None, 3.0, "history", history, [None], ["history"], [["1"] * KEEP], [[True] * KEEP]),
+        *([[[0.0], [1.0, 2.0]]], [history[None]], [np.full(KEEP, np.nan)], [np.full(KEEP, 1e39)]),
+    ):
+        with refused("schedule-values", "history"):
+            pipeline.chat([image]).give(history=wrong)
     other = Pipeline(exported(checkpoint, "fastv", "portable", tmp_path / "other").folder)
     with refused("schedule-values", "fastv", "history"):
         other.chat(None).give(history=[history])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,9 +22,14 @@ from qwen_checkpoints import QWEN, SHAPES, images_of, make_qwen_checkpoint
 from raising import refused
 
 from divprune_edge import Pipeline
+from divprune_edge.errors import UserError
+from divprune_edge.manifest import LanguageInfo
 from divprune_edge.models.cost import DecoderFlops
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.schedules import Cut
+from divprune_edge.runtime.batch import ask_each
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
+from divprune_edge.runtime.defaults import decoding_of
 from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.lab.profiling.roofline import DECODE, costs
 
@@ -111,10 +117,11 @@ def test_what_stays_and_what_follows(exported: Exported, model: Any, method: str
         ids = chat._cached[: answer.prompt_tokens]
         visual = visual_rows(bundle, ids)
         wanted = expected(model, bundle, chat, ids, np.split(visual, len(images)))
-        for found, kept, (_, keep) in zip(
+        for found, kept, (before, keep) in zip(
             chat._session.kept(chat._slot), wanted.kept, cuts_of(bundle), strict=True
         ):
             assert visual[found].tolist() == kept
+            assert answer.kept_from[before].tolist() == found.tolist()
             assert len(found) == keep * len(images)
         agree(answer.token_ids, wanted.tokens, wanted.margins)
         lengths = chat._session.lengths(chat._slot)
@@ -133,6 +140,8 @@ def test_several_at_once_are_each_as_alone(exported: Exported, method: str, dial
     for answer, (image, question) in zip(together, asked, strict=True):
         alone = pipeline.ask(image, question, max_tokens=STEPS, ignore_eos=True)
         assert answer.token_ids == alone.token_ids
+        for found, wanted in zip(answer.kept_from.values(), alone.kept_from.values(), strict=True):
+            assert found.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -274,6 +283,33 @@ def test_an_answer_ends_where_the_smallest_cache_does(exported: Exported) -> Non
         pipeline.ask(None, " ".join(["what"] * 90), max_tokens=2)
 
 
+def test_an_image_larger_than_the_schedules_fills_the_first_cache(exported: Exported) -> None:
+    """All of its tokens enter where nothing prunes before, more than the schedule is made for."""
+    bundle = exported("pyramiddrop", "static", keep=12, capacity=80)
+    language = bundle.manifest.language_model
+    assert [cut.keep for cut in language.schedule.cuts] == [6, 3, 2]
+    assert language.group_tokens(35, [25]) == (35, 16, 13, 12)
+    assert language.group_tokens(20, [4]) == (20, 20, 19, 18)
+    pipeline = Pipeline(bundle.folder, "none")
+    long = pipeline.ask(picture(14), QUESTIONS[0], max_tokens=200, ignore_eos=True)
+    assert long.visual_tokens == 25 and long.finish_reason == "context"
+    assert long.prompt_tokens + len(long.token_ids) == 80
+
+
+def test_one_without_room_fails_alone(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an answer was promised: those beside it are as they are alone."""
+    pipeline = Pipeline(exported("pyramiddrop", "static", capacity=100).folder)
+    asked = [(picture(14), QUESTIONS[0]), (None, "what?"), (picture(15), " ".join(["what"] * 20))]
+    options = decoding_of(pipeline.bundle.manifest.prompt, {"max_tokens": 60, "ignore_eos": True})
+    wanted = [pipeline.ask(*one, max_tokens=60, ignore_eos=True) for one in asked[:2]]
+    monkeypatch.setattr(LanguageInfo, "room_for_answer", lambda *given: 1000)
+    *found, failed = ask_each(pipeline, asked, options)
+    assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
+    assert isinstance(failed, UserError) and failed.code == "sequence-too-long"
+    with refused("sequence-too-long", 3, 100):
+        pipeline.ask_batch(asked, max_tokens=60, ignore_eos=True)
+
+
 def test_the_graph_says_the_next_id(exported: Exported) -> None:
     plain, greedy = exported("fastv"), exported("fastv", greedy=True)
     assert greedy.manifest.language_model.says_next and not plain.manifest.language_model.says_next
@@ -308,7 +344,19 @@ def test_all_tokens_enter_where_no_budget_is_given(checkpoint: Path) -> None:
     assert plan_of(checkpoint, None, schedule="pyramiddrop").visual_tokens == 25
     assert plan_of(checkpoint, None, prune="0.9", schedule="fastv").visual_tokens == 2
     assert plan_of(checkpoint, None).visual_tokens == 2
+    none = plan_of(checkpoint, None, schedule="none")
+    assert none.visual_tokens == 2 and none.schedule is None
     assert plan_of(CHECKPOINT, None, schedule="fastv", encoder_cut="2:144").visual_tokens == 144
+
+
+@pytest.mark.parametrize(("keep", "default"), [(None, "none"), (20, "divprune-20")])
+def test_no_selector_runs_where_all_tokens_enter(exported: Exported, keep: int | None, default: str) -> None:
+    bundle = exported("fastv", keep=keep)
+    assert bundle.manifest.default_selector == default
+    pipeline = Pipeline(bundle.folder)
+    answer = pipeline.ask(picture(32), QUESTIONS[0], max_tokens=2)
+    assert answer.visual_tokens == (keep or 25) and len(answer.kept_from[2]) == round((keep or 25) / 2)
+    assert pipeline.selector is None if keep is None else pipeline.selector.id == default
 
 
 @pytest.mark.parametrize(
@@ -329,6 +377,10 @@ def test_all_tokens_enter_where_no_budget_is_given(checkpoint: Path) -> None:
         ({"method": "fastv", "cuts": [{"before": True, "keep": 3}]}, "schedule-invalid", "before"),
         ({"method": "fastv", "cuts": [{"before": 2, "keep": 3}], "cut": 1}, "schedule-invalid", "cut"),
         ({"method": "fastv", "numbering": "anew", "cuts": []}, "schedule-invalid", "anew"),
+        ({"method": "todre-2", "cuts": [{"before": 2, "keep": 10}]}, "schedule-keep", 10),
+        ({"method": "fastv", "since": 0, "cuts": [{"before": 2, "keep": 3}]}, "schedule-invalid", "since"),
+        ({"method": "spatten", "since": 2, "cuts": [{"before": 2, "keep": 3}]}, "schedule-layer", 2),
+        ({"method": "transprune", "since": 3, "cuts": [{"before": 2, "keep": 3}]}, "schedule-layer", 3),
         ({"cuts": []}, "schedule-invalid", "method"),
         ([], "schedule-invalid", "method"),
         ({"method": "fastv", "visual_tokens": 576, "cuts": []}, "schedule-visual-tokens", 576),
@@ -395,8 +447,10 @@ def test_three_positions_a_token(
 def test_no_cut_among_features_of_the_tower(tmp_path: Path) -> None:
     folder = make_qwen_checkpoint(tmp_path / "tiny", family="qwen3_vl", text={"num_hidden_layers": LAYERS})
     (tmp_path / "early.json").write_text('{"method": "fastv", "cuts": [{"before": 1, "keep": 4}]}')
-    with refused("schedule-layer", 1, 2):
+    with refused("schedule-layer", 1, 2) as told:
         plan_of(folder, 16, schedule=str(tmp_path / "early.json"))
+    (tmp_path / "later.json").write_text(re.search(r"\{.*\}", str(told.value)).group())
+    assert plan_of(folder, 16, schedule=str(tmp_path / "later.json")).schedule.cuts == (Cut(2, 4),)
 
 
 def test_images_of_different_numbers_of_tokens(tmp_path: Path) -> None:
@@ -508,6 +562,29 @@ def cost_difference(exported: Exported) -> int:
         exported(name).manifest.language_model.cost.weight_bytes for name in (None, "pyramiddrop")
     )
     return int(whole - chain)
+
+
+def test_an_answer_says_what_each_cut_left(exported: Exported) -> None:
+    """Of all images of the prompt, by their number among those that entered, also of those that join later."""
+    bundle = exported("pyramiddrop")
+    pipeline = Pipeline(bundle.folder)
+    chat = pipeline.chat(picture(30))
+    first = chat.ask(QUESTIONS[0], max_tokens=2)
+    assert [(layer, len(kept)) for layer, kept in first.kept_from.items()] == cuts_of(bundle)
+    assert set(first.kept_from[4]) < set(first.kept_from[3]) < set(first.kept_from[2]) < set(range(20))
+    assert json.loads(first.to_json())["kept_from"] == {
+        str(layer): kept.tolist() for layer, kept in first.kept_from.items()
+    }
+    text = pipeline.ask_batch([(None, QUESTIONS[1]), (picture(30), QUESTIONS[0])], max_tokens=2)
+    assert [kept.tolist() for kept in text[0].kept_from.values()] == [[], [], []]
+    same = [one.kept_from.values() for one in (text[1], first)]
+    assert all(np.array_equal(a, b) for a, b in zip(*same, strict=True))
+    both = chat.ask(QUESTIONS[1], image=picture(31), max_tokens=2)
+    assert both.visual_tokens == 40
+    for layer, keep in cuts_of(bundle):
+        kept = both.kept_from[layer]
+        assert (kept < 20).sum() == (kept >= 20).sum() == keep
+    assert Pipeline(exported(None).folder).ask(picture(30), QUESTIONS[0], max_tokens=1).kept_from == {}
 
 
 def test_a_tied_embedding_is_in_the_first_graph_and_the_last(tmp_path: Path) -> None:

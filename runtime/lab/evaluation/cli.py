@@ -15,6 +15,7 @@ from divprune_edge.runtime.options import BundleArgument
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from divprune_edge.manifest import ScheduleInfo
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.evaluation.dataset import Dataset
     from divprune_edge.runtime.lab.evaluation.methods import Method
@@ -66,7 +67,9 @@ def evaluate_command(
     questions = load_dataset(options.data, options.images)
     folder = options.folder(opened.path.name, questions.name)
     rows = run_with_progress(opened, questions, methods, folder, options)
-    report(rows, folder, facts(opened, questions, options.backend), "evaluation", as_json=as_json)
+    schedule = opened.manifest.language_model.schedule
+    about = facts(opened, questions, options.backend)
+    report(rows, folder, about, "evaluation", schedule=schedule, as_json=as_json)
     if learn_radius is not None:
         from divprune_edge.runtime.lab.evaluation.radius import learn_from
 
@@ -119,7 +122,8 @@ def sweep_command(
     about |= {"schedule": "; ".join(line or "none" for line in lines)} if any(lines) else {}
     sentence = None if target is None else verdict(entries, target)
     write_sweep(entries, folder, about, sentence)
-    report([entry.row for entry in entries], folder, about, "sweep", as_json=False)
+    schedule = opened[0].manifest.language_model.schedule if len(opened) == 1 else None
+    report([entry.row for entry in entries], folder, about, "sweep", schedule=schedule, as_json=False)
     print(f"Charts: {folder / 'sweep.html'}" + (f"\n{sentence}" if sentence else ""))
 
 
@@ -171,7 +175,8 @@ def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *,
         "questions": max(row.questions for row in rows),
         "ignored_settings": ignored,
     }
-    report(rows, folder, about, "evaluation", as_json=as_json)
+    schedule = bundle.manifest.language_model.schedule
+    report(rows, folder, about, "evaluation", schedule=schedule, as_json=as_json)
     if ignored:
         print(f"Settings of the task without a meaning here: {', '.join(ignored)}.", file=sys.stderr)
 
@@ -245,9 +250,15 @@ def _facts(bundle: Bundle, data: str, backend: str) -> dict[str, object]:
 
 
 def report(
-    rows: Sequence[AnyRow], folder: Path, about: dict[str, object], name: str, *, as_json: bool
+    rows: Sequence[AnyRow],
+    folder: Path,
+    about: dict[str, object],
+    name: str,
+    *,
+    schedule: ScheduleInfo | None = None,
+    as_json: bool,
 ) -> None:
-    """Write the tables beside the records and print one of them."""
+    """Write the tables beside the records and print one of them; ``schedule`` is the one of all rows."""
     from rich.console import Console
     from rich.table import Table
 
@@ -274,4 +285,7 @@ def report(
     console.print(tables.footnote(rows))
     if "schedule" in about:
         console.print(f"Inside the language model visual tokens leave as well: {about['schedule']}.")
+    for row in rows:
+        if schedule is not None and (spared := schedule.spared(row.tokens)):
+            console.print(f"With {row.method} {spared}.")
     console.print(f"Written: {folder / name}.md, .csv, .json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,14 @@ def test_published_schedules_fit_every_size(name: str) -> None:
                 assert visual < 9
 
 
+def test_a_file_that_cuts_early_sums_what_is_before(tmp_path: Path) -> None:
+    """TransPrune's usual first layer is the seventh of 32."""
+    file = tmp_path / "own.json"
+    for before, since in ((2, 1), (1, 0), (12, 6)):
+        file.write_text(f'{{"method": "transprune", "cuts": [{{"before": {before}, "keep": 9}}]}}')
+        assert schedule_of(str(file), 32, 576).since == since
+
+
 def test_fitprune_has_to_be_fitted() -> None:
     with refused("schedule-to-be-fitted"):
         schedule_of("fitprune", 32, 576)
@@ -292,6 +301,9 @@ def test_the_guide_of_time_forgets() -> None:
     steps = [f32(9, 9), f32(1, 0), f32(0, 1), f32(1, 1)]
     np.testing.assert_allclose(temporal_guide(steps), f32(1.64 / 2.44, 1.8 / 2.44), rtol=1e-6)
     np.testing.assert_allclose(temporal_guide(steps[:1]), f32(9, 9))
+    for wrong in ([], [f32(1, 2), f32(1)], [f32(1, np.nan)], [f32(1, 2)[None]]):
+        with refused("schedule-values"):
+            temporal_guide(wrong)
 
 
 def test_rows_asked_about() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,23 @@ def test_an_evaluation_and_a_sweep(scheduled: Path, demo_bundle: Path, tmp_path:
     page = (tmp_path / "two" / "sweep.html").read_text()
     assert f"fp32, {LINE}" in page
     assert f"none; {LINE}" in page
+
+
+def test_budgets_that_no_cut_removes_any_of(scheduled: Path, tmp_path: Path) -> None:
+    """Who adds one, looks at it or measures with it is told; a larger one needs no word."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(scheduled, bundle)
+    added = run_module(
+        "export", "selectors", str(bundle), "--names", "uniform", "--keep", "40,29", "--no-verify"
+    )
+    assert added.returncode == 0, added.stderr
+    told = "no cut of the schedule removes any of 29 visual tokens"
+    assert added.stdout.count("no cut of the schedule") == added.stdout.count(told) == 1
+    shown = run_module("runtime", "info", str(bundle))
+    assert f"uniform-29: {told}." in shown.stdout and shown.stdout.count("no cut of") == 1
+    out = str(tmp_path / "out")
+    found = run_module("runtime", "evaluate", str(bundle), "--images", "1", "--keep", "29", "--output", out)
+    assert f"With uniform-29 {told}." in found.stdout
 
 
 def test_a_profile(scheduled: Path) -> None:

@@ -511,6 +511,22 @@ def test_without_its_threads_nothing_is_taken(
     assert not engine._in_flight
 
 
+def test_an_answer_without_room_fails_alone(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = opened()
+    (long, job), (other, _) = (ask(engine, client=client, **LONG) for client in "ab")
+    long.begun()
+    other.begun()
+    check = BlockSession.check_room
+
+    def full(session: BlockSession, slot: int, count: int) -> None:
+        check(session, slot, 10**6 if slot == job.slot else count)
+
+    monkeypatch.setattr(BlockSession, "check_room", full)
+    assert long.code == "sequence-too-long"
+    assert other.text
+    assert count(engine, "requests_total", outcome="sequence-too-long") == 1
+
+
 def test_stopping_answers_what_was_asked(opened: Open, asked: Pipeline) -> None:
     engine = opened(limits={"slots": 1})
     answers = [ask(engine, max_tokens=20, ignore_eos=True)[0] for _ in range(3)]
