@@ -77,17 +77,14 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
     chosen = parse_precisions(precision)
     if target.backend == "cpu":
         return
-    if "int8" in (chosen.vision, chosen.language):
-        why = (
-            "TensorRT's parser has no MatMulInteger"
-            if target.tensorrt is not None
-            else "ONNX Runtime has no CUDA kernel for it"
-        )
-        raise UserError(
-            f"--precision {precision} cannot run on --target {target.name}: {why}; leave --precision out for "
-            f"{target.precision}.",
-            code="precision-with-target",
-        )
+    for facts in chosen.facts:
+        if target.backend in facts.refusals:
+            why = facts.refusals[target.backend]
+            raise UserError(
+                f"--precision {precision} cannot run on --target {target.name}: {why}; leave --precision out for "
+                f"{target.precision}.",
+                code="precision-with-target",
+            )
     kernels = DIALECTS[dialect].cuda if dialect in DIALECTS else frozenset()
     if kernels and activation_type(chosen.language, half=True) not in kernels:
         raise UserError(

@@ -22,6 +22,7 @@ import onnxruntime as ort
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.precisions import PRECISIONS
 from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, SERVED, find_operators
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded
@@ -306,9 +307,10 @@ def _require_kernels(manifest: Manifest, device: str) -> None:
             "which ONNX Runtime has no CUDA kernel: export it with --precision fp16, or with --dialect portable.",
             code="onnxruntime-without-kernel",
         )
-    if "int8" in (manifest.vision_encoder.precision, language.precision):
-        raise UserError(
-            "The bundle is in int8 with unsigned activations, for which ONNX Runtime has no CUDA kernel: export it "
-            "with --precision fp16 or int4.",
-            code="onnxruntime-without-kernel",
-        )
+    for graph in (manifest.vision_encoder, language):
+        why = PRECISIONS[graph.precision].refusals.get(device)
+        if why is not None:
+            raise UserError(
+                f"'{graph.file}' is in {graph.precision}, but {why}: export the bundle with --precision fp16 or int4.",
+                code="onnxruntime-without-kernel",
+            )
