@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from divprune_edge.manifest import Dialect, LayerGroup
-
-Version = tuple[int, int]
+from divprune_edge.models.tensorrt import Version, parse_version
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class DialectFacts:
     def taken_by(self, edition: str, version: str) -> bool:
         """Whether a version of an edition of TensorRT takes it."""
         oldest = self.tensorrt.get(edition)
-        return oldest is not None and oldest <= major_minor(version)
+        return oldest is not None and oldest <= parse_version(version)
 
     def cache_rows(self, rows: int, new_rows: int = 0) -> int:
         """Return how many rows are held for a cache of ``rows`` while a step brings ``new_rows``."""
@@ -102,12 +101,6 @@ _ALL = (
 )
 DIALECTS: Mapping[str, DialectFacts] = MappingProxyType({one.name: one for one in _ALL})
 FOR_TENSORRT = tuple(one.name for one in _ALL if one.for_tensorrt)
-
-
-def major_minor(version: str) -> Version:
-    """Return the first two numbers of a version such as ``10.16.2``."""
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
 
 
 def row_bytes(kv_heads: int, head_dim: int, element_bytes: int) -> int:

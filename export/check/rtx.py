@@ -23,10 +23,11 @@ def answer_findings(asked: RtxAnswers) -> list[Finding]:
 
 def unknown_findings(target: Target) -> list[Finding]:
     """Return a warning for those targets of which nothing is known without asking it."""
-    message = f"nothing is known of what TensorRT-RTX takes where it is not installed: {INSTALL}"
-    return (
-        [Finding("bundle", "warning", "not asked", "", message)] if target.backend == "tensorrt-rtx" else []
-    )
+    edition = target.edition
+    if edition is None or edition.listed:
+        return []
+    message = f"nothing is known of what {edition.title} takes where it is not installed: {INSTALL}"
+    return [Finding("bundle", "warning", "not asked", "", message)]
 
 
 def rtx_findings(manifest: Manifest) -> list[Finding]:

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.tensorrt import TENSORRT, Edition
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.loader import Library, find_library
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import host_memory, import_cuda
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.engines.edition import Edition
+from divprune_edge.models.tensorrt import Edition
 
 _MEMINFO = Path("/proc/meminfo")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from divprune_edge.manifest import Manifest, Strict
 from divprune_edge.models.profiles import Limits
-from divprune_edge.runtime.engines.edition import EDITIONS, Name
+from divprune_edge.models.tensorrt import EDITIONS, Name
 from divprune_edge.runtime.engines.facts import DeviceFacts
 
 DIGITS = 16

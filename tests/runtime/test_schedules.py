@@ -23,8 +23,8 @@ from raising import refused
 from divprune_edge import Pipeline
 from divprune_edge.models.cost import DecoderFlops
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
-from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.lab.profiling.roofline import DECODE, costs
 
 LAYERS, STEPS = 6, 8

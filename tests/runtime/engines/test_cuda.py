@@ -20,6 +20,7 @@ from plugins_emulation import write_library
 from raising import failed, refused
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.tensorrt import Edition
 from divprune_edge.plugins.abi import Append
 from divprune_edge.plugins.loader import find_library
 from divprune_edge.runtime.backends import open_backend
@@ -27,7 +28,6 @@ from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import cuda, opening
 from divprune_edge.runtime.engines.cuda import CudaDevice
-from divprune_edge.runtime.engines.edition import Edition
 from divprune_edge.runtime.pipeline import Pipeline
 
 GIB = 1 << 30

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from raising import refused
 
@@ -12,6 +14,7 @@ from divprune_edge.runtime.lab.trtexec.options import (
     known_options,
     measure_options,
     option_tables,
+    plugin_options,
     unknown_options,
 )
 
@@ -88,3 +91,9 @@ def test_options_are_read_from_the_source() -> None:
     assert read_options(SOURCE) == ["--help", "--inputIOFormats", "--minShapes", "--noTF32", "--onnx"]
     with refused("source-not-recognized"):
         read_options("int main() { return 0; }")
+
+
+def test_the_registry_loads_the_plugin() -> None:
+    """Not ``--staticPlugins``, which only opens a library that registers itself."""
+    library = Path("/opt/lib/libdivprune_plugins.so")
+    assert plugin_options(library) == [f"--dynamicPlugins={library}"]
