@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.errors import UserError, did_you_mean, either
 from divprune_edge.manifest import Precision
 from divprune_edge.models.precisions import PRECISIONS, PrecisionFacts, Real
 
@@ -60,7 +60,7 @@ def check_for_tensorrt(precisions: Precisions, block_size: int | None, dialect: 
     if precisions.has_blocks and block_size is not None and block_size not in TENSORRT_BLOCK_SIZES:
         raise UserError(
             f"--block-size {block_size} does not go with --dialect {dialect}: TensorRT takes int4 in blocks of "
-            f"{' or '.join(map(str, TENSORRT_BLOCK_SIZES))}; leave it out for the largest that divides.",
+            f"{either(map(str, TENSORRT_BLOCK_SIZES))}; leave it out for the largest that divides.",
             code="block-size-with-dialect",
         )
     for graph, facts in zip(GRAPHS, precisions.facts, strict=True):
@@ -90,9 +90,9 @@ def parse_precisions(
     """
     block_size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
     if block_size not in BLOCK_SIZES:
-        *others, last = map(str, BLOCK_SIZES)
         raise UserError(
-            f"--block-size {block_size} is not offered: int4 weights come in blocks of {', '.join(others)} or {last}.",
+            f"--block-size {block_size} is not offered: int4 weights come in blocks of "
+            f"{either(map(str, BLOCK_SIZES))}.",
             code="block-size-unsupported",
         )
     if "=" not in text:

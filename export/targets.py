@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, either
 from divprune_edge.export.plan import ExportPlan, is_matrix
 from divprune_edge.export.planning import DEFAULT_DIALECT
 from divprune_edge.export.precision import DEFAULT_PRECISION, activation_type, parse_precisions
 from divprune_edge.manifest import TILES_AT_ONCE, Dialect, LayerGroup, read_manifest
 from divprune_edge.models.budget import least_capacity
-from divprune_edge.models.dialects import DIALECTS, row_bytes
+from divprune_edge.models.dialects import DIALECTS, option, row_bytes
 from divprune_edge.models.memory import (
     Elements,
     Forecast,
@@ -68,7 +68,7 @@ def _check_dialect(target: Target, dialect: str) -> None:
         raise UserError(
             f"--dialect {dialect} cannot run on --target {target.name}: "
             f"{DIALECTS[dialect].refusal.format(software=target.software)}; leave --dialect out or give "
-            f"{' or '.join(possible)}.",
+            f"{either(possible)}.",
             code="dialect-with-target",
         )
 
@@ -86,10 +86,12 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
                 code="precision-with-target",
             )
     kernels = DIALECTS[dialect].cuda if dialect in DIALECTS else frozenset()
-    if kernels and activation_type(chosen.language, half=True) not in kernels:
+    dtype = activation_type(chosen.language, half=True)
+    if kernels and dtype not in kernels:
         raise UserError(
-            f"--precision {precision} cannot run on --target cuda in dialect {dialect}: its attention for CUDA takes "
-            f"{' or '.join(kernels)} only; leave --precision out for fp16, or add --dialect portable.",
+            f"--precision {precision} cannot run on --target {target.name} in dialect {dialect}: its attention for "
+            f"CUDA takes {either(kernels)} only; leave --precision out for {target.precision}, or add "
+            f"{option(lambda one: dtype in one.cuda)}.",
             code="precision-with-dialect",
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from divprune_edge.export.check.findings import Finding
 from divprune_edge.manifest import Manifest
-from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.dialects import DIALECTS, option
 from divprune_edge.models.precisions import PRECISIONS
 from divprune_edge.models.targets import Target
 
@@ -34,8 +34,8 @@ def _cuda(manifest: Manifest) -> Iterator[Finding]:
             "error",
             "dtype",
             "GroupQueryAttention",
-            "GroupQueryAttention has no CUDA kernel for float32: export with --precision fp16, or with "
-            "--dialect portable",
+            f"GroupQueryAttention has no CUDA kernel for {language.cache_dtype}: export with --precision fp16, or with "
+            f"{option(lambda one: language.cache_dtype in one.cuda)}",
             count=language.layers,
         )
     yield from refused_precisions(manifest, "cuda")

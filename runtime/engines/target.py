@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, either
 from divprune_edge.manifest import Manifest
-from divprune_edge.models.dialects import DIALECTS, FOR_TENSORRT
+from divprune_edge.models.dialects import DIALECTS, FOR_ANY_TENSORRT, FOR_TENSORRT
 from divprune_edge.models.targets import Target, find_target
 from divprune_edge.models.tensorrt import TENSORRT, Edition, parse_version
 from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts, facts_ahead
@@ -69,10 +69,11 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
     """
     dialect = manifest.language_model.dialect
     if dialect not in FOR_TENSORRT:
+        oldest = {name: DIALECTS[name].tensorrt[TENSORRT.name] for name in FOR_TENSORRT}
+        needed = either(f"'{name}' (TensorRT {at[0]}.{at[1]} and newer)" for name, at in oldest.items())
         raise UserError(
-            f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "
-            f"and newer) or 'decomposed': export it with '{manifest.source.export_command} --target NAME' or "
-            "'--dialect decomposed'.",
+            f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs {needed}: export it with "
+            f"'{manifest.source.export_command} --target NAME' or '--dialect {FOR_ANY_TENSORRT}'.",
             code="dialect-not-for-tensorrt",
         )
 
@@ -90,7 +91,7 @@ def check_version(manifest: Manifest, bundle: Path, version: str, edition: Editi
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', which needs {edition.title} {oldest[0]}."
             f"{oldest[1]}, but this is {edition.title} {version}: export it with '{manifest.source.export_command} "
-            "--dialect decomposed'.",
+            f"--dialect {FOR_ANY_TENSORRT}'.",
             code="dialect-needs-newer-tensorrt",
         )
 

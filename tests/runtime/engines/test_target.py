@@ -87,8 +87,8 @@ def test_a_dialect_for_another_runtime(build: Build, tmp_path: Path) -> None:
         build(folder)
     assert str(error.value) == (
         f"'{folder}' has its language model in dialect 'portable', but TensorRT needs 'static' (TensorRT 10.15 and "
-        "newer) or 'decomposed': export it with 'python -m export llava --model tiny/llava --target NAME' or "
-        "'--dialect decomposed'."
+        "newer) or 'decomposed' (TensorRT 10.0 and newer): export it with 'python -m export llava --model tiny/llava "
+        "--target NAME' or '--dialect decomposed'."
     )
 
 
