@@ -71,9 +71,9 @@ def _open_tensorrt(bundle: Bundle, name: str, threads: int | None) -> Backend:
             f"{threads} threads were asked for, but backend '{name}' computes on the GPU: leave --threads out.",
             code="threads-with-backend",
         )
+    from divprune_edge.models.tensorrt import EDITIONS
     from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
     from divprune_edge.runtime.engines.cuda import CudaDevice
-    from divprune_edge.runtime.engines.edition import EDITIONS
     from divprune_edge.runtime.engines.opening import open_engines
     from divprune_edge.runtime.engines.target import check_backend, check_dialect
 

@@ -256,8 +256,8 @@ def _about(
     import os
     import platform
 
-    from divprune_edge import __version__
     from divprune_edge.runtime.lab.scheduled import schedule_facts
+    from divprune_edge.version import __version__
 
     variant = measured.variant
     manifest = variant.bundle.manifest
