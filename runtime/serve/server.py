@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
+from divprune_edge.console import INTERRUPTED
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.serve.app import make_app
@@ -36,9 +39,15 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections, and end those that there are."""
-        # In a thread that nobody waits for: a second Ctrl-C ends at once.
         threading.Thread(target=self._drain, daemon=True).start()
         await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Hear a signal; a second Ctrl-C ends at once."""
+        if self.should_exit and sig == signal.SIGINT:
+            os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED)  # else Python would end under threads that are in the midst of a graph
+        super().handle_exit(sig, frame)
 
 
 def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine) -> None:

@@ -279,6 +279,14 @@ def test_a_look_up_that_does_not_end_keeps_no_server_alive(bundle: Path, serving
     assert (answers[0][0], answers[0][1]["error"]["code"]) == (503, "server-stopping")
 
 
+SLOW = """
+import time
+from divprune_edge.runtime.serve.scheduler import Scheduler
+step = Scheduler._step
+Scheduler._step = lambda self: (time.sleep(0.05), step(self))
+"""
+
+
 def ended(server: Served) -> dict[str, float]:
     """Return how many requests ended how, so far."""
     pattern = r'divprune_requests_total\{outcome="([\w-]+)"\}'
@@ -288,13 +296,7 @@ def ended(server: Served) -> dict[str, float]:
 def test_requests_are_counted_by_how_they_ended(bundle: Path, serving: Serve) -> None:
     """Those that never come to the engine, too: at the door, in the reading, or in the line."""
     limits = ["--limit", "body_bytes=100000", "--limit", "queue=0", "--slots", "1"]
-    slow = (
-        "import time\n"
-        "from divprune_edge.runtime.serve.scheduler import Scheduler\n"
-        "step = Scheduler._step\n"
-        "Scheduler._step = lambda self: (time.sleep(0.05), step(self))\n"
-    )
-    server = serving(bundle, *limits, before=slow, DIVPRUNE_API_KEY=KEY)
+    server = serving(bundle, *limits, before=SLOW, DIVPRUNE_API_KEY=KEY)
     right = {"Authorization": f"Bearer {KEY}"}
     answering = {"messages": about(), "max_tokens": 2}
     for _ in range(2):
@@ -352,6 +354,18 @@ def test_a_time_out_is_one_whoever_notices_first(bundle: Path, serving: Serve, p
 
 def test_ctrl_c(bundle: Path, serving: Serve) -> None:
     assert serving(bundle).stop(signal.SIGINT) == 130
+
+
+def test_a_second_ctrl_c_ends_at_once(bundle: Path, serving: Serve, picture: str) -> None:
+    server = serving(bundle, before=SLOW)
+    answer = Answering(server, picture, max_tokens=900, extra_body={"ignore_eos": True})
+    assert answer.begun.wait(PATIENCE)
+    server.process.send_signal(signal.SIGINT)
+    assert soon(lambda: not takes_more(server))
+    assert server.stop(signal.SIGINT) == 130
+    answer.join(PATIENCE)
+    assert answer.reason is None
+    assert server.said[-1] == "interrupted\n" and not any("Traceback" in line for line in server.said)
 
 
 def test_a_server_that_can_answer_no_more_ends(bundle: Path, serving: Serve, picture: str) -> None:
