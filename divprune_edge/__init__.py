@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from divprune_edge.version import __version__
+
 if TYPE_CHECKING:
     from divprune_edge.errors import UserError as UserError
     from divprune_edge.errors import UserTypeError as UserTypeError
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 # ONNX Runtime's builds report sessions and an id of the machine to their maker, unless this is said before they start.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__version__ = "0.1.0"
 __all__ = ["Pipeline", "UserError", "UserTypeError", "Video", "__version__"]
 
 

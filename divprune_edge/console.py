@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError
 from divprune_edge.hints import as_typed
+from divprune_edge.version import __version__
 
 INTERRUPTED = 130
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from divprune_edge import __version__
+from divprune_edge.version import __version__
 
 _PYTHON = re.compile(r"(?<![\w./-])python(?= -m (?:divprune_edge|export|pip|plugins|runtime)\b)")
 

@@ -22,6 +22,7 @@ from divprune_edge.export.examples import QUESTIONS, images_in, open_examples, o
 from divprune_edge.export.formats.recording import OUTPUT, Recording
 from divprune_edge.export.language import build_language_model
 from divprune_edge.export.plan import ExportPlan
+from divprune_edge.models.precisions import PRECISIONS
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.scratch import scratch
 
@@ -34,7 +35,7 @@ def calibrated(plan: ExportPlan, folder: Path) -> ExportPlan:
     Raises:
         UserError: nothing to calibrate, no images there, no ONNX Runtime, or no room for the graphs in float32.
     """
-    if plan.precisions.language != "int4":
+    if not PRECISIONS[plan.precisions.language].in_blocks:
         raise UserError(
             f"--calibrate is for a language model in int4, not {plan.precisions.language}: leave it out, or add "
             "--precision vision=fp32,language=int4.",

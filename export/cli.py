@@ -121,7 +121,7 @@ def llava(
         typer.Option(
             metavar="NAME",
             help="portable (standard operators), onnxruntime (its fused ones; faster there), or for TensorRT static "
-            "(10.15 and newer) or decomposed (10.3).",
+            "(10.15 and newer) or decomposed.",
             show_default="portable, or the target's",
         ),
     ] = None,

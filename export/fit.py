@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from divprune_edge import __version__
 from divprune_edge.errors import UserError
 from divprune_edge.export.arrays import widen
 from divprune_edge.export.bundle import Reporter
@@ -39,6 +38,7 @@ from divprune_edge.models.schedules.fitting import Fit, MeasuredAttention, fit
 from divprune_edge.models.schedules.method import query_rows
 from divprune_edge.scratch import scratch
 from divprune_edge.strict_json import read_text
+from divprune_edge.version import __version__
 
 STATE = "state.json"
 _MOST_QUESTIONS = 1 << 20

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from divprune_edge import __version__
+from divprune_edge.version import __version__
 
 ONNX_RUNTIME = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""

@@ -207,10 +207,8 @@ class ExportPlan:
         """Row widths of the matrices that are stored in blocks."""
         return {
             shape[1]
-            for precision, (_, shapes) in zip(
-                (self.precisions.vision, self.precisions.language), self._graphs(), strict=True
-            )
-            if precision == "int4"
+            for facts, (_, shapes) in zip(self.precisions.facts, self._graphs(), strict=True)
+            if facts.in_blocks
             for name, shape in shapes.items()
             if is_matrix(name, shape)
         }

@@ -21,6 +21,7 @@ from divprune_edge.export.prompts import check_prompts
 from divprune_edge.export.schedule import plan_schedule
 from divprune_edge.manifest import MOST_FRAMES, UNPRUNED, Clips, Numbering, Per
 from divprune_edge.models.budget import budget, cache_capacity
+from divprune_edge.models.dialects import option
 from divprune_edge.models.families import family_of
 from divprune_edge.models.families.family import Family, Spec
 from divprune_edge.models.selectors import Selector, find_selector
@@ -122,7 +123,7 @@ def plan_export(
     elif capacity is not None:
         raise UserError(
             f"--capacity {capacity} does not go with --dialect {dialect}, whose cache grows as it is needed: leave "
-            "it out, or choose --dialect static or decomposed.",
+            f"it out, or choose {option(lambda one: one.for_tensorrt)}.",
             code="capacity-with-dialect",
         )
     if per == "frame" and frames is None:
@@ -136,10 +137,11 @@ def plan_export(
             "tile: leave it out.",
             code="per-tile-without-tiles",
         )
-    if numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in written.facts.inputs:
+    if numbering == "original" and spec.decoder.rope.axes == 1 and not written.facts.takes_positions:
         raise UserError(
             f"--positions original does not go with --dialect {dialect}, which places '{checkpoint.name}'s tokens at "
-            "the row of the cache that it fills: use --dialect portable, or leave --positions out.",
+            f"the row of the cache that it fills: use {option(lambda one: one.takes_positions)}, or leave --positions "
+            "out.",
             code="dialect-positions",
         )
     candidates = candidates_of(spec, per)

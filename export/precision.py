@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import get_args
 
-from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.errors import UserError, did_you_mean, either
 from divprune_edge.manifest import Precision
+from divprune_edge.models.precisions import PRECISIONS, PrecisionFacts, Real
 
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 GRAPHS = ("vision", "language")
 BLOCK_SIZES = (32, 64, 128)
 TENSORRT_BLOCK_SIZES = (64, 128)
@@ -33,36 +32,42 @@ class Precisions:
         return f"vision={self.vision},language={self.language}"
 
     @property
+    def facts(self) -> tuple[PrecisionFacts, PrecisionFacts]:
+        """Of the vision graph's precision, and of the language graph's."""
+        return PRECISIONS[self.vision], PRECISIONS[self.language]
+
+    @property
     def has_blocks(self) -> bool:
         """Whether any graph has weights in blocks."""
-        return "int4" in (self.vision, self.language)
+        return any(facts.in_blocks for facts in self.facts)
 
 
-def activation_type(precision: Precision, *, half: bool = False) -> str:
+def activation_type(precision: Precision, *, half: bool = False) -> Real:
     """Return the element type of a graph's activations, and of the weights that are no matrices.
 
     ``half``: int4 weights meet float16 activations, as in graphs for TensorRT and for CUDA.
     """
-    return "float16" if precision == "fp16" or (half and precision == "int4") else "float32"
+    facts = PRECISIONS[precision]
+    return facts.on_gpus if half else facts.activations
 
 
 def check_for_tensorrt(precisions: Precisions, block_size: int | None, dialect: str) -> None:
     """Check that TensorRT can read graphs in ``precisions``, with int4 in blocks as asked for.
 
     Raises:
-        UserError: int8, for which its parser has no operator, or blocks of a size that it does not take.
+        UserError: a precision that it does not run, or blocks of a size that it does not take.
     """
     if precisions.has_blocks and block_size is not None and block_size not in TENSORRT_BLOCK_SIZES:
         raise UserError(
             f"--block-size {block_size} does not go with --dialect {dialect}: TensorRT takes int4 in blocks of "
-            f"{' or '.join(map(str, TENSORRT_BLOCK_SIZES))}; leave it out for the largest that divides.",
+            f"{either(map(str, TENSORRT_BLOCK_SIZES))}; leave it out for the largest that divides.",
             code="block-size-with-dialect",
         )
-    for graph in GRAPHS:
-        if getattr(precisions, graph) == "int8":
+    for graph, facts in zip(GRAPHS, precisions.facts, strict=True):
+        if "tensorrt" in facts.refusals:
             raise UserError(
-                f"--precision {graph}=int8 does not go with --dialect {dialect}: TensorRT's parser has no integer "
-                f"product (MatMulInteger); choose {graph}=fp16, or int4 for weights alone.",
+                f"--precision {graph}={facts.name} does not go with --dialect {dialect}: {facts.refusals['tensorrt']}; "
+                f"choose {graph}=fp16, or int4 for weights alone.",
                 code="precision-with-dialect",
             )
 
@@ -85,9 +90,9 @@ def parse_precisions(
     """
     block_size = DEFAULT_BLOCK_SIZE if block_size is None else block_size
     if block_size not in BLOCK_SIZES:
-        *others, last = map(str, BLOCK_SIZES)
         raise UserError(
-            f"--block-size {block_size} is not offered: int4 weights come in blocks of {', '.join(others)} or {last}.",
+            f"--block-size {block_size} is not offered: int4 weights come in blocks of "
+            f"{either(map(str, BLOCK_SIZES))}.",
             code="block-size-unsupported",
         )
     if "=" not in text:
@@ -115,11 +120,10 @@ def parse_precisions(
 
 
 def _known(name: str, text: str) -> Precision:
-    known = next((precision for precision in PRECISIONS if precision == name), None)
-    if known is None:
+    if name not in PRECISIONS:
         raise UserError(
             f"--precision {text} is not known{did_you_mean(name, PRECISIONS)}: choose among "
             f"{', '.join(PRECISIONS)}, for both graphs or as in vision=int8,language=int4.",
             code="precision-unknown",
         )
-    return known
+    return PRECISIONS[name].name

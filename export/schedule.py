@@ -6,7 +6,7 @@ import json
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import UNPRUNED, Numbering
-from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.dialects import DIALECTS, option
 from divprune_edge.models.families.family import Spec
 from divprune_edge.models.schedules import Schedule, find_method, schedule_of
 from divprune_edge.models.schedules.parts import parts_of
@@ -40,11 +40,11 @@ def plan_schedule(
             f"FILE.json, and in that file: {_not_before(spec.stacked, found)}",
             code="schedule-layer",
         )
-    if found.numbering == "original" and spec.decoder.rope.axes == 1 and "position_ids" not in facts.inputs:
+    if found.numbering == "original" and spec.decoder.rope.axes == 1 and not facts.takes_positions:
         raise UserError(
             f"The schedule '{found.method}' leaves tokens at their positions, which does not go with --dialect "
             f"{dialect}, where a token is at the row of the cache that it fills: add --positions compact, or use "
-            "--dialect portable.",
+            f"{option(lambda one: one.takes_positions)}.",
             code="dialect-positions",
         )
     return found

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, either
 from divprune_edge.export.plan import ExportPlan, is_matrix
 from divprune_edge.export.planning import DEFAULT_DIALECT
 from divprune_edge.export.precision import DEFAULT_PRECISION, activation_type, parse_precisions
 from divprune_edge.manifest import TILES_AT_ONCE, Dialect, LayerGroup, read_manifest
 from divprune_edge.models.budget import least_capacity
-from divprune_edge.models.dialects import DIALECTS, row_bytes
+from divprune_edge.models.dialects import DIALECTS, option, row_bytes
 from divprune_edge.models.memory import (
     Elements,
     Forecast,
@@ -68,7 +68,7 @@ def _check_dialect(target: Target, dialect: str) -> None:
         raise UserError(
             f"--dialect {dialect} cannot run on --target {target.name}: "
             f"{DIALECTS[dialect].refusal.format(software=target.software)}; leave --dialect out or give "
-            f"{' or '.join(possible)}.",
+            f"{either(possible)}.",
             code="dialect-with-target",
         )
 
@@ -77,22 +77,21 @@ def _check_precision(target: Target, precision: str, dialect: str) -> None:
     chosen = parse_precisions(precision)
     if target.backend == "cpu":
         return
-    if "int8" in (chosen.vision, chosen.language):
-        why = (
-            "TensorRT's parser has no MatMulInteger"
-            if target.tensorrt is not None
-            else "ONNX Runtime has no CUDA kernel for it"
-        )
-        raise UserError(
-            f"--precision {precision} cannot run on --target {target.name}: {why}; leave --precision out for "
-            f"{target.precision}.",
-            code="precision-with-target",
-        )
+    for facts in chosen.facts:
+        if target.backend in facts.refusals:
+            why = facts.refusals[target.backend]
+            raise UserError(
+                f"--precision {precision} cannot run on --target {target.name}: {why}; leave --precision out for "
+                f"{target.precision}.",
+                code="precision-with-target",
+            )
     kernels = DIALECTS[dialect].cuda if dialect in DIALECTS else frozenset()
-    if kernels and activation_type(chosen.language, half=True) not in kernels:
+    dtype = activation_type(chosen.language, half=True)
+    if kernels and dtype not in kernels:
         raise UserError(
-            f"--precision {precision} cannot run on --target cuda in dialect {dialect}: its attention for CUDA takes "
-            f"{' or '.join(kernels)} only; leave --precision out for fp16, or add --dialect portable.",
+            f"--precision {precision} cannot run on --target {target.name} in dialect {dialect}: its attention for "
+            f"CUDA takes {either(kernels)} only; leave --precision out for {target.precision}, or add "
+            f"{option(lambda one: dtype in one.cuda)}.",
             code="precision-with-dialect",
         )
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from divprune_edge import __version__
 from divprune_edge.errors import UserError
 from divprune_edge.export.streaming import FollowingHash, computed_ahead
 from divprune_edge.files import write_whole
 from divprune_edge.manifest import MANIFEST, FileInfo, GraphInfo, Manifest, TensorInfo
 from divprune_edge.scratch import give_way, scratch
+from divprune_edge.version import __version__
 
 Progress = Callable[[str], None]
 """Called with the name of each weight as it is written."""

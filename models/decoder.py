@@ -80,8 +80,16 @@ class DecoderSpec:
 
 
 @dataclass(frozen=True)
-class _Defaults:
-    """What transformers' config class assumes where a checkpoint says nothing."""
+class _Kind:
+    """What transformers' classes have of their own, and assume where a checkpoint says nothing.
+
+    Attributes:
+        switches: fields of its config that give linear layers biases.
+        qkv_bias: its attention has biases whatever the config says.
+        qk_norm: its queries and keys are normed.
+        window_from: the first layer with a sliding window; None where none has one.
+        window_asked: only where ``use_sliding_window`` says so, and other layers may be named.
+    """
 
     vocabulary: int
     intermediate: int
@@ -94,13 +102,38 @@ class _Defaults:
     layers: int = 32
     heads: int = 32
     mrope: RopeSpec | None = None
+    switches: tuple[str, ...] = ()
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    window_from: int | None = None
+    window_asked: bool = True
 
 
-_DEFAULTS = {
-    "llama": _Defaults(vocabulary=32000, intermediate=11008, kv_heads=None, context=2048),
-    "mistral": _Defaults(vocabulary=32000, intermediate=14336, kv_heads=8, context=4096 * 32),
-    "qwen2": _Defaults(vocabulary=151936, intermediate=22016, kv_heads=32, context=32768),
-    "qwen2_5_vl_text": _Defaults(
+_KINDS = {
+    "llama": _Kind(
+        vocabulary=32000,
+        intermediate=11008,
+        kv_heads=None,
+        context=2048,
+        switches=("attention_bias", "mlp_bias"),
+    ),
+    "mistral": _Kind(
+        vocabulary=32000,
+        intermediate=14336,
+        kv_heads=8,
+        context=4096 * 32,
+        window_from=0,
+        window_asked=False,
+    ),
+    "qwen2": _Kind(
+        vocabulary=151936,
+        intermediate=22016,
+        kv_heads=32,
+        context=32768,
+        qkv_bias=True,
+        window_from=28,
+    ),
+    "qwen2_5_vl_text": _Kind(
         vocabulary=152064,
         intermediate=29568,
         kv_heads=8,
@@ -111,8 +144,10 @@ _DEFAULTS = {
         layers=80,
         heads=64,
         mrope=RopeSpec(1e6, sections=(16, 24, 24)),
+        qkv_bias=True,
+        window_from=80,
     ),
-    "qwen3_vl_text": _Defaults(
+    "qwen3_vl_text": _Kind(
         vocabulary=151936,
         intermediate=22016,
         kv_heads=32,
@@ -120,11 +155,10 @@ _DEFAULTS = {
         theta=5e5,
         head_dim=128,
         mrope=RopeSpec(5e5, sections=(24, 20, 20), interleaved=True),
+        switches=("attention_bias",),
+        qk_norm=True,
     ),
 }
-
-
-_BIASED = ("qwen2", "qwen2_5_vl_text")
 
 
 def read_decoder(config: Config) -> DecoderSpec:
@@ -133,34 +167,34 @@ def read_decoder(config: Config) -> DecoderSpec:
     Raises:
         UserError: another architecture, or sizes that do not fit each other.
     """
-    kind = setting(config, "model_type", "llama", str)
-    if kind not in _DEFAULTS:
+    name = setting(config, "model_type", "llama", str)
+    if name not in _KINDS:
         raise UserError(
-            f"The language model is a '{kind}', supported are {', '.join(_DEFAULTS)}.",
+            f"The language model is a '{name}', supported are {', '.join(_KINDS)}.",
             code="model-unsupported",
         )
-    defaults = _DEFAULTS[kind]
-    hidden = count(config, "hidden_size", defaults.hidden)
-    heads = count(config, "num_attention_heads", defaults.heads)
-    context = count(config, "max_position_embeddings", defaults.context, 1 << 24)
+    kind = _KINDS[name]
+    hidden = count(config, "hidden_size", kind.hidden)
+    heads = count(config, "num_attention_heads", kind.heads)
+    context = count(config, "max_position_embeddings", kind.context, 1 << 24)
     spec = DecoderSpec(
-        kind=kind,
+        kind=name,
         hidden=hidden,
-        intermediate=count(config, "intermediate_size", defaults.intermediate),
-        layers=layers(config, defaults.layers),
+        intermediate=count(config, "intermediate_size", kind.intermediate),
+        layers=layers(config, kind.layers),
         heads=heads,
-        kv_heads=_kv_heads(config, defaults, heads),
-        head_dim=count(config, "head_dim", defaults.head_dim or hidden // heads),
-        vocabulary=count(config, "vocab_size", defaults.vocabulary),
+        kv_heads=_kv_heads(config, kind, heads),
+        head_dim=count(config, "head_dim", kind.head_dim or hidden // heads),
+        vocabulary=count(config, "vocab_size", kind.vocabulary),
         context=context,
-        norm_eps=setting(config, "rms_norm_eps", defaults.eps, float),
+        norm_eps=setting(config, "rms_norm_eps", kind.eps, float),
         activation=activation(setting(config, "hidden_act", "silu", str), "text hidden_act"),
-        rope=read_rope(config, defaults.theta, defaults.mrope),
-        qkv_bias=kind in _BIASED or _switch(kind, config, "attention_bias"),
-        output_bias=_switch(kind, config, "attention_bias"),
-        mlp_bias=kind == "llama" and _switch(kind, config, "mlp_bias"),
-        qk_norm=kind == "qwen3_vl_text",
-        windows=_windows(kind, config, defaults.layers),
+        rope=read_rope(config, kind.theta, kind.mrope),
+        qkv_bias=kind.qkv_bias or _switch(config, kind, "attention_bias"),
+        output_bias=_switch(config, kind, "attention_bias"),
+        mlp_bias=_switch(config, kind, "mlp_bias"),
+        qk_norm=kind.qk_norm,
+        windows=_windows(config, kind),
     )
     if spec.heads % spec.kv_heads:
         raise UserError(
@@ -181,29 +215,29 @@ def read_decoder(config: Config) -> DecoderSpec:
     return spec
 
 
-def _kv_heads(config: Config, defaults: _Defaults, heads: int) -> int:
+def _kv_heads(config: Config, kind: _Kind, heads: int) -> int:
     """An explicit null means one key-value head per head; an absent field means the class default."""
     if "num_key_value_heads" in config and config["num_key_value_heads"] is None:
         return heads
-    return count(config, "num_key_value_heads", defaults.kv_heads or heads)
+    return count(config, "num_key_value_heads", kind.kv_heads or heads)
 
 
-def _switch(kind: str, config: Config, name: str) -> bool:
-    return kind in ("llama", "qwen3_vl_text") and bool(setting(config, name, False, bool))
+def _switch(config: Config, kind: _Kind, name: str) -> bool:
+    return name in kind.switches and bool(setting(config, name, False, bool))
 
 
-def _windows(kind: str, config: Config, usual_depth: int) -> tuple[int | None, ...]:
+def _windows(config: Config, kind: _Kind) -> tuple[int | None, ...]:
     """Return the sliding window of each layer, as transformers' config classes read it."""
-    depth = layers(config, usual_depth)
-    if kind in ("llama", "qwen3_vl_text") or config.get("sliding_window", 4096) is None:
+    depth = layers(config, kind.layers)
+    if kind.window_from is None or config.get("sliding_window", 4096) is None:
         return ()
     size: int = count(config, "sliding_window", 4096)
-    if kind == "mistral":
-        return (size,) * depth
-    if not setting(config, "use_sliding_window", False, bool):
-        return ()
-    kinds: list[object] = setting(config, "layer_types", [], list)
-    if kinds:
-        return tuple(size if one == "sliding_attention" else None for one in kinds)
-    first: int = setting(config, "max_window_layers", 28 if kind == "qwen2" else 80, int)
+    first: int = kind.window_from
+    if kind.window_asked:
+        if not setting(config, "use_sliding_window", False, bool):
+            return ()
+        kinds: list[object] = setting(config, "layer_types", [], list)
+        if kinds:
+            return tuple(size if one == "sliding_attention" else None for one in kinds)
+        first = setting(config, "max_window_layers", first, int)
     return (None,) * max(min(first, depth), 0) + (size,) * max(depth - max(first, 0), 0)

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from divprune_edge.errors import either
 from divprune_edge.manifest import Dialect, LayerGroup
-
-Version = tuple[int, int]
+from divprune_edge.models.tensorrt import Version, parse_version
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,15 @@ class DialectFacts:
         """Whether its graphs are for TensorRT: no int8, and int4 multiplied in float16."""
         return bool(self.tensorrt)
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether a token's position need not be the row of the cache that it fills."""
+        return "position_ids" in self.inputs
+
     def taken_by(self, edition: str, version: str) -> bool:
         """Whether a version of an edition of TensorRT takes it."""
         oldest = self.tensorrt.get(edition)
-        return oldest is not None and oldest <= major_minor(version)
+        return oldest is not None and oldest <= parse_version(version)
 
     def cache_rows(self, rows: int, new_rows: int = 0) -> int:
         """Return how many rows are held for a cache of ``rows`` while a step brings ``new_rows``."""
@@ -102,12 +107,13 @@ _ALL = (
 )
 DIALECTS: Mapping[str, DialectFacts] = MappingProxyType({one.name: one for one in _ALL})
 FOR_TENSORRT = tuple(one.name for one in _ALL if one.for_tensorrt)
+FOR_ANY_TENSORRT = min(FOR_TENSORRT, key=lambda name: DIALECTS[name].tensorrt["tensorrt"])
+"""The one that the oldest takes."""
 
 
-def major_minor(version: str) -> Version:
-    """Return the first two numbers of a version such as ``10.16.2``."""
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
+def option(holds: Callable[[DialectFacts], bool]) -> str:
+    """Return ``--dialect static or decomposed``: what asks for a dialect for which something holds."""
+    return f"--dialect {either(one.name for one in _ALL if holds(one))}"
 
 
 def row_bytes(kv_heads: int, head_dim: int, element_bytes: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from divprune_edge.models.precisions import PRECISIONS
 from divprune_edge.models.targets import GIB, HALF, INT4, TARGETS, Target
 
 MIB = 2**20
@@ -40,17 +41,12 @@ class Elements:
     rest: int
 
     def language_bytes(self, precision: str, block: int = 128) -> int:
-        """Return the size of the language graph's weights; int4 has a float16 scale per block."""
-        if precision == "int4":
-            return self.matrices // 2 + self.matrices // block * 2 + self.rest * 2
-        return (self.matrices + self.rest) * _BYTES[precision]
+        """Return the size of the language graph's weights."""
+        return PRECISIONS[precision].stored_bytes(self.matrices, self.rest, block)
 
     def vision_bytes(self, precision: str) -> int:
         """Return the size of the vision graph's weights."""
-        return self.vision * _BYTES[precision]
-
-
-_BYTES = {"fp32": 4, "fp16": 2}
+        return self.vision * PRECISIONS[precision].bits // 8
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from divprune_edge.manifest import (
     larger_capacity,
 )
 from divprune_edge.models.budget import PROMPT
+from divprune_edge.models.dialects import option
 from divprune_edge.processing.patches import dimensions, held_dimensions
 
 ALIGNMENT = 256
@@ -231,7 +232,7 @@ def _shapes(tensor: TensorInfo, sizes: Mapping[str, Span]) -> Shapes:
         if isinstance(size, str) and size not in sizes:
             raise UserError(
                 f"Input '{tensor.name}' has a dimension '{size}' that no engine is built for: export the bundle again "
-                "with --dialect static or decomposed.",
+                f"with {option(lambda one: one.for_tensorrt)}.",
                 code="graph-dimension-unknown",
             )
     least, typical, largest = (

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import Dialect
+from divprune_edge.models.dialects import option
 
 Ints = npt.NDArray[np.int64]
 StepInputs = dict[str, npt.NDArray[Any]]
@@ -66,8 +67,8 @@ def fused_step(ids: Ints, positions: Ints, lengths: Ints, capacity: int, window:
     rows, placed = lengths[:, None] + np.arange(ids.shape[1]), positions.ndim == 3
     if not placed and not np.array_equal(positions, rows):
         raise UserError(
-            "Dialect 'onnxruntime' places every token at the row of the cache that it fills: export with --dialect "
-            "portable for other positions.",
+            "The language model's dialect places every token at the row of the cache that it fills: export with "
+            f"{option(lambda one: one.takes_positions)} for other positions.",
             code="dialect-positions",
         )
     last = rows[:, -1]

@@ -16,6 +16,7 @@ from typing import Literal
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.manifest import Dialect
+from divprune_edge.models.tensorrt import EDITIONS, TENSORRT_RTX, Edition, Name
 
 GIB = 2**30
 HALF = "fp16"
@@ -49,7 +50,7 @@ class Target:
 
     name: str
     title: str
-    backend: Literal["cpu", "cuda", "tensorrt", "tensorrt-rtx"]
+    backend: Literal["cpu", "cuda"] | Name
     sm: int | None
     jetpack: str | None
     tensorrt: str | None
@@ -65,16 +66,21 @@ class Target:
     sources: Mapping[str, str]
 
     @property
+    def edition(self) -> Edition | None:
+        """The edition of TensorRT that runs its engines; None where none does."""
+        return EDITIONS.get(self.backend)
+
+    @property
     def sms(self) -> tuple[int, ...]:
         """The compute capabilities that engines for it are for: one, those of every RTX card, or none."""
         if self.sm is not None:
             return (self.sm,)
-        return RTX_SMS if self.backend == "tensorrt-rtx" else ()
+        return () if self.edition is None else self.edition.sms
 
     @property
     def software(self) -> str:
-        """What runs its engines, with the version."""
-        return f"{'TensorRT-RTX' if self.backend == 'tensorrt-rtx' else 'TensorRT'} {self.tensorrt}"
+        """What runs its graphs, of TensorRT with the version."""
+        return "ONNX Runtime" if self.edition is None else f"{self.edition.title} {self.tensorrt}"
 
 
 def find_target(name: str) -> Target:
@@ -98,10 +104,8 @@ _JETPACK_6 = (
 _JETPACK_7 = "JetPack 7.2 release notes: CUDA 13.2, TensorRT 10.16, Ubuntu 24.04 with Python 3.12"
 _TENSORRT = "chosen: the newest 10.x, as in JetPack 7.2; support matrix of TensorRT 10.16"
 _TENSORRT_RTX = (
-    "package tensorrt-rtx-cu13 1.7.1, whose parser and builder take these graphs (docs/engines.md)"
+    f"package {TENSORRT_RTX.package} 1.7.1, whose parser and builder take these graphs (docs/engines.md)"
 )
-RTX_SMS = (80, 86, 89, 120, 121)
-"""What TensorRT-RTX 1.7 builds our graphs for; for sm_75 it lacks the product of float32 matrices."""
 _CAPABILITY = "NVIDIA, list of CUDA GPUs and their compute capability"
 _ORT = "docs/performance.md of this project"
 

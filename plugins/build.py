@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.record import (
     ABI_VERSION,
@@ -29,6 +28,7 @@ from divprune_edge.plugins.toolchain import (
     find_cmake,
 )
 from divprune_edge.scratch import scratch
+from divprune_edge.version import __version__
 
 SOURCE = Path(__file__).resolve().parent
 _BUILT_OBJECT = Path("CMakeFiles/divprune_edge_llm.dir/csrc/edge_llm/pruner.cpp.o")

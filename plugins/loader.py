@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from divprune_edge import __version__
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.plugins.record import (
     ABI_VERSION,
@@ -21,6 +20,7 @@ from divprune_edge.plugins.record import (
     read_record,
     sha256,
 )
+from divprune_edge.version import __version__
 
 BUILD = "python -m plugins build"
 BUILD_OPERATORS = f"{BUILD} --onnxruntime-include DIR"

@@ -93,18 +93,15 @@ def budgets_of(bundle: Bundle, selector: str | None, radius: float | None) -> Bu
     return Budgets(tuple(found), radius)
 
 
-def coverage_radius(
-    tokens: npt.NDArray[np.floating[Any]], valid: npt.NDArray[np.bool_], kept: npt.NDArray[np.int64]
-) -> float:
-    """Return the largest ``1 - cos`` of a valid row of tokens [N, D] to its nearest kept one.
+def coverage_radius(tokens: npt.NDArray[np.floating[Any]], kept: npt.NDArray[np.int64]) -> float:
+    """Return the largest ``1 - cos`` of a dropped row of [N, D] to its nearest kept one, 0 where none is dropped.
 
     ``kept`` int64 [K]; negative ones stand for no visual token. 2, the largest distance there is, where none is kept.
     """
     rows = kept[kept >= 0]
-    if not len(rows):
-        return 2.0
+    dropped = np.setdiff1d(np.arange(len(tokens)), rows)
+    if not len(dropped) or not len(rows):
+        return 2.0 if len(dropped) else 0.0
     x = np.asarray(tokens, dtype=np.float32)
     unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    nearest = (unit @ unit[rows].T).max(axis=1)
-    nearest[rows] = 1  # less than that by rounding, or 0 for a row of zeros
-    return float(1 - nearest[valid].min())
+    return max(0.0, float(1 - (unit[dropped] @ unit[rows].T).max(axis=1).min()))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from divprune_edge.arguments import check_type, wrong_type
 from divprune_edge.errors import UserError
@@ -18,7 +17,7 @@ from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
 from divprune_edge.processing.sources import Video, clips_of, listed
 from divprune_edge.runtime.answer import Answer
-from divprune_edge.runtime.backends import LanguageSession
+from divprune_edge.runtime.backends import Given, LanguageSession
 from divprune_edge.runtime.defaults import decoding_of
 from divprune_edge.runtime.generate import Decoding, OnText, write
 from divprune_edge.runtime.loaded import LoadedBundle
@@ -48,7 +47,7 @@ class Chat:
         self._shown: Sequence[ImageInput] = ()
         self._seen: VisualTokens | None = None
         self._cached: tuple[int, ...] = ()
-        self._given: dict[str, list[npt.NDArray[np.float32]]] = {}
+        self._given: Given = {}
         started = time.perf_counter()
         # Those of the turns, and after them those of the next one.
         self._images: list[Image.Image | Video] = []
@@ -142,9 +141,6 @@ class Chat:
         self._cached = prompt.ids[:common]
         writer = pipeline.writer(prompt, options, stream)
         if self._given:
-            from divprune_edge.runtime.backends.chain import ChainSession
-
-            assert isinstance(session, ChainSession), "a bundle with a schedule is a chain"
             session.give(self._slot, self._given)
             self._given = {}
         write(session, {self._slot: writer})

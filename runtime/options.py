@@ -23,7 +23,7 @@ BudgetOption = Annotated[
     typer.Option(
         "--budget",
         metavar="auto",
-        help="'auto' takes the smallest of the selector's budgets that covers the image, see --radius.",
+        help="'auto': for each image the smallest of a selector's budgets that covers it, see --radius.",
     ),
 ]
 RadiusOption = Annotated[

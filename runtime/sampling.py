@@ -14,6 +14,10 @@ from divprune_edge.ids import Ids
 if TYPE_CHECKING:
     from divprune_edge.runtime.backends import Prediction
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+_DEPTHS = (2.0, 4.0, 8.0, 16.0)
+"""How far below the best, in the logarithm of the probability, ids are looked for before all of them are sorted."""
 _OVERFLOW = (
     "float16 may overflow on this checkpoint, export its language model with --precision language=fp32."
 )
@@ -100,10 +104,35 @@ class Sampler:
         logits[seen] = np.where(values > 0, values / self._penalty, values * self._penalty)
 
     def _draw(self, logits: npt.NDArray[np.float32], random: np.random.Generator) -> int:
+        """Draw from the likeliest ids, in the order of a stable sort, of which only what is needed is sorted."""
         scaled = (logits.astype(np.float64) - logits.max()) / self._temperature
-        order = np.argsort(-scaled, kind="stable")[: self._top_k or None]
-        probabilities = np.exp(scaled[order])
-        probabilities /= probabilities.sum()
-        before = np.cumsum(probabilities) - probabilities
-        kept = probabilities[before < self._top_p]
-        return int(order[random.choice(kept.size, p=kept / kept.sum())])
+        chance = random.random()
+        if 0 < self._top_k < scaled.size:
+            order = _sorted(scaled, np.partition(scaled, -self._top_k)[-self._top_k])[: self._top_k]
+            probabilities = np.exp(scaled[order])
+            probabilities /= probabilities.sum()
+        else:
+            every = np.exp(scaled)
+            every /= every.sum()
+            order = _head(scaled, every, self._top_p if self._top_p < 1 else chance)
+            probabilities = every[order]
+        reached = np.cumsum(probabilities)
+        kept = 1.0 if self._top_p == 1 else reached[reached - probabilities < self._top_p][-1]
+        # Below the last sum in any case, as ids of probability 0 may follow the one that reaches it.
+        return int(order[np.searchsorted(reached, min(chance * kept, np.nextafter(reached[-1], 0)), "right")])
+
+
+def _head(scaled: Floats, probabilities: Floats, share: float) -> Ints:
+    """Return the likeliest ids in order, so many that their probabilities sum up to more than ``share``."""
+    for depth in _DEPTHS:
+        part = scaled >= -depth
+        # By more than rounding, so that the sum in another order is more as well.
+        if probabilities[part].sum() > share + 1e-9:
+            return _sorted(scaled, -depth)
+    return _sorted(scaled, -np.inf)
+
+
+def _sorted(scaled: Floats, least: float) -> Ints:
+    """Return the ids of at least ``least``, the likeliest first, and of equals the smallest id."""
+    part = np.flatnonzero(scaled >= least)
+    return part[np.argsort(-scaled[part], kind="stable")]

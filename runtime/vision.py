@@ -282,7 +282,7 @@ class Vision:
         for selector in budgets.selectors:
             tokens, kept = self._select(candidates, selector, counts)
             pruned = np.flatnonzero(counts > selector.keep)
-            radii = (coverage_radius(rows[i], candidates.valid[i], kept[i]) for i in pruned)
+            radii = (coverage_radius(rows[i, : counts[i]], kept[i]) for i in pruned)
             if selector is budgets.largest or max(radii, default=0.0) <= budgets.radius:
                 break
         return selector, tokens, kept

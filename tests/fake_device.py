@@ -41,10 +41,10 @@ from divprune_edge.models.profiles import (
     vision_profiles,
 )
 from divprune_edge.models.selectors.divprune import DIVPRUNE
+from divprune_edge.models.tensorrt import TENSORRT, Edition
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.abi import Append, Problem
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.opening import Engines
 
 NOT_A_NUMBER, CLEARED = 0xFF, 0x47

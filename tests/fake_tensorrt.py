@@ -27,7 +27,7 @@ import onnx
 import tensorrt_rtx as real
 from fake_cuda import PluginRegistry
 
-from divprune_edge.models.dialects import major_minor
+from divprune_edge.models.tensorrt import parse_version
 from divprune_edge.plugins.loader import PLUGIN
 from divprune_edge.runtime.engines import log
 
@@ -203,7 +203,7 @@ _flag = real.NetworkDefinitionCreationFlag
 def has_plugin(path: Path, version: str) -> bool:
     """Whether this TensorRT takes the plugin for a node of a graph; up to 10.6 a local function comes first."""
     model = onnx.load(path, load_external_data=False)
-    plain_first = major_minor(version) <= (10, 6) and model.functions
+    plain_first = parse_version(version) <= (10, 6) and model.functions
     return not plain_first and any(node.op_type == PLUGIN[0] for node in model.graph.node)
 
 

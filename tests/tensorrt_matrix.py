@@ -33,7 +33,7 @@ from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.profiles import ASSEMBLE, LANGUAGE, VISION, make_limits, vision_profiles
 from divprune_edge.models.selectors import SELECTORS
 from divprune_edge.models.signals import CLASS_TOKEN
-from divprune_edge.models.targets import RTX_SMS
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
 from divprune_edge.runtime.engines.graphs import BuildJob, Graph, chosen_selectors, graphs_of
@@ -153,7 +153,7 @@ class Outcome:
 
 
 def all_cases() -> list[Case]:
-    cases = itertools.starmap(Case, itertools.product(CHECKPOINTS, PRECISIONS, GRAPHS, RTX_SMS))
+    cases = itertools.starmap(Case, itertools.product(CHECKPOINTS, PRECISIONS, GRAPHS, TENSORRT_RTX.sms))
     return [case for case in cases if serves(case.checkpoint, case.graph)]
 
 
@@ -186,7 +186,7 @@ def covering_cases() -> list[Case]:
 
 def run(cases: Iterable[Case], folder: Path) -> Iterator[Outcome]:
     """Export what the cases need, each bundle once, and build."""
-    edition.use(edition.TENSORRT_RTX)
+    edition.use(TENSORRT_RTX)
     ordered = sorted(cases, key=lambda case: case.place)
     for (checkpoint, precision), group in itertools.groupby(
         ordered, key=lambda c: (c.checkpoint, c.precision)
@@ -219,7 +219,7 @@ def export_graphs(checkpoint: str, precision: str, folder: Path) -> dict[str, tu
         bundle = Bundle.open(place)
         selectors = chosen_selectors(bundle, "all,none")
         limits = make_limits(bundle.manifest, selectors, None, SLOTS)
-        for graph in graphs_of(bundle, selectors, limits, "1.7", edition.TENSORRT_RTX):
+        for graph in graphs_of(bundle, selectors, limits, "1.7", TENSORRT_RTX):
             name = graph.name.removesuffix(f"-{keep}")
             found.setdefault(f"{name} {dialect}{end}" if name == LANGUAGE else name, (bundle, graph))
             if name == VISION:
@@ -242,14 +242,16 @@ def build(case: Case, bundle: Bundle, graph: Graph) -> Outcome:
 
 def print_table(outcomes: Iterable[Outcome]) -> None:
     """One row per checkpoint, precision and graph, one column per GPU."""
-    head = f"{'checkpoint':19}{'precision':11}{'graph':27}" + "".join(f"{f'sm_{sm}':>16}" for sm in RTX_SMS)
+    head = f"{'checkpoint':19}{'precision':11}{'graph':27}" + "".join(
+        f"{f'sm_{sm}':>16}" for sm in TENSORRT_RTX.sms
+    )
     print(head + "\n" + "-" * len(head))
     for key, row in itertools.groupby(
         outcomes, key=lambda o: (o.case.checkpoint, o.case.precision, o.case.graph)
     ):
         cells = {o.case.sm: "REFUSED" if o.words else f"{o.seconds:.1f} s {o.size / 1e6:.1f} MB" for o in row}
         name = f"{key[0]:19}{key[1]:11}{key[2]:27}"
-        print(name + "".join(f"{cells.get(sm, ''):>16}" for sm in RTX_SMS), flush=True)
+        print(name + "".join(f"{cells.get(sm, ''):>16}" for sm in TENSORRT_RTX.sms), flush=True)
 
 
 @contextmanager
@@ -269,7 +271,7 @@ def main() -> int:
     cases = covering_cases() if options.cover else all_cases()
     cases = [case for case in cases if options.checkpoint in (None, case.checkpoint)]
     outcomes: list[Outcome] = []
-    trt = edition.TENSORRT_RTX.load()
+    trt = TENSORRT_RTX.load()
     with _folder() as folder:
         print(f"TensorRT-RTX {trt.__version__}: parsed and built, not run (E2b).")
         print_table(outcomes.append(one) or one for one in run(cases, folder))

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.models.targets import RTX_SMS, Target
+from divprune_edge.models.targets import Target
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 
 EVIDENCE = "E2b"
 
@@ -98,6 +99,6 @@ def is_installed() -> bool:
 
 def _sms(target: Target) -> tuple[int, ...]:
     """Return a target's own compute capabilities, or the nearest older one that TensorRT-RTX builds for."""
-    if set(target.sms) <= set(RTX_SMS):
+    if set(target.sms) <= set(TENSORRT_RTX.sms):
         return target.sms
-    return (max(sm for sm in RTX_SMS if sm <= target.sms[0]),)
+    return (max(sm for sm in TENSORRT_RTX.sms if sm <= target.sms[0]),)

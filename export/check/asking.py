@@ -15,6 +15,7 @@ from typing import Any
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.models.profiles import make_limits
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition
 from divprune_edge.runtime.engines.facts import facts_ahead
@@ -35,15 +36,16 @@ def events(bundle: Path, sms: tuple[int, ...], *, build: bool, done: int) -> Ite
     Raises:
         UserError: no bundle, or a damaged one.
     """
-    rtx = edition.TENSORRT_RTX
-    edition.use(rtx)
+    edition.use(TENSORRT_RTX)
     from divprune_edge.runtime.engines import compile as compiler
 
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    facts = facts_ahead(rtx, sms)
+    facts = facts_ahead(TENSORRT_RTX, sms)
     selectors = chosen_selectors(opened, "all,none")
-    graphs = graphs_of(opened, selectors, make_limits(manifest, selectors, None), facts.tensorrt, rtx)
+    graphs = graphs_of(
+        opened, selectors, make_limits(manifest, selectors, None), facts.tensorrt, TENSORRT_RTX
+    )
     unbuilt = None if build else "--no-build"
     try:
         check_build_memory([graph_bytes(manifest, graph.file, graph.data) for graph in graphs], None, facts)

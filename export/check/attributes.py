@@ -16,7 +16,7 @@ from typing import Any
 
 from divprune_edge.export.check.findings import Severity
 from divprune_edge.export.check.graph import Node
-from divprune_edge.plugins.trtexec import parse_version
+from divprune_edge.models.tensorrt import parse_version
 
 READ = ("10.1", "10.11", "10.14", "11.0")
 """The releases whose checkers are at hand, in order."""

@@ -34,7 +34,7 @@ from divprune_edge.models.dialects import DIALECTS, FOR_TENSORRT, row_bytes
 from divprune_edge.models.memory import Elements, Forecast, Need, forecast, refusal, tile_buffers
 from divprune_edge.models.selectors import find_selector
 from divprune_edge.models.targets import Target
-from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.models.tensorrt import needs_stripped
 from divprune_edge.processing.patches import held_dimensions, most_dimensions
 
 PLUGIN_TOKENS = 32768
@@ -117,7 +117,8 @@ def check_bundle(
     vision, chain = views[manifest.vision_encoder.file], [views[graph.file] for graph in info.graphs]
     graphs: list[GraphReport] = []
     findings: list[Finding] = []
-    table = table_for(target.tensorrt) if target.tensorrt and target.backend == "tensorrt" else None
+    listed = target.edition is not None and target.edition.listed
+    table = table_for(target.tensorrt) if target.tensorrt and listed else None
     if table is None:
         findings += host_findings(manifest, target) if target.tensorrt is None else rtx_findings(manifest)
         # TensorRT-RTX takes no plugin.

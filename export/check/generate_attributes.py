@@ -18,7 +18,7 @@ from typing import Any
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.generate import run, write_table, written
-from divprune_edge.plugins.trtexec import parse_version
+from divprune_edge.models.tensorrt import parse_version
 
 ANY = "*"
 """In ``unread``: the checker looks at attributes that it does not name, or hands them on to where this cannot look."""

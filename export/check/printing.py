@@ -16,7 +16,7 @@ from divprune_edge.export.check.bundle import CheckReport
 from divprune_edge.export.check.findings import EVIDENCE, Finding, errors
 from divprune_edge.models.memory import ASSUMPTIONS, Forecast, human
 from divprune_edge.models.targets import Target
-from divprune_edge.plugins.trtexec import needs_stripped
+from divprune_edge.models.tensorrt import TENSORRT_RTX, needs_stripped
 
 
 def report_json(report: CheckReport) -> str:
@@ -91,7 +91,7 @@ def evidence(report: CheckReport) -> str:
     asked = report.asked
     if asked is not None and asked.unbuilt is None and all(answer.words is None for answer in asked.answers):
         known.append(f"{BUILT}, parsed and built by {asked.library} for {_sms(asked)}")
-        if report.target.backend != "tensorrt-rtx":
+        if report.target.edition is not TENSORRT_RTX:
             known[-1] += f", which proves no engine of {report.target.software} for {_sms(report.target)}"
     return "; ".join([*known, "nothing of it has run on the target"])
 
@@ -159,7 +159,7 @@ def _graphs(report: CheckReport) -> Table:
     answers = {} if report.asked is None else {answer.file: answer for answer in report.asked.answers}
     table = Table(title="Graphs", title_justify="left")
     plugins = any(graph.plugin for graph in report.graphs)
-    last = [*["plugin"] * plugins, *["TensorRT-RTX"] * bool(answers)]
+    last = [*["plugin"] * plugins, *[TENSORRT_RTX.title] * bool(answers)]
     for column in ("file", "opset", "nodes", "errors", "warnings", *last):
         table.add_column(column, justify="left" if column in ("file", *last) else "right", overflow="fold")
     for graph in report.graphs:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from divprune_edge.export.check.asked import RtxAnswers
 from divprune_edge.export.check.findings import Finding
+from divprune_edge.export.check.host import refused_precisions
 from divprune_edge.hints import install
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.dialects import FOR_TENSORRT
@@ -22,10 +23,11 @@ def answer_findings(asked: RtxAnswers) -> list[Finding]:
 
 def unknown_findings(target: Target) -> list[Finding]:
     """Return a warning for those targets of which nothing is known without asking it."""
-    message = f"nothing is known of what TensorRT-RTX takes where it is not installed: {INSTALL}"
-    return (
-        [Finding("bundle", "warning", "not asked", "", message)] if target.backend == "tensorrt-rtx" else []
-    )
+    edition = target.edition
+    if edition is None or edition.listed:
+        return []
+    message = f"nothing is known of what {edition.title} takes where it is not installed: {INSTALL}"
+    return [Finding("bundle", "warning", "not asked", "", message)]
 
 
 def rtx_findings(manifest: Manifest) -> list[Finding]:
@@ -38,7 +40,4 @@ def _unfit(manifest: Manifest) -> Iterator[Finding]:
     if language.dialect not in FOR_TENSORRT:
         message = f"dialect {language.dialect} is not for TensorRT: export with --dialect {FOR_TENSORRT[0]}"
         yield Finding(language.file, "error", "dialect", "", message)
-    for graph in (manifest.vision_encoder, language):
-        if graph.precision == "int8":
-            message = "TensorRT's parser has no MatMulInteger: export with --precision fp16"
-            yield Finding(graph.file, "error", "dtype", "MatMulInteger", message)
+    yield from refused_precisions(manifest, "tensorrt-rtx")

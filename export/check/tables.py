@@ -16,7 +16,7 @@ from typing import Any
 
 from divprune_edge.errors import UserError
 from divprune_edge.export.check.attributes import Checkers, checkers_for
-from divprune_edge.plugins.trtexec import parse_version
+from divprune_edge.models.tensorrt import parse_version
 
 LISTS = ("10.1", "10.15")
 

@@ -12,7 +12,7 @@ Where the graph is for ONNX Runtime alone, its MatMulIntegerToFloat does the pro
 scale of the channel in one pass; the standard operators pass three times over what is wider than their input.
 
 One scale per row, not per tensor: a single token with large values does not blur all the others, and a token's
-result does not depend on what else is in the batch. TensorRT's parser has no MatMulInteger.
+result does not depend on what else is in the batch.
 """
 
 from __future__ import annotations

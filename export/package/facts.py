@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from divprune_edge import __version__
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.targets import TARGETS, Target
+from divprune_edge.version import __version__
 
 L4T = {"6.2": "36", "7.2": "39"}
 """JetPack -> major version of Jetson Linux (``/etc/nv_tegra_release``): 36.4 and 39.2."""

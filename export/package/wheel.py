@@ -19,10 +19,9 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
-import divprune_edge
-from divprune_edge import __version__
 from divprune_edge.errors import UserError
 from divprune_edge.export.package.archive import EPOCH
+from divprune_edge.version import __version__
 
 DISTRIBUTION = "divprune-edge-runtime"
 PACKAGE = "divprune_edge"
@@ -123,7 +122,7 @@ def runtime_wheel() -> bytes:
 
 def plugin_sources() -> dict[str, bytes]:
     """Return the plugin's CMake project by relative path, for those who would rather run CMake."""
-    folder = _folder("plugins")
+    folder = _folder(f"{PACKAGE}.plugins")
     return {
         name: data
         for name, data in _walk(folder)
@@ -137,16 +136,17 @@ def installed_dependencies() -> list[str]:
 
 
 def _files() -> dict[str, bytes]:
-    ground = Path(divprune_edge.__file__).resolve().parent
-    files = {f"{PACKAGE}/{path.name}": path.read_bytes() for path in _plain(ground)}
+    files = {f"{PACKAGE}/{path.name}": path.read_bytes() for path in _plain(_folder(PACKAGE))}
     for part in PARTS:
-        files |= {f"{PACKAGE}/{part}/{name}": data for name, data in _walk(_folder(part), f"{part}/")}
+        files |= {
+            f"{PACKAGE}/{part}/{name}": data for name, data in _walk(_folder(f"{PACKAGE}.{part}"), f"{part}/")
+        }
     return files | {f"{name}.py": _SHIM.format(name=name).encode() for name in SHIMS}
 
 
-def _folder(part: str) -> Path:
-    """Return the folder of a sub-package: beside ``divprune_edge`` in a clone, inside it when installed."""
-    file = importlib.import_module(f"{PACKAGE}.{part}").__file__
+def _folder(package: str) -> Path:
+    """Return a package's folder; those of sub-packages are beside ``divprune_edge`` in a clone, inside it installed."""
+    file = importlib.import_module(package).__file__
     assert file is not None, "a package with an __init__.py has a file"
     return Path(file).resolve().parent
 

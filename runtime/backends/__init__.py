@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from divprune_edge.errors import UserError, did_you_mean
 from divprune_edge.runtime.backends.backend import Backend, Encoded
-from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, LanguageSession, Prediction
+from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Given, LanguageSession, Prediction
 from divprune_edge.runtime.bundle import Bundle
 
 BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt-rtx")
@@ -20,6 +20,7 @@ __all__ = [
     "CacheRows",
     "DeviceTensor",
     "Encoded",
+    "Given",
     "LanguageSession",
     "Prediction",
     "open_backend",
@@ -70,9 +71,9 @@ def _open_tensorrt(bundle: Bundle, name: str, threads: int | None) -> Backend:
             f"{threads} threads were asked for, but backend '{name}' computes on the GPU: leave --threads out.",
             code="threads-with-backend",
         )
+    from divprune_edge.models.tensorrt import EDITIONS
     from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
     from divprune_edge.runtime.engines.cuda import CudaDevice
-    from divprune_edge.runtime.engines.edition import EDITIONS
     from divprune_edge.runtime.engines.opening import open_engines
     from divprune_edge.runtime.engines.target import check_backend, check_dialect
 

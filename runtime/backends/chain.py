@@ -23,6 +23,7 @@ from divprune_edge.runtime.backends.pieces import Piece, by_id, images_in
 from divprune_edge.runtime.backends.session import (
     CacheRows,
     DeviceTensor,
+    Given,
     Ints,
     LanguageSession,
     Link,
@@ -67,13 +68,13 @@ class _Sequence:
 
     Attributes:
         gone: for each group, which rows it does not have, ascending.
-        given: what the method takes beside what it reads, for the next piece that is cut: by name, of each image.
+        given: what the method takes beside what it reads, for the next piece that is cut.
         spans: first row and end of what was cut in one piece, visual tokens of all its images.
         kept: for each cut so far, which of the piece's visual tokens stayed, by their number among them.
     """
 
     gone: list[Ints]
-    given: Mapping[str, Sequence[npt.NDArray[np.float32]]] = field(default_factory=dict)
+    given: Given = field(default_factory=dict)
     spans: list[tuple[int, int]] = field(default_factory=list)
     kept: list[Ints] = field(default_factory=list)
 
@@ -155,8 +156,8 @@ class ChainSession:
         self._sequences[slot] = state
         return slot
 
-    def give(self, slot: int, given: Mapping[str, Sequence[npt.NDArray[np.float32]]]) -> None:
-        """Hand the method what it takes beside what it reads: by name, of each image one number per visual token."""
+    def give(self, slot: int, given: Given) -> None:
+        """For the next piece that is cut."""
         self._sequences[slot].given = given
 
     def show(self, slot: int, visual: DeviceTensor) -> None:

@@ -21,7 +21,8 @@ import onnxruntime as ort
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import VISUAL_TOKENS, GraphInfo, Manifest, SelectorInfo, tile_input
-from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.dialects import DIALECTS, option
+from divprune_edge.models.precisions import PRECISIONS
 from divprune_edge.plugins.loader import BUILD_OPERATORS, OFF, OPERATORS_VARIABLE, SERVED, find_operators
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.runtime.backends.backend import Encoded
@@ -297,18 +298,20 @@ def _require_kernels(manifest: Manifest, device: str) -> None:
         raise UserError(
             f"The bundle's language model is in dialect '{language.dialect}', which is made for TensorRT and which "
             f"ONNX Runtime runs on the CPU only: use --backend tensorrt or cpu, or export for '--backend {device}' "
-            "with --dialect portable.",
+            f"with {option(lambda one: language.cache_dtype in one.cuda)}.",
             code="dialect-with-backend",
         )
     if language.cache_dtype not in DIALECTS[language.dialect].cuda:
         raise UserError(
             f"The bundle's language model is in dialect '{language.dialect}' with a {language.cache_dtype} cache, for "
-            "which ONNX Runtime has no CUDA kernel: export it with --precision fp16, or with --dialect portable.",
+            "which ONNX Runtime has no CUDA kernel: export it with --precision fp16, or with "
+            f"{option(lambda one: language.cache_dtype in one.cuda)}.",
             code="onnxruntime-without-kernel",
         )
-    if "int8" in (manifest.vision_encoder.precision, language.precision):
-        raise UserError(
-            "The bundle is in int8 with unsigned activations, for which ONNX Runtime has no CUDA kernel: export it "
-            "with --precision fp16 or int4.",
-            code="onnxruntime-without-kernel",
-        )
+    for graph in (manifest.vision_encoder, language):
+        why = PRECISIONS[graph.precision].refusals.get(device)
+        if why is not None:
+            raise UserError(
+                f"'{graph.file}' is in {graph.precision}, but {why}: export the bundle with --precision fp16 or int4.",
+                code="onnxruntime-without-kernel",
+            )

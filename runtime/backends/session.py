@@ -25,6 +25,8 @@ Logits = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Positions = Sequence[int] | Ints
 """One for each id, or [3, ids]: time, height and width."""
+Given = Mapping[str, Sequence[npt.NDArray[np.float32]]]
+"""What a schedule's method takes beside what it reads: by name, of each image one number per visual token."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ class LanguageSession(Protocol):
         Raises:
             UserError: the backend does not take so many.
         """
+        ...
+
+    def give(self, slot: int, given: Given) -> None:
+        """Hand what the next images of a sequence are cut by; nobody reads it where nothing leaves inside."""
         ...
 
     def remove(self, slot: int) -> None:
@@ -230,6 +236,9 @@ class SlotTable:
     def show(self, slot: int, visual: DeviceTensor) -> None:
         """What was there before is let go."""
         self.visual[slot] = visual
+
+    def give(self, slot: int, given: Given) -> None:
+        """Nothing leaves inside the layers of one session."""
 
     def remove(self, slot: int) -> None:
         """What the slot holds is written over."""

@@ -31,6 +31,7 @@ from divprune_edge.models.profiles import (
     is_within,
     language_engines,
 )
+from divprune_edge.models.tensorrt import Name
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.processing.image_input import Groups
 from divprune_edge.processing.patches import PIXELS, ROWS, held_dimensions, most_dimensions
@@ -40,7 +41,6 @@ from divprune_edge.runtime.backends.session import LanguageSession
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtLanguage
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.device import Context, Device, HostMemory, Memory, Plan
-from divprune_edge.runtime.engines.edition import Name
 from divprune_edge.runtime.engines.memory import mib
 from divprune_edge.runtime.engines.opening import Engines
 from divprune_edge.runtime.engines.pool import Pool, Tensor

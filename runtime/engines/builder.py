@@ -13,6 +13,7 @@ from types import ModuleType
 
 from divprune_edge.errors import UserError
 from divprune_edge.models.profiles import VISION, check_slots, is_language, make_limits
+from divprune_edge.models.tensorrt import EDITIONS
 from divprune_edge.plugins.loader import Library, find_library
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import edition, store
@@ -247,7 +248,7 @@ def _job(bundle: Bundle, graph: Graph, options: Options, facts: Facts) -> BuildJ
         options.workspace,
         options.optimization_level,
         tuple(bundle.file(name) for name in graph.data),
-        facts.sms if edition.EDITIONS[facts.edition].ahead_of_time else (),
+        facts.sms if EDITIONS[facts.edition].ahead_of_time else (),
     )
 
 

@@ -54,9 +54,9 @@ def build_command(
     ] = "auto",
 ) -> None:
     """Build the TensorRT engines of a bundle: on the device that will run them, or for RTX cards anywhere."""
+    from divprune_edge.models.tensorrt import EDITIONS
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.engines.builder import Options, build_engines
-    from divprune_edge.runtime.engines.edition import EDITIONS
     from divprune_edge.runtime.engines.fingerprint import sm_names
     from divprune_edge.runtime.engines.progress import ConsoleReport
 

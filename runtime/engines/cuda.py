@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.tensorrt import TENSORRT, Edition
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.loader import Library, find_library
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
-from divprune_edge.runtime.engines.facts import host_memory, import_cuda
+from divprune_edge.runtime.engines.facts import allocatable, import_cuda
 
 if TYPE_CHECKING:
     from divprune_edge.runtime.engines.device import Memory
@@ -69,7 +69,7 @@ class CudaDevice:
         return str(properties.name.split(b"\0")[0].decode(errors="replace"))
 
     def free_bytes(self) -> int:
-        """Count what the page cache would give back where the GPU shares the CPU's memory."""
+        """See :func:`~divprune_edge.runtime.engines.facts.allocatable`."""
         free, _ = self._call("ask for the free memory", self._runtime.cudaMemGetInfo)
         integrated = self._call(
             "ask what the GPU is",
@@ -77,7 +77,7 @@ class CudaDevice:
             self._runtime.cudaDeviceAttr.cudaDevAttrIntegrated,
             _FIRST,
         )
-        return max(int(free), host_memory()[0]) if integrated else int(free)
+        return allocatable(int(free), shared=bool(integrated))
 
     def allocate(self, nbytes: int) -> CudaMemory:
         """``cudaMalloc``."""

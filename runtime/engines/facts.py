@@ -1,4 +1,7 @@
-"""This device as far as engines are concerned: GPU, versions, memory. The one place that asks for them."""
+"""What engines are built for, and held against when they are opened: GPU, versions, memory, asked for before either.
+
+Once it runs, a device asks for the free memory again (:mod:`.cuda`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.engines.edition import Edition
+from divprune_edge.models.tensorrt import Edition
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -86,8 +89,7 @@ def device_facts(edition: Edition) -> DeviceFacts:
         cuda=None if edition.ahead_of_time else f"{version // 1000}.{version % 1000 // 10}",
         tensorrt=str(trt.__version__),
         shared_memory=bool(shared),
-        # Where memory is shared, CUDA does not count what the system's file cache would give back.
-        free_memory=max(free, available) if shared else free,
+        free_memory=allocatable(free, shared=shared),
         host_memory=available + swap,
     )
 
@@ -117,6 +119,14 @@ def host_memory(meminfo: Path = _MEMINFO) -> tuple[int, int]:
         return 0, 0
     sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
     return sizes.get("MemAvailable", 0), sizes.get("SwapFree", 0)
+
+
+def allocatable(free: int, *, shared: bool) -> int:
+    """Return the bytes that an allocation on the GPU can get, of what CUDA says is ``free``.
+
+    Where memory is shared, CUDA does not count what the system's file cache would give back.
+    """
+    return max(free, host_memory()[0]) if shared else free
 
 
 def _call(cudart: Any, result: tuple[Any, ...]) -> tuple[Any, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
+from divprune_edge.errors import either
 from divprune_edge.manifest import Manifest, Strict
 from divprune_edge.models.profiles import Limits
-from divprune_edge.runtime.engines.edition import EDITIONS, Name
+from divprune_edge.models.tensorrt import EDITIONS, Name
 from divprune_edge.runtime.engines.facts import DeviceFacts
 
 DIGITS = 16
@@ -80,5 +81,4 @@ def differences(built: Facts, here: DeviceFacts, graphs: Mapping[str, str]) -> l
 
 def sm_names(sms: Iterable[int]) -> str:
     """Return ``sm_80, sm_86 or sm_89``."""
-    names = [f"sm_{sm}" for sm in sms]
-    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return either(f"sm_{sm}" for sm in sms)

@@ -19,10 +19,9 @@ from divprune_edge.models.profiles import (
     selector_profiles,
     vision_profiles,
 )
+from divprune_edge.models.tensorrt import TENSORRT, Edition, needs_stripped
 from divprune_edge.plugins.loader import Library
-from divprune_edge.plugins.trtexec import needs_stripped
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.fingerprint import Facts, graph_digest
 from divprune_edge.runtime.engines.store import plain_name

@@ -16,9 +16,9 @@ from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
 from divprune_edge.models.profiles import ASSEMBLE, VISION, Limits, is_language, language_engines
 from divprune_edge.models.targets import find_target
+from divprune_edge.models.tensorrt import TENSORRT, Edition
 from divprune_edge.plugins.loader import BUILD, Library, default_path, find_library
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts
 from divprune_edge.runtime.engines.fingerprint import differences
 from divprune_edge.runtime.engines.graphs import Graph, graphs_of

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from divprune_edge.errors import DivpruneError
+from divprune_edge.models.tensorrt import Edition
 from divprune_edge.plugins.loader import Library, register
-from divprune_edge.runtime.engines.edition import Edition
 from divprune_edge.runtime.engines.finish import finish_on_the_card
 from divprune_edge.runtime.engines.log import logger_of
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from divprune_edge.errors import UserError
+from divprune_edge.errors import UserError, either
 from divprune_edge.manifest import Manifest
-from divprune_edge.models.dialects import DIALECTS, FOR_TENSORRT, major_minor
+from divprune_edge.models.dialects import DIALECTS, FOR_ANY_TENSORRT, FOR_TENSORRT
 from divprune_edge.models.targets import Target, find_target
-from divprune_edge.runtime.engines.edition import EDITIONS, TENSORRT, Edition
+from divprune_edge.models.tensorrt import TENSORRT, Edition, parse_version
 from divprune_edge.runtime.engines.facts import DeviceFacts, device_facts, facts_ahead
 from divprune_edge.runtime.engines.fingerprint import sm_names
 
@@ -31,8 +31,8 @@ def facts_to_build_for(manifest: Manifest, bundle: Path, asked: str | None) -> D
                 f"{origin} is {target.title}, which does not run TensorRT: {_export(manifest)}.",
                 code="target-without-tensorrt",
             )
-    edition = edition_of(targets[0][0]) if targets else TENSORRT
-    if targets and edition_of(targets[-1][0]) is not edition:
+    edition = (targets[0][0].edition if targets else None) or TENSORRT
+    if targets and targets[-1][0].edition is not edition:
         made_for, _ = targets[-1]
         raise UserError(
             f"The target of '{bundle}' is {made_for.title} ({made_for.software}), but engines for "
@@ -46,11 +46,6 @@ def facts_to_build_for(manifest: Manifest, bundle: Path, asked: str | None) -> D
     return facts
 
 
-def edition_of(target: Target) -> Edition:
-    """Return the edition of TensorRT that runs a target's engines; TensorRT where none does."""
-    return EDITIONS.get(target.backend, TENSORRT)
-
-
 def check_backend(manifest: Manifest, bundle: Path, edition: Edition) -> None:
     """Check that a bundle that was made for a target is run by that target's edition of TensorRT.
 
@@ -58,9 +53,9 @@ def check_backend(manifest: Manifest, bundle: Path, edition: Edition) -> None:
         UserError: it is not.
     """
     target = None if manifest.target is None else find_target(manifest.target)
-    if target is not None and target.backend in EDITIONS and target.backend != edition.name:
+    if target is not None and target.edition is not None and target.edition is not edition:
         raise UserError(
-            f"'{bundle}' was made for {target.title}, which {EDITIONS[target.backend].title} serves: use --backend "
+            f"'{bundle}' was made for {target.title}, which {target.edition.title} serves: use --backend "
             f"{target.backend}.",
             code="backend-with-target",
         )
@@ -74,10 +69,11 @@ def check_dialect(manifest: Manifest, bundle: Path) -> None:
     """
     dialect = manifest.language_model.dialect
     if dialect not in FOR_TENSORRT:
+        oldest = {name: DIALECTS[name].tensorrt[TENSORRT.name] for name in FOR_TENSORRT}
+        needed = either(f"'{name}' (TensorRT {at[0]}.{at[1]} and newer)" for name, at in oldest.items())
         raise UserError(
-            f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs 'static' (TensorRT 10.15 "
-            f"and newer) or 'decomposed': export it with '{manifest.source.export_command} --target NAME' or "
-            "'--dialect decomposed'.",
+            f"'{bundle}' has its language model in dialect '{dialect}', but TensorRT needs {needed}: export it with "
+            f"'{manifest.source.export_command} --target NAME' or '--dialect {FOR_ANY_TENSORRT}'.",
             code="dialect-not-for-tensorrt",
         )
 
@@ -95,14 +91,14 @@ def check_version(manifest: Manifest, bundle: Path, version: str, edition: Editi
         raise UserError(
             f"'{bundle}' has its language model in dialect '{dialect}', which needs {edition.title} {oldest[0]}."
             f"{oldest[1]}, but this is {edition.title} {version}: export it with '{manifest.source.export_command} "
-            "--dialect decomposed'.",
+            f"--dialect {FOR_ANY_TENSORRT}'.",
             code="dialect-needs-newer-tensorrt",
         )
 
 
 def _check_device(target: Target, origin: str, manifest: Manifest, facts: DeviceFacts) -> None:
     same_gpus = set(facts.sms) <= set(target.sms)
-    same_version = major_minor(target.tensorrt or "0.0") == major_minor(facts.tensorrt)
+    same_version = parse_version(target.tensorrt or "0.0") == parse_version(facts.tensorrt)
     if same_gpus and same_version:
         return
     asked_for = f"{sm_names(facts.sms)} with {facts.library}"
@@ -113,7 +109,7 @@ def _check_device(target: Target, origin: str, manifest: Manifest, facts: Device
             code="target-mismatch",
         )
     remedy = (
-        f"install it with 'pip install \"tensorrt-rtx-cu13=={target.tensorrt}.*\"'"
+        f"install it with 'pip install \"{facts.edition.package}=={target.tensorrt}.*\"'"
         if same_gpus
         else _export(manifest)
     )

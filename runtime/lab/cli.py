@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from divprune_edge.runtime.options import BundleArgument
+from divprune_edge.runtime.options import BundleArgument, ThreadsOption
 
 DEFAULT_QUESTION = "What is in the picture?"
 
@@ -28,7 +28,7 @@ def compare_selectors(
     keep: Annotated[int | None, typer.Option(help="Only selectors with this budget.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: ThreadsOption = None,
 ) -> None:
     """Write a page with what each selector keeps of an image and the answers that follow."""
     from divprune_edge.files import check_place

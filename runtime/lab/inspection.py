@@ -13,11 +13,10 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.models.selectors import SELECTORS
-from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.processing.image_input import ImageInput
 from divprune_edge.processing.images import load_image
-from divprune_edge.runtime.budgets import Budgets
-from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
+from divprune_edge.runtime.budgets import Budgets, coverage_radius
+from divprune_edge.runtime.lab.evaluation.coverage import smallest_distance
 from divprune_edge.runtime.lab.rows import rows_of
 
 if TYPE_CHECKING:
@@ -93,15 +92,15 @@ def inspect_selection(pipeline: Pipeline, image: ImageSource) -> Selection:
     if selector is not None and selector.name in SELECTORS:
         reference = rows.picked(SELECTORS[selector.name].picks, selector.keep)
         picks = _ordered(kept, _in_turn(reference))
-    distances, origins = cosine_distances(rows.looked_at), candidates.origins
+    origins = candidates.origins
     return Selection(
         selector=selector.id if selector else UNPRUNED,
         tokens=len(rows.tokens),
         pixels=read.pixels[0] if read.assembly is None else np.asarray(load_image(image)),
         picks=picks if origins is None else np.where(picks < 0, picks, origins[0][picks]),
         places=places,
-        coverage=coverage_radius(distances, kept),
-        smallest=smallest_distance(distances, kept),
+        coverage=coverage_radius(rows.looked_at, kept),
+        smallest=smallest_distance(rows.looked_at, kept),
     )
 
 

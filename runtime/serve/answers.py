@@ -11,7 +11,8 @@ from typing import Any
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import UNPRUNED, SelectorInfo
 from divprune_edge.runtime.generate import FinishReason
-from divprune_edge.runtime.serve.job import Ended, Event, Piece, Seen, TokenScore
+from divprune_edge.runtime.serve.job import Ended, Event, Piece, Seen
+from divprune_edge.runtime.serve.scores import Likely, TokenScore
 
 _STATUS = {
     "api-key-wrong": (401, "authentication_error"),
@@ -23,6 +24,7 @@ _STATUS = {
     "request-too-large": (413, "invalid_request_error"),
     "image-too-large": (413, "invalid_request_error"),
     "content-type": (415, "invalid_request_error"),
+    "content-encoding": (415, "invalid_request_error"),
     "host-unknown": (421, "invalid_request_error"),
     "server-busy": (429, "rate_limit_error"),
     "server-stopping": (503, "server_error"),
@@ -39,6 +41,13 @@ def error_fields(error: DivpruneError) -> dict[str, Any]:
     """Return an error in OpenAI's format."""
     param = getattr(error, "param", None)
     return {"error": {"message": str(error), "type": status_of(error)[1], "param": param, "code": error.code}}
+
+
+def advice(error: DivpruneError, retry_after: int) -> dict[str, str]:
+    """Return the headers that tell a client when to ask again, or not to: what took too long would do so again."""
+    if status_of(error)[0] in (429, 503):
+        return {"retry-after": str(retry_after)}
+    return {"x-should-retry": "false"} if error.code == "request-timeout" else {}
 
 
 @dataclass
@@ -139,8 +148,7 @@ class Writing:
             return None
         return {
             "content": [
-                {**_scored(one.token, one.logprob), "top_logprobs": [_scored(*other) for other in one.top]}
-                for one in scores
+                {**_scored(one), "top_logprobs": [_scored(other) for other in one.top]} for one in scores
             ],
             "refusal": None,
         }
@@ -152,8 +160,9 @@ def event_text(data: dict[str, Any] | str) -> bytes:
     return f"data: {text}\n\n".encode()
 
 
-def _scored(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": max(logprob, -9999.0), "bytes": list(token.encode())}
+def _scored(one: Likely) -> dict[str, Any]:
+    data = None if one.data is None else list(one.data)
+    return {"token": one.token, "logprob": max(one.logprob, -9999.0), "bytes": data}
 
 
 def _reason(reason: FinishReason) -> str:

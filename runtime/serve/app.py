@@ -8,7 +8,6 @@ import mimetypes
 import secrets
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 
@@ -16,25 +15,27 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.runtime.serve.answers import Writing, error_fields, event_text, status_of
+from divprune_edge.runtime.serve.answers import Writing, advice, error_fields, event_text, status_of
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope, Send
 from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question
-from divprune_edge.runtime.serve.reading import Fetch, question_of
+from divprune_edge.runtime.serve.reader import ClientGone, Reader
+from divprune_edge.runtime.serve.remote import Fetcher
 from divprune_edge.runtime.serve.scheduler import internal, too_late
-from divprune_edge.runtime.serve.schema import ChatRequest, read_request
+from divprune_edge.runtime.serve.schema import ChatRequest
 
 _COMPLETIONS = "/v1/chat/completions"
 _GRACE = 1.0
 """Seconds that the engine has to say by itself that a question's time is over."""
 
 
-def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> App:
-    """Return the application; ``fetch`` gets an image from an address."""
+def make_app(engine: Engine, catalog: Catalog, fetcher: Fetcher, access: Access) -> App:
+    """Return the application; ``fetcher`` gets images from addresses."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -46,29 +47,9 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     # What a question looks like is for its client to know, and would be written here as often as it is asked.
     logging.getLogger("divprune_edge.processing.prompt").setLevel(logging.ERROR)
     page = _page()
-    # Whose images lie elsewhere may have to wait for that; nobody else does.
-    reading, calling = ThreadPoolExecutor(2, "reading"), ThreadPoolExecutor(8, "calling")
+    read = Reader(catalog, engine.limits, fetcher)
 
-    @app.exception_handler(DivpruneError)
-    async def known(request: Request, error: DivpruneError) -> Response:
-        headers = {"retry-after": str(engine.retry_after)} if status_of(error)[0] in (429, 503) else None
-        return JSONResponse(error_fields(error), status_of(error)[0], headers)
-
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
-        if error.status_code != 405:
-            return JSONResponse(error_fields(_no_path()), error.status_code)
-        taken = "POST" if request.url.path == _COMPLETIONS else "GET"
-        said = UserError(f"This path takes {taken}, not {request.method}.", code="method-unknown")
-        return JSONResponse(error_fields(said), 405, {"allow": taken.replace("GET", "GET, HEAD")})
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse(error_fields(internal()), 500)  # what it was, the guard's log says
-
-    @app.exception_handler(ClientGone)
-    async def gone(request: Request, error: ClientGone) -> Response:
-        return Response(status_code=499)
+    _answer_errors(app, engine)
 
     @app.get("/health")
     async def health() -> Response:
@@ -94,19 +75,28 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
                 "The body is not declared as JSON: send the header 'Content-Type: application/json'.",
                 code="content-type",
             )
+        coding = request.headers.get("content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise UserError(
+                "The body is compressed, which this server does not read: send it as it is.",
+                code="content-encoding",
+            )
         client = request.client.host if request.client is not None else ""
         if (refusal := engine.refuse(client)) is not None:  # before the body is read
             raise refusal
-        body = await request.body()
-        loop = asyncio.get_running_loop()
-        asked = await loop.run_in_executor(reading, read_request, body, engine.limits.json_items)
-        del body
-        pool = calling if asked.calls_out else reading
-        question = await loop.run_in_executor(pool, question_of, asked, catalog, engine.limits, fetch)
-        writing, stream = _writing(asked, question, catalog), asked.stream
-        del asked
-        answer = _Answer(engine, writing, question, client, request.receive)
-        del question  # its images are the encoder's to let go of
+        body, began = await request.body(), time.monotonic()
+        gone = asyncio.ensure_future(_until_gone(request.receive))
+        try:
+            asked, question = await read(body, request.state.hold, gone)
+            del body
+            writing, stream = _writing(asked, question, catalog), asked.stream
+            del asked
+            answer = _Answer(engine, writing, question, client, began, gone)
+            request.state.taken = True
+            del question  # its images are the encoder's to let go of
+        except BaseException:
+            gone.cancel()
+            raise
         return await (answer.streamed() if stream else answer.whole())
 
     @app.get("/")
@@ -120,7 +110,42 @@ def make_app(engine: Engine, catalog: Catalog, fetch: Fetch, access: Access) -> 
     for route in app.routes:
         if isinstance(route, Route) and route.methods is not None and "GET" in route.methods:
             route.methods.add("HEAD")  # as load balancers look whether somebody is there
-    return Guard(app, access, engine.limits)
+    return Guard(app, access, engine.limits, engine.metrics.refused)
+
+
+def _answer_errors(app: FastAPI, engine: Engine) -> None:
+    """Answer what goes wrong in OpenAI's format, and count it where the engine does not."""
+
+    def refused(request: Request, outcome: str) -> None:
+        """Count a request that never was the engine's to count."""
+        if not getattr(request.state, "taken", False):
+            engine.metrics.refused(outcome)
+
+    @app.exception_handler(DivpruneError)
+    async def known(request: Request, error: DivpruneError) -> Response:
+        refused(request, error.code)
+        return JSONResponse(error_fields(error), status_of(error)[0], advice(error, engine.retry_after))
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        said, headers = _no_path(), None
+        if error.status_code == 405:
+            taken = "POST" if request.url.path == _COMPLETIONS else "GET"
+            said = UserError(f"This path takes {taken}, not {request.method}.", code="method-unknown")
+            headers = {"allow": taken.replace("GET", "GET, HEAD")}
+        refused(request, said.code)
+        return JSONResponse(error_fields(said), error.status_code, headers)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        refused(request, internal().code)
+        return JSONResponse(error_fields(internal()), 500)  # what it was, the guard's log says
+
+    @app.exception_handler(ClientDisconnect)  # in the middle of its body
+    @app.exception_handler(ClientGone)
+    async def gone(request: Request, error: Exception) -> Response:
+        refused(request, "left")
+        return Response(status_code=499)
 
 
 def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writing:
@@ -129,19 +154,21 @@ def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writin
         asked.model or catalog.name,
         question.selector,
         question.logprobs is not None,
-        asked.stream_options is not None and asked.stream_options.include_usage,
+        bool(asked.stream_options and asked.stream_options.include_usage),
     )
-
-
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
 
 
 class _Answer:
     """One answer on its way from the engine's threads to a client, which may leave at any time."""
 
     def __init__(
-        self, engine: Engine, writing: Writing, question: Question, client: str, receive: Receive
+        self,
+        engine: Engine,
+        writing: Writing,
+        question: Question,
+        client: str,
+        began: float,
+        gone: asyncio.Task[None],
     ) -> None:
         self._engine, self.writing = engine, writing
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -151,8 +178,8 @@ class _Answer:
             with suppress(RuntimeError):  # of a loop that is closed: nobody is there any more
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._job: Job = engine.submit(question, client, tell)
-        self._gone = asyncio.ensure_future(_until_gone(receive))
+        self._job: Job = engine.submit(question, client, tell, began)
+        self._gone = gone
 
     async def next(self) -> Event:
         """Return the next event.
@@ -170,6 +197,7 @@ class _Answer:
                 event.cancel()
                 if self._gone.done():
                     raise ClientGone
+                self.leave(too_late().code)
                 raise too_late()
             found = event.result()
         else:
@@ -197,10 +225,10 @@ class _Answer:
             self.leave()
             raise
 
-    def leave(self) -> None:
+    def leave(self, outcome: str = "left") -> None:
         """Wait no more; to an answer that is whole nothing happens."""
         self._gone.cancel()
-        self._engine.leave(self._job)
+        self._engine.leave(self._job, outcome)
 
 
 class _Stream(Response):

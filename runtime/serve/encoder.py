@@ -1,7 +1,7 @@
 """The vision encoder's thread: a request's images become visual tokens, or are found among those of before.
 
 What an image gave is kept, with what selectors picked of it: asking again about it costs no run of the encoder, and
-another budget none either.
+another budget none either. Requests with nothing to encode pass those that have, between two images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from divprune_edge.processing.images import image_of_bytes
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
 from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.serve.job import Job, Medium, Seen, Utterance
+from divprune_edge.runtime.serve.job import Job, Medium, Question, Seen, Utterance
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.places import shown
@@ -71,6 +71,7 @@ class Encoder(threading.Thread):
         cache_bytes: for what images gave; 0 keeps nothing.
         metrics: what is counted.
         turns: as the scheduler's.
+        ended: as the scheduler's.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Encoder(threading.Thread):
         cache_bytes: int,
         metrics: Metrics,
         turns: AbstractContextManager[None],
+        ended: Callable[[], None],
     ) -> None:
         super().__init__(name="encoder", daemon=True)
+        self._ended = ended
         self._waiting, self._hand_on, self._limits = waiting, hand_on, limits
         self._room, self._metrics, self._turns = cache_bytes, metrics, turns
         self._vision, self._manifest = pipeline.vision, pipeline.bundle.manifest
@@ -95,31 +98,51 @@ class Encoder(threading.Thread):
 
     def run(self) -> None:
         """Prepare job after job, until the line is closed."""
-        while (job := self._waiting.get()) is not None:
-            if job.gone:
-                continue
-            try:
-                if time.monotonic() > job.deadline:
-                    raise too_late()
-                self._prepare(job)
-            except DivpruneError as error:
-                job.fail(error)
-            except Exception:  # whatever it is, the next request is answered
-                _log.exception("A request could not be prepared.")
-                job.fail(internal())
-            else:
-                self._hand_on(job)
-            finally:
-                self._trim()
+        try:
+            while (job := self._waiting.get()) is not None:
+                self._handle(job)
+        finally:
+            self._ended()
+
+    def _handle(self, job: Job) -> None:
+        try:
+            self._check(job)
+            self._prepare(job)
+        except _Gone:
+            pass
+        except DivpruneError as error:
+            job.fail(error)
+        except Exception:  # whatever it is, the next request is answered
+            _log.exception("A request could not be prepared.")
+            job.fail(internal())
+        else:
+            self._hand_on(job)
+        finally:
+            self._trim()
+
+    def _check(self, job: Job) -> None:
+        """Go on with a job only where somebody waits for it."""
+        if job.gone:
+            raise _Gone
+        if time.monotonic() > job.deadline:
+            raise too_late()
+
+    def _let_pass(self, job: Job) -> None:
+        """Between two images of a job, prepare those that have none to encode."""
+        self._check(job)
+        for other in self._waiting.jobs():
+            keys = _keys(other.question)
+            known = all(key in self._looks and self._looks[key].candidates is not None for key in keys)
+            if known and self._waiting.remove(other):
+                self._handle(other)
 
     def _prepare(self, job: Job) -> None:
         """Read a job's images, make its prompt, and see what its selector keeps."""
         job.times.lap("queue")
         question, media = job.question, job.question.media
         pipeline = self._pruning(job)
-        # An image that is alone in its prompt may be read otherwise.
-        alone = sum(not medium.clip for medium in media) == 1
-        looks = [self._look(medium, medium.clip or alone) for medium in media]
+        keys = _keys(question)
+        looks = [self._look(job, medium, key) for medium, key in zip(media, keys, strict=True)]
         inputs = [look.image for look in looks]
         prompt = pipeline.encode_prompt(_turns(question.utterances, inputs), inputs)
         if len(prompt) > self._limits.prompt_tokens:
@@ -128,10 +151,10 @@ class Encoder(threading.Thread):
                 "question, about fewer images, or keep fewer visual tokens.",
                 code="prompt-too-long",
             )
+        for look in looks:
+            self._encode(job, look)
+        job.times.lap("encode")
         with self._turns:
-            for look in looks:
-                self._encode(look)
-            job.times.lap("encode")
             parts = [self._choose(pipeline, look) for look in looks]
             job.visual = self._vision.join(parts)
             job.times.lap("select")
@@ -140,8 +163,8 @@ class Encoder(threading.Thread):
         spans = iter(job.prompt.spans)
         name = b"" if pipeline.selector is None else pipeline.selector.id.encode()
         job.marks = tuple(
-            (next(spans).begin, medium.key + bytes([alone]) + name)
-            for medium, image in zip(media, seen, strict=True)
+            (next(spans).begin, digest + bytes([alone]) + name)
+            for (digest, alone), image in zip(keys, seen, strict=True)
             for _ in image.counts
         )
         job.question = question.without_media()
@@ -158,12 +181,12 @@ class Encoder(threading.Thread):
             self._pipelines[name] = self._pipeline.with_selector(name or "none")
         return self._pipelines[name]
 
-    def _look(self, medium: Medium, alone: bool) -> _Look:
+    def _look(self, job: Job, medium: Medium, key: tuple[bytes, bool]) -> _Look:
         """Return what is known of an image or clip; one that is new is decoded."""
-        key = medium.key, alone
         found = self._looks.get(key)
         if found is None:
-            image = self._read(medium, alone)
+            self._let_pass(job)
+            image = self._read(medium, key[1])
             found = _Look(image, bytes=sum(array.nbytes for array in image.inputs.values()))
             if self._room:
                 self._looks[key] = found
@@ -175,11 +198,13 @@ class Encoder(threading.Thread):
         frames = _Frames(medium, self._limits.image_pixels)
         return self._vision.read_one(Video(frames, fps=medium.fps) if medium.clip else frames[0], alone=alone)
 
-    def _encode(self, look: _Look) -> None:
+    def _encode(self, job: Job, look: _Look) -> None:
         if look.candidates is not None:
             self._metrics.images_cached.inc()
             return
-        found = self._vision.encode([look.image], self._manifest.selectors)
+        self._let_pass(job)
+        with self._turns:
+            found = self._vision.encode([look.image], self._manifest.selectors)
         self._metrics.images_encoded.inc()
         # Pixels are not looked at again.
         look.image = replace(look.image, pixels=np.empty(0, np.uint8), further={})
@@ -201,6 +226,16 @@ class Encoder(threading.Thread):
         while self._looks and held > self._room:
             held -= self._looks.popitem(last=False)[1].bytes
         self._metrics.cache_bytes.set(held)
+
+
+class _Gone(Exception):
+    """Nobody waits for a job any more."""
+
+
+def _keys(question: Question) -> list[tuple[bytes, bool]]:
+    """Return by what each image or clip is known: one that is alone in its prompt may be read otherwise."""
+    alone = sum(not medium.clip for medium in question.media) == 1
+    return [(medium.key, medium.clip or alone) for medium in question.media]
 
 
 def _turns(utterances: tuple[Utterance, ...], inputs: list[ImageInput]) -> list[Turn]:

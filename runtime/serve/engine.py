@@ -14,7 +14,7 @@ from divprune_edge.runtime.serve.encoder import Encoder
 from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question, Seen
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.metrics import Metrics
-from divprune_edge.runtime.serve.scheduler import Scheduler
+from divprune_edge.runtime.serve.scheduler import Scheduler, internal, stopping
 from divprune_edge.runtime.serve.turns import Turns
 from divprune_edge.runtime.serve.waiting import FairQueue
 
@@ -52,6 +52,7 @@ class Engine:
             prefix_bytes=prefix_cache,
             metrics=self.metrics,
             turns=turns,
+            ended=self._end_of_thread,
         )
         self._encoder = Encoder(
             pipeline,
@@ -61,10 +62,12 @@ class Engine:
             cache_bytes=image_cache,
             metrics=self.metrics,
             turns=turns,
+            ended=self._end_of_thread,
         )
         self._in_flight: set[Job] = set()
+        self.metrics.in_flight.set_function(lambda: len(self._in_flight))
         self._guard = threading.Lock()
-        self._stopping = False
+        self._stopping = self._lost = False
         self._seconds = 1.0  # of an answer, of late
 
     @property
@@ -76,6 +79,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether questions are answered."""
         return self._scheduler.is_alive() and self._encoder.is_alive() and not self._stopping
+
+    @property
+    def lost(self) -> bool:
+        """Whether a thread has ended that should not have: nothing will be answered any more."""
+        return self._lost
 
     @property
     def full(self) -> bool:
@@ -95,12 +103,16 @@ class Engine:
 
     def refuse(self, client: str) -> UserError | None:
         """Return why no question of a client is taken at present, if none is."""
-        if self._stopping:
-            return UserError("The server is being stopped: ask again in a moment.", code="server-stopping")
+        if self._stopping or self._lost:
+            return stopping()
         return self.busy() if self.full and not self._waiting.yields_to(client) else None
 
-    def submit(self, question: Question, client: str, tell: Callable[[Event], None]) -> Job:
+    def submit(
+        self, question: Question, client: str, tell: Callable[[Event], None], began: float | None = None
+    ) -> Job:
         """Let a question wait for its answer, of which ``tell`` hears, from other threads.
+
+        Its time runs since ``began``, on :func:`time.monotonic`'s clock, or else from now on.
 
         Raises:
             UserError: the server is full, or about to stop.
@@ -111,10 +123,11 @@ class Engine:
             self._note(job, event)
             tell(event)
 
-        job = Job(question, client, time.monotonic() + self.limits.request_seconds, told)
-        if (refusal := self.refuse(client)) is not None:
-            raise refusal
+        began = time.monotonic() if began is None else began
+        job = Job(question, client, began + self.limits.request_seconds, told)
         with self._guard:
+            if (refusal := self.refuse(client)) is not None:
+                raise refusal
             full = self.full
             dropped = self._waiting.put(job, full=full)
             if dropped is not job:
@@ -123,15 +136,14 @@ class Engine:
             raise self.busy()
         if dropped is not None:
             dropped.fail(self.busy())
-        self.metrics.in_flight.set(len(self._in_flight))
         return job
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: Job, outcome: str = "left") -> None:
         """Stop answering a question: nobody waits for it any more."""
         job.gone = True
         self._waiting.remove(job)
         self._scheduler.wake()
-        self._forget(job, "left")
+        self._forget(job, outcome)
 
     def busy(self) -> UserError:
         """Return what those are told for whom there is no place."""
@@ -141,19 +153,34 @@ class Engine:
             code="server-busy",
         )
 
-    def stop(self, seconds: float = 10.0) -> None:
-        """Take no more questions, answer those that there are within so many seconds, and end the threads."""
+    def drain(self, seconds: float) -> None:
+        """Take no more questions, and answer those that there are within so many seconds; the rest is told so."""
         self._stopping = True
         self._waiting.close()
         ends = time.monotonic() + seconds
-        while self._in_flight and time.monotonic() < ends:
+        while self._in_flight and not self._lost and time.monotonic() < ends:
             time.sleep(0.02)
-        for job in [*self._in_flight]:
+        with self._guard:
+            left = [*self._in_flight]
+        for job in left:
             job.gone = True
+            job.fail(stopping())
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Let what there is end, as :meth:`drain` does, and then the threads."""
+        ends = time.monotonic() + seconds
+        self.drain(seconds)
         self._scheduler.end()
         for thread in (self._encoder, self._scheduler):
             if thread.ident is not None:
                 thread.join(max(ends - time.monotonic(), 5.0))
+
+    def _end_of_thread(self) -> None:
+        with self._guard:
+            self._lost = self._lost or not self._stopping
+            left = [*self._in_flight] if self._lost else []
+        for job in left:
+            job.fail(internal())
 
     def _note(self, job: Job, event: Event) -> None:
         if isinstance(event, Seen):
@@ -172,4 +199,3 @@ class Engine:
                 return
             self._in_flight.discard(job)
         self.metrics.requests.labels(outcome).inc()
-        self.metrics.in_flight.set(len(self._in_flight))

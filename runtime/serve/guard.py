@@ -10,14 +10,16 @@ import hashlib
 import hmac
 import json
 import logging
+import secrets
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from divprune_edge.errors import DivpruneError, UserError
-from divprune_edge.runtime.serve.answers import error_fields, status_of
+from divprune_edge.runtime.serve.answers import advice, error_fields, status_of
 from divprune_edge.runtime.serve.limits import Limits
-from divprune_edge.runtime.serve.scheduler import internal
+from divprune_edge.runtime.serve.scheduler import internal, stopping
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -28,6 +30,8 @@ App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 _log = logging.getLogger("divprune_edge")
 _OPEN = ("/health", "/")
 """Paths that need no key, and what lies below ``/page/``: they tell nothing of bundle or requests."""
+REQUEST_ID = b"x-request-id"
+"""By which a client can say which of its requests it speaks of, and the log does."""
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -75,11 +79,20 @@ class Access:
 
 
 class Guard:
-    """An ASGI application around another one; see the module's text."""
+    """An ASGI application around another one; see the module's text.
 
-    def __init__(self, app: App, access: Access, limits: Limits) -> None:
-        self._app, self._access, self._limits = app, access, limits
-        self._held = 0
+    Args:
+        app: the other one.
+        access: who may ask.
+        limits: how much, and for how long.
+        count: is told the code of each request that is refused here.
+    """
+
+    def __init__(
+        self, app: App, access: Access, limits: Limits, count: Callable[[str], None] | None = None
+    ) -> None:
+        self._app, self._access, self._limits, self._count = app, access, limits, count
+        self._held, self._counting = 0, threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it with an error."""
@@ -87,13 +100,16 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
-        begun = False
+        begun, number = False, f"req_{secrets.token_hex(12)}"
 
         async def sending(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
+                headers = [*message.get("headers", ()), *SECURITY_HEADERS]
+                if REQUEST_ID not in dict(headers):  # or a replica has given one
+                    headers.append((REQUEST_ID, number.encode()))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -101,39 +117,59 @@ class Guard:
                 raise refusal
             self._check_length(scope)
             taken = _Body(self, receive)
+            scope.setdefault("state", {})["hold"] = taken.hold
             try:
                 await self._app(scope, taken, sending)
             finally:
                 taken.release()
         except DivpruneError as error:
+            self._refused(error, scope)
             if not begun:
                 await answer_error(error, sending)
+        except asyncio.CancelledError:  # the server ends, and has waited for as long as it may
+            self._refused(stopping(), scope)
+            if not begun:
+                await answer_error(stopping(), sending)
         except Exception:
-            _log.exception("A request failed.")
+            _log.exception("Request %s failed.", number)
             if not begun:
                 await answer_error(internal(), sending)
 
+    def _refused(self, error: DivpruneError, scope: Scope) -> None:
+        if self._count is not None and not scope.get("state", {}).get("taken"):
+            self._count(error.code)
+
     def _check_length(self, scope: Scope) -> None:
         """Refuse a body by what its head says of it, before any of it is read."""
-        length = dict(scope["headers"]).get(b"content-length", b"0")
+        headers = dict(scope["headers"])
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            # A proxy may go by the other one, and take the rest of the body for a request of somebody else.
+            raise UserError(
+                "The head has both Content-Length and Transfer-Encoding: send one of the two.",
+                code="request-invalid",
+            )
+        length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._limits.body_bytes:
             raise self.too_large()
 
     def hold(self, count: int) -> None:
-        """Count bytes of a body that are held.
+        """Count bytes of a request that are held, from any thread.
 
         Raises:
             UserError: all bodies together are too large.
         """
-        if self._held + count > self._limits.all_bodies_bytes:
-            raise UserError(
-                "The server holds as many bytes of requests as it may: ask again later.", code="server-busy"
-            )
-        self._held += count
+        with self._counting:
+            if self._held + count > self._limits.all_bodies_bytes:
+                raise UserError(
+                    "The server holds as many bytes of requests as it may: ask again later.",
+                    code="server-busy",
+                )
+            self._held += count
 
     def let_go(self, count: int) -> None:
         """Count bytes that are not held any more."""
-        self._held -= count
+        with self._counting:
+            self._held -= count
 
     @property
     def limits(self) -> Limits:
@@ -153,7 +189,8 @@ class _Body:
 
     def __init__(self, guard: Guard, receive: Receive) -> None:
         self._guard, self._receive = guard, receive
-        self._held, self._whole = 0, False
+        self._held, self._whole, self._over = 0, False, False
+        self._counting = threading.Lock()
         self._ends = asyncio.get_running_loop().time() + guard.limits.body_seconds
 
     async def __call__(self) -> Message:
@@ -174,27 +211,38 @@ class _Body:
         count = len(message.get("body", b""))
         if self._held + count > self._guard.limits.body_bytes:  # first, for asking again later would not help
             raise self._guard.too_large()
-        self._guard.hold(count)
-        self._held += count
+        self.hold(count)
         self._whole = not message.get("more_body", False)
         return message
 
+    def hold(self, count: int) -> None:
+        """Count bytes that are held for the request, from any thread.
+
+        Raises:
+            UserError: all requests together hold too many, or this one is over.
+        """
+        with self._counting:
+            if self._over:
+                raise UserError("Nobody waits for the answer any more.", code="request-timeout")
+            self._guard.hold(count)
+            self._held += count
+
     def release(self) -> None:
         """The request is answered."""
-        self._guard.let_go(self._held)
-        self._held = 0
+        with self._counting:
+            self._guard.let_go(self._held)
+            self._held, self._over = 0, True
 
 
-async def answer_error(error: DivpruneError, send: Send, retry_after: int | None = None) -> None:
+async def answer_error(error: DivpruneError, send: Send) -> None:
     """Send an error in OpenAI's format."""
     body = json.dumps(error_fields(error), ensure_ascii=False).encode("utf-8", "replace")
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     status = status_of(error)[0]
-    if status in (429, 503):
-        headers.append((b"retry-after", str(retry_after or 5).encode()))
+    headers += [(name.encode(), value.encode()) for name, value in advice(error, 5).items()]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status in (408, 413):
+    if status in (400, 408, 413):  # where the next request begins is not known
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

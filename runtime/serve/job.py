@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from divprune_edge.processing.layout import PromptIds
     from divprune_edge.runtime.generate import Decoding, FinishReason, Writer
     from divprune_edge.runtime.serve.places import Shown
+    from divprune_edge.runtime.serve.scores import Scores, TokenScore
     from divprune_edge.runtime.vision import VisualTokens
 
 
@@ -74,15 +75,6 @@ class Question:
     def without_media(self) -> Question:
         """Return the question without the bytes of its images, once these were looked at."""
         return replace(self, utterances=tuple(replace(one, media=()) for one in self.utterances))
-
-
-@dataclass(frozen=True)
-class TokenScore:
-    """A token of an answer with its logarithmic probability, and the likeliest ones in its place."""
-
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +171,8 @@ class Job:
         fed: ids that the slot's cache holds, of the prompt.
         reused: of these, those that it began with.
         tokens: of the answer.
+        pieces: of its text, until they are told.
+        scores: of its tokens, where they are asked for.
     """
 
     question: Question
@@ -195,7 +189,7 @@ class Job:
     reused: int = 0
     tokens: int = 0
     pieces: list[str] = field(default_factory=list)
-    scores: list[TokenScore] = field(default_factory=list)
+    scores: Scores | None = None
     times: Times = field(default_factory=Times)
 
     @property

@@ -17,7 +17,7 @@ class Limits:
         slots: sequences that are decoded together; each takes a KV cache.
         queue: requests that wait for a slot; one more is told to come again later.
         body_bytes: of a request's body.
-        all_bodies_bytes: of the bodies of all requests that are not answered yet.
+        all_bodies_bytes: of all requests that are not answered yet, with images fetched for them.
         json_items: commas and opening brackets of a body: a megabyte of them is a hundred of memory.
         messages: of a conversation.
         text: characters of all messages.
@@ -26,9 +26,9 @@ class Limits:
         image_pixels: of one, before it is decoded.
         frames: of all clips.
         prompt_tokens: of a prompt, visual ones included.
-        max_tokens: that may be asked for.
+        max_tokens: of an answer, however many are asked for.
         stops: texts that end an answer, each of at most 256 characters.
-        connections: open at once; one more is closed.
+        connections: open at once; for one more an idle one is closed, of the address with the most, or itself.
         header_bytes: of a request's head.
         header_seconds: until a request's head is there.
         body_seconds: until its body is.
@@ -71,6 +71,12 @@ class Limits:
                 raise UserError(
                     f"The limit {name} is {value}, expected {low} to {high}.", code="limit-out-of-range"
                 )
+        if self.body_bytes > self.all_bodies_bytes:  # such a body would be told to come again for ever
+            raise UserError(
+                f"The limit body_bytes is {self.body_bytes}, and all_bodies_bytes is {self.all_bodies_bytes}: expected "
+                "no more for one body than for all together.",
+                code="limit-out-of-range",
+            )
 
     def changed(self, given: Sequence[str]) -> Limits:
         """Return these limits with others in the place of some, each as ``NAME=NUMBER``.

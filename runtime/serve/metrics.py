@@ -32,7 +32,9 @@ class Metrics:
             return Histogram(f"divprune_{name}", text, buckets=buckets, registry=self.registry)
 
         self.requests = counter(
-            "requests", "Requests by how they ended: a code, or 'answered'.", ("outcome",)
+            "requests",
+            "Questions by how they ended: 'answered', 'left', or a code; and other requests that were refused.",
+            ("outcome",),
         )
         self.prompt = counter("prompt_tokens", "Tokens of prompts, visual ones included.")
         self.visual = counter("visual_tokens", "Visual tokens of prompts, after pruning.")
@@ -49,6 +51,10 @@ class Metrics:
         self.first_token = histogram("first_token_seconds", "From a request to its first token.")
         self.step = histogram("step_seconds", "One decode step of all sequences.")
         self.batch = histogram("step_sequences", "Sequences of a decode step.", (1, 2, 4, 8, 16, 32, 64))
+
+    def refused(self, code: str) -> None:
+        """Count a request that never was the engine's."""
+        self.requests.labels(code).inc()
 
     def text(self) -> bytes:
         """Return all of them in Prometheus' text format."""

@@ -57,11 +57,24 @@ class PrefixCache:
         """Whether ``length`` rows are worth keeping, of which there are ``reused`` already."""
         return reused < length and length * self._row_bytes <= self._room
 
-    def keep(self, prompt: PromptIds, marks: Marks, rows: CacheRows, length: int) -> None:
-        """Keep a prompt's first rows, and let go of those that were not used for the longest time."""
-        before = [mark for mark in marks if mark[0] < length]
-        ids = np.array(prompt.ids[:length], np.int64)
-        self._held.append(_Prefix(ids, prompt.positions[..., :length], before, rows))
+    def keep(self, ids: Sequence[int], positions: Ints, marks: Marks, rows: CacheRows) -> None:
+        """Keep the ``rows`` of ids, and let go of what they begin with and of what was not used for the longest time.
+
+        Args:
+            ids: as many as there are rows.
+            positions: int64 [ids] or [axes, ids], of at least these ids.
+            marks: of the prompt.
+            rows: of the cache.
+        """
+        length = len(ids)
+        new = _Prefix(
+            np.array(ids, np.int64),
+            positions[..., :length],
+            [mark for mark in marks if mark[0] < length],
+            rows,
+        )
+        others = (one for one in self._held if _common(one, new.ids, new.positions, new.marks) < len(one.ids))
+        self._held = deque((*others, new))
         while self.bytes > self._room or len(self._held) > _MOST:
             self._held.popleft()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -16,13 +17,21 @@ def bounded_protocol(limits: Limits) -> type[H11Protocol]:
     class BoundedProtocol(H11Protocol):
         _patience: asyncio.TimerHandle | None = None
         _taking: asyncio.TimerHandle | None = None
+        _idle_since = 0.0
+        _cut = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            if len(self.connections) > limits.connections:
-                transport.abort()
-                return
-            self._expect_head()
+            # Whatever is not sent yet is waited for: else a small rest could stay here for ever.
+            transport.set_write_buffer_limits(0)
+            self._idle_since = self.loop.time()
+            self._make_room()
+            if not self._cut:
+                self._expect_head()
+
+        def on_response_complete(self) -> None:
+            self._idle_since = self.loop.time()
+            super().on_response_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop("_patience")
@@ -44,6 +53,28 @@ def bounded_protocol(limits: Limits) -> type[H11Protocol]:
         def resume_writing(self) -> None:
             self._stop("_taking")
             super().resume_writing()
+
+        def _make_room(self) -> None:
+            """Where there are too many connections, cut an idle one, or this one where none is.
+
+            It is one of whoever has the most, and of these the oldest: nobody's idle connections keep others out.
+            """
+            held = [one for one in self.connections if isinstance(one, BoundedProtocol) and not one._cut]
+            if len(held) <= limits.connections:
+                return
+            of = Counter(one._address for one in held)
+            idle = (one for one in held if one is not self and one._is_idle and not one._is_sending)
+            cut = max(idle, key=lambda one: (of[one._address], -one._idle_since), default=self)
+            cut._cut = True
+            cut.transport.abort()
+
+        @property
+        def _address(self) -> str:
+            return self.client[0] if self.client else ""
+
+        @property
+        def _is_sending(self) -> bool:
+            return self.transport.get_write_buffer_size() > 0
 
         @property
         def _is_idle(self) -> bool:

@@ -10,9 +10,18 @@ from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.job import Medium, Question, Utterance
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.media import bytes_of
-from divprune_edge.runtime.serve.schema import ChatRequest, ClipPart, ImagePart, Message, TextPart
+from divprune_edge.runtime.serve.schema import (
+    Answered,
+    ChatRequest,
+    ClipPart,
+    ImagePart,
+    Message,
+    Said,
+    TextPart,
+)
 
 Fetch = Callable[[str], bytes]
+_SYSTEM = ("system", "developer")
 _LONGEST_STOP = 256
 _DEFAULT_TOKENS = 256
 
@@ -27,14 +36,14 @@ def question_of(asked: ChatRequest, catalog: Catalog, limits: Limits, fetch: Fet
     catalog.check_schedule(asked.schedule)
     _check_messages(asked.messages, limits)
     decoding = _decoding(asked, limits)
-    utterances = tuple(_utterance(message, limits, fetch) for message in asked.messages)
     wanted = (asked.top_logprobs or 0) if asked.logprobs else None
-    if asked.top_logprobs is not None and not asked.logprobs:
+    if asked.top_logprobs and not asked.logprobs:
         raise UserError('top_logprobs needs logprobs: say "logprobs": true as well.', code="logprobs-missing")
+    utterances = _utterances(asked.messages, limits, fetch)
     return Question(utterances, selector, decoding, wanted)
 
 
-def _check_messages(messages: list[Message], limits: Limits) -> None:
+def _check_messages(messages: list[Said | Answered], limits: Limits) -> None:
     if len(messages) > limits.messages:
         raise UserError(
             f"The conversation has {len(messages)} messages, this server takes {limits.messages}: leave out the first "
@@ -59,9 +68,10 @@ def _check_messages(messages: list[Message], limits: Limits) -> None:
             code="conversation-order",
         )
     for place, message in enumerate(messages):
-        if message.role in ("system", "developer") and place:
+        if message.role in _SYSTEM and place and messages[place - 1].role not in _SYSTEM:
             raise UserError(
-                f"Message {place + 1} is the system's: only the first one may be.", code="conversation-order"
+                f"Message {place + 1} is the system's: what it says goes before all others.",
+                code="conversation-order",
             )
         if message.role != "user" and any(not isinstance(part, TextPart) for part in message.parts):
             raise UserError(
@@ -77,12 +87,7 @@ def _decoding(asked: ChatRequest, limits: Limits) -> Decoding:
             f"max_tokens is {both[0]} and max_completion_tokens {both[1]}: leave one of the two out.",
             code="decoding-out-of-range",
         )
-    most = next((value for value in both if value is not None), min(_DEFAULT_TOKENS, limits.max_tokens))
-    if most > limits.max_tokens:
-        raise UserError(
-            f"{most} tokens are asked for, this server answers in at most {limits.max_tokens}: ask for fewer.",
-            code="max-tokens-too-large",
-        )
+    most = next((value for value in both if value is not None), _DEFAULT_TOKENS)
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     if len(stop) > limits.stops or any(len(text) > _LONGEST_STOP for text in stop):
         raise UserError(
@@ -90,16 +95,24 @@ def _decoding(asked: ChatRequest, limits: Limits) -> Decoding:
             code="stop-invalid",
         )
     options = {
-        "max_tokens": most,
+        # As clients ask for thousands where the answer has ten: a cut one says that it is.
+        "max_tokens": min(most, limits.max_tokens),
         "temperature": asked.temperature,
         "top_p": asked.top_p,
-        "top_k": asked.top_k,
+        "top_k": 0 if asked.top_k == -1 else asked.top_k,  # all, as vLLM says it
         "repetition_penalty": asked.repetition_penalty,
         "seed": asked.seed,
         "stop": tuple(stop),
         "ignore_eos": asked.ignore_eos,
     }
     return Decoding(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _utterances(messages: list[Said | Answered], limits: Limits, fetch: Fetch) -> tuple[Utterance, ...]:
+    """Return the conversation, what the system says first in one."""
+    systems = [message.text for message in messages if message.role in _SYSTEM]
+    others = [_utterance(message, limits, fetch) for message in messages[len(systems) :]]
+    return (*([Utterance("system", "\n\n".join(systems))] if systems else ()), *others)
 
 
 def _utterance(message: Message, limits: Limits, fetch: Fetch) -> Utterance:
@@ -112,5 +125,4 @@ def _utterance(message: Message, limits: Limits, fetch: Fetch) -> Utterance:
             if not frames:
                 raise UserError("A clip has no frames: send at least one.", code="clip-empty")
             clips.append(Medium(frames, clip=True, fps=part.fps))
-    role = "system" if message.role == "developer" else message.role
-    return Utterance(role, message.text, (*images, *clips))
+    return Utterance(message.role, message.text, (*images, *clips))

@@ -1,7 +1,8 @@
 """Images from addresses: of hosts that an allow-list names, over https, from public addresses alone.
 
 The name is looked up once, what it says is checked, and that very address is called, so that a second answer of the
-name server changes nothing. A redirect is an error, whatever it says.
+name server changes nothing. A redirect is an error, whatever it says. An address that a request names often is called
+once, all of them share one time, and what comes is counted among the bytes of all requests.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
@@ -23,8 +25,8 @@ _ADDRESS = re.compile(
     re.IGNORECASE,
 )
 PORT = 443
-SECONDS = 10.0
-"""From the call to the last byte."""
+SECONDS = 20.0
+"""From a request's first call to the last byte of its images."""
 _PART = 64 << 10
 Resolve = Callable[[str], list[str]]
 
@@ -50,11 +52,15 @@ class Fetcher:
         self._resolve = resolve or _look_up
         self._trust = trust or ssl.create_default_context()
 
-    def __call__(self, url: str) -> bytes:
-        """Return what lies at an address.
+    def errand(self, hold: Callable[[int], None]) -> Errand:
+        """Return what gets one request's images; ``hold`` counts their bytes, or raises where they are too many."""
+        return Errand(self, hold)
+
+    def place_of(self, url: str) -> tuple[str, str]:
+        """Return the host and path of an address.
 
         Raises:
-            UserError: the address, the host or its answer is not allowed.
+            UserError: nothing is fetched from there.
         """
         if not self._hosts:
             raise UserError(
@@ -75,23 +81,75 @@ class Fetcher:
                 f"Images are not fetched from '{host}', but from {', '.join(sorted(self._hosts))}.",
                 code="image-host-refused",
             )
-        return self._get(host, self._public_address(host), found["path"] or "/")
+        return host, found["path"] or "/"
 
-    def _public_address(self, host: str) -> str:
-        """Return an address of a host; all of them must be public, or one could be hidden among others."""
+    def call(self, host: str, seconds: float) -> _Pinned:
+        """Return a connection to an address of a host; all must be public, or one could be hidden among others."""
         addresses = self._resolve(host)
         if not addresses or not all(map(_is_public, addresses)):
             raise UserError(
                 f"'{host}' is not at a public address: no image is fetched from it.",
                 code="image-host-refused",
             )
-        return addresses[0]
+        return _Pinned(host, addresses[0], self._trust, seconds)
 
-    def _get(self, host: str, address: str, path: str) -> bytes:
-        connection = _Pinned(host, address, self._trust)
-        timer = threading.Timer(SECONDS, connection.cut)
+    @property
+    def most_bytes(self) -> int:
+        """Of an image."""
+        return self._limits.image_bytes
+
+
+class Errand:
+    """The images of one request, in a thread of its own; another one may cut it short."""
+
+    def __init__(self, fetcher: Fetcher, hold: Callable[[int], None]) -> None:
+        self._fetcher, self._hold = fetcher, hold
+        self._ends = time.monotonic() + SECONDS
+        self._found: dict[str, bytes] = {}
+        self._calling: _Pinned | None = None
+        self._was_cut = False
+
+    @property
+    def left(self) -> float:
+        """Seconds of its time."""
+        return max(self._ends - time.monotonic(), 0.0)
+
+    def __call__(self, url: str) -> bytes:
+        """Return what lies at an address.
+
+        Raises:
+            UserError: the address, the host or its answer is not allowed.
+        """
+        if url not in self._found:
+            host, path = self._fetcher.place_of(url)
+            try:
+                self._found[url] = self._get(host, path)
+            except (OSError, http.client.HTTPException) as error:
+                raise UserError(
+                    f"The image cannot be fetched from '{host}' ({type(error).__name__}).",
+                    code="image-fetch-failed",
+                ) from None
+        return self._found[url]
+
+    def late(self) -> UserError:
+        """Return what is said where the time is over, and its thread hangs in a look-up."""
+        return UserError(f"The images did not come within {SECONDS:g} s.", code="image-fetch-failed")
+
+    def cut(self) -> None:
+        """End it from another thread, as nobody waits for it, or a host sends a byte a second for ever."""
+        self._was_cut = True  # First: who reads is woken by what follows, and takes the end for the image's.
+        if (calling := self._calling) is not None:
+            calling.cut()
+
+    def _get(self, host: str, path: str) -> bytes:
+        connection = self._calling = self._fetcher.call(host, self.left)
+        timer = threading.Timer(self.left, self.cut)
+        timer.daemon = True
         timer.start()
         try:
+            self._go_on()
+            connection.connect()
+            self._go_on()
             connection.request("GET", path, headers={"Accept": "image/*", "Accept-Encoding": "identity"})
             answer = connection.getresponse()
             if answer.status != http.client.OK:
@@ -101,33 +159,34 @@ class Fetcher:
                 )
             data = bytearray()
             while part := answer.read1(_PART):
+                self._hold(len(part))
                 data += part
-                if len(data) > self._limits.image_bytes:
+                if len(data) > self._fetcher.most_bytes:
                     raise UserError(
-                        f"The image at '{host}' has more than {self._limits.image_bytes} bytes.",
+                        f"The image at '{host}' has more than {self._fetcher.most_bytes} bytes.",
                         code="image-too-large",
                     )
-            if connection.was_cut:
-                raise TimeoutError
+            self._go_on()
             return bytes(data)
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(
-                f"The image cannot be fetched from '{host}' ({type(error).__name__}).",
-                code="image-fetch-failed",
-            ) from None
         finally:
+            self._calling = None
             timer.cancel()
             connection.close()
+
+    def _go_on(self) -> None:
+        if self._was_cut or not self.left:
+            raise TimeoutError
 
 
 class _Pinned(http.client.HTTPSConnection):
     """A connection to one address, with the certificate of the host that it is for."""
 
-    def __init__(self, host: str, address: str, trust: ssl.SSLContext) -> None:
-        super().__init__(host, PORT, timeout=SECONDS, context=trust)
+    def __init__(self, host: str, address: str, trust: ssl.SSLContext, seconds: float) -> None:
+        super().__init__(
+            host, PORT, timeout=max(seconds, 0.001), context=trust
+        )  # of 0, sockets would not wait
         self._address, self._trust = address, trust
         self._held: ssl.SSLSocket | None = None
-        self.was_cut = False
 
     def connect(self) -> None:
         """Call the address, whatever the name says by now."""
@@ -137,8 +196,7 @@ class _Pinned(http.client.HTTPSConnection):
         self.sock = self._held
 
     def cut(self) -> None:
-        """End it from another thread: a host that sends a byte a second would go on for ever."""
-        self.was_cut = True  # First: who reads is woken by what follows, and takes the end for the image's.
+        """Wake who reads from it."""
         if self._held is not None:
             with suppress(OSError):
                 self._held.shutdown(socket.SHUT_RDWR)

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -19,11 +20,14 @@ from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.runtime.backends import LanguageSession, Prediction
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.serve.job import Ended, Job, Piece, TokenScore
+from divprune_edge.runtime.serve.job import Ended, Job, Piece
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.prefixes import PrefixCache
+from divprune_edge.runtime.serve.scores import Scores, TokenScore
 
 _log = logging.getLogger("divprune_edge")
+_PIECES_ALONE = 4
+"""That are fed at once where nobody waits for a next token: few, as the client may leave meanwhile."""
 
 
 class Scheduler(threading.Thread):
@@ -36,6 +40,7 @@ class Scheduler(threading.Thread):
         prefix_bytes: for the caches of prompts' beginnings.
         metrics: what is counted.
         turns: held while the device computes, where another thread's graphs must wait meanwhile.
+        ended: is called when the thread ends, whatever the reason.
     """
 
     def __init__(
@@ -47,8 +52,10 @@ class Scheduler(threading.Thread):
         prefix_bytes: int,
         metrics: Metrics,
         turns: AbstractContextManager[None],
+        ended: Callable[[], None],
     ) -> None:
         super().__init__(name="scheduler", daemon=True)
+        self._ended = ended
         self._pipeline, self._slots, self._chunk, self._metrics = pipeline, slots, chunk, metrics
         self._turns = turns
         language = pipeline.bundle.manifest.language_model
@@ -84,15 +91,21 @@ class Scheduler(threading.Thread):
 
     def run(self) -> None:
         """Turn until told to end."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._ready or self._living or self._ending)
-                if not self._ready and not self._living:
-                    return
-            try:
-                self._turn()
-            except Exception as error:  # whatever it is, nobody waits for ever
-                self._collapse(error)
+        try:
+            while self._has_work():
+                try:
+                    self._turn()
+                except Exception as error:  # whatever it is, nobody waits for ever
+                    self._collapse(error)
+        finally:
+            self.end()  # nor does the encoder, for a place among those that are ready
+            self._ended()
+
+    def _has_work(self) -> bool:
+        """Wait for something to do; return whether there is, for else it is the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or self._living or self._ending)
+            return bool(self._ready or self._living)
 
     def _turn(self) -> None:
         with self._turns:
@@ -134,8 +147,12 @@ class Scheduler(threading.Thread):
         assert job.prompt is not None and job.visual is not None
         # The last id is fed in any case: its logits are what the answer starts from.
         most = job.prompt.spans[0].begin if self._one_piece(job.prompt) else len(job.prompt) - 1
-        rows, length = self._prefixes.find(job.prompt, job.marks, most)
-        job.slot = self._session.add(job.visual.tokens, rows)
+        try:
+            rows, length = self._prefixes.find(job.prompt, job.marks, most)
+            job.slot = self._session.add(job.visual.tokens, rows)
+        except Exception as error:  # by now it is among neither the ready ones nor the living
+            job.fail(_told(error))
+            raise
         self._living[job.slot] = job
         if rows is not None:
             self._session.truncate(job.slot, length)
@@ -144,16 +161,17 @@ class Scheduler(threading.Thread):
         self._metrics.reused.inc(job.reused)
 
     def _prefill(self) -> None:
-        """Feed prompts: as many ids as a piece has where others wait for a next token, and else one of them whole.
+        """Feed prompts: as many ids as a piece has where others wait for a next token, and else four times as many.
 
         What fits in a piece is not parted, and a few ids count as a quarter of one: each run reads all weights.
         """
         left = self._chunk
         while (job := next((j for j in self._living.values() if not j.prefilled), None)) is not None:
             assert job.prompt is not None
-            others = any(one.prefilled for one in self._living.values()) and self.joins_between_steps
-            whole = not others or self._one_piece(job.prompt)
-            end = len(job.prompt) if whole else min(job.fed + self._chunk, len(job.prompt))
+            others = any(one.prefilled for one in self._living.values())
+            piece = self._chunk if others else _PIECES_ALONE * self._chunk
+            whole = self._one_piece(job.prompt) or not self.joins_between_steps
+            end = len(job.prompt) if whole else min(job.fed + piece, len(job.prompt))
             cost = max(end - job.fed, self._chunk // 4)
             if left < self._chunk and cost > left and self.joins_between_steps:
                 return
@@ -210,43 +228,61 @@ class Scheduler(threading.Thread):
             return
         job.tokens += 1
         self._metrics.generated.inc()
+        scores: tuple[TokenScore, ...] = ()
+        text = "".join(job.pieces)
         if job.question.logprobs is not None:
-            job.scores.append(self._score(writer.next[0], prediction, job.question.logprobs))
-        if job.pieces or (job.scores and writer.ended):
-            job.tell(Piece("".join(job.pieces), tuple(job.scores)))
+            scores = self._score(job, prediction, text)
+        if text or scores:
+            job.tell(Piece(text, scores))
             job.pieces.clear()
-            job.scores.clear()
         if writer.ended:
             job.tell(Ended(writer.result().finish_reason, job.tokens, job.reused, job.times.report()))
 
-    def _score(self, token: int, prediction: Prediction, top: int) -> TokenScore:
-        """Return how likely the model found an id, and its ``top`` favourites."""
-        logits = prediction.logits.astype(np.float64)
-        logits -= logits.max()
-        logits -= np.log(np.exp(logits).sum())
-        # The whole vocabulary is not sorted for a few.
-        few = np.argpartition(-logits, range(top))[:top] if top else ()
-        named = tuple((self._text_of(int(i)), float(logits[i])) for i in few)
-        return TokenScore(self._text_of(token), float(logits[token]), named)
-
-    def _text_of(self, token: int) -> str:
-        text = self._pipeline.prompts.tokenizer.model.decode([token], skip_special_tokens=False)
-        return str(text)
+    def _score(self, job: Job, prediction: Prediction, text: str) -> tuple[TokenScore, ...]:
+        """Score a job's last id, unless it is the one that says the end, and return what goes with ``text``."""
+        writer, top = job.writer, job.question.logprobs
+        assert writer is not None and top is not None
+        if job.scores is None:
+            job.scores = Scores(self._pipeline.prompts.tokenizer.model, top)
+        reason = writer.result().finish_reason if writer.ended else None
+        if reason != "stop":
+            job.scores.add(writer.next[0], prediction)
+        return job.scores.take(text, rest=writer.ended and reason != "stop_string")
 
     def _remember(self, job: Job) -> None:
-        """Keep what the next question may begin with: all up to the last image, or the whole of a conversation."""
+        """Keep what another question may begin with: all up to the last image, or a system text with what follows it.
+
+        A conversation that goes on is kept once it is answered.
+        """
         if job.slot not in self._living:
             return
         prompt = job.prompt
         assert prompt is not None
         if self._one_piece(prompt):
             length = prompt.spans[0].begin
-        elif prompt.spans and job.question.opens:
-            length = prompt.spans[-1].begin + prompt.spans[-1].rows
+        elif not job.question.opens:
+            return
         else:
-            length = len(prompt)
+            length = prompt.spans[-1].begin + prompt.spans[-1].rows if prompt.spans else len(prompt)
         if self._prefixes.wants(length, job.reused) and (rows := self._session.rows(job.slot, length)):
-            self._prefixes.keep(prompt, job.marks, rows, length)
+            self._prefixes.keep(prompt.ids[:length], prompt.positions, job.marks, rows)
+
+    def _remember_answer(self, job: Job) -> None:
+        """Keep a conversation with its last answer, which the next question begins with.
+
+        Not after the first question about images: most are the only one, and would take the room of other images.
+        """
+        prompt, writer = job.prompt, job.writer
+        assert prompt is not None and writer is not None
+        if prompt.spans and (job.question.opens or self._one_piece(prompt)):
+            return
+        length = self._session.length(job.slot)
+        if self._prefixes.wants(length, job.reused) and (rows := self._session.rows(job.slot, length)):
+            answer = writer.result().token_ids[: length - len(prompt)]  # the last one was not fed
+            places = prompt.next_position + np.arange(len(answer))
+            places = np.broadcast_to(places, (*prompt.positions.shape[:-1], len(answer)))
+            positions = np.concatenate([prompt.positions, places], axis=-1)
+            self._prefixes.keep((*prompt.ids, *answer), positions, job.marks, rows)
 
     def _one_piece(self, prompt: PromptIds) -> bool:
         """Whether a prompt is fed at once from its first image on, as its visual tokens leave on the way."""
@@ -254,6 +290,7 @@ class Scheduler(threading.Thread):
 
     def _retire(self, job: Job | None) -> None:
         if job is not None and job.slot in self._living and job.writer is not None and job.writer.ended:
+            self._remember_answer(job)
             self._remove(job)
 
     def _remove(self, job: Job) -> None:
@@ -268,12 +305,17 @@ class Scheduler(threading.Thread):
         """Fail all that is in the session, and begin another one: nobody knows what that one holds."""
         if not isinstance(error, DivpruneError):
             _log.exception("The scheduler failed.")
-        told = error if isinstance(error, DivpruneError) else internal()
         for job in self._living.values():
-            job.fail(told)
+            job.fail(_told(error))
         self._living.clear()
         self._prefixes.clear()
+        del self._session  # first: there may be no room for two
         self._session = self._pipeline.backend.session(self._slots)
+
+
+def _told(error: Exception) -> DivpruneError:
+    """Return what clients are told of an error."""
+    return error if isinstance(error, DivpruneError) else internal()
 
 
 def too_late() -> DivpruneError:
@@ -284,3 +326,8 @@ def too_late() -> DivpruneError:
 def internal() -> DivpruneError:
     """Return what clients are told of what is ours alone to mend: nothing of the inside."""
     return DivpruneError("The server failed; its log says why.", code="server-failed")
+
+
+def stopping() -> UserError:
+    """Return what those are told whom a server that ends does not answer."""
+    return UserError("The server is being stopped: ask again in a moment.", code="server-stopping")

@@ -18,7 +18,17 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class TextPart(_Strict):
+class Kept(_Strict):
+    """That the prompt so far is to be kept for the next question, as it is anyway."""
+
+    type: Literal["ephemeral"]
+
+
+class _Part(_Strict):
+    cache_control: Kept | None = None
+
+
+class TextPart(_Part):
     """Some text of a message."""
 
     type: Literal["text"]
@@ -29,17 +39,17 @@ class Address(_Strict):
     """Where an image or a clip is; ``detail`` changes nothing, a model's budget says how much is looked at."""
 
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Strict):
+class ImagePart(_Part):
     """An image."""
 
     type: Literal["image_url"]
     image_url: Address
 
 
-class ClipPart(_Strict):
+class ClipPart(_Part):
     """A clip, by its frames; ``fps`` is their rate."""
 
     type: Literal["video"]
@@ -55,24 +65,30 @@ def _form(content: object) -> str:
     return "parts" if isinstance(content, list) else "text"
 
 
+Content = Annotated[Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")], Discriminator(_form)]
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
+
+
 class Message(_Strict):
-    """Who says what; what clients send back of an answer may be there, and empty."""
+    """Who says what; what clients send back of an answer may be there, and empty. No model sees a ``name``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        Annotated[str, Tag("text")] | Annotated[list[Part], Tag("parts")], Discriminator(_form)
-    ]
+    content: Content | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
     refusal: None = None
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    annotations: Nothing = None
     audio: None = None
     function_call: None = None
-    tool_calls: None = None
+    tool_calls: Nothing = None
     reasoning: None = None
+    reasoning_content: None = None
 
     @property
     def parts(self) -> list[TextPart | ImagePart | ClipPart]:
         """What it consists of."""
-        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        if isinstance(self.content, str):
+            return [TextPart(type="text", text=self.content)]
+        return self.content or []
 
     @property
     def text(self) -> str:
@@ -86,10 +102,24 @@ class Message(_Strict):
         return [part.image_url.url for part in self.parts if isinstance(part, ImagePart)] + clips
 
 
+class Said(Message):
+    """A message that has a content."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
+
+
+class Answered(Message):
+    """An answer, of which there may be nothing."""
+
+    role: Literal["assistant"]
+
+
 class StreamOptions(_Strict):
     """Whether a last chunk says how many tokens there were."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class PlainText(_Strict):
@@ -101,9 +131,9 @@ class PlainText(_Strict):
 class ChatRequest(_Strict):
     """A request's body."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Annotated[Said | Answered, Field(discriminator="role")]], Field(min_length=1)]
     model: str | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -113,7 +143,7 @@ class ChatRequest(_Strict):
     repetition_penalty: Annotated[float, Field(le=100)] | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
@@ -129,7 +159,14 @@ class ChatRequest(_Strict):
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     response_format: PlainText | None = None
     store: Literal[False] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: Nothing = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = None
+    min_p: Literal[0] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    metadata: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    reasoning_effort: Literal["none"] | None = None
 
     @property
     def calls_out(self) -> bool:
@@ -177,6 +214,7 @@ _WORDS = {
     "a valid list": "a list",
     "a valid boolean": "true or false",
     "a valid dictionary": "an object",
+    "a valid dictionary or object to extract fields from": "an object",
     "a valid dictionary or instance of Address": 'an object, {"url": …}',
     "None": "null",
 }
@@ -195,10 +233,10 @@ def _sentence(error: ValidationError, data: Any) -> FieldError:
         case "missing":
             said = f"{name} is missing"
         case "union_tag_not_found":
-            said = f"'{path}.type' is missing"
+            said = f"'{path}.{_tag(limits)}' is missing"
         case "union_tag_invalid":
             kinds = limits["expected_tags"].replace("'", "")
-            said = f"'{path}.type' is {_shown(value['type'])}, expected one of {kinds}"
+            said = f"'{path}.{_tag(limits)}' is {_shown(value[_tag(limits)])}, expected one of {kinds}"
         case "too_short":
             said = f"{name} is empty"
         case "too_long" if limits["max_length"] == 0:
@@ -212,10 +250,18 @@ def _sentence(error: ValidationError, data: Any) -> FieldError:
     return FieldError(f"{said}.", path or None)
 
 
+def _tag(limits: dict[str, Any]) -> str:
+    """Return the field that says which of a union's members something is."""
+    return str(limits["discriminator"]).strip("'")
+
+
 def _place(loc: tuple[int | str, ...], data: Any, *, missing: bool) -> tuple[str, Any]:
     """Return where in a body an error is, and what is there; names of a union's members are no part of it."""
-    steps = []
+    steps: list[str] = []
     for at, step in enumerate(loc):
+        # Items of lists are unions, whose members are called like some of their fields.
+        if at and isinstance(loc[at - 1], int) and isinstance(step, str):
+            continue
         there = step in data if isinstance(data, dict) else isinstance(data, list) and isinstance(step, int)
         if there:
             data = data[step]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
+from divprune_edge.console import INTERRUPTED
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.serve.app import make_app
@@ -18,7 +23,31 @@ from divprune_edge.runtime.serve.guard import Access
 from divprune_edge.runtime.serve.limits import Limits
 from divprune_edge.runtime.serve.protocol import bounded_protocol
 from divprune_edge.runtime.serve.remote import Fetcher
+from divprune_edge.runtime.serve.scheduler import internal
 from divprune_edge.runtime.serve.settings import Settings
+
+_GRACE = 5
+"""Seconds for clients to take what they are told when the server ends."""
+
+
+class _Server(uvicorn.Server):
+    """One that has questions answered, or told that they are not, before it cuts connections."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those that there are."""
+        threading.Thread(target=self._drain, daemon=True).start()
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Hear a signal; a second Ctrl-C ends at once."""
+        if self.should_exit and sig == signal.SIGINT:
+            os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED)  # else Python would end under threads that are in the midst of a graph
+        super().handle_exit(sig, frame)
 
 
 def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine) -> None:
@@ -26,6 +55,7 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
 
     Raises:
         UserError: the port is taken.
+        DivpruneError: the engine has failed for good; who started the server may start it again.
     """
     bundle = pipeline.bundle
     catalog = Catalog(
@@ -37,6 +67,10 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
     )
     app = make_app(engine, catalog, Fetcher(settings.url_hosts, limits), Access(settings.key, settings.hosts))
     listening = _listen(settings)
+
+    async def look() -> None:
+        server.should_exit = server.should_exit or engine.lost
+
     config = uvicorn.Config(
         app,
         http=bounded_protocol(limits),
@@ -47,14 +81,23 @@ def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=limits.idle_seconds,
-        timeout_graceful_shutdown=limits.drain_seconds,
+        timeout_graceful_shutdown=limits.drain_seconds + _GRACE,
         h11_max_incomplete_event_size=limits.header_bytes,
+        callback_notify=look,
+        timeout_notify=1,
     )
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    server = _Server(config, lambda: engine.drain(limits.drain_seconds))
+
+    def end(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    # Until uvicorn listens to signals itself, and once more when all is answered: it raises then what stopped it.
+    signal.signal(signal.SIGTERM, end)
     _say(catalog, settings, listening, pipeline.backend.name)
-    # uvicorn raises what stopped it once more, when all is answered: that is no reason to fail.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
+    if engine.lost:
+        raise internal()
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -36,6 +36,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port is {self.port}, expected 0 to 65535.", code="port-out-of-range")
+        if self.name is not None and not self.name.strip():
+            raise UserError(
+                "--name is empty: say what clients are to call the model, or leave it out.", code="name-empty"
+            )
         for host in self.url_hosts:
             if not _HOST.fullmatch(host):
                 raise UserError(

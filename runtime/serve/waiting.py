@@ -47,6 +47,11 @@ class FairQueue:
                 self._lines[client] = line
             return job
 
+    def jobs(self) -> list[Job]:
+        """Return all that wait at present."""
+        with self._changed:
+            return [job for line in self._lines.values() for job in line]
+
     def remove(self, job: Job) -> bool:
         """Take a job out; return whether it was still there."""
         with self._changed:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import GraphInfo, SelectorInfo
-from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.models.dialects import DIALECTS, option
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.triton.graphs import ASSEMBLE, ENCODER, LANGUAGE, model_name
 from divprune_edge.scratch import scratch
@@ -92,7 +92,7 @@ def write_repository(
     if not DIALECTS[language.dialect].grows:
         raise UserError(
             f"The bundle's language model is in dialect '{language.dialect}', whose cache Triton cannot hand from step "
-            "to step: export with --dialect portable.",
+            f"to step: export with {option(lambda one: one.grows)}.",
             code="triton-dialect",
         )
     if language.schedule is not None:

@@ -288,7 +288,7 @@ def requests(folder: Path, bundle: Path) -> Case:
     engine = Engine(pipeline, limits)
     engine.start()
     catalog = Catalog(pipeline.bundle, "demo", 0, pipeline.selector, engine.joins_between_steps)
-    fetch = Fetcher([], limits)
+    fetch = Fetcher([], limits).errand(lambda count: None)
     Image.new("RGB", (9, 7), (200, 30, 40)).save(held := io.BytesIO(), "PNG")
     url = "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
     picture = {"type": "image_url", "image_url": {"url": url, "detail": "auto"}}

@@ -24,9 +24,9 @@ from PIL import Image
 from qwen_checkpoints import QWEN, QWEN_VARIATIONS
 
 from divprune_edge import Pipeline, Video
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX
 from divprune_edge.processing.patches import dimensions, most_of_clip
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -26,12 +26,12 @@ from raising import refused
 
 from divprune_edge import Pipeline
 from divprune_edge.export.add_selector import add_selector
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX
 from divprune_edge.plugins import abi
 from divprune_edge.processing.patches import dimensions, fitted_size
 from divprune_edge.runtime import pipeline as pipelines
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX
 
 QUESTION, LATER = "what is in the picture ?", "how many red star ?"
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from raising import refused
@@ -49,6 +51,50 @@ def test_seed_repeats() -> None:
 
 def test_very_low_temperature_is_greedy() -> None:
     assert draws(50, temperature=1e-9, seed=0)[0] == 1
+
+
+def sorted_whole(logits: np.ndarray, options: dict[str, Any], random: np.random.Generator) -> int:
+    """Draw as the definition says, from a sort of the whole vocabulary."""
+    scaled = (logits.astype(np.float64) - logits.max()) / options["temperature"]
+    order = np.argsort(-scaled, kind="stable")[: options.get("top_k") or None]
+    probabilities = np.exp(scaled[order])
+    probabilities /= probabilities.sum()
+    before = np.cumsum(probabilities) - probabilities
+    kept = probabilities[before < options.get("top_p", 1.0)]
+    return int(order[random.choice(kept.size, p=kept / kept.sum())])
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_p": 0.5},
+        {"top_p": 0.999},
+        {"top_k": 1},
+        {"top_k": 40},
+        {"top_k": 7, "top_p": 0.8},
+        {"top_k": 9000},
+    ],
+)
+@pytest.mark.parametrize("logits", ["random", "peaked", "tied", "two heights", "equal", "few", "one"])
+def test_draws_are_those_of_a_sort_of_the_whole_vocabulary(
+    logits: str, options: dict[str, Any], temperature: float
+) -> None:
+    random = np.random.default_rng(3)
+    values = random.normal(0, 1, 4000).astype(np.float32)
+    row = {
+        "random": values,
+        "peaked": values * 6,
+        "tied": np.round(values * 2),
+        "two heights": np.where(np.arange(4000) % 7 == 0, np.float32(2), np.float32(0)),
+        "equal": np.zeros(4000, np.float32),
+        "few": np.where(np.arange(4000) % 900 == 5, values, np.float32(-np.inf)),
+        "one": values[:1],
+    }[logits]
+    options = {"temperature": temperature, **options}
+    sampler, reference = Sampler(seed=11, **options), np.random.default_rng(11)
+    assert [sampler(row) for _ in range(60)] == [sorted_whole(row, options, reference) for _ in range(60)]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

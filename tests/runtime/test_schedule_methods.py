@@ -114,6 +114,11 @@ def test_a_history_is_a_second_ranking(checkpoint: Path, tmp_path: Path) -> None
     assert len(both) == len(alone) == keep
     assert set(others[:2]) <= set(both), "ranks 0 and 1 of the history"
     assert both != alone
+    later = pipeline.chat(None)
+    later.give(history=[history])
+    for shown in (None, image):
+        later.ask("how many red circle are there?", image=shown, max_tokens=1)
+    assert set(others[:2]) <= set(later._session.kept(later._slot)[0]), "it waits for an image"
     with refused("schedule-values", "history", 3, KEEP):
         kept(np.zeros(3))
     with refused("schedule-values", "vla-pruner", "past", "history"):

@@ -27,10 +27,10 @@ from divprune_edge.manifest import LanguageInfo
 from divprune_edge.models.cost import DecoderFlops
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.schedules import Cut
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 from divprune_edge.runtime.batch import ask_each
 from divprune_edge.runtime.bundle import Bundle as RuntimeBundle
 from divprune_edge.runtime.defaults import decoding_of
-from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.lab.profiling.roofline import DECODE, costs
 
 LAYERS, STEPS = 6, 8

@@ -10,6 +10,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from divprune_edge.runtime.options import BudgetOption, RadiusOption, ThreadsOption
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -45,21 +47,8 @@ class RunOptions:
             "--keep", metavar="K,K,…", help="Budgets of visual tokens.", show_default="all of the bundle"
         ),
     ] = None
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            metavar="auto",
-            help="'auto' adds, for each selector, the smallest of its budgets that covers an image, see --radius.",
-        ),
-    ] = None
-    radius: Annotated[
-        float | None,
-        typer.Option(
-            "--radius",
-            help="With --budget auto: the largest distance of a dropped visual token to a kept one.",
-        ),
-    ] = None
+    budget: BudgetOption = None
+    radius: RadiusOption = None
     output: Annotated[
         Path | None,
         typer.Option(
@@ -69,7 +58,7 @@ class RunOptions:
         ),
     ] = None
     backend: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-rtx.")] = "cpu"
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None
+    threads: ThreadsOption = None
     max_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Longest answer, in tokens.", show_default="32, or what the task says"),

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from divprune_edge.models.selectors import find_selector
-from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.backends import open_backend
-from divprune_edge.runtime.budgets import Budgets
+from divprune_edge.runtime.budgets import Budgets, coverage_radius
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding, new_writer, write
-from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
+from divprune_edge.runtime.lab.evaluation.coverage import smallest_distance
 from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions
 from divprune_edge.runtime.lab.evaluation.methods import Method
 from divprune_edge.runtime.lab.evaluation.results import Record
@@ -74,7 +73,6 @@ class Runner:
         seen = time.perf_counter()
         before = (seen - started) * 1000
         rows = rows_of(self._backend, candidates, token=self._manifest.vision_encoder.looked_at)
-        distances = cosine_distances(rows.looked_at)
         records = []
         for method in methods:
             clock = time.perf_counter()
@@ -91,8 +89,8 @@ class Runner:
                     ttft_ms=[],
                     total_ms=[],
                     timings_ms={**timings, "select": select_ms},
-                    coverage=coverage_radius(distances, visual.kept_indices),
-                    smallest=smallest_distance(distances, visual.kept_indices),
+                    coverage=coverage_radius(rows.looked_at, visual.kept_indices),
+                    smallest=smallest_distance(rows.looked_at, visual.kept_indices),
                     visual_tokens=len(visual.rows),
                     candidates=len(rows.tokens),
                 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from divprune_edge.runtime.options import BundleArgument
+from divprune_edge.runtime.options import BundleArgument, KeepOption, SelectorOption, ThreadsOption
 
 if TYPE_CHECKING:
     from divprune_edge.manifest import SelectorInfo
@@ -26,11 +26,8 @@ def profile_command(
         Path | None, typer.Option(help="The image to ask about.", show_default="the demo's")
     ] = None,
     question: Annotated[str, typer.Option(help="What to ask.")] = _QUESTION,
-    selector: Annotated[
-        str | None,
-        typer.Option(help="Selector of the bundle, by id or name; 'none' keeps every visual token."),
-    ] = None,
-    keep: Annotated[int | None, typer.Option(help="Number of visual tokens to keep.")] = None,
+    selector: SelectorOption = None,
+    keep: KeepOption = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -41,7 +38,7 @@ def profile_command(
     ] = None,
     alone: Annotated[bool, typer.Option("--alone", help="Measure nothing beside it.")] = False,
     backend: Annotated[str, typer.Option(help="As for 'ask'.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")] = None,
+    threads: ThreadsOption = None,
     runs: Annotated[int, typer.Option(metavar="N", help="Measured rounds.")] = 10,
     warmup: Annotated[int, typer.Option(metavar="N", help="Rounds before them.")] = 2,
     answer_tokens: Annotated[
@@ -259,8 +256,8 @@ def _about(
     import os
     import platform
 
-    from divprune_edge import __version__
     from divprune_edge.runtime.lab.scheduled import schedule_facts
+    from divprune_edge.version import __version__
 
     variant = measured.variant
     manifest = variant.bundle.manifest

@@ -14,6 +14,7 @@ import numpy as np
 from divprune_edge.manifest import GraphInfo, LanguageCost, Manifest, Precision, SelectorInfo
 from divprune_edge.models.cost import DecoderFlops, max_min_flops
 from divprune_edge.models.dialects import row_bytes
+from divprune_edge.models.precisions import PRECISIONS
 from divprune_edge.models.targets import Target
 from divprune_edge.processing.patches import most_dimensions
 from divprune_edge.runtime.bundle import Bundle
@@ -25,14 +26,6 @@ MEANING = (
     "caches from run to run can beat it. Where the rate for an element type is not known, it is that of the "
     "memory alone."
 )
-_RATES: dict[Precision, tuple[str, ...]] = {
-    # TF32 is switched off in every backend.
-    "fp32": ("fp32",),
-    "fp16": ("fp16",),
-    "int8": ("int8",),
-    # Weights of 4 bits are multiplied with activations of 16.
-    "int4": ("fp16",),
-}
 _SIDE = 512
 SECONDS = 1.5
 """How long each rate of this CPU is looked for: other programs leave it alone only now and then."""
@@ -173,8 +166,8 @@ def _steps(
 
 def bound(cost: StageCost, machine: Machine) -> Bound:
     """Return the roofline of a cost; where the rate for its element type is not known, that of the memory."""
-    rates = [machine.rates[name] for name in _RATES[cost.precision] if name in machine.rates]
-    compute, memory = cost.flops / max(rates) if rates else 0.0, cost.bytes / machine.bandwidth
+    rate = machine.rates.get(PRECISIONS[cost.precision].rate)
+    compute, memory = cost.flops / rate if rate else 0.0, cost.bytes / machine.bandwidth
     return Bound(1000 * max(compute, memory), "compute" if compute > memory else "memory")
 
 

@@ -19,8 +19,8 @@ from divprune_edge.models.profiles import (
     selector_profiles,
     vision_profiles,
 )
+from divprune_edge.models.tensorrt import needs_stripped
 from divprune_edge.plugins.loader import BUILD, default_path, find_library
-from divprune_edge.plugins.trtexec import needs_stripped
 from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines.graphs import Graph

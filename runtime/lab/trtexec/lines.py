@@ -13,9 +13,13 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import TensorInfo
 from divprune_edge.models.profiles import is_language
-from divprune_edge.plugins.trtexec import plugin_options
 from divprune_edge.runtime.engines.graphs import Graph
-from divprune_edge.runtime.lab.trtexec.options import attention_options, build_options, measure_options
+from divprune_edge.runtime.lab.trtexec.options import (
+    attention_options,
+    build_options,
+    measure_options,
+    plugin_options,
+)
 
 CACHE, CACHES = "past_key_values.", "past_key_values.*"
 """What the names of a cache's inputs begin with, and the pattern that stands for all of them in trtexec."""

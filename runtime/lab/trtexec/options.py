@@ -8,9 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from divprune_edge.errors import UserError
-from divprune_edge.plugins.trtexec import parse_version
-
-Version = tuple[int, int]
+from divprune_edge.models.tensorrt import Version, parse_version
 
 
 @cache
@@ -42,6 +40,16 @@ def unknown_options(version: str, arguments: Iterable[str]) -> list[str]:
     """Return the options among ``arguments`` that trtexec of this version does not take."""
     known = known_options(version)
     return [name for name in (argument.split("=")[0] for argument in arguments) if name not in known]
+
+
+def plugin_options(library: Path) -> list[str]:
+    """Return the options that make trtexec know the plugin, to build and to run an engine.
+
+    ``--dynamicPlugins`` and not ``--staticPlugins``: the former asks TensorRT's registry to load the library, the
+    latter only opens it and counts on its constructors to register something, which a library that links no
+    TensorRT does not do.
+    """
+    return [f"--dynamicPlugins={library}"]
 
 
 def build_options(version: str) -> list[str]:

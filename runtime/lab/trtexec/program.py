@@ -10,7 +10,7 @@ from pathlib import Path
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import Manifest
 from divprune_edge.models.targets import find_target
-from divprune_edge.plugins.trtexec import parse_version
+from divprune_edge.models.tensorrt import TENSORRT, parse_version
 from divprune_edge.runtime.lab.trtexec.lines import Line
 
 JETPACK = Path("/usr/src/tensorrt/bin/trtexec")
@@ -86,10 +86,10 @@ def choose_version(asked: str | None, manifest: Manifest, program: Path | None) 
         return str(tensorrt.__version__)
     except ImportError:
         target = find_target(manifest.target) if manifest.target else None
-        if target is not None and target.backend == "tensorrt-rtx":
+        if target is not None and target.edition is not None and target.edition is not TENSORRT:
             raise UserError(
-                f"trtexec is TensorRT's, but the bundle was made for {target.title}, which TensorRT-RTX serves: name a "
-                "TensorRT version with --tensorrt, such as 10.16, to measure the same graphs there.",
+                f"trtexec is TensorRT's, but the bundle was made for {target.title}, which {target.edition.title} "
+                "serves: name a TensorRT version with --tensorrt, such as 10.16, to measure the same graphs there.",
                 code="trtexec-with-target",
             ) from None
         stated = target.tensorrt if target else None

@@ -14,6 +14,7 @@ const titles = ["Answer A", "Answer B"];
 const choices = titles.map((title) => new Choice(find("setting"), title));
 const panels = titles.map((title) => new Panel(find("answer"), title));
 let picture = null;
+let choosing = 0;
 let asking = null;
 
 function complain(error, at) {
@@ -41,8 +42,11 @@ async function load() {
 
 async function choose(file) {
   if (file !== page.file.files[0]) page.file.value = ""; // it was dropped or pasted
+  choosing += 1;
+  const own = choosing;
   try {
     const found = await read(file);
+    if (own !== choosing) return URL.revokeObjectURL(found.shown.src); // another one was chosen meanwhile
     if (picture) URL.revokeObjectURL(picture.shown.src);
     picture = found;
     page.preview.src = found.shown.src;
@@ -51,6 +55,7 @@ async function choose(file) {
     page.hint.textContent = file.name + (found.changed ? ", sent as a JPEG" : "");
     page.problem.textContent = "";
   } catch (error) {
+    if (own !== choosing) return;
     page.file.value = ""; // the image that is shown is asked about, not the one that could not be read
     complain(error, page.file);
   }
@@ -76,19 +81,21 @@ async function ask() {
     page.more.open = true;
     return complain(new Told("Tokens at most: expected a number from 1."), page.tokens);
   }
-  if (!choices[0].value) await load();
-  const chosen = sides().filter((side) => choices[side].value);
-  if (!chosen.length) return;
-  page.problem.textContent = "";
   asking = new AbortController();
   page.go.setAttribute("aria-disabled", "true");
   page.stop.disabled = false;
   const { shown, url } = picture;
-  for (const side of chosen) panels[side].begin(choices[side].value.id.split(":").pop(), shown);
-  page.answers.replaceChildren(...chosen.map((side) => panels[side].element));
-  page.answers.scrollIntoView({ block: "nearest" });
   const question = { image: url, text, tokens: page.tokens.valueAsNumber };
+  let chosen = [];
   try {
+    if (!choices[0].value) await load();
+    asking.signal.throwIfAborted();
+    chosen = sides().filter((side) => choices[side].value);
+    if (!chosen.length) return;
+    page.problem.textContent = "";
+    for (const side of chosen) panels[side].begin(choices[side].value.id.split(":").pop(), shown);
+    page.answers.replaceChildren(...chosen.map((side) => panels[side].element));
+    page.answers.scrollIntoView({ block: "nearest" });
     // One after the other: neither answer's times suffer from the other's.
     for (const side of chosen) await write(panels[side], { ...question, model: choices[side].value.id });
   } catch (error) {
@@ -133,16 +140,21 @@ page.show.addEventListener("change", () => panels.forEach((panel) => panel.paint
 page.key.addEventListener("change", load);
 page.file.addEventListener("change", () => page.file.files[0] && choose(page.file.files[0]));
 document.addEventListener("paste", (event) => {
-  const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
-  if (file) choose(file);
+  const { files, types } = event.clipboardData;
+  const file = [...files].find(({ type }) => type.startsWith("image/"));
+  const rich = types.includes("text/html") && types.includes("text/plain"); // a text that comes with its picture
+  if (file && !rich) choose(file);
 });
-// Wherever a file is dropped, the browser does not leave the page for it.
+// Wherever a file is dropped, the browser does not leave the page for it; a text goes where it is dropped.
+const brings = (event) => event.dataTransfer.types.includes("Files");
 document.addEventListener("dragover", (event) => {
+  if (!brings(event)) return;
   event.preventDefault();
   page.drop.classList.add("over");
 });
 document.addEventListener("dragleave", (event) => event.relatedTarget || page.drop.classList.remove("over"));
 document.addEventListener("drop", (event) => {
+  if (!brings(event)) return;
   event.preventDefault();
   page.drop.classList.remove("over");
   const [file] = event.dataTransfer.files;

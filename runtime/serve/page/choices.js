@@ -28,13 +28,17 @@ export class Choice {
     this.groups = new Map();
   }
 
-  /** Offer what there is; `name` and its default budget are chosen, or the first there is. */
+  /** Offer what there is; what was chosen stays so, else `name` with its default budget, or the first there is. */
   offer(groups, name) {
+    const before = this.value?.id;
     this.groups = groups;
     const options = [...groups.keys()].map((key) => new Option(key === "none" ? "none: every token" : key, key));
     this.select.replaceChildren(...options);
-    this.select.value = groups.has(name) ? name : options[0]?.value ?? "";
+    const kept = [...groups].find(([, budgets]) => budgets.some(({ id }) => id === before))?.[0];
+    this.select.value = kept ?? (groups.has(name) ? name : options[0]?.value ?? "");
     this.#budgets();
+    if (kept) this.slider.value = groups.get(kept).findIndex(({ id }) => id === before);
+    this.#say();
   }
 
   /** What is chosen: `id`, `keep`, `candidates`; nothing while the models are not known. */

@@ -1,5 +1,6 @@
 // An image on its way to the server, and what was kept of it, drawn.
 
+import { moves } from "./animation.js";
 import { Told } from "./stream.js";
 
 const KINDS = ["image/jpeg", "image/png", "image/webp", "image/gif"];
@@ -18,18 +19,16 @@ export async function read(file) {
     throw new Told(`This browser cannot read "${file.name}" as an image: choose a JPEG, PNG, WebP or GIF.`, "image");
   }
   const [width, height] = [shown.naturalWidth, shown.naturalHeight];
-  const fits = file.size <= MOST_BYTES && width * height <= MOST_PIXELS && !(await moves(file));
-  if (fits && KINDS.includes(file.type)) return { shown, url: await dataUrl(file), changed: false };
+  const fits = file.size <= MOST_BYTES && width * height <= MOST_PIXELS;
+  if (fits && !moves(new Uint8Array(await file.arrayBuffer())) && KINDS.includes(file.type)) return { shown, url: await dataUrl(file), changed: false };
   const canvas = document.createElement("canvas");
   const scale = Math.min(1, Math.sqrt(MOST_PIXELS / 4 / (width * height)));
   [canvas.width, canvas.height] = [Math.round(width * scale) || 1, Math.round(height * scale) || 1];
-  canvas.getContext("2d").drawImage(shown, 0, 0, canvas.width, canvas.height);
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white"; // a JPEG has no transparency, and would be black there
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(shown, 0, 0, canvas.width, canvas.height);
   return { shown, url: canvas.toDataURL("image/jpeg", 0.92), changed: true };
-}
-
-/** Whether a file may be an animation: any GIF, and PNG and WebP with the chunk that says so. */
-async function moves(file) {
-  return file.type === "image/gif" || /acTL|ANIM/.test(await file.slice(0, 65536).text());
 }
 
 function dataUrl(file) {

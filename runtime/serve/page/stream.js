@@ -15,20 +15,26 @@ export async function* events(body) {
   let text = "";
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(brokeOff);
       text += done ? decoder.decode() : decoder.decode(value, { stream: true });
-      const parts = text.split("\n\n");
+      const parts = text.split(/\r?\n\r?\n/); // a proxy may end lines in its own way
       text = parts.pop();
       for (const part of parts) {
-        const data = part.replace(/^data: /, "");
+        const lines = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+        const data = lines.map((line) => line.slice(5)).join("\n").trim();
         if (data === "[DONE]") return;
-        yield JSON.parse(data);
+        if (data) yield JSON.parse(data);
       }
-      if (done) throw new Told("The answer broke off: ask again.", "broke-off");
+      if (done) brokeOff();
     }
   } finally {
     await reader.cancel().catch(() => {});
   }
+}
+
+function brokeOff(error) {
+  if (error?.name === "AbortError") throw error;
+  throw new Told("The answer broke off: ask again.", "broke-off");
 }
 
 /** Call the server; what it refuses becomes a Told. */

@@ -23,7 +23,8 @@ from divprune_edge.export.check.asked import GraphAnswer, RtxAnswers, ask_tensor
 from divprune_edge.export.check.bundle import check_bundle
 from divprune_edge.export.check.printing import show_report
 from divprune_edge.export.check.rtx import answer_findings
-from divprune_edge.models.targets import RTX_SMS, TARGETS
+from divprune_edge.models.targets import TARGETS
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 
 Demo = Callable[..., Bundle]
 real = pytest.mark.skipif(
@@ -66,7 +67,7 @@ def spoilt(demo: Demo, tmp_path: Path) -> Path:
         ("static", "thor", [89]),
         ("static", "a100", [80]),
         ("static", "rtx5090", [120]),
-        ("static", "rtx", list(RTX_SMS)),
+        ("static", "rtx", list(TENSORRT_RTX.sms)),
         ("decomposed", "orin-nano-8gb", [86]),
     ],
 )

@@ -16,11 +16,11 @@ from engine_bundles import export_demo, refresh
 from plugins_emulation import need_rtx, write_library
 
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.plugins import loader
 from divprune_edge.plugins.record import LIBRARY
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import builder, opening, target
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts
 
 HERE = Path(__file__).resolve().parent

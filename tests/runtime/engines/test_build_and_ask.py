@@ -18,12 +18,12 @@ from raising import assert_told
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.demo import CHECKPOINT
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.plugins import abi
 from divprune_edge.plugins.abi import DTYPES, Problem
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.engines import cuda
 from divprune_edge.runtime.engines.device import aligned
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 
 Command = Any
 Here = Any

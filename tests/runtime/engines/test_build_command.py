@@ -15,9 +15,9 @@ from raising import assert_told
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.budget import PROMPT
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.cli import app
 from divprune_edge.runtime.engines import builder, facts, target
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines.store import read_record, rebuild_command
 
 RTX = "1.7.1.116"

@@ -17,6 +17,7 @@ from raising import failed, refused
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.budget import PROMPT
+from divprune_edge.models.tensorrt import EDITIONS, TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines import edition as editions
 from divprune_edge.runtime.engines import facts, memory, store
 from divprune_edge.runtime.engines.fingerprint import fingerprint
@@ -307,13 +308,11 @@ def test_a_bundle_that_cannot_be_written_to(build: Build, bundle: Path) -> None:
         build(bundle)
 
 
-@pytest.mark.parametrize(
-    "edition", [editions.TENSORRT, editions.TENSORRT_RTX], ids=lambda edition: edition.name
-)
-def test_one_process_builds_with_one_edition(build: Build, bundle: Path, edition: editions.Edition) -> None:
+@pytest.mark.parametrize("edition", [TENSORRT, TENSORRT_RTX], ids=lambda edition: edition.name)
+def test_one_process_builds_with_one_edition(build: Build, bundle: Path, edition: Edition) -> None:
     """Polygraphy knows one TensorRT, from its import on."""
     build(bundle, selector="none")
-    (other,) = (one for one in editions.EDITIONS.values() if one is not edition)
+    (other,) = (one for one in EDITIONS.values() if one is not edition)
     with failed("tensorrt-editions-mixed", edition.title, other.title):
         editions.use(other)
     assert editions.in_use() is edition

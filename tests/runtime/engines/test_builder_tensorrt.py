@@ -15,8 +15,8 @@ from engine_bundles import refresh
 from raising import failed, refused
 
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.tensorrt import TENSORRT, Edition
 from divprune_edge.plugins.record import LIBRARY, read_record, sha256
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 
 TIMINGS = "timing-10.3.0-12.6-87.cache"
 Build = Any

@@ -20,14 +20,14 @@ from plugins_emulation import write_library
 from raising import failed, refused
 
 from divprune_edge.errors import DivpruneError, UserError
+from divprune_edge.models.tensorrt import Edition
 from divprune_edge.plugins.abi import Append
 from divprune_edge.plugins.loader import find_library
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines import cuda, opening
+from divprune_edge.runtime.engines import cuda, facts, opening
 from divprune_edge.runtime.engines.cuda import CudaDevice
-from divprune_edge.runtime.engines.edition import Edition
 from divprune_edge.runtime.pipeline import Pipeline
 
 GIB = 1 << 30
@@ -145,7 +145,7 @@ def test_what_a_device_says_of_itself(here: Here, monkeypatch: pytest.MonkeyPatc
     device = here.open()
     assert device.name == "Fake GPU"
     here.fake._free = GIB
-    monkeypatch.setattr(cuda, "host_memory", lambda: (3 * GIB, GIB))
+    monkeypatch.setattr(facts, "host_memory", lambda: (3 * GIB, GIB))
     assert device.free_bytes() == GIB
     here.runtime.integrated = 1
     assert device.free_bytes() == 3 * GIB, "what the page cache would give back counts where memory is shared"

@@ -11,8 +11,8 @@ from fake_cuda import FakeRuntime, cudaError_t
 from fake_device import FakeDevice
 from raising import refused
 
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines import facts
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines.facts import device_facts, facts_ahead, host_memory, import_cuda
 
 GIB = 1 << 30

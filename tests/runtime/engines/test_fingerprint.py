@@ -10,7 +10,7 @@ from engine_bundles import make_bundle, refresh
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.profiles import Limits
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.fingerprint import Facts, differences, fingerprint, graph_digest
 

@@ -14,10 +14,10 @@ from exporting import export, plan_of
 from fake_cuda import FakeRuntime, FakeTensorRt, RuntimeConfig, Strategy
 from fake_device import FakeEngines
 
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import cuda
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
 
 KEY = "a digest of it"
 

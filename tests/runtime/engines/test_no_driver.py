@@ -9,8 +9,8 @@ from typing import NoReturn
 import pytest
 from raising import refused
 
+from divprune_edge.models.tensorrt import TENSORRT
 from divprune_edge.runtime.engines import cuda, facts
-from divprune_edge.runtime.engines.edition import TENSORRT
 
 
 def missing() -> NoReturn:

@@ -18,9 +18,9 @@ from raising import refused
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.budget import PROMPT
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 from divprune_edge.plugins.record import LIBRARY
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.engines.fingerprint import Facts, fingerprint
 from divprune_edge.runtime.engines.opening import Engines, open_engines
 from divprune_edge.runtime.engines.store import read_record

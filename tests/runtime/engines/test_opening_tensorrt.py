@@ -13,10 +13,10 @@ from engine_bundles import refresh
 from raising import refused
 
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.tensorrt import TENSORRT, Edition
 from divprune_edge.plugins.record import LIBRARY, sha256
 from divprune_edge.plugins.record import read_record as read_library_record
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT, Edition
 from divprune_edge.runtime.engines.fingerprint import fingerprint
 from divprune_edge.runtime.engines.opening import Engines, open_engines
 from divprune_edge.runtime.engines.store import read_record

@@ -18,11 +18,12 @@ from qwen_checkpoints import QWEN, images_of, make_qwen_checkpoint
 from divprune_edge import Pipeline
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.profiles import make_limits, vision_profiles
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.plugins import abi
 from divprune_edge.processing.patches import dimensions
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.engines import cuda
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition, use
+from divprune_edge.runtime.engines.edition import use
 from divprune_edge.runtime.engines.graphs import BuildJob, chosen_selectors, graphs_of
 from divprune_edge.runtime.engines.progress import BuildProgress
 

@@ -14,8 +14,8 @@ from raising import refused
 
 from divprune_edge.manifest import read_manifest
 from divprune_edge.models.targets import find_target
-from divprune_edge.runtime.engines.edition import TENSORRT, TENSORRT_RTX, Edition
-from divprune_edge.runtime.engines.target import check_backend, edition_of, facts_to_build_for
+from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
+from divprune_edge.runtime.engines.target import check_backend, facts_to_build_for
 
 RTX = "1.7.1.116"
 Build = Any
@@ -153,8 +153,9 @@ def test_a_target_without_tensorrt_is_told_without_any(
 
 
 def test_a_targets_edition_runs_its_bundles(tmp_path: Path) -> None:
-    assert edition_of(find_target("rtx")) is TENSORRT_RTX
-    assert edition_of(find_target("thor")) is edition_of(find_target("cpu")) is TENSORRT
+    assert find_target("rtx").edition is TENSORRT_RTX
+    assert find_target("thor").edition is TENSORRT
+    assert find_target("cpu").edition is None
     for name, mine, other in (("rtx4090", TENSORRT_RTX, TENSORRT), ("thor", TENSORRT, TENSORRT_RTX)):
         folder = make_bundle(tmp_path / name, target=name)
         manifest = read_manifest(folder)

@@ -17,10 +17,10 @@ from images_made import noise_pixels
 from raising import refused
 
 from divprune_edge.manifest import read_manifest
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 from divprune_edge.runtime.backends import open_backend
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.engines.edition import TENSORRT_RTX
 from divprune_edge.runtime.engines.fingerprint import fingerprint
 from divprune_edge.runtime.engines.opening import open_engines
 from divprune_edge.runtime.engines.store import EnginesInfo, read_record

@@ -36,10 +36,12 @@ PATIENCE = 300
 
 
 class Served:
-    """A server process; ``port`` once it listens."""
+    """A server process; ``port`` once it listens. ``before`` is run in it first."""
 
-    def __init__(self, bundle: Path, *options: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "runtime", "serve", str(bundle), "--port", "0", *options]
+    def __init__(self, bundle: Path, *options: str, before: str = "", **environment: str) -> None:
+        code = f"{before}\nfrom divprune_edge.runtime.cli import main\nmain()"
+        entry = ["-c", code] if before else ["-m", "runtime"]
+        command = [sys.executable, *entry, "serve", str(bundle), "--port", "0", *options]
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -57,7 +59,8 @@ class Served:
                 self.port = int(found[1])
                 break
         assert self.port, "".join(self.said)
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None
@@ -101,7 +104,9 @@ class Served:
     def stop(self, how: int = signal.SIGTERM, seconds: float = PATIENCE) -> int:
         if self.process.poll() is None:
             self.process.send_signal(how)
-        return self.process.wait(seconds)
+        code = self.process.wait(seconds)
+        self._reader.join(seconds)  # all that it said
+        return code
 
 
 def soon(holds: Callable[[], bool]) -> bool:
@@ -142,8 +147,8 @@ def serving() -> Iterator[Serve]:
     """Start servers, which end with the tests."""
     started: list[Served] = []
 
-    def start(bundle: Path, *options: str, **environment: str) -> Served:
-        started.append(Served(bundle, "--threads", "1", *options, **environment))
+    def start(bundle: Path, *options: str, before: str = "", **environment: str) -> Served:
+        started.append(Served(bundle, "--threads", "1", *options, before=before, **environment))
         return started[-1]
 
     yield start

@@ -98,6 +98,26 @@ def test_a_conversation_is_that_of_a_chat(client: Any, asked: Pipeline, picture:
         messages.append(answer)
 
 
+def test_several_system_texts_are_one(client: Any, asked: Pipeline, picture: str) -> None:
+    systems = [{"role": role, "content": f"Say {role}."} for role in ("system", "developer")]
+    answer = client.chat.completions.create(
+        model="demo", messages=[*systems, *about(picture)], max_tokens=8, extra_body={"ignore_eos": True}
+    )
+    expected = asked.ask(
+        PICTURE, QUESTION, system="Say system.\n\nSay developer.", max_tokens=8, ignore_eos=True
+    )
+    assert answer.choices[0].message.content == expected.answer
+    messages = [*about(picture), {"role": "assistant", "content": "red"}, systems[0], *about()]
+    with pytest.raises(openai.BadRequestError, match="Message 3 is the system's"):
+        client.chat.completions.create(model="demo", messages=messages)
+
+
+def test_an_answer_that_said_nothing(client: Any, picture: str) -> None:
+    for said in ({"content": None}, {"content": "", "tool_calls": []}, {"tool_calls": []}):
+        messages = [*about(picture), {"role": "assistant", **said}, *about()]
+        assert client.chat.completions.create(model="demo", messages=messages).choices[0].message.content
+
+
 def test_without_an_image(client: Any, asked: Pipeline) -> None:
     answer = client.chat.completions.create(
         model="demo", messages=about(question="Who are you?"), max_tokens=6
@@ -138,22 +158,41 @@ def test_stop_strings(client: Any, asked: Pipeline, picture: str, stop: Any) -> 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs(client: Any, picture: str, stream: bool) -> None:
-    answer = client.chat.completions.create(
-        model="demo", messages=about(picture), logprobs=True, top_logprobs=3, stream=stream
-    )
-    parts = (
-        [chunk.choices[0].logprobs for chunk in answer if chunk.choices]
-        if stream
-        else [answer.choices[0].logprobs]
-    )
-    scores = [score for part in parts if part for score in part.content]
-    assert len(scores) > 1
+@pytest.mark.parametrize(
+    ("options", "ends"),
+    [
+        ({}, "stop"),
+        ({"stop": ["le"]}, "stop_string"),
+        ({"stop": ["o"], "max_tokens": 40, "extra_body": {"ignore_eos": True}}, "stop_string"),
+        ({"max_tokens": 30, "extra_body": {"ignore_eos": True}}, "length"),
+    ],
+)
+def test_logprobs(client: Any, picture: str, stream: bool, options: dict[str, Any], ends: str) -> None:
+    question = "What is there?"
+    asked = {"model": "demo", "messages": about(picture, question=question), **options}
+    answer = client.chat.completions.create(logprobs=True, top_logprobs=3, stream=stream, **asked)
+    if stream:
+        chunks = list(answer)
+        choices, why = [chunk.choices[0] for chunk in chunks], chunks[-1].divprune
+        said = [choice.delta.content or "" for choice in choices]
+    else:
+        choices, why = answer.choices, answer.divprune
+        said = [choices[0].message.content]
+    assert why["finish_reason"] == ends
+    scores = [score for choice in choices if choice.logprobs for score in choice.logprobs.content]
     for score in scores:
         assert len(score.top_logprobs) == 3
         assert score.logprob == max(top.logprob for top in score.top_logprobs) <= 0  # greedy
         assert sum(math.exp(top.logprob) for top in score.top_logprobs) <= 1 + 1e-9
-        assert bytes(score.bytes).decode() == score.token
+        assert score.bytes is None or bytes(score.bytes).decode() == score.token
+    joined = b"".join(bytes(score.bytes or ()) for score in scores).decode()
+    text = "".join(said)
+    if ends == "stop_string":  # the token that it begins in is told as a whole
+        assert joined.startswith(text) and not joined[: -len(scores[-1].token)].startswith(text)
+    else:
+        assert joined == text
+    if ends == "stop":
+        assert "</s>" not in [score.token for score in scores]
 
 
 def test_kept_patches_lie_where_the_encoder_looked(client: Any) -> None:
@@ -163,6 +202,14 @@ def test_kept_patches_lie_where_the_encoder_looked(client: Any) -> None:
     )
     (image,) = answer.divprune["images"]
     assert np.allclose(image["view"], [0, 0.25, 1, 0.75], atol=0.01) or image["view"] == [0, 0, 1, 1]
+
+
+def test_every_answer_has_a_number_of_its_own(server: Served, client: Any, picture: str) -> None:
+    answered = client.chat.completions.create(model="demo", messages=about(picture))
+    refused = [server.get(path)[2]["x-request-id"] for path in ("/health", "/nothing")]
+    refused.append(server.ask("{")[2]["x-request-id"])
+    refused.append(server.get("/health", Host="evil.example")[2]["x-request-id"])
+    assert len({answered._request_id, *refused}) == 5
 
 
 def test_the_server_says_how_sequences_join(server: Served) -> None:

@@ -256,6 +256,81 @@ def test_files_that_are_brought(visit: Visit, how: str) -> None:
     assert visit.answer("A")
 
 
+def test_the_image_that_was_brought_last_is_asked_about(visit: Visit) -> None:
+    """However much longer another one takes to read."""
+    script = """async () => {
+        const make = async (size, name) => {
+            const canvas = document.createElement('canvas');
+            [canvas.width, canvas.height] = [size, size];
+            const context = canvas.getContext('2d'), pixels = context.createImageData(size, size);
+            for (let i = 0; i < pixels.data.length; i++) pixels.data[i] = i % 4 === 3 ? 255 : (i * i) % 251;
+            context.putImageData(pixels, 0, 0);
+            return new File([await new Promise((done) => canvas.toBlob(done, 'image/png'))], name, {type: 'image/png'});
+        };
+        const brought = [await make(3000, 'large.png'), await make(16, 'small.png')];
+        const hint = document.getElementById('hint'), said = [];
+        new MutationObserver(() => said.push(hint.textContent)).observe(hint, {childList: true});
+        for (const file of brought) {
+            const files = new DataTransfer();
+            files.items.add(file);
+            document.dispatchEvent(new DragEvent('drop', {dataTransfer: files, cancelable: true, bubbles: true}));
+        }
+        await (await import('/page/picture.js')).read(brought[0]);  // as long as the first one takes, and longer
+        await new Promise((done) => setTimeout(done, 500));
+        return said;
+    }"""
+    assert visit.page.evaluate(script) == ["small.png"]
+
+
+def test_texts_go_where_they_are_dropped_and_pasted(visit: Visit) -> None:
+    script = """([how, data]) => {
+        const brought = new DataTransfer();
+        brought.setData('text/plain', 'a text');
+        if (data) {
+            brought.setData('text/html', '<p>a text</p>');
+            brought.items.add(new File([new Uint8Array(data)], 'beside.png', {type: 'image/png'}));
+        }
+        const Kind = how === 'paste' ? ClipboardEvent : DragEvent;
+        const event = new Kind(how, {dataTransfer: brought, clipboardData: brought, cancelable: true, bubbles: true});
+        document.getElementById('question').dispatchEvent(event);
+        return event.defaultPrevented;
+    }"""
+    for how in ("dragover", "drop", "paste"):
+        assert not visit.page.evaluate(script, [how, None])
+    visit.choose()
+    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
+    assert not visit.page.evaluate(script, ["paste", [*PICTURE.read_bytes()]])
+    visit.page.wait_for_timeout(300)
+    assert visit.page.locator("#hint").inner_text() == PICTURE.name
+
+
+def sent(visit: Visit, file: Path | tuple[str, bytes]) -> Image.Image:
+    """Choose an image, ask, and return the image that is sent."""
+    bodies: list[Any] = []
+    visit.page.route(COMPLETIONS, lambda route: (bodies.append(route.request.post_data_json), route.abort()))
+    visit.choose(file)
+    name = file.name if isinstance(file, Path) else file[0]
+    api.expect(visit.page.locator("#hint")).to_contain_text(name)
+    visit.ask()
+    visit.problem()
+    visit.page.unroute(COMPLETIONS)
+    url = bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp"])
+def test_an_image_that_does_not_move_is_sent_as_it_is(visit: Visit, tmp_path: Path, kind: str) -> None:
+    with Image.open(PICTURE) as picture:
+        picture.convert("RGBA").save(file := tmp_path / f"still.{kind}", comment="acTL ANIM")
+    assert sent(visit, file).format == kind.upper()
+
+
+def test_what_is_transparent_is_white_in_a_jpeg(visit: Visit) -> None:
+    Image.new("RGBA", (40, 40), (0, 0, 0, 0)).save(held := io.BytesIO(), "ICO", sizes=[(40, 40)])
+    image = sent(visit, ("clear.ico", held.getvalue()))
+    assert image.format == "JPEG" and min(image.getpixel((20, 20))) > 250  # type: ignore[arg-type,type-var]
+
+
 def test_images_that_the_server_would_not_take(visit: Visit) -> None:
     noise(1).save(held := io.BytesIO(), "BMP")
     visit.choose(("cat.bmp", held.getvalue()))
@@ -309,8 +384,10 @@ def test_what_is_missing_is_told(visit: Visit) -> None:
     api.expect(visit.page.get_by_role("alert")).to_contain_text("Tokens at most")
     assert visit.focused() == "tokens"
     visit.page.get_by_label("Tokens at most").fill("9999")
-    visit.ask()
-    api.expect(visit.page.get_by_role("alert")).to_contain_text("9999 tokens")  # the server's own sentence
+    visit.ask("why" * 30_000)
+    api.expect(visit.page.get_by_role("alert")).to_contain_text(
+        "90000 characters"
+    )  # the server's own sentence
 
 
 def test_an_api_key(chromium: Any, bundle: Path, serving: Serve) -> None:
@@ -330,6 +407,36 @@ def test_an_api_key(chromium: Any, bundle: Path, serving: Serve) -> None:
     assert visit.page.evaluate(stored) == '[{},{},""]'
     visit.page.context.close()
     server.stop()
+
+
+def test_a_key_changes_nothing_that_was_chosen(visit: Visit) -> None:
+    visit.page.get_by_label("Budget").first.focus()
+    visit.page.keyboard.press("ArrowRight")
+    visit.page.get_by_label("Selector").last.select_option("divprune")
+    notes = visit.page.locator("#settings .note")
+    before = notes.all_inner_texts()
+    visit.page.locator("summary").click()
+    with visit.page.expect_response("**/v1/models"):
+        visit.page.get_by_label("API key").fill(KEY)
+        visit.page.keyboard.press("Tab")
+    visit.page.wait_for_timeout(300)
+    assert notes.all_inner_texts() == before
+    assert "keeps 144" in before[0] and "keeps 58" in before[1]
+
+
+def test_asking_twice_while_the_models_are_looked_up(chromium: Any, server: Served) -> None:
+    visit = Visit(chromium, server).offered()
+    visit.page.route("**/v1/models", lambda route: route.abort())
+    visit.page.reload()
+    assert "cannot be reached" in visit.problem()
+    visit.page.unroute("**/v1/models")
+    visit.choose()
+    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
+    visit.page.get_by_label("Question").fill(QUESTION)
+    visit.page.evaluate("for (let i = 0; i < 2; i++) document.getElementById('form').requestSubmit()")
+    assert visit.answer("B")
+    assert len([url for url in visit.asked if url.endswith("completions")]) == 2
+    visit.page.context.close()
 
 
 def chunk(text: str = "", **more: Any) -> str:
@@ -386,7 +493,21 @@ def test_events_in_any_pieces(visit: Visit) -> None:
     text = "".join(
         f"data: {json.dumps({'text': part}, ensure_ascii=False)}\n\n" for part in ("ä", "🐈", "a\nb")
     )
-    assert visit.page.evaluate(script, [*f"{text}data: [DONE]\n\n".encode()]) == ["ä", "🐈", "a\nb"]
+    text = f": a proxy's\n\n{text}data: [DONE]\n\n"
+    for written in (text, text.replace("\n", "\r\n"), text.replace("data: ", "data:")):
+        assert visit.page.evaluate(script, [*written.encode()]) == ["ä", "🐈", "a\nb"]
+
+
+def test_a_connection_that_breaks_in_mid_stream(visit: Visit) -> None:
+    script = """async () => {
+        const { events } = await import('/page/stream.js');
+        let error = null;
+        const body = new ReadableStream({ start(to) { error = () => to.error(new TypeError('network error')); } });
+        const first = events(body).next();
+        error();
+        return first.catch((told) => told.message);
+    }"""
+    assert visit.page.evaluate(script) == "The answer broke off: ask again."
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,13 @@ def test_every_field_is_told() -> None:
         "response_format",
         "store",
         "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "min_p",
+        "modalities",
+        "service_tier",
+        "metadata",
+        "reasoning_effort",
     }
     assert set(ChatRequest.model_fields) - passed_over <= told
 

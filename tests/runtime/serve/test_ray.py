@@ -95,8 +95,8 @@ def test_an_image_meets_the_replica_that_knows_it(port: int) -> None:
 def test_who_may_ask(port: int) -> None:
     status, answer, replica = send(port, {"messages": about()}, key="wrong")
     assert (status, answer["error"]["code"], replica) == (401, "api-key-wrong", None)
-    status, answer, _ = send(port, {"messages": about(), "max_tokens": 99999})
-    assert (status, answer["error"]["code"]) == (400, "max-tokens-too-large")  # a replica's own word
+    status, answer, _ = send(port, {"messages": about(), "top_p": 0})
+    assert (status, answer["error"]["code"]) == (400, "decoding-out-of-range")  # a replica's own word
     status, answer, replica = send(port, {"messages": []})
     assert (status, answer["error"]["code"], replica) == (400, "request-invalid", None)
     head = f"POST / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {17 << 20}\r\n\r\n"

@@ -9,21 +9,29 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from raising import refused
 
+from divprune_edge.errors import UserError
 from divprune_edge.runtime.serve import remote
 from divprune_edge.runtime.serve.limits import Limits
-from divprune_edge.runtime.serve.remote import Fetcher
+from divprune_edge.runtime.serve.remote import Errand, Fetcher
+
+from .conftest import PATIENCE
 
 pytest.importorskip("fastapi")
 HOST = "images.example"
 
 
-def fetcher(*addresses: str) -> Fetcher:
-    return Fetcher([HOST], Limits(), lambda host: list(addresses))
+def uncounted(count: int) -> None:
+    """Hold as many bytes as there are."""
+
+
+def fetcher(*addresses: str) -> Errand:
+    return Fetcher([HOST], Limits(), lambda host: list(addresses)).errand(uncounted)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,7 @@ def test_private_addresses_behind_a_name(address: str) -> None:
 
 def test_no_host_is_allowed_unless_named() -> None:
     with refused("image-url-unsupported"):
-        Fetcher([], Limits())(f"https://{HOST}/a.png")
+        Fetcher([], Limits()).errand(uncounted)(f"https://{HOST}/a.png")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +133,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-Listening = Callable[[Callable[[ssl.SSLSocket], None]], Fetcher]
+Listening = Callable[[Callable[[ssl.SSLSocket], None]], Errand]
 
 
 @pytest.fixture
@@ -134,7 +142,7 @@ def listening(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Li
     monkeypatch.setattr(remote, "_is_public", lambda address: True)
     servers: list[socket.socket] = []
 
-    def start(answer: Callable[[ssl.SSLSocket], None]) -> Fetcher:
+    def start(answer: Callable[[ssl.SSLSocket], None]) -> Errand:
         server = socket.create_server(("127.0.0.1", 0))
         servers.append(server)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -142,28 +150,29 @@ def listening(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Li
         monkeypatch.setattr(remote, "PORT", server.getsockname()[1])
 
         def accept() -> None:
-            try:
-                with context.wrap_socket(server.accept()[0], server_side=True) as one:
+            while server.fileno() >= 0:
+                with suppress(OSError), context.wrap_socket(server.accept()[0], server_side=True) as one:
                     requests.append(one.recv(4096))
                     answer(one)
-            except OSError:
-                pass
 
         threading.Thread(target=accept, daemon=True).start()
         trust = ssl.create_default_context(cafile=str(certificate))
-        return Fetcher(
+        fetcher = Fetcher(
             [HOST], Limits(image_bytes=1000), lambda host: [looked_up.append(host) or "127.0.0.1"], trust
         )  # type: ignore[func-returns-value]
+        return fetcher.errand(held.append)
 
     yield start
     for server in servers:
         server.close()
     requests.clear()
     looked_up.clear()
+    held.clear()
 
 
 requests: list[bytes] = []
 looked_up: list[str] = []
+held: list[int] = []
 
 
 def head(status: str, **headers: object) -> bytes:
@@ -176,6 +185,24 @@ def test_what_lies_there(listening: Listening) -> None:
     assert fetch(f"HTTPS://{HOST.upper()}/a.png?b=c") == b"image"
     assert requests[0].startswith(b"GET /a.png?b=c HTTP/1.1\r\nHost: images.example")
     assert looked_up == [HOST]
+
+
+def test_an_address_is_called_once_and_its_bytes_are_counted(listening: Listening) -> None:
+    fetch = listening(lambda one: one.sendall(head("200 OK") + b"image"))
+    images = [fetch(f"https://{HOST}/{name}") for name in ("a", "b", "a", "a")]
+    assert images == [b"image"] * 4
+    assert images[0] is images[2]  # and held once
+    assert (len(requests), sum(held)) == (2, 10)
+
+
+def test_what_is_too_much_for_all_together_is_not_read_on(listening: Listening) -> None:
+    def full(count: int) -> None:
+        raise UserError("The server is full.", code="server-busy")
+
+    fetch = listening(lambda one: one.sendall(head("200 OK") + b"a" * 900))
+    fetch._hold = full
+    with refused("server-busy"):
+        fetch(f"https://{HOST}/")
 
 
 def test_a_redirect_is_not_followed(listening: Listening) -> None:
@@ -209,8 +236,39 @@ def test_one_that_does_not_come(listening: Listening, begun: bytes, monkeypatch:
     assert not whole
 
 
+def test_all_images_of_a_request_share_one_time(
+    listening: Listening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = listening(lambda one: one.sendall(head("200 OK") + b"image"))
+    assert fetch(f"https://{HOST}/a") == b"image"
+    fetch._ends = time.monotonic()
+    with refused("image-fetch-failed"):
+        fetch(f"https://{HOST}/b")
+    assert fetch(f"https://{HOST}/a") == b"image"
+
+
+def test_a_cut_ends_it(listening: Listening) -> None:
+    """While it waits for its host, and before the next one is called."""
+    reached, over = threading.Event(), threading.Event()
+
+    def wait(one: ssl.SSLSocket) -> None:
+        reached.set()
+        over.wait(PATIENCE)
+
+    fetch = listening(wait)
+    cutter = threading.Thread(target=lambda: (reached.wait(PATIENCE), fetch.cut()))
+    cutter.start()
+    with refused("image-fetch-failed"):
+        fetch(f"https://{HOST}/a")
+    with refused("image-fetch-failed"):
+        fetch(f"https://{HOST}/b")
+    over.set()
+    cutter.join()
+    assert len(requests) == 1
+
+
 def test_a_host_that_cannot_prove_its_name(listening: Listening) -> None:
     fetch = listening(lambda one: one.sendall(head("200 OK") + b"image"))
-    fetch._trust = ssl.create_default_context()
+    fetch._fetcher._trust = ssl.create_default_context()
     with refused("image-fetch-failed"):
         fetch(f"https://{HOST}/")

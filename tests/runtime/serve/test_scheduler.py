@@ -23,6 +23,7 @@ from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.serve.catalog import Catalog
+from divprune_edge.runtime.serve.encoder import Encoder
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.job import (
     Ended,
@@ -36,6 +37,7 @@ from divprune_edge.runtime.serve.job import (
     Utterance,
 )
 from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.scheduler import Scheduler
 from divprune_edge.runtime.serve.turns import Turns
 
 from .conftest import PATIENCE, QUESTION, noise, soon
@@ -168,6 +170,30 @@ def test_a_prompt_is_fed_in_pieces_between_steps(opened: Open, asked: Pipeline, 
     assert text == asked.ask(PICTURE, "What does the sign say?", max_tokens=2).answer
 
 
+def test_who_leaves_while_a_prompt_is_fed_has_no_more_of_it_fed(
+    opened: Open, asked: Pipeline, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nobody else waits for anything."""
+    engine = opened(chunk=16, prefix_cache=0)
+    assert ask(engine, max_tokens=2)[0].text == asked.ask(PICTURE, QUESTION, max_tokens=2).answer
+    assert calls[0][1] == 64
+    reached, released, extend = threading.Event(), threading.Event(), BlockSession.extend
+
+    def held(*given: Any, **options: Any) -> Any:
+        reached.set()
+        assert released.wait(PATIENCE)
+        return extend(*given, **options)
+
+    monkeypatch.setattr(BlockSession, "extend", held)
+    calls.clear()
+    _, job = ask(engine)
+    assert reached.wait(PATIENCE)
+    engine.leave(job)
+    released.set()
+    assert ask(engine, max_tokens=1)[0].text
+    assert len([call for call in calls if call != "step"]) == 1 + 2
+
+
 @pytest.mark.parametrize(
     ("image", "chunk", "together"),
     [(PICTURE, 256, [3]), (PICTURE, 180, [2, 1]), (PICTURE, 100, [1, 1, 1]), (None, 256, [4, 2])],
@@ -277,6 +303,122 @@ def test_a_system_text_is_prefilled_once(opened: Open, asked: Pipeline, tmp_path
     assert reused[0] == 0 < reused[1] < 58
 
 
+@pytest.mark.parametrize("image", [None, PICTURE])
+def test_a_conversation_is_kept_with_its_last_answer(
+    opened: Open, asked: Pipeline, image: Path | None
+) -> None:
+    engine, media = opened(), () if image is None else (Medium((image.read_bytes(),)),)
+    turns, chat, known = [Utterance("user", "What is there?", media)], asked.chat(image), []
+    for number in range(4):
+        options: dict[str, Any] = {"temperature": 4.0, "top_k": 30, "seed": number, "max_tokens": 20}
+        told, question = Told(), Question(tuple(turns), asked.selector, Decoding(**options))
+        engine.submit(question, "a", told)
+        assert told.text == chat.ask(turns[-1].text, **options).answer
+        ended, seen = told.wait(), told.events[0]
+        assert isinstance(ended, Ended) and isinstance(seen, Seen)
+        known.append((ended.reused, seen.prompt_tokens, ended.tokens))
+        turns += [Utterance("assistant", told.text), Utterance("user", f"And {number}?")]
+    assert sum(tokens for _, _, tokens in known) > 8  # or there would be next to nothing to keep
+    # The id that ends an answer is not fed. Of a first question about an image, the image is kept.
+    whole = [prompt + tokens - 1 for _, prompt, tokens in known]
+    reused = [reused for reused, _, _ in known]
+    assert reused[0] == 0 and reused[2:] == whole[1:-1]
+    assert reused[1] == whole[0] if image is None else 58 < reused[1] < known[0][1]
+    assert len(engine._scheduler._prefixes._held) == 1  # each begins with the one before
+
+
+def test_the_answer_to_a_first_question_about_an_image_takes_no_room(opened: Open) -> None:
+    engine = opened()
+    for text in ("What does the sign say?", QUESTION):
+        assert ask(engine, text, **LONG)[0].text
+    (held,) = engine._scheduler._prefixes._held
+    assert len(held.ids) < 90
+
+
+class Held:
+    """An engine whose encoder waits at its first image, and whose further ones are counted."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine, self.order = engine, list[str]()
+        self._reached, self._released = threading.Event(), threading.Event()
+        vision = engine._encoder._vision
+        encode = vision.encode
+
+        def held(*given: Any) -> Any:
+            self.order.append("encoded")
+            self._reached.set()
+            assert self._released.wait(PATIENCE)
+            return encode(*given)
+
+        monkeypatch.setattr(vision, "encode", held)
+
+    def ask(self, name: str, *media: Path) -> tuple[Told, Job]:
+        told = Told()
+
+        def tell(event: Event) -> None:
+            if isinstance(event, Seen):
+                self.order.append(name)
+            told(event)
+
+        images = tuple(Medium((path.read_bytes(),)) for path in media)
+        question = Question((Utterance("user", QUESTION, images),), None, Decoding(max_tokens=1))
+        return told, self.engine.submit(question, "a", tell)
+
+    def hold(self, *media: Path) -> tuple[Told, Job]:
+        asked = self.ask("held", *media)
+        assert self._reached.wait(PATIENCE)
+        return asked
+
+    def go_on(self) -> None:
+        self._released.set()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{seed}.png" for seed in range(4)]
+    for seed, path in enumerate(paths):
+        noise(seed).save(path)
+    return paths
+
+
+def test_who_has_nothing_to_encode_passes(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    engine = opened()
+    ask(engine, selector=None)[0].wait()
+    held = Held(engine, monkeypatch)
+    first, _ = held.hold(*pictures[:3])
+    for name, *media in (("known", PICTURE), ("text",), ("new", pictures[3])):
+        last, _ = held.ask(name, *media)
+    held.go_on()
+    assert isinstance(first.wait(), Ended) and isinstance(last.wait(), Ended)
+    order = "encoded known text encoded encoded held encoded new"
+    assert held.order == order.split()
+
+
+def test_for_who_left_no_further_image_is_encoded(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    held = Held(opened(), monkeypatch)
+    _, job = held.hold(*pictures[:3])
+    held.engine.leave(job)
+    last, _ = held.ask("last")
+    held.go_on()
+    assert isinstance(last.wait(), Ended)
+    assert held.order == ["encoded", "last"]
+
+
+def test_nor_for_whose_time_is_over(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, pictures: list[Path]
+) -> None:
+    held = Held(opened(), monkeypatch)
+    told, job = held.hold(*pictures[:3])
+    job.deadline = 0.0
+    held.go_on()
+    assert told.code == "request-timeout"
+    assert held.order == ["encoded"]
+
+
 def test_who_leaves_is_let_go_of(opened: Open) -> None:
     engine = opened(limits={"slots": 1})
     long, job = ask(engine, **LONG)
@@ -332,20 +474,41 @@ def test_what_cannot_be_asked_harms_nobody_else(
     assert count(engine, "requests_total", outcome=code) == 1
 
 
-def test_after_a_failure_the_next_question_is_answered(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["add", "extend", "step"])
+def test_after_a_failure_the_next_question_is_answered(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
     engine = opened()
-    step = BlockSession.step
+    works = getattr(BlockSession, method)
 
-    def broken(session: BlockSession, *given: Any) -> Any:
+    def broken(session: BlockSession, *given: Any, **options: Any) -> Any:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(BlockSession, "step", broken)
+    monkeypatch.setattr(BlockSession, method, broken)
     told, _ = ask(engine, **LONG)
     assert told.code == "server-failed"
     assert "secret" not in str(told.events[-1])
-    monkeypatch.setattr(BlockSession, "step", step)
+    monkeypatch.setattr(BlockSession, method, works)
     assert ask(engine)[0].text == "purple"
     assert engine.alive
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(("thread", "method"), [(Scheduler, "_turn"), (Encoder, "_prepare")])
+def test_without_its_threads_nothing_is_taken(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, thread: type, method: str
+) -> None:
+    def broken(*given: Any) -> Any:
+        raise SystemExit  # which no thread survives
+
+    monkeypatch.setattr(thread, method, broken)
+    engine = opened()
+    assert ask(engine)[0].code == "server-failed"
+    until(lambda: engine.lost and not engine.alive)
+    with pytest.raises(DivpruneError) as refused:
+        ask(engine)
+    assert refused.value.code == "server-stopping"
+    assert not engine._in_flight
 
 
 def test_an_answer_without_room_fails_alone(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,9 +51,50 @@ def part(**fields: Any) -> dict[str, Any]:
             "'messages.0.content' is null, expected a text.",
         ),
         (
-            {"messages": [{"role": "user", "content": "a", "name": "b"}]},
-            "messages.0.name",
-            "This server does not know the field 'messages.0.name': leave it out.",
+            {"messages": [{"role": "user", "content": "a", "user": 1}]},
+            "messages.0.user",
+            "This server does not know the field 'messages.0.user': leave it out.",
+        ),
+        (
+            {"messages": [{"role": "user"}]},
+            "messages.0.content",
+            "'messages.0.content' is missing.",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            "messages.0",
+            "'messages.0.role' is \"tool\", expected one of system, developer, user, assistant.",
+        ),
+        ({"messages": [{"content": "a"}]}, "messages.0", "'messages.0.role' is missing."),
+        (
+            part(type="text", text="hi", foo=1),
+            "messages.0.content.0.foo",
+            "This server does not know the field 'messages.0.content.0.foo': leave it out.",
+        ),
+        (
+            part(type="image_url", image_url={"url": "x", "foo": 1}),
+            "messages.0.content.0.image_url.foo",
+            "This server does not know the field 'messages.0.content.0.image_url.foo': leave it out.",
+        ),
+        (
+            part(type="video", video=["x"], foo=1),
+            "messages.0.content.0.foo",
+            "This server does not know the field 'messages.0.content.0.foo': leave it out.",
+        ),
+        (
+            part(type="video", video=["x", 2]),
+            "messages.0.content.0.video.1",
+            "'messages.0.content.0.video.1' is 2, expected a text.",
+        ),
+        (
+            part(type="text", text=1),
+            "messages.0.content.0.text",
+            "'messages.0.content.0.text' is 1, expected a text.",
+        ),
+        (
+            {"tool_choice": "required"},
+            "tool_choice",
+            """'tool_choice' is "required", expected "none" or "auto".""",
         ),
         (
             {"max_token": 5},
@@ -85,3 +126,63 @@ def test_both_forms_of_a_content() -> None:
     assert request.messages[0].text == "a"
     request = read_request(b'{"messages": [{"role": "user", "content": "b"}]}', 1000)
     assert request.messages[0].text == "b"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stream": None, "stream_options": None, "ignore_eos": None},
+        {"stream": True, "stream_options": {"include_usage": None, "include_obfuscation": False}},
+        {"tool_choice": "none", "tools": [], "parallel_tool_calls": False},
+        {"tool_choice": "auto", "modalities": ["text"], "service_tier": "auto", "metadata": {}},
+        {"reasoning_effort": "none", "min_p": 0, "top_k": -1, "presence_penalty": 0.0},
+        {"min_p": 0.0, "logprobs": None, "top_logprobs": 0, "n": 1},
+    ],
+)
+def test_what_happens_anyway_may_be_said(fields: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], **fields}
+    request = read_request(json.dumps(body).encode(), 1000)
+    assert {name: getattr(request, name) for name in fields if name != "stream_options"} == {
+        name: value for name, value in fields.items() if name != "stream_options"
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_choice": {"type": "function"}},
+        {"min_p": 0.1},
+        {"modalities": ["text", "audio"]},
+        {"modalities": []},
+        {"service_tier": "priority"},
+        {"metadata": {"a": "b"}},
+        {"reasoning_effort": "low"},
+        {"stream_options": {"include_obfuscation": True}},
+    ],
+)
+def test_what_would_not_happen_may_not(fields: dict[str, Any]) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], **fields}
+    with pytest.raises(FieldError) as caught:
+        read_request(json.dumps(body).encode(), 1000)
+    assert next(iter(fields)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "tool_calls": []},
+        {"role": "assistant", "content": "b", "reasoning_content": None, "refusal": None, "annotations": []},
+        {"role": "user", "content": "b", "name": "c"},
+        {"role": "user", "content": [{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "u", "detail": None}, "cache_control": None}
+            ],
+        },
+    ],
+)
+def test_what_clients_send_with_a_message(message: dict[str, Any]) -> None:
+    request = read_request(json.dumps({"messages": [message]}).encode(), 1000)
+    assert request.messages[0].text in ("", "b")

@@ -26,16 +26,16 @@ pytestmark = pytest.mark.skipif(
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from divprune_edge.models.targets import RTX_SMS
+from divprune_edge.models.tensorrt import TENSORRT_RTX
 from divprune_edge.runtime.engines import edition
-edition.use(edition.TENSORRT_RTX)
+edition.use(TENSORRT_RTX)
 from divprune_edge.runtime.engines import compile as compiler
 from divprune_edge.runtime.engines.graphs import BuildJob
 from divprune_edge.models.profiles import Shapes
 from divprune_edge.runtime.engines.progress import BuildProgress
 path, shapes = Path(sys.argv[1]), json.loads(sys.argv[2])
 profile = {name: Shapes(min=least, opt=usual, max=most) for name, (least, usual, most) in shapes.items()}
-for sm in RTX_SMS:
+for sm in TENSORRT_RTX.sms:
     data = tuple(path.parent.glob("*.data"))
     job = BuildJob("vision", path, (profile,), False, None, None, data, (sm,))
     print(sm, memoryview(compiler.make_engine(job, None, BuildProgress())).nbytes)

@@ -13,10 +13,10 @@ import pytest
 from images_made import noise_image
 from raising import assert_told, refused
 
-from divprune_edge.models.selectors.divprune import cosine_distances
+from divprune_edge.runtime.budgets import coverage_radius
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation import evaluate as module
-from divprune_edge.runtime.lab.evaluation.coverage import coverage_radius, smallest_distance
+from divprune_edge.runtime.lab.evaluation.coverage import smallest_distance
 from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
 from divprune_edge.runtime.lab.evaluation.evaluate import evaluate, run_facts
 from divprune_edge.runtime.lab.evaluation.methods import choose_methods
@@ -112,14 +112,14 @@ def test_scoring() -> None:
 def test_coverage_by_hand() -> None:
     """Directions at 0, 60, 90 and 180 degrees, the first and the last kept."""
     angles = np.radians([0, 60, 90, 180])
-    distances = cosine_distances(np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    tokens = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     kept = np.array([0, 3])
-    assert coverage_radius(distances, kept) == pytest.approx(1.0, abs=1e-6)
-    assert smallest_distance(distances, kept) == pytest.approx(2.0, abs=1e-6)
-    assert coverage_radius(distances, np.array([-1, 0, 1, 2, 3])) == 0
-    assert smallest_distance(distances, np.array([-1, 0, 1])) == pytest.approx(0.5, abs=1e-6)
-    assert coverage_radius(distances, np.array([-1])) == 2
-    assert smallest_distance(distances, np.array([-1, 0])) == 2
+    assert coverage_radius(tokens, kept) == pytest.approx(1.0, abs=1e-6)
+    assert smallest_distance(tokens, kept) == pytest.approx(2.0, abs=1e-6)
+    assert coverage_radius(tokens, np.array([-1, 0, 1, 2, 3])) == 0
+    assert smallest_distance(tokens, np.array([-1, 0, 1])) == pytest.approx(0.5, abs=1e-6)
+    assert coverage_radius(tokens, np.array([-1])) == 2
+    assert smallest_distance(tokens, np.array([-1, 0])) == 2
 
 
 @pytest.mark.parametrize(("capacity", "there"), [(None, True), (577, True), (576, False), (512, False)])

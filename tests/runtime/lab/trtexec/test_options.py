@@ -15,6 +15,7 @@ from divprune_edge.runtime.lab.trtexec.options import (
     known_options,
     measure_options,
     option_tables,
+    plugin_options,
     unknown_options,
 )
 
@@ -99,3 +100,9 @@ def test_tables_are_made_from_a_clone(tmp_path: Path) -> None:
     assert_told(told.returncode, told.stderr, "git-failed", f"'{tmp_path}'")
     told = run_module(generate, str(tmp_path), "main")
     assert_told(told.returncode, told.stderr, "revision-invalid", "'main'", "v10.3.0")
+
+
+def test_the_registry_loads_the_plugin() -> None:
+    """Not ``--staticPlugins``, which only opens a library that registers itself."""
+    library = Path("/opt/lib/libdivprune_plugins.so")
+    assert plugin_options(library) == [f"--dynamicPlugins={library}"]
