@@ -22,7 +22,8 @@ from divprune_edge.runtime.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from divprune_edge.processing.layout import PromptIds
     from divprune_edge.processing.sources import ImageSources, Media
-    from divprune_edge.runtime.vision import SeenImage
+    from divprune_edge.runtime.backends import LanguageSession
+    from divprune_edge.runtime.vision import SeenImage, VisualTokens
 
 
 Question = tuple["ImageSources", str]
@@ -132,28 +133,48 @@ def _answer(
         for question in questions
     ]
     session = pipeline.backend.session(len(questions))
+    # One that cannot be answered says so in its place, and the others are answered all the same.
     writers: dict[int, Writer] = {}
+    slots: list[int | UserError] = []
     for question, visible in zip(questions, own, strict=True):
-        prompt = pipeline.prompts.place(question.prompt, _in_a_row(visible.images))
-        # No table is empty: without an image there is a row that no id refers to.
-        rows = visible.rows if question.images else np.zeros(1, np.int64)
-        visual = pipeline.backend.take(seen.tokens, rows)
-        slot = pipeline.begin(session, prompt, visual)
-        unread = not session.length(slot) and len(questions) > 1
-        if unread and prompt.before_image and not session.takes_whole:
-            session.extend(slot, prompt.before_image, prompt.positions[..., : len(prompt.before_image)])
-            pipeline.remember_prefix(prompt, session, slot)
-        writers[slot] = pipeline.writer(prompt, options)
+        try:
+            slot, writer = _begin(pipeline, session, question.prompt, visible, options)
+        except UserError as error:
+            slots.append(error)
+        else:
+            slots.append(slot)
+            writers[slot] = writer
     write(session, writers)
     found: list[Answer | UserError] = []
-    for (slot, writer), visible in zip(writers.items(), own, strict=True):
+    for at, visible in zip(slots, own, strict=True):
+        if isinstance(at, UserError):
+            found.append(at)
+            continue
         try:
-            found.append(
-                pipeline.answer_of(writer.result(), writer.prompt, visible, watch, session.gone(slot))
-            )
+            made = writers[at].result()
+            found.append(pipeline.answer_of(made, writers[at].prompt, visible, watch, session.gone(at)))
         except UserError as error:
             found.append(error)
     return found
+
+
+def _begin(
+    pipeline: LoadedBundle,
+    session: LanguageSession,
+    prompt: PromptIds,
+    seen: VisualTokens,
+    options: Decoding,
+) -> tuple[int, Writer]:
+    """Return a slot for a prompt, which holds what precedes its image, and what writes its answer."""
+    prompt = pipeline.prompts.place(prompt, _in_a_row(seen.images))
+    # No table is empty: without an image there is a row that no id refers to.
+    rows = seen.rows if seen.images else np.zeros(1, np.int64)
+    slot = pipeline.begin(session, prompt, pipeline.backend.take(seen.tokens, rows))
+    unread = not session.length(slot) and session.slots > 1
+    if unread and prompt.before_image and not session.takes_whole:
+        session.extend(slot, prompt.before_image, prompt.positions[..., : len(prompt.before_image)])
+        pipeline.remember_prefix(prompt, session, slot)
+    return slot, pipeline.writer(prompt, options)
 
 
 def _in_a_row(images: Sequence[SeenImage]) -> list[SeenImage]:

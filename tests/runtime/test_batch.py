@@ -19,12 +19,15 @@ from one_slot import OneSlot
 from PIL import Image
 from raising import assert_told, refused
 
+from divprune_edge.errors import UserError
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.models.dialects import DIALECTS
+from divprune_edge.processing.layout import PromptIds
 from divprune_edge.processing.prompt import Turn
 from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.backends.block import MORE_ROWS
 from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from divprune_edge.runtime.batch import ask_each
 from divprune_edge.runtime.batch_cli import read_questions
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.pipeline import Pipeline
@@ -318,6 +321,25 @@ def test_a_bad_line_costs_no_other(asked: Pipeline, pairs: list, command: Callab
         == found[-1]["token_ids"]
         == list(alone(asked, pairs[:1], max_tokens=6)[0].token_ids)
     )
+
+
+def test_one_whose_tokens_find_no_place_fails_alone(
+    asked: Pipeline, pairs: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where positions of what was pruned go beyond the context, which is known once the images are seen."""
+    place, (_, question) = asked.prompts.place, pairs[1]
+
+    def placed(prompt: PromptIds, images: Any) -> PromptIds:
+        if prompt.ids == second.ids:
+            raise UserError("The prompt takes 9 positions.", code="prompt-too-long")
+        return place(prompt, images)
+
+    second = asked.encode_prompt([Turn("user", question, images=1)], asked.vision.read([pairs[1][0]]))
+    monkeypatch.setattr(asked.prompts, "place", placed)
+    found = ask_each(asked, pairs[:3], Decoding(max_tokens=6))
+    assert isinstance(found[1], UserError) and found[1].code == "prompt-too-long"
+    monkeypatch.undo()
+    all_same([found[0], found[2]], alone(asked, [pairs[0], pairs[2]], max_tokens=6))
 
 
 def test_a_long_line_is_not_read_into_memory(tmp_path: Path) -> None:
