@@ -94,6 +94,8 @@ def sweep_command(
     Writes sweep.md, .csv, .json and .html, the two charts as SVG, and pairs.csv with the differences between methods on
     the same questions.
     """
+    from dataclasses import replace
+
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
     from divprune_edge.runtime.lab.evaluation.methods import choose_methods
@@ -112,7 +114,9 @@ def sweep_command(
     for bundle, methods in zip(opened, chosen, strict=True):
         place = folder if len(opened) == 1 else folder / bundle.path.name
         rows = run_with_progress(bundle, questions, methods, place, options)
-        entries += [Entry(variant_of(bundle.manifest), row) for row in rows]
+        variant = variant_of(bundle.manifest)
+        named = f"{bundle.path.name} ({variant})" if len(opened) > 1 else None
+        entries += [Entry(variant, replace(row, variant=named)) for row in rows]
     about = facts(opened[0], questions, options.backend)
     about["precision"] = ", ".join(dict.fromkeys(bundle.manifest.precision for bundle in opened))
     lines = dict.fromkeys(schedule_line(bundle.manifest) for bundle in opened)

@@ -44,6 +44,10 @@ def test_an_evaluation_and_a_sweep(scheduled: Path, demo_bundle: Path, tmp_path:
     assert both.returncode == 0, both.stderr
     page = (tmp_path / "two" / "sweep.html").read_text()
     assert f"fp32, {LINE}" in page
+    written = (tmp_path / "two" / "sweep.md").read_text()
+    for name, variant in ((demo_bundle.name, "fp32"), (scheduled.name, f"fp32, {LINE}")):
+        assert f"| none | {name} ({variant}) |" in written
+        assert f"{name} ({variant})" in both.stdout
     assert f"none; {LINE}" in page
 
 

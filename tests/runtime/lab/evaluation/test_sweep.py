@@ -16,6 +16,7 @@ from raising import assert_told, refused
 
 from divprune_edge.manifest import MANIFEST
 from divprune_edge.runtime.lab.charts import WIDTH, Axis
+from divprune_edge.runtime.lab.evaluation import tables
 from divprune_edge.runtime.lab.evaluation.charts import HEIGHT, scatter
 from divprune_edge.runtime.lab.evaluation.page import sweep_page
 from divprune_edge.runtime.lab.evaluation.results import Row, Share
@@ -31,7 +32,14 @@ from divprune_edge.runtime.lab.evaluation.sweep import (
 
 
 def entry(
-    name: str, keep: int, right: int, ttft: float, *, reference: bool = False, precision: str = "fp32"
+    name: str,
+    keep: int,
+    right: int,
+    ttft: float,
+    *,
+    reference: bool = False,
+    precision: str = "fp32",
+    variant: str | None = None,
 ) -> Entry:
     share = Share(right, 100)
     row = Row(
@@ -46,6 +54,7 @@ def entry(
         total_ms=ttft + 5,
         coverage=0.4,
         smallest=0.1,
+        variant=variant,
     )
     return Entry(precision, row)
 
@@ -120,9 +129,21 @@ def test_few_budgets_are_marked_where_they_are() -> None:
     ]
 
 
-def test_precisions_are_told_apart() -> None:
-    assert "<th>precision</th>" in sweep_page(ENTRIES, {"model": "demo"}, None)
-    assert "<th>precision</th>" not in sweep_page(ENTRIES[:5], {"model": "demo"}, None)
+def test_bundles_are_told_apart() -> None:
+    """In every table: their rows are called alike."""
+    two = [
+        entry("none", 576, 90, 100, variant=variant) for variant in ("plain (fp32)", "cut (fp32, fastv: …)")
+    ]
+    page = sweep_page(two, {"model": "demo"}, None)
+    text, table = tables.markdown([e.row for e in two]), tables.to_csv([e.row for e in two])
+    assert "<th>bundle</th>" in page
+    for shown in (page, text, table):
+        assert "plain (fp32)" in shown
+        assert "cut (fp32, fastv: …)" in shown
+    assert [row["bundle"] for row in csv.DictReader(table.splitlines())] == [e.row.variant for e in two]
+    rows = [e.row for e in ENTRIES]
+    for shown in (sweep_page(ENTRIES, {"model": "demo"}, None), tables.markdown(rows), tables.to_csv(rows)):
+        assert "bundle" not in shown
 
 
 class _Fetches(HTMLParser):
