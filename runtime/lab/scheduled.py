@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from divprune_edge.manifest import Manifest
+from divprune_edge.manifest import Manifest, SelectorInfo
 
 
 def schedule_line(manifest: Manifest) -> str | None:
@@ -12,6 +12,17 @@ def schedule_line(manifest: Manifest) -> str | None:
         return None
     cuts = ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in schedule.cuts)
     return f"{schedule.method}: of {schedule.visual_tokens} visual tokens {cuts}"
+
+
+def title_of(selector: SelectorInfo | None, manifest: Manifest) -> str:
+    """Return what a selector, or None, is called: ``divprune-58``, ``no pruning``.
+
+    With a schedule, None is no model without pruning: ``selector none (schedule fastv)``.
+    """
+    schedule = manifest.language_model.schedule
+    if selector is not None:
+        return selector.id
+    return "no pruning" if schedule is None else f"selector none (schedule {schedule.method})"
 
 
 def variant_of(manifest: Manifest) -> str:

@@ -38,7 +38,8 @@ def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
         parts.append(
             _point(entry, x.at(cost(entry)) + shifts[id(entry)], y, colors[entry.row.name], entry in front)
         )
-    parts.append(_legend(colors))
+    unpruned = {entry.unpruned for entry in entries if entry.row.name == UNPRUNED}
+    parts.append(_legend(colors, unpruned.pop() if len(unpruned) == 1 else "selector none"))
     return svg(title, HEIGHT, parts)
 
 
@@ -121,11 +122,11 @@ def _point(entry: Entry, left: float, y: Axis, color: str, on_front: bool) -> st
     )
 
 
-def _legend(colors: dict[str, str]) -> str:
+def _legend(colors: dict[str, str], unpruned: str) -> str:
     parts, left = [], WIDTH - _RIGHT + 18
     for i, (name, color) in enumerate(colors.items()):
         top = _TOP + 12 + 20 * i
-        shown = "no pruning" if name == UNPRUNED else name
+        shown = unpruned if name == UNPRUNED else name
         parts.append(f'<circle cx="{left}" cy="{top}" r="5" fill="{color}"/>')
         parts.append(f'<text class="tick" x="{left + 12}" y="{top + 4}">{escape(shown)}</text>')
     top = _TOP + 12 + 20 * len(colors)
