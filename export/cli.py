@@ -237,8 +237,8 @@ def llava(
         from divprune_edge.manifest import DEMO
         from divprune_edge.models.demo import CHECKPOINT
 
-        # A file is for the model that it was made for.
-        named = None if schedule is None or schedule.endswith(".json") else schedule
+        # A file is for the model that it was made for, so that a real one needs another.
+        named = "FILE.json" if schedule is not None and schedule.endswith(".json") else schedule
         given = {"--prune": prune, "--keep": keep, "--schedule": named}
         asked = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
         demo_notice(f"python -m export llava --model {HUB_EXAMPLE} {asked or '--prune 0.9'}")
