@@ -8,14 +8,17 @@ from divprune_edge.models.cost import cost_of, decoder_flops, kv_bytes, max_min_
 from divprune_edge.models.cost_conventions import (
     F2,
     F3,
+    LLAMA_7B,
     QUESTION_TOKENS,
     SYSTEM_TOKENS,
     Sizes,
     divprune_ratio,
+    fitprune_flops,
     prefill_flops,
 )
 from divprune_edge.models.families.llava.spec import read_llava
 from divprune_edge.models.schedules import schedule_of
+from divprune_edge.models.schedules.fitprune_recipe import DELETIONS
 
 TERA = 1e12
 QUESTIONS = list(QUESTION_TOKENS.values())
@@ -35,7 +38,181 @@ LLAVA_7B = read_llava(
 )
 
 
-VICUNA_7B, VICUNA_13B = Sizes(4096, 11008, 32), Sizes(5120, 13824, 40)
+VICUNA_7B, VICUNA_13B = LLAMA_7B, Sizes(5120, 13824, 40)
+# FitPrune's other released recipes for LLaVA-1.5-7B; see models/schedules/fitprune_recipe.py for source and licence.
+FITPRUNE = {
+    50: [
+        3,
+        7,
+        49,
+        24,
+        29,
+        17,
+        59,
+        41,
+        26,
+        8,
+        10,
+        6,
+        2,
+        5,
+        7,
+        2,
+        30,
+        3,
+        13,
+        27,
+        5,
+        23,
+        2,
+        1,
+        0,
+        0,
+        1,
+        1,
+        2,
+        0,
+        0,
+        0,
+    ],
+    55: [
+        6,
+        17,
+        69,
+        31,
+        34,
+        19,
+        59,
+        30,
+        23,
+        6,
+        8,
+        7,
+        2,
+        5,
+        8,
+        2,
+        29,
+        4,
+        12,
+        25,
+        4,
+        19,
+        2,
+        1,
+        0,
+        0,
+        1,
+        0,
+        1,
+        0,
+        0,
+        0,
+    ],
+    60: DELETIONS,
+    70: [
+        48,
+        79,
+        118,
+        41,
+        33,
+        17,
+        36,
+        9,
+        9,
+        2,
+        3,
+        2,
+        1,
+        3,
+        4,
+        8,
+        18,
+        7,
+        8,
+        20,
+        4,
+        13,
+        2,
+        1,
+        0,
+        0,
+        1,
+        0,
+        1,
+        0,
+        0,
+        0,
+    ],
+    80: [
+        128,
+        127,
+        118,
+        35,
+        26,
+        8,
+        13,
+        3,
+        2,
+        1,
+        0,
+        0,
+        0,
+        2,
+        1,
+        8,
+        7,
+        8,
+        5,
+        11,
+        2,
+        6,
+        1,
+        1,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ],
+    90: [
+        262,
+        153,
+        80,
+        19,
+        13,
+        1,
+        2,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        1,
+        2,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ],
+}
 
 
 def vicuna(stages: list[tuple[int, int]], convention: int) -> float:
@@ -133,6 +310,35 @@ def test_published_schedules_cost_what_papers_print(
     found = vicuna([(1, m) for m in held], F3)
     assert found == pytest.approx(tera, abs=5e-4)
     assert found / vicuna([(32, visual)], F3) * 100 == pytest.approx(percent, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("reduction", "percent"), [(50, 50.3), (55, 45.5), (60, 40.3), (70, 30.3), (80, 20.3), (90, 10.3)]
+)
+def test_fitprune_s_recipes_leave_what_they_are_called_after(reduction: int, percent: float) -> None:
+    """By less than 0.6 percentage points."""
+    whole = fitprune_flops(VICUNA_7B, 576, [0] * 32)
+    assert whole == prefill_flops(VICUNA_7B, [(32, 576)], F3)
+    share = 100 * fitprune_flops(VICUNA_7B, 576, FITPRUNE[reduction]) / whole
+    assert share == pytest.approx(percent, abs=0.05)
+    assert 0 < share - (100 - reduction) < 0.6
+
+
+def test_fitprune_s_schedule_is_the_recipe_gathered_into_four_cuts() -> None:
+    """None removes a token before the recipe does; behind the last one only the smallest deletions are left."""
+    schedule = schedule_of("fitprune", 32, 576)
+    assert [(cut.before, cut.keep) for cut in schedule.cuts] == [(4, 404), (9, 254), (17, 194), (22, 132)]
+    left = [576 - sum(DELETIONS[:layer]) for layer in range(32)]
+    held = visual_by_layer(schedule, 32)
+    assert all(here >= there for here, there in zip(held, left, strict=True))
+    assert all(cut.keep == left[cut.before] for cut in schedule.cuts)
+    share = vicuna([(1, m) for m in held], F3) / vicuna([(32, 576)], F3)
+    assert 100 * share == pytest.approx(46.49, abs=0.005)
+
+
+def test_counts_must_cover_every_layer() -> None:
+    with pytest.raises(ValueError, match="3 counts for 32 layers"):
+        fitprune_flops(VICUNA_7B, 576, [1, 2, 3])
 
 
 def test_stages_must_cover_every_layer() -> None:
