@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import MagicMock
+
 import pytest
 
 from divprune_edge.models.cost import cost_of, decoder_flops, kv_bytes, max_min_flops, visual_by_layer
@@ -17,8 +19,9 @@ from divprune_edge.models.cost_conventions import (
     prefill_flops,
 )
 from divprune_edge.models.families.llava.spec import read_llava
-from divprune_edge.models.schedules import schedule_of
+from divprune_edge.models.schedules import METHODS, schedule_of
 from divprune_edge.models.schedules.fitprune_recipe import DELETIONS
+from divprune_edge.models.schedules.reading import read_by
 
 TERA = 1e12
 QUESTIONS = list(QUESTION_TOKENS.values())
@@ -362,6 +365,54 @@ def test_end_to_end_of_llava_15(keep: int, language: float, total: float, percen
 def test_vision_and_selector_of_llava_15() -> None:
     assert LLAVA_7B.vision_flops / TERA == pytest.approx(0.366, abs=5e-4)
     assert max_min_flops(576, 4096, 56) / 1e9 == pytest.approx(2.718, abs=1e-3)
+
+
+def test_what_reading_scores_costs() -> None:
+    """Rows times tokens, a dot product over all heads and a softmax each, at every cut of what enters it."""
+    whole, q, heads = 576 + 60, 4096, 32
+
+    def cost(name: str) -> int:
+        return cost_of(LLAVA_7B, 576, 60, schedule=schedule_of(name, 32, 576)).scores
+
+    each = 2 * q + 5 * heads
+    assert cost("fastv") == whole * each
+    assert cost("pyramiddrop") == (whole + 288 + 60 + 144 + 60) * each
+    assert cost("vla-pruner") == whole**2 * each
+    assert cost("aim") == sum((576 - 72 * step + 60) ** 2 for step in range(8)) * each
+    assert cost("catp") == 2 * whole * each  # two layers
+    assert cost("spatten") == 8 * sum((n + 60) ** 2 for n in (576, 288, 144)) * each
+    assert cost("fitprune") == sum((n + 60) * (n + 60) for n in (576, 404, 254, 194)) * each
+    assert cost("transprune") == sum((n + 60) * 60 for n in (576, 504, 360)) * each
+    assert cost("v2drop") == cost("random") == cost("todre-2") == 0
+    assert cost_of(LLAVA_7B, 576, 60).scores == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_which_rows_are_read_is_what_the_graph_reads(name: str) -> None:
+    """A watch's body asks its layer for what its reference asks."""
+
+    class Layer:
+        attention = property(lambda self: self.shares("all"))
+        before = middle = after = "hidden"
+        normed = ("hidden", "hidden")
+
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        def shares(self, queries: str) -> str:
+            self.asked.append(queries)
+            return "shares"
+
+        def of_visual(self, hidden: str) -> str:
+            return hidden
+
+        def of(self, queries: str, hidden: str) -> str:
+            return hidden
+
+    for watch in METHODS[name].watches:
+        layer = Layer()
+        watch.body(MagicMock(), layer)  # type: ignore[arg-type]
+        assert set(read_by(watch)) == set(layer.asked), (name, watch.name)
 
 
 def test_bytes_of_the_cache() -> None:
