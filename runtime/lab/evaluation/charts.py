@@ -108,10 +108,9 @@ def _frame(x: Axis, y: Axis, title: str, unit: str, marks: Sequence[float]) -> s
 def _point(entry: Entry, left: float, y: Axis, color: str, on_front: bool) -> str:
     low, high = (y.at(100 * value) for value in entry.row.all.interval)
     top = y.at(100 * entry.row.all.accuracy)
-    told = (
-        f"{entry.label} ({entry.precision}): {100 * entry.row.all.accuracy:.1f} %, {entry.row.tokens:.0f} tokens, "
-        f"TTFT {entry.row.ttft_ms:.1f} ms"
-    )
+    told = f"{entry.label} ({entry.precision}): {100 * entry.row.all.accuracy:.1f} %, {entry.row.tokens:.0f} tokens"
+    if entry.row.ttft_ms:  # 0: it was not measured
+        told += f", TTFT {entry.row.ttft_ms:.1f} ms"
     shape = f'<circle cx="{left:.1f}" cy="{top:.1f}" r="{6 if on_front else 4}" fill="{color}"/>'
     if on_front:
         shape += f'<circle class="ring" cx="{left:.1f}" cy="{top:.1f}" r="8.5"/>'

@@ -114,6 +114,12 @@ def test_chart_is_valid_svg_with_everything_inside() -> None:
         assert 0 < float(circle.get("cy", "")) < HEIGHT
 
 
+def test_a_time_that_was_not_measured_is_not_told() -> None:
+    chart = scatter([entry("none", 576, 90, 100), entry("divprune", 58, 80, 0)], visual_tokens, "a", "b")
+    assert "no pruning (fp32): 90.0 %, 576 tokens, TTFT 100.0 ms</title>" in chart
+    assert "divprune-58 (fp32): 80.0 %, 58 tokens</title>" in chart
+
+
 def test_few_budgets_are_marked_where_they_are() -> None:
     ticks = r'text-anchor="middle">([\d.]+)</text>'
     by_tokens = scatter(ENTRIES, visual_tokens, "chart", "tokens")
