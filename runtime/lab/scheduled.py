@@ -31,6 +31,12 @@ def variant_of(manifest: Manifest) -> str:
     return manifest.precision if line is None else f"{manifest.precision}, {line}"
 
 
+def named_variant(name: str, manifest: Manifest) -> str:
+    """Return the same in short, behind a bundle's name, for a column of a table: ``demo-fastv (fp32, fastv)``."""
+    schedule = manifest.language_model.schedule
+    return f"{name} ({manifest.precision}{', ' + schedule.method if schedule is not None else ''})"
+
+
 def schedule_facts(manifest: Manifest) -> dict[str, str]:
     """Return the schedule as a fact of a measurement, if there is one."""
     line = schedule_line(manifest)

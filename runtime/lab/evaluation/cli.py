@@ -103,7 +103,12 @@ def sweep_command(
     from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
     from divprune_edge.runtime.lab.evaluation.methods import choose_methods
     from divprune_edge.runtime.lab.evaluation.sweep import Entry, parse_milliseconds, verdict
-    from divprune_edge.runtime.lab.scheduled import schedule_line, title_of, variant_of
+    from divprune_edge.runtime.lab.scheduled import (
+        named_variant,
+        schedule_line,
+        title_of,
+        variant_of,
+    )
 
     target = None if target_ttft is None else parse_milliseconds(target_ttft)
     opened = [Bundle.open(path) for path in bundles]
@@ -118,7 +123,7 @@ def sweep_command(
         place = folder if len(opened) == 1 else folder / bundle.path.name
         rows = run_with_progress(bundle, questions, methods, place, options)
         variant = variant_of(bundle.manifest)
-        named = f"{bundle.path.name} ({variant})" if len(opened) > 1 else None
+        named = named_variant(bundle.path.name, bundle.manifest) if len(opened) > 1 else None
         unpruned = title_of(None, bundle.manifest)
         entries += [Entry(variant, replace(row, variant=named), unpruned) for row in rows]
     about = facts(opened[0], questions, options.backend)
@@ -278,6 +283,8 @@ def report(
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True, min_width=width)
     for line in lines:
         table.add_row(*line)
+    needed = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.width = max(needed, console.width)
     console.print(table)
     console.print(tables.footnote(rows))
     if "schedule" in about:
