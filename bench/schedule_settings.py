@@ -34,7 +34,7 @@ METHOD_NAMES = (
     "random",
     "uniform",
 )
-"""With one cut lazyllm is fastv, and spatten, before the second layer, vla-pruner."""
+"""With one cut lazyllm is fastv, and spatten, before the second layer, vla-pruner; todre-2 has no count."""
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,7 @@ def _vision(plan: ExportPlan, folder: Path, report: Reporter, hashed: dict[str, 
         flops=spec.vision_flops + spec.projector_flops,
         signals=tuple(spec.signal_shapes()),
         uncut=None if spec.encoder_cut is None else spec.encoder_cut.tokens,
+        cut=None if spec.encoder_cut is None else (spec.encoder_cut.layer, spec.encoder_cut.keep),
     )
 
 

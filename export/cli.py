@@ -217,14 +217,12 @@ def llava(
 ) -> None:
     """Export a checkpoint of the LLaVA line or Qwen-VL: vision encoder, selector and language model."""
     from divprune_edge.errors import UserError
-    from divprune_edge.export.bundle import export_bundle
     from divprune_edge.export.hub import open_checkpoint
     from divprune_edge.export.merged import with_adapter
+    from divprune_edge.export.planned import export_planned
     from divprune_edge.export.planning import parse_numbering, parse_per, plan_export
-    from divprune_edge.export.reporter import HUB_EXAMPLE, ConsoleReporter, demo_notice, show_bundle
-    from divprune_edge.export.targets import announce_memory, settle
-    from divprune_edge.export.verification import chosen_verification
-    from divprune_edge.export.writer import check_output
+    from divprune_edge.export.reporter import HUB_EXAMPLE, ConsoleReporter, demo_notice
+    from divprune_edge.export.targets import settle
 
     _one_budget(prune, keep)
     dialect, precision = settle(target, dialect, precision)
@@ -239,8 +237,8 @@ def llava(
         from divprune_edge.manifest import DEMO
         from divprune_edge.models.demo import CHECKPOINT
 
-        # A file is for the model that it was made for.
-        named = None if schedule is None or schedule.endswith(".json") else schedule
+        # A file is for the model that it was made for, so that a real one needs another.
+        named = "FILE.json" if schedule is not None and schedule.endswith(".json") else schedule
         given = {"--prune": prune, "--keep": keep, "--schedule": named}
         asked = " ".join(f"{name} {value}" for name, value in given.items() if value is not None)
         demo_notice(f"python -m export llava --model {HUB_EXAMPLE} {asked or '--prune 0.9'}")
@@ -276,16 +274,15 @@ def llava(
             from divprune_edge.export.package.command import check_before_export
 
             check_before_export(target, folder, plan.weight_bytes, force=force)
-        check_output(folder, force)
-        announce_memory(plan)
-        check = chosen_verification(verify, report, adapter=adapter is not None)
-        if calibrate is not None:
-            from divprune_edge.export.calibrate import calibrated
-
-            with report.stage("calibration"):
-                plan = calibrated(plan, calibrate)
-        manifest = export_bundle(plan, folder, force=force, verify=check, report=report)
-    show_bundle(folder, manifest)
+        export_planned(
+            plan,
+            folder,
+            report,
+            force=force,
+            verify=verify,
+            adapter=adapter is not None,
+            calibrate=calibrate,
+        )
     if package:
         from divprune_edge.export.package.command import package_bundle
 
@@ -471,6 +468,14 @@ def fit_command(
         Path | None,
         typer.Option(metavar="FILE", help="The schedule.", show_default="NAME-fitprune-SHARE.json"),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Export with it as well: a BUNDLE as it was exported, a CHECKPOINT as 'llava' does where nothing else "
+            "is said.",
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Fit a schedule (FitPrune) to a checkpoint's attention to a few dozen images.
@@ -491,6 +496,7 @@ def fit_command(
         prune=prune,
         adapter=adapter,
         output=output,
+        export=export,
         force=force,
     )
 

@@ -23,7 +23,8 @@ from divprune_edge.models.cost_conventions import (
 from divprune_edge.models.families import FAMILIES, family_named, family_of
 from divprune_edge.models.families.family import Spec
 from divprune_edge.models.files import CheckpointFiles, Config
-from divprune_edge.models.schedules import Schedule, schedule_of
+from divprune_edge.models.schedules import Schedule, find_method, schedule_of
+from divprune_edge.models.schedules.reading import many_rows
 from divprune_edge.models.tiles import candidates_of, tiles_of
 from divprune_edge.strict_json import is_file
 
@@ -61,7 +62,8 @@ def show_cost(
     table.add_column("stage")
     for column in ("all tokens", "pruned", "ratio"):
         table.add_column(column, justify="right")
-    for name in ("vision", "projector", "selector", "language"):
+    scores = [] if cuts is None else ["scores"]
+    for name in ("vision", "projector", "selector", "language", *scores):
         _row(table, f"{name}, TFLOP", getattr(full, name), getattr(pruned, name))
     _row(table, "end to end, TFLOP", full.total, pruned.total, style="bold")
     table.add_row(
@@ -70,11 +72,16 @@ def show_cost(
     _console.print(table)
     _console.print(
         f"Counted with {text_tokens} text tokens, two operations per multiply-accumulate, 16-bit cache. "
-        "Ratios by other conventions, decoder alone:"
+        f"Ratios by other conventions, decoder alone{', without reading scores' if scores else ''}:"
     )
     for line in conventions(spec, kept, cuts):
         _console.print(f"  {line}")
     if cuts is not None:
+        if many_rows(find_method(cuts.method)):
+            _console.print(
+                f"{cuts.method} writes out attention of many rows, which no fused attention hands out: that takes more "
+                "time than its operations say (docs/schedules.md has it measured)."
+            )
         _console.print(f"{cuts.method}, layer by layer:")
         for line in by_layer(spec, cuts, text_tokens):
             _console.print(f"  {line}")

@@ -245,6 +245,7 @@ def _key(plan: ExportPlan, request: FitRequest) -> str:
         "preprocessing": plan.preprocessing.model_dump_json(),
         "template": plan.prompt.template,
         "selector": [plan.selector.name, plan.keep, plan.per, plan.numbering],
+        "encoder_cut": repr(plan.spec.encoder_cut),
         "questions": request.questions,
         "images": [hashlib.sha256(path.read_bytes()).hexdigest() for path in request.images],
     }

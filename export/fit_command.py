@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from divprune_edge.errors import UserError
+from divprune_edge.export.again import arguments_of, as_options, of_measurement
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.cost import by_layer
 from divprune_edge.export.fit import fit_schedule, read_request
 from divprune_edge.export.hub import open_checkpoint
 from divprune_edge.export.merged import with_adapter
+from divprune_edge.export.planned import export_planned
 from divprune_edge.export.planning import plan_export
 from divprune_edge.export.reporter import HUB_EXAMPLE, ConsoleReporter, demo_notice
+from divprune_edge.export.writer import check_output
 from divprune_edge.hints import as_typed, quoted
-from divprune_edge.manifest import DEMO, MANIFEST, UNPRUNED, Manifest, read_manifest
+from divprune_edge.manifest import DEMO, MANIFEST, Manifest, read_manifest
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.strict_json import is_file
 
@@ -37,9 +39,10 @@ def show_fit(
     prune: str | None,
     adapter: Path | None,
     output: Path | None,
+    export: Path | None,
     force: bool,
 ) -> None:
-    """Fit a schedule, write its file, and say what it does and how to export with it.
+    """Fit a schedule, write its file, say what it does, and export with it or say how.
 
     ``model`` is a checkpoint, or a bundle, whose own default selector prunes before the language model.
 
@@ -47,8 +50,8 @@ def show_fit(
         UserError: anything about the request that does not fit.
     """
     request = read_request(images, questions, target, cuts)
-    settings: dict[str, Any] = {}
     bundle = Path(model) if model is not None and is_file(Path(model) / MANIFEST) else None
+    calibrate = None
     if bundle is not None:
         if keep is not None or prune is not None:
             raise UserError(
@@ -56,20 +59,24 @@ def show_fit(
                 code="options-exclusive",
             )
         manifest = read_manifest(bundle)
+        arguments = arguments_of(manifest, str(bundle))
         checkpoint = _checkpoint_of(manifest, bundle)
-        selector, keep = _selection(manifest)
-        settings = _settings(manifest)
-    elif model is None:
-        demo_notice(f"python -m export fit {HUB_EXAMPLE} --images {quoted(images)} --target-flops {target:g}")
-        checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
+        source, revision = checkpoint.name, manifest.source.revision
+        calibrate = images if manifest.calibrated else None
     else:
-        checkpoint = open_checkpoint(model)
-    if keep is None and prune is None:
-        prune = "0"
+        if model is None:
+            demo_notice(
+                f"python -m export fit {HUB_EXAMPLE} --images {quoted(images)} --target-flops {target:g}"
+            )
+            checkpoint = Checkpoint(CHECKPOINT, name=DEMO)
+        else:
+            checkpoint = open_checkpoint(model)
+        source, revision = model or DEMO, None
+        everything = "0" if keep is None and prune is None else None
+        arguments = {"selector": selector, "keep": keep, "prune": prune or everything}
     with with_adapter(checkpoint, adapter) as checkpoint:
-        plan = plan_export(
-            checkpoint, selector=selector, keep=keep, prune=prune, precision="fp32", **settings
-        )
+        plan = plan_export(checkpoint, **of_measurement(arguments), precision="fp32")
+        arguments |= {"keep": plan.keep, "prune": None}
         short = checkpoint.name.rsplit("/", maxsplit=1)[-1]
         file = output or Path(f"{short}-fitprune-{target:g}.json")
         if file.suffix != ".json":
@@ -79,22 +86,31 @@ def show_fit(
             )
         if file.exists() and not force:
             raise UserError(f"'{file}' exists already: add --force to replace it.", code="output-exists")
+        if export is not None:
+            check_output(export, force)
+        report = ConsoleReporter()
         with _saying_what_is_kept(file):
-            found = fit_schedule(plan, request, file, ConsoleReporter())
+            found = fit_schedule(plan, request, file, report)
         _console.print(
             f"{file}: {found.share:.1%} of the operations on {plan.visual_tokens} visual tokens, tolerance "
             f"{found.tolerance:.3f}, from {len(request.images)} image{'s' * (len(request.images) > 1)}."
         )
         for line in by_layer(plan.spec, found.schedule, 0):
             _console.print(f"  {line}")
-        source = "" if checkpoint.name == DEMO else f" --model {quoted(model or '')}"
-        budget = f"--selector {plan.selector.name} --keep {plan.keep}"
-    if bundle is not None:
-        source = "" if checkpoint.name == DEMO else f" --model {quoted(checkpoint.name)}"
-    if adapter is not None:
-        source += f" --adapter {quoted(adapter)}"
-    command = f"python -m export llava{source} {budget} --schedule {quoted(file)}"
-    _console.print(f"Export with it: {as_typed(command)}")
+        arguments["schedule"] = quoted(file)
+        if export is not None:
+            whole = plan_export(checkpoint, **{"precision": "fp32", **arguments, "schedule": str(file)})
+            export_planned(
+                whole, export, report, force=force, adapter=adapter is not None, calibrate=calibrate
+            )
+            return
+    parts = ["python -m export llava"]
+    parts += [f"--model {quoted(source)}"] if source != DEMO else []
+    parts += [f"--revision {revision}"] if revision is not None else []
+    parts += [f"--adapter {quoted(adapter)}"] if adapter is not None else []
+    parts += [as_options(arguments)]
+    parts += [f"--calibrate {quoted(calibrate)}"] if calibrate is not None else []
+    _console.print(f"Export with it: {as_typed(' '.join(parts))}")
 
 
 @contextmanager
@@ -112,29 +128,6 @@ def _saying_what_is_kept(file: Path) -> Iterator[None]:
                 "--target-flops takes no time."
             )
         raise
-
-
-def _selection(manifest: Manifest) -> tuple[str, int]:
-    """Return the selector and budget of a bundle's default."""
-    if manifest.default_selector == UNPRUNED:
-        return "divprune", manifest.candidates
-    (entry,) = (one for one in manifest.selectors if one.id == manifest.default_selector)
-    return entry.name, entry.keep
-
-
-def _settings(manifest: Manifest) -> dict[str, Any]:
-    """Return how else the bundle's images become visual tokens, as arguments of an export."""
-    patches, clips = manifest.preprocessing.patches, manifest.preprocessing.clips
-    settings: dict[str, Any] = {"numbering": manifest.numbering}
-    if manifest.assemble is not None:
-        settings["per"] = manifest.assemble.per
-    if clips is not None:
-        settings["frames"] = clips.frames
-    if patches is not None and patches.sizes:
-        settings["resolution"] = ",".join(f"{width}x{height}" for height, width in patches.sizes)
-    elif patches is not None:
-        settings["max_pixels"] = patches.max_pixels
-    return settings
 
 
 def _checkpoint_of(manifest: Manifest, bundle: Path) -> Checkpoint:

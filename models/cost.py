@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from divprune_edge.models.decoder import DecoderSpec
 from divprune_edge.models.families.family import Spec
-from divprune_edge.models.schedules.schedule import Schedule
+from divprune_edge.models.schedules import Schedule, find_method
+from divprune_edge.models.schedules.reading import reading_flops
 from divprune_edge.models.tiles import candidates_of, tiles_of
 
 
@@ -65,7 +66,10 @@ def visual_by_layer(schedule: Schedule, layers: int) -> tuple[int, ...]:
 
 
 def layered_flops(spec: DecoderSpec, tokens: Sequence[int], vocabulary: int) -> int:
-    """Return the FLOPs of a prefill whose layers read ``tokens`` tokens each; what scores cost beside is left out."""
+    """Return the FLOPs of a prefill whose layers read ``tokens`` tokens each.
+
+    What reading scores costs beside is :func:`~divprune_edge.models.schedules.reading.reading_flops`.
+    """
     one = decoder_parts(spec.truncated(1), vocabulary)
     return sum(one.token * n + one.pair * n * n for n in tokens) + one.logits
 
@@ -77,18 +81,22 @@ def layered_kv_bytes(spec: DecoderSpec, tokens: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of each stage of one answer's prefill, and the bytes of its KV cache (16-bit elements)."""
+    """FLOPs of each stage of one answer's prefill, and the bytes of its KV cache (16-bit elements).
+
+    ``scores`` is what a schedule's method reads of attention beside the language model's own.
+    """
 
     vision: int
     projector: int
     selector: int
     language: int
     kv_bytes: int
+    scores: int = 0
 
     @property
     def total(self) -> int:
         """FLOPs of all stages: what a user waits for."""
-        return self.vision + self.projector + self.selector + self.language
+        return self.vision + self.projector + self.selector + self.language + self.scores
 
 
 def cost_of(
@@ -109,4 +117,7 @@ def cost_of(
         selector=max_min_flops(n, spec.width, keep) if keep < n else 0,
         language=layered_flops(spec.decoder, tokens, rows),
         kv_bytes=layered_kv_bytes(spec.decoder, tokens),
+        scores=0
+        if schedule is None
+        else reading_flops(schedule, find_method(schedule.method), spec.decoder, text_tokens),
     )

@@ -28,6 +28,9 @@ class Sizes:
     layers: int
 
 
+LLAMA_7B = Sizes(4096, 11008, 32)
+"""Llama's and Vicuna's 7B: LLaVA-1.5-7B's decoder."""
+
 QUESTION_TOKENS: Mapping[str, int] = MappingProxyType(
     {
         "COCO": 15,
@@ -66,6 +69,22 @@ def prefill_flops(sizes: Sizes, stages: Sequence[tuple[int, int]], convention: i
     if sum(layers for layers, _ in stages) != sizes.layers:
         raise ValueError(f"the stages do not add up to {sizes.layers} layers")
     return sum(layers * layer_flops(sizes, tokens, convention) for layers, tokens in stages)
+
+
+def fitprune_flops(sizes: Sizes, visual: int, deletions: Sequence[int]) -> int:
+    """Return the operations as FitPrune counts them: visual tokens alone, which leave inside a layer.
+
+    Behind its attention go ``deletions[l]`` of the n that enter layer l: ``3 n d^2 + 2 n^2 d + n' d^2 + 3 n' d m``, the
+    projections of queries, keys and values and the attention before, that of the output and the MLP after it.
+    """
+    if len(deletions) != sizes.layers:
+        raise ValueError(f"there are {len(deletions)} counts for {sizes.layers} layers")
+    d, m, total, tokens = sizes.hidden, sizes.intermediate, 0, visual
+    for leaving in deletions:
+        total += 3 * tokens * d * d + 2 * tokens * tokens * d
+        tokens -= leaving
+        total += tokens * d * d + 3 * tokens * d * m
+    return total
 
 
 def divprune_ratio(

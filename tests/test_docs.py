@@ -41,9 +41,8 @@ def test_every_schedule_with_its_source_its_counts_and_deviations() -> None:
         assert f"Positions: {method.numbering}." in text
         for sentence in method.deviations:
             assert words(sentence) in text, (name, sentence)
-        if name != "fitprune":
-            cuts = schedule_of(name, 32, 576).cuts
-            assert ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in cuts) in text, name
+        cuts = schedule_of(name, 32, 576).cuts
+        assert ", ".join(f"{cut.keep} from layer {cut.before} on" for cut in cuts) in text, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

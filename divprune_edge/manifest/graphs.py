@@ -64,7 +64,8 @@ class VisionInfo(GraphInfo):
     number of tokens does then, of which ``tokens`` is the most. ``flops`` are floating-point operations per tile,
     projector included. ``signals`` are those that this checkpoint's encoder can give, whether or not it was exported
     with them. Both are None in bundles of older exports. ``uncut`` is how many tokens there would be if no patches left
-    inside the encoder; None: none do. Where they do, the output ``origins`` says which are left.
+    inside the encoder; None: none do. Where they do, the output ``origins`` says which are left, and ``cut`` behind how
+    many layers how many go on (bundles of older exports lack it).
     """
 
     tokens: Positive
@@ -76,6 +77,7 @@ class VisionInfo(GraphInfo):
     signals: tuple[str, ...] | None = None
     token_width: Positive | None = None
     uncut: Positive | None = None
+    cut: tuple[Positive, Positive] | None = None
 
     @property
     def looked_at(self) -> int:

@@ -3,7 +3,8 @@
 Zhong et al.: "AIM: Adaptive Inference of Multi-Modal LLMs via Token Merging and Pruning", ICCV 2025, arXiv
 2412.03248. Importance is a walk through a layer's attention, sharpened by a temperature of 0.1: from equal shares
 five steps along ``softmax(q·k / 0.1)``; then the root of the mean square over heads. Behind layer 14 of 32 stay 7/8
-and so on, none behind the 21st. (Its merging before the language model is a selector's.)
+and so on, none behind the 21st; of 28 behind the 15th to the 22nd. (Its merging before the language model is a
+selector's.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from divprune_edge.models.graph import Ops
 from divprune_edge.models.schedules.method import LayerGraph, Method, View, Watch, best_of, published_shares
 
 STAGES = {14 + i: 0.875 - i / 8 for i in range(8)}
+OTHERS = {28: {15 + i: 0.875 - i / 8 for i in range(8)}}
+"""Of Qwen2, in the released code."""
 SHARPNESS = 10.0
 STEPS = 5
 
@@ -52,7 +55,7 @@ def write_importance(ops: Ops, layer: LayerGraph) -> Any:
 AIM = Method(
     name="aim",
     citation="Zhong et al., AIM, ICCV 2025, arXiv 2412.03248, pruning",
-    published=published_shares(STAGES),
+    published=published_shares(STAGES, OTHERS),
     picks=best_of("importance"),
     watches=(Watch("importance", importance, write_importance),),
     numbering="original",

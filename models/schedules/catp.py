@@ -1,8 +1,8 @@
 """CATP, the part inside the language model: what the last token begins to look at, and what resembles the query.
 
 Li et al.: "CATP: Contextually Adaptive Token Pruning for Efficient and Enhanced Multimodal In-Context Learning", AAAI
-2026, arXiv 2508.07871. At layer K, 6 of 32, the score is ``max(0, A_K - A_(K-1)) + 0.6 cos(h, mean of the query's
-h)`` with A the last token's attention and h the hidden states that enter the layer.
+2026, arXiv 2508.07871. At layer K, 6 of 32 or 28 and 10 of 40, the score is ``max(0, A_K - A_(K-1)) + 0.6 cos(h,
+mean of the query's h)`` with A the last token's attention and h the hidden states that enter the layer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from divprune_edge.models.schedules.method import (
 )
 
 LAYER, SHARE, WEIGHT = 6, 0.222, 0.6
+OTHERS = {28: {6: SHARE}, 40: {10: SHARE}}
+"""Of Qwen2.5-VL-7B and of models of 13B, as published."""
 TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -59,7 +61,7 @@ def catp_picks(values: Values, visual: int, keep: int) -> Indices:
 CATP = Method(
     name="catp",
     citation="Li et al., CATP, AAAI 2026, arXiv 2508.07871, stage 2",
-    published=published_shares({LAYER: SHARE}),
+    published=published_shares({LAYER: SHARE}, OTHERS),
     picks=catp_picks,
     watches=(
         Watch("attention", last_attention, write_last_attention, offset=1),
@@ -72,7 +74,8 @@ CATP = Method(
         "One cut for all images, each with its own budget; the paper prunes the context's images together, and the "
         "query's image one layer later, by what it has in common with them.",
         "The text behind the last image stands for the query.",
-        "Stage 1, before the language model, is left to a selector.",
+        "Stage 1, before the language model, is left to a selector. The published 22.2 % are what both stages leave: "
+        "behind a selector, a file has to say how many that is.",
     ),
 )
 """Growing attention and likeness to the question."""

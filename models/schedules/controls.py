@@ -15,7 +15,7 @@ def random_picks(values: Values, visual: int, keep: int) -> Indices:
 
 
 def uniform_picks(values: Values, visual: int, keep: int) -> Indices:
-    """Return tokens at equal distances, as the selector ``uniform`` does."""
+    """Return the first token of each of K equal parts; the selector ``uniform`` takes their middles."""
     return (np.arange(keep) * visual // keep).astype(np.int64)
 
 

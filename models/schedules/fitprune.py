@@ -3,7 +3,8 @@
 Ye et al.: "Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large Language Models", AAAI
 2025, arXiv 2409.10197. With A the strongest head's attention, a token's score is the mean over visual rows of A times
 the sum over the text behind the image. How many leave in which layer is computed from a few images: ``python -m
-export fit``, see :mod:`divprune_edge.models.schedules.fitting`.
+export fit``, see :mod:`divprune_edge.models.schedules.fitting`; LLaVA-1.5-7B's own is in
+:mod:`divprune_edge.models.schedules.fitprune_recipe`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from divprune_edge.errors import UserError
+from divprune_edge.models.cost_conventions import F3, LLAMA_7B, layer_flops
 from divprune_edge.models.graph import Ops
+from divprune_edge.models.schedules.fitprune_recipe import DELETIONS, VISUAL
+from divprune_edge.models.schedules.fitting import cuts_of, gathered
 from divprune_edge.models.schedules.method import Indices, LayerGraph, Method, Values, View, Watch, best
 from divprune_edge.models.schedules.schedule import Cut
+
+CUTS = 4
+"""Of the published schedule; as many as ``fit`` makes where nothing else is said."""
 
 
 def self_attention(view: View) -> npt.NDArray[np.float32]:
@@ -47,11 +54,17 @@ def fitprune_picks(values: Values, visual: int, keep: int) -> Indices:
 
 
 def _published(layers: int, visual: int) -> tuple[Cut, ...]:
-    raise UserError(
-        "fitprune has no schedule of its own: compute one with 'python -m export fit CHECKPOINT --images FOLDER', and "
-        "give its file to --schedule.",
-        code="schedule-to-be-fitted",
-    )
+    """Return the released recipe: its counts behind each layer, gathered into :data:`CUTS` cuts."""
+    if (layers, visual) != (len(DELETIONS), VISUAL):
+        raise UserError(
+            f"fitprune's published schedule is LLaVA-1.5-7B's, {VISUAL} visual tokens in {len(DELETIONS)} layers, not "
+            f"{visual} in {layers}: compute one with 'python -m export fit CHECKPOINT --images FOLDER', and give its "
+            "file to --schedule.",
+            code="schedule-to-be-fitted",
+        )
+    entering = VISUAL - np.cumsum((0, *DELETIONS[:-1]))
+    held = gathered(entering, CUTS, lambda tokens: layer_flops(LLAMA_7B, tokens, F3))
+    return cuts_of(held)
 
 
 FITPRUNE = Method(

@@ -70,7 +70,7 @@ def fit(
     whole = operations([visual] * layers)
 
     def fitted(tolerance: float) -> tuple[list[int], float]:
-        held = _gathered(_recipe(measured, visual, tolerance, first), cuts, lambda n: operations([n]))
+        held = gathered(_recipe(measured, visual, tolerance, first), cuts, lambda n: operations([n]))
         return held, operations(held) / whole
 
     held, share = fitted(1.0)
@@ -88,9 +88,12 @@ def fit(
             high, (held, share) = middle, found
         else:
             low = middle
-    changes = [layer for layer in range(1, layers) if held[layer] < held[layer - 1]]
-    schedule = Schedule("fitprune", visual, tuple(Cut(layer, held[layer]) for layer in changes), "original")
-    return Fit(schedule, high, share)
+    return Fit(Schedule("fitprune", visual, cuts_of(held), "original"), high, share)
+
+
+def cuts_of(held: Sequence[int]) -> tuple[Cut, ...]:
+    """Return the cuts between layers that hold so many tokens each, falling."""
+    return tuple(Cut(layer, held[layer]) for layer in range(1, len(held)) if held[layer] < held[layer - 1])
 
 
 def _recipe(
@@ -127,7 +130,7 @@ def _tail(scores: Array, alive: npt.NDArray[np.bool_], tolerance: float) -> npt.
     return found
 
 
-def _gathered(entering: npt.NDArray[np.int64], cuts: int, cost: Callable[[int], int]) -> list[int]:
+def gathered(entering: npt.NDArray[np.int64], cuts: int, cost: Callable[[int], int]) -> list[int]:
     """Return the tokens of each layer with at most ``cuts`` changes: the cheapest that are nowhere below ``entering``.
 
     ``entering`` falls from layer to layer; a group of layers holds what enters its first one.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -248,10 +249,17 @@ def scaled(layer: int, layers: int) -> int:
     return min(max(1, round(layer * layers / 32)), layers - 1)
 
 
-def published_shares(stages: Mapping[int, float]) -> Callable[[int, int], tuple[Cut, ...]]:
-    """Return a :attr:`Method.published`: before a layer of a model of 32 -> which share of the tokens is left."""
+def published_shares(
+    stages: Mapping[int, float], others: Mapping[int, Mapping[int, float]] = MappingProxyType({})
+) -> Callable[[int, int], tuple[Cut, ...]]:
+    """Return a :attr:`Method.published`: before a layer of a model of 32 -> which share of the tokens is left.
+
+    ``others`` are those published for other numbers of layers; models of none of these get 32's at the same depths,
+    where of cuts that fall on one layer the last one counts.
+    """
 
     def published(layers: int, visual: int) -> tuple[Cut, ...]:
-        return cuts_by_share(visual, {scaled(layer, layers): share for layer, share in stages.items()})
+        scaled_stages = {scaled(layer, layers): share for layer, share in stages.items()}
+        return cuts_by_share(visual, others.get(layers, scaled_stages))
 
     return published

@@ -19,7 +19,7 @@ def _published(layers: int, visual: int) -> tuple[Cut, ...]:
 
 TODRE_2 = Method(
     name="todre-2",
-    citation="ToDRE, stage 2, arXiv 2505.18757v2",
+    citation="Li et al., ToDRE, 2025, arXiv 2505.18757v2, stage 2",
     published=_published,
     picks=None,
     numbering="original",

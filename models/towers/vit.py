@@ -27,12 +27,14 @@ class TowerCut:
 
     Attributes:
         module: the first one that patches miss, as ``part/name``.
+        layer: how many layers all patches go through.
         first: rows of a hidden state that are no patches, before them.
         keep: patches that go on.
         tokens: visual tokens of an image if none left.
     """
 
     module: str
+    layer: int
     first: int
     keep: int
     tokens: int

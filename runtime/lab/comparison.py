@@ -16,6 +16,7 @@ from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.answer import Answer
 from divprune_edge.runtime.lab.drawing import draw_selection
 from divprune_edge.runtime.lab.inspection import Selection, inspect_selection
+from divprune_edge.runtime.lab.scheduled import title_of
 from divprune_edge.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 class Panel:
     """One selector: what it kept, and the answers to the questions."""
 
+    title: str
     selection: Selection
     answers: tuple[Answer, ...]
 
@@ -60,11 +62,13 @@ def compare(
             f"The bundle has no selector that keeps {keep} tokens: it has {_ids(pipeline)}.",
             code="selector-not-in-bundle",
         )
-    panels = []
+    panels, unpruned = [], title_of(None, pipeline.bundle.manifest)
     for name in [UNPRUNED, *chosen]:
         one = pipeline.with_selector(name, keep if name in {e.name for e in entries} else None)
         answers = tuple(one.ask(image, question, max_tokens=max_tokens) for question in questions)
-        panels.append(Panel(inspect_selection(one, image), answers))
+        selection = inspect_selection(one, image)
+        title = unpruned if selection.selector == UNPRUNED else selection.selector
+        panels.append(Panel(title, selection, answers))
     return panels
 
 
@@ -92,7 +96,7 @@ def write_page(panels: Sequence[Panel], questions: Sequence[str], title: str, pa
 
 def _card(panel: Panel, questions: Sequence[str], full: Panel) -> str:
     selection = panel.selection
-    name = "no pruning" if selection.selector == UNPRUNED else selection.selector
+    name = panel.title
     facts = [selection.kept]
     if selection.selector != UNPRUNED:
         facts += [f"coverage radius {selection.coverage:.3f}", f"smallest distance {selection.smallest:.3f}"]

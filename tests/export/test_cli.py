@@ -234,10 +234,13 @@ def test_word_for_word_from_a_clone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "told"),
-    [("--keep 144 --schedule fastv", "--keep 144 --schedule fastv"), ("--schedule own.json", "--prune 0.9")],
+    [
+        ("--keep 144 --schedule fastv", "--keep 144 --schedule fastv"),
+        ("--schedule own.json", "--schedule FILE.json"),
+    ],
 )
 def test_the_notice_repeats_what_was_asked_for(tmp_path: Path, given: str, told: str) -> None:
-    """But no file, which is for the model that it was made for; here there is none."""
+    """But no file's name, which is for the model that it was made for, and no other budget in its place."""
     result = run_module("export", "llava", *given.split(), "--output", str(tmp_path), cwd=tmp_path)
     assert result.returncode == 2, result.stdout
     assert result.stdout.splitlines()[0].endswith(f"--model llava-hf/llava-1.5-7b-hf {told}")

@@ -35,6 +35,13 @@ def test_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
     assert "576 of 576 visual tokens" in shown
     assert "46.56%" in shown
     assert "layers 16-23    144 visual tokens" in shown
+    assert "scores, TFLOP" in shown
+    assert "without reading scores" in shown
+    assert "more time than its operations say" not in " ".join(shown.split())
+    show_cost("llava-1.5-7b", keep=None, prune=None, text_tokens=60, schedule="aim")
+    assert "more time than its operations say" in " ".join(capsys.readouterr().out.split())
+    show_cost("llava-1.5-7b", keep=144, prune=None, text_tokens=60)
+    assert "scores" not in capsys.readouterr().out
     show_cost("llava-1.5-7b", keep=144, prune=None, text_tokens=60, schedule="fastv")
     assert "layers  2-31     72 visual tokens" in capsys.readouterr().out
     with refused("schedule-unknown", "fastw", "fastv"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +21,11 @@ from raising import assert_told, refused
 
 from divprune_edge.export import fit as fitting
 from divprune_edge.export import numpy_decoder
+from divprune_edge.export.again import arguments_of, as_options, of_measurement
 from divprune_edge.export.fit import FitRequest, _Look, fit_schedule, read_request, schedule_json
-from divprune_edge.export.fit_command import _selection, _settings
 from divprune_edge.export.numpy_decoder import _ACTIVATIONS, LayerWeights, read_layer
 from divprune_edge.export.planning import plan_export
+from divprune_edge.manifest import read_manifest
 from divprune_edge.models.cost import visual_by_layer
 from divprune_edge.models.decoder import read_decoder
 from divprune_edge.models.schedules import Cut, Schedule, schedule_of
@@ -256,7 +258,8 @@ def test_the_command(demo_bundle: Path, photos: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     visual = json.loads(file.read_text())["visual_tokens"]
     assert f"of the operations on {visual} visual tokens" in result.stdout
-    assert f"--selector divprune --keep {visual} --schedule {file}" in result.stdout
+    command = f"export llava --selector divprune --keep {visual} --schedule {file}"
+    assert result.stdout.splitlines()[-1].endswith(command)
     again = run_module(*asked)
     assert_told(again.returncode, again.stderr, "output-exists", "demo.json", "--force")
     both = run_module(*asked, "--force", "--keep", "9")
@@ -283,6 +286,85 @@ def test_the_demo_is_fitted_where_no_checkpoint_is_given(photos: Path, tmp_path:
     assert json.loads((tmp_path / "demo-fitprune-0.4.json").read_text())["visual_tokens"] == 576
 
 
+SETTINGS = [
+    "--encoder-cut",
+    "2:400",
+    "--keep",
+    "144",
+    "--dialect",
+    "static",
+    "--precision",
+    "vision=fp32,language=int4",
+]
+SETTINGS += [
+    "--block-size",
+    "64",
+    "--capacity",
+    "520",
+    "--greedy",
+    "--signals",
+    "keys",
+    "--target",
+    "h100",
+]
+
+
+def test_the_printed_command_gives_the_bundle_again(photos: Path, tmp_path: Path) -> None:
+    """What was measured is the bundle's own model, and the command has all that it was exported with."""
+    first = run_module("export", "llava", *SETTINGS, "--no-verify", "--output", str(tmp_path / "bundle"))
+    assert first.returncode == 0, first.stderr
+    file = tmp_path / "fit.json"
+    asked = ["export", "fit", str(tmp_path / "bundle"), "--images", str(photos), "--output", str(file)]
+    exported = run_module(*asked, "--export", str(tmp_path / "exported"), cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert "Export with it" not in exported.stdout
+    printed = run_module(*asked, "--force", cwd=tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    command = shlex.split(printed.stdout.splitlines()[-1].split(" -m ")[1])
+    again = run_module(*command, "--no-verify", "--output", str(tmp_path / "printed"))
+    assert again.returncode == 0, again.stderr
+    before = read_manifest(tmp_path / "bundle")
+    assert before.vision_encoder.cut == (2, 400)
+    for name in ("exported", "printed"):
+        after = read_manifest(tmp_path / name)
+        assert arguments_of(after, name) == arguments_of(before, "bundle")
+        assert after.vision_encoder == before.vision_encoder
+        assert after.files["vision_encoder.onnx"] == before.files["vision_encoder.onnx"]
+        assert after.language_model.schedule is not None
+        assert after.language_model.schedule.method == "fitprune"
+    there = run_module(*asked, "--force", "--export", str(tmp_path / "printed"))
+    assert there.returncode == 0, there.stderr  # --force is for both
+    (tmp_path / "fit.json").unlink()
+    taken = run_module(*asked, "--export", str(tmp_path / "printed"))
+    assert_told(taken.returncode, taken.stderr, "output-exists", "printed", "--force")
+    assert not file.exists(), "nothing is measured for a bundle that cannot be written"
+
+
+def test_a_cut_encoder_of_an_older_export(demo_bundle: Path) -> None:
+    manifest = read_manifest(demo_bundle)
+    vision = manifest.vision_encoder.model_copy(update={"uncut": 576})
+    with refused("encoder-cut-unknown", "bundle", "--encoder-cut"):
+        arguments_of(manifest.model_copy(update={"vision_encoder": vision}), "bundle")
+
+
+def test_a_dialect_that_has_no_positions(demo_bundle: Path) -> None:
+    """A fitted schedule leaves tokens where they were, unless it is told to renumber."""
+    manifest = read_manifest(demo_bundle)
+    assert arguments_of(manifest, "bundle")["numbering"] is None
+    language = manifest.language_model.model_copy(update={"dialect": "onnxruntime"})
+    other = arguments_of(manifest.model_copy(update={"language_model": language}), "bundle")
+    assert "--positions compact" in as_options(other)
+
+
+def test_options_say_no_more_than_is_needed(demo_bundle: Path) -> None:
+    arguments = arguments_of(read_manifest(demo_bundle), "bundle")
+    assert as_options(arguments) == "--selector divprune --keep 58"
+    more = {"per": "tile", "numbering": "original", "greedy": True, "frames": 4, "resolution": "48x40,40x48"}
+    assert as_options({"target": "h100", "dialect": "portable"}) == "--target h100 --dialect portable"
+    options = "--per-tile --positions original --greedy --frames 4 --resolution 48x40,40x48"
+    assert set(options.split()) <= set(as_options(arguments | more).split())
+
+
 @pytest.mark.parametrize("options", [{"max_pixels": 40 * 64}, {"resolution": "48x40,40x48"}, {"frames": 2}])
 def test_a_bundle_s_images_are_fitted_as_it_takes_them(
     options: dict[str, Any], checkpoint: Callable[[str], Path], tmp_path: Path
@@ -292,10 +374,11 @@ def test_a_bundle_s_images_are_fitted_as_it_takes_them(
 
     plan = plan_of(checkpoint(next(iter(QWEN_VARIATIONS))), **options)
     manifest = export(plan, tmp_path / "bundle").manifest
-    again = plan_of(plan.checkpoint.folder, **_settings(manifest))
+    arguments = arguments_of(manifest, "bundle")
+    again = plan_of(plan.checkpoint.folder, **of_measurement(arguments))
     assert again.preprocessing.patches == plan.preprocessing.patches
     assert (again.visual_tokens, again.numbering, again.per) == (plan.visual_tokens, plan.numbering, plan.per)
-    assert _selection(manifest) == ("divprune", plan.keep)
+    assert (arguments["selector"], arguments["keep"]) == ("divprune", plan.keep)
 
 
 def test_a_bundle_of_a_folder_somewhere(

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from unittest.mock import MagicMock
+
 import pytest
 
 from divprune_edge.models.cost import cost_of, decoder_flops, kv_bytes, max_min_flops, visual_by_layer
 from divprune_edge.models.cost_conventions import (
     F2,
     F3,
+    LLAMA_7B,
     QUESTION_TOKENS,
     SYSTEM_TOKENS,
     Sizes,
     divprune_ratio,
+    fitprune_flops,
     prefill_flops,
 )
 from divprune_edge.models.families.llava.spec import read_llava
-from divprune_edge.models.schedules import schedule_of
+from divprune_edge.models.schedules import METHODS, schedule_of
+from divprune_edge.models.schedules.fitprune_recipe import DELETIONS
+from divprune_edge.models.schedules.reading import read_by
 
 TERA = 1e12
 QUESTIONS = list(QUESTION_TOKENS.values())
@@ -35,7 +41,181 @@ LLAVA_7B = read_llava(
 )
 
 
-VICUNA_7B, VICUNA_13B = Sizes(4096, 11008, 32), Sizes(5120, 13824, 40)
+VICUNA_7B, VICUNA_13B = LLAMA_7B, Sizes(5120, 13824, 40)
+# FitPrune's other released recipes for LLaVA-1.5-7B; see models/schedules/fitprune_recipe.py for source and licence.
+FITPRUNE = {
+    50: [
+        3,
+        7,
+        49,
+        24,
+        29,
+        17,
+        59,
+        41,
+        26,
+        8,
+        10,
+        6,
+        2,
+        5,
+        7,
+        2,
+        30,
+        3,
+        13,
+        27,
+        5,
+        23,
+        2,
+        1,
+        0,
+        0,
+        1,
+        1,
+        2,
+        0,
+        0,
+        0,
+    ],
+    55: [
+        6,
+        17,
+        69,
+        31,
+        34,
+        19,
+        59,
+        30,
+        23,
+        6,
+        8,
+        7,
+        2,
+        5,
+        8,
+        2,
+        29,
+        4,
+        12,
+        25,
+        4,
+        19,
+        2,
+        1,
+        0,
+        0,
+        1,
+        0,
+        1,
+        0,
+        0,
+        0,
+    ],
+    60: DELETIONS,
+    70: [
+        48,
+        79,
+        118,
+        41,
+        33,
+        17,
+        36,
+        9,
+        9,
+        2,
+        3,
+        2,
+        1,
+        3,
+        4,
+        8,
+        18,
+        7,
+        8,
+        20,
+        4,
+        13,
+        2,
+        1,
+        0,
+        0,
+        1,
+        0,
+        1,
+        0,
+        0,
+        0,
+    ],
+    80: [
+        128,
+        127,
+        118,
+        35,
+        26,
+        8,
+        13,
+        3,
+        2,
+        1,
+        0,
+        0,
+        0,
+        2,
+        1,
+        8,
+        7,
+        8,
+        5,
+        11,
+        2,
+        6,
+        1,
+        1,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ],
+    90: [
+        262,
+        153,
+        80,
+        19,
+        13,
+        1,
+        2,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        1,
+        2,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+    ],
+}
 
 
 def vicuna(stages: list[tuple[int, int]], convention: int) -> float:
@@ -135,6 +315,35 @@ def test_published_schedules_cost_what_papers_print(
     assert found / vicuna([(32, visual)], F3) * 100 == pytest.approx(percent, abs=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("reduction", "percent"), [(50, 50.3), (55, 45.5), (60, 40.3), (70, 30.3), (80, 20.3), (90, 10.3)]
+)
+def test_fitprune_s_recipes_leave_what_they_are_called_after(reduction: int, percent: float) -> None:
+    """By less than 0.6 percentage points."""
+    whole = fitprune_flops(VICUNA_7B, 576, [0] * 32)
+    assert whole == prefill_flops(VICUNA_7B, [(32, 576)], F3)
+    share = 100 * fitprune_flops(VICUNA_7B, 576, FITPRUNE[reduction]) / whole
+    assert share == pytest.approx(percent, abs=0.05)
+    assert 0 < share - (100 - reduction) < 0.6
+
+
+def test_fitprune_s_schedule_is_the_recipe_gathered_into_four_cuts() -> None:
+    """None removes a token before the recipe does; behind the last one only the smallest deletions are left."""
+    schedule = schedule_of("fitprune", 32, 576)
+    assert [(cut.before, cut.keep) for cut in schedule.cuts] == [(4, 404), (9, 254), (17, 194), (22, 132)]
+    left = [576 - sum(DELETIONS[:layer]) for layer in range(32)]
+    held = visual_by_layer(schedule, 32)
+    assert all(here >= there for here, there in zip(held, left, strict=True))
+    assert all(cut.keep == left[cut.before] for cut in schedule.cuts)
+    share = vicuna([(1, m) for m in held], F3) / vicuna([(32, 576)], F3)
+    assert 100 * share == pytest.approx(46.49, abs=0.005)
+
+
+def test_counts_must_cover_every_layer() -> None:
+    with pytest.raises(ValueError, match="3 counts for 32 layers"):
+        fitprune_flops(VICUNA_7B, 576, [1, 2, 3])
+
+
 def test_stages_must_cover_every_layer() -> None:
     with pytest.raises(ValueError, match="add up to 32 layers"):
         prefill_flops(VICUNA_7B, [(3, 576)], F3)
@@ -156,6 +365,54 @@ def test_end_to_end_of_llava_15(keep: int, language: float, total: float, percen
 def test_vision_and_selector_of_llava_15() -> None:
     assert LLAVA_7B.vision_flops / TERA == pytest.approx(0.366, abs=5e-4)
     assert max_min_flops(576, 4096, 56) / 1e9 == pytest.approx(2.718, abs=1e-3)
+
+
+def test_what_reading_scores_costs() -> None:
+    """Rows times tokens, a dot product over all heads and a softmax each, at every cut of what enters it."""
+    whole, q, heads = 576 + 60, 4096, 32
+
+    def cost(name: str) -> int:
+        return cost_of(LLAVA_7B, 576, 60, schedule=schedule_of(name, 32, 576)).scores
+
+    each = 2 * q + 5 * heads
+    assert cost("fastv") == whole * each
+    assert cost("pyramiddrop") == (whole + 288 + 60 + 144 + 60) * each
+    assert cost("vla-pruner") == whole**2 * each
+    assert cost("aim") == sum((576 - 72 * step + 60) ** 2 for step in range(8)) * each
+    assert cost("catp") == 2 * whole * each  # two layers
+    assert cost("spatten") == 8 * sum((n + 60) ** 2 for n in (576, 288, 144)) * each
+    assert cost("fitprune") == sum((n + 60) * (n + 60) for n in (576, 404, 254, 194)) * each
+    assert cost("transprune") == sum((n + 60) * 60 for n in (576, 504, 360)) * each
+    assert cost("v2drop") == cost("random") == cost("todre-2") == 0
+    assert cost_of(LLAVA_7B, 576, 60).scores == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_which_rows_are_read_is_what_the_graph_reads(name: str) -> None:
+    """A watch's body asks its layer for what its reference asks."""
+
+    class Layer:
+        attention = property(lambda self: self.shares("all"))
+        before = middle = after = "hidden"
+        normed = ("hidden", "hidden")
+
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        def shares(self, queries: str) -> str:
+            self.asked.append(queries)
+            return "shares"
+
+        def of_visual(self, hidden: str) -> str:
+            return hidden
+
+        def of(self, queries: str, hidden: str) -> str:
+            return hidden
+
+    for watch in METHODS[name].watches:
+        layer = Layer()
+        watch.body(MagicMock(), layer)  # type: ignore[arg-type]
+        assert set(read_by(watch)) == set(layer.asked), (name, watch.name)
 
 
 def test_bytes_of_the_cache() -> None:

@@ -183,6 +183,9 @@ def test_evaluate_asks_with_it(budgets: Path, tmp_path: Path) -> None:
     sentences = learn_from(tmp_path, methods, data, 0.0)
     assert [sentence.partition(":")[0] for sentence in sentences] == ["divprune", "random", "uniform"]
     assert sentences[0].startswith("divprune: --budget auto --radius ")
+    assert "of what the unpruned model gets right" in sentences[0]
+    named = learn_from(tmp_path, methods, data, 0.0, "selector none (schedule fastv)")
+    assert "of what selector none (schedule fastv) gets right" in named[0]
     with refused("budget-auto-needs-budgets"):
         learn_from(tmp_path, methods[:2], data, 0.5)
 

@@ -118,7 +118,11 @@ class LlavaSpec:
         if cut is None:
             return None
         return TowerCut(
-            f"{TOWER}/encoder.layers.{cut.layer}", tower.rows - tower.patches, cut.keep, tower.uncut_tokens
+            f"{TOWER}/encoder.layers.{cut.layer}",
+            cut.layer,
+            tower.rows - tower.patches,
+            cut.keep,
+            tower.uncut_tokens,
         )
 
     def encoder_activations(self, element_bytes: int) -> int:

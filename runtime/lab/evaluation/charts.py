@@ -38,7 +38,8 @@ def scatter(entries: Sequence[Entry], cost: Cost, title: str, unit: str) -> str:
         parts.append(
             _point(entry, x.at(cost(entry)) + shifts[id(entry)], y, colors[entry.row.name], entry in front)
         )
-    parts.append(_legend(colors))
+    unpruned = {entry.unpruned for entry in entries if entry.row.name == UNPRUNED}
+    parts.append(_legend(colors, unpruned.pop() if len(unpruned) == 1 else "selector none"))
     return svg(title, HEIGHT, parts)
 
 
@@ -107,10 +108,9 @@ def _frame(x: Axis, y: Axis, title: str, unit: str, marks: Sequence[float]) -> s
 def _point(entry: Entry, left: float, y: Axis, color: str, on_front: bool) -> str:
     low, high = (y.at(100 * value) for value in entry.row.all.interval)
     top = y.at(100 * entry.row.all.accuracy)
-    told = (
-        f"{entry.label} ({entry.precision}): {100 * entry.row.all.accuracy:.1f} %, {entry.row.tokens:.0f} tokens, "
-        f"TTFT {entry.row.ttft_ms:.1f} ms"
-    )
+    told = f"{entry.label} ({entry.precision}): {100 * entry.row.all.accuracy:.1f} %, {entry.row.tokens:.0f} tokens"
+    if entry.row.ttft_ms:  # 0: it was not measured
+        told += f", TTFT {entry.row.ttft_ms:.1f} ms"
     shape = f'<circle cx="{left:.1f}" cy="{top:.1f}" r="{6 if on_front else 4}" fill="{color}"/>'
     if on_front:
         shape += f'<circle class="ring" cx="{left:.1f}" cy="{top:.1f}" r="8.5"/>'
@@ -121,11 +121,11 @@ def _point(entry: Entry, left: float, y: Axis, color: str, on_front: bool) -> st
     )
 
 
-def _legend(colors: dict[str, str]) -> str:
+def _legend(colors: dict[str, str], unpruned: str) -> str:
     parts, left = [], WIDTH - _RIGHT + 18
     for i, (name, color) in enumerate(colors.items()):
         top = _TOP + 12 + 20 * i
-        shown = "no pruning" if name == UNPRUNED else name
+        shown = unpruned if name == UNPRUNED else name
         parts.append(f'<circle cx="{left}" cy="{top}" r="5" fill="{color}"/>')
         parts.append(f'<text class="tick" x="{left + 12}" y="{top + 4}">{escape(shown)}</text>')
     top = _TOP + 12 + 20 * len(colors)

@@ -52,6 +52,7 @@ def evaluate_command(
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.evaluation.dataset import LMMS, load_dataset
     from divprune_edge.runtime.lab.evaluation.methods import choose_methods
+    from divprune_edge.runtime.lab.scheduled import title_of
 
     opened = Bundle.open(bundle)
     methods = choose_methods(opened, options.names(), options.budgets(), options.enough())
@@ -73,7 +74,9 @@ def evaluate_command(
     if learn_radius is not None:
         from divprune_edge.runtime.lab.evaluation.radius import learn_from
 
-        print("\n".join(learn_from(folder, methods, questions, learn_radius)), file=sys.stderr)
+        scheduled = opened.manifest.language_model.schedule is not None
+        unpruned = {"unpruned": title_of(None, opened.manifest)} if scheduled else {}
+        print("\n".join(learn_from(folder, methods, questions, learn_radius, **unpruned)), file=sys.stderr)
 
 
 @with_run_options
@@ -97,11 +100,18 @@ def sweep_command(
     Writes sweep.md, .csv, .json and .html, the two charts as SVG, and pairs.csv with the differences between methods on
     the same questions.
     """
+    from dataclasses import replace
+
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.evaluation.dataset import load_dataset
     from divprune_edge.runtime.lab.evaluation.methods import choose_methods
     from divprune_edge.runtime.lab.evaluation.sweep import Entry, parse_milliseconds, verdict
-    from divprune_edge.runtime.lab.scheduled import schedule_line, variant_of
+    from divprune_edge.runtime.lab.scheduled import (
+        named_variant,
+        schedule_line,
+        title_of,
+        variant_of,
+    )
 
     target = None if target_ttft is None else parse_milliseconds(target_ttft)
     opened = [Bundle.open(path) for path in bundles]
@@ -115,7 +125,10 @@ def sweep_command(
     for bundle, methods in zip(opened, chosen, strict=True):
         place = folder if len(opened) == 1 else folder / bundle.path.name
         rows = run_with_progress(bundle, questions, methods, place, options)
-        entries += [Entry(variant_of(bundle.manifest), row) for row in rows]
+        variant = variant_of(bundle.manifest)
+        named = named_variant(bundle.path.name, bundle.manifest) if len(opened) > 1 else None
+        unpruned = title_of(None, bundle.manifest)
+        entries += [Entry(variant, replace(row, variant=named), unpruned) for row in rows]
     about = facts(opened[0], questions, options.backend)
     about["precision"] = ", ".join(dict.fromkeys(bundle.manifest.precision for bundle in opened))
     lines = dict.fromkeys(schedule_line(bundle.manifest) for bundle in opened)
@@ -194,7 +207,7 @@ def run_with_progress(
     if all(method.name != UNPRUNED for method in methods):
         tokens, room = bundle.manifest.visual_tokens(None), bundle.manifest.language_model.positions
         said += (
-            f" The unpruned model is not among them: its {tokens} visual tokens need more than the cache's {room} "
+            f" '{UNPRUNED}' is not among them: its {tokens} visual tokens need more than the cache's {room} "
             "rows; export with a larger --capacity."
         )
     with _progress(said) as bar:
@@ -281,6 +294,8 @@ def report(
         table.add_column(head, justify="left" if i == 0 else "right", no_wrap=True, min_width=width)
     for line in lines:
         table.add_row(*line)
+    needed = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.width = max(needed, console.width)
     console.print(table)
     console.print(tables.footnote(rows))
     if "schedule" in about:

@@ -41,16 +41,11 @@ def sweep_page(entries: Sequence[Entry], about: dict[str, Any], verdict: str | N
     rows = [entry.row for entry in entries]
     fronts = {id(entry) for entry in pareto_front(entries, visual_tokens)}
     fronts |= {id(entry) for entry in pareto_front(_graphs(entries), time_to_first_token)}
-    # Bundles of several precisions are told apart by the last column; one precision is among the facts above.
-    several = len({entry.precision for entry in entries}) > 1
-    heads = [*tables.heads(rows), *(["precision"] if several else [])]
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    head = "".join(f"<th>{escape(text)}</th>" for text in tables.heads(rows))
     body = []
     for entry, line in zip(entries, tables.cells(rows), strict=True):
         mark = ' class="front"' if id(entry) in fronts else ""
-        cells = "".join(
-            f"<td>{escape(text)}</td>" for text in [*line, *([entry.precision] if several else [])]
-        )
+        cells = "".join(f"<td>{escape(text)}</td>" for text in line)
         body.append(f"<tr{mark}>{cells}</tr>")
     facts = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in about.items())
     filled = _BODY.format(

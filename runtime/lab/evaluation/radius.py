@@ -26,8 +26,12 @@ class Learnt:
     tokens: float
 
 
-def learn_from(folder: Path, methods: Sequence[Method], data: Dataset, share: float) -> list[str]:
+def learn_from(
+    folder: Path, methods: Sequence[Method], data: Dataset, share: float, unpruned: str = "the unpruned model"
+) -> list[str]:
     """Return a sentence for each selector with several budgets, from the records that an evaluation left.
+
+    ``unpruned`` is what it is compared with: of a bundle with a schedule no unpruned model.
 
     Raises:
         UserError: no selector has several budgets, or the unpruned model was not asked.
@@ -38,7 +42,7 @@ def learn_from(folder: Path, methods: Sequence[Method], data: Dataset, share: fl
     several = [name for name in names if sum(m.name == name and m.budgets is None for m in methods) > 1]
     if not several or all(m.name != UNPRUNED for m in methods):
         raise UserError(
-            "--learn-radius needs a selector at several budgets, and the unpruned model beside it: add budgets with "
+            f"--learn-radius needs a selector at several budgets, and {unpruned} beside it: add budgets with "
             "'python -m export selectors', or export with a larger --capacity.",
             code="budget-auto-needs-budgets",
         )
@@ -47,12 +51,12 @@ def learn_from(folder: Path, methods: Sequence[Method], data: Dataset, share: fl
         found = learn_radius(records, methods, data, name, share)
         if found is None:
             sentences.append(
-                f"{name}: no budget leaves every type of question {share:.0%} of the unpruned model's."
+                f"{name}: no budget leaves every type of question {share:.0%} of what {unpruned} gets right."
             )
         else:
             sentences.append(
-                f"{name}: --budget auto --radius {found.radius:.4g} leaves every type of question {share:.0%} of the "
-                f"unpruned model's right answers, with {found.tokens:.1f} visual tokens an image."
+                f"{name}: --budget auto --radius {found.radius:.4g} leaves every type of question {share:.0%} of "
+                f"what {unpruned} gets right, with {found.tokens:.1f} visual tokens an image."
             )
     return sentences
 

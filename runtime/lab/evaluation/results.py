@@ -172,7 +172,8 @@ class Share:
 class Measured:
     """A method, and what was measured of it whatever was asked.
 
-    Times are medians in milliseconds, distances and tokens means over images.
+    Times are medians in milliseconds, distances and tokens means over images. ``variant`` tells its bundle from the
+    others of one table; None where all are of one bundle.
     """
 
     method: str
@@ -185,6 +186,7 @@ class Measured:
     smallest: float
     visual_tokens: float | None = None
     candidates: float | None = None
+    variant: str | None = None
 
     @property
     def tokens(self) -> float:

@@ -13,15 +13,19 @@ from divprune_edge.runtime.lab.evaluation.results import Row
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of one bundle; ``precision``, with the schedule if it has one, tells bundles of one model apart."""
+    """A row of one bundle; ``precision``, with the schedule if it has one, tells bundles of one model apart.
+
+    ``unpruned`` is what the row without a selector is called.
+    """
 
     precision: str
     row: Row
+    unpruned: str = "no pruning"
 
     @property
     def label(self) -> str:
-        """``divprune-58``, or ``no pruning``."""
-        return "no pruning" if self.row.name == UNPRUNED else self.row.method
+        """``divprune-58``, or ``no pruning`` and the like."""
+        return self.unpruned if self.row.name == UNPRUNED else self.row.method
 
 
 Cost = Callable[[Entry], float]

@@ -24,7 +24,16 @@ NOTE = (
 
 def heads(rows: Sequence[AnyRow], *, by_type: bool = True) -> list[str]:
     """Return the column heads, with or without a column per question type."""
-    return ["method", "K", *_score_heads(rows, by_type), "TTFT", "total", "coverage", "smallest"]
+    return [
+        "method",
+        *_variant_head(rows),
+        "K",
+        *_score_heads(rows, by_type),
+        "TTFT",
+        "total",
+        "coverage",
+        "smallest",
+    ]
 
 
 def cells(rows: Sequence[AnyRow], *, by_type: bool = True) -> list[list[str]]:
@@ -32,6 +41,7 @@ def cells(rows: Sequence[AnyRow], *, by_type: bool = True) -> list[list[str]]:
     return [
         [
             row.name + ("*" if row.reference else ""),
+            *([row.variant or ""] if _variant_head(rows) else []),
             f"{row.tokens:.0f}",
             *_scores(row, rows, by_type),
             f"{row.ttft_ms:.1f}",
@@ -100,13 +110,14 @@ def to_csv(rows: Sequence[AnyRow]) -> str:
         if columns
         else ["accuracy", "low", "high", "macro", *_kinds(rows)]
     )
-    writer.writerow(["method", "name", "keep", "questions", *middle, *_MEASURES])
+    writer.writerow(["method", *_variant_head(rows), "name", "keep", "questions", *middle, *_MEASURES])
     for row in rows:
         measures = (row.ttft_ms, row.total_ms, row.coverage, row.smallest)
         asked, numbers = _numbers(row, rows)
         writer.writerow(
             [
                 row.method,
+                *([row.variant or ""] if _variant_head(rows) else []),
                 row.name,
                 row.keep,
                 asked,
@@ -129,6 +140,11 @@ def _numbers(row: AnyRow, rows: Sequence[AnyRow]) -> tuple[int, list[float | Non
 
 
 _MEASURES = ("ttft_ms", "total_ms", "coverage", "smallest", "reference")
+
+
+def _variant_head(rows: Sequence[AnyRow]) -> list[str]:
+    """Return the head of the column that tells bundles apart; none where there is one bundle."""
+    return ["bundle"] if any(row.variant for row in rows) else []
 
 
 def _names(rows: Sequence[AnyRow]) -> list[str]:

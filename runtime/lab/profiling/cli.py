@@ -10,7 +10,6 @@ import typer
 from divprune_edge.runtime.options import BundleArgument, KeepOption, SelectorOption, ThreadsOption
 
 if TYPE_CHECKING:
-    from divprune_edge.manifest import SelectorInfo
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.profiling.measure import Measured, Variant, Workload
     from divprune_edge.runtime.lab.profiling.roofline import Machine
@@ -96,7 +95,13 @@ def profile_command(
         except UserError as error:
             if against is not None:
                 raise
-            variants, notes = variants[:1], [*notes, f"It is not compared with no pruning: {error}"]
+            notes = [*notes, f"It is not compared with {other.title}: {error}"]
+            variants = variants[:1]
+    schedule = opened.manifest.language_model.schedule
+    if schedule is not None and len(variants) == 1 and not alone:
+        notes.append(
+            f"What the schedule '{schedule.method}' saves, a bundle exported without it shows: --against BUNDLE."
+        )
     workload = Workload(shown, question, max(lengths))
     with Progress(transient=True) as bar:
         task = bar.add_task(f"{len(variants)} × {workload.tokens} tokens", total=warmup - 1 + runs)
@@ -143,9 +148,11 @@ def _variants(
     from divprune_edge.errors import UserError
     from divprune_edge.manifest import UNPRUNED
     from divprune_edge.runtime.bundle import Bundle
+    from divprune_edge.runtime.lab.scheduled import title_of
 
     main = _open(bundle, selector, keep, backend, threads)
-    if alone or (against is None and main.selector is None):
+    keeps_all = main.selector is None or main.selector.keep >= main.selector.candidates
+    if alone or (against is None and keeps_all):
         return [main]
     entries = bundle.manifest.selectors
     names = {UNPRUNED, *(entry.id for entry in entries), *(entry.name for entry in entries)}
@@ -156,7 +163,7 @@ def _variants(
                 f"--against {against} is what is measured already: name another selector, or --alone.",
                 code="comparison-with-itself",
             )
-        return [main, replace(main, title=_title(chosen), selector=chosen)]
+        return [main, replace(main, title=title_of(chosen, bundle.manifest), selector=chosen)]
     other = _open(Bundle.open(against), None, None, backend, threads)
     if other.bundle.path == bundle.path:
         raise UserError(
@@ -171,15 +178,12 @@ def _open(
 ) -> Variant:
     from divprune_edge.runtime.backends import open_backend
     from divprune_edge.runtime.lab.profiling.measure import Variant
+    from divprune_edge.runtime.lab.scheduled import title_of
 
     chosen = bundle.selector(selector, keep)
     engine = open_backend(bundle, backend, threads)
     engine.load(chosen)
-    return Variant(_title(chosen), bundle, chosen, engine, bundle.prompt_encoder())
-
-
-def _title(selector: SelectorInfo | None) -> str:
-    return selector.id if selector else "no pruning"
+    return Variant(title_of(chosen, bundle.manifest), bundle, chosen, engine, bundle.prompt_encoder())
 
 
 def _fit(
@@ -193,7 +197,7 @@ def _fit(
     for variant in variants[1:]:
         if not chosen and _room(variant, image, question) < 1:
             notes.append(
-                "There is no room for the unpruned prompt in this bundle's cache, so it is not compared."
+                f"There is no room for the prompt of '{variant.title}' in this bundle's cache, so it is not compared."
             )
             variants = variants[:1]
     rooms = [max(_room(variant, image, question), 0) for variant in variants]

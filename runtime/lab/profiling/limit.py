@@ -32,8 +32,8 @@ class Saving:
 
     ``limit`` counts all that pruning changes: the unpruned answer's time over that of the pruned one without its
     prefill and its selection, as if those were free, and with its decode steps, whose cache is shorter. So no round's
-    factor is beyond it. It is None where the variants differ in more than pruning. ``step_ms`` and ``full_step_ms`` are
-    their decode steps, None for one token.
+    factor is beyond it. It is None where the variants differ in more than pruning, or in none. ``step_ms`` and
+    ``full_step_ms`` are their decode steps, None for one token.
     """
 
     tokens: int
@@ -68,7 +68,7 @@ def savings(pruned: Measured, full: Measured, lengths: Sequence[int]) -> list[Sa
     only_pruning = (
         pruned.variant.bundle == full.variant.bundle
         and full.variant.selector is None
-        and pruned.variant.selector is not None
+        and pruned.visual_tokens < full.visual_tokens
     )
     dropped = 1 - pruned.visual_tokens / full.visual_tokens
     prefill = float(np.median([answer.stages[_PREFILL] for answer in full.answers]))

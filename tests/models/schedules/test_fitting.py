@@ -11,7 +11,7 @@ from raising import refused
 
 from divprune_edge.models.cost import layered_flops, visual_by_layer
 from divprune_edge.models.decoder import read_decoder
-from divprune_edge.models.schedules.fitting import MeasuredAttention, _entering, _gathered, _recipe, fit
+from divprune_edge.models.schedules.fitting import MeasuredAttention, _entering, _recipe, fit, gathered
 
 DECODER = read_decoder(
     {
@@ -66,7 +66,7 @@ def test_gathering_is_the_cheapest_of_all() -> None:
     for _ in range(20):
         entering = np.sort(random.integers(0, 20, 7))[::-1].astype(np.int64)
         for cuts in (1, 2, 3, 6):
-            found = _gathered(entering, cuts, lambda n: 3 * n + n * n)
+            found = gathered(entering, cuts, lambda n: 3 * n + n * n)
             assert (np.array(found) >= entering).all()
             assert np.count_nonzero(np.diff(found)) <= cuts
 
@@ -79,7 +79,7 @@ def test_gathering_is_the_cheapest_of_all() -> None:
                 for places in combinations(range(1, 7), count)
             )
             assert total(found) == least
-    assert _gathered(entering, 6, lambda n: n) == entering.tolist(), "a cut for every layer changes nothing"
+    assert gathered(entering, 6, lambda n: n) == entering.tolist(), "a cut for every layer changes nothing"
 
 
 @pytest.mark.parametrize("target", [0.8, 0.5, 0.3])

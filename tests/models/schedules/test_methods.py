@@ -243,6 +243,26 @@ def test_published_schedules_of_32_layers_and_576_tokens(name: str, cuts: list[t
     assert found.since == (6 if name == "transprune" else 0)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "cuts"),
+    [
+        ("aim", 28, [(15, 504), (16, 432), (17, 360), (18, 288), (19, 216), (20, 144), (21, 72), (22, 0)]),
+        ("catp", 28, [(6, 128)]),
+        ("catp", 40, [(10, 128)]),
+        ("v2drop", 28, [(3, 144), (16, 7), (22, 1)]),
+        ("fastv", 40, [(2, 288)]),
+        ("vla-pruner", 40, [(3, 144)]),
+        # Published for 32 layers alone: the same fractions.
+        ("v2drop", 40, [(4, 288), (21, 144), (28, 1)]),
+        ("aim", 24, [(10, 504), (11, 432), (12, 360), (13, 288), (14, 144), (15, 72), (16, 0)]),
+        ("pyramiddrop", 40, [(10, 288), (20, 144), (30, 72)]),
+        ("sparsevlm", 28, [(3, 300), (6, 200), (14, 110)]),
+    ],
+)
+def test_schedules_of_other_depths(name: str, layers: int, cuts: list[tuple[int, int]]) -> None:
+    assert [(cut.before, cut.keep) for cut in schedule_of(name, layers, 576).cuts] == cuts
+
+
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"fitprune"}))
 def test_published_schedules_fit_every_size(name: str) -> None:
     for layers in (2, 3, 6, 12, 24, 28, 40, 80):
@@ -262,9 +282,11 @@ def test_a_file_that_cuts_early_sums_what_is_before(tmp_path: Path) -> None:
         assert schedule_of(str(file), 32, 576).since == since
 
 
-def test_fitprune_has_to_be_fitted() -> None:
-    with refused("schedule-to-be-fitted"):
-        schedule_of("fitprune", 32, 576)
+@pytest.mark.parametrize(("layers", "visual"), [(40, 576), (32, 144), (32, 2880)])
+def test_fitprune_has_to_be_fitted(layers: int, visual: int) -> None:
+    """Where it is not LLaVA-1.5-7B, whose recipe is published."""
+    with refused("schedule-to-be-fitted", layers, visual, "export fit"):
+        schedule_of("fitprune", layers, visual)
 
 
 def test_each_states_its_source_and_its_deviations() -> None:

@@ -16,6 +16,7 @@ from raising import assert_told, refused
 
 from divprune_edge.manifest import MANIFEST
 from divprune_edge.runtime.lab.charts import WIDTH, Axis
+from divprune_edge.runtime.lab.evaluation import tables
 from divprune_edge.runtime.lab.evaluation.charts import HEIGHT, scatter
 from divprune_edge.runtime.lab.evaluation.page import sweep_page
 from divprune_edge.runtime.lab.evaluation.results import Row, Share
@@ -31,7 +32,14 @@ from divprune_edge.runtime.lab.evaluation.sweep import (
 
 
 def entry(
-    name: str, keep: int, right: int, ttft: float, *, reference: bool = False, precision: str = "fp32"
+    name: str,
+    keep: int,
+    right: int,
+    ttft: float,
+    *,
+    reference: bool = False,
+    precision: str = "fp32",
+    variant: str | None = None,
 ) -> Entry:
     share = Share(right, 100)
     row = Row(
@@ -46,6 +54,7 @@ def entry(
         total_ms=ttft + 5,
         coverage=0.4,
         smallest=0.1,
+        variant=variant,
     )
     return Entry(precision, row)
 
@@ -105,6 +114,12 @@ def test_chart_is_valid_svg_with_everything_inside() -> None:
         assert 0 < float(circle.get("cy", "")) < HEIGHT
 
 
+def test_a_time_that_was_not_measured_is_not_told() -> None:
+    chart = scatter([entry("none", 576, 90, 100), entry("divprune", 58, 80, 0)], visual_tokens, "a", "b")
+    assert "no pruning (fp32): 90.0 %, 576 tokens, TTFT 100.0 ms</title>" in chart
+    assert "divprune-58 (fp32): 80.0 %, 58 tokens</title>" in chart
+
+
 def test_few_budgets_are_marked_where_they_are() -> None:
     ticks = r'text-anchor="middle">([\d.]+)</text>'
     by_tokens = scatter(ENTRIES, visual_tokens, "chart", "tokens")
@@ -120,9 +135,21 @@ def test_few_budgets_are_marked_where_they_are() -> None:
     ]
 
 
-def test_precisions_are_told_apart() -> None:
-    assert "<th>precision</th>" in sweep_page(ENTRIES, {"model": "demo"}, None)
-    assert "<th>precision</th>" not in sweep_page(ENTRIES[:5], {"model": "demo"}, None)
+def test_bundles_are_told_apart() -> None:
+    """In every table: their rows are called alike."""
+    two = [
+        entry("none", 576, 90, 100, variant=variant) for variant in ("plain (fp32)", "cut (fp32, fastv: …)")
+    ]
+    page = sweep_page(two, {"model": "demo"}, None)
+    text, table = tables.markdown([e.row for e in two]), tables.to_csv([e.row for e in two])
+    assert "<th>bundle</th>" in page
+    for shown in (page, text, table):
+        assert "plain (fp32)" in shown
+        assert "cut (fp32, fastv: …)" in shown
+    assert [row["bundle"] for row in csv.DictReader(table.splitlines())] == [e.row.variant for e in two]
+    rows = [e.row for e in ENTRIES]
+    for shown in (sweep_page(ENTRIES, {"model": "demo"}, None), tables.markdown(rows), tables.to_csv(rows)):
+        assert "bundle" not in shown
 
 
 class _Fetches(HTMLParser):

@@ -195,7 +195,7 @@ def test_a_cache_without_room_for_the_unpruned_prompt(
     assert result.code == 0, result.err
     report = json.loads(file.read_text())
     assert [v["title"] for v in report["variants"]] == ["divprune-58"]
-    assert any("no room for the unpruned prompt" in note for note in report["notes"])
+    assert any("no room for the prompt of 'no pruning'" in note for note in report["notes"])
     asked = command("profile", static_bundle, *FEW, "--against", "none")
     assert_told(asked.code, asked.err, "answer-too-long", "'no pruning'", "room for 0")
 
