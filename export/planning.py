@@ -148,17 +148,17 @@ def plan_export(
     keep = budget(keep, prune, candidates, whole_image)
     kept = keep * groups_of(spec, per)
     inside = None if schedule is None else plan_schedule(schedule, spec, kept, numbering_asked, dialect)
-    rows = None
-    if written.facts.for_tensorrt:
-        rows = cache_capacity(kept, spec.decoder.context, capacity, _captions(preprocessing.clips))
+    fixed = written.facts.for_tensorrt
+    rows = (
+        cache_capacity(kept, spec.decoder.context, capacity, _captions(preprocessing.clips))
+        if fixed
+        else None
+    )
     spec = spec.with_decoder(spec.decoder.within(rows or spec.decoder.context))
     written.check(spec.decoder, activation_type(precisions.language, half=precisions.half))
     names = family.weight_names(checkpoint.tensors, _tied(checkpoint))
-    checkpoint.check(
-        names.parameters(
-            spec, checkpoint.rows(f"{names.decoder}embed_tokens.weight"), checkpoint.rows(names.head)
-        )
-    )
+    embedding_rows = checkpoint.rows(f"{names.decoder}embed_tokens.weight")
+    checkpoint.check(names.parameters(spec, embedding_rows, checkpoint.rows(names.head)))
     prompt = read_prompt(
         checkpoint.files,
         checkpoint.config,
@@ -166,6 +166,7 @@ def plan_export(
         checkpoint.rows(names.head),
         family.template,
         spec.video_token_id if frames is not None else None,
+        embedding_rows,
     )
     plan = ExportPlan(
         checkpoint,
