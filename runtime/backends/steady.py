@@ -63,10 +63,12 @@ class SteadyRuns:
             binding, outputs = self._sets[key]
             binding.arrays(inputs)
             binding.run()
-            return {name: self._memory.join([value], value.shape()) for name, value in outputs.items()}
+            return self._own(outputs)
         plain = Binding(self._session, self._memory)
         plain.arrays(inputs)
-        found = plain.make(names)
+        # Made where the session makes room for what lies between its nodes as well, and a graph that was captured
+        # writes there in every replay: what is the caller's lies in memory of our own.
+        found = self._own(plain.make(names))
         if len(self._sets) < MOST_SHAPES:
             binding = Binding(self._session, self._memory, steady=True)
             outputs = {
@@ -76,6 +78,9 @@ class SteadyRuns:
                 binding.output(name, value)
             self._sets[key] = binding, outputs
         return found
+
+    def _own(self, values: Mapping[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
+        return {name: self._memory.join([value], value.shape()) for name, value in values.items()}
 
 
 class Lease:

@@ -19,6 +19,7 @@ from divprune_edge.runtime.backends import captured
 from divprune_edge.runtime.backends import onnxruntime as backends
 from divprune_edge.runtime.backends import steady as steady_runs
 from divprune_edge.runtime.backends.binding import Binding
+from divprune_edge.runtime.backends.memory import DeviceMemory
 from divprune_edge.runtime.pipeline import Pipeline
 
 QUESTIONS = ("what color is the circle?", "is there a square above the red circle?")
@@ -125,6 +126,29 @@ def test_what_was_seen_stays(steady: Pipeline, pixels: list[np.ndarray]) -> None
     first, again, other = (np.array(backend.to_host(one.tokens)) for one in found)
     assert np.array_equal(first, again)
     assert not np.array_equal(again, other)
+
+
+def test_what_was_seen_lies_where_no_replay_writes(
+    steady: Pipeline, pixels: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captured graph has the addresses of the room that its session had for what lies between its nodes.
+
+    That room is the session's again for the outputs of its next run without a graph: of another shape, and of every one
+    that there are no more buffers for.
+    """
+    own, room = {}, DeviceMemory.empty
+
+    def empty(self: DeviceMemory, *arguments: Any, **options: Any) -> Any:
+        value = room(self, *arguments, **options)
+        own[value.data_ptr()] = value
+        return value
+
+    monkeypatch.setattr(DeviceMemory, "empty", empty)
+    monkeypatch.setattr(steady_runs, "MOST_SHAPES", 1)
+    one = steady._vision.read(pixels[:1])[0].pixels
+    for tiles in (1, 1, 1, 2, 2, 3, 1):
+        found = steady._backend.encode({"pixels": np.repeat(one, tiles, axis=0)})
+        assert all(value.data_ptr() in own for value in found.outputs.values()), tiles
 
 
 @pytest.mark.usefixtures("captures")
