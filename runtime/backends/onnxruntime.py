@@ -44,7 +44,6 @@ class OnnxRuntimeBackend:
 
     images_at_once = 4
     """The encoder's memory grows with them, its speed hardly."""
-    computes_beside = True
 
     def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
         self._bundle = bundle
@@ -65,6 +64,11 @@ class OnnxRuntimeBackend:
     def name(self) -> str:
         """See :class:`~divprune_edge.runtime.backends.backend.Backend`, also for what follows."""
         return f"onnxruntime-{self._device}"
+
+    @property
+    def computes_beside(self) -> bool:
+        """Not where CUDA graphs are captured: memory that another thread reserves meanwhile ends a capture."""
+        return not self.memory.captures
 
     def load(self, selector: SelectorInfo | None) -> None:
         """Create what is missing, side by side."""
