@@ -86,7 +86,7 @@ def test_no_graph_for_cuda_computes_with_shapes(
     greedy: bool,
     tmp_path: Path,
 ) -> None:
-    options: dict[str, Any] = {"precision": precision, "dialect": dialect, "greedy": greedy}
+    options: dict[str, Any] = {"precision": precision, "dialect": dialect, "greedy": greedy, "target": "cuda"}
     if "Qwen" in name and dialect == "onnxruntime":
         options["numbering"] = "compact"
     made = export(plan_of(checkpoint_of(name), 9, **options), tmp_path / "bundle")
