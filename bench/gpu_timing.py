@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -89,8 +90,11 @@ def event_us(calls: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
     return samples
 
 
-def kernel_us(call: Callable[[], Any], repeats: int) -> dict[str, float]:
-    """Return microseconds of each kernel that a call starts, by its name without types, and how many of them."""
+def kernel_us(call: Callable[[], Any], repeats: int) -> tuple[dict[str, float], float]:
+    """Return microseconds of each kernel of ours that a call starts, by its name without types, and how many it starts.
+
+    Both are CUPTI's; what is not ours is memory that PyTorch fills or copies.
+    """
     call()
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -98,11 +102,18 @@ def kernel_us(call: Callable[[], Any], repeats: int) -> dict[str, float]:
             call()
         torch.cuda.synchronize()
     found: dict[str, float] = {}
+    launches = 0
     for event in profile.key_averages():
-        if "_kernel" in event.key:
-            name = event.key.split("divprune::")[-1].split("<")[0].split("(")[0]
+        if (name := kernel_name(event.key)) is not None:
             found[name] = found.get(name, 0.0) + event.device_time_total / repeats
-    return found
+            launches += event.count
+    return found, launches / repeats
+
+
+def kernel_name(signature: str) -> str | None:
+    """Return the name of a kernel of ours without namespace, template and types; None of anything else."""
+    found = re.search(r"\bdivprune::(?:\(anonymous namespace\)::)?(\w+_kernel)\b", signature)
+    return None if found is None else found[1]
 
 
 def rotation(size: Size, dtype: torch.dtype) -> list[torch.Tensor]:

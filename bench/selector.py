@@ -11,7 +11,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,10 +31,14 @@ def main() -> None:
     """Measure, print one table, and write JSON if asked."""
     arguments = _arguments()
     sizes = TINY if arguments.tiny else SIZES[: arguments.sizes]
-    results = _measure_gpu(sizes, arguments) if _has_gpu() else _measure_cpu(sizes, arguments)
+    if arguments.tiny:
+        arguments.seconds = min(arguments.seconds, 0.2)
+    measure = _measure_gpu if _has_gpu() else _measure_cpu
+    results: dict[str, Any] = {}
+    for results in measure(sizes, arguments):
+        if arguments.json:  # after each size: a later one may be too slow, or hang
+            write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
     _show(results)
-    if arguments.json:
-        write_whole(arguments.json, json.dumps(results, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,7 +72,7 @@ def _has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def _measure_cpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+def _measure_cpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     import torch
 
     rows = []
@@ -81,13 +85,13 @@ def _measure_cpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict
         if {FUNCTION, OPERATOR} <= times.keys():
             row["speedup"] = times[FUNCTION] / times[OPERATOR]
         rows.append(row)
-    return {
-        "gpu": None,
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "dtype": "float32",
-        "rows": rows,
-    }
+        yield {
+            "gpu": None,
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "dtype": "float32",
+            "rows": rows,
+        }
 
 
 def _interleaved(forms: dict[str, Run], seconds: float) -> dict[str, float]:
@@ -104,7 +108,7 @@ def _interleaved(forms: dict[str, Run], seconds: float) -> dict[str, float]:
     return {name: median(values) for name, values in samples.items()}
 
 
-def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     import torch
 
     from bench.gpu_timing import Rates, event_us, kernel_us, replay_us, rotation
@@ -137,12 +141,14 @@ def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict
                 times[name] = median(event_us([onnx], max(8, arguments.repeats // 10)))
         floor = rates.floor(size, arguments.repeats)
         problem = abi.Problem(1, size.candidates, size.width, size.keep, abi.DTYPES[arguments.dtype], 0, 0)
+        kernels, launches = kernel_us(kernel[0], 20)
         rows.append(
             {
                 "size": str(size),
                 "us": times,
-                "kernels_us": kernel_us(kernel[0], 20),
-                "launches": abi.launch_count(torch_op.library(), problem),
+                "kernels_us": kernels,
+                "launches": launches,
+                "launches_stated": abi.launch_count(torch_op.library(), problem),
                 "floor_us": {
                     "memory": floor.memory,
                     "arithmetic": floor.arithmetic,
@@ -153,15 +159,15 @@ def _measure_gpu(sizes: tuple[Size, ...], arguments: argparse.Namespace) -> dict
                 "speedup": times["PyTorch loop"] / times["kernel"],
             }
         )
-    return {
-        "gpu": torch.cuda.get_device_name(0),
-        "dtype": arguments.dtype,
-        "product": arguments.product,
-        "repeats": arguments.repeats,
-        "copy_gb_per_s": rates.bytes_per_us / 1e3,
-        "matmul_tflops": rates.flops_per_us / 1e6,
-        "rows": rows,
-    }
+        yield {
+            "gpu": torch.cuda.get_device_name(0),
+            "dtype": arguments.dtype,
+            "product": arguments.product,
+            "repeats": arguments.repeats,
+            "copy_gb_per_s": rates.bytes_per_us / 1e3,
+            "matmul_tflops": rates.flops_per_us / 1e6,
+            "rows": rows,
+        }
 
 
 def _bind(function: Callable[..., Any], *arguments: Any) -> Run:

@@ -194,17 +194,18 @@ def _token_table(
     ::
 
         ids ─► Min(V - 1) ─► Gather(embedding) ────────────────┐
-        ids ─► - V ─► Max(0) ─► Min(visual - 1) ─► GatherND ───┴► Where(ids < V) ─►
+        ids ─► - V ─► Max(0) ─► GatherND(visual) ──────────────┴► Where(ids < V) ─►
 
     Each id stands for itself, so chunked prefill, prefix reuse and decode need no further care. What is stacked behind
-    the tokens follows, [batch, seq, D] each, with zeros for text.
+    the tokens follows, [batch, seq, D] each, with zeros for text. No id is held against the number of visual tokens:
+    that would be arithmetic of shapes, which ONNX Runtime puts on the host, and no CUDA graph captures a copy from
+    there. Whoever makes ids knows how many tokens there are.
     """
     with g.scope("embed_tokens"):
         table = weights.plain(g, "embed_tokens.weight")
         rows, width = weights.shape("embed_tokens.weight")
         text = g.op("Gather", table, g.op("Min", ids, g.constant(rows - 1)))
-        last = g.op("Sub", g.op("Shape", visual, start=1, end=2), g.constant([1]))
-        row = g.op("Min", g.op("Max", g.op("Sub", ids, g.constant(rows)), g.constant(0)), last)
+        row = g.op("Max", g.op("Sub", ids, g.constant(rows)), g.constant(0))
         image = g.op("GatherND", visual, g.op("Unsqueeze", row, g.constant([2])), batch_dims=1)
         is_text = g.op("Unsqueeze", g.op("Less", ids, g.constant(rows)), g.constant([2]))
         if not stacked:

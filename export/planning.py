@@ -126,17 +126,7 @@ def plan_export(
             f"it out, or choose {option(lambda one: one.for_tensorrt)}.",
             code="capacity-with-dialect",
         )
-    if per == "frame" and frames is None:
-        raise UserError(
-            "--per-frame is for bundles that take clips: add --frames N, the most frames of a clip to look at.",
-            code="per-frame-without-frames",
-        )
-    if per == "tile" and (spec.rows is None or spec.rows.tiles == 1):
-        raise UserError(
-            f"--per-tile is for models whose images are cut into tiles, but an image of '{checkpoint.name}' is one "
-            "tile: leave it out.",
-            code="per-tile-without-tiles",
-        )
+    _check_grouping(per, frames, spec, checkpoint.name)
     if numbering == "original" and spec.decoder.rope.axes == 1 and not written.facts.takes_positions:
         raise UserError(
             f"--positions original does not go with --dialect {dialect}, which places '{checkpoint.name}'s tokens at "
@@ -156,11 +146,8 @@ def plan_export(
     spec = spec.with_decoder(spec.decoder.within(rows or spec.decoder.context))
     written.check(spec.decoder, activation_type(precisions.language, half=precisions.half))
     names = family.weight_names(checkpoint.tensors, _tied(checkpoint))
-    checkpoint.check(
-        names.parameters(
-            spec, checkpoint.rows(f"{names.decoder}embed_tokens.weight"), checkpoint.rows(names.head)
-        )
-    )
+    embedding_rows = checkpoint.rows(f"{names.decoder}embed_tokens.weight")
+    checkpoint.check(names.parameters(spec, embedding_rows, checkpoint.rows(names.head)))
     prompt = read_prompt(
         checkpoint.files,
         checkpoint.config,
@@ -168,6 +155,7 @@ def plan_export(
         checkpoint.rows(names.head),
         family.template,
         spec.video_token_id if frames is not None else None,
+        embedding_rows,
     )
     plan = ExportPlan(
         checkpoint,
@@ -193,6 +181,25 @@ def plan_export(
     plan.check_formats()
     check_prompts(plan)
     return plan
+
+
+def _check_grouping(per: Per, frames: int | None, spec: Spec, name: str) -> None:
+    """Check that a selector can pick from each frame or tile of what the checkpoint ``name`` sees.
+
+    Raises:
+        UserError: there are none.
+    """
+    if per == "frame" and frames is None:
+        raise UserError(
+            "--per-frame is for bundles that take clips: add --frames N, the most frames of a clip to look at.",
+            code="per-frame-without-frames",
+        )
+    if per == "tile" and (spec.rows is None or spec.rows.tiles == 1):
+        raise UserError(
+            f"--per-tile is for models whose images are cut into tiles, but an image of '{name}' is one "
+            "tile: leave it out.",
+            code="per-tile-without-tiles",
+        )
 
 
 def _clips(

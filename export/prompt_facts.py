@@ -40,6 +40,7 @@ def read_prompt(
     vocabulary: int,
     default: str,
     video_token_id: int | None = None,
+    embedding_rows: int | None = None,
 ) -> PromptFacts:
     """Return the prompt facts of a checkpoint.
 
@@ -50,6 +51,7 @@ def read_prompt(
         vocabulary: number of logits; ids that no token has are never sampled.
         default: the family's chat template, for checkpoints that carry none.
         video_token_id: id of the placeholder of a clip, None where there are no clips.
+        embedding_rows: number of ids that can be fed, where it is not that of logits; others are never sampled either.
 
     Raises:
         UserError: no ``tokenizer.json``, or a placeholder id that the tokenizer does not know.
@@ -66,6 +68,8 @@ def read_prompt(
                 code="tokenizer-foreign",
             )
     sampled = tokens.keys() - {ids[token] for token in tokenizer.invented}
+    if embedding_rows is not None:
+        sampled = {i for i in sampled if i < embedding_rows}
     special = _special_tokens(files)
     template, source = _chat_template(files, default)
     entry = Prompt(

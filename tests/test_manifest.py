@@ -63,6 +63,22 @@ def test_an_id_without_a_logit_is_refused(demo_bundle: Path, tmp_path: Path) -> 
         read_manifest(tmp_path)
 
 
+def test_an_id_without_an_embedding_is_never_sampled(demo_bundle: Path, tmp_path: Path) -> None:
+    """It would be a visual token's, of which a step has none: memory that is not the table's, on a GPU."""
+    data = json.loads((demo_bundle / MANIFEST).read_text(encoding="utf-8"))
+    language, forbidden = data["language_model"], data["prompt"]["forbidden_ids"]
+    last = language["vocabulary"] - 1
+    language["embedding_rows"] = last - 1
+    for ids, fits in ([last - 1, last], True), ([last - 1], False), ([last], False):
+        data["prompt"]["forbidden_ids"] = [*(i for i in forbidden if i not in (last - 1, last)), *ids]
+        (tmp_path / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
+        if fits:
+            read_manifest(tmp_path)
+            continue
+        with refused("manifest-invalid", f"id {last - 1} may be sampled"):
+            read_manifest(tmp_path)
+
+
 @pytest.mark.parametrize(("capacity", "room"), [(None, 4096), (640, 640), (8192, 4096)])
 def test_all_layers_are_one_group(capacity: int | None, room: int, demo_bundle: Path, tmp_path: Path) -> None:
     """It follows from what manifests have always said, those of older exports too."""

@@ -178,6 +178,10 @@ class Manifest(Strict):
             raise ValueError(
                 f"id {forbidden[-1][1]} is forbidden, but there are {self.language_model.vocabulary} logits"
             )
+        # The token table would take such an id for a visual token, of which a decode step has none.
+        rows, last = self.language_model.embedding_rows, self.language_model.vocabulary - 1
+        if rows <= last and not (forbidden and forbidden[-1][0] <= rows and forbidden[-1][1] == last):
+            raise ValueError(f"id {rows} may be sampled, but the embedding has {rows} rows")
         for path in [*named, self.prompt.tokenizer, self.prompt.chat_template]:
             if path not in self.files:
                 raise ValueError(f"file '{path}' is used but not listed under 'files'")

@@ -46,7 +46,8 @@ def _cuda(manifest: Manifest) -> Iterator[Finding]:
                 "warning",
                 "dtype",
                 "DequantizeLinear",
-                f"{graph.precision} weights have been run on CPUs only; that a CUDA kernel takes them is not known",
+                f"{graph.precision} weights have been run on CPUs only: for CUDA, ONNX Runtime plans a MatMulNBits for "
+                "each, which has not run on a GPU",
             )
 
 

@@ -72,10 +72,10 @@ def _allowed(g: GraphBuilder, x: ir.Value, mask: ir.Value) -> ir.Value:
     A padding row sees itself: a softmax over nothing would be NaN, and NaN spreads through the cache.
     """
     seq, total = (g.op("Shape", value, start=1, end=2) for value in (x, mask))
-    past = g.op("Sub", total, seq)
-    zero, one = g.constant(0), g.constant(1)
-    keys = g.op("Range", zero, g.op("Squeeze", total), one)
-    queries = g.op("Add", g.op("Range", zero, g.op("Squeeze", seq), one), past)
+    end, one = g.op("Squeeze", total), g.constant(1)
+    keys = g.op("Range", g.constant(0), end, one)
+    # Counted from there on, not shifted by it: numbers of the host are no operands on a GPU.
+    queries = g.op("Range", g.op("Squeeze", g.op("Sub", total, seq)), end, one)
     queries = g.op("Unsqueeze", queries, g.constant([1]))
     visible = g.op("Unsqueeze", mask, g.constant([1, 2]))
     seen = g.op("And", g.op("LessOrEqual", keys, queries), visible)

@@ -260,7 +260,8 @@ __global__ void __launch_bounds__(kPickThreads, 1) pick_kernel(PickArgs args) {
     }
     cluster_sync(cluster_blocks());
     const int job = *of_block(&taken, 0);
-    cluster_meet(cluster_blocks());  // the first one stays until all know
+    // The first one stays until all have read it. A load that a relaxed arrival overtakes would read a block that is gone.
+    cluster_sync(cluster_blocks());
     if (job < args.items) {
         pick_item<rule, kVectors>(args, job, exchange);
     } else {

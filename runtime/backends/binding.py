@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from divprune_edge.runtime.backends.captured import CHECKED_RUNS, HOST_INPUTS, check_replay, run_options
-from divprune_edge.runtime.backends.memory import TYPES, DeviceMemory, Span, run_bound
+from divprune_edge.errors import DivpruneError
+from divprune_edge.runtime.backends.captured import (
+    CHECKED_RUNS,
+    HOST_INPUTS,
+    check_replay,
+    run_options,
+    warn_of,
+)
+from divprune_edge.runtime.backends.memory import TYPES, DeviceMemory, Span, reason_of, run_bound
 
 
 class Binding:
@@ -24,6 +32,7 @@ class Binding:
         self._session, self._memory = session, memory
         self._steady = steady
         self._graph: int | None = None
+        self._thread = 0
         self._checks = CHECKED_RUNS
         self._landed: dict[str, npt.NDArray[Any]] = {}
         self._binding = session.io_binding()
@@ -94,7 +103,7 @@ class Binding:
         Raises:
             DivpruneError: ONNX Runtime failed.
         """
-        if self._steady and self._memory.captures:
+        if self._steady and self._memory.captures_of(self._session):
             self._replay()
         else:
             run_bound(self._session, self._binding, run_options(None))
@@ -104,19 +113,31 @@ class Binding:
 
     def _replay(self) -> None:
         """Run from a graph, which the first run captures; the first ones are compared with a run without."""
-        if self._graph is None:
-            self._graph, self._checks = self._memory.new_graph(), CHECKED_RUNS
+        if self._graph is None or self._thread != threading.get_ident():
+            # ONNX Runtime keeps the graphs of each thread apart, and captures anew in another one.
+            self._graph, self._thread = self._memory.new_graph(), threading.get_ident()
+            self._checks = CHECKED_RUNS
         outputs = [self._held[name] for name in self._outputs if name in self._held]
         plain = None
         if self._checks:
             run_bound(self._session, self._binding, run_options(None))
             plain = [np.array(self._memory.download(value)) for value in outputs]
-        run_bound(self._session, self._binding, run_options(self._graph))
+        try:
+            run_bound(self._session, self._binding, run_options(self._graph))
+        except DivpruneError as error:
+            reason = reason_of(error.__cause__ or error)
+            self._give_up(f"could not capture a CUDA graph, or not replay it ({reason})")
+            return
         if plain is not None:
             self._checks -= 1
             if not check_replay(plain, [self._memory.download(value) for value in outputs]):
-                self._memory.captures = False
-                run_bound(self._session, self._binding, run_options(None))
+                self._give_up("replays a CUDA graph with other results than a run without")
+
+    def _give_up(self, why: str) -> None:
+        """Run without a graph, here and in all runs of the session to come."""
+        warn_of(why)
+        self._memory.uncaptured.add(self._session)
+        run_bound(self._session, self._binding, run_options(None))
 
     def make(self, names: Sequence[str]) -> dict[str, ort.OrtValue]:
         """Run, and return these outputs, for which the run makes room on the device.

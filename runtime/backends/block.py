@@ -150,7 +150,7 @@ class BlockSession(SlotTable):
     @property
     def _steady(self) -> bool:
         """Whether runs may be captured: what one graph of a chain hands to the next lies somewhere else each time."""
-        return self._memory.captures and self._info.takes_ids and not self._handed
+        return self._memory.captures_of(self._session) and self._info.takes_ids and not self._handed
 
     def _feed(self, ids: Ints, positions: Ints, lengths: Ints, *, steady: bool = False) -> StepInputs:
         places = along(positions, self._axes)

@@ -7,9 +7,12 @@ Whatever passes that door is counted (:class:`Traffic`). What a cache needs is d
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -70,14 +73,17 @@ class DeviceMemory:
         device: ``cpu`` or ``cuda``.
 
     Attributes:
-        captures: whether runs on buffers that stay are replayed from CUDA graphs.
+        captures: whether runs on buffers that stay are to be replayed from CUDA graphs.
+        uncaptured: sessions that do without all the same, as one that ONNX Runtime captures nothing of.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.traffic = Traffic()
         self.captures = False
-        self._graphs = 0
+        self.uncaptured: WeakSet[ort.InferenceSession] = WeakSet()
+        self._graphs = count(1)
+        self._guard = threading.Lock()
         self._sessions: dict[str, ort.InferenceSession] = {}
 
     @property
@@ -94,8 +100,11 @@ class DeviceMemory:
 
     def new_graph(self) -> int:
         """Return a number that no captured graph has."""
-        self._graphs += 1
-        return self._graphs
+        return next(self._graphs)
+
+    def captures_of(self, session: ort.InferenceSession) -> bool:
+        """Whether runs of a session are to be replayed."""
+        return self.captures and session not in self.uncaptured
 
     def zeros(self, shape: Sequence[int], dtype: str) -> ort.OrtValue:
         """Return a tensor of zeros, cleared where it lies."""
@@ -188,13 +197,14 @@ class DeviceMemory:
         return begin + size
 
     def _session(self, dtype: str) -> ort.InferenceSession:
-        if dtype not in self._sessions:
-            options = ort.SessionOptions()
-            options.log_severity_level = 3
-            # Copying is no work for threads, and those of one more pool would be in the way of the others.
-            options.intra_op_num_threads = 1
-            self._sessions[dtype] = ort.InferenceSession(copies(dtype), options, providers=self.providers)
-        return self._sessions[dtype]
+        with self._guard:
+            if dtype not in self._sessions:
+                options = ort.SessionOptions()
+                options.log_severity_level = 3
+                # Copying is no work for threads, and those of one more pool would be in the way of the others.
+                options.intra_op_num_threads = 1
+                self._sessions[dtype] = ort.InferenceSession(copies(dtype), options, providers=self.providers)
+            return self._sessions[dtype]
 
 
 def run_bound(
@@ -208,12 +218,17 @@ def run_bound(
     try:
         session.run_with_iobinding(binding, options)
     except Exception as error:  # an exception class per status code, all of them private
-        reason = " ".join(str(error).split())[:300].rstrip(".")
         raise DivpruneError(
-            f"ONNX Runtime failed while running a graph ({reason}): if memory ran out, keep fewer visual tokens "
-            "or ask for a shorter answer.",
+            f"ONNX Runtime failed while running a graph ({reason_of(error)}): if memory ran out, keep fewer visual "
+            "tokens or ask for a shorter answer.",
             code="onnxruntime-failed",
         ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line what ONNX Runtime says went wrong; of CUDA's errors not in which of its templates."""
+    said = " ".join(str(error).split())
+    return said[max(said.find("CUDA failure"), 0) :][:300].rstrip(".")
 
 
 def dtype_of(value: ort.OrtValue) -> str:

@@ -45,7 +45,6 @@ class OnnxRuntimeBackend:
 
     images_at_once = 4
     """The encoder's memory grows with them, its speed hardly."""
-    computes_beside = True
 
     def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
         self._bundle = bundle
@@ -67,6 +66,11 @@ class OnnxRuntimeBackend:
         """See :class:`~divprune_edge.runtime.backends.backend.Backend`, also for what follows."""
         return f"onnxruntime-{self._device}"
 
+    @property
+    def computes_beside(self) -> bool:
+        """Not where CUDA graphs are captured: memory that another thread reserves meanwhile ends a capture."""
+        return not self.memory.captures
+
     def load(self, selector: SelectorInfo | None) -> None:
         """Create what is missing, side by side."""
         manifest = self._bundle.manifest
@@ -85,11 +89,12 @@ class OnnxRuntimeBackend:
     def encode(self, inputs: Mapping[str, npt.NDArray[Any]], signals: Sequence[str] = ()) -> Encoded:
         """Return ``OrtValue``s on the device."""
         graph, names = self._bundle.manifest.vision_encoder, [VISUAL_TOKENS, *signals]
-        if self.memory.captures:
+        session = self._session(graph)
+        if self.memory.captures_of(session):
             if self._steady is None:
-                self._steady = SteadyRuns(self._session(graph), self.memory)
+                self._steady = SteadyRuns(session, self.memory)
             return Encoded(self._steady.run(inputs, names))
-        binding = Binding(self._session(graph), self.memory)
+        binding = Binding(session, self.memory)
         binding.arrays(inputs)
         return Encoded(binding.make(names))
 
@@ -168,7 +173,7 @@ class OnnxRuntimeBackend:
             ]
             return ChainSession(groups, self.memory, info)
         (group,) = info.groups
-        if not self.memory.captures or self._dialect.grows:
+        if self._dialect.grows or not self.memory.captures_of(self._session(info)):
             return kind(self._session(info), self.memory, info, group, slots)
         free = self._free.setdefault(slots, [])
         held = free.pop() if free else kind(self._session(info), self.memory, info, group, slots)
@@ -192,7 +197,9 @@ class OnnxRuntimeBackend:
         provider, file = PROVIDERS[self._device], str(self._bundle.file(graph.file))
         try:
             session = open_capturing(file, options, self.memory) if self._wants_capture(graph) else None
-            session = session or ort.InferenceSession(file, options, providers=self.memory.providers)
+            if session is None:
+                session = ort.InferenceSession(file, options, providers=self.memory.providers)
+                self.memory.uncaptured.add(session)
         except Exception as error:  # ONNX Runtime has an exception class per status code, all of them private
             reason = " ".join(str(error).split())[:300]
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +10,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from divprune_edge.runtime.backends.binding import Binding
-from divprune_edge.runtime.backends.captured import GRAPHS_VARIABLE
+from divprune_edge.runtime.backends.captured import warn_of
 from divprune_edge.runtime.backends.memory import DeviceMemory, dtype_of
-
-_log = logging.getLogger("divprune_edge")
 
 CAPTURE: dict[str, dict[str, str]] = {"cuda": {"enable_cuda_graph": "1"}, "cpu": {}}
 """What a provider is told so that runs can be captured; on the CPU the same path runs without."""
@@ -25,7 +22,7 @@ MOST_SHAPES = 8
 def open_capturing(
     file: str, options: ort.SessionOptions, memory: DeviceMemory
 ) -> ort.InferenceSession | None:
-    """Return a session whose runs can be captured; None where ONNX Runtime refuses, which ends captures."""
+    """Return a session whose runs can be captured; None where ONNX Runtime refuses."""
     (provider, facts), *others = memory.providers
     try:
         return ort.InferenceSession(
@@ -34,14 +31,7 @@ def open_capturing(
     except (
         Exception
     ) as error:  # a class per status code; a session without graphs will say what else is wrong
-        memory.captures = False
-        _log.warning(
-            "ONNX Runtime %s captures no CUDA graph of '%s' (%s): going on without graphs (%s=off does at once).",
-            ort.__version__,
-            file,
-            " ".join(str(error).split())[:300],
-            GRAPHS_VARIABLE,
-        )
+        warn_of(f"captures no CUDA graph of '{file}' ({' '.join(str(error).split())[:300]})")
         return None
 
 
@@ -63,10 +53,12 @@ class SteadyRuns:
             binding, outputs = self._sets[key]
             binding.arrays(inputs)
             binding.run()
-            return {name: self._memory.join([value], value.shape()) for name, value in outputs.items()}
+            return self._own(outputs)
         plain = Binding(self._session, self._memory)
         plain.arrays(inputs)
-        found = plain.make(names)
+        # Made where the session makes room for what lies between its nodes as well, and a graph that was captured
+        # writes there in every replay: what is the caller's lies in memory of our own.
+        found = self._own(plain.make(names))
         if len(self._sets) < MOST_SHAPES:
             binding = Binding(self._session, self._memory, steady=True)
             outputs = {
@@ -76,6 +68,9 @@ class SteadyRuns:
                 binding.output(name, value)
             self._sets[key] = binding, outputs
         return found
+
+    def _own(self, values: Mapping[str, ort.OrtValue]) -> dict[str, ort.OrtValue]:
+        return {name: self._memory.join([value], value.shape()) for name, value in values.items()}
 
 
 class Lease:

@@ -49,6 +49,8 @@ def test_tokens_and_ids(tmp_path: Path) -> None:
     )
     assert facts.entry.forbidden_ids == (6, 7, 8), "the placeholder and the rows that no token has"
     assert facts.entry.stop_ids == (2,)
+    smaller = read_prompt(CheckpointFiles(tmp_path), {}, 6, 9, "", embedding_rows=5).entry.forbidden_ids
+    assert smaller == (5, 6, 7, 8), "the rows that the embedding lacks"
 
 
 def test_unigram_vocabularies_are_lists(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
+import onnxruntime as ort
 import pytest
 from conftest import run_module
 from over_fake import over_fake
@@ -17,6 +18,7 @@ from raising import refused
 from divprune_edge import Pipeline
 from divprune_edge.errors import DivpruneError
 from divprune_edge.models.demo import PICTURE
+from divprune_edge.runtime.backends import onnxruntime
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
 from divprune_edge.runtime.backends.tensorrt_language import TensorRtSession
@@ -606,6 +608,38 @@ def test_visual_tokens_leave_as_the_question_decides(opened: Open, tmp_path: Pat
     catalog.check_schedule("fastv")
     with refused("schedule-not-in-bundle", "'none'"):
         catalog.check_schedule("none")
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_no_thread_computes_while_another_one_may_capture(
+    opened: Open, asked: Pipeline, captures: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is captured is ended by whatever another thread asks of CUDA meanwhile."""
+    monkeypatch.setattr(onnxruntime, "wants_graphs", lambda device: captures)
+    whole, running, beside = ort.InferenceSession.run_with_iobinding, [], []
+
+    def run(self: Any, *given: Any) -> None:
+        running.append(threading.get_ident())
+        try:
+            whole(self, *given)
+            # Long enough for the other thread to come, if it may.
+            if not beside and self.get_inputs()[0].name != "source":
+                time.sleep(0.02)
+            beside.extend({*running} - {threading.get_ident()})
+        finally:
+            running.remove(threading.get_ident())
+
+    pipeline = Pipeline(asked.bundle.path, threads=1)
+    engine = opened(pipeline)
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
+    long, _ = ask(engine, max_tokens=60, ignore_eos=True)
+    long.begun()
+    others = []
+    for seed in range(3):
+        noise(seed).save(path := tmp_path / f"{seed}.png")
+        others.append(ask(engine, image=path, max_tokens=2)[0])
+    assert all(isinstance(one.wait(), Ended) for one in (long, *others))
+    assert bool(beside) != captures
 
 
 def test_turns_go_to_who_came_first() -> None:
