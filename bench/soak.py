@@ -1,9 +1,10 @@
 """A server under mixed load, for half an hour: no wrong answer, no stuck request, no memory that grows.
 
-``python -m bench.soak BUNDLE --minutes 30 --json bench/results/soak.json``. Clients ask, some of them badly: they
-vanish, send what is no request, read slowly, send images that are too large, never finish a head. Twice the server is
-killed (-9) and started again. Every answer is compared with the one of ``Pipeline.ask``; memory is that of the last
-server's life, its first part left out. Exit code 1 where something of this does not hold.
+``python -m bench.soak BUNDLE --minutes 30 --json bench/results/soak.json``. Clients ask, also in conversations and
+with a seed, some of them badly: they vanish, send what is no request, read slowly, send images that are too large,
+never finish a head. Twice the server is killed (-9) and started again; at no other time may an answer break off. Every
+answer is compared with the one of ``Pipeline``; memory is that of the last server's life, its first part left out. Exit
+code 1 where something of this does not hold.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -90,6 +91,8 @@ class Server:
     def __init__(self, bundle: Path, options: list[str]) -> None:
         self._command = [sys.executable, "-m", "runtime", "serve", str(bundle), "--port", "0", *options]
         self.lives: list[list[tuple[float, int]]] = []
+        self.tracebacks = 0
+        self._killed, self._up = -float("inf"), 0.0
         self.start()
 
     def start(self) -> None:
@@ -107,11 +110,20 @@ class Server:
                 break
         else:
             raise RuntimeError("".join(said))
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        threading.Thread(target=self._listen, args=[self.process.stderr], daemon=True).start()
         self.lives.append([])
+        self._up = time.monotonic()
+
+    def _listen(self, said: Iterable[str]) -> None:
+        self.tracebacks += sum("Traceback" in line for line in said)
+
+    def was_down(self, since: float) -> bool:
+        """Whether it was killed, or not there yet again, at any time from ``since`` on."""
+        return self._killed > self._up or self._up > since
 
     def kill(self) -> None:
         """End it at once."""
+        self._killed = time.monotonic()
         self.process.kill()
         self.process.wait()
 
@@ -141,10 +153,19 @@ def cases(bundle: Path, images: int, seed: int) -> list[Case]:
         url = "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
         question, selector = pick.choice(QUESTIONS), pick.choice(selectors)
         options: dict[str, Any] = {"max_tokens": pick.choice((4, 16, 48)), "ignore_eos": pick.random() < 0.5}
-        answer = pipeline.with_selector(selector).ask(image, question, **options).answer
+        if pick.random() < 0.3:
+            options |= {"temperature": 0.8, "top_p": 0.95, "seed": number}
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-        body = {"messages": [{"role": "user", "content": parts}], "selector": selector, **options}
-        found.append(Case(body, answer))
+        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        model = pipeline.with_selector(selector)
+        if pick.random() < 0.3:
+            chat, again = model.chat(image), pick.choice(QUESTIONS)
+            said = chat.ask(question).answer
+            messages += [{"role": "assistant", "content": said}, {"role": "user", "content": again}]
+            answer = chat.ask(again, **options).answer
+        else:
+            answer = model.ask(image, question, **options).answer
+        found.append(Case({"messages": messages, "selector": selector, **options}, answer))
     text = pipeline.ask(None, "Who are you?", max_tokens=24, ignore_eos=True).answer
     body = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 24, "ignore_eos": True}
     return [*found, Case(body, text)]
@@ -186,11 +207,16 @@ class Client(threading.Thread):
             except (OSError, HTTPException, ValueError) as error:
                 if isinstance(error, TimeoutError):
                     self._seen.stuck.append(f"{self.doing} after {time.monotonic() - self.since:.0f} s")
-                # Of a server that was killed meanwhile.
-                self._seen.count(f"broken off ({kind.__name__.strip('_')})")
+                self._broken_off(repr(error))
                 time.sleep(0.2)
             self._seen.count(kind.__name__.strip("_"))
         self.doing = ""
+
+    def _broken_off(self, how: str) -> None:
+        """Count an answer that is not whole, which is a fault unless the server was killed meanwhile."""
+        self._seen.count(f"broken off ({self.doing})")
+        if not self._server.was_down(self.since):
+            self._seen.wrong.append(f"{self.doing} was broken off: {how}")
 
     def _ask(self) -> None:
         case = self._pick.choice(self._cases)
@@ -225,7 +251,7 @@ class Client(threading.Thread):
         if whole:
             self._seen.answered(case, text, time.monotonic() - began)
         else:
-            self._seen.count("broken off (stream)")
+            self._broken_off("its last event did not come")
 
     def _read_slowly(self) -> None:
         self._stream(0.05)
@@ -245,7 +271,7 @@ class Client(threading.Thread):
                 "[" * 5000,
                 '{"messages": []}',
                 '{"messages": [{"role": "user", "content": "a"}], "n": 5}',
-                '{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1000000}',
+                '{"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}',
                 case.replace("data:image/png;base64,", "http://localhost/"),
                 case.replace("data:image/png;base64,i", "data:image/png;base64,A"),
             )
@@ -355,6 +381,7 @@ def report(server: Server, seen: Seen) -> dict[str, Any]:
             "growth": last / first - 1,
         },
         "servers": len(server.lives),
+        "tracebacks": server.tracebacks,
     }
 
 
@@ -365,6 +392,8 @@ def faults(found: dict[str, Any]) -> list[str]:
         said.append(
             f"{found['left_in_flight']} requests and {found['left_in_slots']} slots are never let go of"
         )
+    if found["tracebacks"]:
+        said.append(f"the server wrote {found['tracebacks']} tracebacks")
     if found["exit_code"]:
         said.append(f"the server ended with {found['exit_code']}")
     if found["memory_mb"]["growth"] > FLAT:

@@ -38,6 +38,7 @@ def test_what_does_not_hold_is_said() -> None:
         "left_in_flight": 0,
         "left_in_slots": 0,
         "exit_code": 0,
+        "tracebacks": 0,
         "memory_mb": {"growth": 0.01},
     }
     assert faults(fine) == []
@@ -47,6 +48,24 @@ def test_what_does_not_hold_is_said() -> None:
         ("left_in_flight", 1),
         ("left_in_slots", 1),
         ("exit_code", -9),
+        ("tracebacks", 1),
         ("memory_mb", {"growth": 0.06}),
     ):
         assert len(faults({**fine, name: value})) == 1
+
+
+def test_only_a_killed_server_may_break_off() -> None:
+    from bench.soak import Client, Seen, Server
+
+    server, seen = Server.__new__(Server), Seen()
+    client = Client(server, [], seen, 0.0, 0)
+    for killed, up, since, fault in (
+        (-9.0, 5.0, 6.0, True),  # it has been there all the time
+        (7.0, 5.0, 6.0, False),  # it is down
+        (7.0, 8.0, 6.0, False),  # it was down meanwhile
+        (7.0, 8.0, 9.0, True),  # it was down before
+    ):
+        server._killed, server._up, client.since = killed, up, since
+        seen.wrong.clear()
+        client._broken_off("by nobody")
+        assert bool(seen.wrong) is fault
