@@ -77,7 +77,7 @@ def measure(
     from divprune_edge.processing.layout import lay_out
     from divprune_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
     from divprune_edge.runtime.bundle import Bundle
-    from divprune_edge.runtime.lab.profiling.memory import peak_bytes
+    from divprune_edge.runtime.lab.profiling.peak_memory import peak_bytes
     from divprune_edge.runtime.vision import Vision
 
     bundle = Bundle.open(folder)

@@ -18,7 +18,7 @@ from bench.schedules import Silent
 from divprune_edge.export.checkpoint import Checkpoint
 from divprune_edge.export.fit import fit_schedule, read_request
 from divprune_edge.export.planning import plan_export
-from divprune_edge.runtime.lab.profiling.memory import peak_bytes
+from divprune_edge.runtime.lab.profiling.peak_memory import peak_bytes
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -87,7 +87,7 @@ def smoke(device: str) -> dict[str, Any]:
 def _ask(device: str, done: Callable[[str], None]) -> None:
     """Answer one question about the demo's picture with the demo, exported here."""
     from divprune_edge.export.cli import app
-    from divprune_edge.models.demo import CHECKPOINT, PICTURE
+    from divprune_edge.models.demo import CHECKPOINT, IMAGE
     from divprune_edge.runtime.pipeline import Pipeline
 
     with tempfile.TemporaryDirectory(prefix="divprune-smoke-") as folder:
@@ -101,7 +101,7 @@ def _ask(device: str, done: Callable[[str], None]) -> None:
         pipeline = Pipeline(bundle, backend=device)
         done("sessions")
         for which in ("first", "second"):
-            answer = pipeline.ask(PICTURE, "What colour is the circle?", max_tokens=8, ignore_eos=True)
+            answer = pipeline.ask(IMAGE, "What colour is the circle?", max_tokens=8, ignore_eos=True)
             done(f"{which} answer")
         print(answer.answer, flush=True)
         backend: Any = pipeline.backend

@@ -25,7 +25,7 @@ from divprune_edge.manifest import Numbering
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset, load_dataset
-from divprune_edge.runtime.lab.evaluation.methods import Method, choose_methods
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod, choose_methods
 from divprune_edge.runtime.lab.evaluation.pairs import compare
 from divprune_edge.runtime.lab.evaluation.results import Record, Row, summarise
 from divprune_edge.runtime.lab.evaluation.runner import Runner
@@ -78,7 +78,7 @@ def _bundle(model: Path, mode: Numbering, budgets: Sequence[int], folder: Path) 
 
 def ask(
     bundles: Mapping[Numbering, Bundle], data: Dataset, threads: int
-) -> tuple[list[Method], dict[Numbering, list[Record]]]:
+) -> tuple[list[EvaluatedMethod], dict[Numbering, list[Record]]]:
     """Ask every question with every selector of the bundles, and without; return the methods, and what came of it."""
     methods = {
         mode: [one for one in choose_methods(bundle) if not one.is_reference]
@@ -95,7 +95,7 @@ def ask(
 
 
 def compared(
-    records: Mapping[Numbering, Sequence[Record]], methods: Sequence[Method], data: Dataset
+    records: Mapping[Numbering, Sequence[Record]], methods: Sequence[EvaluatedMethod], data: Dataset
 ) -> list[dict[str, Any]]:
     """Return one row per method and type of question: right answers by mode, and by how much ``original`` is ahead."""
     rows = {
@@ -125,7 +125,7 @@ def _share(row: Row, kind: str) -> Any:
     return row.all if kind == ALL else row.kinds[kind]
 
 
-def _of(records: Sequence[Record], method: Method, kind: str, data: Dataset) -> list[Record]:
+def _of(records: Sequence[Record], method: EvaluatedMethod, kind: str, data: Dataset) -> list[Record]:
     """Return a method's records with the questions of one type alone."""
     kinds = {image.name: [question.kind for question in image.questions] for image in data.images}
     found = []

@@ -22,7 +22,7 @@ from divprune_edge.files import write_whole
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset, load_dataset
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.runner import Runner
 from divprune_edge.runtime.lab.evaluation.scoring import wilson
 
@@ -81,8 +81,8 @@ def ask(bundle: Bundle, data: Dataset, threads: int) -> dict[str, list[tuple[str
     """Return, by method, the answer to every question and whether it is right."""
     pruned = bundle.manifest.selectors[0]
     methods = [
-        Method("none", bundle.manifest.candidates, None),
-        Method(pruned.name, pruned.keep, pruned),
+        EvaluatedMethod("none", bundle.manifest.candidates, None),
+        EvaluatedMethod(pruned.name, pruned.keep, pruned),
     ]
     runner = Runner(bundle, methods, "cpu", threads)
     answers: dict[str, list[tuple[str, bool]]] = {method.id: [] for method in methods}

@@ -29,7 +29,7 @@ from divprune_edge.export.plan import ExportPlan
 from divprune_edge.export.planning import plan_export
 from divprune_edge.files import write_whole
 from divprune_edge.manifest import DEMO, Verification
-from divprune_edge.models.demo import CHECKPOINT, PICTURE
+from divprune_edge.models.demo import CHECKPOINT, IMAGE
 from divprune_edge.models.demo.render import render
 from divprune_edge.models.demo.scenes import Split, sample_scene, scene_rng
 from divprune_edge.models.schedules import Schedule, schedule_of
@@ -44,7 +44,7 @@ from divprune_edge.runtime.vision import VisualTokens
 
 FITTED, FIT_IMAGES, FIT_SEED = (0.6, 0.3), 36, 17
 DECODING = Decoding(max_tokens=8)
-WORKLOAD, WARM_UP = Workload(PICTURE, "What does the sign say?", 1), 2
+WORKLOAD, WARM_UP = Workload(IMAGE, "What does the sign say?", 1), 2
 """What the time is measured with, and the rounds before it counts."""
 
 

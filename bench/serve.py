@@ -59,7 +59,7 @@ IN_FLIGHT = 16
 
 
 @dataclass(frozen=True)
-class Plan:
+class Loads:
     """How long a load lasts, how many requests it has at least, and which loads there are (requests a second).
 
     Attributes:
@@ -79,7 +79,7 @@ class Plan:
     long_text: tuple[float, ...]
 
 
-REAL = Plan(
+REAL = Loads(
     seconds=12,
     least=30,
     unpruned=(0.2, 0.4, 0.6),
@@ -90,7 +90,7 @@ REAL = Plan(
     short_text=(0.8,),
     long_text=(0.15,),
 )
-QUICK = Plan(0.5, 3, (8,), (8,), (8,), "1:144", (8,), (8,), (8,))
+QUICK = Loads(0.5, 3, (8,), (8,), (8,), "1:144", (8,), (8,), (8,))
 
 
 def main() -> None:
@@ -133,7 +133,7 @@ def _llama_file(checkpoint: Path, folder: Path) -> Path:
 
 
 def measure(
-    sizes: Sizes, plan: Plan, bundles: Sequence[Path], peer: Path | None, threads: int
+    sizes: Sizes, plan: Loads, bundles: Sequence[Path], peer: Path | None, threads: int
 ) -> dict[str, Any]:
     """Return the rows of all loads, what batching gives, and who was left out.
 
@@ -174,7 +174,7 @@ def measure(
 
 
 def _raise_load(
-    url: str, facts: dict[str, Any], rates: Sequence[float], plan: Plan, asks: Iterator[Ask]
+    url: str, facts: dict[str, Any], rates: Sequence[float], plan: Loads, asks: Iterator[Ask]
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each load, until the server does not keep up."""
     for rate in rates:

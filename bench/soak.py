@@ -36,7 +36,7 @@ from PIL import Image
 
 from divprune_edge import Pipeline
 from divprune_edge.files import write_whole
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = (
@@ -143,7 +143,7 @@ class Server:
 def cases(bundle: Path, images: int, seed: int) -> list[Case]:
     """Return questions about so many images, with every selector, and what ``ask`` answers."""
     pipeline, pick = Pipeline(bundle, threads=1), random.Random(seed)
-    with Image.open(PICTURE) as opened:
+    with Image.open(IMAGE) as opened:
         picture = opened.convert("RGB")
     found = []
     selectors = [*(one.id for one in pipeline.bundle.manifest.selectors), "none"]

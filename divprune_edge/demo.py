@@ -26,21 +26,21 @@ _LONGEST_ANSWER = 16
 def demo(bundle: Annotated[Path, typer.Argument(help="Bundle of a demo checkpoint.")]) -> None:
     """Ask it about the bundled image and, where it takes any, the bundled clip: with every token, and pruned."""
     from divprune_edge.manifest import UNPRUNED
-    from divprune_edge.models.demo import CLIP, CLIP_FACTS, PICTURE, PICTURE_FACTS
+    from divprune_edge.models.demo import CLIP, CLIP_FACTS, IMAGE, IMAGE_FACTS
     from divprune_edge.runtime.pipeline import Pipeline
 
     start = time.perf_counter()
     pruned = Pipeline(bundle)
     both = pruned.with_selector(UNPRUNED), pruned
-    print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The image: {_from_here(PICTURE)}")
-    _ask(both, PICTURE_FACTS, {"image": PICTURE})
+    print(f"\nBundle loaded in {time.perf_counter() - start:.1f} s. The image: {_from_here(IMAGE)}")
+    _ask(both, IMAGE_FACTS, {"image": IMAGE})
     if pruned.bundle.manifest.preprocessing.clips is not None:
         print(f"\nThe clip, a folder of frames: {_from_here(CLIP)}")
         _ask(both, CLIP_FACTS, {"image": None, "video": CLIP})
     info = as_typed(f"python -m runtime info {quoted(bundle)}")
     print(f"\nThe bundle lies in {_from_here(bundle)}; its graphs: {info}")
     ask = as_typed(f"python -m runtime ask {quoted(bundle)}")
-    print(f'Ask more: {ask} --image {quoted(_from_here(PICTURE))} "How many shapes are there?"')
+    print(f'Ask more: {ask} --image {quoted(_from_here(IMAGE))} "How many shapes are there?"')
 
 
 def _ask(pipelines: Sequence[Pipeline], facts: Path, media: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Rounding that makes up for itself: each column's error is spread over the columns that are still to come.
+"""Error-compensated rounding (GPTQ): each column's error is spread over the columns that are still to come.
 
 Frantar, Ashkboos, Hoefler, Alistarh: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", ICLR 2023, arXiv 2210.17323. With H = X^T X over the layer's inputs on a few prompts, minimising

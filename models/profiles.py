@@ -54,11 +54,11 @@ class Shapes(Strict):
 
 Profile = dict[str, Shapes]
 """Name of each input of a graph -> its shapes."""
-Span = tuple[int, int, int]
+SizeRange = tuple[int, int, int]
 """The least, typical and largest size of a symbolic dimension."""
 
 
-class Limits(Strict):
+class EngineLimits(Strict):
     """What a language model's engine is built for: tokens of a prefill, visual tokens, sequences of a decode step.
 
     ``kept`` is the least, typical and largest number of visual tokens: one row of zeros where a prompt has no image,
@@ -66,7 +66,7 @@ class Limits(Strict):
     """
 
     max_prompt: int = Field(gt=0)
-    kept: Span
+    kept: SizeRange
     slots: int = Field(default=1, gt=0)
     images: int = Field(default=1, gt=0)
 
@@ -77,7 +77,7 @@ def make_limits(
     max_prompt: int | None,
     slots: int = 1,
     images: int = 1,
-) -> Limits:
+) -> EngineLimits:
     """Return the limits of engines that serve ``selectors``; None among them stands for no pruning.
 
     Args:
@@ -109,7 +109,7 @@ def make_limits(
         )
     most = images * max(kept)
     usual = min(most + PROMPT, info.positions)
-    return Limits(max_prompt=max_prompt or usual, kept=(1, kept[0], most), slots=slots, images=images)
+    return EngineLimits(max_prompt=max_prompt or usual, kept=(1, kept[0], most), slots=slots, images=images)
 
 
 def check_slots(info: LanguageInfo, capacity: int | None, slots: int) -> None:
@@ -154,7 +154,7 @@ def assemble_profiles(manifest: Manifest) -> tuple[Profile]:
     return (_profile(info.inputs, spans),)
 
 
-def _spans(manifest: Manifest) -> dict[str, Span]:
+def _spans(manifest: Manifest) -> dict[str, SizeRange]:
     """Return what the dimensions of the encoder's inputs and outputs may be: tiles, and those of a grid."""
     most = manifest.tiles_at_once
     spans = {"tiles": (1, most, most), "frames": (1, most, most)}
@@ -172,7 +172,7 @@ def selector_profiles(selector: SelectorInfo) -> tuple[Profile]:
 
 
 def language_profiles(
-    info: GraphInfo, limits: Limits, group: LayerGroup | None = None, *, apart: bool = True
+    info: GraphInfo, limits: EngineLimits, group: LayerGroup | None = None, *, apart: bool = True
 ) -> tuple[Profile, ...]:
     """Two profiles of one engine, :data:`DECODE` and :data:`PREFILL`, which share its weights; or one for both.
 
@@ -223,11 +223,11 @@ def fitting(profiles: Sequence[Profile], inputs: Mapping[str, npt.NDArray[Any]])
     return next(index for index, profile in enumerate(profiles) if fits(profile))
 
 
-def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, Span]) -> Profile:
+def _profile(inputs: Iterable[TensorInfo], sizes: Mapping[str, SizeRange]) -> Profile:
     return {tensor.name: _shapes(tensor, sizes) for tensor in inputs}
 
 
-def _shapes(tensor: TensorInfo, sizes: Mapping[str, Span]) -> Shapes:
+def _shapes(tensor: TensorInfo, sizes: Mapping[str, SizeRange]) -> Shapes:
     for size in tensor.shape:
         if isinstance(size, str) and size not in sizes:
             raise UserError(

@@ -147,7 +147,7 @@ def batch_command(
 
 
 @dataclass(frozen=True)
-class Line:
+class QuestionLine:
     """A line of the file: an object with ``question`` and whatever else it has, or what is wrong.
 
     ``entry`` is empty where the line is not an object. ``images`` and ``clips`` are the paths that it names.
@@ -160,7 +160,7 @@ class Line:
     clips: tuple[str, ...] = ()
 
 
-def read_questions(file: Path) -> Iterator[Line]:
+def read_questions(file: Path) -> Iterator[QuestionLine]:
     """Yield the lines of a JSONL that are not empty; images are looked for when their turn comes.
 
     Raises:
@@ -184,7 +184,7 @@ def read_questions(file: Path) -> Iterator[Line]:
                     while line and not line.endswith(b"\n"):
                         line = stream.readline(LONGEST_LINE)
                     error = f"is longer than {LONGEST_LINE} bytes"
-                    yield Line(number, {}, _invalid(file, number, error))
+                    yield QuestionLine(number, {}, _invalid(file, number, error))
                 elif line.strip():
                     yield _parse(line, file, number)
                 else:
@@ -199,7 +199,7 @@ def read_questions(file: Path) -> Iterator[Line]:
         raise UserError(f"'{file}' holds no questions.", code="questions-empty")
 
 
-def _parse(line: bytes, file: Path, number: int) -> Line:
+def _parse(line: bytes, file: Path, number: int) -> QuestionLine:
     from divprune_edge.errors import UserError
     from divprune_edge.processing.images import refuse_address
     from divprune_edge.strict_json import parse_json
@@ -207,11 +207,11 @@ def _parse(line: bytes, file: Path, number: int) -> Line:
     try:
         entry: Any = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError:
-        return Line(number, {}, _invalid(file, number, "is not UTF-8"))
+        return QuestionLine(number, {}, _invalid(file, number, "is not UTF-8"))
     except ValueError as error:
-        return Line(number, {}, _invalid(file, number, f"is not JSON ({error})"))
+        return QuestionLine(number, {}, _invalid(file, number, f"is not JSON ({error})"))
     if not isinstance(entry, dict):
-        return Line(number, {}, _invalid(file, number, "is not an object with image and question"))
+        return QuestionLine(number, {}, _invalid(file, number, "is not an object with image and question"))
     given = entry.get("images", entry.get("image"))
     images = [] if given is None else given if isinstance(given, list) else [given]
     clips = [] if entry.get("video") is None else [entry["video"]]
@@ -227,8 +227,8 @@ def _parse(line: bytes, file: Path, number: int) -> Line:
         for path in (*images, *clips):
             refuse_address(path)
     except UserError as error:
-        return Line(number, entry, error)
-    return Line(number, entry, images=tuple(images), clips=tuple(clips))
+        return QuestionLine(number, entry, error)
+    return QuestionLine(number, entry, images=tuple(images), clips=tuple(clips))
 
 
 def _is_text(value: Any) -> bool:

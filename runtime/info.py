@@ -130,7 +130,7 @@ def _images(bundle: Bundle) -> str:
     size = f"{manifest.vision_encoder.image_width} x {height} pixels"
     if rows is None or tiling is None:
         return f"{manifest.candidates} visual tokens of {size}"
-    each = f" of each tile, up to {manifest.visual_tokens(None)} in all" if rows.per == "tile" else ""
+    each = f" of each tile, a total of up to {manifest.visual_tokens(None)}" if rows.per == "tile" else ""
     return (
         f"up to {rows.rows} visual tokens{each}, of up to {rows.tiles} tiles of {size} in {len(tiling.grids)} grids; "
         f"picked from each {rows.per}"

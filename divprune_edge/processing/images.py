@@ -58,7 +58,7 @@ _OTHERS = ("WEBP", "TIFF", "JPEG2000", "AVIF")
 _EIGHT_BITS, _TWELVE_BITS = 255, 4095
 # Two letters or more: one is a drive of Windows. A path has one slash left of the two.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:[^/]+/", re.IGNORECASE)
-_DIMENSIONS = "it may have at most {} pixels a side and {} million in all"
+_DIMENSIONS = "it may have at most {} pixels a side and a total of {} million"
 
 _log = logging.getLogger("divprune_edge")
 

@@ -122,9 +122,7 @@ class FrameIndex:
             cut = f"ends after {seconds:.1f} of {whole:.1f} s"
             if len(container.streams) == 1:
                 raise UserError(f"{name} is truncated: it {cut}; get a complete copy.", code="clip-damaged")
-            _log.warning(
-                "%s has pictures for a part of it alone, or is truncated: the last one %s.", name, cut
-            )
+            _log.warning("%s has frames for a part of it alone, or is truncated: the last one %s.", name, cut)
         if seconds > MAX_SECONDS:
             raise too_long(name, f"{seconds:.0f} s")
         stated = float(stream.average_rate or 0)
@@ -243,7 +241,7 @@ def _reason(error: Exception) -> str:
 
 def empty_clip(name: str) -> UserError:
     """Return what is said of a clip without frames."""
-    return UserError(f"{name} has no frames: give one with pictures in it.", code="clip-empty")
+    return UserError(f"{name} has no frames: give one with a video stream.", code="clip-empty")
 
 
 def too_long(name: str, length: str) -> UserError:

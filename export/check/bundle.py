@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from divprune_edge.errors import UserError
-from divprune_edge.export.check.activations import Activations, live_activations, size_of
 from divprune_edge.export.check.asked import RtxAnswers, ask_tensorrt, is_installed
 from divprune_edge.export.check.findings import Finding, errors, grouped
 from divprune_edge.export.check.graph import GraphView, read_graph
 from divprune_edge.export.check.host import host_findings
 from divprune_edge.export.check.lint import lint_graph
+from divprune_edge.export.check.liveness import Activations, live_activations, size_of
 from divprune_edge.export.check.rtx import INSTALL, answer_findings, rtx_findings, unknown_findings
 from divprune_edge.export.check.tables import OperatorTable, table_for
 from divprune_edge.export.selector import PLUGINS

@@ -1,4 +1,4 @@
-"""The seam between the decoder's layers and the way its attention is written."""
+"""The interface between the decoder's layers and the way its attention is written."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from divprune_edge.export.package.facts import L4T, shell_facts, to_shell
 from divprune_edge.export.package.requirements import requirements
 from divprune_edge.export.package.wheel import plugin_sources, runtime_wheel, wheel_name
 from divprune_edge.manifest import MANIFEST, RESTORE, Manifest, read_manifest
-from divprune_edge.models.demo import PICTURE, PICTURE_FACTS
+from divprune_edge.models.demo import IMAGE, IMAGE_FACTS
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.targets import TARGETS, Target, find_target
 
@@ -128,12 +128,12 @@ def _bundle_members(bundle: Path, manifest: Manifest) -> list[Member]:
 def _selftest(bundle: Path) -> list[Member]:
     from divprune_edge.export.verify.sample import sample_answer
 
-    question = json.loads(PICTURE_FACTS.read_text(encoding="utf-8"))["questions"][0]["question"]
-    sample = sample_answer(bundle, PICTURE, question)
+    question = json.loads(IMAGE_FACTS.read_text(encoding="utf-8"))["questions"][0]["question"]
+    sample = sample_answer(bundle, IMAGE, question)
     return [
         Member("selftest/check_answer.py", _resource("check_answer.py")),
         Member("selftest/expected.json", sample.to_json().encode()),
-        Member("selftest/picture.png", PICTURE.read_bytes()),
+        Member("selftest/picture.png", IMAGE.read_bytes()),
     ]
 
 

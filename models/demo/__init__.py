@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["CHECKPOINT", "CLIP", "CLIP_FACTS", "PICTURE", "PICTURE_FACTS", "QWEN_CHECKPOINT"]
+__all__ = ["CHECKPOINT", "CLIP", "CLIP_FACTS", "IMAGE", "IMAGE_FACTS", "QWEN_CHECKPOINT"]
 
 _HERE = Path(__file__).resolve().parent
 
@@ -18,11 +18,11 @@ CHECKPOINT: Path = _HERE / "checkpoint"
 QWEN_CHECKPOINT: Path = _HERE / "qwen3-vl-checkpoint"
 """Hugging Face folder of the one of Qwen3-VL's architecture, which takes several images and clips; in a clone alone."""
 
-PICTURE: Path = _HERE / "picture.png"
+IMAGE: Path = _HERE / "picture.png"
 """A picture to ask about (RGB, 384 x 384)."""
 
-PICTURE_FACTS: Path = _HERE / "picture.json"
-"""Three questions about `PICTURE` with their true answers."""
+IMAGE_FACTS: Path = _HERE / "picture.json"
+"""Three questions about `IMAGE` with their true answers."""
 
 CLIP: Path = _HERE / "clip"
 """Folder of the four frames, half a second apart, of a clip to ask about (RGB, 192 x 192)."""

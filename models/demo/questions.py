@@ -1,4 +1,4 @@
-"""Questions about a scene, and the truth: only what a person could answer from the picture.
+"""Questions about a scene, and the expected answers: only what a person could answer from the picture.
 
 Nine types. A question is asked only where its answer is beyond doubt: "the circle" only if there is
 exactly one, "bigger" only from a ratio of 1.4, "left of" only with a clear distance, "top left"

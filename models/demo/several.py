@@ -27,7 +27,7 @@ TEXTS = (*ORDINALS, *DIRECTIONS, *WHICH_MORE, *WHICH_WAY, *WHAT_MOVES, "In the p
 
 
 @dataclass(frozen=True)
-class Clip:
+class DrawnClip:
     """A scene, in which shape number `thing` moves `distance` in a direction, from the first frame to the last."""
 
     scene: Scene
@@ -46,19 +46,19 @@ class Clip:
         return [self.frame(i / (count - 1)) for i in range(count)]
 
 
-def sample_clip(scene: Scene, rng: np.random.Generator) -> Clip | None:
+def sample_clip(scene: Scene, rng: np.random.Generator) -> DrawnClip | None:
     """A motion that stays in the image and meets nothing, if the scene has room for one."""
     distance = float(rng.uniform(NEAREST, FARTHEST))
     ways = [(i, name) for i in range(len(scene.objects)) for name in DIRECTIONS]
     for choice in rng.permutation(len(ways)):
         thing, direction = ways[choice]
-        clip = Clip(scene, thing, direction, distance)
+        clip = DrawnClip(scene, thing, direction, distance)
         if all(_is_clear(clip.frame(share), clip.thing) for share in np.linspace(0, 1, 5)):
             return clip
     return None
 
 
-def ask_clip(clip: Clip, asker: Asker, rng: np.random.Generator) -> list[Question]:
+def ask_clip(clip: DrawnClip, asker: Asker, rng: np.random.Generator) -> list[Question]:
     """Questions: where a shape moves, which one does, and one of each type that motion leaves alone."""
     thing = clip.scene.objects[clip.thing]
     found = [Question("moves", "moves", str(rng.choice(WHAT_MOVES)), f"{thing.color} {thing.shape}")]

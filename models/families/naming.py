@@ -10,7 +10,7 @@ from divprune_edge.models.families.family import WeightNames
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointPart:
     """A part of a checkpoint: what a sentence calls it, a weight that it always has, and its prefixes in the wild."""
 
     title: str
@@ -45,7 +45,7 @@ class Naming:
     """
 
     family: str
-    encoder: Mapping[str, Part]
+    encoder: Mapping[str, CheckpointPart]
     decoder: tuple[str, ...]
     heads: tuple[str, ...]
 
@@ -59,7 +59,9 @@ class Naming:
         Raises:
             UserError: a part is missing.
         """
-        decoder = Part("language model", "embed_tokens.weight", self.decoder).find(names, self.family)
+        decoder = CheckpointPart("language model", "embed_tokens.weight", self.decoder).find(
+            names, self.family
+        )
         head = next((name for name in self.heads if name in names), None)
         if head is None and not tied:
             raise UserError(

@@ -1,6 +1,6 @@
 """Two methods in a row: the first proposes candidates, the second picks among them.
 
-A selector takes a mask of rows that count; what the first one keeps is the mask of the second. With class-token
+A selector takes a mask of valid tokens; what the first one keeps is the mask of the second. With class-token
 attention first and max-min second, tokens that nobody looks at are out, and what is left is spread out. This is
 the idea of methods that join importance and diversity, such as VisPruner (Zhang et al., ICCV 2025, arXiv
 2412.01818v2), not a copy of one of them.

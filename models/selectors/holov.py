@@ -69,7 +69,7 @@ def crop_scores(tokens: Tokens, valid: Valid, attention: Array) -> Array:
 
 
 def crop_shares(scores: Array, keep: int) -> npt.NDArray[np.int64]:
-    """Return int64 [P]: how many tokens each crop gets, K in all."""
+    """Return int64 [P]: how many tokens each crop gets, a total of K."""
     weights = np.round(scores / scores.sum() * np.float32(GRID)) / np.float32(GRID)
     shares: npt.NDArray[np.int64] = np.floor(weights * np.float32(keep)).astype(np.int64)
     best = np.argsort(-weights, kind="stable")

@@ -18,7 +18,7 @@ from divprune_edge.runtime.backends.captured import (
     run_options,
     warn_of,
 )
-from divprune_edge.runtime.backends.memory import TYPES, DeviceMemory, Span, reason_of, run_bound
+from divprune_edge.runtime.backends.memory import TYPES, DeviceMemory, TensorSpan, reason_of, run_bound
 
 
 class Binding:
@@ -72,7 +72,9 @@ class Binding:
             else:
                 self.array(name, value)
 
-    def place(self, span: Span, shape: Sequence[int], *, source: str, target: str | None = None) -> None:
+    def place(
+        self, span: TensorSpan, shape: Sequence[int], *, source: str, target: str | None = None
+    ) -> None:
         """Bind a part of a tensor as an input, and as an output that is written in the same place."""
         where = self._memory.device, 0, TYPES[span.dtype], tuple(shape), span.address
         self._held[source] = span

@@ -16,7 +16,7 @@ from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.models.dialects import DIALECTS
 from divprune_edge.models.steps import STEPS, StepInputs, on_device
 from divprune_edge.runtime.backends.binding import Binding
-from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, Span, dtype_of
+from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, TensorSpan, dtype_of
 from divprune_edge.runtime.backends.outputs import Outputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
@@ -129,7 +129,7 @@ class BlockSession(SlotTable):
             self._memory.copy(own, np.arange(length), theirs)
         return kept
 
-    def _beside(self, slot: int, rows: DeviceRows) -> Iterator[tuple[Span, Span]]:
+    def _beside(self, slot: int, rows: DeviceRows) -> Iterator[tuple[TensorSpan, TensorSpan]]:
         """Yield a slot's cache in pieces, each with the rows of the same tensors."""
         # Neighbours here are neighbours there where there is one slot: then one piece does for all tensors.
         at_once = self._tensors if self.slots == 1 else 1
@@ -141,11 +141,11 @@ class BlockSession(SlotTable):
         info = self._info
         return self._tensors, self.slots, info.kv_heads, self._capacity, info.head_dim
 
-    def _piece(self, tensor: int, slot: int, count: int = 1) -> Span:
+    def _piece(self, tensor: int, slot: int, count: int = 1) -> TensorSpan:
         """Return a slot's cache of ``count`` neighbouring tensors; of several, only where there is one slot."""
         _, slots, heads, capacity, width = self._shape
         begin = (tensor * slots + slot) * heads * capacity * width
-        return Span(self.block, self._info.cache_dtype, (count * heads, capacity, width), begin)
+        return TensorSpan(self.block, self._info.cache_dtype, (count * heads, capacity, width), begin)
 
     @property
     def _steady(self) -> bool:
@@ -183,7 +183,7 @@ class BlockSession(SlotTable):
         self._views.clear()
         self.block = self._memory.empty(self._shape, self._info.cache_dtype)
         old, new = (
-            Span(value, self._info.cache_dtype, (whole, capacity, self._info.head_dim))
+            TensorSpan(value, self._info.cache_dtype, (whole, capacity, self._info.head_dim))
             for value, capacity in ((held, before), (self.block, self._capacity))
         )
         self._memory.copy(old, np.arange(before), new)

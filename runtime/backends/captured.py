@@ -2,7 +2,7 @@
 
 A replay reads no memory of the host, so that nothing of a step may be there: ids and lengths are copied into buffers of
 the device, and the one input of GroupQueryAttention that ONNX Runtime wants on the host, ``total_sequence_length``, is
-given the whole cache. It only bounds what is launched; the rows that count are those of ``seqlens_k``. Where that is
+given the whole cache. It only bounds what is launched; the valid rows are those of ``seqlens_k``. Where that is
 not so, the replay of a second step would differ from a plain run, and the first ones are compared.
 """
 

@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup
 from divprune_edge.runtime.backends.binding import Binding
-from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, Span
+from divprune_edge.runtime.backends.memory import DeviceMemory, DeviceRows, TensorSpan
 from divprune_edge.runtime.backends.outputs import Outputs
 from divprune_edge.runtime.backends.session import (
     CacheRows,
@@ -36,7 +36,7 @@ class _Batch:
     """
 
     slots: list[int]
-    cache: list[Span]
+    cache: list[TensorSpan]
     real: npt.NDArray[np.bool_]
     visual: DeviceTensor
 
@@ -128,7 +128,7 @@ class GrowingSession(SlotTable):
         info, heads = self._info, (self._info.kv_heads, length, self._info.head_dim)
         return DeviceRows.room(self._memory, info.cache_dtype, len(self._past), heads)
 
-    def _spans(self, slot: int) -> list[Span]:
+    def _spans(self, slot: int) -> list[TensorSpan]:
         """Return where a sequence's part of each tensor of its batch lies."""
         batch, heads = self._batches[slot], self._info.kv_heads
         return [span.part(batch.slots.index(slot) * heads, heads) for span in batch.cache]
@@ -164,7 +164,8 @@ class GrowingSession(SlotTable):
         longest = max(found.size for found in columns.values())
         shape = len(slots) * info.kv_heads, longest, info.head_dim
         cache = [
-            Span(self._memory.empty(shape, info.cache_dtype), info.cache_dtype, shape) for _ in self._past
+            TensorSpan(self._memory.empty(shape, info.cache_dtype), info.cache_dtype, shape)
+            for _ in self._past
         ]
         for at, slot in enumerate(slots):
             for source, whole in zip(self._spans(slot), cache, strict=True):
@@ -203,5 +204,5 @@ class GrowingSession(SlotTable):
         self.link.handed = {name: found[name] for name in self._handed}
         self.link.order = tuple(batch.slots)
         shape = count * info.kv_heads, batch.real.shape[1], info.head_dim
-        batch.cache = [Span(found[name], info.cache_dtype, shape) for name in self._present]
+        batch.cache = [TensorSpan(found[name], info.cache_dtype, shape) for name in self._present]
         return outputs

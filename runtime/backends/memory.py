@@ -39,7 +39,7 @@ class Traffic:
 
 
 @dataclass(frozen=True)
-class Span:
+class TensorSpan:
     """A part of a tensor, seen as [count, rows, width]; ``begin`` counts elements from the tensor's first."""
 
     value: ort.OrtValue
@@ -53,17 +53,17 @@ class Span:
         return int(self.value.data_ptr()) + self.begin * np.dtype(self.dtype).itemsize
 
     @property
-    def wide(self) -> Span:
+    def wide(self) -> TensorSpan:
         """The same bytes as float32 where they are a multiple of four: one session copies all types of these."""
         size, (count, rows, width) = np.dtype(self.dtype).itemsize, self.shape
         if width * size % 4 or self.begin * size % 4:
             return self
-        return Span(self.value, "float32", (count, rows, width * size // 4), self.begin * size // 4)
+        return TensorSpan(self.value, "float32", (count, rows, width * size // 4), self.begin * size // 4)
 
-    def part(self, first: int, count: int) -> Span:
+    def part(self, first: int, count: int) -> TensorSpan:
         """Return ``count`` of its first dimension, from ``first`` on."""
         _, rows, width = self.shape
-        return Span(self.value, self.dtype, (count, rows, width), self.begin + first * rows * width)
+        return TensorSpan(self.value, self.dtype, (count, rows, width), self.begin + first * rows * width)
 
 
 class DeviceMemory:
@@ -111,10 +111,10 @@ class DeviceMemory:
         if self.device == "cpu":  # pages that nobody writes to cost nothing
             return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, TYPES[dtype]))
         value = self.empty(shape, dtype)
-        self.clear(Span(value, dtype, (1, 1, math.prod(shape))))
+        self.clear(TensorSpan(value, dtype, (1, 1, math.prod(shape))))
         return value
 
-    def clear(self, span: Span) -> None:
+    def clear(self, span: TensorSpan) -> None:
         """Write zeros."""
         span = span.wide
         zero = self.upload(np.zeros((1, 1, 1), span.dtype))
@@ -122,7 +122,9 @@ class DeviceMemory:
         for begin in range(0, size, _ONCE):
             rows = 1, min(_ONCE, size - begin), 1
             self.copy(
-                Span(zero, span.dtype, (1, 1, 1)), [0], Span(span.value, span.dtype, rows, span.begin + begin)
+                TensorSpan(zero, span.dtype, (1, 1, 1)),
+                [0],
+                TensorSpan(span.value, span.dtype, rows, span.begin + begin),
             )
 
     def upload(self, array: Array) -> ort.OrtValue:
@@ -144,7 +146,7 @@ class DeviceMemory:
         array: Array = value.numpy()
         return array
 
-    def copy(self, source: Span, columns: npt.ArrayLike, target: Span, before: int = 0) -> None:
+    def copy(self, source: TensorSpan, columns: npt.ArrayLike, target: TensorSpan, before: int = 0) -> None:
         """Copy ``columns`` of the rows of ``source`` into ``target``, behind ``before`` rows; its others become zeros.
 
         Both have the same count, width and type, and do not overlap.
@@ -177,9 +179,9 @@ class DeviceMemory:
         size = np.size(columns)
         taken = self.empty((*shape[:axis], size, *shape[axis + 1 :]), dtype)
         self.copy(
-            Span(value, dtype, (around[0], shape[axis], around[1])),
+            TensorSpan(value, dtype, (around[0], shape[axis], around[1])),
             columns,
-            Span(taken, dtype, (around[0], size, around[1])),
+            TensorSpan(taken, dtype, (around[0], size, around[1])),
         )
         return taken
 
@@ -193,7 +195,7 @@ class DeviceMemory:
     def put(self, value: ort.OrtValue, target: ort.OrtValue, begin: int) -> int:
         """Copy a tensor into another of its type, behind ``begin`` elements; return where it ends."""
         dtype, size = dtype_of(value), int(math.prod(value.shape()))
-        self.copy(Span(value, dtype, (1, 1, size)), [0], Span(target, dtype, (1, 1, size), begin))
+        self.copy(TensorSpan(value, dtype, (1, 1, size)), [0], TensorSpan(target, dtype, (1, 1, size), begin))
         return begin + size
 
     def _session(self, dtype: str) -> ort.InferenceSession:
@@ -248,7 +250,7 @@ class DeviceRows(Sequence[Array]):
     """
 
     memory: DeviceMemory
-    whole: Span
+    whole: TensorSpan
     tensors: int
 
     @classmethod
@@ -258,14 +260,14 @@ class DeviceRows(Sequence[Array]):
         whole = tensors * heads, length, width
         # No tensor is without an address, also one of no rows.
         room = memory.empty((tensors * heads, max(length, 1), width), dtype)
-        return cls(memory, Span(room, dtype, whole), tensors)
+        return cls(memory, TensorSpan(room, dtype, whole), tensors)
 
     @property
     def length(self) -> int:
         """How many rows."""
         return self.whole.shape[1]
 
-    def span(self, tensor: int, count: int = 1) -> Span:
+    def span(self, tensor: int, count: int = 1) -> TensorSpan:
         """Return ``count`` tensors, from one on."""
         heads = self.whole.shape[0] // self.tensors
         return self.whole.part(tensor * heads, count * heads)
@@ -278,5 +280,5 @@ class DeviceRows(Sequence[Array]):
             raise IndexError(index)
         span = self.span(index)
         own = self.memory.empty((1, *span.shape), span.dtype)
-        self.memory.copy(span, np.arange(self.length), Span(own, span.dtype, span.shape))
+        self.memory.copy(span, np.arange(self.length), TensorSpan(own, span.dtype, span.shape))
         return np.array(self.memory.download(own))

@@ -1,4 +1,4 @@
-"""The seam between the TensorRT backend and the device: memory, one stream, CUDA graphs, plans.
+"""The interface between the TensorRT backend and the device: memory, one stream, CUDA graphs, plans.
 
 The backend is written against these protocols; ``cuda.py`` and ``plan.py`` are what a GPU has behind them. All work
 goes to the device's one stream and is done in the order in which it was asked for; only :meth:`Device.synchronize`

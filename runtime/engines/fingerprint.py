@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from divprune_edge.errors import either
 from divprune_edge.manifest import Manifest, Strict
-from divprune_edge.models.profiles import Limits
+from divprune_edge.models.profiles import EngineLimits
 from divprune_edge.models.tensorrt import EDITIONS, Name
 from divprune_edge.runtime.engines.facts import DeviceFacts
 
@@ -33,7 +33,7 @@ class Facts(Strict):
     cuda: str | None
     sms: tuple[int, ...]
     plugin: str | None
-    limits: Limits
+    limits: EngineLimits
 
 
 def fingerprint(facts: Facts) -> str:

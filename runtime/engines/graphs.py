@@ -11,7 +11,7 @@ from divprune_edge.manifest import Manifest, SelectorInfo
 from divprune_edge.models.profiles import (
     ASSEMBLE,
     VISION,
-    Limits,
+    EngineLimits,
     Profile,
     assemble_profiles,
     language_engines,
@@ -92,7 +92,7 @@ def chosen_selectors(bundle: Bundle, asked: str | None) -> list[SelectorInfo | N
 def graphs_of(
     bundle: Bundle,
     selectors: Sequence[SelectorInfo | None],
-    limits: Limits,
+    limits: EngineLimits,
     tensorrt: str,
     edition: Edition = TENSORRT,
 ) -> list[Graph]:
@@ -125,7 +125,7 @@ def _selector_graph(entry: SelectorInfo, tensorrt: str, edition: Edition) -> Gra
 
 
 def facts_of(
-    bundle: Bundle, graphs: Sequence[Graph], limits: Limits, device: DeviceFacts, plugin: Library | None
+    bundle: Bundle, graphs: Sequence[Graph], limits: EngineLimits, device: DeviceFacts, plugin: Library | None
 ) -> Facts:
     """Return what the engines of these graphs depend on here."""
     return Facts(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import SelectorInfo
-from divprune_edge.models.profiles import ASSEMBLE, VISION, Limits, is_language, language_engines
+from divprune_edge.models.profiles import ASSEMBLE, VISION, EngineLimits, is_language, language_engines
 from divprune_edge.models.targets import find_target
 from divprune_edge.models.tensorrt import TENSORRT, Edition
 from divprune_edge.plugins.loader import BUILD, Library, default_path, find_library
@@ -56,7 +56,7 @@ class Engines:
 
     folder: Path
     device: DeviceFacts
-    limits: Limits
+    limits: EngineLimits
     plans: Mapping[str, mmap]
     info: Mapping[str, PlanInfo]
     library: Library | None

@@ -67,7 +67,7 @@ def _scaled(selection: Selection) -> Image.Image:
 
 
 def _beside(layers: Sequence[Image.Image]) -> Image.Image:
-    """Return one picture of several of one size, side by side, or one below the other where they are wide."""
+    """Return one image of several of one size, side by side, or one below the other where they are wide."""
     width, height = layers[0].size
     across = height >= width
     step = (width + _GAP, 0) if across else (0, height + _GAP)

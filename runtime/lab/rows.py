@@ -19,7 +19,7 @@ Pick = Callable[..., Indices]
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class ValidRows:
     """The rows of an image that count, of any encoder.
 
     Attributes:
@@ -55,12 +55,12 @@ class Rows:
 
 def rows_of(
     backend: Backend, candidates: Candidates, signals: Sequence[str] = (), token: int | None = None
-) -> Rows:
+) -> ValidRows:
     """Return the rows of the only image, on the host."""
     tokens = backend.to_host(candidates.encoded.tokens)
     given = {name: backend.to_host(candidates.encoded.outputs[name]) for name in signals}
     valid, reading = candidates.valid, candidates.reading
-    return Rows(
+    return ValidRows(
         tokens[valid][np.argsort(reading[valid])],
         valid,
         reading,

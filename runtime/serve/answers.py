@@ -11,7 +11,7 @@ from typing import Any
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.manifest import UNPRUNED, SelectorInfo
 from divprune_edge.runtime.generate import FinishReason
-from divprune_edge.runtime.serve.job import Ended, Event, Piece, Seen
+from divprune_edge.runtime.serve.job import Ended, Event, PromptReady, TextPiece
 from divprune_edge.runtime.serve.scores import Likely, TokenScore
 
 _STATUS = {
@@ -68,17 +68,17 @@ class Writing:
     scored: bool = False
     says_usage: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
-    _seen: Seen | None = None
+    _seen: PromptReady | None = None
     _ended: Ended | None = None
     _text: list[str] = field(default_factory=list)
     _scores: list[TokenScore] = field(default_factory=list)
 
     def take(self, event: Event) -> list[dict[str, Any]]:
         """Count an event of the answer, and return the chunks that it makes of a stream."""
-        if isinstance(event, Seen):
+        if isinstance(event, PromptReady):
             self._seen = event
             return [self._chunk({"role": "assistant", "content": ""}, None) | {"divprune": self._looked()}]
-        if isinstance(event, Piece):
+        if isinstance(event, TextPiece):
             self._text.append(event.text)
             self._scores += event.scores
             return [self._chunk({"content": event.text}, None, self._logprobs(event.scores))]

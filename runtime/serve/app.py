@@ -23,8 +23,8 @@ from divprune_edge.runtime.serve.answers import Writing, advice, error_fields, e
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.guard import Access, App, Guard, Receive, Scope, Send
-from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question
-from divprune_edge.runtime.serve.reader import ClientGone, Reader
+from divprune_edge.runtime.serve.job import Conversation, Ended, Event, Failed, Job
+from divprune_edge.runtime.serve.reader import ClientGone, RequestReader
 from divprune_edge.runtime.serve.remote import Fetcher
 from divprune_edge.runtime.serve.scheduler import internal, too_late
 from divprune_edge.runtime.serve.schema import ChatRequest
@@ -47,7 +47,7 @@ def make_app(engine: Engine, catalog: Catalog, fetcher: Fetcher, access: Access)
     # What a question looks like is for its client to know, and would be written here as often as it is asked.
     logging.getLogger("divprune_edge.processing.prompt").setLevel(logging.ERROR)
     page = _page()
-    read = Reader(catalog, engine.limits, fetcher)
+    read = RequestReader(catalog, engine.limits, fetcher)
 
     _answer_errors(app, engine)
 
@@ -148,7 +148,7 @@ def _answer_errors(app: FastAPI, engine: Engine) -> None:
         return Response(status_code=499)
 
 
-def _writing(asked: ChatRequest, question: Question, catalog: Catalog) -> Writing:
+def _writing(asked: ChatRequest, question: Conversation, catalog: Catalog) -> Writing:
     return Writing(
         f"chatcmpl-{secrets.token_hex(12)}",
         asked.model or catalog.name,
@@ -165,7 +165,7 @@ class _Answer:
         self,
         engine: Engine,
         writing: Writing,
-        question: Question,
+        question: Conversation,
         client: str,
         began: float,
         gone: asyncio.Task[None],

@@ -67,7 +67,7 @@ def serve_command(
     from importlib.util import find_spec
 
     from divprune_edge.errors import UserError
-    from divprune_edge.runtime.serve.limits import Limits
+    from divprune_edge.runtime.serve.limits import ServerLimits
     from divprune_edge.runtime.serve.settings import Settings, read_key
 
     missing = [one for one in ("fastapi", "uvicorn", "prometheus_client") if find_spec(one) is None]
@@ -86,15 +86,15 @@ def serve_command(
             raise UserError(
                 f"{option} is {value}, expected {least} to {(1 << 20) - 1}.", code="count-out-of-range"
             )
-    limits = Limits().changed(limit or ())
+    limits = ServerLimits().changed(limit or ())
     if slots is not None:
         limits = replace(limits, slots=slots)
     key = read_key(api_key_file, os.environ.get(KEY_VARIABLE))
     settings = Settings(host, port, key, open_to_all, tuple(url_host or ()), name)
 
     from divprune_edge.runtime.pipeline import Pipeline
+    from divprune_edge.runtime.serve.allocator import collect_often, give_back
     from divprune_edge.runtime.serve.engine import Engine
-    from divprune_edge.runtime.serve.memory import collect_often, give_back
     from divprune_edge.runtime.serve.server import serve
 
     give_back()

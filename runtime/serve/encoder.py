@@ -25,8 +25,8 @@ from divprune_edge.processing.images import image_of_bytes
 from divprune_edge.processing.prompt import Turn, system_turns, user_turn
 from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.serve.job import Job, Medium, Question, Seen, Utterance
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.job import Conversation, Job, Medium, PromptReady, Utterance
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.places import shown
 from divprune_edge.runtime.serve.scheduler import internal, too_late
@@ -80,7 +80,7 @@ class Encoder(threading.Thread):
         waiting: FairQueue,
         hand_on: Callable[[Job], None],
         *,
-        limits: Limits,
+        limits: ServerLimits,
         cache_bytes: int,
         metrics: Metrics,
         turns: AbstractContextManager[None],
@@ -172,7 +172,7 @@ class Encoder(threading.Thread):
         facts = self._manifest.preprocessing
         tokens = self._manifest.vision_encoder.uncut or self._manifest.candidates
         places = (shown(look.image, image, tokens, facts) for look, image in zip(looks, seen, strict=True))
-        job.tell(Seen(len(job.prompt), tuple(places)))
+        job.tell(PromptReady(len(job.prompt), tuple(places)))
 
     def _pruning(self, job: Job) -> Pipeline:
         selector = job.question.selector
@@ -232,7 +232,7 @@ class _Gone(Exception):
     """Nobody waits for a job any more."""
 
 
-def _keys(question: Question) -> list[tuple[bytes, bool]]:
+def _keys(question: Conversation) -> list[tuple[bytes, bool]]:
     """Return by what each image or clip is known: one that is alone in its prompt may be read otherwise."""
     alone = sum(not medium.clip for medium in question.media) == 1
     return [(medium.key, medium.clip or alone) for medium in question.media]

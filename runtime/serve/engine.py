@@ -1,4 +1,4 @@
-"""What answers: the line, the encoder's thread and the language model's, opened and closed together."""
+"""What answers: the queue, the encoder's thread and the language model's, opened and closed together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.pipeline import Pipeline
 from divprune_edge.runtime.serve.encoder import Encoder
-from divprune_edge.runtime.serve.job import Ended, Event, Failed, Job, Question, Seen
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.fair_lock import FairLock
+from divprune_edge.runtime.serve.job import Conversation, Ended, Event, Failed, Job, PromptReady
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.scheduler import Scheduler, internal, stopping
-from divprune_edge.runtime.serve.turns import Turns
 from divprune_edge.runtime.serve.waiting import FairQueue
 
 CHUNK = 256
@@ -36,14 +36,14 @@ class Engine:
     def __init__(
         self,
         pipeline: Pipeline,
-        limits: Limits,
+        limits: ServerLimits,
         *,
         chunk: int = CHUNK,
         image_cache: int = 256 << 20,
         prefix_cache: int = 256 << 20,
     ) -> None:
         self.pipeline, self.limits, self.metrics = pipeline, limits, Metrics()
-        turns = nullcontext() if pipeline.backend.computes_beside else Turns()
+        turns = nullcontext() if pipeline.backend.computes_beside else FairLock()
         self._waiting = FairQueue()
         self._scheduler = Scheduler(
             pipeline,
@@ -108,7 +108,7 @@ class Engine:
         return self.busy() if self.full and not self._waiting.yields_to(client) else None
 
     def submit(
-        self, question: Question, client: str, tell: Callable[[Event], None], began: float | None = None
+        self, question: Conversation, client: str, tell: Callable[[Event], None], began: float | None = None
     ) -> Job:
         """Let a question wait for its answer, of which ``tell`` hears, from other threads.
 
@@ -183,7 +183,7 @@ class Engine:
             job.fail(internal())
 
     def _note(self, job: Job, event: Event) -> None:
-        if isinstance(event, Seen):
+        if isinstance(event, PromptReady):
             self.metrics.prompt.inc(event.prompt_tokens)
             self.metrics.visual.inc(sum(len(one.kept) for one in event.media))
             self.metrics.candidates.inc(sum(one.candidates for one in event.media))

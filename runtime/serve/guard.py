@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from divprune_edge.errors import DivpruneError, UserError
 from divprune_edge.runtime.serve.answers import advice, error_fields, status_of
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.scheduler import internal, stopping
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -89,7 +89,7 @@ class Guard:
     """
 
     def __init__(
-        self, app: App, access: Access, limits: Limits, count: Callable[[str], None] | None = None
+        self, app: App, access: Access, limits: ServerLimits, count: Callable[[str], None] | None = None
     ) -> None:
         self._app, self._access, self._limits, self._count = app, access, limits, count
         self._held, self._counting = 0, threading.Lock()
@@ -172,7 +172,7 @@ class Guard:
             self._held -= count
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ServerLimits:
         """What is let through."""
         return self._limits
 

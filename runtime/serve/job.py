@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from divprune_edge.processing.layout import PromptIds
     from divprune_edge.runtime.generate import Decoding, FinishReason, Writer
     from divprune_edge.runtime.serve.places import Shown
-    from divprune_edge.runtime.serve.scores import Scores, TokenScore
+    from divprune_edge.runtime.serve.scores import TokenScore, TokenScores
     from divprune_edge.runtime.vision import VisualTokens
 
 
@@ -47,7 +47,7 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class Question:
+class Conversation:
     """A conversation whose last word is the user's, and how to answer it.
 
     Attributes:
@@ -72,13 +72,13 @@ class Question:
         """Whether nothing was answered before."""
         return all(utterance.role != "assistant" for utterance in self.utterances)
 
-    def without_media(self) -> Question:
+    def without_media(self) -> Conversation:
         """Return the question without the bytes of its images, once these were looked at."""
         return replace(self, utterances=tuple(replace(one, media=()) for one in self.utterances))
 
 
 @dataclass(frozen=True)
-class Seen:
+class PromptReady:
     """The prompt is ready: how long it is, and what was kept of each image and clip."""
 
     prompt_tokens: int
@@ -86,7 +86,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """Some more text; tokens whose text is not certain yet come with a later piece's."""
 
     text: str
@@ -118,7 +118,7 @@ class Failed:
     error: DivpruneError
 
 
-Event: TypeAlias = Seen | Piece | Ended | Failed
+Event: TypeAlias = PromptReady | TextPiece | Ended | Failed
 
 
 class Times:
@@ -175,7 +175,7 @@ class Job:
         scores: of its tokens, where they are asked for.
     """
 
-    question: Question
+    question: Conversation
     client: str
     deadline: float
     tell: Callable[[Event], None]
@@ -189,7 +189,7 @@ class Job:
     reused: int = 0
     tokens: int = 0
     pieces: list[str] = field(default_factory=list)
-    scores: Scores | None = None
+    scores: TokenScores | None = None
     times: Times = field(default_factory=Times)
 
     @property

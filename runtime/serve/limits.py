@@ -10,7 +10,7 @@ from divprune_edge.processing.images import MAX_BYTES, MAX_PIXELS
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """All of them; bytes, pixels, tokens and seconds are per request where nothing else is said.
 
     Attributes:
@@ -78,7 +78,7 @@ class Limits:
                 code="limit-out-of-range",
             )
 
-    def changed(self, given: Sequence[str]) -> Limits:
+    def changed(self, given: Sequence[str]) -> ServerLimits:
         """Return these limits with others in the place of some, each as ``NAME=NUMBER``.
 
         Raises:

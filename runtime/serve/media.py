@@ -8,12 +8,12 @@ import re
 from collections.abc import Callable
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 
 _DATA = re.compile(r"data:image/(jpeg|jpg|png|gif|webp);base64,", re.IGNORECASE)
 
 
-def bytes_of(url: str, limits: Limits, fetch: Callable[[str], bytes]) -> bytes:
+def bytes_of(url: str, limits: ServerLimits, fetch: Callable[[str], bytes]) -> bytes:
     """Return the bytes of an image's file; what kind of image they are, they say themselves.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Beginnings of prompts whose KV cache is kept: a system text, an image that is asked about again, a conversation."""
+"""Prefixes of prompts whose KV cache is kept: a system text, an image that is asked about again, a conversation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _Prefix:
 
 
 class PrefixCache:
-    """The beginnings used last, in ``room`` bytes; a row of the cache has ``row_bytes``, in all layers."""
+    """The prefixes used last, in ``room`` bytes; a row of the cache has ``row_bytes``, in all layers."""
 
     def __init__(self, room: int, row_bytes: int) -> None:
         self._room, self._row_bytes = room, row_bytes

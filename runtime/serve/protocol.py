@@ -8,10 +8,10 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 
 
-def bounded_protocol(limits: Limits) -> type[H11Protocol]:
+def bounded_protocol(limits: ServerLimits) -> type[H11Protocol]:
     """Return uvicorn's protocol with limits on connections and on their time."""
 
     class BoundedProtocol(H11Protocol):

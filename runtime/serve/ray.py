@@ -27,7 +27,7 @@ from divprune_edge.runtime.serve.app import make_app
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import CHUNK, Engine
 from divprune_edge.runtime.serve.guard import Access, Guard, Message, Receive, Scope, Send
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.remote import Fetcher
 from divprune_edge.runtime.serve.scheduler import internal
 from divprune_edge.runtime.serve.schema import ChatRequest, read_request
@@ -78,9 +78,9 @@ class Arguments(BaseModel):
     gpus: float = 0
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> ServerLimits:
         """The limits of a replica."""
-        return Limits().changed([text for text in self.limit.split(",") if text])
+        return ServerLimits().changed([text for text in self.limit.split(",") if text])
 
 
 class Replica:

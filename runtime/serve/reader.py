@@ -10,8 +10,8 @@ from contextlib import suppress
 from functools import partial
 
 from divprune_edge.runtime.serve.catalog import Catalog
-from divprune_edge.runtime.serve.job import Question
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.job import Conversation
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.reading import question_of
 from divprune_edge.runtime.serve.remote import Errand, Fetcher
 from divprune_edge.runtime.serve.schema import ChatRequest, read_request
@@ -24,17 +24,17 @@ class ClientGone(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Reader:
+class RequestReader:
     """Reads requests; ``fetcher`` gets images from addresses."""
 
-    def __init__(self, catalog: Catalog, limits: Limits, fetcher: Fetcher) -> None:
+    def __init__(self, catalog: Catalog, limits: ServerLimits, fetcher: Fetcher) -> None:
         self._catalog, self._limits, self._fetcher = catalog, limits, fetcher
         self._threads = ThreadPoolExecutor(_READING, "reading")
         self._calls = asyncio.Semaphore(_CALLING)
 
     async def __call__(
         self, body: bytes, hold: Callable[[int], None], gone: asyncio.Task[None]
-    ) -> tuple[ChatRequest, Question]:
+    ) -> tuple[ChatRequest, Conversation]:
         """Return what a body asks; ``hold`` counts the bytes of images that lie elsewhere.
 
         Raises:
@@ -49,7 +49,9 @@ class Reader:
             return asked, await self._call(work, errand, gone)
         return asked, await loop.run_in_executor(self._threads, work)
 
-    async def _call(self, work: Callable[[], Question], errand: Errand, gone: asyncio.Task[None]) -> Question:
+    async def _call(
+        self, work: Callable[[], Conversation], errand: Errand, gone: asyncio.Task[None]
+    ) -> Conversation:
         working = asyncio.ensure_future(self._in_a_thread(work))
         try:
             await asyncio.wait({working, gone}, timeout=errand.left, return_when=asyncio.FIRST_COMPLETED)
@@ -62,10 +64,10 @@ class Reader:
             working.cancel()
             errand.cut()
 
-    async def _in_a_thread(self, work: Callable[[], Question]) -> Question:
+    async def _in_a_thread(self, work: Callable[[], Conversation]) -> Conversation:
         """Run it where it keeps no process alive: a name server may not answer for minutes."""
         await self._calls.acquire()
-        loop, future = asyncio.get_running_loop(), Future[Question]()
+        loop, future = asyncio.get_running_loop(), Future[Conversation]()
         future.set_running_or_notify_cancel()
 
         def run() -> None:

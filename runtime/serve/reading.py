@@ -7,8 +7,8 @@ from collections.abc import Callable
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.serve.catalog import Catalog
-from divprune_edge.runtime.serve.job import Medium, Question, Utterance
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.job import Conversation, Medium, Utterance
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.media import bytes_of
 from divprune_edge.runtime.serve.schema import (
     Answered,
@@ -26,7 +26,7 @@ _LONGEST_STOP = 256
 _DEFAULT_TOKENS = 256
 
 
-def question_of(asked: ChatRequest, catalog: Catalog, limits: Limits, fetch: Fetch) -> Question:
+def question_of(asked: ChatRequest, catalog: Catalog, limits: ServerLimits, fetch: Fetch) -> Conversation:
     """Return the question of a request; ``fetch`` gets an image from an address.
 
     Raises:
@@ -40,10 +40,10 @@ def question_of(asked: ChatRequest, catalog: Catalog, limits: Limits, fetch: Fet
     if asked.top_logprobs and not asked.logprobs:
         raise UserError('top_logprobs needs logprobs: say "logprobs": true as well.', code="logprobs-missing")
     utterances = _utterances(asked.messages, limits, fetch)
-    return Question(utterances, selector, decoding, wanted)
+    return Conversation(utterances, selector, decoding, wanted)
 
 
-def _check_messages(messages: list[Said | Answered], limits: Limits) -> None:
+def _check_messages(messages: list[Said | Answered], limits: ServerLimits) -> None:
     if len(messages) > limits.messages:
         raise UserError(
             f"The conversation has {len(messages)} messages, this server takes {limits.messages}: leave out the first "
@@ -80,7 +80,7 @@ def _check_messages(messages: list[Said | Answered], limits: Limits) -> None:
             )
 
 
-def _decoding(asked: ChatRequest, limits: Limits) -> Decoding:
+def _decoding(asked: ChatRequest, limits: ServerLimits) -> Decoding:
     both = (asked.max_tokens, asked.max_completion_tokens)
     if None not in both and both[0] != both[1]:
         raise UserError(
@@ -108,14 +108,14 @@ def _decoding(asked: ChatRequest, limits: Limits) -> Decoding:
     return Decoding(**{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
 
 
-def _utterances(messages: list[Said | Answered], limits: Limits, fetch: Fetch) -> tuple[Utterance, ...]:
+def _utterances(messages: list[Said | Answered], limits: ServerLimits, fetch: Fetch) -> tuple[Utterance, ...]:
     """Return the conversation, what the system says first in one."""
     systems = [message.text for message in messages if message.role in _SYSTEM]
     others = [_utterance(message, limits, fetch) for message in messages[len(systems) :]]
     return (*([Utterance("system", "\n\n".join(systems))] if systems else ()), *others)
 
 
-def _utterance(message: Message, limits: Limits, fetch: Fetch) -> Utterance:
+def _utterance(message: Message, limits: ServerLimits, fetch: Fetch) -> Utterance:
     images, clips = [], []
     for part in message.parts:
         if isinstance(part, ImagePart):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from divprune_edge.errors import UserError
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 
 _ADDRESS = re.compile(
     r"https://(?P<host>[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)(?::443)?(?P<path>/[\x21\x24-\x5b\x5d-\x7e]*)?",
@@ -44,7 +44,7 @@ class Fetcher:
     def __init__(
         self,
         hosts: Collection[str],
-        limits: Limits,
+        limits: ServerLimits,
         resolve: Resolve | None = None,
         trust: ssl.SSLContext | None = None,
     ) -> None:

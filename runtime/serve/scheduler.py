@@ -20,10 +20,10 @@ from divprune_edge.models.dialects import DIALECTS, row_bytes
 from divprune_edge.processing.layout import PromptIds
 from divprune_edge.runtime.backends import LanguageSession, Prediction
 from divprune_edge.runtime.pipeline import Pipeline
-from divprune_edge.runtime.serve.job import Ended, Job, Piece
+from divprune_edge.runtime.serve.job import Ended, Job, TextPiece
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.prefixes import PrefixCache
-from divprune_edge.runtime.serve.scores import Scores, TokenScore
+from divprune_edge.runtime.serve.scores import TokenScore, TokenScores
 
 _log = logging.getLogger("divprune_edge")
 _PIECES_ALONE = 4
@@ -233,7 +233,7 @@ class Scheduler(threading.Thread):
         if job.question.logprobs is not None:
             scores = self._score(job, prediction, text)
         if text or scores:
-            job.tell(Piece(text, scores))
+            job.tell(TextPiece(text, scores))
             job.pieces.clear()
         if writer.ended:
             job.tell(Ended(writer.result().finish_reason, job.tokens, job.reused, job.times.report()))
@@ -243,7 +243,7 @@ class Scheduler(threading.Thread):
         writer, top = job.writer, job.question.logprobs
         assert writer is not None and top is not None
         if job.scores is None:
-            job.scores = Scores(self._pipeline.prompts.tokenizer.model, top)
+            job.scores = TokenScores(self._pipeline.prompts.tokenizer.model, top)
         reason = writer.result().finish_reason if writer.ended else None
         if reason != "stop":
             job.scores.add(writer.next[0], prediction)

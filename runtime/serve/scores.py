@@ -31,7 +31,7 @@ class TokenScore(Likely):
     top: tuple[Likely, ...] = ()
 
 
-class Scores:
+class TokenScores:
     """Those of one answer, until they are told with its text; each names ``top`` likeliest tokens beside its own."""
 
     def __init__(self, tokenizer: Tokenizer, top: int) -> None:

@@ -20,7 +20,7 @@ from divprune_edge.runtime.serve.app import make_app
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.engine import Engine
 from divprune_edge.runtime.serve.guard import Access
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.protocol import bounded_protocol
 from divprune_edge.runtime.serve.remote import Fetcher
 from divprune_edge.runtime.serve.scheduler import internal
@@ -50,7 +50,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(pipeline: Pipeline, limits: Limits, settings: Settings, engine: Engine) -> None:
+def serve(pipeline: Pipeline, limits: ServerLimits, settings: Settings, engine: Engine) -> None:
     """Answer until told to stop (SIGTERM, Ctrl-C), and what was asked before that.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The line of requests: bounded, and fair between those who ask."""
+"""The queue of requests: bounded, and fair between those who ask."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ import pytest
 
 from bench import positions
 from bench.positions import compared, show
-from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, Question
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, LabelledQuestion
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.results import Record
 
-QUESTIONS = (Question("What?", ("red",), "color"), Question("Where?", ("left",), "where"))
+QUESTIONS = (LabelledQuestion("What?", ("red",), "color"), LabelledQuestion("Where?", ("left",), "where"))
 DATA = Dataset("set", tuple(ImageQuestions(f"{i:02}", lambda: "", QUESTIONS) for i in range(20)))
-METHOD = Method("divprune", 4, None)
+METHOD = EvaluatedMethod("divprune", 4, None)
 
 
 def _records(*right: bool) -> list[Record]:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bench.question_types import by_method, differences, shares
-from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, Question
+from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, LabelledQuestion
 from divprune_edge.runtime.lab.evaluation.results import RECORDS, Record
 
-QUESTIONS = (Question("?", ("x",), "count"), Question("?", ("x",), "digits"))
+QUESTIONS = (LabelledQuestion("?", ("x",), "count"), LabelledQuestion("?", ("x",), "digits"))
 DATA = Dataset(
     "set",
     (

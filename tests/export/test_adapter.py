@@ -26,7 +26,7 @@ from divprune_edge.export.merged import MergedCheckpoint, with_adapter
 from divprune_edge.export.planning import plan_export
 from divprune_edge.export.verify import available
 from divprune_edge.manifest import Verification, read_manifest
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.models.families.llava.family import LLAVA
 
 pytest.importorskip("peft")
@@ -349,7 +349,7 @@ def test_a_schedule_that_was_fitted_with_it_is_exported_with_it(
         "--adapter",
         str(attention),
         "--images",
-        str(PICTURE.parent),
+        str(IMAGE.parent),
         "--output",
         str(tmp_path / "fit.json"),
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from qwen_reference import QwenReference
 
 from divprune_edge import Pipeline
-from divprune_edge.models.demo import CLIP, CLIP_FACTS, PICTURE, PICTURE_FACTS, QWEN_CHECKPOINT
+from divprune_edge.models.demo import CLIP, CLIP_FACTS, IMAGE, IMAGE_FACTS, QWEN_CHECKPOINT
 from divprune_edge.models.demo.held_out import held_out
 from divprune_edge.models.demo.render import render
 
@@ -50,7 +50,7 @@ def test_answers_equal_transformers(pipeline: Pipeline) -> None:
 def test_most_of_the_demo_is_answered_right(pipeline: Pipeline) -> None:
     """The bundled image and clip, unpruned: what `make demo-qwen` shows."""
     unpruned, right = pipeline.with_selector("none"), []
-    for facts, media in ((PICTURE_FACTS, {"image": PICTURE}), (CLIP_FACTS, {"image": None, "video": CLIP})):
+    for facts, media in ((IMAGE_FACTS, {"image": IMAGE}), (CLIP_FACTS, {"image": None, "video": CLIP})):
         for entry in json.loads(Path(facts).read_text(encoding="utf-8"))["questions"]:
             answer = unpruned.ask(question=entry["question"], max_tokens=8, **media)
             right.append(answer.answer == entry["answer"])

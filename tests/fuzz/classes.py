@@ -279,12 +279,12 @@ def requests(folder: Path, bundle: Path) -> Case:
     from divprune_edge.runtime.serve.catalog import Catalog
     from divprune_edge.runtime.serve.engine import Engine
     from divprune_edge.runtime.serve.job import Ended, Event, Failed
-    from divprune_edge.runtime.serve.limits import Limits
+    from divprune_edge.runtime.serve.limits import ServerLimits
     from divprune_edge.runtime.serve.reading import question_of
     from divprune_edge.runtime.serve.remote import Fetcher
     from divprune_edge.runtime.serve.schema import read_request
 
-    pipeline, limits = Pipeline(bundle, threads=1), Limits(max_tokens=4, slots=2)
+    pipeline, limits = Pipeline(bundle, threads=1), ServerLimits(max_tokens=4, slots=2)
     engine = Engine(pipeline, limits)
     engine.start()
     catalog = Catalog(pipeline.bundle, "demo", 0, pipeline.selector, engine.joins_between_steps)

@@ -15,7 +15,7 @@ from images_made import noise_pixels
 
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime.backends.block import MORE_ROWS
-from divprune_edge.runtime.backends.memory import DeviceMemory, Span
+from divprune_edge.runtime.backends.memory import DeviceMemory, TensorSpan
 from divprune_edge.runtime.pipeline import Pipeline
 
 ort = pytest.importorskip("onnxruntime")
@@ -87,8 +87,8 @@ def test_copies_are_those_of_numpy(dtype: str) -> None:
     source = np.random.default_rng(3).standard_normal((5, 40, 16)).astype(dtype)
     held, room = memory.upload(source), memory.upload(np.full((7, 60, 16), 9, dtype))
     columns = [30, 0, 0, 39]
-    target = Span(room, dtype, (7, 60, 16)).part(2, 3)
-    memory.copy(Span(held, dtype, source.shape).part(1, 3), columns, target, before=2)
+    target = TensorSpan(room, dtype, (7, 60, 16)).part(2, 3)
+    memory.copy(TensorSpan(held, dtype, source.shape).part(1, 3), columns, target, before=2)
     wanted = np.full((7, 60, 16), 9, dtype)
     wanted[2:5] = 0
     wanted[2:5, 2:6] = source[1:4][:, columns]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from exporting import export, plan_of
 
-from divprune_edge.models.demo import CHECKPOINT, PICTURE
+from divprune_edge.models.demo import CHECKPOINT, IMAGE
 from divprune_edge.runtime.backends import binding
 from divprune_edge.runtime.backends.captured import GRAPHS_VARIABLE
 from divprune_edge.runtime.pipeline import Pipeline
@@ -110,9 +110,9 @@ def test_answers_are_those_of_runs_without(pipelines: tuple[Pipeline, Pipeline])
     """Alone, in a batch, and in a chat: answers as the demo was taught them, which end before noise begins."""
 
     def answers(pipeline: Pipeline) -> list[list[int]]:
-        found = [pipeline.ask(PICTURE, question).token_ids for question in QUESTIONS * 2]
-        found += [one.token_ids for one in pipeline.ask_batch([(PICTURE, q) for q in QUESTIONS])]
-        chat = pipeline.chat(PICTURE)
+        found = [pipeline.ask(IMAGE, question).token_ids for question in QUESTIONS * 2]
+        found += [one.token_ids for one in pipeline.ask_batch([(IMAGE, q) for q in QUESTIONS])]
+        chat = pipeline.chat(IMAGE)
         return found + [chat.ask(question).token_ids for question in QUESTIONS]
 
     assert answers(pipelines[0]) == answers(pipelines[1])

@@ -24,7 +24,7 @@ from divprune_edge.models.budget import PROMPT
 from divprune_edge.models.profiles import (
     DECODE,
     PREFILL,
-    Limits,
+    EngineLimits,
     Profile,
     language_profiles,
     make_limits,
@@ -58,7 +58,7 @@ def test_a_selector_is_fixed_with_its_signals() -> None:
 
 def test_prefill_and_decode_share_an_engine(manifest: Manifest) -> None:
     limits = make_limits(manifest, [SELECTORS[0]], None)
-    assert limits == Limits(max_prompt=58 + PROMPT, kept=(1, 58, 58))
+    assert limits == EngineLimits(max_prompt=58 + PROMPT, kept=(1, 58, 58))
     profiles = language_profiles(manifest.language_model, limits)
     assert three(profiles[PREFILL], "input_ids") == [(1, 1), (1, 58 + 64), (1, 58 + PROMPT)]
     assert three(profiles[DECODE], "input_ids") == [(1, 1)] * 3
@@ -94,7 +94,7 @@ def test_slots_are_decoded_together(manifest: Manifest) -> None:
 
 def test_limits_span_the_budgets(manifest: Manifest) -> None:
     limits = make_limits(manifest, [SELECTORS[1], SELECTORS[3], None], 300)
-    assert limits == Limits(max_prompt=300, kept=(1, 144, TOKENS))
+    assert limits == EngineLimits(max_prompt=300, kept=(1, 144, TOKENS))
     decode, prefill = language_profiles(manifest.language_model, limits)
     assert three(prefill, "input_ids") == [(1, 1), (1, 208), (1, 300)]
     assert three(decode, "visual_tokens") == [(1, 1, WIDTH), (1, 144, WIDTH), (1, TOKENS, WIDTH)]
@@ -103,7 +103,7 @@ def test_limits_span_the_budgets(manifest: Manifest) -> None:
 def test_limits_of_several_images(manifest: Manifest) -> None:
     """Tuned for one all the same."""
     limits = make_limits(manifest, [SELECTORS[0]], None, images=3)
-    assert limits == Limits(max_prompt=174 + PROMPT, kept=(1, 58, 174), images=3)
+    assert limits == EngineLimits(max_prompt=174 + PROMPT, kept=(1, 58, 174), images=3)
     prefill = language_profiles(manifest.language_model, limits)[PREFILL]
     assert three(prefill, "input_ids") == [(1, 1), (1, 58 + 64), (1, 174 + PROMPT)]
     assert make_limits(manifest, [None], None).kept == (1, TOKENS, TOKENS), (

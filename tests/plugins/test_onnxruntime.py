@@ -21,7 +21,7 @@ from divprune_edge import Pipeline
 from divprune_edge.export.selector import build_selector
 from divprune_edge.export.writer import write_graph
 from divprune_edge.manifest import TensorInfo
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.models.selectors import SELECTORS, find_selector
 from divprune_edge.models.selectors.divprune import max_min_select
 from divprune_edge.models.signals import SIGNALS
@@ -155,7 +155,7 @@ def test_a_bundle_answers_as_without_the_library(
     answers = []
     for chosen in ("off", str(operators.path.parent)):
         monkeypatch.setenv(OPERATORS_VARIABLE, chosen)
-        answers.append(Pipeline(demo_bundle).ask(PICTURE, "What is in the picture?"))
+        answers.append(Pipeline(demo_bundle).ask(IMAGE, "What is in the picture?"))
     assert answers[0].answer == answers[1].answer
     assert np.array_equal(answers[0].kept_indices, answers[1].kept_indices)
 

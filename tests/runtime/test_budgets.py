@@ -19,9 +19,14 @@ from divprune_edge.export.add_selector import add_selectors
 from divprune_edge.models.selectors.divprune import cosine_distances
 from divprune_edge.runtime.budgets import budgets_of, coverage_radius
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, Question, load_dataset
+from divprune_edge.runtime.lab.evaluation.dataset import (
+    Dataset,
+    ImageQuestions,
+    LabelledQuestion,
+    load_dataset,
+)
 from divprune_edge.runtime.lab.evaluation.evaluate import evaluate
-from divprune_edge.runtime.lab.evaluation.methods import Method, choose_methods
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod, choose_methods
 from divprune_edge.runtime.lab.evaluation.radius import learn_from, learn_radius
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.pipeline import Pipeline
@@ -151,9 +156,13 @@ def made(name: str, method: str, right: list[bool], radius: float, tokens: int, 
 
 def test_a_radius_is_learnt_from_records() -> None:
     """Image a needs four tokens for its digits, b and c do with two."""
-    questions = (Question("?", ("x",), "count"), Question("?", ("x",), "digits"))
+    questions = (LabelledQuestion("?", ("x",), "count"), LabelledQuestion("?", ("x",), "digits"))
     data = Dataset("set", tuple(ImageQuestions(name, lambda: plain(0), questions) for name in "abc"))
-    methods = [Method("none", 9, None), Method("divprune", 4, None), Method("divprune", 2, None)]
+    methods = [
+        EvaluatedMethod("none", 9, None),
+        EvaluatedMethod("divprune", 4, None),
+        EvaluatedMethod("divprune", 2, None),
+    ]
     records = []
     for name, few, radius in (("a", [True, False], 0.6), ("b", [True, True], 0.4), ("c", [True, True], 0.2)):
         records += [

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from raising import refused
 
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.processing.sources import Video
 from divprune_edge.runtime.chat_lines import HELP, converse
 
@@ -32,9 +32,9 @@ def test_at_a_terminal(demo_bundle: Path, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
     lines = [
         "/image nowhere.png",
-        f"/imge {PICTURE}",
+        f"/imge {IMAGE}",
         "/image",
-        f"/image {PICTURE}",
+        f"/image {IMAGE}",
         "What does the sign say?",
     ]
     os.write(ours, "".join(f"{line}\n" for line in [*lines, "word " * 700, "Is it red?"]).encode() + b"\x04")
@@ -70,7 +70,7 @@ def test_at_a_terminal(demo_bundle: Path, terminal: tuple[int, int]) -> None:
         (["/image nowhere.png", "What?"], "image-missing", "nowhere.png"),
         (["/video nowhere.mp4", "What?"], "clip-missing", "nowhere.mp4"),
         (["/vidoe a.mp4", "What?"], "chat-image", "'/video'"),
-        (["What?", f"/image {PICTURE}"], "chat-image", PICTURE),
+        (["What?", f"/image {IMAGE}"], "chat-image", IMAGE),
     ],
 )
 def test_elsewhere_the_first_mistake_ends_it(lines: list[str], code: str, value: object) -> None:
@@ -80,7 +80,7 @@ def test_elsewhere_the_first_mistake_ends_it(lines: list[str], code: str, value:
 
 def test_what_begins_with_a_slash_may_be_a_question() -> None:
     asked: Asked = []
-    lines = ["/etc, what is it?", f"/image {PICTURE}", f"/video {PICTURE.parent}", "And these?", "Why?"]
+    lines = ["/etc, what is it?", f"/image {IMAGE}", f"/video {IMAGE.parent}", "And these?", "Why?"]
     converse(lines, lambda question, media: asked.append((question, media)), 2.0, None, forgiving=False)
     assert [(question, len(media)) for question, media in asked] == [
         ("/etc, what is it?", 0),
@@ -88,5 +88,5 @@ def test_what_begins_with_a_slash_may_be_a_question() -> None:
         ("Why?", 0),
     ]
     picture, clip = asked[1][1]
-    assert picture == PICTURE
-    assert isinstance(clip, Video) and (clip.source, clip.fps) == (PICTURE.parent, 2.0)
+    assert picture == IMAGE
+    assert isinstance(clip, Video) and (clip.source, clip.fps) == (IMAGE.parent, 2.0)

@@ -22,7 +22,7 @@ from raising import refused
 
 from divprune_edge.manifest import LanguageInfo, LayerGroup, read_manifest
 from divprune_edge.models.dialects import DIALECTS
-from divprune_edge.models.profiles import Limits, language_profiles
+from divprune_edge.models.profiles import EngineLimits, language_profiles
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.graph_facts import check_session
 from divprune_edge.runtime.backends.growing import GrowingSession
@@ -76,7 +76,7 @@ class Part:
 
     def _over_fake_device(self) -> tuple[Any, Any]:
         device: Any = FakeDevice()
-        profiles = language_profiles(self.info, Limits(max_prompt=16, kept=(1, 1, 100)))
+        profiles = language_profiles(self.info, EngineLimits(max_prompt=16, kept=(1, 1, 100)))
         shapes = [{name: one.model_dump() for name, one in profile.items()} for profile in profiles]
         plan: Any = FakePlan(device, {"file": str(self.file), "profiles": shapes}, self.file.stem)
         model = TensorRtLanguage(device, plan, self.info, self.group)

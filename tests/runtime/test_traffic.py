@@ -20,7 +20,7 @@ from images_made import noise_pixels
 from divprune_edge.models.demo import CHECKPOINT
 from divprune_edge.runtime import backends
 from divprune_edge.runtime.backends.block import MORE_ROWS
-from divprune_edge.runtime.backends.memory import DeviceMemory, Span, Traffic
+from divprune_edge.runtime.backends.memory import DeviceMemory, TensorSpan, Traffic
 from divprune_edge.runtime.pipeline import Pipeline
 
 QUESTION, LATER = "what color is the circle?", "is there a square above the red circle?"
@@ -210,7 +210,7 @@ class Small(DeviceMemory):
         value = self.empty(shape, dtype)
         np.copyto(self.on_host(value), 7)
         size = int(np.prod(shape))
-        self.clear(Span(value, dtype, (1, 1, size)))
+        self.clear(TensorSpan(value, dtype, (1, 1, size)))
         return value
 
 
@@ -224,13 +224,16 @@ def test_copies_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch, dtype: str, 
     held, columns = memory.upload(source), [3, 0, 0]
     room = memory.upload(np.full((7, 6, 2), 9, dtype))
     memory.copy(
-        Span(held, dtype, source.shape).part(1, 3), columns, Span(room, dtype, (7, 6, 2)).part(2, 3), before=2
+        TensorSpan(held, dtype, source.shape).part(1, 3),
+        columns,
+        TensorSpan(room, dtype, (7, 6, 2)).part(2, 3),
+        before=2,
     )
     wanted = np.full((7, 6, 2), 9, dtype)
     wanted[2:5] = 0
     wanted[2:5, 2:5] = source[1:4][:, columns]
     assert np.array_equal(memory.on_host(room), wanted)
-    memory.copy(Span(held, dtype, (5, 4, 2)), [], Span(room, dtype, (7, 6, 2)).part(0, 5))
+    memory.copy(TensorSpan(held, dtype, (5, 4, 2)), [], TensorSpan(room, dtype, (7, 6, 2)).part(0, 5))
     assert not memory.on_host(room)[:5].any()
     assert np.array_equal(memory.on_host(memory.take(held, [2, 1], axis=0)), source[[2, 1]])
     joined = memory.on_host(memory.join([held, room], (2, 31, 2)))

@@ -13,7 +13,7 @@ from torch.nn import functional
 from .data import Pictures
 from .network import DemoLlava
 from .packs import HEAD, Batch, ask_for_training, build_batch, positions
-from .schedule import Run, Stage
+from .schedule import TrainingRun, TrainingStage
 from .supervision import Heads, loss_of
 from .vision_phase import choose_patches, draw_patches
 from .workers import rank
@@ -71,13 +71,15 @@ def standardise_projector(model: DemoLlava, features: Tensor) -> None:
         first.bias.copy_(-first.weight @ mean)
 
 
-def teach_language(model: TaughtLlava, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:
+def teach_language(
+    model: TaughtLlava, pictures: Pictures, stage: TrainingStage, folder: Path, seed: int
+) -> None:
     """Run one stage: answers are the goal, what the patches know is kept alive beside it.
 
     The tower always sees the whole picture; `stage.patches` is what the language model gets of it.
     With `tower_share` 0 the tower is frozen.
     """
-    run = Run(stage, model, folder, seed)
+    run = TrainingRun(stage, model, folder, seed)
     tower = model.llava.model.vision_tower
     for step, generator in run.steps():
         rng = np.random.default_rng((seed, step, rank()))

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .. import CLIP, CLIP_FACTS, PICTURE, PICTURE_FACTS
+from .. import CLIP, CLIP_FACTS, IMAGE, IMAGE_FACTS
 from ..questions import Asker, Question
 from ..render import render
 from ..scenes import Scene, Split, sample_scene, scene_rng
-from ..several import Clip, ask_clip, sample_clip
+from ..several import DrawnClip, ask_clip, sample_clip
 
 SIDE = 384
 SEED = 0
@@ -40,7 +40,7 @@ def demo_scene() -> tuple[Scene, list[Question]]:
     raise AssertionError("unreachable")
 
 
-def demo_clip() -> tuple[Clip, list[Question]]:
+def demo_clip() -> tuple[DrawnClip, list[Question]]:
     """The demo clip and its three questions."""
     for index in itertools.count():
         scene, rng = sample_scene(scene_rng(Split.DEMO, CLIP_SEED, index)), np.random.default_rng(index)
@@ -56,8 +56,8 @@ def demo_clip() -> tuple[Clip, list[Question]]:
 def main() -> None:
     """Write picture and clip, and the facts of each."""
     scene, questions = demo_scene()
-    Image.fromarray(render(scene, SIDE)).save(PICTURE, optimize=True)
-    _write_facts(PICTURE_FACTS, PICTURE.name, questions)
+    Image.fromarray(render(scene, SIDE)).save(IMAGE, optimize=True)
+    _write_facts(IMAGE_FACTS, IMAGE.name, questions)
     clip, questions = demo_clip()
     CLIP.mkdir(exist_ok=True)
     for number, frame in enumerate(clip.frames(FRAMES)):

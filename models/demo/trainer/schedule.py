@@ -22,7 +22,7 @@ ADAM_SHARE = 0.08
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """One stretch of training with a constant recipe; the learning rate is a cosine over it."""
 
     name: str
@@ -39,10 +39,10 @@ class Stage:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A resumable run of one stage: model, optimiser and step live in `folder / <stage>.pt`."""
 
-    stage: Stage
+    stage: TrainingStage
     model: nn.Module
     folder: Path
     seed: int

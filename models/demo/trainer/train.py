@@ -16,20 +16,22 @@ from .checkpoint import save_checkpoint
 from .command import begin
 from .language_phase import TaughtLlava, standardise_projector, teach_language
 from .network import DemoLlava, VisionTower
-from .schedule import Stage
+from .schedule import TrainingStage
 from .vision_phase import TaughtTower, patchify, teach_vision
 
 TRAINING_PICTURES = 40_000
 
 VISION_STAGES = (
-    Stage("vision-part", steps=2400, batch=16, rate=0.02, patches=208, final_rate=0.3),
-    Stage("vision-full", steps=450, batch=12, rate=0.006),
+    TrainingStage("vision-part", steps=2400, batch=16, rate=0.02, patches=208, final_rate=0.3),
+    TrainingStage("vision-full", steps=450, batch=12, rate=0.006),
 )
 """Counting is learned in the second stage: among 208 patches the share of background gives it away."""
 
 LANGUAGE_STAGES = (
-    Stage("answers-part", steps=800, batch=12, rate=0.01, patches=208, final_rate=0.3, tower_share=0.0),
-    Stage(
+    TrainingStage(
+        "answers-part", steps=800, batch=12, rate=0.01, patches=208, final_rate=0.3, tower_share=0.0
+    ),
+    TrainingStage(
         "answers-both",
         steps=220,
         batch=12,
@@ -39,7 +41,7 @@ LANGUAGE_STAGES = (
         warmup=20,
         tower_share=0.5,
     ),
-    Stage("answers-full", steps=170, batch=12, rate=0.003, warmup=20, tower_share=0.5),
+    TrainingStage("answers-full", steps=170, batch=12, rate=0.003, warmup=20, tower_share=0.5),
 )
 """The last stage sees all 576 visual tokens of every picture: pruning is not what it trains for."""
 

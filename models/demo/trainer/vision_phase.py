@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..render import GRID, PATCH
 from .data import Pictures
 from .network import VisionTower
-from .schedule import Run, Stage
+from .schedule import TrainingRun, TrainingStage
 from .supervision import Heads, loss_of, targets
 from .tokenizer import IMAGE_MEAN, IMAGE_STD
 
@@ -59,9 +59,11 @@ def wanted_of(pictures: Pictures, rows: np.ndarray, owners: Tensor) -> dict[str,
     return targets(owners, things, torch.from_numpy(pictures.digits[rows]).long())
 
 
-def teach_vision(model: TaughtTower, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:
+def teach_vision(
+    model: TaughtTower, pictures: Pictures, stage: TrainingStage, folder: Path, seed: int
+) -> None:
     """Run one stage of direct supervision."""
-    run = Run(stage, model, folder, seed)
+    run = TrainingRun(stage, model, folder, seed)
     for _, generator in run.steps():
         rows = run.rows(len(pictures))
         patches, index, wanted = draw_patches(pictures, rows, stage.patches, generator)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from divprune_edge.models.families.llava.spec import PROJECTOR, TOWER
-from divprune_edge.models.families.naming import Naming, Part
+from divprune_edge.models.families.naming import CheckpointPart, Naming
 from divprune_edge.models.towers import PROBE
 
 NAMING = Naming(
     "LLaVA",
     encoder={
-        TOWER: Part(
+        TOWER: CheckpointPart(
             "vision tower",
             PROBE,
             (
@@ -19,7 +19,7 @@ NAMING = Naming(
                 "vision_tower.",
             ),
         ),
-        PROJECTOR: Part(
+        PROJECTOR: CheckpointPart(
             "projector", "linear_1.weight", ("model.multi_modal_projector.", "multi_modal_projector.")
         ),
     },

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from divprune_edge.manifest import ScheduleInfo
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.evaluation.dataset import Dataset
-    from divprune_edge.runtime.lab.evaluation.methods import Method
+    from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
     from divprune_edge.runtime.lab.evaluation.results import Row
     from divprune_edge.runtime.lab.evaluation.sweep import Entry
     from divprune_edge.runtime.lab.evaluation.tables import AnyRow
@@ -165,7 +165,9 @@ def write_sweep(entries: list[Entry], folder: Path, about: dict[str, object], se
         write_whole(folder / "sweep-latency.svg", latency_chart(entries) + "\n")
 
 
-def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *, as_json: bool) -> None:
+def evaluate_lmms(
+    bundle: Bundle, methods: list[EvaluatedMethod], options: RunOptions, *, as_json: bool
+) -> None:
     """Run a task of lmms-eval and write its tables."""
     from divprune_edge.runtime.lab.evaluation.lmms import evaluate_task, find_task
 
@@ -195,7 +197,7 @@ def evaluate_lmms(bundle: Bundle, methods: list[Method], options: RunOptions, *,
 
 
 def run_with_progress(
-    bundle: Bundle, data: Dataset, methods: list[Method], folder: Path, options: RunOptions
+    bundle: Bundle, data: Dataset, methods: list[EvaluatedMethod], folder: Path, options: RunOptions
 ) -> list[Row]:
     """Evaluate with a bar on standard error."""
     from divprune_edge.manifest import UNPRUNED

@@ -25,7 +25,7 @@ MOST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Question:
+class LabelledQuestion:
     """``answers`` are all taken as right; ``kind`` groups questions in the tables."""
 
     text: str
@@ -39,7 +39,7 @@ class ImageQuestions:
 
     name: str
     open: Callable[[], ImageSource]
-    questions: tuple[Question, ...]
+    questions: tuple[LabelledQuestion, ...]
 
     @property
     def digest(self) -> str:
@@ -104,7 +104,9 @@ def _demo(source: str, limit: int | None) -> list[ImageQuestions]:
     seed = HELD_OUT_SEED if source == DEMO else DEVELOPMENT_SEED
     data = held_out(HELD_OUT_PICTURES if limit is None else min(limit, HELD_OUT_PICTURES), seed)
     return [
-        ImageQuestions(f"{i:05}", opener(scene), tuple(Question(q.text, (q.answer,), q.type) for q in asked))
+        ImageQuestions(
+            f"{i:05}", opener(scene), tuple(LabelledQuestion(q.text, (q.answer,), q.type) for q in asked)
+        )
         for i, (scene, asked) in enumerate(zip(data.scenes, data.questions, strict=True))
     ]
 
@@ -125,7 +127,7 @@ def _folder(folder: Path) -> list[ImageQuestions]:
         )
     text = read_text(files[0], code="questions-invalid", advice="give a UTF-8 text", most=MOST_BYTES)
     lines = text.split("\n")  # not splitlines: a JSON text may hold other characters that end a line
-    asked: dict[str, list[Question]] = {}
+    asked: dict[str, list[LabelledQuestion]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             image, question = _parse(line, f"'{files[0]}', line {number}")
@@ -144,7 +146,7 @@ def _path(path: Path) -> Callable[[], Path]:
     return lambda: path
 
 
-def _parse(line: str, where: str) -> tuple[str, Question]:
+def _parse(line: str, where: str) -> tuple[str, LabelledQuestion]:
     try:
         entry: Any = parse_json(line)
     except JsonError as error:
@@ -170,4 +172,4 @@ def _parse(line: str, where: str) -> tuple[str, Question]:
     kind = entry.get("type", "all")
     if not isinstance(kind, str):
         raise UserError(f"{where}: 'type' is {kind!r}, expected a text.", code="questions-invalid")
-    return entry["image"], Question(entry["question"], tuple(answers), kind)
+    return entry["image"], LabelledQuestion(entry["question"], tuple(answers), kind)

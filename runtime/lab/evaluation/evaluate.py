@@ -10,7 +10,7 @@ from typing import Any
 from divprune_edge.files import write_whole
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.pairs import PAIRS, compare_pairs, pairs_csv
 from divprune_edge.runtime.lab.evaluation.results import Row, journal_in, summarise, writing
 from divprune_edge.runtime.lab.evaluation.runner import Runner
@@ -21,7 +21,7 @@ OnImage = Callable[[int, int], None]
 def evaluate(
     bundle: Bundle,
     data: Dataset,
-    methods: Sequence[Method],
+    methods: Sequence[EvaluatedMethod],
     folder: Path,
     *,
     backend: str = "cpu",

@@ -20,7 +20,7 @@ from divprune_edge.hints import install
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.evaluation.dataset import LMMS
 from divprune_edge.runtime.lab.evaluation.evaluate import run_facts
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.requests import Answers
 from divprune_edge.runtime.lab.evaluation.results import journal_in
 from divprune_edge.runtime.lab.evaluation.runner import Runner
@@ -97,7 +97,7 @@ def _known(name: str, tasks: Sequence[str]) -> str:
 def evaluate_task(
     bundle: Bundle,
     task: Task,
-    methods: Sequence[Method],
+    methods: Sequence[EvaluatedMethod],
     folder: Path,
     *,
     backend: str = "cpu",

@@ -17,7 +17,7 @@ from lmms_eval.api.model import lmms
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.requests import AnswerMemory, Answers, Request, without_placeholder
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.lab.evaluation.runner import Runner
@@ -64,22 +64,22 @@ class DivPruneEdge(lmms):
         opened = Bundle.open(Path(bundle))
         entry = opened.selector(selector, keep)
         method = (
-            Method(UNPRUNED, opened.manifest.visual_tokens(None), None)
+            EvaluatedMethod(UNPRUNED, opened.manifest.visual_tokens(None), None)
             if entry is None
-            else Method(entry.name, entry.keep, entry)
+            else EvaluatedMethod(entry.name, entry.keep, entry)
         )
         runner = Runner(opened, [method], backend, threads)
         self._use(Answers(runner, [method], AnswerMemory(), max_tokens), method)
 
     @classmethod
-    def over(cls, answers: Answers, method: Method) -> DivPruneEdge:
+    def over(cls, answers: Answers, method: EvaluatedMethod) -> DivPruneEdge:
         """Return one method of a comparison."""
         model = cls.__new__(cls)
         lmms.__init__(model)
         model._use(answers, method)
         return model
 
-    def _use(self, answers: Answers, method: Method) -> None:
+    def _use(self, answers: Answers, method: EvaluatedMethod) -> None:
         self._answers, self._method = answers, method
         self.records: list[Record] = []
 

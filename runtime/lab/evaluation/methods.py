@@ -15,7 +15,7 @@ BASELINES = ("random", "uniform")
 
 
 @dataclass(frozen=True)
-class Method:
+class EvaluatedMethod:
     """One selector at one budget.
 
     ``graph`` is None for the unpruned model, and for a baseline that the bundle has no graph of: that one runs as
@@ -51,7 +51,7 @@ def choose_methods(
     names: Sequence[str] | None = None,
     budgets: Sequence[int] | None = None,
     radius: float | None = None,
-) -> list[Method]:
+) -> list[EvaluatedMethod]:
     """Return the unpruned model, then for each budget the chosen selectors and both baselines.
 
     The unpruned model is missing where a cache of fixed capacity has no room for all visual tokens.
@@ -87,7 +87,9 @@ def choose_methods(
                 code="selector-not-in-bundle",
             )
     full = bundle.manifest.visual_tokens(None)
-    methods = [Method(UNPRUNED, full, None)] if full < bundle.manifest.language_model.positions else []
+    methods = (
+        [EvaluatedMethod(UNPRUNED, full, None)] if full < bundle.manifest.language_model.positions else []
+    )
     for keep in kept:
         for name in dict.fromkeys([*chosen, *BASELINES]):
             graph = there.get((name, keep))
@@ -100,10 +102,10 @@ def choose_methods(
                     f"'python -m export selector {bundle.path} --selector {name} --keep {keep}'.",
                     code="selector-not-in-bundle",
                 )
-            methods.append(Method(name, keep, graph))
+            methods.append(EvaluatedMethod(name, keep, graph))
     if radius is not None:
         several = [name for name in chosen if sum(name == other for other, _ in there) > 1]
         for name in several or chosen[:1]:
             choice = budgets_of(bundle, name, radius)
-            methods.append(Method(name, choice.keep, None, choice))
+            methods.append(EvaluatedMethod(name, choice.keep, None, choice))
     return methods

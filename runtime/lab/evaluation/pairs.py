@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.results import Record
 
 PAIRS = "pairs.csv"
@@ -35,7 +35,7 @@ class Pair:
     high: float
 
 
-def compare_pairs(records: Sequence[Record], methods: Sequence[Method], data: Dataset) -> list[Pair]:
+def compare_pairs(records: Sequence[Record], methods: Sequence[EvaluatedMethod], data: Dataset) -> list[Pair]:
     """Return every pair of methods with the same budget, and no pruning against each method."""
     asked = {image.name: image.digest for image in data.images}
     by_method: dict[str, dict[str, Record]] = {}

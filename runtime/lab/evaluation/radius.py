@@ -13,7 +13,7 @@ import numpy.typing as npt
 from divprune_edge.errors import UserError
 from divprune_edge.manifest import UNPRUNED
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.results import RECORDS, Record
 
 
@@ -27,7 +27,11 @@ class Learnt:
 
 
 def learn_from(
-    folder: Path, methods: Sequence[Method], data: Dataset, share: float, unpruned: str = "the unpruned model"
+    folder: Path,
+    methods: Sequence[EvaluatedMethod],
+    data: Dataset,
+    share: float,
+    unpruned: str = "the unpruned model",
 ) -> list[str]:
     """Return a sentence for each selector with several budgets, from the records that an evaluation left.
 
@@ -62,7 +66,7 @@ def learn_from(
 
 
 def learn_radius(
-    records: Sequence[Record], methods: Sequence[Method], data: Dataset, name: str, share: float
+    records: Sequence[Record], methods: Sequence[EvaluatedMethod], data: Dataset, name: str, share: float
 ) -> Learnt | None:
     """Return the largest radius up to which every type of question keeps ``share`` of the unpruned model's.
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.generate import Decoding
-from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions, Question
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions, LabelledQuestion
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.results import Record
 
 DEFAULT_TOKENS = 256
@@ -40,7 +40,7 @@ _UNDERSTOOD = frozenset(
 )
 
 
-class Recorder(Protocol):
+class RecordStore(Protocol):
     """Where records are kept: a :class:`~divprune_edge.runtime.lab.evaluation.results.Journal`, or a list."""
 
     records: list[Record]
@@ -54,7 +54,7 @@ class Asks(Protocol):
     """What answers: a :class:`~divprune_edge.runtime.lab.evaluation.runner.Runner`."""
 
     def ask(
-        self, image: ImageQuestions, methods: Sequence[Method], decoding: Decoding | None = None
+        self, image: ImageQuestions, methods: Sequence[EvaluatedMethod], decoding: Decoding | None = None
     ) -> list[Record]:
         """Return one record per method."""
         ...
@@ -104,8 +104,8 @@ class Answers:
     def __init__(
         self,
         runner: Asks,
-        methods: Sequence[Method],
-        recorder: Recorder,
+        methods: Sequence[EvaluatedMethod],
+        recorder: RecordStore,
         max_tokens: int | None = None,
         on_asked: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
@@ -115,7 +115,7 @@ class Answers:
         self._warm = False
         self.ignored: set[str] = set()
 
-    def of(self, requests: Sequence[Request], method: Method) -> list[Record]:
+    def of(self, requests: Sequence[Request], method: EvaluatedMethod) -> list[Record]:
         """Return the records of ``method``, one per request.
 
         Raises:
@@ -126,13 +126,13 @@ class Answers:
             decoding, ignored = decoding_of(request.settings, self._max_tokens, request.seed, request.name)
             self.ignored |= ignored
             # The settings are part of what was asked: they take the place of the question's type.
-            question = Question(request.text, (), repr(decoding))
+            question = LabelledQuestion(request.text, (), repr(decoding))
             image = ImageQuestions(request.name, _opener(request), (question,))
             records.append(self._one(image, decoding, method))
             self._on_asked(number, len(requests))
         return records
 
-    def _one(self, image: ImageQuestions, decoding: Decoding, method: Method) -> Record:
+    def _one(self, image: ImageQuestions, decoding: Decoding, method: EvaluatedMethod) -> Record:
         missing = [m for m in self._methods if (image.name, image.digest, m.id) not in self._known]
         if missing and not self._warm:
             self._runner.ask(image, missing, decoding)  # the first run of a session is slower than the rest

@@ -14,7 +14,7 @@ from typing import Any
 from divprune_edge.errors import UserError
 from divprune_edge.files import write_whole
 from divprune_edge.runtime.lab.evaluation.dataset import Dataset
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.scoring import wilson
 from divprune_edge.scratch import scratch
 from divprune_edge.strict_json import parse_json
@@ -169,7 +169,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MethodFigures:
     """A method, and what was measured of it whatever was asked.
 
     Times are medians in milliseconds, distances and tokens means over images. ``variant`` tells its bundle from the
@@ -194,8 +194,8 @@ class Measured:
         return self.keep if self.visual_tokens is None else self.visual_tokens
 
 
-def measured(method: Method, records: Sequence[Record]) -> dict[str, Any]:
-    """Return the fields of :class:`Measured` from a method's records."""
+def measured(method: EvaluatedMethod, records: Sequence[Record]) -> dict[str, Any]:
+    """Return the fields of :class:`MethodFigures` from a method's records."""
     return {
         "method": method.id,
         "name": method.name,
@@ -211,7 +211,7 @@ def measured(method: Method, records: Sequence[Record]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(Measured):
+class Row(MethodFigures):
     """One method over the whole set."""
 
     all: Share
@@ -240,7 +240,7 @@ def _mean(counts: Iterable[int | None]) -> float | None:
     return None if None in known else statistics.fmean(count for count in known if count is not None)
 
 
-def summarise(records: Iterable[Record], methods: Sequence[Method], data: Dataset) -> list[Row]:
+def summarise(records: Iterable[Record], methods: Sequence[EvaluatedMethod], data: Dataset) -> list[Row]:
     """Return one row per method that has results, in the order of ``methods``."""
     kinds = {image.name: [question.kind for question in image.questions] for image in data.images}
     asked = {image.name: image.digest for image in data.images}

@@ -15,10 +15,10 @@ from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding, new_writer, write
 from divprune_edge.runtime.lab.evaluation.coverage import smallest_distance
 from divprune_edge.runtime.lab.evaluation.dataset import ImageQuestions
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.results import Record
 from divprune_edge.runtime.lab.evaluation.scoring import is_right
-from divprune_edge.runtime.lab.rows import Rows, rows_of
+from divprune_edge.runtime.lab.rows import ValidRows, rows_of
 from divprune_edge.runtime.vision import Candidates, Vision, VisualTokens
 
 
@@ -36,7 +36,7 @@ class Runner:
     def __init__(
         self,
         bundle: Bundle,
-        methods: Sequence[Method],
+        methods: Sequence[EvaluatedMethod],
         backend: str = "cpu",
         threads: int | None = None,
         max_tokens: int = 32,
@@ -57,7 +57,7 @@ class Runner:
         return self._backend.name
 
     def ask(
-        self, image: ImageQuestions, methods: Sequence[Method], decoding: Decoding | None = None
+        self, image: ImageQuestions, methods: Sequence[EvaluatedMethod], decoding: Decoding | None = None
     ) -> list[Record]:
         """Ask every question about ``image`` with every method, greedily or as ``decoding`` says.
 
@@ -103,7 +103,7 @@ class Runner:
                 records[-1].total_ms.append(before + select_ms + prefill_ms + decode_ms)
         return records
 
-    def _select(self, candidates: Candidates, rows: Rows, method: Method) -> VisualTokens:
+    def _select(self, candidates: Candidates, rows: ValidRows, method: EvaluatedMethod) -> VisualTokens:
         if not method.is_reference:
             return self._vision.select(candidates, method.pruning)
         kept = np.sort(np.concatenate(rows.picked(find_selector(method.name).reference, method.keep)))

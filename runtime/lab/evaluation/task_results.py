@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from divprune_edge.runtime.lab.evaluation.methods import Method
-from divprune_edge.runtime.lab.evaluation.results import Measured, Record, measured
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
+from divprune_edge.runtime.lab.evaluation.results import MethodFigures, Record, measured
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskRow(Measured):
+class TaskRow(MethodFigures):
     """One method on a task; ``scores`` are named after their metric."""
 
     questions: int
@@ -33,7 +33,7 @@ class TaskRow(Measured):
         return asdict(self)
 
 
-def task_row(method: Method, scores: dict[str, Score], records: Sequence[Record]) -> TaskRow:
+def task_row(method: EvaluatedMethod, scores: dict[str, Score], records: Sequence[Record]) -> TaskRow:
     """Return the row of a method from what the task reports and what was measured on the way."""
     return TaskRow(questions=len(records), scores=scores, **measured(method, records))
 

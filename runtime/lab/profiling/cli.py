@@ -62,7 +62,7 @@ def profile_command(
 
     from divprune_edge.errors import UserError
     from divprune_edge.files import check_place
-    from divprune_edge.models.demo import PICTURE
+    from divprune_edge.models.demo import IMAGE
     from divprune_edge.models.targets import find_target
     from divprune_edge.runtime.bundle import Bundle
     from divprune_edge.runtime.lab.profiling.measure import Workload, measure
@@ -85,7 +85,7 @@ def profile_command(
     lengths = read_lengths(answer_tokens or LENGTHS)
     opened = Bundle.open(bundle)
     variants = _variants(opened, selector, keep, against, alone, backend, threads)
-    shown = image or PICTURE
+    shown = image or IMAGE
     variants, lengths, notes = _fit(
         variants, lengths, shown, question, chosen=against is not None, given=answer_tokens is not None
     )

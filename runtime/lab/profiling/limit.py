@@ -1,4 +1,4 @@
-"""What pruning can save at most, and what it saved."""
+"""What pruning can save at most (its Amdahl bound), and what it saved."""
 
 from __future__ import annotations
 

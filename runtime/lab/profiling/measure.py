@@ -18,7 +18,7 @@ from divprune_edge.processing.patches import PATCHES, most_dimensions
 from divprune_edge.processing.prompt import PromptEncoder, Turn
 from divprune_edge.runtime.backends import Backend
 from divprune_edge.runtime.bundle import Bundle
-from divprune_edge.runtime.lab.profiling.memory import peak_bytes
+from divprune_edge.runtime.lab.profiling.peak_memory import peak_bytes
 from divprune_edge.runtime.sampling import Sampler
 from divprune_edge.runtime.vision import Vision, groups_of
 

@@ -71,7 +71,7 @@ def trtexec_command(
     """Print or run the trtexec commands for a bundle's engines, with realistic inputs, and read what they measure."""
     from divprune_edge.errors import UserError
     from divprune_edge.files import check_place
-    from divprune_edge.models.demo import PICTURE
+    from divprune_edge.models.demo import IMAGE
     from divprune_edge.processing.sources import Video
     from divprune_edge.runtime.lab.trtexec.job import make_job
     from divprune_edge.runtime.lab.trtexec.program import find_program
@@ -95,7 +95,7 @@ def trtexec_command(
     assert bundle is not None
     if image is not None and video is not None:
         raise UserError("Give either --image or --video: one of them is seen.", code="options-exclusive")
-    media = image or PICTURE if video is None else Video(video)
+    media = image or IMAGE if video is None else Video(video)
     program = find_program() if run else None
     job = make_job(bundle, tensorrt, program, selector, stage, max_prompt, media, question, output, library)
     if program is None:

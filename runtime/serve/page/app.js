@@ -2,7 +2,7 @@
 
 import { Choice, menu } from "./choices.js";
 import { Panel } from "./panel.js";
-import { read } from "./picture.js";
+import { read } from "./image.js";
 import { Told, answer, models } from "./stream.js";
 
 const find = (id) => document.getElementById(id);
@@ -13,7 +13,7 @@ const page = Object.fromEntries(
 const titles = ["Answer A", "Answer B"];
 const choices = titles.map((title) => new Choice(find("setting"), title));
 const panels = titles.map((title) => new Panel(find("answer"), title));
-let picture = null;
+let image = null;
 let choosing = 0;
 let asking = null;
 
@@ -47,8 +47,8 @@ async function choose(file) {
   try {
     const found = await read(file);
     if (own !== choosing) return URL.revokeObjectURL(found.shown.src); // another one was chosen meanwhile
-    if (picture) URL.revokeObjectURL(picture.shown.src);
-    picture = found;
+    if (image) URL.revokeObjectURL(image.shown.src);
+    image = found;
     page.preview.src = found.shown.src;
     page.preview.alt = `The image that is asked about, ${file.name}`;
     page.preview.hidden = false;
@@ -75,7 +75,7 @@ function arrange() {
 async function ask() {
   if (asking) return;
   const text = page.question.value.trim();
-  if (!picture) return complain(new Told("Choose an image first."), page.file);
+  if (!image) return complain(new Told("Choose an image first."), page.file);
   if (!text) return complain(new Told("Ask a question."), page.question);
   if (!page.tokens.checkValidity() || !page.tokens.value) {
     page.more.open = true;
@@ -84,7 +84,7 @@ async function ask() {
   asking = new AbortController();
   page.go.setAttribute("aria-disabled", "true");
   page.stop.disabled = false;
-  const { shown, url } = picture;
+  const { shown, url } = image;
   const question = { image: url, text, tokens: page.tokens.valueAsNumber };
   let chosen = [];
   try {
@@ -142,7 +142,7 @@ page.file.addEventListener("change", () => page.file.files[0] && choose(page.fil
 document.addEventListener("paste", (event) => {
   const { files, types } = event.clipboardData;
   const file = [...files].find(({ type }) => type.startsWith("image/"));
-  const rich = types.includes("text/html") && types.includes("text/plain"); // a text that comes with its picture
+  const rich = types.includes("text/html") && types.includes("text/plain"); // a text that comes with its image
   if (file && !rich) choose(file);
 });
 // Wherever a file is dropped, the browser does not leave the page for it; a text goes where it is dropped.

@@ -1,6 +1,6 @@
 // One answer: the image with what was kept of it, the text as it comes, and how long that took.
 
-import { draw } from "./picture.js";
+import { draw } from "./image.js";
 
 /** Return a time as people read it. */
 export const duration = (ms) => (ms < 1000 ? `${ms.toFixed(ms < 10 ? 1 : 0)} ms` : `${(ms / 1000).toFixed(2)} s`);

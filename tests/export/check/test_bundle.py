@@ -15,9 +15,9 @@ import pytest
 from exporting import Bundle
 from raising import refused
 
-from divprune_edge.export.check.activations import live_activations
 from divprune_edge.export.check.bundle import CheckReport, check_bundle, elements_of
 from divprune_edge.export.check.graph import read_graph
+from divprune_edge.export.check.liveness import live_activations
 from divprune_edge.export.check.printing import report_json, show_report
 from divprune_edge.export.targets import dialects_of, forecast_plan
 from divprune_edge.export.targets import elements_of as planned_elements

@@ -10,10 +10,10 @@ import pytest
 from exporting import Bundle, export, plan_of
 from qwen_checkpoints import QWEN, make_qwen_checkpoint
 
-from divprune_edge.export.check.activations import live_activations
 from divprune_edge.export.check.asked import ask_tensorrt
 from divprune_edge.export.check.bundle import check_bundle
 from divprune_edge.export.check.graph import read_graph
+from divprune_edge.export.check.liveness import live_activations
 from divprune_edge.export.targets import forecast_plan
 from divprune_edge.models.targets import TARGETS
 from divprune_edge.processing.patches import held_dimensions, most_dimensions

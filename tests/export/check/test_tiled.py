@@ -11,10 +11,10 @@ import pytest
 from checkpoints import NEXT, ONEVISION, make_checkpoint
 from exporting import Bundle, Silent, export, plan_of
 
-from divprune_edge.export.check.activations import live_activations
 from divprune_edge.export.check.asked import ask_tensorrt
 from divprune_edge.export.check.bundle import check_bundle
 from divprune_edge.export.check.graph import read_graph
+from divprune_edge.export.check.liveness import live_activations
 from divprune_edge.export.package import write_package
 from divprune_edge.export.targets import forecast_plan
 from divprune_edge.models.memory import tile_buffers

@@ -7,14 +7,14 @@ import numpy as np
 from divprune_edge.models.demo.questions import Asker
 from divprune_edge.models.demo.render import render
 from divprune_edge.models.demo.scenes import MAX_OBJECTS, Scene, Split, sample_scene, scene_rng
-from divprune_edge.models.demo.several import DIRECTIONS, NEAREST, Clip, ask_clip, ask_pair, sample_clip
+from divprune_edge.models.demo.several import DIRECTIONS, NEAREST, DrawnClip, ask_clip, ask_pair, sample_clip
 
 
 def scenes(count: int) -> list[Scene]:
     return [sample_scene(scene_rng(Split.HELD_OUT, 5, i)) for i in range(count)]
 
 
-def clips(count: int) -> list[Clip]:
+def clips(count: int) -> list[DrawnClip]:
     found = [sample_clip(scene, np.random.default_rng(i)) for i, scene in enumerate(scenes(count))]
     return [clip for clip in found if clip is not None]
 

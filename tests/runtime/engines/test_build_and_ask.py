@@ -27,7 +27,7 @@ from divprune_edge.runtime.engines.device import aligned
 
 Command = Any
 Here = Any
-PICTURE = CHECKPOINT.parent / "picture.png"
+IMAGE = CHECKPOINT.parent / "picture.png"
 QUESTION = "What colour is the circle?"
 
 
@@ -61,7 +61,7 @@ def bundle_for(
 
 
 def answer_of(command: Command, bundle: Path, backend: str, *more: object) -> Any:
-    asked = ("ask", bundle, QUESTION, "--image", PICTURE, "--max-tokens", 8, "--ignore-eos", "--json")
+    asked = ("ask", bundle, QUESTION, "--image", IMAGE, "--max-tokens", 8, "--ignore-eos", "--json")
     done = command(*asked, "--backend", backend, *more)
     assert done.code == 0, done.err
     return json.loads(done.out) | {"err": done.err}
@@ -198,7 +198,7 @@ def test_engines_that_do_not_fit_are_not_loaded(
     command: Command, here: Here, edition: Edition, built: Path, device: Callable[..., FakeDevice]
 ) -> None:
     run = device(built)
-    ask = ("ask", built, QUESTION, "--image", PICTURE, "--backend", edition.name)
+    ask = ("ask", built, QUESTION, "--image", IMAGE, "--backend", edition.name)
     (plan,) = built.glob("engines/*/vision_encoder.plan")
     whole = plan.read_bytes()
     for damage in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1])):
@@ -219,7 +219,7 @@ def test_engines_that_do_not_fit_are_not_loaded(
 
 
 def test_a_bundle_for_an_rtx_card_is_not_tensorrts(command: Command, here: Here, bundle: Path) -> None:
-    refused = command("ask", bundle, QUESTION, "--image", PICTURE, "--backend", "tensorrt")
+    refused = command("ask", bundle, QUESTION, "--image", IMAGE, "--backend", "tensorrt")
     told = (f"'{bundle}'", "GeForce RTX 4090 24GB", "--backend tensorrt-rtx")
     assert_told(refused.code, refused.err, "backend-with-target", *told)
     assert (refused.out, refused.err.count("\n")) == ("", 1)

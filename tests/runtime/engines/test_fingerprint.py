@@ -9,7 +9,7 @@ import pytest
 from engine_bundles import make_bundle, refresh
 
 from divprune_edge.manifest import read_manifest
-from divprune_edge.models.profiles import Limits
+from divprune_edge.models.profiles import EngineLimits
 from divprune_edge.models.tensorrt import TENSORRT, TENSORRT_RTX, Edition
 from divprune_edge.runtime.engines.facts import DeviceFacts
 from divprune_edge.runtime.engines.fingerprint import Facts, differences, fingerprint, graph_digest
@@ -21,7 +21,7 @@ FACTS = Facts(
     cuda="12.6",
     sms=(87,),
     plugin="c" * 64,
-    limits=Limits(max_prompt=512, kept=(58, 58, 58)),
+    limits=EngineLimits(max_prompt=512, kept=(58, 58, 58)),
 )
 CHANGES: list[dict[str, Any]] = [
     {"onnx": {"vision_encoder": "a" * 64, "language_model": "d" * 64}},
@@ -34,8 +34,8 @@ CHANGES: list[dict[str, Any]] = [
     {"cuda": None},
     {"plugin": None},
     {"plugin": "d" * 64},
-    {"limits": Limits(max_prompt=511, kept=(58, 58, 58))},
-    {"limits": Limits(max_prompt=512, kept=(29, 58, 58))},
+    {"limits": EngineLimits(max_prompt=511, kept=(58, 58, 58))},
+    {"limits": EngineLimits(max_prompt=512, kept=(29, 58, 58))},
 ]
 
 

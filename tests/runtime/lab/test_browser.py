@@ -13,7 +13,7 @@ from conftest import run_module
 from PIL import Image
 from trtexec_made_up import made_up_layers, made_up_profile, made_up_times
 
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.comparison import compare, write_page
 from divprune_edge.runtime.lab.evaluation.page import sweep_page
@@ -102,7 +102,7 @@ def test_sweep_page(tmp_path: Path) -> None:
 
 def test_comparison_page(demo_bundle: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    panels = compare(Pipeline(Bundle.open(demo_bundle), "none"), PICTURE, ["What?"], max_tokens=1)
+    panels = compare(Pipeline(Bundle.open(demo_bundle), "none"), IMAGE, ["What?"], max_tokens=1)
     write_page(panels, ["What?"], "demo", page)
     image, said = screenshot(page)
     assert said == []

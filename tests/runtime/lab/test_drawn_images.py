@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from raising import assert_told, refused
 
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.lab.comparison import compare, write_page
 from divprune_edge.runtime.lab.drawing import draw_selection, turn_color
@@ -61,32 +61,32 @@ def test_caption() -> None:
 
 def test_inspection_keeps_what_ask_keeps(demo_bundle: Path) -> None:
     pipeline = Pipeline(demo_bundle)
-    found = inspect_selection(pipeline, PICTURE)
-    answer = pipeline.ask(PICTURE, "What is there?", max_tokens=1)
+    found = inspect_selection(pipeline, IMAGE)
+    answer = pipeline.ask(IMAGE, "What is there?", max_tokens=1)
     assert np.array_equal(np.sort(found.picks), answer.kept_indices)
     assert not np.array_equal(found.picks, answer.kept_indices)  # they are in the order of picking
     assert (len(found.places.boxes), found.tokens) == (576, 576)
     assert 0 < found.coverage < 2
-    whole = inspect_selection(pipeline.with_selector("none"), PICTURE)
+    whole = inspect_selection(pipeline.with_selector("none"), IMAGE)
     assert whole.caption == "all 576 visual tokens"
     assert whole.coverage == 0
 
 
 def test_show_kept(demo_bundle: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
     out = tmp_path / "kept.png"
-    result = command("ask", demo_bundle, "--image", PICTURE, "--show-kept", out, "--max-tokens", 1, "What?")
+    result = command("ask", demo_bundle, "--image", IMAGE, "--show-kept", out, "--max-tokens", 1, "What?")
     assert result.code == 0, result.err
     assert f"kept patches drawn into {out}" in result.err.replace("\n", " ")
     with Image.open(out) as image:
         assert image.format == "PNG"
         assert image.width >= 576
-    wrong = command("ask", demo_bundle, "--image", PICTURE, "--show-kept", tmp_path / "kept.txt", "What?")
+    wrong = command("ask", demo_bundle, "--image", IMAGE, "--show-kept", tmp_path / "kept.txt", "What?")
     assert_told(wrong.code, wrong.err, "option-invalid", "kept.txt", ".png")
     nowhere = command(
         "ask",
         demo_bundle,
         "--image",
-        PICTURE,
+        IMAGE,
         "--show-kept",
         tmp_path / "no" / "kept.png",
         "--max-tokens",
@@ -117,7 +117,7 @@ def test_compare_selectors(demo_bundle: Path, tmp_path: Path, command: Callable[
     page = tmp_path / "page.html"
     question = "Is a < b & c > d?"
     result = command(
-        "compare-selectors", demo_bundle, "--image", PICTURE, "-o", page, "--max-tokens", 2, question, "What?"
+        "compare-selectors", demo_bundle, "--image", IMAGE, "-o", page, "--max-tokens", 2, question, "What?"
     )
     assert result.code == 0, result.err
     parser, text = _Page(), page.read_text(encoding="utf-8")
@@ -130,9 +130,9 @@ def test_compare_selectors(demo_bundle: Path, tmp_path: Path, command: Callable[
 def test_compare_refuses_what_is_not_there(demo_bundle: Path, tmp_path: Path) -> None:
     pipeline = Pipeline(Bundle.open(demo_bundle), "none")
     with refused("selector-not-in-bundle", "holov"):
-        compare(pipeline, PICTURE, ["What?"], ["holov"], max_tokens=1)
+        compare(pipeline, IMAGE, ["What?"], ["holov"], max_tokens=1)
     with refused("selector-not-in-bundle", 29, "divprune-58"):
-        compare(pipeline, PICTURE, ["What?"], keep=29, max_tokens=1)
-    panels = compare(pipeline, PICTURE, ["What?"], ["divprune"], max_tokens=1)
+        compare(pipeline, IMAGE, ["What?"], keep=29, max_tokens=1)
+    panels = compare(pipeline, IMAGE, ["What?"], ["divprune"], max_tokens=1)
     with refused("output-unwritable"):
         write_page(panels, ["What?"], "t", tmp_path / "no" / "page.html")

@@ -10,7 +10,7 @@ import pytest
 from conftest import run_module
 
 from divprune_edge.manifest import read_manifest
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.runtime.lab.scheduled import schedule_facts, title_of, variant_of
 
 LINE = "fastv: of 58 visual tokens 29 from layer 2 on"
@@ -83,7 +83,7 @@ def test_without_a_selector_it_is_still_pruned(scheduled: Path, demo_bundle: Pat
         "compare-selectors",
         str(scheduled),
         "--image",
-        str(PICTURE),
+        str(IMAGE),
         "-o",
         str(page),
         "--max-tokens",

@@ -25,7 +25,7 @@ from images_made import noise_image
 from PIL import Image
 
 from divprune_edge import Pipeline
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
@@ -188,4 +188,4 @@ def about(*images: str, question: str = QUESTION) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def picture() -> str:
-    return data_url(PICTURE)
+    return data_url(IMAGE)

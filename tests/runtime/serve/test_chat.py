@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from divprune_edge import Pipeline
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.runtime.serve.catalog import _some
 
 from .conftest import PATIENCE, QUESTION, Served, about, data_url, noise, openai
 
 
 def test_an_answer_is_the_one_of_ask(client: Any, asked: Pipeline, picture: str) -> None:
-    expected = asked.ask(PICTURE, QUESTION)
+    expected = asked.ask(IMAGE, QUESTION)
     answer = client.chat.completions.create(model="demo", messages=about(picture))
     (choice,) = answer.choices
     assert choice.message.content == expected.answer
@@ -36,7 +36,7 @@ def test_an_answer_is_the_one_of_ask(client: Any, asked: Pipeline, picture: str)
 
 
 def test_a_stream_is_the_answer_in_pieces(client: Any, asked: Pipeline, picture: str) -> None:
-    expected = asked.ask(PICTURE, QUESTION, max_tokens=12, ignore_eos=True)
+    expected = asked.ask(IMAGE, QUESTION, max_tokens=12, ignore_eos=True)
     stream = client.chat.completions.create(
         model="demo",
         messages=about(picture),
@@ -71,7 +71,7 @@ def test_a_stream_is_the_answer_in_pieces(client: Any, asked: Pipeline, picture:
 def test_a_request_chooses_its_budget(
     client: Any, asked: Pipeline, picture: str, model: str, extra: dict[str, Any], selector: str
 ) -> None:
-    expected = asked.with_selector(selector).ask(PICTURE, QUESTION)
+    expected = asked.with_selector(selector).ask(IMAGE, QUESTION)
     answer = client.chat.completions.create(model=model, messages=about(picture), extra_body=extra)
     assert answer.choices[0].message.content == expected.answer
     assert answer.divprune["selector"] == selector
@@ -89,7 +89,7 @@ def test_models_are_the_bundle_with_each_budget(client: Any) -> None:
 
 
 def test_a_conversation_is_that_of_a_chat(client: Any, asked: Pipeline, picture: str) -> None:
-    chat = asked.chat(PICTURE, system="Answer in one word.")
+    chat = asked.chat(IMAGE, system="Answer in one word.")
     messages: list[Any] = [{"role": "system", "content": "Answer in one word."}]
     for number, question in enumerate((QUESTION, "How many shapes are there?", "Is there a square?")):
         messages += about(*[picture] * (number == 0), question=question)
@@ -104,7 +104,7 @@ def test_several_system_texts_are_one(client: Any, asked: Pipeline, picture: str
         model="demo", messages=[*systems, *about(picture)], max_tokens=8, extra_body={"ignore_eos": True}
     )
     expected = asked.ask(
-        PICTURE, QUESTION, system="Say system.\n\nSay developer.", max_tokens=8, ignore_eos=True
+        IMAGE, QUESTION, system="Say system.\n\nSay developer.", max_tokens=8, ignore_eos=True
     )
     assert answer.choices[0].message.content == expected.answer
     messages = [*about(picture), {"role": "assistant", "content": "red"}, systems[0], *about()]
@@ -145,12 +145,12 @@ def test_sampling_by_seed(client: Any, asked: Pipeline, picture: str) -> None:
     options: dict[str, Any] = {"temperature": 3.0, "top_p": 0.9, "seed": 5, "max_tokens": 16}
     more: dict[str, Any] = {"top_k": 40, "ignore_eos": True}
     answer = client.chat.completions.create(model="demo", messages=about(picture), **options, extra_body=more)
-    assert answer.choices[0].message.content == asked.ask(PICTURE, QUESTION, **options, **more).answer
+    assert answer.choices[0].message.content == asked.ask(IMAGE, QUESTION, **options, **more).answer
 
 
 @pytest.mark.parametrize("stop", ["e", ["zz", "p"]])
 def test_stop_strings(client: Any, asked: Pipeline, picture: str, stop: Any) -> None:
-    expected = asked.ask(PICTURE, QUESTION, stop=(stop,) if isinstance(stop, str) else tuple(stop))
+    expected = asked.ask(IMAGE, QUESTION, stop=(stop,) if isinstance(stop, str) else tuple(stop))
     answer = client.chat.completions.create(model="demo", messages=about(picture), stop=stop)
     assert answer.choices[0].message.content == expected.answer
     assert answer.choices[0].finish_reason == "stop"

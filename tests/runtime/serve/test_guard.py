@@ -12,7 +12,7 @@ import pytest
 from divprune_edge.errors import DivpruneError
 from divprune_edge.runtime.serve.app import make_app
 from divprune_edge.runtime.serve.guard import Access, Guard
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.scheduler import internal, too_late
 
@@ -45,7 +45,7 @@ async def read(scope: Any, receive: Any, send: Any) -> None:
 
 def test_a_body_that_never_fits_is_not_told_to_come_again() -> None:
     """Whether or not there is room for it at the moment."""
-    guard = Guard(read, Access(), Limits(body_bytes=10, all_bodies_bytes=12))
+    guard = Guard(read, Access(), ServerLimits(body_bytes=10, all_bodies_bytes=12))
     assert asyncio.run(status(guard, 8, 8)) == 413
     guard.hold(9)
     assert asyncio.run(status(guard, 20)) == 413
@@ -55,7 +55,7 @@ def test_a_body_that_never_fits_is_not_told_to_come_again() -> None:
 
 
 def test_what_is_answered_or_refused_is_not_held() -> None:
-    guard = Guard(read, Access(), Limits(body_bytes=10, all_bodies_bytes=10))
+    guard = Guard(read, Access(), ServerLimits(body_bytes=10, all_bodies_bytes=10))
     for parts, answer in (((6, 6), 413), ((10,), 200), ((6, 4), 200)):
         assert asyncio.run(status(guard, *parts)) == answer
 
@@ -69,7 +69,7 @@ def test_what_took_too_long_is_not_asked_again(error: DivpruneError, times: int)
         asked.append(client)
         raise error
 
-    engine: Any = SimpleNamespace(refuse=refuse, limits=Limits(), retry_after=1, metrics=Metrics())
+    engine: Any = SimpleNamespace(refuse=refuse, limits=ServerLimits(), retry_after=1, metrics=Metrics())
     app: Any = make_app(engine, SimpleNamespace(), bytes, Access())  # type: ignore[arg-type]
 
     async def ask() -> None:

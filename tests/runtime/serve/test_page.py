@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from divprune_edge import Pipeline
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 
 from .conftest import QUESTION, Serve, Served, noise
 
@@ -58,7 +58,7 @@ class Visit:
         api.expect(self.page.get_by_label("Selector").first).not_to_be_empty()
         return self
 
-    def choose(self, file: Path | tuple[str, bytes] = PICTURE) -> None:
+    def choose(self, file: Path | tuple[str, bytes] = IMAGE) -> None:
         data: Any = file if isinstance(file, Path) else {"name": file[0], "mimeType": "", "buffer": file[1]}
         self.page.get_by_label("Image", exact=True).set_input_files(data)
 
@@ -96,7 +96,7 @@ def bright(visit: Visit, side: str, cells: int) -> set[int]:
     url = visit.panel(side).get_by_role("img").evaluate("(canvas) => canvas.toDataURL()")
     with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as shown:
         drawn, size = shown.convert("RGB"), shown.width
-    with Image.open(PICTURE) as picture:
+    with Image.open(IMAGE) as picture:
         image = picture.convert("RGB").resize((size, size))
     middles = [round((i + 0.5) * size / cells) for i in range(cells)]
     found = set()
@@ -111,8 +111,8 @@ def bright(visit: Visit, side: str, cells: int) -> set[int]:
 def test_two_answers_side_by_side(visit: Visit, asked: Pipeline) -> None:
     visit.choose()
     visit.ask()
-    pruned = asked.ask(PICTURE, QUESTION)
-    unpruned = asked.with_selector("none").ask(PICTURE, QUESTION)
+    pruned = asked.ask(IMAGE, QUESTION)
+    unpruned = asked.with_selector("none").ask(IMAGE, QUESTION)
     assert (visit.answer("A"), visit.answer("B")) == (pruned.answer, unpruned.answer)
     assert visit.panel("A").locator(".visual").inner_text() == "58 of 576"
     assert visit.panel("B").locator(".visual").inner_text() == "576 of 576"
@@ -241,7 +241,7 @@ def test_stopping(visit: Visit) -> None:
 
 @pytest.mark.parametrize("how", ["drop", "paste"])
 def test_files_that_are_brought(visit: Visit, how: str) -> None:
-    data = [*PICTURE.read_bytes()]
+    data = [*IMAGE.read_bytes()]
     script = """([how, data]) => {
         const files = new DataTransfer();
         files.items.add(new File([new Uint8Array(data)], 'brought.png', {type: 'image/png'}));
@@ -275,7 +275,7 @@ def test_the_image_that_was_brought_last_is_asked_about(visit: Visit) -> None:
             files.items.add(file);
             document.dispatchEvent(new DragEvent('drop', {dataTransfer: files, cancelable: true, bubbles: true}));
         }
-        await (await import('/page/picture.js')).read(brought[0]);  // as long as the first one takes, and longer
+        await (await import('/page/image.js')).read(brought[0]);  // as long as the first one takes, and longer
         await new Promise((done) => setTimeout(done, 500));
         return said;
     }"""
@@ -298,10 +298,10 @@ def test_texts_go_where_they_are_dropped_and_pasted(visit: Visit) -> None:
     for how in ("dragover", "drop", "paste"):
         assert not visit.page.evaluate(script, [how, None])
     visit.choose()
-    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
-    assert not visit.page.evaluate(script, ["paste", [*PICTURE.read_bytes()]])
+    api.expect(visit.page.locator("#hint")).to_have_text(IMAGE.name)
+    assert not visit.page.evaluate(script, ["paste", [*IMAGE.read_bytes()]])
     visit.page.wait_for_timeout(300)
-    assert visit.page.locator("#hint").inner_text() == PICTURE.name
+    assert visit.page.locator("#hint").inner_text() == IMAGE.name
 
 
 def sent(visit: Visit, file: Path | tuple[str, bytes]) -> Image.Image:
@@ -320,7 +320,7 @@ def sent(visit: Visit, file: Path | tuple[str, bytes]) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["gif", "png", "webp"])
 def test_an_image_that_does_not_move_is_sent_as_it_is(visit: Visit, tmp_path: Path, kind: str) -> None:
-    with Image.open(PICTURE) as picture:
+    with Image.open(IMAGE) as picture:
         picture.convert("RGBA").save(file := tmp_path / f"still.{kind}", comment="acTL ANIM")
     assert sent(visit, file).format == kind.upper()
 
@@ -343,7 +343,7 @@ def test_images_that_the_server_would_not_take(visit: Visit) -> None:
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png"])
 def test_an_animation_is_asked_about_by_its_first_frame(visit: Visit, tmp_path: Path, kind: str) -> None:
-    with Image.open(PICTURE) as picture:
+    with Image.open(IMAGE) as picture:
         first = picture.convert("RGB")
     file = tmp_path / f"moving.{kind}"
     first.save(file, save_all=True, append_images=[Image.new("RGB", first.size)], duration=50)
@@ -356,10 +356,10 @@ def test_an_animation_is_asked_about_by_its_first_frame(visit: Visit, tmp_path: 
 
 def test_a_file_that_is_no_image_is_not_taken_for_the_one_shown(visit: Visit) -> None:
     visit.choose()
-    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
+    api.expect(visit.page.locator("#hint")).to_have_text(IMAGE.name)
     visit.choose(("notes.txt", b"no image"))
     api.expect(visit.page.get_by_role("alert")).to_contain_text("notes.txt")
-    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
+    api.expect(visit.page.locator("#hint")).to_have_text(IMAGE.name)
     assert visit.page.get_by_label("Image", exact=True).input_value() == ""
 
 
@@ -431,7 +431,7 @@ def test_asking_twice_while_the_models_are_looked_up(chromium: Any, server: Serv
     assert "cannot be reached" in visit.problem()
     visit.page.unroute("**/v1/models")
     visit.choose()
-    api.expect(visit.page.locator("#hint")).to_have_text(PICTURE.name)
+    api.expect(visit.page.locator("#hint")).to_have_text(IMAGE.name)
     visit.page.get_by_label("Question").fill(QUESTION)
     visit.page.evaluate("for (let i = 0; i < 2; i++) document.getElementById('form').requestSubmit()")
     assert visit.answer("B")
@@ -527,5 +527,5 @@ def test_a_connection_that_breaks_in_mid_stream(visit: Visit) -> None:
     ],
 )
 def test_places(visit: Visit, seen: dict[str, Any], places: list[list[float]]) -> None:
-    script = "async (seen) => (await import('/page/picture.js')).places(seen)"
+    script = "async (seen) => (await import('/page/image.js')).places(seen)"
     assert visit.page.evaluate(script, seen) == places

@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, run_code
 from PIL import Image
 
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.runtime.serve.answers import _STATUS
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.metrics import Metrics
 from divprune_edge.runtime.serve.schema import ChatRequest
 
@@ -31,10 +31,10 @@ def between(mark: str) -> str:
 def limits() -> str:
     """Return the table: names, defaults, and what the class says of each."""
     said = dict(
-        re.findall(r"^ {8}(\w+): (.*?)(?=\n {8}\w+: |\n {4}\Z|\Z)", Limits.__doc__ or "", re.M | re.S)
+        re.findall(r"^ {8}(\w+): (.*?)(?=\n {8}\w+: |\n {4}\Z|\Z)", ServerLimits.__doc__ or "", re.M | re.S)
     )
     rows = ["| limit | default | |", "|---|---:|---|"]
-    for field in fields(Limits):
+    for field in fields(ServerLimits):
         text = " ".join(said[field.name].split()).rstrip(".")
         rows.append(f"| `{field.name}` | {field.default:,} | {text} |")
     return "\n".join(rows) + "\n"
@@ -86,7 +86,7 @@ def test_every_field_is_told() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with Image.open(PICTURE) as picture:
+    with Image.open(IMAGE) as picture:
         picture.convert("RGB").save(tmp_path / "cat.jpg", quality=95)
     return tmp_path
 

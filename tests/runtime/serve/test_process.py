@@ -20,8 +20,8 @@ from conftest import ROOT, run_code, run_module
 from raising import assert_told, refused
 
 from divprune_edge import Pipeline
-from divprune_edge.models.demo import PICTURE
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.models.demo import IMAGE
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.settings import Settings, read_key
 
 from .conftest import PATIENCE, QUESTION, Serve, Served, about, openai, soon
@@ -152,10 +152,10 @@ def test_without_a_key_a_local_server_is_called_by_its_own_names(host: str, name
 
 
 def test_limits_are_numbers_of_their_range() -> None:
-    assert Limits().changed(["max_tokens=7", "queue=0"]) == Limits(max_tokens=7, queue=0)
+    assert ServerLimits().changed(["max_tokens=7", "queue=0"]) == ServerLimits(max_tokens=7, queue=0)
     for text in ("queue=1e3", "queue=²", "queue=", "queue=99999999999999999999"):
         with refused("limit-out-of-range"):
-            Limits().changed([text])
+            ServerLimits().changed([text])
 
 
 class Answering(threading.Thread):
@@ -198,7 +198,7 @@ def test_sigterm_answers_what_was_asked(bundle: Path, serving: Serve, asked: Pip
     assert soon(lambda: not takes_more(server))
     for answer in answers:
         answer.join(PATIENCE)
-    expected = asked.ask(PICTURE, QUESTION, ignore_eos=True, **options).answer
+    expected = asked.ask(IMAGE, QUESTION, ignore_eos=True, **options).answer
     assert [(answer.text, answer.reason) for answer in answers] == [(expected, "length")] * 2
     assert server.process.wait(PATIENCE) == 0
     assert not any("Traceback" in line for line in server.said)

@@ -12,7 +12,7 @@ pytest.importorskip("uvicorn")
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.protocol import bounded_protocol
 
 from .conftest import PATIENCE
@@ -32,7 +32,7 @@ def test_an_answer_that_nobody_takes(keeps: bytes) -> None:
             await send({"type": "http.response.body", "body": body})
             answered.set()
 
-        limits = Limits(send_seconds=1, idle_seconds=1)
+        limits = ServerLimits(send_seconds=1, idle_seconds=1)
         protocol = bounded_protocol(limits)
         config = Config(
             app, http=protocol, lifespan="off", log_config=None, timeout_keep_alive=limits.idle_seconds

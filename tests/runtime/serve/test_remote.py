@@ -17,7 +17,7 @@ from raising import refused
 
 from divprune_edge.errors import UserError
 from divprune_edge.runtime.serve import remote
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.remote import Errand, Fetcher
 
 from .conftest import PATIENCE
@@ -31,7 +31,7 @@ def uncounted(count: int) -> None:
 
 
 def fetcher(*addresses: str) -> Errand:
-    return Fetcher([HOST], Limits(), lambda host: list(addresses)).errand(uncounted)
+    return Fetcher([HOST], ServerLimits(), lambda host: list(addresses)).errand(uncounted)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_private_addresses_behind_a_name(address: str) -> None:
 
 def test_no_host_is_allowed_unless_named() -> None:
     with refused("image-url-unsupported"):
-        Fetcher([], Limits()).errand(uncounted)(f"https://{HOST}/a.png")
+        Fetcher([], ServerLimits()).errand(uncounted)(f"https://{HOST}/a.png")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,10 @@ def listening(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Li
         threading.Thread(target=accept, daemon=True).start()
         trust = ssl.create_default_context(cafile=str(certificate))
         fetcher = Fetcher(
-            [HOST], Limits(image_bytes=1000), lambda host: [looked_up.append(host) or "127.0.0.1"], trust
+            [HOST],
+            ServerLimits(image_bytes=1000),
+            lambda host: [looked_up.append(host) or "127.0.0.1"],
+            trust,
         )  # type: ignore[func-returns-value]
         return fetcher.errand(held.append)
 

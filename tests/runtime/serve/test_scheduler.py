@@ -17,7 +17,7 @@ from raising import refused
 
 from divprune_edge import Pipeline
 from divprune_edge.errors import DivpruneError
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 from divprune_edge.runtime.backends import onnxruntime
 from divprune_edge.runtime.backends.block import BlockSession
 from divprune_edge.runtime.backends.tensorrt import TensorRtBackend
@@ -27,20 +27,20 @@ from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.serve.catalog import Catalog
 from divprune_edge.runtime.serve.encoder import Encoder
 from divprune_edge.runtime.serve.engine import Engine
+from divprune_edge.runtime.serve.fair_lock import FairLock
 from divprune_edge.runtime.serve.job import (
+    Conversation,
     Ended,
     Event,
     Failed,
     Job,
     Medium,
-    Piece,
-    Question,
-    Seen,
+    PromptReady,
+    TextPiece,
     Utterance,
 )
-from divprune_edge.runtime.serve.limits import Limits
+from divprune_edge.runtime.serve.limits import ServerLimits
 from divprune_edge.runtime.serve.scheduler import Scheduler
-from divprune_edge.runtime.serve.turns import Turns
 
 from .conftest import PATIENCE, QUESTION, noise, soon
 
@@ -67,7 +67,7 @@ class Told:
     @property
     def text(self) -> str:
         assert isinstance(self.wait(), Ended), self.events[-1]
-        return "".join(event.text for event in self.events if isinstance(event, Piece))
+        return "".join(event.text for event in self.events if isinstance(event, TextPiece))
 
     @property
     def code(self) -> str:
@@ -82,7 +82,7 @@ class Told:
         return event.reused
 
     def begun(self) -> None:
-        until(lambda: any(isinstance(event, Piece) for event in self.events))
+        until(lambda: any(isinstance(event, TextPiece) for event in self.events))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def opened(asked: Pipeline) -> Iterator[Open]:
     engines: list[Engine] = []
 
     def start(pipeline: Pipeline = asked, **options: Any) -> Engine:
-        limits = Limits().changed([f"{name}={n}" for name, n in options.pop("limits", {}).items()])
+        limits = ServerLimits().changed([f"{name}={n}" for name, n in options.pop("limits", {}).items()])
         engines.append(Engine(pipeline, limits, **options))
         engines[-1].start()
         return engines[-1]
@@ -101,12 +101,12 @@ def opened(asked: Pipeline) -> Iterator[Open]:
 
 
 def ask(
-    engine: Engine, text: str = QUESTION, *, image: Path | None = PICTURE, client: str = "a", **decoding: Any
+    engine: Engine, text: str = QUESTION, *, image: Path | None = IMAGE, client: str = "a", **decoding: Any
 ) -> tuple[Told, Job]:
     media = () if image is None else (Medium((image.read_bytes(),)),)
     selector = decoding.pop("selector", engine.pipeline.selector)
     told = Told()
-    question = Question((Utterance("user", text, media),), selector, Decoding(**decoding))
+    question = Conversation((Utterance("user", text, media),), selector, Decoding(**decoding))
     return told, engine.submit(question, client, told)
 
 
@@ -125,7 +125,7 @@ def test_many_at_once_are_answered_as_alone(opened: Open, asked: Pipeline) -> No
     answers = [ask(engine, text, **more)[0] for text, more in zip(questions, options, strict=True)]
     plain = ask(engine, "Who are you?", image=None, **LONG)[0]
     for answer, text, more in zip(answers, questions, options, strict=True):
-        assert answer.text == asked.ask(PICTURE, text, **more).answer
+        assert answer.text == asked.ask(IMAGE, text, **more).answer
     assert plain.text == asked.ask(None, "Who are you?", **LONG).answer
     assert count(engine, "step_sequences_bucket", le="2.0") < count(engine, "step_sequences_count")
 
@@ -135,9 +135,9 @@ def test_one_joins_while_another_is_being_written(opened: Open, asked: Pipeline)
     long, _ = ask(engine, **LONG)
     long.begun()
     short, _ = ask(engine, "What does the sign say?", max_tokens=3)
-    assert short.text == asked.ask(PICTURE, "What does the sign say?", max_tokens=3).answer
+    assert short.text == asked.ask(IMAGE, "What does the sign say?", max_tokens=3).answer
     assert not any(isinstance(event, Ended) for event in long.events)
-    assert long.text == asked.ask(PICTURE, QUESTION, **LONG).answer
+    assert long.text == asked.ask(IMAGE, QUESTION, **LONG).answer
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_prompt_is_fed_in_pieces_between_steps(opened: Open, asked: Pipeline, 
     places = [place for place, call in enumerate(made) if call != "step"]
     assert len(places) > 3 and all(made[place][1] <= 16 for place in places)
     assert {later - place for place, later in pairwise(places)} == {2}  # one step between two pieces
-    assert text == asked.ask(PICTURE, "What does the sign say?", max_tokens=2).answer
+    assert text == asked.ask(IMAGE, "What does the sign say?", max_tokens=2).answer
 
 
 def test_who_leaves_while_a_prompt_is_fed_has_no_more_of_it_fed(
@@ -177,7 +177,7 @@ def test_who_leaves_while_a_prompt_is_fed_has_no_more_of_it_fed(
 ) -> None:
     """Though nobody else waits for anything."""
     engine = opened(chunk=16, prefix_cache=0)
-    assert ask(engine, max_tokens=2)[0].text == asked.ask(PICTURE, QUESTION, max_tokens=2).answer
+    assert ask(engine, max_tokens=2)[0].text == asked.ask(IMAGE, QUESTION, max_tokens=2).answer
     assert calls[0][1] == 64
     reached, released, extend = threading.Event(), threading.Event(), BlockSession.extend
 
@@ -198,7 +198,7 @@ def test_who_leaves_while_a_prompt_is_fed_has_no_more_of_it_fed(
 
 @pytest.mark.parametrize(
     ("image", "chunk", "together"),
-    [(PICTURE, 256, [3]), (PICTURE, 180, [2, 1]), (PICTURE, 100, [1, 1, 1]), (None, 256, [4, 2])],
+    [(IMAGE, 256, [3]), (IMAGE, 180, [2, 1]), (IMAGE, 100, [1, 1, 1]), (None, 256, [4, 2])],
 )
 def test_short_prompts_are_fed_together_as_far_as_a_piece_goes(
     opened: Open,
@@ -248,14 +248,14 @@ def test_a_cache_that_grows_is_joined_between_batches_only(
     long, _ = ask(engine, **LONG)
     long.begun()
     others = [ask(engine, f"Is there {what}?", max_tokens=5)[0] for what in ("a circle", "a star")]
-    assert not any(other.events and isinstance(other.events[-1], Piece) for other in others)
+    assert not any(other.events and isinstance(other.events[-1], TextPiece) for other in others)
     texts = [other.text for other in others]
     assert isinstance(long.events[-1], Ended)
     expected = [
-        pipeline.ask(PICTURE, f"Is there {what}?", max_tokens=5).answer for what in ("a circle", "a star")
+        pipeline.ask(IMAGE, f"Is there {what}?", max_tokens=5).answer for what in ("a circle", "a star")
     ]
     assert texts == expected
-    assert long.text == pipeline.ask(PICTURE, QUESTION, **LONG).answer
+    assert long.text == pipeline.ask(IMAGE, QUESTION, **LONG).answer
 
 
 def test_an_image_is_encoded_once_whatever_is_asked_of_it(opened: Open, asked: Pipeline) -> None:
@@ -265,7 +265,7 @@ def test_an_image_is_encoded_once_whatever_is_asked_of_it(opened: Open, asked: P
         for name in ("divprune-58", "divprune-144", "none")
         for text in (QUESTION, "What does the sign say?")
     ):
-        expected = asked.with_selector(selector.id if selector else "none").ask(PICTURE, text)
+        expected = asked.with_selector(selector.id if selector else "none").ask(IMAGE, text)
         answer, _ = ask(engine, text, selector=selector)
         assert answer.text == expected.answer
         assert count(engine, "images_encoded_total") == 1
@@ -278,7 +278,7 @@ def test_without_caches_every_question_is_seen_and_fed_anew(opened: Open, asked:
     engine = opened(image_cache=0, prefix_cache=0)
     for number in range(1, 3):
         answer, _ = ask(engine)
-        assert answer.text == asked.ask(PICTURE, QUESTION).answer
+        assert answer.text == asked.ask(IMAGE, QUESTION).answer
         assert answer.reused == 0
         assert count(engine, "images_encoded_total") == number
 
@@ -299,13 +299,13 @@ def test_a_system_text_is_prefilled_once(opened: Open, asked: Pipeline, tmp_path
         noise(seed).save(path := tmp_path / f"{seed}.png")
         told = Told()
         turns = (Utterance("system", system), Utterance("user", QUESTION, (Medium((path.read_bytes(),)),)))
-        engine.submit(Question(turns, asked.selector, Decoding(max_tokens=5)), "a", told)
+        engine.submit(Conversation(turns, asked.selector, Decoding(max_tokens=5)), "a", told)
         assert told.text == asked.ask(path, QUESTION, system=system, max_tokens=5).answer
         reused.append(told.reused)
     assert reused[0] == 0 < reused[1] < 58
 
 
-@pytest.mark.parametrize("image", [None, PICTURE])
+@pytest.mark.parametrize("image", [None, IMAGE])
 def test_a_conversation_is_kept_with_its_last_answer(
     opened: Open, asked: Pipeline, image: Path | None
 ) -> None:
@@ -313,11 +313,11 @@ def test_a_conversation_is_kept_with_its_last_answer(
     turns, chat, known = [Utterance("user", "What is there?", media)], asked.chat(image), []
     for number in range(4):
         options: dict[str, Any] = {"temperature": 4.0, "top_k": 30, "seed": number, "max_tokens": 20}
-        told, question = Told(), Question(tuple(turns), asked.selector, Decoding(**options))
+        told, question = Told(), Conversation(tuple(turns), asked.selector, Decoding(**options))
         engine.submit(question, "a", told)
         assert told.text == chat.ask(turns[-1].text, **options).answer
         ended, seen = told.wait(), told.events[0]
-        assert isinstance(ended, Ended) and isinstance(seen, Seen)
+        assert isinstance(ended, Ended) and isinstance(seen, PromptReady)
         known.append((ended.reused, seen.prompt_tokens, ended.tokens))
         turns += [Utterance("assistant", told.text), Utterance("user", f"And {number}?")]
     assert sum(tokens for _, _, tokens in known) > 8  # or there would be next to nothing to keep
@@ -358,12 +358,12 @@ class Held:
         told = Told()
 
         def tell(event: Event) -> None:
-            if isinstance(event, Seen):
+            if isinstance(event, PromptReady):
                 self.order.append(name)
             told(event)
 
         images = tuple(Medium((path.read_bytes(),)) for path in media)
-        question = Question((Utterance("user", QUESTION, images),), None, Decoding(max_tokens=1))
+        question = Conversation((Utterance("user", QUESTION, images),), None, Decoding(max_tokens=1))
         return told, self.engine.submit(question, "a", tell)
 
     def hold(self, *media: Path) -> tuple[Told, Job]:
@@ -390,7 +390,7 @@ def test_who_has_nothing_to_encode_passes(
     ask(engine, selector=None)[0].wait()
     held = Held(engine, monkeypatch)
     first, _ = held.hold(*pictures[:3])
-    for name, *media in (("known", PICTURE), ("text",), ("new", pictures[3])):
+    for name, *media in (("known", IMAGE), ("text",), ("new", pictures[3])):
         last, _ = held.ask(name, *media)
     held.go_on()
     assert isinstance(first.wait(), Ended) and isinstance(last.wait(), Ended)
@@ -533,7 +533,7 @@ def test_stopping_answers_what_was_asked(opened: Open, asked: Pipeline) -> None:
     engine = opened(limits={"slots": 1})
     answers = [ask(engine, max_tokens=20, ignore_eos=True)[0] for _ in range(3)]
     engine.stop(60)
-    expected = asked.ask(PICTURE, QUESTION, max_tokens=20, ignore_eos=True).answer
+    expected = asked.ask(IMAGE, QUESTION, max_tokens=20, ignore_eos=True).answer
     assert [answer.text for answer in answers] == [expected] * 3
     with pytest.raises(DivpruneError) as refused:
         ask(engine)
@@ -545,7 +545,7 @@ def test_what_is_told_begins_with_what_was_seen(opened: Open) -> None:
     told, _ = ask(opened(), max_tokens=2)
     told.wait()
     seen = told.events[0]
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, PromptReady)
     assert [len(one.kept) for one in seen.media] == [58]
 
 
@@ -559,8 +559,8 @@ def test_on_a_device_that_does_one_thing_at_a_time(
     assert made.returncode == 0, made.stderr
     pipeline, _ = over_fake(Bundle.open(folder), monkeypatch, slots=3)
     questions = [f"Is there a {what}?" for what in ("circle", "star", "cross", "square", "ring")]
-    expected = [pipeline.ask(PICTURE, text, max_tokens=5).answer for text in questions]
-    long = pipeline.ask(PICTURE, QUESTION, max_tokens=60, ignore_eos=True).answer
+    expected = [pipeline.ask(IMAGE, text, max_tokens=5).answer for text in questions]
+    long = pipeline.ask(IMAGE, QUESTION, max_tokens=60, ignore_eos=True).answer
     encode, step = TensorRtBackend.encode, TensorRtSession.step
     busy: set[str] = set()
 
@@ -600,9 +600,9 @@ def test_visual_tokens_leave_as_the_question_decides(opened: Open, tmp_path: Pat
     long.begun()
     for text in ("What does the sign say?", QUESTION, "What does the sign say?"):
         answer, _ = ask(engine, text, max_tokens=6)
-        assert answer.text == pipeline.ask(PICTURE, text, max_tokens=6).answer
+        assert answer.text == pipeline.ask(IMAGE, text, max_tokens=6).answer
         assert answer.reused < 20
-    assert long.text == pipeline.ask(PICTURE, QUESTION, **LONG).answer
+    assert long.text == pipeline.ask(IMAGE, QUESTION, **LONG).answer
     catalog = Catalog(pipeline.bundle, "demo", 0, pipeline.selector, True)
     assert catalog.entry("demo")["divprune"]["schedule"] == "fastv"
     catalog.check_schedule("fastv")
@@ -643,7 +643,7 @@ def test_no_thread_computes_while_another_one_may_capture(
 
 
 def test_turns_go_to_who_came_first() -> None:
-    turns, order = Turns(), []
+    turns, order = FairLock(), []
 
     def wait() -> None:
         with turns:

@@ -6,19 +6,19 @@ import numpy as np
 from tokenizer_kinds import byte_level
 
 from divprune_edge.runtime.backends import Prediction
-from divprune_edge.runtime.serve.scores import Scores
+from divprune_edge.runtime.serve.scores import TokenScores
 
 TOKENIZER = byte_level()
 
 
-def added(scores: Scores, text: str) -> None:
+def added(scores: TokenScores, text: str) -> None:
     logits = np.zeros(TOKENIZER.get_vocab_size(), np.float32)
     for i in TOKENIZER.encode(text, add_special_tokens=False).ids:
         scores.add(i, Prediction(None, lambda: logits))
 
 
 def test_what_may_be_a_stop_string_is_held() -> None:
-    scores = Scores(TOKENIZER, 2)
+    scores = TokenScores(TOKENIZER, 2)
     added(scores, "aa")  # of the stop string "ab"
     assert [one.token for one in scores.take("a", rest=False)] == ["a"]
     added(scores, "b")
@@ -26,7 +26,7 @@ def test_what_may_be_a_stop_string_is_held() -> None:
 
 
 def test_parts_of_a_character_are_their_bytes() -> None:
-    scores = Scores(TOKENIZER, 0)
+    scores = TokenScores(TOKENIZER, 0)
     added(scores, "é")
     assert scores.take("", rest=False) == ()
     found = scores.take("é", rest=True)

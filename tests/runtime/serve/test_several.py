@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run_module
 
 from divprune_edge import Pipeline
-from divprune_edge.models.demo import CLIP, CLIP_FACTS, PICTURE
+from divprune_edge.models.demo import CLIP, CLIP_FACTS, IMAGE
 
 from .conftest import Serve, Served, data_url, noise, openai
 
@@ -82,8 +82,8 @@ def test_a_clip_by_its_frames(qwen: Served, reference: Pipeline) -> None:
 
 
 def test_an_image_and_a_clip_and_then_another_image(qwen: Served, reference: Pipeline) -> None:
-    chat = reference.chat(PICTURE, video=CLIP)
-    messages = parts(QUESTION, clip(), image(PICTURE))  # images come first, whatever the order
+    chat = reference.chat(IMAGE, video=CLIP)
+    messages = parts(QUESTION, clip(), image(IMAGE))  # images come first, whatever the order
     answer = ask(qwen, messages).choices[0].message
     assert answer.content == chat.ask(QUESTION, max_tokens=8).answer
     other = noise(5, 120, 120)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 from divprune_edge.runtime.generate import Decoding
-from divprune_edge.runtime.serve.job import Job, Question
+from divprune_edge.runtime.serve.job import Conversation, Job
 from divprune_edge.runtime.serve.waiting import FairQueue
 
 
 def job(client: str) -> Job:
-    return Job(Question((), None, Decoding()), client, 0.0, lambda event: None)
+    return Job(Conversation((), None, Decoding()), client, 0.0, lambda event: None)
 
 
 def test_clients_take_turns_however_many_each_has_sent() -> None:

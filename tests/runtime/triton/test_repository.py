@@ -15,7 +15,7 @@ from qwen_checkpoints import make_qwen_checkpoint
 from raising import assert_told
 
 from divprune_edge import Pipeline
-from divprune_edge.models.demo import PICTURE
+from divprune_edge.models.demo import IMAGE
 
 from .standin import Answering, Server, config_of, protobuf, texts
 
@@ -70,10 +70,10 @@ def test_configs_fit_the_graphs(repository: Server) -> None:
 def test_answers_are_those_of_ask(answering: Answering, repository: Server, demo_bundle: Path) -> None:
     pipeline = Pipeline(demo_bundle, threads=1)
     for selector in (None, "none"):
-        expected = (pipeline if selector is None else pipeline.with_selector(selector)).ask(PICTURE, QUESTION)
+        expected = (pipeline if selector is None else pipeline.with_selector(selector)).ask(IMAGE, QUESTION)
         more = {} if selector is None else {"selector": texts(selector)}
         repository.asked.clear()
-        pieces, last = answering.ask(image=texts(PICTURE.read_bytes()), question=texts(QUESTION), **more)
+        pieces, last = answering.ask(image=texts(IMAGE.read_bytes()), question=texts(QUESTION), **more)
         assert "".join(pieces) == expected.answer
         assert last["kept_indices"].tolist() == expected.kept_indices.tolist()
         assert last["prompt_tokens"][0] == expected.prompt_tokens
@@ -88,10 +88,10 @@ def test_answers_are_those_of_ask(answering: Answering, repository: Server, demo
 def test_options(answering: Answering, demo_bundle: Path) -> None:
     pipeline = Pipeline(demo_bundle, threads=1)
     sampled = {"max_tokens": 3, "temperature": 2.0, "seed": 5}
-    expected = pipeline.ask(PICTURE, QUESTION, **sampled)
+    expected = pipeline.ask(IMAGE, QUESTION, **sampled)
     kinds = {"max_tokens": np.int32, "temperature": np.float32, "seed": np.int64}
     tensors = {name: np.array([value], kinds[name]) for name, value in sampled.items()}
-    pieces, last = answering.ask(image=texts(PICTURE.read_bytes()), question=texts(QUESTION), **tensors)
+    pieces, last = answering.ask(image=texts(IMAGE.read_bytes()), question=texts(QUESTION), **tensors)
     assert "".join(pieces) == expected.answer and last["tokens"][0] == len(expected.token_ids)
     assert len(pieces) > 1  # they come one by one
     pieces, _ = answering.ask(question=texts("Who are you?"), max_tokens=np.array([4], np.int32))
@@ -99,7 +99,7 @@ def test_options(answering: Answering, demo_bundle: Path) -> None:
 
 
 def test_what_goes_wrong_is_told(answering: Answering, repository: Server) -> None:
-    good = {"image": texts(PICTURE.read_bytes()), "question": texts(QUESTION)}
+    good = {"image": texts(IMAGE.read_bytes()), "question": texts(QUESTION)}
     for wrong, code in (
         ({"image": texts(b"GIF89a")}, "image-damaged"),
         ({"selector": texts("divprun")}, "selector-not-in-bundle"),

@@ -18,7 +18,7 @@ from ...several import ask_clip, ask_pair, sample_clip
 from ..data import Pictures
 from ..language_phase import HEADS_WEIGHT, right_answers, scores_of
 from ..packs import TRAINING_MIX, Batch, ask_for_training, build_batch, conversations
-from ..schedule import Run, Stage
+from ..schedule import TrainingRun, TrainingStage
 from ..supervision import Heads, loss_of
 from ..vision_phase import wanted_of
 from ..workers import rank
@@ -110,14 +110,16 @@ def grid(size: Size, tower: VisionTower) -> Grid:
     return grid_of(*size, tower.places)
 
 
-def drawn(run: Run, sizes: Sequence[Size]) -> Size:
+def drawn(run: TrainingRun, sizes: Sequence[Size]) -> Size:
     """The step's size, the same in every process."""
     return sizes[int(np.random.default_rng((run.seed, 1, run.step)).integers(len(sizes)))]
 
 
-def teach_vision(model: TaughtTower, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:
+def teach_vision(
+    model: TaughtTower, pictures: Pictures, stage: TrainingStage, folder: Path, seed: int
+) -> None:
     """Run one stage of direct supervision; `stage.patches` are visual tokens here."""
-    run = Run(stage, model, folder, seed)
+    run = TrainingRun(stage, model, folder, seed)
     for _, generator in run.steps():
         rows, size = run.rows(len(pictures)), (SIDE, SIDE) if stage.patches else drawn(run, IMAGE_SIZES)
         pixels = resized(pictures.pixels[rows], size)
@@ -153,7 +155,7 @@ def answer_logits(
 class Media:
     """One step's images or clips, drawn: layout, patches of each grid, and conversations about them."""
 
-    def __init__(self, run: Run, pictures: Pictures, rng: np.random.Generator) -> None:
+    def __init__(self, run: TrainingRun, pictures: Pictures, rng: np.random.Generator) -> None:
         rows = run.rows(len(pictures))
         kind = np.random.default_rng((run.seed, 2, run.step)).choice(KINDS, p=SHARES)
         self.wanted: dict[str, Tensor] | None = None
@@ -164,14 +166,18 @@ class Media:
         else:
             self._clips(run, [pictures.scene(int(row)) for row in rows], rng)
 
-    def _images(self, run: Run, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> None:
+    def _images(
+        self, run: TrainingRun, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator
+    ) -> None:
         size = drawn(run, IMAGE_SIZES)
         self.layout = of_images([size])
         self.patches = [patchify([resized(pictures.pixels[rows], size)] * TEMPORAL)]
         self.wanted = wanted_of(pictures, rows, owners_at(pictures.owners[rows], size))
         self.packs = ask_for_training([pictures.scene(int(row)) for row in rows], rng, IMAGE_MIX)
 
-    def _pairs(self, run: Run, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator) -> None:
+    def _pairs(
+        self, run: TrainingRun, pictures: Pictures, rows: np.ndarray, rng: np.random.Generator
+    ) -> None:
         stream = np.random.default_rng((run.seed, 3, run.step))
         sizes = [PAIR_SIZES[i] for i in stream.integers(len(PAIR_SIZES), size=2)]
         others = (rows + 1 + stream.integers(len(pictures) - 1)) % len(pictures)
@@ -186,7 +192,7 @@ class Media:
             scenes = pictures.scene(int(first)), pictures.scene(int(second))
             self.packs.append(conversations(ask_pair(scenes, asker, rng, PAIR_MIX), rng))
 
-    def _clips(self, run: Run, scenes: Sequence[Scene], rng: np.random.Generator) -> None:
+    def _clips(self, run: TrainingRun, scenes: Sequence[Scene], rng: np.random.Generator) -> None:
         stream = np.random.default_rng((run.seed, 4, run.step))
         size = CLIP_SIZES[stream.integers(len(CLIP_SIZES))]
         pairs = int(stream.integers(2, 4))
@@ -216,12 +222,14 @@ def _still(scene: Scene, asker: Asker) -> list[Question]:
     return [question for question in asked if question is not None][:6]
 
 
-def teach_language(model: TaughtQwen, pictures: Pictures, stage: Stage, folder: Path, seed: int) -> None:
+def teach_language(
+    model: TaughtQwen, pictures: Pictures, stage: TrainingStage, folder: Path, seed: int
+) -> None:
     """Run one stage: answers are the goal, what the patches know is kept alive beside it.
 
     With `tower_share` 0 the tower is frozen, its mergers learn.
     """
-    run, tower = Run(stage, model, folder, seed), model.qwen.model.visual
+    run, tower = TrainingRun(stage, model, folder, seed), model.qwen.model.visual
     for step, _ in run.steps():
         rng = np.random.default_rng((seed, step, rank()))
         media = Media(run, pictures, rng)

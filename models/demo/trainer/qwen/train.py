@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .. import workers
 from ..command import begin
-from ..schedule import Stage
+from ..schedule import TrainingStage
 from .checkpoint import LARGEST, save_checkpoint
 from .network import DemoQwen, VisionTower
 from .phases import TaughtQwen, TaughtTower, teach_language, teach_vision
@@ -19,13 +19,13 @@ from .phases import TaughtQwen, TaughtTower, teach_language, teach_vision
 TRAINING_PICTURES = 24_000
 
 VISION_STAGES = (
-    Stage("vision-part", steps=1800, batch=16, rate=0.02, patches=84, final_rate=0.3),
-    Stage("vision-full", steps=450, batch=12, rate=0.006),
+    TrainingStage("vision-part", steps=1800, batch=16, rate=0.02, patches=84, final_rate=0.3),
+    TrainingStage("vision-full", steps=450, batch=12, rate=0.006),
 )
 LANGUAGE_STAGES = (
-    Stage("answers", steps=1000, batch=12, rate=0.01, final_rate=0.3, tower_share=0.0),
-    Stage("answers-all", steps=900, batch=12, rate=0.008, warmup=20, tower_share=0.5),
-    Stage("answers-last", steps=420, batch=12, rate=0.006, warmup=20, tower_share=0.5),
+    TrainingStage("answers", steps=1000, batch=12, rate=0.01, final_rate=0.3, tower_share=0.0),
+    TrainingStage("answers-all", steps=900, batch=12, rate=0.008, warmup=20, tower_share=0.5),
+    TrainingStage("answers-last", steps=420, batch=12, rate=0.006, warmup=20, tower_share=0.5),
 )
 
 

@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from divprune_edge.models.demo import CHECKPOINT, PICTURE, PICTURE_FACTS  # noqa: E402
+from divprune_edge.models.demo import CHECKPOINT, IMAGE, IMAGE_FACTS  # noqa: E402
 from divprune_edge.models.demo.render import render  # noqa: E402
 from divprune_edge.models.demo.trainer.picture import SIDE, demo_scene  # noqa: E402
 
@@ -82,15 +82,15 @@ def model_image_id() -> int:
 
 def test_the_demo_picture_is_the_scene() -> None:
     scene, questions = demo_scene()
-    assert (render(scene, SIDE) == np.asarray(Image.open(PICTURE))).all()
-    facts = json.loads(PICTURE_FACTS.read_text())["questions"]
+    assert (render(scene, SIDE) == np.asarray(Image.open(IMAGE))).all()
+    facts = json.loads(IMAGE_FACTS.read_text())["questions"]
     assert [(q.text, q.answer) for q in questions] == [(f["question"], f["answer"]) for f in facts]
 
 
 def test_answers_about_the_demo_picture(model, processor) -> None:
-    with Image.open(PICTURE) as opened:
+    with Image.open(IMAGE) as opened:
         image = opened.convert("RGB")
-    for fact in json.loads(PICTURE_FACTS.read_text())["questions"]:
+    for fact in json.loads(IMAGE_FACTS.read_text())["questions"]:
         assert answer(model, processor, [user(fact["question"], image=True)], image) == fact["answer"]
 
 

@@ -9,13 +9,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from divprune_edge.models.demo.trainer.muon import orthogonal  # noqa: E402
-from divprune_edge.models.demo.trainer.schedule import Run, Stage  # noqa: E402
+from divprune_edge.models.demo.trainer.schedule import TrainingRun, TrainingStage  # noqa: E402
 
 
-def train(folder: Path, steps: int) -> tuple[Run, list[float]]:
+def train(folder: Path, steps: int) -> tuple[TrainingRun, list[float]]:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8))
-    run = Run(Stage("tiny", steps=steps, batch=4, rate=0.02, warmup=5), model, folder, seed=0)
+    run = TrainingRun(TrainingStage("tiny", steps=steps, batch=4, rate=0.02, warmup=5), model, folder, seed=0)
     losses = []
     for _, generator in run.steps():
         x = torch.randn(32, 8, generator=generator)
@@ -44,8 +44,8 @@ def test_a_longer_stage_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_stages_draw_different_pictures(tmp_path: Path) -> None:
     model = torch.nn.Linear(2, 2)
-    first = Run(Stage("a", 1, 50, 0.01), model, tmp_path, seed=0).rows(1000)
-    second = Run(Stage("b", 1, 50, 0.01), model, tmp_path, seed=0).rows(1000)
+    first = TrainingRun(TrainingStage("a", 1, 50, 0.01), model, tmp_path, seed=0).rows(1000)
+    second = TrainingRun(TrainingStage("b", 1, 50, 0.01), model, tmp_path, seed=0).rows(1000)
     assert first.tolist() != second.tolist()
     assert first.tolist() == sorted(first.tolist())
 

@@ -22,7 +22,7 @@ from divprune_edge.models.demo.render import render
 from divprune_edge.runtime.bundle import Bundle
 from divprune_edge.runtime.generate import Decoding
 from divprune_edge.runtime.lab.evaluation.lmms import evaluate_task, find_task, manifest
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.requests import (
     AnswerMemory,
     Answers,
@@ -36,7 +36,7 @@ from divprune_edge.runtime.lab.evaluation.task_results import Score, scores_of, 
 from divprune_edge.runtime.pipeline import Pipeline
 
 INSTALLED = importlib.util.find_spec("lmms_eval") is not None
-METHODS = [Method("none", 9, None), Method("random", 4, None)]
+METHODS = [EvaluatedMethod("none", 9, None), EvaluatedMethod("random", 4, None)]
 BLANK = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
 
 
@@ -68,7 +68,9 @@ class Fake:
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
 
-    def ask(self, image: Any, methods: Sequence[Method], decoding: Decoding | None = None) -> list[Record]:
+    def ask(
+        self, image: Any, methods: Sequence[EvaluatedMethod], decoding: Decoding | None = None
+    ) -> list[Record]:
         image.open()
         assert decoding is not None
         self.asked.append((image.name, tuple(m.id for m in methods)))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, Question
-from divprune_edge.runtime.lab.evaluation.methods import Method
+from divprune_edge.runtime.lab.evaluation.dataset import Dataset, ImageQuestions, LabelledQuestion
+from divprune_edge.runtime.lab.evaluation.methods import EvaluatedMethod
 from divprune_edge.runtime.lab.evaluation.pairs import compare_pairs, pairs_csv
 from divprune_edge.runtime.lab.evaluation.results import Record
 
 NONE, A, B, OTHER = (
-    Method("none", 9, None),
-    Method("divprune", 4, None),
-    Method("random", 4, None),
-    Method("divprune", 2, None),
+    EvaluatedMethod("none", 9, None),
+    EvaluatedMethod("divprune", 4, None),
+    EvaluatedMethod("random", 4, None),
+    EvaluatedMethod("divprune", 2, None),
 )
-QUESTIONS = (Question("What?", ("red",), "color"), Question("Where?", ("left",), "where"))
+QUESTIONS = (LabelledQuestion("What?", ("red",), "color"), LabelledQuestion("Where?", ("left",), "where"))
 DATA = Dataset("set", tuple(ImageQuestions(f"{i:02}", lambda: "", QUESTIONS) for i in range(40)))
 
 
-def records(method: Method, right: list[bool], asked: str = DATA.images[0].digest) -> list[Record]:
+def records(method: EvaluatedMethod, right: list[bool], asked: str = DATA.images[0].digest) -> list[Record]:
     """One record per image: the first question is as ``right`` says, the second is wrong."""
     return [
         Record(f"{i:02}", asked, method.id, ["", ""], [hit, False], [1, 1], [1, 1], {}, 0, 0)

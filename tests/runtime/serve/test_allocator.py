@@ -11,7 +11,7 @@ from conftest import ROOT
 
 CODE = """
 import psutil
-from divprune_edge.runtime.serve.memory import give_back
+from divprune_edge.runtime.serve.allocator import give_back
 {call}
 def held():
     blocks = [(bytearray(b"x") * (2 << 20), bytearray(b"y") * 600) for _ in range(60)]

@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 
 
-class Turns:
+class FairLock:
     """A lock whose waiters get it in the order in which they came."""
 
     def __init__(self) -> None:
