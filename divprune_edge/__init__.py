@@ -1,4 +1,4 @@
-"""From a LLaVA checkpoint to three ONNX graphs that answer questions about an image.
+"""From a vision-language checkpoint to ONNX graphs that answer questions about images.
 
 ``from divprune_edge import Pipeline`` is the Python API; ``divprune-edge --help`` is the command line.
 """

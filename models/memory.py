@@ -22,7 +22,7 @@ PROCESS_SHARED = 3 * GIB // 4
 PROCESS_CARD = GIB // 2
 """The CUDA context and TensorRT's kernels."""
 WORKSPACE = 256 * MIB
-"""Scratch memory of the tactics, all three engines together."""
+"""Scratch memory of the tactics, all engines together."""
 BUILD_COPIES = 3
 """Copies of the largest graph's weights while it is built: as read, as laid out for the GPU, and in the plan."""
 ASSUMPTIONS = (

@@ -1,4 +1,4 @@
-"""Backends: what runs the three graphs. A new one is one file here and one line in :func:`open_backend`."""
+"""Backends: what runs the graphs. A new one: a file, its name in ``BACKENDS``, a branch of :func:`open_backend`."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Encoded:
 
 
 class Backend(Protocol):
-    """The three graphs of a bundle on one device."""
+    """The graphs of a bundle on one device."""
 
     @property
     def name(self) -> str:
