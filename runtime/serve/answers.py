@@ -27,6 +27,7 @@ _STATUS = {
     "content-encoding": (415, "invalid_request_error"),
     "host-unknown": (421, "invalid_request_error"),
     "server-busy": (429, "rate_limit_error"),
+    "head-too-large": (431, "invalid_request_error"),
     "server-stopping": (503, "server_error"),
 }
 

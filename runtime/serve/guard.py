@@ -115,7 +115,7 @@ class Guard:
         try:
             if (refusal := self._access.refuse(scope)) is not None:
                 raise refusal
-            self._check_length(scope)
+            self._check_head(scope)
             taken = _Body(self, receive)
             scope.setdefault("state", {})["hold"] = taken.hold
             try:
@@ -139,8 +139,18 @@ class Guard:
         if self._count is not None and not scope.get("state", {}).get("taken"):
             self._count(error.code)
 
-    def _check_length(self, scope: Scope) -> None:
-        """Refuse a body by what its head says of it, before any of it is read."""
+    def _check_head(self, scope: Scope) -> None:
+        """Refuse a head that is too large, and a body by what its head says of it, before any of it is read."""
+        # The parser counts what it waits for: a head that comes at once has never been waited for.
+        taken = len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"")
+        if (
+            taken + sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+            > self._limits.header_bytes
+        ):
+            raise UserError(
+                f"The head has more than {self._limits.header_bytes} bytes: send fewer or shorter headers.",
+                code="head-too-large",
+            )
         headers = dict(scope["headers"])
         if b"content-length" in headers and b"transfer-encoding" in headers:
             # A proxy may go by the other one, and take the rest of the body for a request of somebody else.
@@ -242,7 +252,7 @@ async def answer_error(error: DivpruneError, send: Send) -> None:
     headers += [(name.encode(), value.encode()) for name, value in advice(error, 5).items()]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status in (400, 408, 413):  # where the next request begins is not known
+    if status in (400, 408, 413, 431):  # where the next request begins is not known
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -504,6 +504,15 @@ def test_a_head_without_end(strict: Served) -> None:
         see_closed(long)
 
 
+@pytest.mark.parametrize("begin", ["/health?", "/health HTTP/1.1\r\nX: "])
+def test_a_head_that_comes_at_once_is_bounded_as_well(strict: Served, begin: str) -> None:
+    line = f"GET {begin}{'a' * 4500}" + ("" if "HTTP" in begin else " HTTP/1.1")
+    with strict.raw() as long:
+        long.sendall(f"{line}\r\nHost: localhost\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: long.recv(4096), b""))  # until it is closed
+    assert answer.startswith(b"HTTP/1.1 431") and b'"code": "head-too-large"' in answer
+
+
 def post(server: Served, length: int, *, waited_for: bool = False) -> Any:
     """Send a request's head; return once its body is ``waited_for``, where that is asked for."""
     connection = server.raw()
