@@ -209,14 +209,20 @@ def test_missing_provider_is_refused(bundle: Bundle) -> None:
         open_backend(bundle, "cuda")
 
 
+class CpuOnly:
+    """A session that was opened on the CPU."""
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
 def test_silent_fallback_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     # onnxruntime-gpu without a working driver: lists CUDA, then opens the session on the CPU and says nothing.
-    cpu_only = types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
     asked: list[object] = []
 
     def open_session(path: str, options: object, providers: list[object]) -> object:
         asked.extend(providers)
-        return cpu_only
+        return CpuOnly()
 
     monkeypatch.setattr(module.ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(module.ort, "InferenceSession", open_session)
@@ -229,7 +235,6 @@ def test_only_the_language_model_keeps_its_threads_awake(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     awake: dict[str, bool] = {}
-    cpu_only = types.SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
 
     def open_session(path: str, options: ort.SessionOptions, providers: list[object]) -> object:
         try:
@@ -237,7 +242,7 @@ def test_only_the_language_model_keeps_its_threads_awake(
         except RuntimeError:  # not set
             stops = "0"
         awake[Path(path).name] = stops == "0"
-        return cpu_only
+        return CpuOnly()
 
     monkeypatch.setattr(module.ort, "InferenceSession", open_session)
     monkeypatch.setattr(module, "check_session", lambda *given: None)

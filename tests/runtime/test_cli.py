@@ -23,6 +23,7 @@ QUESTION = "what color is the circle?"
 FIELDS = {
     "answer",
     "token_ids",
+    "kept_from",
     "kept_indices",
     "prompt_tokens",
     "visual_tokens",

@@ -56,7 +56,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "head width": (lambda m: m[LANGUAGE].update(head_dim=64), "head_dim 64"),
     "cache type": (lambda m: m[LANGUAGE].update(cache_dtype="float16"), "cache_dtype float16"),
     "vocabulary": (lambda m: m[LANGUAGE].update(vocabulary=31), "vocabulary is 31"),
-    "embedding rows": (lambda m: m[LANGUAGE].update(embedding_rows=31), "embedding_rows is 31"),
+    "embedding rows": (lambda m: m[LANGUAGE].update(embedding_rows=9999), "embedding_rows is 9999"),
     "context": (lambda m: m[LANGUAGE].update(context=99999), "context is 99999"),
     "dialect": (lambda m: m[LANGUAGE].update(dialect="onnxruntime"), "its dialect is onnxruntime"),
     "another type": (

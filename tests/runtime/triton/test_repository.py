@@ -101,7 +101,7 @@ def test_options(answering: Answering, demo_bundle: Path) -> None:
 def test_what_goes_wrong_is_told(answering: Answering, repository: Server) -> None:
     good = {"image": texts(IMAGE.read_bytes()), "question": texts(QUESTION)}
     for wrong, code in (
-        ({"image": texts(b"GIF89a")}, "image-damaged"),
+        ({"image": texts(b"GIF89a")}, "image-format-unknown"),
         ({"selector": texts("divprun")}, "selector-not-in-bundle"),
         ({"max_tokens": np.array([0], np.int32)}, "decoding-out-of-range"),
         ({"question": texts("")}, "question-empty"),
