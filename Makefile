@@ -92,7 +92,7 @@ bench-selector: $(VENV)/.dev  ## Measure the selector: the kernel on a GPU, the 
 bench: build/venv-bench/.done  ## Measure speed side by side with transformers, OpenVINO, onnxruntime-genai, llama.cpp (20 minutes).
 	build/venv-bench/bin/python -m bench.speed --json bench/results/speed.json --chart docs/images/speed.svg
 
-bench-serve: build/venv-bench/.done  ## Measure servers under load: pruned, unpruned, llama.cpp's (15 minutes).
+bench-serve: build/venv-bench/.done  ## Measure servers under load: pruned, unpruned, llama.cpp's (11 minutes).
 	build/venv-bench/bin/python -m bench.serve --json bench/results/serve.json
 
 # An environment of its own: the peers bring what the tests should not need.

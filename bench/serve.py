@@ -81,7 +81,7 @@ class Loads:
 
 REAL = Loads(
     seconds=12,
-    least=30,
+    least=20,
     unpruned=(0.2, 0.4, 0.6),
     pruned=(0.4, 0.8, 1.0),
     cut=(0.6, 1.0, 1.4),
