@@ -85,7 +85,7 @@ def smoke(device: str) -> dict[str, Any]:
 
 
 def _ask(device: str, done: Callable[[str], None]) -> None:
-    """Answer one question about the demo's picture with the demo, exported here."""
+    """Answer one question about the demo's image with the demo, exported here."""
     from divprune_edge.export.cli import app
     from divprune_edge.models.demo import CHECKPOINT, IMAGE
     from divprune_edge.runtime.pipeline import Pipeline

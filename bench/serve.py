@@ -219,7 +219,8 @@ class _Asking:
             for clients in found:
                 asks = [self._ask("pruned", 0, LONG_ANSWER) for _ in range(AT_ONCE)]
                 before = self._steps()
-                speed = figures(closed_loop(self._url, asks, clients))["tokens_per_second"]
+                # Not the texts that came: an id of random weights may have none.
+                speed = figures(closed_loop(self._url, asks, clients))["answers_per_second"] * LONG_ANSWER
                 seconds, steps = (new - old for new, old in zip(self._steps(), before, strict=True))
                 found[clients] += (
                     [(speed, seconds / steps * 1e3)] if turn else []

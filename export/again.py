@@ -81,8 +81,7 @@ def _numbering(manifest: Manifest) -> str | None:
     if manifest.numbering != family_named(manifest.family).numbering:
         return manifest.numbering
     language = manifest.language_model
-    takes_positions = "position_ids" in DIALECTS[language.dialect].inputs
-    return None if takes_positions or language.axes > 1 else "compact"
+    return None if DIALECTS[language.dialect].takes_positions or language.axes > 1 else "compact"
 
 
 def of_measurement(arguments: Arguments) -> Arguments:

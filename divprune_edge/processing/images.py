@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from divprune_edge.errors import UserError, UserTypeError
+from divprune_edge.errors import UserError, UserTypeError, either
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -177,7 +177,7 @@ def _told(name: str, formats: Sequence[str], *, is_clip: bool = False) -> Iterat
                 code="image-is-clip",
             ) from None
         raise UserError(
-            f"{name} is in no format that is read here: use {', '.join(formats[:-1])} or {formats[-1]}.",
+            f"{name} is in no format that is read here: use {either(formats)}.",
             code="image-format-unknown",
         ) from None
     except Image.DecompressionBombError as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from divprune_edge.errors import either
 from divprune_edge.export.check.attributes import Constraints
 from divprune_edge.export.check.graph import GraphTensor, Node
 from divprune_edge.export.check.tables import OperatorTable
@@ -127,7 +128,7 @@ def dequantize(node: Node, table: OperatorTable) -> Iterator[str]:
         yield f"DequantizeLinear has a scale per block of {data.dtype}; blocks are for int4 only"
     size = node.attributes.get("block_size")
     if blocked and data.dtype == "int4" and size is not None and size not in TENSORRT_BLOCK_SIZES:
-        sizes = " or ".join(map(str, TENSORRT_BLOCK_SIZES))
+        sizes = either(map(str, TENSORRT_BLOCK_SIZES))
         yield f"DequantizeLinear has int4 in blocks of {size}; TensorRT takes {sizes} (export with --block-size)"
     if blocked and len(scale.shape) == len(data.shape):
         differ = sum(a != b for a, b in zip(data.shape, scale.shape, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from importlib.util import find_spec
 
-from divprune_edge.errors import UserError, did_you_mean
+from divprune_edge.errors import UserError, did_you_mean, either
 from divprune_edge.runtime.backends.backend import Backend, Encoded
 from divprune_edge.runtime.backends.session import CacheRows, DeviceTensor, Given, LanguageSession, Prediction
 from divprune_edge.runtime.bundle import Bundle
@@ -40,8 +40,7 @@ def open_backend(bundle: Bundle, name: str = "cpu", threads: int | None = None) 
     """
     if name not in BACKENDS:
         raise UserError(
-            f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use {', '.join(BACKENDS[:-1])} or "
-            f"{BACKENDS[-1]}.",
+            f"There is no backend '{name}'{did_you_mean(name, BACKENDS)}: use {either(BACKENDS)}.",
             code="backend-unknown",
         )
     if threads is not None and threads < 1:

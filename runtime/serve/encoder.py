@@ -97,7 +97,7 @@ class Encoder(threading.Thread):
         self._looks: OrderedDict[tuple[bytes, bool], _Look] = OrderedDict()
 
     def run(self) -> None:
-        """Prepare job after job, until the line is closed."""
+        """Prepare job after job, until the queue is closed."""
         try:
             while (job := self._waiting.get()) is not None:
                 self._handle(job)
